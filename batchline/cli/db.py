@@ -1,0 +1,15 @@
+"""`batchline db`: the records' schema."""
+
+import cyclopts
+
+from batchline.models.settings import load_settings
+
+app = cyclopts.App(name="db", help="Look after the database of records.")
+
+
+@app.command
+def upgrade() -> None:
+    """Bring the database's schema up to this version; SQLite does it by itself."""
+    from batchline.storage.records import upgrade_database  # noqa: PLC0415 - Alembic is slow to import
+
+    upgrade_database(load_settings())

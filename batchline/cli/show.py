@@ -1,0 +1,37 @@
+"""`batchline show`: one batch."""
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from batchline.cli.summary import print_json, print_summary
+from batchline.models.analytics import BatchReport
+from batchline.models.errors import NotFound
+from batchline.steps.engine import Engine, open_engine
+from batchline.storage import layout
+
+
+def show(batch_id: str, *, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """Show a batch: its state, counts, tokens, latency, cost, and where its files are.
+
+    Parameters
+    ----------
+    batch_id:
+        Id of the batch.
+    json:
+        Print the batch with its analytics as JSON.
+    """
+    engine = open_engine()
+    batch = engine.records.get_batch(batch_id).to_response(include_analytics=True)
+    if json:
+        print_json(batch)
+    else:
+        print_summary(batch, report_of(engine, batch_id), engine)
+
+
+def report_of(engine: Engine, batch_id: str) -> BatchReport | None:
+    """The batch's report, once it is written."""
+    try:
+        return BatchReport.model_validate_json(engine.store.read(layout.report_data_key(batch_id)))
+    except NotFound:
+        return None

@@ -1,0 +1,1 @@
+"""`batchline simulate`: the stand-in upstream."""

@@ -1,0 +1,214 @@
+"""Sends a chunk's requests and leaves a part behind: the step that a task maps over chunks."""
+
+import logging
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+import msgspec
+
+from batchline.models.errors import StorageFault
+from batchline.models.ids import request_prefix
+from batchline.models.lines import result_line
+from batchline.models.plan import Chunk
+from batchline.steps.figures import Figures, figures_of
+from batchline.steps.parts import Part, drop, part_of, segments_of, write_part
+from batchline.steps.requests import calls, chunk_bytes, numbered_lines
+from batchline.steps.spool import Spool
+from batchline.storage import layout
+from batchline.storage.objects import ObjectStore
+from batchline.upstream.answers import Answer
+from batchline.upstream.caller import Call, Feed, Run
+
+log = logging.getLogger(__name__)
+
+STORAGE_PATIENCE_S = 60.0
+"""How long a chunk holds answers that storage will not take, sending nothing new, before it gives up."""
+
+
+class ChunkOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a worker must be told to send a chunk; small, plain and without secrets."""
+
+    batch_id: str
+    generation: int
+    epoch: int
+    endpoint: str
+    input_key: str
+    model: str | None
+    chunk: Chunk
+
+
+class ChunkResult(msgspec.Struct, frozen=True, kw_only=True):
+    """How a chunk ended; `finished` is false where the run was interrupted before all was settled."""
+
+    chunk: int
+    completed: int
+    failed: int
+    finished: bool
+
+
+class Hold(Protocol):
+    """What sending a chunk needs of the process's hold on the batch."""
+
+    store: ObjectStore
+    run: Run
+    flush_interval_s: float
+    flush_bytes: int
+
+    def upstream_of(self, model: str | None) -> str:
+        """The name of the upstream that serves the model."""
+
+    def check(self) -> None:
+        """Raise `LeaseLost` once another runner has the batch, or may have it."""
+
+    def recovered(self, figures: list[Figures]) -> None:
+        """Count requests that an earlier run had settled."""
+
+
+def send_chunk(order: ChunkOrder, hold: Hold) -> ChunkResult:
+    """Settle every request of the chunk, write its part, and say how it ended.
+
+    Safe to repeat: a finished part is left as it is, and of an unfinished one only requests without a saved
+    answer are sent. Raises `InputChanged`, `LeaseLost` or `StorageFault`; what was answered before is saved.
+    """
+    keys = layout.part_keys(order.batch_id, order.generation, order.chunk.index, order.epoch)
+    if hold.store.exists(keys.figures):
+        return _result(part_of(hold.store, keys.figures))
+    with Spool() as spool:
+        old = _recover(order, hold, spool)
+        saver = _Saver(order, hold, spool)
+        _send(order, hold, spool, saver)
+        hold.check()
+        if len(spool) < order.chunk.requests:
+            saver.flush()
+            return _unfinished(order, spool)
+        part = write_part(hold.store, keys, chunk=order.chunk.index, spool=spool)
+    drop(hold.store, [*old, *saver.keys])
+    return _result(part)
+
+
+def _result(part: Part) -> ChunkResult:
+    return ChunkResult(chunk=part.chunk, completed=part.completed, failed=part.failed, finished=True)
+
+
+def _unfinished(order: ChunkOrder, spool: Spool) -> ChunkResult:
+    oks = [figures.ok for figures, _ in spool.in_order()]
+    return ChunkResult(
+        chunk=order.chunk.index, completed=sum(oks), failed=len(oks) - sum(oks), finished=False
+    )
+
+
+def _recover(order: ChunkOrder, hold: Hold, spool: Spool) -> list[str]:
+    """Take in what earlier runs saved of the chunk; the keys of their segments."""
+    keys = []
+    for key, segment in segments_of(hold.store, order.batch_id, order.generation, order.chunk.index):
+        hold.recovered(spool.recover(segment))
+        keys.append(key)
+    if keys:
+        log.info(
+            "chunk %d: %d of %d requests were answered before",
+            order.chunk.index,
+            len(spool),
+            order.chunk.requests,
+        )
+    return keys
+
+
+def _send(order: ChunkOrder, hold: Hold, spool: Spool, saver: "_Saver") -> None:
+    """Feed the caller with the requests that have no answer yet, and spool the answers."""
+    prefix = request_prefix(order.batch_id)
+    todo = _calls(order, hold, spool)
+    feed = hold.run.open_feed(order.chunk.index)
+    while not feed.drained:
+        if saver.failing_since is None:
+            _fill(feed, todo)
+        answers = feed.wait(saver.next_flush_in_s())
+        if answers:
+            spool.add((figures_of(answer), _line(prefix, answer)) for answer in answers)
+        saver.tend()
+        hold.check()
+
+
+def _fill(feed: Feed, todo: Iterator[list[Call]]) -> None:
+    while feed.hungry:
+        block = next(todo, None)
+        if block is None:
+            feed.end()
+            return
+        feed.put(block)
+
+
+def _calls(order: ChunkOrder, hold: Hold, spool: Spool) -> Iterator[list[Call]]:
+    blocks = chunk_bytes(hold.store, order.input_key, order.chunk)
+    for lines in numbered_lines(blocks(), order.chunk.first_line):
+        todo = [line for line in lines if line[0] not in spool] if len(spool) else lines
+        yield calls(todo, endpoint=order.endpoint, only_model=order.model, upstream_of=hold.upstream_of)
+
+
+def _line(prefix: str, answer: Answer) -> bytes:
+    call = answer.call
+    return result_line(
+        request_id=f"{prefix}{call.line}",
+        custom_id=call.custom_id,
+        status_code=answer.status_code,
+        answer_id=answer.request_id,
+        body=answer.body,
+        error_code=answer.code,
+        message=answer.message,
+    )
+
+
+class _Saver:
+    """Saves a chunk's spool as segments, every flush interval or so many bytes."""
+
+    def __init__(self, order: ChunkOrder, hold: Hold, spool: Spool) -> None:
+        self.keys: list[str] = []
+        self.failing_since: float | None = None
+        self._order = order
+        self._hold = hold
+        self._spool = spool
+        self._due = time.monotonic() + hold.flush_interval_s
+
+    def next_flush_in_s(self) -> float:
+        """Seconds until answers must be saved."""
+        return max(0.05, self._due - time.monotonic())
+
+    def tend(self) -> None:
+        """Save if it is time; raises `StorageFault` when storage has refused for too long."""
+        unsaved = self._spool.unsaved_bytes
+        late = time.monotonic() >= self._due
+        if not late and (unsaved < self._hold.flush_bytes or self.failing_since is not None):
+            return
+        try:
+            self.flush()
+        except StorageFault as fault:
+            self._bear(fault)
+        self._due = time.monotonic() + min(
+            self._hold.flush_interval_s, 5.0 if self.failing_since else float("inf")
+        )
+
+    def flush(self) -> None:
+        """Save what no segment holds yet."""
+        if not self._spool.unsaved_bytes:
+            return
+        order = self._order
+        key = layout.segment_key(
+            order.batch_id, order.generation, order.chunk.index, order.epoch, _segment_number()
+        )
+        self._hold.store.put(key, self._spool.unsaved())
+        self._spool.mark_saved()
+        self.keys.append(key)
+        self.failing_since = None
+
+    def _bear(self, fault: StorageFault) -> None:
+        now = time.monotonic()
+        if self.failing_since is None:
+            self.failing_since = now
+            log.warning("chunk %d: %s; sending waits for storage", self._order.chunk.index, fault)
+        elif now - self.failing_since > STORAGE_PATIENCE_S:
+            raise fault
+
+
+def _segment_number() -> int:
+    """A number above those of the segments before, over retries of the task and processes as well."""
+    return time.time_ns()

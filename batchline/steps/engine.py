@@ -1,0 +1,47 @@
+"""What every step works with: the settings and the things that they open, once a process."""
+
+import threading
+from dataclasses import dataclass
+from functools import cached_property
+
+from batchline.models.errors import InvalidInput
+from batchline.models.settings import Settings, load_settings
+from batchline.storage.objects import ObjectStore, open_objects
+from batchline.storage.records import Records, open_records
+from batchline.upstream.caller import Caller, caller_for
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Engine:
+    """Settings with the object store and the records that they name; the caller starts when first used."""
+
+    settings: Settings
+    store: ObjectStore
+    records: Records
+
+    @cached_property
+    def caller(self) -> Caller:
+        """The process's caller of the configured upstreams; raises `InvalidInput` where there are none."""
+        if not self.settings.servers:
+            raise InvalidInput(
+                "no upstream is configured: set OPENAI_BASE_URL (such as http://localhost:8000/v1) and, where the "
+                "server wants one, OPENAI_API_KEY; or list [[upstreams]] in batchline.toml",
+                param="base_url",
+            )
+        return caller_for(self.settings.servers)
+
+
+_engines: list[Engine] = []
+_lock = threading.Lock()
+
+
+def open_engine(settings: Settings | None = None) -> Engine:
+    """An engine for the settings, by default those of the environment; the same for the same settings."""
+    settings = settings or load_settings()
+    with _lock:
+        for engine in _engines:
+            if engine.settings == settings:
+                return engine
+        engine = Engine(settings=settings, store=open_objects(settings), records=open_records(settings))
+        _engines.append(engine)
+        return engine

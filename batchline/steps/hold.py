@@ -1,0 +1,200 @@
+"""A process's hold on a batch: the lease, its heartbeat, and the run that sends for it.
+
+One runner at a time holds a batch's lease. Its heartbeat carries the counts out and the wish to cancel in;
+when it cannot be kept up, sending stops before another runner may begin.
+"""
+
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from batchline.models.errors import InvalidInput, LeaseLost, StorageFault
+from batchline.models.failures import ErrorCode
+from batchline.models.status import BatchStatus
+from batchline.steps.chunk import ChunkOrder
+from batchline.steps.engine import Engine
+from batchline.steps.figures import Figures
+from batchline.storage.records import BatchRecord, Lease
+from batchline.upstream.caller import Run, RunProgress, Stop
+
+log = logging.getLogger(__name__)
+
+BEAT_S = 1.0
+"""Between heartbeats; a cancel takes effect within about two."""
+
+
+class BatchHold:
+    """The lease of one batch, kept alive by a thread, with the run that sends the batch's requests."""
+
+    def __init__(self, engine: Engine, batch: BatchRecord, lease: Lease, *, total: int = 0) -> None:
+        settings = engine.settings
+        self.engine = engine
+        self.batch = batch
+        self.lease = lease
+        self.store = engine.store
+        self.records = engine.records
+        self.flush_interval_s = settings.flush_interval_s
+        self.flush_bytes = settings.flush_bytes
+        self.run: Run = engine.caller.open_run(
+            batch.id,
+            deadline=None if settings.run_past_window else batch.expires_at,
+            refusals_to_stop=settings.refusals_to_stop,
+            grace_s=settings.grace_s,
+            requests=total,
+        )
+        self._names: dict[str | None, str] = {}
+        self._settled_before = [0, 0]
+        self._lost: LeaseLost | None = None
+        self._beaten_at = time.monotonic()
+        self._released = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._keep, name=f"heartbeat {batch.id}", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._released.set()
+        self._thread.join()
+        self.run.close()
+        if self._lost is None:
+            try:
+                self.records.release(self.lease)
+            except (StorageFault, LeaseLost) as fault:
+                log.warning("lease of %s not released: %s; it goes stale by itself", self.batch.id, fault)
+
+    def upstream_of(self, model: str | None) -> str:
+        """The name of the upstream that serves the model; raises `InvalidInput` if none does (any more)."""
+        name = self._names.get(model)
+        if name is None:
+            upstream = self.engine.settings.upstream_for(model)
+            if upstream is None:
+                raise InvalidInput(
+                    f"no upstream serves model {model!r} any more; add it to an upstream's models"
+                )
+            name = self._names[model] = upstream.name
+        return name
+
+    def check(self) -> None:
+        """Raise `LeaseLost` once another runner has the batch, or may have it."""
+        if self._lost is not None:
+            raise self._lost
+
+    def recovered(self, figures: Iterable[Figures]) -> None:
+        """Count requests that an earlier run had settled."""
+        oks = [row.ok for row in figures]
+        self.settled_before(sum(oks), len(oks) - sum(oks))
+
+    def settled_before(self, completed: int, failed: int) -> None:
+        """Count requests that were settled before this run."""
+        with self._lock:
+            self._settled_before[0] += completed
+            self._settled_before[1] += failed
+
+    def progress(self) -> RunProgress:
+        """How far this process's run has come, without what was settled before."""
+        return self.run.snapshot()
+
+    def counts(self) -> tuple[int, int]:
+        """Requests completed and failed so far, those of earlier runs included."""
+        now = self.run.snapshot()
+        with self._lock:
+            return self._settled_before[0] + now.completed, self._settled_before[1] + now.failed
+
+    def interrupt(self, why: str) -> None:
+        """Stop sending and leave what is unsettled for another run."""
+        self.run.stop(Stop(code=None, message=why))
+
+    def _keep(self) -> None:
+        while not self._released.wait(BEAT_S):
+            try:
+                completed, failed = self.counts()
+                status = self.records.beat(self.lease, now=time.time(), completed=completed, failed=failed)
+            except LeaseLost as lost:
+                return self._lose(lost)
+            except StorageFault as fault:
+                log.warning("heartbeat of %s failed: %s", self.batch.id, fault)
+                if self._is_stale():
+                    return self._lose(
+                        LeaseLost(f"batch {self.batch.id}: no heartbeat for half a lease: {fault}")
+                    )
+                continue
+            self._beaten_at = time.monotonic()
+            self.run.renew(self.engine.settings.lease_s / 2)
+            if status is BatchStatus.CANCELLING:
+                self.run.stop(CANCELLED)
+        return None
+
+    def _is_stale(self) -> bool:
+        return time.monotonic() - self._beaten_at > self.engine.settings.lease_s / 2
+
+    def _lose(self, lost: LeaseLost) -> None:
+        log.error("%s", lost)
+        self._lost = lost
+        self.interrupt(str(lost))
+
+
+CANCELLED = Stop(
+    code=ErrorCode.BATCH_CANCELLED, message="the batch was cancelled before this request was settled"
+)
+
+
+_held: dict[tuple[str, int], BatchHold] = {}
+_held_lock = threading.Lock()
+
+
+@contextmanager
+def hold_batch(engine: Engine, batch_id: str) -> Iterator[BatchHold]:
+    """Claim the batch's lease and keep it; raises `Conflict` while another runner has it."""
+    lease = engine.records.claim(
+        batch_id, owner=owner_name(), now=time.time(), lease_s=engine.settings.lease_s
+    )
+    try:
+        hold = BatchHold(engine, engine.records.get_batch(batch_id), lease)
+    except BaseException:
+        engine.records.release(lease)
+        raise
+    with hold, _registered(hold):
+        yield hold
+
+
+@contextmanager
+def _registered(hold: BatchHold) -> Iterator[None]:
+    key = (hold.batch.id, hold.lease.epoch)
+    with _held_lock:
+        _held[key] = hold
+    try:
+        yield
+    finally:
+        with _held_lock:
+            del _held[key]
+
+
+def hold_of(order: ChunkOrder) -> BatchHold:
+    """Find this process's hold for a chunk; raises `LeaseLost` where the run that ordered it is over."""
+    with _held_lock:
+        hold = _held.get((order.batch_id, order.epoch))
+    if hold is None:
+        raise LeaseLost(f"batch {order.batch_id}: the run that ordered chunk {order.chunk.index} is over")
+    return hold
+
+
+def held(batch_id: str) -> BatchHold | None:
+    """This process's hold on that batch, while it runs here."""
+    with _held_lock:
+        return next((hold for (held_id, _), hold in _held.items() if held_id == batch_id), None)
+
+
+def owner_name() -> str:
+    """Who holds a lease: host, process and a random part, so that a reused process id is someone else."""
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"

@@ -1,0 +1,187 @@
+"""How files and batches come into being: an input is stored whole, then a batch is recorded for it."""
+
+import gzip
+import hashlib
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, BinaryIO, Protocol
+
+from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
+from batchline.models.errors import InvalidInput
+from batchline.models.ids import new_batch_id, new_file_id
+from batchline.models.settings import Settings
+from batchline.models.status import BatchStatus
+from batchline.steps.engine import Engine
+from batchline.storage import layout
+from batchline.storage.records import BatchRecord, FileRecord
+from batchline.storage.sources import open_source
+
+BLOCK_BYTES = 2**20
+COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
+
+
+class Readable(Protocol):
+    """Anything with `read(size) -> bytes`."""
+
+    def read(self, size: int, /) -> bytes:
+        """Up to `size` bytes; none at the end."""
+
+
+def store_input(
+    engine: Engine, source: Readable, *, filename: str, expires_after: int | None = None
+) -> FileRecord:
+    """Store an input file, decompressed where its name ends in `.gz` or `.zst`, and return its record.
+
+    Streams with constant memory. Raises `InvalidInput` for a stream that does not decompress or is longer than
+    `max_file_bytes`; then nothing is stored.
+    """
+    file_id = new_file_id()
+    key = layout.input_key(file_id)
+    digest, size = hashlib.sha256(), 0
+    with engine.store.writer(key) as file:
+        for block in _blocks(source, filename):
+            size += len(block)
+            _check_size(size, filename, engine.settings)
+            digest.update(block)
+            file.write(block)
+    now = int(time.time())
+    record = FileRecord(
+        id=file_id,
+        purpose="batch",
+        filename=_plain_name(filename),
+        size_bytes=size,
+        created_at=now,
+        expires_at=None if expires_after is None else now + expires_after,
+        sha256=digest.hexdigest(),
+        key=key,
+        status="processed",
+    )
+    engine.records.add_file(record)
+    return record
+
+
+def store_input_from(engine: Engine, uri: str) -> FileRecord:
+    """Store the input file at that URI, which must lie below one of the settings' `source_roots`."""
+    with open_source(uri, engine.settings) as source:
+        return store_input(engine, source, filename=PurePosixPath(uri).name)
+
+
+def store_input_file(engine: Engine, path: Path) -> FileRecord:
+    """Store the local input file at that path; raises `InvalidInput` where it cannot be read."""
+    with _opened(path) as source:
+        return store_input(engine, source, filename=path.name)
+
+
+def input_blocks(path: Path) -> Iterator[bytes]:
+    """The decompressed bytes of the local input file at that path."""
+    with _opened(path) as source:
+        yield from _blocks(source, path.name)
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InvalidInput(f"{path} cannot be read: {reason.lower()}", param="file") from error
+
+
+def _check_size(size: int, filename: str, settings: Settings) -> None:
+    if size > settings.max_file_bytes:
+        raise InvalidInput(
+            f"{filename} is longer than {settings.max_file_bytes} bytes (decompressed), the most that a file may "
+            "have; split it, or raise BATCHLINE_MAX_FILE_BYTES",
+            param="file",
+        )
+
+
+def _plain_name(filename: str) -> str:
+    """The name of what is stored: without directories and without the suffix of a compression."""
+    name = PurePosixPath(filename.replace("\\", "/")).name or "input.jsonl"
+    return name.removesuffix(".gz").removesuffix(".zst")
+
+
+def _blocks(source: Readable, filename: str) -> Iterator[bytes]:
+    kind = COMPRESSED.get(PurePosixPath(filename).suffix.lower())
+    if kind is None:
+        yield from _read(source)
+        return
+    try:
+        yield from _read(_decompressor(source, kind))
+    except (gzip.BadGzipFile, EOFError, zlib.error, ValueError) as error:
+        raise InvalidInput(f"{filename} does not decompress as {kind}: {error}", param="file") from error
+
+
+def _decompressor(source: Readable, kind: str) -> Readable:
+    if kind == "gzip":
+        return gzip.GzipFile(fileobj=_as_file(source))
+    import zstandard  # noqa: PLC0415 - only where a file is so compressed
+
+    class ZstdErrors:
+        """Reads zstd and raises `ValueError` for what is not."""
+
+        def __init__(self) -> None:
+            self._reader = zstandard.ZstdDecompressor().stream_reader(
+                _as_file(source), read_across_frames=True
+            )
+
+        def read(self, size: int, /) -> bytes:
+            try:
+                return self._reader.read(size)
+            except zstandard.ZstdError as error:
+                raise ValueError(str(error)) from error
+
+    return ZstdErrors()
+
+
+def _as_file(source: Readable) -> IO[bytes]:
+    return source  # type: ignore[return-value] # both decompressors call nothing but read()
+
+
+def _read(source: Readable) -> Iterator[bytes]:
+    while block := source.read(BLOCK_BYTES):
+        yield block
+
+
+def create_batch(
+    engine: Engine,
+    request: CreateBatchRequest,
+    *,
+    origin: BatchDwExtResponse,
+    flow_run_id: str | None = None,
+    batch_id: str | None = None,
+    output_expires_after: int | None = None,
+) -> BatchRecord:
+    """Record a new batch, `validating`; one that the flow run has already made is returned instead.
+
+    Raises `InvalidInput` for an endpoint or window that the settings do not allow, `NotFound` for an unknown
+    input file.
+    """
+    settings = engine.settings
+    settings.checked_endpoint(request.endpoint)
+    window_s = settings.checked_window_s(request.completion_window)
+    file = engine.records.get_file(request.input_file_id)
+    if file.purpose != "batch":
+        raise InvalidInput(
+            f"file {file.id} is {file.purpose}; a batch takes an input file of purpose batch",
+            param="input_file_id",
+        )
+    now = int(time.time())
+    return engine.records.add_batch(
+        BatchRecord(
+            id=batch_id or new_batch_id(),
+            status=BatchStatus.VALIDATING,
+            endpoint=request.endpoint,
+            input_file_id=file.id,
+            input_filename=file.filename,
+            completion_window=request.completion_window,
+            created_at=now,
+            expires_at=now + window_s,
+            metadata=request.metadata,
+            dwext=origin,
+            flow_run_id=flow_run_id,
+            output_expires_after=output_expires_after,
+        )
+    )

@@ -1,0 +1,261 @@
+"""A batch's way from `validating` to its end: what happens between the steps, and what the records say of it."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from batchline.models.analytics import BatchAnalytics, BatchReport
+from batchline.models.batches import BatchError
+from batchline.models.errors import Interrupted, StorageFault
+from batchline.models.failures import ErrorCode
+from batchline.models.files import FilePurpose
+from batchline.models.ids import new_file_id
+from batchline.models.plan import Plan
+from batchline.models.status import BatchStatus, ending
+from batchline.steps.aggregate import aggregate
+from batchline.steps.chunk import ChunkOrder, ChunkResult
+from batchline.steps.hold import BatchHold
+from batchline.steps.parts import Part, finished_keys, part_of
+from batchline.steps.validate import Validation, validate_input
+from batchline.steps.write import Manifest, write_files
+from batchline.storage import layout
+from batchline.storage.records import BatchRecord, FileRecord
+
+log = logging.getLogger(__name__)
+
+VALIDATION_BLOCK_BYTES = 2**20
+_decode_plan = msgspec.json.Decoder(Plan).decode
+
+
+def validate_batch(hold: BatchHold) -> Plan | None:
+    """Check the input file and cut it into chunks, or take the plan that an earlier run left.
+
+    None means that the batch is over: its input does not validate, or it was cancelled or expired meanwhile.
+    """
+    if hold.batch.status is not BatchStatus.VALIDATING:
+        return _decode_plan(hold.store.read(layout.plan_key(hold.batch.id)))
+    found = _validation(hold)
+    stopped = hold.run.stopped
+    if stopped is not None and stopped.code is not None:
+        _end_before_start(hold, stopped.code)
+        return None
+    if found.plan is None:
+        fail_validation(hold, found.errors)
+        return None
+    hold.store.put(layout.plan_key(hold.batch.id), msgspec.json.encode(found.plan))
+    begin(hold, found.plan)
+    return found.plan
+
+
+def _validation(hold: BatchHold) -> Validation:
+    batch, settings = hold.batch, hold.engine.settings
+    key = hold.records.get_file(batch.input_file_id).key
+    return validate_input(
+        lambda: hold.store.stream(key, block_bytes=VALIDATION_BLOCK_BYTES),
+        batch_id=batch.id,
+        input_key=key,
+        endpoint=batch.endpoint,
+        settings=settings,
+        max_errors=settings.max_reported_errors,
+    )
+
+
+def fail_validation(hold: BatchHold, errors: Sequence[BatchError]) -> None:
+    """End the batch as `failed` with those errors; nothing was sent."""
+    hold.batch = hold.records.move(
+        hold.batch.id,
+        BatchStatus.FAILED,
+        now=_now(),
+        lease=hold.lease,
+        errors=tuple(errors),
+        total=0,
+        completed=0,
+        failed=0,
+    )
+
+
+def _end_before_start(hold: BatchHold, code: ErrorCode) -> None:
+    target = BatchStatus.EXPIRED if code is ErrorCode.BATCH_EXPIRED else BatchStatus.CANCELLED
+    hold.batch = hold.records.move(hold.batch.id, target, now=_now(), lease=hold.lease)
+
+
+def begin(hold: BatchHold, plan: Plan) -> None:
+    """Make the batch `in_progress`, with the ids that its output and error files will have."""
+    batch = hold.batch
+    output_id = _add_file(hold, layout.output_key(batch.id), "output.jsonl", "batch_output")
+    errors_id = _add_file(hold, layout.errors_key(batch.id), "errors.jsonl", "batch_error")
+    hold.batch = hold.records.move(
+        batch.id,
+        BatchStatus.IN_PROGRESS,
+        now=_now(),
+        lease=hold.lease,
+        total=plan.total,
+        output_file_id=output_id,
+        error_file_id=errors_id,
+    )
+
+
+def _add_file(hold: BatchHold, key: str, filename: str, purpose: FilePurpose) -> str:
+    batch, now = hold.batch, _now()
+    expires_after = batch.output_expires_after
+    record = FileRecord(
+        id=new_file_id(),
+        purpose=purpose,
+        filename=f"{batch.id}_{filename}",
+        size_bytes=0,
+        created_at=now,
+        expires_at=None if expires_after is None else now + expires_after,
+        sha256=None,
+        key=key,
+        status="uploaded",
+    )
+    hold.records.add_file(record)
+    return record.id
+
+
+def orders(hold: BatchHold, plan: Plan) -> list[ChunkOrder]:
+    """What is left to send: an order for each chunk that has no finished part."""
+    batch = hold.batch
+    done = finished_keys(hold.store, batch.id, batch.generation)
+    for key in done.values():
+        part = part_of(hold.store, key)
+        hold.settled_before(part.completed, part.failed)
+    model = plan.models[0] if len(plan.models) == 1 else None
+    return [
+        ChunkOrder(
+            batch_id=batch.id,
+            generation=batch.generation,
+            epoch=hold.lease.epoch,
+            endpoint=batch.endpoint,
+            input_key=plan.input_key,
+            model=model,
+            chunk=chunk,
+        )
+        for chunk in plan.chunks
+        if chunk.index not in done
+    ]
+
+
+def check_settled(hold: BatchHold, plan: Plan, results: Sequence[ChunkResult]) -> None:
+    """Raise `LeaseLost` or `Interrupted` unless every chunk is finished."""
+    hold.check()
+    open_chunks = [result.chunk for result in results if not result.finished]
+    if open_chunks:
+        stopped = hold.run.stopped
+        raise Interrupted(
+            f"batch {hold.batch.id} stopped with {len(open_chunks)} of {len(plan.chunks)} chunks unfinished: "
+            f"{stopped.message if stopped else 'interrupted'}; what was answered is saved"
+        )
+
+
+def finished_parts(hold: BatchHold, plan: Plan) -> list[Part]:
+    """Every chunk's part in input order; raises `StorageFault` where one is missing."""
+    keys = finished_keys(hold.store, hold.batch.id, hold.batch.generation)
+    missing = [chunk.index for chunk in plan.chunks if chunk.index not in keys]
+    if missing:
+        raise StorageFault(
+            f"batch {hold.batch.id}: parts of chunks {missing[:5]} are missing from storage; run it again with "
+            f"`batchline run --resume {hold.batch.id}`"
+        )
+    return [part_of(hold.store, keys[chunk.index]) for chunk in plan.chunks]
+
+
+def settle(hold: BatchHold) -> None:
+    """Make the batch `finalizing` (a batch that is being cancelled stays `cancelling`)."""
+    if hold.records.get_batch(hold.batch.id).status is BatchStatus.IN_PROGRESS:
+        hold.batch = hold.records.move(hold.batch.id, BatchStatus.FINALIZING, now=_now(), lease=hold.lease)
+
+
+def measure(hold: BatchHold, parts: Sequence[Part]) -> tuple[BatchAnalytics, BatchReport]:
+    """Aggregate the batch's parts."""
+    keys = [part.keys.figures for part in parts]
+    return aggregate(hold.store, keys, prices=hold.engine.settings.prices)
+
+
+def write(hold: BatchHold, parts: Sequence[Part], report: BatchReport) -> Manifest:
+    """Write the batch's files."""
+    manifest = write_files(hold.store, hold.batch.id, hold.batch.generation, parts)
+    hold.store.put(layout.report_data_key(hold.batch.id), report.model_dump_json().encode())
+    return manifest
+
+
+def finish(
+    hold: BatchHold, manifest: Manifest, analytics: BatchAnalytics, report: BatchReport
+) -> BatchRecord:
+    """Bring the batch to its end, drop the ids of empty files, and return its record."""
+    batch = hold.records.get_batch(hold.batch.id)
+    expired = ErrorCode.BATCH_EXPIRED in report.failures
+    target = ending(
+        completed=manifest.completed, expired=expired, cancelled=batch.status is BatchStatus.CANCELLING
+    )
+    output_id = _close_file(hold, batch.output_file_id, manifest.output_bytes)
+    errors_id = _close_file(hold, batch.error_file_id, manifest.errors_bytes)
+    hold.batch = hold.records.move(
+        batch.id,
+        target,
+        now=_now(),
+        lease=hold.lease,
+        completed=manifest.completed,
+        failed=manifest.failed,
+        output_file_id=output_id,
+        error_file_id=errors_id,
+        analytics=analytics,
+        errors=_ending_errors(hold, target, report),
+    )
+    _drop_parts_of_ended(hold)
+    return hold.batch
+
+
+def _close_file(hold: BatchHold, file_id: str | None, size_bytes: int) -> str | None:
+    if file_id is None:
+        return None
+    if not size_bytes:
+        hold.records.delete_file(file_id)
+        return None
+    hold.records.update_file(file_id, size_bytes=size_bytes, status="processed")
+    return file_id
+
+
+def _ending_errors(
+    hold: BatchHold, target: BatchStatus, report: BatchReport
+) -> tuple[BatchError, ...] | None:
+    if target is not BatchStatus.FAILED:
+        return None
+    stopped = hold.run.stopped
+    if stopped is not None and stopped.code is ErrorCode.BATCH_FAILED:
+        return (BatchError(code=stopped.code, message=stopped.message),)
+    reasons = ", ".join(f"{code} {count}" for code, count in report.failures.items())
+    return (
+        BatchError(
+            code="all_requests_failed",
+            message=f"every request failed ({reasons}); the error file has each one",
+        ),
+    )
+
+
+def _drop_parts_of_ended(hold: BatchHold) -> None:
+    """Delete segments that a run killed between its part and their deletion has left."""
+    prefix = layout.segments_prefix(hold.batch.id, hold.batch.generation)
+    hold.store.delete([info.key for info in hold.store.list(prefix)])
+
+
+def run_steps(
+    hold: BatchHold, *, send_all: Callable[[Sequence[ChunkOrder]], Sequence[ChunkResult]]
+) -> BatchRecord:
+    """Take a held batch to its end with plain function calls; `send_all` sends chunks, as many at once as it likes."""
+    plan = validate_batch(hold)
+    if plan is None:
+        return hold.batch
+    results = send_all(orders(hold, plan))
+    check_settled(hold, plan, results)
+    settle(hold)
+    parts = finished_parts(hold, plan)
+    analytics, report = measure(hold, parts)
+    manifest = write(hold, parts, report)
+    return finish(hold, manifest, analytics, report)
+
+
+def _now() -> int:
+    return int(time.time())

@@ -1,0 +1,136 @@
+"""Parts and segments: what is on storage of a batch's answers, and how it gets there.
+
+A *segment* holds the answers of an unfinished chunk so far; a *part* all of a finished one, in input order. A
+part's three objects are written with the figures last: a part is there when its figures are.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from batchline.steps.figures import Figures, table_of
+from batchline.storage import layout
+from batchline.storage.objects import ObjectStore
+
+if TYPE_CHECKING:
+    from batchline.steps.spool import Spool
+
+WRITE_BYTES = 2**20
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished part: its chunk, where its objects are, and how its requests ended."""
+
+    chunk: int
+    keys: layout.PartKeys
+    completed: int
+    failed: int
+
+
+class _Cursor:
+    """Writes one of a part's line files and knows where each line went."""
+
+    def __init__(self) -> None:
+        self.offset = 0
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+
+    def add(self, line: bytes) -> int:
+        """Take in a line; its offset."""
+        at = self.offset
+        self._held.append(line)
+        self._held_bytes += len(line)
+        self.offset += len(line)
+        return at
+
+    def full(self) -> bool:
+        return self._held_bytes >= WRITE_BYTES
+
+    def take(self) -> bytes:
+        """What was added since the last take."""
+        data = b"".join(self._held)
+        self._held.clear()
+        self._held_bytes = 0
+        return data
+
+
+def write_part(store: ObjectStore, keys: layout.PartKeys, *, chunk: int, spool: Spool) -> Part:
+    """Write a chunk's part from its spool and return it; safe to repeat."""
+    rows: list[Figures] = []
+    offsets: list[int] = []
+    lengths: list[int] = []
+    output, errors = _Cursor(), _Cursor()
+    with store.writer(keys.output) as good, store.writer(keys.errors) as bad:
+        for figures, line in spool.in_order():
+            cursor, file = (output, good) if figures.ok else (errors, bad)
+            offsets.append(cursor.add(line))
+            lengths.append(len(line))
+            rows.append(figures)
+            if cursor.full():
+                file.write(cursor.take())
+        good.write(output.take())
+        bad.write(errors.take())
+    completed = sum(row.ok for row in rows)
+    failed = len(rows) - completed
+    store.put(keys.figures, _parquet(rows, offsets, lengths, completed=completed, failed=failed))
+    return Part(chunk=chunk, keys=keys, completed=completed, failed=failed)
+
+
+def _parquet(
+    rows: list[Figures], offsets: list[int], lengths: list[int], *, completed: int, failed: int
+) -> bytes:
+    import pyarrow.parquet as pq  # noqa: PLC0415 - half a second that must not delay the first request
+
+    table = table_of(rows, offsets=offsets, lengths=lengths)
+    counts = {"completed": str(completed), "failed": str(failed)}
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(counts), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def part_of(store: ObjectStore, key: str) -> Part:
+    """The finished part whose figures are at that key."""
+    import pyarrow.parquet as pq  # noqa: PLC0415 - as above
+
+    name = layout.parse_part(key)
+    counts = pq.read_schema(io.BytesIO(store.read(key))).metadata
+    return Part(
+        chunk=name.chunk,
+        keys=layout.part_keys(name.batch_id, name.generation, name.chunk, name.epoch),
+        completed=int(counts[b"completed"]),
+        failed=int(counts[b"failed"]),
+    )
+
+
+def finished_keys(store: ObjectStore, batch_id: str, generation: int) -> dict[int, str]:
+    """Chunk → the key of its part's figures; of two parts for one chunk that of the lowest epoch."""
+    found: dict[int, tuple[int, str]] = {}
+    for info in store.list(layout.parts_prefix(batch_id, generation)):
+        if not info.key.endswith(".parquet"):
+            continue
+        name = layout.parse_part(info.key)
+        if name.chunk not in found or name.epoch < found[name.chunk][0]:
+            found[name.chunk] = (name.epoch, info.key)
+    return {chunk: key for chunk, (_, key) in sorted(found.items())}
+
+
+def segments_of(
+    store: ObjectStore, batch_id: str, generation: int, chunk: int
+) -> Iterator[tuple[str, bytes]]:
+    """The chunk's segments with their keys, of every epoch, oldest first."""
+    names = [
+        (segment.epoch, segment.number, info.key)
+        for info in store.list(layout.segments_prefix(batch_id, generation))
+        if (segment := layout.parse_segment(info.key)).chunk == chunk
+    ]
+    for _, _, key in sorted(names):
+        yield key, store.read(key)
+
+
+def drop(store: ObjectStore, keys: Iterable[str]) -> None:
+    """Delete segments that a part has made needless."""
+    store.delete(keys)

@@ -1,0 +1,1 @@
+"""The shapes of things, and what is decided without I/O."""

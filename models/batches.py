@@ -1,0 +1,211 @@
+"""Batches as the API shows them: OpenAI's Batch object with the Doubleword Control Layer's extensions.
+
+Field for field the shapes of dwctl's batch models; their sources are OpenAI's Batch API reference
+(`/v1/batches`) and the control layer's published schema. Times are Unix seconds, UTC.
+"""
+
+import re
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from batchline.models.analytics import BatchAnalytics
+from batchline.models.errors import InvalidInput
+from batchline.models.pagination import CursorPagination, Pagination
+from batchline.models.status import BatchStatus
+from batchline.models.wire import WireModel
+
+MAX_METADATA_PAIRS = 16
+MAX_METADATA_KEY = 64
+MAX_METADATA_VALUE = 512
+
+_WINDOW = re.compile(r"([1-9][0-9]{0,8})([mhd])", re.ASCII)
+_WINDOW_UNIT_S = {"m": 60, "h": 3_600, "d": 86_400}
+
+
+def window_seconds(window: str) -> int:
+    """Seconds in a completion window written `<n>m`, `<n>h` or `<n>d`; raises `InvalidInput` for others."""
+    match = _WINDOW.fullmatch(window)
+    if match is None:
+        raise InvalidInput(
+            f"completion_window is {window!r}; write a number and m, h or d, such as '90m', '24h' or '7d'",
+            param="completion_window",
+        )
+    return int(match[1]) * _WINDOW_UNIT_S[match[2]]
+
+
+def checked_metadata(metadata: dict[str, str] | None) -> dict[str, str] | None:
+    """The metadata as given; raises `ValueError` where it is over OpenAI's limits (16 pairs, 64, 512)."""
+    if metadata is None:
+        return None
+    if len(metadata) > MAX_METADATA_PAIRS:
+        raise ValueError(f"metadata has {len(metadata)} pairs, at most {MAX_METADATA_PAIRS} are allowed")
+    for key, value in metadata.items():
+        if len(key) > MAX_METADATA_KEY:
+            raise ValueError(
+                f"metadata key {key[:20]!r}… has {len(key)} characters, at most {MAX_METADATA_KEY}"
+            )
+        if len(value) > MAX_METADATA_VALUE:
+            raise ValueError(
+                f"metadata value of {key!r} has {len(value)} characters, at most {MAX_METADATA_VALUE}"
+            )
+    return metadata
+
+
+class BatchError(WireModel):
+    """One thing that is wrong with a batch, at a line of its input file where there is one."""
+
+    code: str | None = Field(default=None, examples=["invalid_json_line"])
+    line: int | None = Field(default=None, ge=1, description="Line of the input file, from 1.", examples=[5])
+    message: str = Field(description="What is wrong, for a person.")
+    param: str | None = Field(default=None, description="The parameter that caused it, if one did.")
+
+
+class BatchErrors(WireModel):
+    """Everything that is wrong with a batch."""
+
+    data: list[BatchError]
+
+
+class RequestCounts(WireModel):
+    """How many requests a batch has and how they ended; expired and cancelled ones count as failed."""
+
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+
+
+class CreateBatchRequest(BaseModel):
+    """What a new batch is made from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input_file_id: str = Field(
+        description="Id of the uploaded file with the requests.", examples=["file-abc123"]
+    )
+    endpoint: str = Field(
+        description="The endpoint of every request in it.", examples=["/v1/chat/completions"]
+    )
+    completion_window: str = Field(
+        default="24h", description="How long it may take: <n>m, <n>h or <n>d.", examples=["24h"]
+    )
+    metadata: dict[str, str] | None = Field(default=None, description="Up to 16 pairs of your own.")
+
+    @field_validator("completion_window")
+    @classmethod
+    def _is_a_window(cls, window: str) -> str:
+        try:
+            window_seconds(window)
+        except InvalidInput as error:
+            raise ValueError(str(error)) from error
+        return window
+
+    @field_validator("metadata")
+    @classmethod
+    def _within_limits(cls, metadata: dict[str, str] | None) -> dict[str, str] | None:
+        return checked_metadata(metadata)
+
+
+class RetryRequestsRequest(BaseModel):
+    """Which requests of a batch to try again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    request_ids: list[str] = Field(min_length=1, examples=[["req-abc123-7"]])
+
+
+Source = Literal["api", "frontend", "deployment", "cli", "sync"]
+
+
+class BatchDwExtResponse(WireModel):
+    """Where a batch came from; the four `sync` fields only where `source` is `sync`."""
+
+    source: Source
+    source_name: str | None = None
+    source_id: str | None = None
+    source_file: str | None = None
+    sync_id: str | None = None
+
+
+class BatchResponse(WireModel):
+    """A batch."""
+
+    id: str = Field(examples=["batch-0192f0c1a5"])
+    object: Literal["batch"] = "batch"
+    endpoint: str
+    errors: BatchErrors | None = None
+    input_file_id: str
+    completion_window: str
+    status: BatchStatus
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    created_at: int
+    in_progress_at: int | None = None
+    expires_at: int | None = None
+    finalizing_at: int | None = None
+    completed_at: int | None = None
+    failed_at: int | None = None
+    expired_at: int | None = None
+    cancelling_at: int | None = None
+    cancelled_at: int | None = None
+    request_counts: RequestCounts = RequestCounts()
+    metadata: dict[str, str] | None = None
+    analytics: BatchAnalytics | None = None
+    dwext: BatchDwExtResponse | None = None
+
+
+class BatchListResponse(WireModel):
+    """A page of batches."""
+
+    object: Literal["list"] = "list"
+    data: list[BatchResponse]
+    first_id: str | None = None
+    last_id: str | None = None
+    has_more: bool = False
+
+
+StatusFilter = Literal["in_progress", "completed", "failed", "cancelled", "expired"]
+
+
+class ListBatchesQuery(CursorPagination):
+    """Which batches to list."""
+
+    search: str | None = Field(
+        default=None, description="Part of a batch id, input filename or metadata; case does not matter."
+    )
+    include: str | None = Field(default=None, description="Comma-separated; `analytics` is known.")
+    member_id: UUID | None = Field(default=None, description="Who made the batch.")
+    status: StatusFilter | None = Field(
+        default=None,
+        description="`in_progress` takes in validating and finalizing, `cancelled` cancelling, "
+        "`expired` what is overdue or ended past its deadline.",
+    )
+    created_after: datetime | None = Field(default=None, description="ISO 8601, inclusive.")
+    created_before: datetime | None = Field(default=None, description="ISO 8601, inclusive.")
+    active_first: bool = Field(
+        default=False, description="Unfinished batches first, each group newest first."
+    )
+
+
+class BatchResultsQuery(Pagination):
+    """Which results of a batch to read."""
+
+    search: str | None = Field(default=None, description="Part of a custom_id; case does not matter.")
+    status: (
+        Annotated[Literal["pending", "in_progress", "completed", "failed", "expired", "cancelled"], Field()]
+        | None
+    ) = None
+
+
+class BatchResultItem(WireModel):
+    """One request of a batch and what became of it."""
+
+    id: str
+    custom_id: str
+    model: str | None = None
+    input_body: Any = None
+    response_body: Any = None
+    error: str | None = None
+    status: str

@@ -1,0 +1,22 @@
+"""Files as the API shows them: OpenAI's File object."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from batchline.models.wire import WireModel
+
+FilePurpose = Literal["batch", "batch_output", "batch_error"]
+
+
+class FileObject(WireModel):
+    """A stored file; `bytes` is its decompressed size."""
+
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: FilePurpose
+    status: Literal["uploaded", "processed", "error"] = "processed"
+    expires_at: int | None = Field(default=None, description="When it may be deleted, in Unix seconds.")

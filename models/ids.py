@@ -1,0 +1,27 @@
+"""Identifiers: time-ordered, so that an id is also a cursor."""
+
+import uuid6
+
+BATCH_PREFIX = "batch-"
+FILE_PREFIX = "file-"
+REQUEST_PREFIX = "req-"
+
+
+def new_batch_id() -> str:
+    """A fresh `batch-<uuid7 hex>`."""
+    return BATCH_PREFIX + uuid6.uuid7().hex
+
+
+def new_file_id() -> str:
+    """A fresh `file-<uuid7 hex>`."""
+    return FILE_PREFIX + uuid6.uuid7().hex
+
+
+def request_prefix(batch_id: str) -> str:
+    """What the ids of a batch's requests start with: `req-<batch hex>-`."""
+    return f"{REQUEST_PREFIX}{batch_id.removeprefix(BATCH_PREFIX)}-"
+
+
+def request_id(batch_id: str, line: int) -> str:
+    """The id of the request on that line (from 1) of the batch's input file."""
+    return f"{request_prefix(batch_id)}{line}"

@@ -1,0 +1,62 @@
+"""Lines of the input, output and error files, for the hot path: bytes in, bytes out.
+
+Bodies are embedded as they came, never rewritten, so that numbers and key order stay the sender's.
+"""
+
+import msgspec
+from msgspec import Raw
+
+encode_json = msgspec.json.encode
+
+
+class RequestLine(msgspec.Struct, frozen=True):
+    """A valid input line as the sender needs it; `custom_id` and `body` are the JSON text of the file."""
+
+    custom_id: Raw
+    body: Raw
+
+
+def result_line(
+    *,
+    request_id: str,
+    custom_id: bytes | Raw,
+    status_code: int | None,
+    answer_id: str | None,
+    body: bytes | None,
+    error_code: str | None = None,
+    message: str | None = None,
+) -> bytes:
+    """One line of an output or error file, with its newline.
+
+    `custom_id` and `body` are JSON texts and must hold no raw newline. `status_code` None stands for no answer:
+    `response` is then null. `answer_id` is the upstream's `x-request-id`; the request's own id stands in.
+    """
+    if status_code is None:
+        response = b"null"
+    else:
+        response = b'{"status_code":%d,"request_id":%b,"body":%b}' % (
+            status_code,
+            encode_json(answer_id or request_id),
+            body if body is not None else b'""',
+        )
+    error = b"null"
+    if error_code is not None:
+        error = b'{"code":"%b","message":%b}' % (error_code.encode(), encode_json(message or error_code))
+    return b'{"id":"%b","custom_id":%b,"response":%b,"error":%b}\n' % (
+        request_id.encode(),
+        custom_id,
+        response,
+        error,
+    )
+
+
+def embeddable(body: bytes) -> bytes:
+    """A JSON text on one line: line breaks, which JSON has between tokens only, become spaces."""
+    if b"\n" in body or b"\r" in body:
+        return body.replace(b"\r", b" ").replace(b"\n", b" ")
+    return body
+
+
+def as_json_text(body: bytes) -> bytes:
+    """A JSON string of what is not JSON; bytes that are no UTF-8 become U+FFFD."""
+    return encode_json(body.decode("utf-8", errors="replace"))

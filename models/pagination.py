@@ -1,0 +1,24 @@
+"""How lists are paged: by cursor (batches, files) or by count (results)."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+DEFAULT_PAGE = 20
+MAX_PAGE = 100
+
+
+class CursorPagination(BaseModel):
+    """A page of a list that is newest first."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    after: str | None = Field(default=None, description="Id of the last object of the page before.")
+    limit: int = Field(default=DEFAULT_PAGE, ge=1, le=MAX_PAGE)
+
+
+class Pagination(BaseModel):
+    """A stretch of an ordered listing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    skip: int = Field(default=0, ge=0)
+    limit: int | None = Field(default=None, ge=1, description="At most that many; all where absent.")

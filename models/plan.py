@@ -1,0 +1,46 @@
+"""What validation leaves behind: a batch's input cut into chunks, pinned to the bytes that were read."""
+
+from typing import Final
+
+import msgspec
+
+OPEN_CHUNKS: Final = 16
+"""Chunks under way at once in a process: a few that send, the others waiting for their slowest answers."""
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True):
+    """A run of whole input lines that one task sends.
+
+    Bytes `start` to `end` (exclusive) of the decompressed input file, whose first line is `first_line` (from
+    1); `requests` of its lines are not blank. `sha256` is the hex digest of those bytes.
+    """
+
+    index: int
+    start: int
+    end: int
+    first_line: int
+    requests: int
+    sha256: str
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """The chunks of a batch, in input order, and what they were cut from."""
+
+    batch_id: str
+    input_key: str
+    size_bytes: int
+    sha256: str
+    endpoint: str
+    total: int
+    chunks: list[Chunk]
+    models: list[str]
+    version: int = 1
+
+
+def chunk_requests(total: int) -> int:
+    """How many requests a chunk should hold.
+
+    A twentieth of the batch between 500 and 5,000: few enough tasks for Prefect (some 60 ms of server CPU each),
+    enough of them to spread over machines.
+    """
+    return max(500, min(5_000, -(-total // 20)))

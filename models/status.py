@@ -1,0 +1,72 @@
+"""The states of a batch, which moves between them are legal, and the timestamp that each sets."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Final
+
+
+class BatchStatus(StrEnum):
+    """Where a batch is in its life; the values are those of OpenAI's Batch API."""
+
+    VALIDATING = "validating"
+    FAILED = "failed"
+    IN_PROGRESS = "in_progress"
+    FINALIZING = "finalizing"
+    COMPLETED = "completed"
+    EXPIRED = "expired"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+
+
+TERMINAL: Final = frozenset(
+    {BatchStatus.FAILED, BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED}
+)
+ACTIVE: Final = frozenset(BatchStatus) - TERMINAL
+
+MOVES: Final[Mapping[BatchStatus, frozenset[BatchStatus]]] = {
+    BatchStatus.VALIDATING: frozenset(
+        {
+            BatchStatus.IN_PROGRESS,
+            BatchStatus.FAILED,
+            BatchStatus.EXPIRED,
+            BatchStatus.CANCELLING,
+            BatchStatus.CANCELLED,
+        }
+    ),
+    BatchStatus.IN_PROGRESS: frozenset({BatchStatus.FINALIZING, BatchStatus.CANCELLING}),
+    BatchStatus.FINALIZING: frozenset({BatchStatus.COMPLETED, BatchStatus.FAILED, BatchStatus.EXPIRED}),
+    BatchStatus.CANCELLING: frozenset({BatchStatus.CANCELLED}),
+    BatchStatus.COMPLETED: frozenset({BatchStatus.IN_PROGRESS}),
+    BatchStatus.FAILED: frozenset({BatchStatus.IN_PROGRESS}),
+    BatchStatus.EXPIRED: frozenset({BatchStatus.IN_PROGRESS}),
+    BatchStatus.CANCELLED: frozenset({BatchStatus.IN_PROGRESS}),
+}
+"""From each state, the states that may follow; out of a terminal one only a retry leads."""
+
+
+def may_move(current: BatchStatus, target: BatchStatus) -> bool:
+    """Whether a batch in state `current` may go to `target`."""
+    return target in MOVES[current]
+
+
+def sources_of(target: BatchStatus) -> frozenset[BatchStatus]:
+    """The states from which a batch may go to `target`."""
+    return frozenset(state for state, targets in MOVES.items() if target in targets)
+
+
+def timestamp_field(status: BatchStatus) -> str | None:
+    """The `BatchResponse` field that entering the state sets; none for `validating`."""
+    return None if status is BatchStatus.VALIDATING else f"{status}_at"
+
+
+def ending(*, completed: int, expired: bool, cancelled: bool) -> BatchStatus:
+    """The terminal state of a batch whose requests are all settled.
+
+    A cancelled batch stays cancelled whatever succeeded; so does an expired one. Otherwise one success is
+    enough for `completed`.
+    """
+    if cancelled:
+        return BatchStatus.CANCELLED
+    if expired:
+        return BatchStatus.EXPIRED
+    return BatchStatus.COMPLETED if completed else BatchStatus.FAILED

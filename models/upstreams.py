@@ -1,0 +1,78 @@
+"""A model server and how to call it."""
+
+from typing import Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+Dialect = Literal["openai", "anthropic"]
+
+
+class Upstream(BaseModel):
+    """An OpenAI-compatible server: where it is, its key, and what it can take. Durations in seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    name: str = Field(default="default", min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
+    base_url: str = Field(description="With or without a last `/v1`.", examples=["http://localhost:8000/v1"])
+    api_key: SecretStr | None = Field(default=None, description="Sent as a bearer token.")
+    models: frozenset[str] | None = Field(
+        default=None, description="The models that it serves; all of them where absent."
+    )
+    headers: dict[str, SecretStr] = Field(default_factory=dict, description="Sent with every request.")
+
+    max_in_flight: int = Field(default=64, ge=1, le=10_000, description="Most requests under way at once.")
+    min_in_flight: int = Field(default=1, ge=1, description="The adaptive limit does not go below.")
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+
+    connect_timeout_s: float = Field(default=10.0, gt=0)
+    first_byte_timeout_s: float = Field(
+        default=600.0, gt=0, description="Longest silence: until the answer begins, and between its pieces."
+    )
+    total_timeout_s: float = Field(default=1_800.0, gt=0, description="One attempt, from start to end.")
+
+    max_attempts: int = Field(
+        default=8, ge=1, le=100, description="Attempts for a request, the first included."
+    )
+    backoff_base_s: float = Field(default=0.5, gt=0)
+    backoff_cap_s: float = Field(default=60.0, gt=0)
+    max_response_bytes: int = Field(default=256 * 2**20, ge=1, description="A longer answer is refused.")
+    max_request_bytes_in_flight: int = Field(
+        default=32 * 2**20, ge=1, description="Bodies under way at once; one request may always be."
+    )
+    verify_tls: bool = True
+    ca_file: str | None = Field(default=None, description="PEM file of a further root to trust.")
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_http(cls, base_url: str) -> str:
+        parts = urlsplit(base_url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError("must be a http:// or https:// address, such as http://localhost:8000/v1")
+        if parts.username or parts.password:
+            raise ValueError("must not hold a user name or password; use api_key or headers")
+        if parts.query or parts.fragment:
+            raise ValueError("must have no query and no fragment")
+        return base_url.rstrip("/")
+
+    @model_validator(mode="after")
+    def _floor_under_ceiling(self) -> Self:
+        if self.min_in_flight > self.max_in_flight:
+            raise ValueError("min_in_flight is above max_in_flight")
+        return self
+
+    def serves(self, model: str) -> bool:
+        """Whether it serves that model."""
+        return self.models is None or model in self.models
+
+    def url_for(self, path: str) -> str:
+        """Where a request with that path goes; a base URL that ends in `/v1` absorbs the path's own."""
+        if self.base_url.endswith("/v1") and path.startswith("/v1/"):
+            return self.base_url + path.removeprefix("/v1")
+        return self.base_url + path
+
+
+def dialect_of(endpoint: str) -> Dialect:
+    """Whose conventions (key header, usage fields) the endpoint follows: `/v1/messages` is Anthropic's."""
+    return "anthropic" if endpoint == "/v1/messages" else "openai"

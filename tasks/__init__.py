@@ -1,0 +1,1 @@
+"""The four steps of a batch as Prefect tasks."""

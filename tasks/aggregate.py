@@ -1,0 +1,17 @@
+"""The third step: reduce the parts to analytics and a report."""
+
+from collections.abc import Sequence
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from batchline.models.analytics import BatchAnalytics, BatchReport
+from batchline.steps import lifecycle
+from batchline.steps.hold import BatchHold
+from batchline.steps.parts import Part
+
+
+@task(name="aggregate", cache_policy=NO_CACHE, persist_result=False)
+def aggregate(hold: BatchHold, parts: Sequence[Part]) -> tuple[BatchAnalytics, BatchReport]:
+    """What the batch used, how fast it was, and what failed."""
+    return lifecycle.measure(hold, parts)

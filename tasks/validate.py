@@ -1,0 +1,14 @@
+"""The first step: check the input file and cut it into chunks."""
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from batchline.models.plan import Plan
+from batchline.steps import lifecycle
+from batchline.steps.hold import BatchHold
+
+
+@task(name="validate", cache_policy=NO_CACHE, persist_result=False)
+def validate(hold: BatchHold) -> Plan | None:
+    """The batch's plan, made now or by an earlier run; none where the batch is over."""
+    return lifecycle.validate_batch(hold)

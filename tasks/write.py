@@ -1,0 +1,18 @@
+"""The last step: join the parts into the output and error files."""
+
+from collections.abc import Sequence
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from batchline.models.analytics import BatchReport
+from batchline.steps import lifecycle
+from batchline.steps.hold import BatchHold
+from batchline.steps.parts import Part
+from batchline.steps.write import Manifest
+
+
+@task(name="write", cache_policy=NO_CACHE, persist_result=False)
+def write(hold: BatchHold, parts: Sequence[Part], report: BatchReport) -> Manifest:
+    """The batch's files, each there whole or not at all."""
+    return lifecycle.write(hold, parts, report)
