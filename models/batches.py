@@ -44,9 +44,7 @@ def checked_metadata(metadata: dict[str, str] | None) -> dict[str, str] | None:
         raise ValueError(f"metadata has {len(metadata)} pairs, at most {MAX_METADATA_PAIRS} are allowed")
     for key, value in metadata.items():
         if len(key) > MAX_METADATA_KEY:
-            raise ValueError(
-                f"metadata key {key[:20]!r}… has {len(key)} characters, at most {MAX_METADATA_KEY}"
-            )
+            raise ValueError(f"metadata key {key[:20]!r}… has {len(key)} characters, at most {MAX_METADATA_KEY}")
         if len(value) > MAX_METADATA_VALUE:
             raise ValueError(
                 f"metadata value of {key!r} has {len(value)} characters, at most {MAX_METADATA_VALUE}"
@@ -82,12 +80,8 @@ class CreateBatchRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    input_file_id: str = Field(
-        description="Id of the uploaded file with the requests.", examples=["file-abc123"]
-    )
-    endpoint: str = Field(
-        description="The endpoint of every request in it.", examples=["/v1/chat/completions"]
-    )
+    input_file_id: str = Field(description="Id of the uploaded file with the requests.", examples=["file-abc123"])
+    endpoint: str = Field(description="The endpoint of every request in it.", examples=["/v1/chat/completions"])
     completion_window: str = Field(
         default="24h", description="How long it may take: <n>m, <n>h or <n>d.", examples=["24h"]
     )
@@ -184,9 +178,7 @@ class ListBatchesQuery(CursorPagination):
     )
     created_after: datetime | None = Field(default=None, description="ISO 8601, inclusive.")
     created_before: datetime | None = Field(default=None, description="ISO 8601, inclusive.")
-    active_first: bool = Field(
-        default=False, description="Unfinished batches first, each group newest first."
-    )
+    active_first: bool = Field(default=False, description="Unfinished batches first, each group newest first.")
 
 
 class BatchResultsQuery(Pagination):
@@ -194,8 +186,7 @@ class BatchResultsQuery(Pagination):
 
     search: str | None = Field(default=None, description="Part of a custom_id; case does not matter.")
     status: (
-        Annotated[Literal["pending", "in_progress", "completed", "failed", "expired", "cancelled"], Field()]
-        | None
+        Annotated[Literal["pending", "in_progress", "completed", "failed", "expired", "cancelled"], Field()] | None
     ) = None
 
 

@@ -59,9 +59,7 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    home: Path = Field(
-        default_factory=home_directory, description="Local directory for all that has no other."
-    )
+    home: Path = Field(default_factory=home_directory, description="Local directory for all that has no other.")
     storage_url: str = Field(default="", description="Directory or `s3://bucket/prefix`; `<home>/storage`.")
     database_url: SecretStr = Field(
         default=SecretStr(""), description="SQLAlchemy URL of the records; SQLite at `<home>/batchline.db`."
@@ -78,9 +76,7 @@ class Settings(BaseSettings):
         default=None, description="Of the one server where `upstreams` is empty; else `OPENAI_BASE_URL`."
     )
     api_key: SecretStr | None = Field(default=None, description="Its key; else `OPENAI_API_KEY`.")
-    max_in_flight: int = Field(
-        default=64, ge=1, le=10_000, description="Its most requests under way at once."
-    )
+    max_in_flight: int = Field(default=64, ge=1, le=10_000, description="Its most requests under way at once.")
     max_attempts: int = Field(default=8, ge=1, le=100, description="Its attempts for each request.")
     request_timeout_s: float = Field(default=1_800.0, gt=0, description="Its limit for one attempt.")
 
@@ -104,16 +100,12 @@ class Settings(BaseSettings):
     chunk_bytes: int = Field(default=32 * 2**20, ge=1, description="Most bytes of input a chunk.")
     flush_interval_s: float = Field(default=5.0, gt=0, description="At most this long is an answer unsaved.")
     flush_bytes: int = Field(default=8 * 2**20, ge=1, description="Or this many bytes of answers a chunk.")
-    lease_s: float = Field(
-        default=60.0, gt=0, description="A runner that is silent for longer is taken for dead."
-    )
+    lease_s: float = Field(default=60.0, gt=0, description="A runner that is silent for longer is taken for dead.")
     grace_s: float = Field(default=15.0, ge=0, description="For requests under way when a batch is stopped.")
     refusals_to_stop: int = Field(
         default=25, ge=1, description="401 or 403 in a row, before any success, that stop a batch."
     )
-    prices: dict[str, ModelPrice] = Field(
-        default_factory=dict, description="Per model, before the price list."
-    )
+    prices: dict[str, ModelPrice] = Field(default_factory=dict, description="Per model, before the price list.")
 
     @classmethod
     def settings_customise_sources(
@@ -187,14 +179,13 @@ class Settings(BaseSettings):
         return seconds
 
 
-def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - any setting may be overridden
+def load_settings(**overrides: Any) -> Settings:
     """The settings in force; raises `InvalidInput` that names each wrong one, never its value."""
     try:
         return Settings(**overrides)
     except ValidationError as error:
         wrong = "; ".join(
-            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
-            for fault in error.errors(include_input=False)
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors(include_input=False)
         )
         raise InvalidInput(f"settings are wrong: {wrong}") from None
     except ValueError as error:

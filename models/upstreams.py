@@ -32,9 +32,7 @@ class Upstream(BaseModel):
     )
     total_timeout_s: float = Field(default=1_800.0, gt=0, description="One attempt, from start to end.")
 
-    max_attempts: int = Field(
-        default=8, ge=1, le=100, description="Attempts for a request, the first included."
-    )
+    max_attempts: int = Field(default=8, ge=1, le=100, description="Attempts for a request, the first included.")
     backoff_base_s: float = Field(default=0.5, gt=0)
     backoff_cap_s: float = Field(default=60.0, gt=0)
     max_response_bytes: int = Field(default=256 * 2**20, ge=1, description="A longer answer is refused.")

@@ -58,8 +58,8 @@ def _usage_rows(batch: BatchResponse) -> Iterator[tuple[str, str]]:
     reasoning = f" (reasoning {usage.total_reasoning_tokens:,})" if usage.total_reasoning_tokens else ""
     yield (
         "tokens",
-        f"{usage.total_tokens:,}: prompt {usage.total_prompt_tokens:,}, "
-        f"completion {usage.total_completion_tokens:,}{reasoning}",
+        f"{usage.total_tokens:,}: prompt {usage.total_prompt_tokens:,}, completion "
+        + f"{usage.total_completion_tokens:,}{reasoning}",
     )
     yield "cost", usage.total_cost or "unknown (no price for every model; set BATCHLINE_PRICES)"
 

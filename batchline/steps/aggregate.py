@@ -183,9 +183,7 @@ class _Totals:
             attempts=self.attempts,
             retries=dict(self.retries.most_common()),
             failures={code: count for code, count in self.failures.most_common() if count},
-            models=[
-                _model_figures(name, sums, costs.get(name)) for name, sums in sorted(self.models.items())
-            ],
+            models=[_model_figures(name, sums, costs.get(name)) for name, sums in sorted(self.models.items())],
             interval_s=interval_s,
             throughput=points,
             wasted_tokens=self.wasted_tokens,

@@ -93,9 +93,7 @@ def _result(part: Part) -> ChunkResult:
 
 def _unfinished(order: ChunkOrder, spool: Spool) -> ChunkResult:
     oks = [figures.ok for figures, _ in spool.in_order()]
-    return ChunkResult(
-        chunk=order.chunk.index, completed=sum(oks), failed=len(oks) - sum(oks), finished=False
-    )
+    return ChunkResult(chunk=order.chunk.index, completed=sum(oks), failed=len(oks) - sum(oks), finished=False)
 
 
 def _recover(order: ChunkOrder, hold: Hold, spool: Spool) -> list[str]:

@@ -79,9 +79,7 @@ class BatchHold:
         if name is None:
             upstream = self.engine.settings.upstream_for(model)
             if upstream is None:
-                raise InvalidInput(
-                    f"no upstream serves model {model!r} any more; add it to an upstream's models"
-                )
+                raise InvalidInput(f"no upstream serves model {model!r} any more; add it to an upstream's models")
             name = self._names[model] = upstream.name
         return name
 
@@ -125,9 +123,7 @@ class BatchHold:
             except StorageFault as fault:
                 log.warning("heartbeat of %s failed: %s", self.batch.id, fault)
                 if self._is_stale():
-                    return self._lose(
-                        LeaseLost(f"batch {self.batch.id}: no heartbeat for half a lease: {fault}")
-                    )
+                    return self._lose(LeaseLost(f"batch {self.batch.id}: no heartbeat for half a lease: {fault}"))
                 continue
             self._beaten_at = time.monotonic()
             self.run.renew(self.engine.settings.lease_s / 2)
@@ -144,9 +140,7 @@ class BatchHold:
         self.interrupt(str(lost))
 
 
-CANCELLED = Stop(
-    code=ErrorCode.BATCH_CANCELLED, message="the batch was cancelled before this request was settled"
-)
+CANCELLED = Stop(code=ErrorCode.BATCH_CANCELLED, message="the batch was cancelled before this request was settled")
 
 
 _held: dict[tuple[str, int], BatchHold] = {}
@@ -156,9 +150,7 @@ _held_lock = threading.Lock()
 @contextmanager
 def hold_batch(engine: Engine, batch_id: str) -> Iterator[BatchHold]:
     """Claim the batch's lease and keep it; raises `Conflict` while another runner has it."""
-    lease = engine.records.claim(
-        batch_id, owner=owner_name(), now=time.time(), lease_s=engine.settings.lease_s
-    )
+    lease = engine.records.claim(batch_id, owner=owner_name(), now=time.time(), lease_s=engine.settings.lease_s)
     try:
         hold = BatchHold(engine, engine.records.get_batch(batch_id), lease)
     except BaseException:

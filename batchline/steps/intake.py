@@ -123,9 +123,7 @@ def _decompressor(source: Readable, kind: str) -> Readable:
         """Reads zstd and raises `ValueError` for what is not."""
 
         def __init__(self) -> None:
-            self._reader = zstandard.ZstdDecompressor().stream_reader(
-                _as_file(source), read_across_frames=True
-            )
+            self._reader = zstandard.ZstdDecompressor().stream_reader(_as_file(source), read_across_frames=True)
 
         def read(self, size: int, /) -> bytes:
             try:

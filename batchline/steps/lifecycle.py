@@ -181,9 +181,7 @@ def write(hold: BatchHold, parts: Sequence[Part], report: BatchReport) -> Manife
     return manifest
 
 
-def finish(
-    hold: BatchHold, manifest: Manifest, analytics: BatchAnalytics, report: BatchReport
-) -> BatchRecord:
+def finish(hold: BatchHold, manifest: Manifest, analytics: BatchAnalytics, report: BatchReport) -> BatchRecord:
     """Bring the batch to its end, drop the ids of empty files, and return its record."""
     batch = hold.records.get_batch(hold.batch.id)
     expired = ErrorCode.BATCH_EXPIRED in report.failures
@@ -218,9 +216,7 @@ def _close_file(hold: BatchHold, file_id: str | None, size_bytes: int) -> str | 
     return file_id
 
 
-def _ending_errors(
-    hold: BatchHold, target: BatchStatus, report: BatchReport
-) -> tuple[BatchError, ...] | None:
+def _ending_errors(hold: BatchHold, target: BatchStatus, report: BatchReport) -> tuple[BatchError, ...] | None:
     if target is not BatchStatus.FAILED:
         return None
     stopped = hold.run.stopped
@@ -238,13 +234,13 @@ def _ending_errors(
 def _drop_parts_of_ended(hold: BatchHold) -> None:
     """Delete segments that a run killed between its part and their deletion has left."""
     prefix = layout.segments_prefix(hold.batch.id, hold.batch.generation)
-    hold.store.delete([info.key for info in hold.store.list(prefix)])
+    hold.store.delete([info.key for info in hold.store.find(prefix)])
 
 
 def run_steps(
     hold: BatchHold, *, send_all: Callable[[Sequence[ChunkOrder]], Sequence[ChunkResult]]
 ) -> BatchRecord:
-    """Take a held batch to its end with plain function calls; `send_all` sends chunks, as many at once as it likes."""
+    """Take a held batch to its end with plain function calls; `send_all` sends all chunks."""
     plan = validate_batch(hold)
     if plan is None:
         return hold.batch

@@ -80,9 +80,7 @@ def write_part(store: ObjectStore, keys: layout.PartKeys, *, chunk: int, spool: 
     return Part(chunk=chunk, keys=keys, completed=completed, failed=failed)
 
 
-def _parquet(
-    rows: list[Figures], offsets: list[int], lengths: list[int], *, completed: int, failed: int
-) -> bytes:
+def _parquet(rows: list[Figures], offsets: list[int], lengths: list[int], *, completed: int, failed: int) -> bytes:
     import pyarrow.parquet as pq  # noqa: PLC0415 - half a second that must not delay the first request
 
     table = table_of(rows, offsets=offsets, lengths=lengths)
@@ -109,7 +107,7 @@ def part_of(store: ObjectStore, key: str) -> Part:
 def finished_keys(store: ObjectStore, batch_id: str, generation: int) -> dict[int, str]:
     """Chunk → the key of its part's figures; of two parts for one chunk that of the lowest epoch."""
     found: dict[int, tuple[int, str]] = {}
-    for info in store.list(layout.parts_prefix(batch_id, generation)):
+    for info in store.find(layout.parts_prefix(batch_id, generation)):
         if not info.key.endswith(".parquet"):
             continue
         name = layout.parse_part(info.key)
@@ -118,13 +116,11 @@ def finished_keys(store: ObjectStore, batch_id: str, generation: int) -> dict[in
     return {chunk: key for chunk, (_, key) in sorted(found.items())}
 
 
-def segments_of(
-    store: ObjectStore, batch_id: str, generation: int, chunk: int
-) -> Iterator[tuple[str, bytes]]:
+def segments_of(store: ObjectStore, batch_id: str, generation: int, chunk: int) -> Iterator[tuple[str, bytes]]:
     """The chunk's segments with their keys, of every epoch, oldest first."""
     names = [
         (segment.epoch, segment.number, info.key)
-        for info in store.list(layout.segments_prefix(batch_id, generation))
+        for info in store.find(layout.segments_prefix(batch_id, generation))
         if (segment := layout.parse_segment(info.key)).chunk == chunk
     ]
     for _, _, key in sorted(names):

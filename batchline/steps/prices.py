@@ -54,9 +54,7 @@ def listed_price(model: str) -> ModelPrice | None:
     if not model:
         return None
     try:
-        found = genai_prices.calc_price(
-            genai_prices.Usage(input_tokens=1, output_tokens=1), model
-        ).model_price
+        found = genai_prices.calc_price(genai_prices.Usage(input_tokens=1, output_tokens=1), model).model_price
     except LookupError:
         return None
     entry = _per_million(found.input_mtok)

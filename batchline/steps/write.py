@@ -59,23 +59,25 @@ def _write_figures(store: ObjectStore, batch_id: str, generation: int, parts: Se
 
     entries: list[PartEntry] = []
     row = output = errors = 0
-    with store.writer(layout.requests_key(batch_id)) as file:
-        with pq.ParquetWriter(_Sink(file), schema(), compression="zstd") as writer:
-            for part in parts:
-                table = pq.read_table(io.BytesIO(store.read(part.keys.figures)))
-                entries.append(
-                    PartEntry(
-                        chunk=part.chunk,
-                        first_row=row,
-                        rows=table.num_rows,
-                        output_start=output,
-                        errors_start=errors,
-                        figures_key=part.keys.figures,
-                    )
+    with (
+        store.writer(layout.requests_key(batch_id)) as file,
+        pq.ParquetWriter(_Sink(file), schema(), compression="zstd") as writer,
+    ):
+        for part in parts:
+            table = pq.read_table(io.BytesIO(store.read(part.keys.figures)))
+            entries.append(
+                PartEntry(
+                    chunk=part.chunk,
+                    first_row=row,
+                    rows=table.num_rows,
+                    output_start=output,
+                    errors_start=errors,
+                    figures_key=part.keys.figures,
                 )
-                moved, output, errors = _moved(table, output, errors)
-                writer.write_table(moved)
-                row += table.num_rows
+            )
+            moved, output, errors = _moved(table, output, errors)
+            writer.write_table(moved)
+            row += table.num_rows
     return Manifest(
         batch_id=batch_id,
         generation=generation,

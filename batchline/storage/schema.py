@@ -1,0 +1,63 @@
+"""The tables of files and batches. Times are Unix seconds; what is a model elsewhere is JSON text here."""
+
+from typing import Final
+
+from sqlalchemy import BigInteger, Column, Double, Index, Integer, MetaData, String, Table, Text
+
+HEAD: Final = "0001"
+"""The newest migration; a test holds it to the scripts."""
+
+metadata = MetaData()
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("purpose", String(32), nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("sha256", String(64)),
+    Column("key", Text, nullable=False),
+    Column("status", String(16), nullable=False),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("status", String(16), nullable=False),
+    Column("endpoint", Text, nullable=False),
+    Column("input_file_id", String(64), nullable=False),
+    Column("input_filename", Text, nullable=False),
+    Column("completion_window", String(16), nullable=False),
+    Column("output_file_id", String(64)),
+    Column("error_file_id", String(64)),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("in_progress_at", BigInteger),
+    Column("finalizing_at", BigInteger),
+    Column("completed_at", BigInteger),
+    Column("failed_at", BigInteger),
+    Column("expired_at", BigInteger),
+    Column("cancelling_at", BigInteger),
+    Column("cancelled_at", BigInteger),
+    Column("total", BigInteger, nullable=False),
+    Column("completed", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),
+    Column("metadata", Text),
+    Column("errors", Text),
+    Column("analytics", Text),
+    Column("dwext", Text),
+    Column("member_id", String(36)),
+    Column("flow_run_id", String(64)),
+    Column("generation", Integer, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("lease_owner", Text),
+    Column("lease_at", Double),
+    Column("output_expires_after", BigInteger),
+    Index("batches_by_flow_run", "flow_run_id", unique=True),
+    Index("batches_by_creation", "created_at"),
+    Index("batches_by_status", "status", "created_at"),
+)
