@@ -6,6 +6,8 @@ Bodies are embedded as they came, never rewritten, so that numbers and key order
 import msgspec
 from msgspec import Raw
 
+from batchline.models.json_scan import members
+
 encode_json = msgspec.json.encode
 
 
@@ -60,3 +62,15 @@ def embeddable(body: bytes) -> bytes:
 def as_json_text(body: bytes) -> bytes:
     """A JSON string of what is not JSON; bytes that are no UTF-8 become U+FFFD."""
     return encode_json(body.decode("utf-8", errors="replace"))
+
+
+_decode_line = msgspec.json.Decoder(RequestLine).decode
+
+
+def split_line(line: bytes) -> RequestLine:
+    """The parts of a valid input line, of any depth; raises `NotJSONError` or `KeyError` for another."""
+    try:
+        return _decode_line(line)
+    except (msgspec.DecodeError, RecursionError):
+        found = members(line)
+        return RequestLine(custom_id=Raw(found["custom_id"]), body=Raw(found["body"]))

@@ -17,13 +17,16 @@ from batchline.steps.requests import calls, chunk_bytes, numbered_lines
 from batchline.steps.spool import Spool
 from batchline.storage import layout
 from batchline.storage.objects import ObjectStore
-from batchline.upstream.answers import Answer
-from batchline.upstream.caller import Call, Feed, Run
+from batchline.upstream.answers import Answer, Call
+from batchline.upstream.run import Feed, Run
 
 log = logging.getLogger(__name__)
 
 STORAGE_PATIENCE_S = 60.0
 """How long a chunk holds answers that storage will not take, sending nothing new, before it gives up."""
+
+
+STORAGE_PAUSE_S = 0.25
 
 
 class ChunkOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,15 +119,17 @@ def _send(order: ChunkOrder, hold: Hold, spool: Spool, saver: "_Saver") -> None:
     """Feed the caller with the requests that have no answer yet, and spool the answers."""
     prefix = request_prefix(order.batch_id)
     todo = _calls(order, hold, spool)
-    feed = hold.run.open_feed(order.chunk.index)
-    while not feed.drained:
-        if saver.failing_since is None:
-            _fill(feed, todo)
-        answers = feed.wait(saver.next_flush_in_s())
-        if answers:
-            spool.add((figures_of(answer), _line(prefix, answer)) for answer in answers)
-        saver.tend()
-        hold.check()
+    with hold.run.open_feed(order.chunk.index) as feed:
+        while not feed.drained:
+            if saver.failing_since is None:
+                _fill(feed, todo)
+            else:
+                time.sleep(STORAGE_PAUSE_S)
+            answers = feed.wait(saver.next_flush_in_s())
+            if answers:
+                spool.add((figures_of(answer), _line(prefix, answer)) for answer in answers)
+            saver.tend()
+            hold.check()
 
 
 def _fill(feed: Feed, todo: Iterator[list[Call]]) -> None:

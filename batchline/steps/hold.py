@@ -22,7 +22,7 @@ from batchline.steps.chunk import ChunkOrder
 from batchline.steps.engine import Engine
 from batchline.steps.figures import Figures
 from batchline.storage.records import BatchRecord, Lease
-from batchline.upstream.caller import Run, RunProgress, Stop
+from batchline.upstream.run import Run, RunProgress, Stop
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from batchline.models.errors import InputChanged, NotFound
 from batchline.models.lines import split_line
 from batchline.models.plan import Chunk
 from batchline.storage.objects import ObjectStore
-from batchline.upstream.caller import Call
+from batchline.upstream.answers import Call
 
 HELD_BYTES = 4 * 2**20
 """A chunk up to this size is read once and held; a larger one is read again as it is sent."""

@@ -1,0 +1,222 @@
+"""What is asked of an upstream and what came of it; reading an answer's usage and its faults."""
+
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from batchline.models.failures import ErrorCode, of_status
+from batchline.models.json_scan import NotJSONError, check, members
+from batchline.models.lines import as_json_text, embeddable
+from batchline.upstream.transport import Reply
+
+MESSAGE_CHARACTERS = 500
+MOST_TOKENS = 2**53
+
+
+class Call(msgspec.Struct, kw_only=True):
+    """One request to make: a line of the input, its id's and body's JSON text, and where to send it."""
+
+    line: int
+    custom_id: Raw
+    model: str | None
+    path: str
+    body: Raw
+    upstream: str
+    read_at: float = 0.0
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """The tokens that an answer reports; `reasoning_tokens` is None where it reports none."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    reasoning_tokens: int | None
+    cached_tokens: int
+
+
+class Answer(msgspec.Struct, kw_only=True):
+    """How a call was settled; `code` is None for a success. Durations in seconds, of the final attempt.
+
+    `body` is a JSON text on one line, or None where no answer came. `attempts` counts every one that was
+    started, `retries` says why each but the last was repeated. `started_at` is in Unix seconds.
+    """
+
+    call: Call
+    code: ErrorCode | None
+    message: str | None = None
+    status_code: int | None = None
+    body: bytes | None = None
+    request_id: str | None = None
+    usage: Usage | None = None
+    attempts: int = 0
+    retries: tuple[ErrorCode, ...] = ()
+    started_at: float | None = None
+    queued_s: float | None = None
+    duration_s: float | None = None
+    ttfb_s: float | None = None
+    wasted_tokens: int = 0
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """An HTTP reply understood: its code (None for a success), its body ready to embed, and its usage."""
+
+    code: ErrorCode | None
+    body: bytes
+    message: str | None
+    usage: Usage | None
+
+
+class _Details(msgspec.Struct):
+    reasoning_tokens: int | None = None
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    input_tokens: int | None = None
+    completion_tokens: int | None = None
+    output_tokens: int | None = None
+    total_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+    input_tokens_details: _Details | None = None
+    completion_tokens_details: _Details | None = None
+    output_tokens_details: _Details | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+
+
+class _Envelope(msgspec.Struct):
+    usage: _Usage | None = None
+    error: Raw | UnsetType = UNSET
+
+
+_decode = msgspec.json.Decoder(_Envelope).decode
+_decode_usage = msgspec.json.Decoder(_Usage).decode
+_NULLS = (b"null", b"{}", b'""', b"false")
+_ANSWERS = ("choices", "data", "output", "content", "results")
+
+
+def read_reply(reply: Reply) -> Reading:
+    """What the reply says. Never raises, whatever the server sent."""
+    code = of_status(reply.status_code)
+    if code is None:
+        return _read_success(reply.body)
+    body, message = _error_body(reply.body)
+    if message is None:
+        message = f"the upstream answered {reply.status_code} with {len(reply.body)} bytes"
+    return Reading(code, body, message, _usage_of(reply.body))
+
+
+def _read_success(body: bytes) -> Reading:
+    """A 2xx: its JSON, unless it is none or tells of an error."""
+    try:
+        if not body.isascii():
+            body.decode()
+        envelope = _decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return _read_odd(body)
+    if envelope.error is not UNSET and _is_error(body):
+        return _invalid(body)
+    usage = envelope.usage
+    return Reading(None, embeddable(body), None, None if usage is None else _counted(usage))
+
+
+def _read_odd(body: bytes) -> Reading:
+    """A 2xx that the fast parser refuses: odd JSON, or none."""
+    try:
+        check(body)
+    except NotJSONError as error:
+        message = f"the upstream answered 2xx with {len(body)} bytes that are not JSON (at byte {error.offset})"
+        return Reading(ErrorCode.INVALID_RESPONSE, as_json_text(body), message, None)
+    if _is_error(body):
+        return _invalid(body)
+    return Reading(None, embeddable(body), None, _usage_of(body))
+
+
+def _is_error(body: bytes) -> bool:
+    found = members(body)
+    if found.get("error", b"null").strip() in _NULLS:
+        return False
+    return not any(found.get(name, b"null") != b"null" for name in _ANSWERS)
+
+
+def _invalid(body: bytes) -> Reading:
+    text, message = _error_body(body)
+    return Reading(ErrorCode.INVALID_RESPONSE, text, message or "the upstream answered 2xx with an error", None)
+
+
+def _error_body(body: bytes) -> tuple[bytes, str | None]:
+    """The body ready to embed, and the message in it if it has one."""
+    try:
+        found = members(body)
+    except NotJSONError:
+        return as_json_text(body), None
+    return embeddable(body), _message(found)
+
+
+def _message(found: dict[str, bytes]) -> str | None:
+    """`error.message`, or the `message`, `detail` or `error` text that some servers send."""
+    texts = dict(found)
+    try:
+        texts.update({f"error.{name}": text for name, text in members(found.get("error", b"null")).items()})
+    except NotJSONError:
+        return None
+    for name in ("error.message", "message", "detail", "error"):
+        text = _string(texts.get(name))
+        if text:
+            return text[:MESSAGE_CHARACTERS]
+    return None
+
+
+def _string(text: bytes | None) -> str | None:
+    if text is None or not text.startswith(b'"'):
+        return None
+    try:
+        return msgspec.json.decode(text, type=str)
+    except msgspec.DecodeError:
+        return None
+
+
+def _usage_of(body: bytes) -> Usage | None:
+    """The usage of an answer whose other members are odd."""
+    try:
+        text = members(body).get("usage")
+        return None if text is None else _counted(_decode_usage(text))
+    except (NotJSONError, msgspec.DecodeError, RecursionError):
+        return None
+
+
+def _counted(usage: _Usage) -> Usage | None:
+    """OpenAI's or Anthropic's usage in one form; none where it counts nothing.
+
+    OpenAI: `prompt_tokens` and `completion_tokens`, or `input_tokens` and `output_tokens`, the cached ones among
+    the input (API reference, chat completions and responses). Anthropic: `cache_read_input_tokens` and
+    `cache_creation_input_tokens` stand beside `input_tokens` and are added to them (API reference, messages).
+    """
+    prompt = _first(usage.prompt_tokens, usage.input_tokens)
+    completion = _first(usage.completion_tokens, usage.output_tokens)
+    read, made = _sane(usage.cache_read_input_tokens), _sane(usage.cache_creation_input_tokens)
+    if prompt is None and completion is None and _sane(usage.total_tokens) is None:
+        return None
+    input_details = usage.prompt_tokens_details or usage.input_tokens_details
+    output_details = usage.completion_tokens_details or usage.output_tokens_details
+    cached = _sane(input_details.cached_tokens if input_details else None)
+    full_prompt = (prompt or 0) + (read or 0) + (made or 0)
+    total = _sane(usage.total_tokens)
+    return Usage(
+        full_prompt,
+        completion or 0,
+        full_prompt + (completion or 0) if total is None else total,
+        _sane(output_details.reasoning_tokens) if output_details else None,
+        min(full_prompt, (cached or 0) + (read or 0)),
+    )
+
+
+def _first(one: int | None, other: int | None) -> int | None:
+    return _sane(other if one is None else one)
+
+
+def _sane(count: Any) -> int | None:
+    return count if count is not None and 0 <= count < MOST_TOKENS else None

@@ -1,0 +1,122 @@
+"""The process's one caller: an event loop in a thread of its own that owns all connections and limits.
+
+Chunks hand it blocks of calls and take blocks of answers; nothing crosses between threads one request at a time.
+"""
+
+import asyncio
+import atexit
+import os
+import threading
+from collections.abc import Sequence
+from typing import Self
+
+from batchline.models.upstreams import Upstream
+from batchline.upstream.lane import Lane
+from batchline.upstream.pyreqwest_transport import PyreqwestTransport
+from batchline.upstream.run import Run
+from batchline.upstream.transport import TransportFactory
+
+CLOSE_S = 5.0
+
+
+class Caller:
+    """Calls upstreams for any number of runs; starts its thread when made."""
+
+    def __init__(
+        self, upstreams: Sequence[Upstream], *, open_transport: TransportFactory = PyreqwestTransport
+    ) -> None:
+        self._upstreams = tuple(upstreams)
+        self._open_transport = open_transport
+        self._loop = _new_loop()
+        self._lanes: dict[str, Lane] = {}
+        self._thread = threading.Thread(target=self._live, name="caller", daemon=True)
+        self._thread.start()
+        try:
+            asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open_run(
+        self, batch_id: str, *, deadline: float | None, refusals_to_stop: int, grace_s: float, requests: int
+    ) -> Run:
+        """A run for a batch of so many requests; it expires by itself at `deadline` (Unix seconds)."""
+        run = Run(
+            batch_id,
+            self._lanes,
+            self._loop,
+            deadline=deadline,
+            refusals_to_stop=refusals_to_stop,
+            grace_s=grace_s,
+            requests=requests,
+            on_close=self._leave,
+        )
+        self._loop.call_soon_threadsafe(self._join, run)
+        return run
+
+    def close(self) -> None:
+        """End the thread and close the connections; what is under way is dropped. Never hangs."""
+        if self._loop.is_closed() or not self._thread.is_alive():
+            return
+        asyncio.run_coroutine_threadsafe(self._shut(), self._loop)
+        self._thread.join(CLOSE_S)
+
+    def _live(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.close()
+
+    async def _open(self) -> None:
+        for upstream in self._upstreams:
+            self._lanes[upstream.name] = Lane(upstream, self._open_transport(upstream), self._loop)
+
+    async def _shut(self) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_S / 2):
+                await asyncio.gather(*(lane.close() for lane in self._lanes.values()), return_exceptions=True)
+        except TimeoutError:
+            pass
+        finally:
+            self._loop.call_soon(self._loop.stop)
+
+    def _join(self, run: Run) -> None:
+        for lane in self._lanes.values():
+            lane.join(run)
+        run.watch_deadline()
+
+    def _leave(self, run: Run) -> None:
+        for lane in self._lanes.values():
+            lane.leave(run)
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """The fastest loop that is installed."""
+    try:
+        import uvloop  # noqa: PLC0415 - not to be had on every system
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+_callers: list[tuple[int, tuple[Upstream, ...], Caller]] = []
+_callers_lock = threading.Lock()
+
+
+def caller_for(upstreams: tuple[Upstream, ...]) -> Caller:
+    """This process's caller of those upstreams, the same for the same ones, so that batches share limits."""
+    with _callers_lock:
+        for process, known, caller in _callers:
+            if process == os.getpid() and known == upstreams:
+                return caller
+        caller = Caller(upstreams)
+        _callers.append((os.getpid(), upstreams, caller))
+        atexit.register(caller.close)
+        return caller

@@ -1,0 +1,430 @@
+"""One upstream at the caller: workers that send what comes next, and what becomes of each attempt.
+
+Everything here runs on the caller's loop. A worker is a coroutine that sends one request after another, so that a
+request costs no task of its own; retries wait in a heap and hold no place.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from heapq import heappop, heappush
+from random import Random
+from typing import Final
+
+from batchline.models.backoff import backoff_s, retry_after_s
+from batchline.models.failures import REFUSED_STATUSES, ErrorCode, is_retried
+from batchline.models.upstreams import Upstream
+from batchline.upstream.answers import Answer, Call, Reading, Usage, read_reply
+from batchline.upstream.limits import AdaptiveLimit, Breaker, Bucket, Hold
+from batchline.upstream.run import Feed, Run
+from batchline.upstream.transport import Reply, Transport, TransportFailure
+
+log = logging.getLogger(__name__)
+
+OUTAGE_STATUSES: Final = frozenset({502, 503, 504})
+FREE_OUTAGE_ATTEMPTS: Final = 30
+"""Attempts of one request that an outage may cost it for nothing, where the server may have seen them."""
+
+BYTES_A_TOKEN: Final = 4
+
+
+class Attempt:
+    """A call under way or waiting for its next try, and what was tried before."""
+
+    __slots__ = (
+        "aborted", "call", "estimate", "feed", "first_at", "free", "number", "retries", "run", "started_at",
+        "task", "tokens_held", "wasted",
+    )  # fmt: skip
+
+    def __init__(self, call: Call, feed: Feed) -> None:
+        self.call = call
+        self.feed = feed
+        self.run = feed.run
+        self.number = 0
+        self.free = 0
+        self.retries: tuple[ErrorCode, ...] = ()
+        self.wasted = 0
+        self.first_at = 0.0
+        self.started_at = 0.0
+        self.aborted = False
+        self.task: asyncio.Task[None] | None = None
+        self.tokens_held = 0
+
+
+class Lane:
+    """One upstream's connections, limits and workers."""
+
+    def __init__(self, upstream: Upstream, transport: Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self.upstream = upstream
+        self.limit = AdaptiveLimit(floor=upstream.min_in_flight, ceiling=upstream.max_in_flight)
+        self._transport = transport
+        self._loop = loop
+        self._hold = Hold()
+        self._breaker = Breaker()
+        self._requests = _bucket(upstream.requests_per_minute)
+        self._tokens = _bucket(upstream.tokens_per_minute)
+        self._runs: deque[Run] = deque()
+        self._retries: list[tuple[float, int, Attempt]] = []
+        self._retry_number = 0
+        self._random = Random()  # noqa: S311 - jitter, not a secret
+        self._workers: set[asyncio.Task[None]] = set()
+        self._idle: list[asyncio.Future[None]] = []
+        self._active: set[Attempt] = set()
+        self._bytes = 0
+        self._alarm: asyncio.TimerHandle | None = None
+        self._closing = False
+
+    def join(self, run: Run) -> None:
+        """Take in a run's calls from now on."""
+        self._runs.append(run)
+
+    def leave(self, run: Run) -> None:
+        """Forget a run."""
+        if run in self._runs:
+            self._runs.remove(run)
+
+    def paused(self) -> str | None:
+        """Why nothing is sent at the moment, for a person; none while all is well."""
+        now = self._loop.time()
+        if (why := self._breaker.why) is not None:
+            wait_s = max(0.0, self._breaker.probe_at - now)
+            return f"upstream {self.upstream.name} is down ({why}); next try in {wait_s:.0f} s"
+        if self._hold.until - now > 1.0:
+            wait_s = self._hold.until - now
+            return f"upstream {self.upstream.name} limits the rate; going on in {wait_s:.0f} s"
+        return None
+
+    async def close(self) -> None:
+        """End the workers and close the connections."""
+        self._closing = True
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+        await self._transport.aclose()
+
+    # Who sends next
+
+    def offered(self, calls: int) -> None:
+        """Wake or start workers for so many calls that may be sent."""
+        room = self.limit.value - len(self._active)
+        for _ in range(min(calls, max(0, room))):
+            if self._idle:
+                self._idle.pop().set_result(None)
+            elif len(self._workers) < self.upstream.max_in_flight:
+                worker = self._loop.create_task(self._work())
+                self._workers.add(worker)
+                worker.add_done_callback(self._workers.discard)
+            else:
+                return
+
+    async def _work(self) -> None:
+        while not self._closing:
+            attempt = self._next()
+            if attempt is None:
+                place = self._loop.create_future()
+                self._idle.append(place)
+                await place
+                continue
+            if self._idle and len(self._active) < self.limit.value:
+                self.offered(1)
+            await self._send(attempt)
+
+    def _next(self) -> Attempt | None:
+        """What goes out next, entered as under way; none while nothing may or can."""
+        now = self._loop.time()
+        if len(self._active) >= self.limit.value or not self._may_send(now):
+            return None
+        attempt = self._due_retry(now) or self._fresh()
+        if attempt is None:
+            return None
+        if not self._affordable(attempt, now):
+            return None
+        if self._breaker.is_open:
+            self._breaker.probing = True
+        self._active.add(attempt)
+        self._bytes += len(attempt.call.body)
+        attempt.run.in_flight += 1
+        return attempt
+
+    def _may_send(self, now: float) -> bool:
+        if self._hold.until > now:
+            self._wake_at(self._hold.until)
+            return False
+        if self._bytes >= self.upstream.max_request_bytes_in_flight and self._active:
+            return False
+        if self._breaker.is_open:
+            if self._breaker.probing:
+                return False
+            if self._breaker.probe_at > now:
+                self._wake_at(self._breaker.probe_at)
+                return False
+        return True
+
+    def _due_retry(self, now: float) -> Attempt | None:
+        if not self._retries:
+            return None
+        if self._retries[0][0] > now:
+            self._wake_at(self._retries[0][0])
+            return None
+        return heappop(self._retries)[2]
+
+    def _fresh(self) -> Attempt | None:
+        """The next call that was never sent: runs take turns, within a run the first chunk goes first."""
+        runs = self._runs
+        for _ in range(len(runs)):
+            run = runs[0]
+            if len(runs) > 1:
+                runs.rotate(-1)
+            for feed in run.feeds:
+                call = feed.next_call(self.upstream.name)
+                if call is not None:
+                    return Attempt(call, feed)
+        return None
+
+    def _affordable(self, attempt: Attempt, now: float) -> bool:
+        """Whether the rates and the bytes under way allow the attempt now; it waits as a retry otherwise."""
+        size = len(attempt.call.body)
+        if self._active and self._bytes + size > self.upstream.max_request_bytes_in_flight:
+            self._put_back(attempt, now)
+            return False
+        estimate = max(1, size // BYTES_A_TOKEN)
+        wait_s = max(
+            self._requests.wait_s(1, now) if self._requests else 0.0,
+            self._tokens.wait_s(estimate, now) if self._tokens else 0.0,
+        )
+        if wait_s > 0:
+            self._put_back(attempt, now)
+            self._wake_at(now + wait_s)
+            return False
+        if self._requests:
+            self._requests.spend(1)
+        if self._tokens:
+            self._tokens.spend(estimate)
+            attempt.tokens_held = estimate
+        return True
+
+    def _put_back(self, attempt: Attempt, due: float) -> None:
+        self._retry_number += 1
+        heappush(self._retries, (due, self._retry_number, attempt))
+
+    def _wake_at(self, at: float) -> None:
+        """See to it that a worker looks again then."""
+        if self._alarm is not None:
+            if self._alarm.when() <= at and not self._alarm.cancelled():
+                return
+            self._alarm.cancel()
+        self._alarm = self._loop.call_at(at, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self.offered(self.limit.value)
+
+    # What becomes of an attempt
+
+    async def _send(self, attempt: Attempt) -> None:
+        run = attempt.run
+        if (run.stopped is not None) or time.monotonic() > run.valid_until:
+            self._done(attempt)
+            self._unsendable(attempt)
+            return
+        attempt.number += 1
+        run.attempts += 1
+        began = time.perf_counter()
+        if attempt.number == 1:
+            attempt.first_at = began
+        attempt.started_at = time.time()
+        attempt.task = asyncio.current_task()
+        try:
+            reply = await self._transport.send(attempt.call.path, attempt.call.body)
+        except TransportFailure as failure:
+            self._done(attempt)
+            self._failed(attempt, failure, time.perf_counter() - began)
+        except asyncio.CancelledError:
+            self._done(attempt)
+            task = asyncio.current_task()
+            if not attempt.aborted or self._closing or task is None:
+                raise
+            task.uncancel()
+            attempt.feed.settle_unsent(attempt.call, attempt.number, attempt.retries)
+        except Exception as error:
+            self._done(attempt)
+            log.exception("line %d could not be sent", attempt.call.line)
+            self._broken(attempt, error)
+        else:
+            self._done(attempt)
+            self._replied(attempt, reply, time.perf_counter() - began)
+
+    def _broken(self, attempt: Attempt, error: Exception) -> None:
+        """Settle a call that met a fault of this program, so that it is not lost."""
+        attempt.feed.settle(
+            Answer(
+                call=attempt.call,
+                code=ErrorCode.CONNECTION_ERROR,
+                message=f"the request could not be sent: {type(error).__name__}",
+                attempts=attempt.number,
+                retries=attempt.retries,
+                started_at=attempt.started_at,
+            )
+        )
+
+    def _done(self, attempt: Attempt) -> None:
+        attempt.task = None
+        self._active.discard(attempt)
+        self._bytes -= len(attempt.call.body)
+        attempt.run.in_flight -= 1
+
+    def _unsendable(self, attempt: Attempt) -> None:
+        """Settle what may not be sent any more, or let it wait where only the lease is in doubt."""
+        if attempt.run.stopped is not None:
+            attempt.feed.settle_unsent(attempt.call, attempt.number, attempt.retries)
+        else:
+            self._put_back(attempt, self._loop.time() + 0.25)
+
+    def _replied(self, attempt: Attempt, reply: Reply, duration_s: float) -> None:
+        reading = read_reply(reply)
+        self._settle_tokens(attempt, reading.usage)
+        if reading.code is None:
+            self.limit.succeeded()
+            self._hold.succeeded()
+            self._recovered()
+            attempt.run.not_refused()
+            attempt.feed.settle(_answer(attempt, reading, reply, duration_s))
+            return
+        self._push_back(reply, reading.code)
+        if reading.usage is not None:
+            attempt.wasted += reading.usage.total_tokens
+        if reply.status_code in REFUSED_STATUSES:
+            attempt.run.refused(self.upstream.name, reply.status_code)
+        wait_s = retry_after_s(millis=reply.retry_after_ms, after=reply.retry_after, now=time.time())
+        outage = reply.status_code in OUTAGE_STATUSES
+        if outage:
+            self._breaker.failed(self._loop.time(), f"it answers {reply.status_code}", sent=True)
+        else:
+            self._recovered()
+        if not is_retried(reading.code, reply.status_code) or not self._retry(
+            attempt, reading.code, wait_s=wait_s, free=outage and self._breaker.is_open
+        ):
+            attempt.feed.settle(_answer(attempt, reading, reply, duration_s))
+        self._end_probe()
+
+    def _push_back(self, reply: Reply, code: ErrorCode) -> None:
+        """Ask for less when the upstream says that it is too much."""
+        if reply.status_code not in {429, 503} and code is not ErrorCode.TIMEOUT:
+            return
+        now = self._loop.time()
+        self.limit.pushed_back(now)
+        wait_s = retry_after_s(millis=reply.retry_after_ms, after=reply.retry_after, now=time.time())
+        if reply.status_code == 429 or wait_s is not None:
+            self._hold.rate_limited(now, wait_s)
+
+    def _failed(self, attempt: Attempt, failure: TransportFailure, duration_s: float) -> None:
+        """Handle an attempt that got no whole answer."""
+        self._settle_tokens(attempt, None)
+        now = self._loop.time()
+        if failure.code is ErrorCode.TIMEOUT:
+            self.limit.pushed_back(now)
+        outage = failure.code is not ErrorCode.INVALID_RESPONSE
+        if outage:
+            self._breaker.failed(now, failure.message, sent=failure.sent)
+        free = outage and self._breaker.is_open
+        if not self._retry(attempt, failure.code, wait_s=None, free=free, sent=failure.sent):
+            attempt.feed.settle(
+                Answer(
+                    call=attempt.call,
+                    code=failure.code,
+                    message=f"{failure.message} (attempt {attempt.number})",
+                    attempts=attempt.number,
+                    retries=attempt.retries,
+                    started_at=attempt.started_at,
+                    queued_s=attempt.first_at - attempt.call.read_at,
+                    duration_s=duration_s,
+                    wasted_tokens=attempt.wasted,
+                )
+            )
+        self._end_probe()
+
+    def _retry(
+        self, attempt: Attempt, code: ErrorCode, *, wait_s: float | None, free: bool, sent: bool = True
+    ) -> bool:
+        """Let the attempt wait for its next try; false where it has none left, or none before the deadline.
+
+        A free attempt, lost to an outage, does not count: without bound where it was never sent.
+        """
+        run = attempt.run
+        if run.stopped is not None or attempt.feed.is_closed:
+            return False
+        if free and (not sent or attempt.free < FREE_OUTAGE_ATTEMPTS):
+            attempt.free += 1
+        elif attempt.number - attempt.free >= self.upstream.max_attempts:
+            return False
+        if wait_s is None:
+            wait_s = backoff_s(
+                max(1, attempt.number - attempt.free),
+                base_s=self.upstream.backoff_base_s,
+                cap_s=self.upstream.backoff_cap_s,
+                random=self._random,
+            )
+        if run.deadline is not None and time.time() + wait_s >= run.deadline:
+            return False
+        attempt.retries = (*attempt.retries, code)
+        run.retried += 1
+        due = self._loop.time() + wait_s
+        self._put_back(attempt, due)
+        self._wake_at(due)
+        return True
+
+    def _recovered(self) -> None:
+        if self._breaker.succeeded():
+            self._breaker.probing = False
+            self.limit.restart()
+            self.offered(self.limit.value)
+
+    def _end_probe(self) -> None:
+        if self._breaker.probing:
+            self._breaker.probing = False
+            self._wake_at(max(self._breaker.probe_at, self._loop.time()))
+
+    def _settle_tokens(self, attempt: Attempt, usage: Usage | None) -> None:
+        if self._tokens and attempt.tokens_held:
+            used = usage.total_tokens if usage else attempt.tokens_held
+            self._tokens.spend(used - attempt.tokens_held)
+            attempt.tokens_held = 0
+
+    def drop_retries(self, run: Run) -> None:
+        """Settle what waits for its next try on a run that has stopped."""
+        kept = [entry for entry in self._retries if entry[2].run is not run]
+        dropped = [entry[2] for entry in self._retries if entry[2].run is run]
+        self._retries[:] = sorted(kept)
+        for attempt in dropped:
+            attempt.feed.settle_unsent(attempt.call, attempt.number, attempt.retries)
+
+    def abort(self, run: Run) -> None:
+        """Cancel what is under way for a run."""
+        for attempt in list(self._active):
+            if attempt.run is run and attempt.task is not None:
+                attempt.aborted = True
+                attempt.task.cancel()
+
+
+def _answer(attempt: Attempt, reading: Reading, reply: Reply, duration_s: float) -> Answer:
+    return Answer(
+        call=attempt.call,
+        code=reading.code,
+        message=reading.message,
+        status_code=reply.status_code,
+        body=reading.body,
+        request_id=reply.request_id,
+        usage=reading.usage if reading.code is None else None,
+        attempts=attempt.number,
+        retries=attempt.retries,
+        started_at=attempt.started_at,
+        queued_s=attempt.first_at - attempt.call.read_at,
+        duration_s=duration_s,
+        ttfb_s=reply.ttfb_s,
+        wasted_tokens=attempt.wasted,
+    )
+
+
+def _bucket(per_minute: int | None) -> Bucket | None:
+    return None if per_minute is None else Bucket(per_minute, time.monotonic())

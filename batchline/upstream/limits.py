@@ -1,0 +1,123 @@
+"""How much an upstream is asked at once: a limit that adapts, a pause when it is down, a rate that is kept.
+
+Pure bookkeeping: times are handed in, in monotonic seconds.
+"""
+
+from typing import Final
+
+CUT: Final = 0.7
+CUT_EVERY_S: Final = 1.0
+HOLD_FIRST_S: Final = 0.25
+HOLD_MOST_S: Final = 60.0
+PROBE_FIRST_S: Final = 0.5
+PROBE_MOST_S: Final = 15.0
+REFUSED_TO_TRIP: Final = 5
+FAILED_TO_TRIP: Final = 10
+
+
+class AdaptiveLimit:
+    """Requests under way at once: cut at once on push-back, raised slowly by successes."""
+
+    def __init__(self, *, floor: int, ceiling: int) -> None:
+        self._floor = floor
+        self._ceiling = ceiling
+        self._value = float(ceiling)
+        self._cut_at = float("-inf")
+        self.value = ceiling
+
+    def succeeded(self) -> None:
+        """Raise the limit by one for every limit's worth of successes."""
+        if self.value < self._ceiling:
+            self._set(self._value + 1.0 / self._value)
+
+    def pushed_back(self, now: float) -> None:
+        """Cut the limit, at most once a second: requests sent together fail together."""
+        if now - self._cut_at >= CUT_EVERY_S:
+            self._cut_at = now
+            self._set(self._value * CUT)
+
+    def restart(self) -> None:
+        """Begin again low, after an outage."""
+        self._set(self._ceiling / 8)
+
+    def _set(self, value: float) -> None:
+        self._value = max(float(self._floor), min(float(self._ceiling), value))
+        self.value = int(self._value)
+
+
+class Hold:
+    """Until when nothing new is sent because the upstream said that it is too much."""
+
+    def __init__(self) -> None:
+        self.until = 0.0
+        self._next_s = HOLD_FIRST_S
+
+    def rate_limited(self, now: float, wait_s: float | None) -> None:
+        """Hold as long as the answer asks, or longer each time where it asks nothing."""
+        if wait_s is not None:
+            self.until = max(self.until, now + min(wait_s, HOLD_MOST_S))
+        elif now >= self.until:
+            self.until = now + self._next_s
+            self._next_s = min(self._next_s * 2, HOLD_MOST_S)
+
+    def succeeded(self) -> None:
+        """Let the next hold be short again."""
+        self._next_s = HOLD_FIRST_S
+
+
+class Breaker:
+    """Notices an upstream that is down altogether, and paces the probes that find it up again."""
+
+    def __init__(self) -> None:
+        self.why: str | None = None
+        self.probe_at = 0.0
+        self.probing = False
+        self._in_a_row = 0
+        self._refused_in_a_row = 0
+        self._probe_s = PROBE_FIRST_S
+
+    @property
+    def is_open(self) -> bool:
+        """Whether only probes are sent."""
+        return self.why is not None
+
+    def succeeded(self) -> bool:
+        """Note that the upstream answers; whether that ended an outage."""
+        self._in_a_row = self._refused_in_a_row = 0
+        self._probe_s = PROBE_FIRST_S
+        was_open, self.why = self.is_open, None
+        return was_open
+
+    def failed(self, now: float, why: str, *, sent: bool) -> None:
+        """Note a failure that an outage would explain; `sent` is false where no connection came about."""
+        self._in_a_row += 1
+        self._refused_in_a_row += not sent
+        if self.is_open:
+            if self.probing:
+                self._probe_s = min(self._probe_s * 2, PROBE_MOST_S)
+                self.probe_at = now + self._probe_s
+            self.why = why
+        elif self._in_a_row >= FAILED_TO_TRIP or self._refused_in_a_row >= REFUSED_TO_TRIP:
+            self.why = why
+            self.probe_at = now + self._probe_s
+
+
+class Bucket:
+    """A rate of so many units a minute, spent smoothly: at most a second's worth at once."""
+
+    def __init__(self, per_minute: int, now: float) -> None:
+        self._per_s = per_minute / 60.0
+        self._room = max(1.0, self._per_s)
+        self._level = self._room
+        self._at = now
+
+    def wait_s(self, units: float, now: float) -> float:
+        """Seconds until so many units may be spent; units beyond the room wait until it is full."""
+        self._level = min(self._room, self._level + (now - self._at) * self._per_s)
+        self._at = now
+        lacking = min(units, self._room) - self._level
+        return max(0.0, lacking / self._per_s)
+
+    def spend(self, units: float) -> None:
+        """Take units; what is later found to have been fewer is given back as a negative number."""
+        self._level -= units

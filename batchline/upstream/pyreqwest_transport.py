@@ -1,0 +1,121 @@
+"""The transport that batches use: pyreqwest, a Rust client, called directly."""
+
+from datetime import timedelta
+from pathlib import Path
+from time import perf_counter
+
+from pyreqwest.client import Client, ClientBuilder
+from pyreqwest.exceptions import (
+    BuilderError,
+    ConnectError,
+    ConnectTimeoutError,
+    PyreqwestError,
+    RequestError,
+    RequestTimeoutError,
+)
+from pyreqwest.response import Response
+
+from batchline.models.errors import InvalidInput
+from batchline.models.failures import ErrorCode
+from batchline.models.upstreams import Upstream
+from batchline.upstream.transport import Reply, TransportFailure, headers_for, too_long
+
+
+class PyreqwestTransport:
+    """Sends over keep-alive HTTP/1.1 connections, as many as are under way; follows no redirect."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+        self._client = _client(upstream)
+        self._headers: dict[str, dict[str, str]] = {}
+        self._urls: dict[str, str] = {}
+
+    async def send(self, path: str, body: bytes) -> Reply:
+        """POST that JSON body; the timeouts are the upstream's."""
+        url = self._urls.get(path)
+        if url is None:
+            url = self._urls[path] = self._upstream.url_for(path)
+            self._headers[path] = headers_for(self._upstream, path)
+        request = self._client.post(url).headers(self._headers[path]).body_bytes(body)
+        began = perf_counter()
+        try:
+            async with request.streamed_read_buffer_limit(0).build_streamed() as response:
+                ttfb_s = perf_counter() - began
+                header = response.get_header
+                return Reply(
+                    response.status,
+                    await self._body(response),
+                    ttfb_s,
+                    header("x-request-id"),
+                    header("retry-after"),
+                    header("retry-after-ms"),
+                )
+        except RequestError as error:
+            raise _failure(error) from error
+
+    async def _body(self, response: Response) -> bytes:
+        """The whole body, never holding more of it than is allowed."""
+        most = self._upstream.max_response_bytes
+        length = response.get_header("content-length")
+        if length is not None and length.isdigit():
+            if int(length) > most:
+                raise too_long(self._upstream)
+            return bytes(await response.bytes())
+        pieces: list[bytes] = []
+        size = 0
+        while (piece := await response.body_reader.read_chunk()) is not None:
+            size += len(piece)
+            if size > most:
+                raise too_long(self._upstream)
+            pieces.append(bytes(piece))
+        return b"".join(pieces)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+
+def _client(upstream: Upstream) -> Client:
+    """A client with the upstream's timeouts and trust."""
+    builder = (
+        ClientBuilder()
+        .follow_redirects(False)
+        .referer(False)
+        .max_connections(None)
+        .pool_max_idle_per_host(upstream.max_in_flight)
+        .connect_timeout(timedelta(seconds=upstream.connect_timeout_s))
+        .read_timeout(timedelta(seconds=upstream.first_byte_timeout_s))
+        .timeout(timedelta(seconds=upstream.total_timeout_s))
+    )
+    if not upstream.verify_tls:
+        builder = builder.danger_accept_invalid_certs(True)
+    try:
+        if upstream.ca_file is not None:
+            builder = builder.add_root_certificate_pem(Path(upstream.ca_file).read_bytes())
+        return builder.build()
+    except OSError as error:
+        raise InvalidInput(f"ca_file of upstream {upstream.name} cannot be read: {error.strerror}") from error
+    except (BuilderError, PyreqwestError) as error:
+        raise InvalidInput(f"upstream {upstream.name} cannot be called: {_deepest(error)}") from error
+
+
+def _failure(error: RequestError) -> TransportFailure:
+    """What went wrong on the wire, told by the causes: the exception's class can mislead."""
+    causes = [str(cause.get("message", "")) for cause in error.details.get("causes") or ()]
+    connecting = any("client error (Connect)" in cause for cause in causes)
+    if connecting:
+        timed_out = isinstance(error, ConnectTimeoutError) or "timed out" in _deepest(error)
+        code = ErrorCode.TIMEOUT if timed_out else ErrorCode.CONNECTION_ERROR
+        return TransportFailure(code, f"no connection: {_deepest(error)}", sent=False)
+    if isinstance(error, RequestTimeoutError):
+        return TransportFailure(ErrorCode.TIMEOUT, "no answer in time", sent=True)
+    if isinstance(error, ConnectError) and not causes:
+        return TransportFailure(ErrorCode.CONNECTION_ERROR, f"no connection: {error}", sent=False)
+    return TransportFailure(ErrorCode.CONNECTION_ERROR, f"the connection broke: {_deepest(error)}", sent=True)
+
+
+def _deepest(error: BaseException) -> str:
+    """The innermost cause in words, which holds neither headers nor bodies."""
+    details = getattr(error, "details", None) or {}
+    causes = [str(cause.get("message", "")) for cause in details.get("causes") or ()]
+    return (causes[-1] if causes else str(error.args[0] if error.args else type(error).__name__))[:200]

@@ -1,0 +1,73 @@
+"""The seam between the caller and an HTTP library: send one request, get a reply or a classified failure."""
+
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Protocol
+
+import msgspec
+
+from batchline.models.failures import ErrorCode
+from batchline.models.upstreams import Upstream, dialect_of
+
+
+class Reply(msgspec.Struct, frozen=True, gc=False):
+    """A whole HTTP answer; `ttfb_s` counts from the start of the sending to the answer's head."""
+
+    status_code: int
+    body: bytes
+    ttfb_s: float
+    request_id: str | None = None
+    retry_after: str | None = None
+    retry_after_ms: str | None = None
+
+
+class TransportFailure(Exception):
+    """No whole answer came; `sent` is false where the server cannot have seen the request."""
+
+    def __init__(self, code: ErrorCode, message: str, *, sent: bool) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.sent = sent
+
+
+class Transport(Protocol):
+    """Sends requests to one upstream."""
+
+    async def send(self, path: str, body: bytes) -> Reply:
+        """POST that JSON body to the path; raises `TransportFailure` where no whole answer comes."""
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+
+
+TransportFactory = Callable[[Upstream], Transport]
+
+
+def headers_for(upstream: Upstream, path: str) -> dict[str, str]:
+    """The headers of every request to that path: the key in its dialect's place, and the upstream's own."""
+    headers = {"content-type": "application/json", "accept": "application/json", "user-agent": user_agent()}
+    key = upstream.api_key.get_secret_value() if upstream.api_key else None
+    if dialect_of(path) == "anthropic":
+        headers["anthropic-version"] = "2023-06-01"
+        if key:
+            headers["x-api-key"] = key
+    elif key:
+        headers["authorization"] = f"Bearer {key}"
+    own = {name.lower(): value.get_secret_value() for name, value in upstream.headers.items()}
+    return headers | own
+
+
+def user_agent() -> str:
+    """How batchline names itself to servers."""
+    try:
+        return f"batchline/{version('batchline')}"
+    except PackageNotFoundError:
+        return "batchline"
+
+
+def too_long(upstream: Upstream) -> TransportFailure:
+    """The failure of an answer that is longer than the upstream's settings allow."""
+    return TransportFailure(
+        ErrorCode.INVALID_RESPONSE, f"the answer is longer than {upstream.max_response_bytes} bytes", sent=True
+    )
