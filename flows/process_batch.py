@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Annotated, Any
 
-from batchline.storage.records import BatchRecord
 from prefect import flow, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
@@ -22,6 +21,7 @@ from batchline.steps.engine import Engine, open_engine
 from batchline.steps.hold import hold_batch
 from batchline.steps.intake import create_batch, store_input_from
 from batchline.steps.lifecycle import check_settled, finish, finished_parts, orders, settle
+from batchline.storage.records import BatchRecord
 from batchline.tasks.aggregate import aggregate
 from batchline.tasks.call import call, gathered
 from batchline.tasks.validate import validate

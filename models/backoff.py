@@ -1,5 +1,6 @@
 """How long to wait before the next attempt: pure arithmetic, no clock, no sleep."""
 
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from random import Random
 
@@ -26,9 +27,11 @@ def retry_after_s(*, millis: str | None, after: str | None, now: float) -> float
     if (wait_s := _number(after)) is not None:
         return max(0.0, wait_s)
     try:
-        return max(0.0, parsedate_to_datetime(after).timestamp() - now)
+        date = parsedate_to_datetime(after)
     except (ValueError, TypeError, OverflowError):
         return None
+    # The oldest of the three forms of a date names no zone; it means UTC, not the machine's.
+    return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now)
 
 
 def _number(text: str | None) -> float | None:

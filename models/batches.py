@@ -6,7 +6,7 @@ Field for field the shapes of dwctl's batch models; their sources are OpenAI's B
 
 import re
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -185,9 +185,7 @@ class BatchResultsQuery(Pagination):
     """Which results of a batch to read."""
 
     search: str | None = Field(default=None, description="Part of a custom_id; case does not matter.")
-    status: (
-        Annotated[Literal["pending", "in_progress", "completed", "failed", "expired", "cancelled"], Field()] | None
-    ) = None
+    status: Literal["pending", "in_progress", "completed", "failed", "expired", "cancelled"] | None = None
 
 
 class BatchResultItem(WireModel):

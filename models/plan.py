@@ -8,11 +8,18 @@ OPEN_CHUNKS: Final = 16
 """Chunks under way at once in a process: a few that send, the others waiting for their slowest answers."""
 
 
+class Stretch(msgspec.Struct, frozen=True, array_like=True):
+    """Some whole lines of a chunk: up to byte `end` (exclusive), with the hex digest of their bytes."""
+
+    end: int
+    sha256: str
+
+
 class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     """A run of whole input lines that one task sends.
 
     Bytes `start` to `end` (exclusive) of the decompressed input file, whose first line is `first_line` (from
-    1); `requests` of its lines are not blank. `sha256` is the hex digest of those bytes.
+    1); `requests` of its lines are not blank. Its `stretches` are checked one by one as they are read.
     """
 
     index: int
@@ -20,11 +27,14 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     end: int
     first_line: int
     requests: int
-    sha256: str
+    stretches: list[Stretch]
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """The chunks of a batch, in input order, and what they were cut from."""
+    """The chunks of a batch, in input order, and what they were cut from.
+
+    `sha256` is the digest of the stretches' digests, one after another.
+    """
 
     batch_id: str
     input_key: str

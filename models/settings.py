@@ -1,20 +1,29 @@
 """Every setting, from the environment, a `.env` file and TOML; `docs/settings.md` is made from this file.
 
-Strongest first: arguments, `BATCHLINE_*` environment variables, `.env`, `batchline.toml` in the working
-directory, `config.toml` in the home directory of batchline, the defaults below.
+Strongest first: arguments, environment variables, `.env`, `batchline.toml` in the working directory,
+`config.toml` in the home directory of batchline, the defaults below.
 """
 
 import os
+from collections.abc import Callable
 from decimal import Decimal
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -32,14 +41,19 @@ ENDPOINTS = (
 )
 
 
+OPENAI_URL = "https://api.openai.com/v1"
+
+
 class ModelPrice(BaseModel):
     """What a model costs, per million tokens, in one currency for all models."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    input: Decimal = Field(ge=0)
-    output: Decimal = Field(default=Decimal(0), ge=0)
-    cached_input: Decimal | None = Field(default=None, ge=0, description="`input` where absent.")
+    input: Decimal = Field(ge=0, description="Of prompt tokens.")
+    output: Decimal = Field(default=Decimal(0), ge=0, description="Of completion tokens, reasoning included.")
+    cached_input: Decimal | None = Field(
+        default=None, ge=0, description="Of prompt tokens that came from the server's cache; `input` where absent."
+    )
 
 
 def home_directory() -> Path:
@@ -54,6 +68,7 @@ class Settings(BaseSettings):
         env_prefix="BATCHLINE_",
         env_file=".env",
         env_nested_delimiter="__",
+        env_ignore_empty=True,
         extra="ignore",
         frozen=True,
         hide_input_in_errors=True,
@@ -64,10 +79,10 @@ class Settings(BaseSettings):
     database_url: SecretStr = Field(
         default=SecretStr(""), description="SQLAlchemy URL of the records; SQLite at `<home>/batchline.db`."
     )
-    s3_endpoint_url: str | None = Field(default=None, description="Also read from `AWS_ENDPOINT_URL`.")
-    s3_region: str | None = Field(default=None, description="Also read from `AWS_REGION`.")
+    s3_endpoint_url: str | None = Field(default=None, description="Else `AWS_ENDPOINT_URL`, else Amazon's own.")
+    s3_region: str | None = Field(default=None, description="Else `AWS_DEFAULT_REGION` or the AWS profile's.")
     s3_access_key_id: SecretStr | None = Field(default=None, description="Else the AWS default chain.")
-    s3_secret_access_key: SecretStr | None = None
+    s3_secret_access_key: SecretStr | None = Field(default=None, description="Goes with `s3_access_key_id`.")
 
     upstreams: list[Upstream] = Field(
         default_factory=list, description="Servers, the first that serves a model takes it; see below."
@@ -76,19 +91,27 @@ class Settings(BaseSettings):
         default=None, description="Of the one server where `upstreams` is empty; else `OPENAI_BASE_URL`."
     )
     api_key: SecretStr | None = Field(default=None, description="Its key; else `OPENAI_API_KEY`.")
+    openai_base_url: str | None = Field(
+        default=None, validation_alias="OPENAI_BASE_URL", description="What OpenAI's clients read `base_url` from."
+    )
+    openai_api_key: SecretStr | None = Field(
+        default=None,
+        validation_alias="OPENAI_API_KEY",
+        description="And `api_key`; alone, it stands for OpenAI's own server.",
+    )
     max_in_flight: int = Field(default=64, ge=1, le=10_000, description="Its most requests under way at once.")
     max_attempts: int = Field(default=8, ge=1, le=100, description="Its attempts for each request.")
     request_timeout_s: float = Field(default=1_800.0, gt=0, description="Its limit for one attempt.")
 
     endpoints: tuple[str, ...] = Field(default=ENDPOINTS, description="The endpoints that batches may use.")
-    min_completion_window: str = "1m"
-    max_completion_window: str = "7d"
+    min_completion_window: str = Field(default="1m", description="The shortest that a batch may ask for.")
+    max_completion_window: str = Field(default="7d", description="The longest that a batch may ask for.")
     run_past_window: bool = Field(
         default=False, description="Let a batch finish after its window instead of expiring it."
     )
-    max_line_bytes: int = Field(default=10_000_000, ge=1)
-    max_requests: int = Field(default=1_000_000, ge=1)
-    max_file_bytes: int = Field(default=10 * 2**30, ge=1)
+    max_line_bytes: int = Field(default=10_000_000, ge=1, description="Longest line of an input file.")
+    max_requests: int = Field(default=1_000_000, ge=1, description="Most requests in an input file.")
+    max_file_bytes: int = Field(default=10 * 2**30, ge=1, description="Largest input file, decompressed.")
     max_reported_errors: int = Field(default=1_000, ge=1, description="Entries in `batch.errors.data`.")
 
     source_roots: tuple[str, ...] = Field(
@@ -118,41 +141,79 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Add the two TOML files behind the environment."""
         del file_secret_settings
-        here = TomlConfigSettingsSource(settings_cls, Path("batchline.toml"))
-        at_home = TomlConfigSettingsSource(settings_cls, home_directory() / "config.toml")
+        here = _toml_source(settings_cls, Path("batchline.toml"))
+        at_home = _toml_source(settings_cls, home_directory() / "config.toml")
         return init_settings, env_settings, dotenv_settings, here, at_home
 
-    @cached_property
+    @field_validator("home")
+    @classmethod
+    def _without_tilde(cls, home: Path) -> Path:
+        return home.expanduser()
+
+    @field_validator("min_completion_window", "max_completion_window")
+    @classmethod
+    def _is_a_window(cls, window: str) -> str:
+        try:
+            window_seconds(window)
+        except InvalidInput:
+            raise ValueError("must be a number and m, h or d, such as '90m', '24h' or '7d'") from None
+        return window
+
+    @field_validator("upstreams")
+    @classmethod
+    def _have_own_names(cls, upstreams: list[Upstream]) -> list[Upstream]:
+        names = [upstream.name for upstream in upstreams]
+        if taken := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"have the same name ({', '.join(taken)}); give each a name of its own")
+        return upstreams
+
+    @model_validator(mode="after")
+    def _check_as_a_whole(self) -> Self:
+        if window_seconds(self.min_completion_window) > window_seconds(self.max_completion_window):
+            raise ValueError("min_completion_window is above max_completion_window")
+        if not self.upstreams:
+            self._only_server()
+        return self
+
+    @property
     def storage(self) -> str:
         """Where objects are: `storage_url`, or its default below `home`."""
         return self.storage_url or str(self.home / "storage")
 
-    @cached_property
+    @property
     def database(self) -> str:
         """Where records are: `database_url`, or its default below `home`. May hold a password."""
         return self.database_url.get_secret_value() or f"sqlite:///{self.home / 'batchline.db'}"
 
-    @cached_property
+    @property
     def servers(self) -> tuple[Upstream, ...]:
         """The upstreams to call, in order of preference; empty when none is configured."""
         if self.upstreams:
             return tuple(self.upstreams)
-        base_url = self.base_url or os.environ.get("OPENAI_BASE_URL")
-        api_key = self.api_key or _secret(os.environ.get("OPENAI_API_KEY"))
-        if not base_url and api_key:
-            base_url = "https://api.openai.com/v1"
-        if not base_url:
-            return ()
-        return (
-            Upstream(
-                base_url=base_url,
+        server = self._only_server()
+        return () if server is None else (server,)
+
+    def _only_server(self) -> Upstream | None:
+        """The one upstream that needs no list, if it is configured; raises `InvalidInput` for a wrong one."""
+        base_url = self.base_url or self.openai_base_url
+        api_key = self.api_key or self.openai_api_key
+        if not base_url and not api_key:
+            return None
+        try:
+            return Upstream(
+                base_url=base_url or OPENAI_URL,
                 api_key=api_key,
                 max_in_flight=self.max_in_flight,
                 max_attempts=self.max_attempts,
                 total_timeout_s=self.request_timeout_s,
                 first_byte_timeout_s=min(600.0, self.request_timeout_s),
-            ),
-        )
+            )
+        except ValidationError as error:
+            raise _wrong(error, named=self._variable) from None
+
+    def _variable(self, field: str) -> str:
+        """The environment variable that stands behind that field of the one upstream."""
+        return f"{'BATCHLINE' if getattr(self, field, None) else 'OPENAI'}_{field}".upper()
 
     def upstream_for(self, model: str | None) -> Upstream | None:
         """The first upstream that serves the model; any will do for a request that names none."""
@@ -184,13 +245,30 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors(include_input=False)
-        )
-        raise InvalidInput(f"settings are wrong: {wrong}") from None
-    except ValueError as error:
-        raise InvalidInput(f"settings cannot be read: {type(error).__name__} in a settings file") from error
+        raise _wrong(error) from None
+    except SettingsError as error:
+        # Its text names the field and where it stood; its cause, which is left out, would show the value.
+        raise InvalidInput(f"settings are wrong: {error}; lists and tables are written as JSON there") from None
+    except UnicodeDecodeError:
+        raise InvalidInput("settings cannot be read: .env is not UTF-8") from None
 
 
-def _secret(text: str | None) -> SecretStr | None:
-    return SecretStr(text) if text else None
+def _wrong(error: ValidationError, *, named: Callable[[str], str] = str) -> InvalidInput:
+    """What to raise for settings that do not validate: each is named, and no value shown."""
+    faults = [
+        f"{named('.'.join(map(str, fault['loc'])) or 'together')}: {fault['msg'].removeprefix('Value error, ')}"
+        for fault in error.errors(include_input=False, include_url=False)
+    ]
+    return InvalidInput(f"settings are wrong: {'; '.join(faults)}")
+
+
+def _toml_source(settings_cls: type[BaseSettings], path: Path) -> TomlConfigSettingsSource:
+    """The settings of that file, none where there is none; raises `InvalidInput` for what it cannot hold."""
+    try:
+        source = TomlConfigSettingsSource(settings_cls, path)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"settings cannot be read: {path}: {error}") from None
+    known = {name for name, field in settings_cls.model_fields.items() if field.validation_alias is None}
+    if unknown := sorted(source.toml_data.keys() - known):
+        raise InvalidInput(f"settings are wrong: {path} has no such setting: {', '.join(unknown)}")
+    return source

@@ -1,11 +1,14 @@
 """A model server and how to call it."""
 
+import re
 from typing import Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 Dialect = Literal["openai", "anthropic"]
+
+_HEADER_TEXT = re.compile(r"[!-~]*")
 
 
 class Upstream(BaseModel):
@@ -13,9 +16,15 @@ class Upstream(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    name: str = Field(default="default", min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(
+        default="default",
+        pattern=r"^[A-Za-z0-9._-]+$",
+        description="Stands for it in messages; unlike all others.",
+    )
     base_url: str = Field(description="With or without a last `/v1`.", examples=["http://localhost:8000/v1"])
-    api_key: SecretStr | None = Field(default=None, description="Sent as a bearer token.")
+    api_key: SecretStr | None = Field(
+        default=None, description="Sent as a bearer token, or as the dialect has it."
+    )
     models: frozenset[str] | None = Field(
         default=None, description="The models that it serves; all of them where absent."
     )
@@ -23,23 +32,31 @@ class Upstream(BaseModel):
 
     max_in_flight: int = Field(default=64, ge=1, le=10_000, description="Most requests under way at once.")
     min_in_flight: int = Field(default=1, ge=1, description="The adaptive limit does not go below.")
-    requests_per_minute: int | None = Field(default=None, ge=1)
-    tokens_per_minute: int | None = Field(default=None, ge=1)
+    requests_per_minute: int | None = Field(
+        default=None, ge=1, description="Most requests to start in a minute; no such limit where absent."
+    )
+    tokens_per_minute: int | None = Field(
+        default=None, ge=1, description="Most tokens to spend in a minute; no such limit where absent."
+    )
 
-    connect_timeout_s: float = Field(default=10.0, gt=0)
+    connect_timeout_s: float = Field(default=10.0, gt=0, description="Until a connection stands.")
     first_byte_timeout_s: float = Field(
         default=600.0, gt=0, description="Longest silence: until the answer begins, and between its pieces."
     )
     total_timeout_s: float = Field(default=1_800.0, gt=0, description="One attempt, from start to end.")
 
     max_attempts: int = Field(default=8, ge=1, le=100, description="Attempts for a request, the first included.")
-    backoff_base_s: float = Field(default=0.5, gt=0)
-    backoff_cap_s: float = Field(default=60.0, gt=0)
+    backoff_base_s: float = Field(
+        default=0.5,
+        gt=0,
+        description="Longest wait after the first failed attempt; doubles with each further one.",
+    )
+    backoff_cap_s: float = Field(default=60.0, gt=0, description="Where the doubling ends.")
     max_response_bytes: int = Field(default=256 * 2**20, ge=1, description="A longer answer is refused.")
     max_request_bytes_in_flight: int = Field(
         default=32 * 2**20, ge=1, description="Bodies under way at once; one request may always be."
     )
-    verify_tls: bool = True
+    verify_tls: bool = Field(default=True, description="Check the server's certificate.")
     ca_file: str | None = Field(default=None, description="PEM file of a further root to trust.")
 
     @field_validator("base_url")
@@ -52,7 +69,16 @@ class Upstream(BaseModel):
             raise ValueError("must not hold a user name or password; use api_key or headers")
         if parts.query or parts.fragment:
             raise ValueError("must have no query and no fragment")
+        if not _has_usable_port(parts):
+            raise ValueError("must have a port from 1 to 65535, or none")
         return base_url.rstrip("/")
+
+    @field_validator("api_key")
+    @classmethod
+    def _fits_a_header(cls, api_key: SecretStr | None) -> SecretStr | None:
+        if api_key is not None and not _HEADER_TEXT.fullmatch(api_key.get_secret_value()):
+            raise ValueError("must be printable ASCII without spaces and line breaks (is there one at its end?)")
+        return api_key
 
     @model_validator(mode="after")
     def _floor_under_ceiling(self) -> Self:
@@ -69,6 +95,13 @@ class Upstream(BaseModel):
         if self.base_url.endswith("/v1") and path.startswith("/v1/"):
             return self.base_url + path.removeprefix("/v1")
         return self.base_url + path
+
+
+def _has_usable_port(parts: SplitResult) -> bool:
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
 
 
 def dialect_of(endpoint: str) -> Dialect:

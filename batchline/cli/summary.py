@@ -26,6 +26,8 @@ def print_summary(batch: BatchResponse, report: BatchReport | None, engine: Engi
     """Print a table of the batch's figures, its errors, and where its files are."""
     console = Console(highlight=False)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in _rows(batch, report, engine):
         table.add_row(f"[bold]{name}[/]", value)
     console.print(table)
@@ -59,7 +61,7 @@ def _usage_rows(batch: BatchResponse) -> Iterator[tuple[str, str]]:
     yield (
         "tokens",
         f"{usage.total_tokens:,}: prompt {usage.total_prompt_tokens:,}, completion "
-        + f"{usage.total_completion_tokens:,}{reasoning}",
+        f"{usage.total_completion_tokens:,}{reasoning}",
     )
     yield "cost", usage.total_cost or "unknown (no price for every model; set BATCHLINE_PRICES)"
 

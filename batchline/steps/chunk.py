@@ -13,7 +13,7 @@ from batchline.models.lines import result_line
 from batchline.models.plan import Chunk
 from batchline.steps.figures import Figures, figures_of
 from batchline.steps.parts import Part, drop, part_of, segments_of, write_part
-from batchline.steps.requests import calls, chunk_bytes, numbered_lines
+from batchline.steps.requests import calls, numbered_lines
 from batchline.steps.spool import Spool
 from batchline.storage import layout
 from batchline.storage.objects import ObjectStore
@@ -142,8 +142,7 @@ def _fill(feed: Feed, todo: Iterator[list[Call]]) -> None:
 
 
 def _calls(order: ChunkOrder, hold: Hold, spool: Spool) -> Iterator[list[Call]]:
-    blocks = chunk_bytes(hold.store, order.input_key, order.chunk)
-    for lines in numbered_lines(blocks(), order.chunk.first_line):
+    for lines in numbered_lines(hold.store, order.input_key, order.chunk):
         todo = [line for line in lines if line[0] not in spool] if len(spool) else lines
         yield calls(todo, endpoint=order.endpoint, only_model=order.model, upstream_of=hold.upstream_of)
 

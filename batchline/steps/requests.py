@@ -1,21 +1,16 @@
-"""A chunk's requests, read from storage in small pieces and checked against the plan first."""
+"""A chunk's requests, read from storage a stretch at a time and checked against the plan."""
 
 import hashlib
 from collections.abc import Callable, Iterator
 
 import msgspec
 
-from batchline.models.errors import InputChanged, NotFound
+from batchline.models.errors import InputChanged, NotFound, StorageFault
 from batchline.models.lines import split_line
 from batchline.models.plan import Chunk
+from batchline.steps.stretches import UTF8_BOM
 from batchline.storage.objects import ObjectStore
 from batchline.upstream.answers import Call
-
-HELD_BYTES = 4 * 2**20
-"""A chunk up to this size is read once and held; a larger one is read again as it is sent."""
-
-BLOCK_BYTES = 2**18
-UTF8_BOM = b"\xef\xbb\xbf"
 
 
 class _Head(msgspec.Struct):
@@ -25,51 +20,56 @@ class _Head(msgspec.Struct):
 _decode_head = msgspec.json.Decoder(_Head).decode
 
 
-def chunk_bytes(store: ObjectStore, key: str, chunk: Chunk) -> Callable[[], Iterator[bytes]]:
-    """The chunk's bytes in blocks, once its digest is found right; raises `InputChanged` otherwise."""
-    digest = hashlib.sha256()
-    held: list[bytes] | None = [] if chunk.end - chunk.start <= HELD_BYTES else None
+def numbered_lines(store: ObjectStore, key: str, chunk: Chunk) -> Iterator[list[tuple[int, bytes]]]:
+    """The chunk's lines that are not blank with their numbers, a list for each stretch.
+
+    Nothing of a stretch is given out before its digest is found right; raises `InputChanged` otherwise.
+    """
+    number = chunk.first_line
+    for text in _checked_stretches(store, key, chunk):
+        lines = text.split(b"\n")
+        yield [(number + at, line) for at, line in enumerate(lines) if line and not line.isspace()]
+        number += len(lines) - 1
+
+
+def _checked_stretches(store: ObjectStore, key: str, chunk: Chunk) -> Iterator[bytes]:
+    blocks = _stored(store, key, chunk)
+    held, at = b"", chunk.start
+    for stretch in chunk.stretches:
+        pieces, have = [held], len(held)
+        while have < stretch.end - at:
+            piece = next(blocks, b"")
+            if not piece:
+                raise _changed(key, at, stretch.end)
+            pieces.append(piece)
+            have += len(piece)
+        joined = b"".join(pieces)
+        text, held = joined[: stretch.end - at], joined[stretch.end - at :]
+        if hashlib.sha256(text).hexdigest() != stretch.sha256:
+            raise _changed(key, at, stretch.end)
+        at = stretch.end
+        yield text
+
+
+def _stored(store: ObjectStore, key: str, chunk: Chunk) -> Iterator[bytes]:
+    """The chunk's bytes as they are now."""
     try:
-        for block in store.stream(key, chunk.start, chunk.end):
-            digest.update(block)
-            if held is not None:
-                held.append(block)
+        if store.info(key).size_bytes < chunk.end:
+            raise _changed(key, chunk.start, chunk.end)
+        yield from store.stream(key, chunk.start, chunk.end)
     except NotFound as error:
         raise InputChanged(f"input {key} has vanished since it was validated; upload it again") from error
-    if digest.hexdigest() != chunk.sha256:
-        raise InputChanged(
-            f"input {key} has changed since it was validated: bytes {chunk.start} to {chunk.end} are not the "
-            "ones that were checked; start a new batch from the file as it is now"
-        )
-    if held is not None:
-        blocks = held
-        return lambda: iter(blocks)
-    return lambda: store.stream(key, chunk.start, chunk.end, block_bytes=BLOCK_BYTES)
+    except StorageFault:
+        if store.exists(key) and store.info(key).size_bytes < chunk.end:
+            raise _changed(key, chunk.start, chunk.end) from None
+        raise
 
 
-def numbered_lines(blocks: Iterator[bytes], first_line: int) -> Iterator[list[tuple[int, bytes]]]:
-    """The lines that are not blank with their numbers, a list for each stretch of input that ended some."""
-    number = first_line
-    rest: list[bytes] = []
-    for block in blocks:
-        for piece in _pieces(block):
-            lines = piece.split(b"\n")
-            if len(lines) == 1:
-                rest.append(piece)
-                continue
-            rest.append(lines[0])
-            lines[0] = b"".join(rest)
-            rest = [lines.pop()]
-            yield [(number + at, line) for at, line in enumerate(lines) if line and not line.isspace()]
-            number += len(lines)
-    last = b"".join(rest)
-    if last and not last.isspace():
-        yield [(number, last)]
-
-
-def _pieces(block: bytes) -> Iterator[bytes]:
-    for start in range(0, len(block), BLOCK_BYTES):
-        yield block[start : start + BLOCK_BYTES]
+def _changed(key: str, start: int, end: int) -> InputChanged:
+    return InputChanged(
+        f"input {key} has changed since it was validated: bytes {start} to {end} are not the ones that were "
+        "checked; start a new batch from the file as it is now"
+    )
 
 
 def calls(

@@ -3,7 +3,7 @@
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import Raw
 
 from batchline.models.failures import ErrorCode, of_status
 from batchline.models.json_scan import NotJSONError, check, members
@@ -89,7 +89,7 @@ class _Usage(msgspec.Struct):
 
 class _Envelope(msgspec.Struct):
     usage: _Usage | None = None
-    error: Raw | UnsetType = UNSET
+    error: Raw = Raw()
 
 
 _decode = msgspec.json.Decoder(_Envelope).decode
@@ -117,7 +117,7 @@ def _read_success(body: bytes) -> Reading:
         envelope = _decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return _read_odd(body)
-    if envelope.error is not UNSET and _is_error(body):
+    if envelope.error and _is_error(body):
         return _invalid(body)
     usage = envelope.usage
     return Reading(None, embeddable(body), None, None if usage is None else _counted(usage))

@@ -1,0 +1,15 @@
+"""Runs the stand-in with the options that a JSON argument holds: how `Simulator` starts its process."""
+
+import sys
+
+from batchline.simulate.options import SimulatorOptions
+from batchline.simulate.server import serve
+
+
+def _tell(url: str) -> None:
+    """Tell the parent process where the server is."""
+    sys.stdout.write(f"{url}\n")
+    sys.stdout.flush()
+
+
+serve(SimulatorOptions.model_validate_json(sys.argv[1]), ready=_tell, with_parent=True)

@@ -1,0 +1,74 @@
+"""The stand-in in a process of its own, which ends with the block or with its parent."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import urllib.request
+from typing import Any, Self
+
+from batchline.models.errors import BatchlineError
+from batchline.simulate.options import SimulatorOptions
+
+READY_S = 20.0
+
+
+class Simulator:
+    """A running stand-in: `with Simulator(options) as stand_in: … stand_in.base_url …`."""
+
+    def __init__(self, options: SimulatorOptions | None = None) -> None:
+        self.options = options or SimulatorOptions()
+        self.base_url = ""
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the server and wait until it listens."""
+        options = self.options.model_dump(mode="json")
+        if self.options.api_key is not None:
+            options["api_key"] = self.options.api_key.get_secret_value()
+        self._process = subprocess.Popen(  # noqa: S603 - our own module
+            [sys.executable, "-m", "batchline.simulate", json.dumps(options)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        line = self._process.stdout.readline().strip() if self._process.stdout else ""
+        if not line.startswith("http"):
+            self.stop()
+            raise BatchlineError("the stand-in upstream did not start; see its message above")
+        self.base_url = line
+
+    def stop(self) -> None:
+        """End the server."""
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        self._process = None
+
+    def counters(self) -> dict[str, Any]:
+        """What the server has received and answered since its start or the last reset."""
+        return self._call("GET", "counters")
+
+    def reset(self) -> None:
+        """Begin counting anew."""
+        self._call("POST", "reset")
+
+    def _call(self, method: str, name: str) -> dict[str, Any]:
+        url = f"{self.base_url.removesuffix('/v1')}/simulator/{name}"
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(urllib.request.Request(url, method=method), timeout=READY_S) as answer:  # noqa: S310
+            counters: dict[str, Any] = json.load(answer)
+        return counters

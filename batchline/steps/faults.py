@@ -1,0 +1,182 @@
+"""What is wrong with an input line, told closely; the slow and exact half of validation."""
+
+from collections.abc import Iterator
+
+import msgspec
+
+from batchline.models.batches import BatchError
+from batchline.models.json_scan import NotJSONError, members
+from batchline.models.settings import Settings
+from batchline.steps.stretches import UTF8_BOM
+
+MAX_CUSTOM_ID = 512
+QUOTED = 60
+MODEL_IS_OPTIONAL = frozenset({"/v1/moderations"})
+
+
+class Rules:
+    """What a batch's lines must keep to."""
+
+    def __init__(self, endpoint: str, settings: Settings) -> None:
+        self.endpoint = endpoint
+        self.max_line_bytes = settings.max_line_bytes
+        self._settings = settings
+
+    def serves(self, model: str) -> bool:
+        """Whether an upstream serves the model; any does where none is configured, which is told elsewhere."""
+        return not self._settings.servers or self._settings.upstream_for(model) is not None
+
+
+class Look(msgspec.Struct, frozen=True, kw_only=True):
+    """What a close look found: the line's errors, and its custom_id and model where they are usable."""
+
+    errors: list[BatchError] = []
+    custom_id: str | None = None
+    model: str | None = None
+
+
+def overlong(number: int, size: int, rules: Rules) -> BatchError:
+    """The error of a line over the limit."""
+    message = f"the line has {size:,} bytes; at most {rules.max_line_bytes:,} are allowed"
+    return BatchError(code="request_too_large", line=number, message=message)
+
+
+def look_at(line: bytes, *, number: int, offset: int, rules: Rules) -> Look:
+    """Everything that is wrong with the line that is not blank; `offset` is where it starts in the file.
+
+    A line that is no JSON object has one error; of one that is, every member's faults are told.
+    """
+    if len(line) > rules.max_line_bytes:
+        return Look(errors=[overlong(number, len(line), rules)])
+    text = line.removeprefix(UTF8_BOM) if number == 1 else line
+    try:
+        found = _object(text, offset + len(line) - len(text))
+    except _Malformed as malformed:
+        return Look(errors=[BatchError(code="invalid_json_line", line=number, message=str(malformed))])
+    custom_id, model = _text(found.get("custom_id")), None
+    body = _members(found.get("body"))
+    if body is not None:
+        model = _text(body.get("model"))
+    errors = [
+        BatchError(code=code, line=number, message=message, param=param)
+        for code, message, param in _faults(found, body, rules)
+    ]
+    usable = custom_id is not None and _custom_id_fault(found["custom_id"]) is None
+    return Look(errors=errors, custom_id=custom_id if usable else None, model=model)
+
+
+def endpoint_in(line: bytes) -> str | None:
+    """The line's url, if it is an object that has one."""
+    try:
+        return _text(members(line.removeprefix(UTF8_BOM)).get("url"))
+    except NotJSONError:
+        return None
+
+
+class _Malformed(ValueError):
+    pass
+
+
+def _object(text: bytes, offset: int) -> dict[str, bytes]:
+    """The members of the object that the line must be."""
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        raise _Malformed(
+            f"invalid UTF-8 at byte {error.start} of the line (byte {offset + error.start} of the file); "
+            "save the file as UTF-8"
+        ) from error
+    if b"\0" in text:
+        at = text.index(b"\0")
+        raise _Malformed(f"a raw NUL at byte {at} of the line (byte {offset + at} of the file)")
+    try:
+        found = members(text)
+    except NotJSONError as error:
+        raise _Malformed(f"not JSON: it breaks off or goes wrong at byte {error.offset} of the line") from error
+    if not text.lstrip().startswith(b"{"):
+        raise _Malformed(f"a JSON object is needed, this is {_kind(text.strip())}")
+    return found
+
+
+def _faults(
+    found: dict[str, bytes], body: dict[str, bytes] | None, rules: Rules
+) -> Iterator[tuple[str, str, str]]:
+    """Code, message and parameter of each fault of a line that is an object."""
+    for name in ("custom_id", "method", "url", "body"):
+        if name not in found:
+            yield "missing_required_parameter", f"{name} is missing", name
+    if "custom_id" in found and (fault := _custom_id_fault(found["custom_id"])):
+        yield "invalid_value", fault, "custom_id"
+    if "method" in found and _text(found["method"]) != "POST":
+        yield "invalid_value", f"method is {_quoted(found['method'])}; batch requests are POST", "method"
+    if "url" in found:
+        yield from _url_faults(found["url"], rules)
+    if body is not None:
+        yield from _body_faults(body, rules)
+    elif "body" in found:
+        yield "invalid_value", f"body is {_kind(found['body'])}; it must be an object", "body"
+
+
+def _custom_id_fault(value: bytes) -> str | None:
+    if not value.startswith(b'"'):
+        return f"custom_id is {_kind(value)}; it must be a string"
+    text = _text(value)
+    if text is None:
+        return "custom_id holds half of a surrogate pair, which no UTF-8 file can hold"
+    if not text:
+        return "custom_id is empty"
+    if len(text) > MAX_CUSTOM_ID:
+        return f"custom_id has {len(text):,} characters; at most {MAX_CUSTOM_ID} are allowed"
+    return None
+
+
+def _url_faults(value: bytes, rules: Rules) -> Iterator[tuple[str, str, str]]:
+    url = _text(value)
+    if url is None:
+        yield "invalid_value", f"url is {_kind(value)}; it must be the endpoint {rules.endpoint}", "url"
+    elif url != rules.endpoint:
+        yield (
+            "mismatched_url",
+            f"url is {_quoted(value)}; this batch's endpoint is {rules.endpoint}, the only one it may call",
+            "url",
+        )
+
+
+def _body_faults(body: dict[str, bytes], rules: Rules) -> Iterator[tuple[str, str, str]]:
+    if "model" not in body:
+        if rules.endpoint not in MODEL_IS_OPTIONAL:
+            yield "missing_required_parameter", "body.model is missing", "body.model"
+    elif (model := _text(body["model"])) is None:
+        yield "invalid_value", f"body.model is {_kind(body['model'])}; it must be a string", "body.model"
+    elif not rules.serves(model):
+        yield "unknown_model", f"no upstream serves model {model[:QUOTED]!r}", "body.model"
+    stream = body.get("stream", b"false")
+    if stream == b"true":
+        yield "unsupported_parameter", "body.stream is true; a batch cannot stream, leave it out", "body.stream"
+    elif stream not in {b"false", b"null"}:
+        yield "invalid_value", f"body.stream is {_kind(stream)}; it must be false or left out", "body.stream"
+
+
+def _members(value: bytes | None) -> dict[str, bytes] | None:
+    return members(value) if value is not None and value.startswith(b"{") else None
+
+
+def _text(value: bytes | None) -> str | None:
+    """The string that the JSON text is; none for another kind, or one with a lone surrogate."""
+    if value is None or not value.startswith(b'"'):
+        return None
+    try:
+        return msgspec.json.decode(value, type=str)
+    except msgspec.DecodeError:
+        return None
+
+
+def _kind(value: bytes) -> str:
+    """What kind of JSON the text is, in words."""
+    kinds = {b"{": "an object", b"[": "an array", b'"': "a string", b"t": "true", b"f": "false", b"n": "null"}
+    return kinds.get(value[:1], "a number")
+
+
+def _quoted(value: bytes) -> str:
+    text = _text(value)
+    return _kind(value) if text is None else repr(text[:QUOTED])

@@ -1,0 +1,170 @@
+"""Write `docs/settings.md` from the models: `python docs/generate.py`."""
+
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from batchline.models.settings import ModelPrice, Settings
+from batchline.models.upstreams import Upstream
+
+PAGE = Path(__file__).with_name("settings.md")
+
+KINDS: dict[object, str] = {
+    bool: "true or false",
+    int: "whole number",
+    float: "number",
+    Decimal: "decimal",
+    str: "text",
+    SecretStr: "secret text",
+    Path: "path",
+    Upstream: "table",
+    ModelPrice: "table",
+}
+SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+
+HEAD = """# Settings
+
+Made from `models/settings.py` and `models/upstreams.py` by `python docs/generate.py`; change those, not this page.
+
+A setting is looked for in this order, and the first that is found holds:
+
+1. arguments, in Python: `load_settings(chunk_requests=100)`;
+2. environment variables, `BATCHLINE_` and the setting's name in capitals; an empty one counts as none;
+3. the same variables in a file `.env` in the working directory;
+4. the setting's name in `batchline.toml` in the working directory;
+5. the setting's name in `config.toml` in the directory that the environment variable `BATCHLINE_HOME` names,
+   by default `~/.batchline`;
+6. the default below.
+
+Names that end in `_s` are in seconds, those in `_bytes` in bytes. Lists and tables are written as JSON in the
+environment and in `.env` (`BATCHLINE_SOURCE_ROOTS='["/data", "s3://bucket/in"]'`), as what they are in TOML.
+Secrets are better kept out of files that are shared: they are never shown, logged or stored by batchline.
+
+"""
+
+UPSTREAMS_HEAD = """
+## One upstream or several
+
+Without `upstreams`, one server is called: `base_url` (else `OPENAI_BASE_URL`) with `api_key` (else
+`OPENAI_API_KEY`). With `upstreams`, those two and the three settings after them (`max_in_flight`, `max_attempts`,
+`request_timeout_s`) have no effect, and each request goes to the first upstream that serves its model:
+
+```toml
+[[upstreams]]
+name = "local"
+base_url = "http://localhost:8000/v1"
+models = ["llama-3.1-8b"]
+max_in_flight = 256
+
+[[upstreams]]
+name = "openai"
+base_url = "https://api.openai.com/v1"
+api_key = "sk-..."
+requests_per_minute = 500
+```
+
+The fields of an upstream:
+
+"""
+
+PRICES_HEAD = """
+## Prices
+
+`prices` holds a table for each model; they go before the price list that batchline carries. Amounts are per
+million tokens, in one currency for all models:
+
+```toml
+[prices."llama-3.1-8b"]
+input = "0.05"
+output = "0.08"
+```
+
+"""
+
+
+def settings_page() -> str:
+    """The whole page, as Markdown."""
+    return "".join(
+        [
+            HEAD,
+            *_table(Settings, ("Setting", "In the environment", "Kind", "Default", "Meaning")),
+            UPSTREAMS_HEAD,
+            *_table(Upstream, ("Field", "Kind", "Default", "Meaning")),
+            PRICES_HEAD,
+            *_table(ModelPrice, ("Field", "Kind", "Default", "Meaning")),
+        ]
+    )
+
+
+def variable(name: str, field: FieldInfo) -> str:
+    """The environment variable of that setting."""
+    return str(field.validation_alias or f"BATCHLINE_{name.upper()}")
+
+
+def _table(model: type[BaseModel], columns: tuple[str, ...]) -> Iterator[str]:
+    yield _row(columns)
+    yield _row(["---"] * len(columns))
+    for name, field in model.model_fields.items():
+        cells = [_kind(field), _default(field), field.description or ""]
+        if model is Settings:
+            shown = "" if field.validation_alias else f"`{name}`"
+            yield _row([shown, f"`{variable(name, field)}`", *cells])
+        else:
+            yield _row([f"`{name}`", *cells])
+
+
+def _row(cells: tuple[str, ...] | list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def _kind(field: FieldInfo) -> str:
+    bounds = [
+        f"{sign} {getattr(rule, name):,}"
+        for rule in field.metadata
+        for name, sign in SIGNS.items()
+        if getattr(rule, name, None) is not None
+    ]
+    return ", ".join([_kind_name(field.annotation), *bounds])
+
+
+def _kind_name(annotation: Any) -> str:
+    if isinstance(annotation, UnionType):
+        (annotation,) = (part for part in get_args(annotation) if part is not NoneType)
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is dict:
+        return f"table of {_kind_name(arguments[1])}s"
+    if origin in {list, tuple, frozenset}:
+        return f"list of {_kind_name(arguments[0])}s"
+    return KINDS[annotation]
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    if field.default is PydanticUndefined:
+        return "`~/.batchline`" if field.annotation is Path else "none"
+    if isinstance(field.default, bool):
+        return str(field.default).lower()
+    if isinstance(field.default, int | float):
+        return f"{field.default:,}".removesuffix(".0")
+    return _text(field.default)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    if isinstance(value, tuple):
+        return ", ".join(f"`{part}`" for part in value) or "none"
+    if value is None or value == "":
+        return "none"
+    return f"`{value}`"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(settings_page(), encoding="utf-8")

@@ -1,0 +1,67 @@
+"""Which failures are tried again, for every status and every code."""
+
+import pytest
+
+from batchline.models.failures import NEVER_SENT, REFUSED_STATUSES, ErrorCode, is_retried, of_status
+
+RETRIED = {408, 409, 425, 429, *range(500, 600)}
+
+
+@pytest.mark.parametrize("status_code", range(200, 300))
+def test_a_2xx_is_no_failure(status_code):
+    assert of_status(status_code) is None
+
+
+@pytest.mark.parametrize("status_code", [*range(100, 200), *range(300, 400)])
+def test_what_is_neither_answer_nor_refusal_is_an_invalid_response_and_tried_again(status_code):
+    code = of_status(status_code)
+    assert (code, is_retried(code, status_code)) == ("invalid_response", True)
+
+
+@pytest.mark.parametrize("status_code", range(400, 600))
+def test_an_error_status_is_tried_again_if_it_may_pass(status_code):
+    assert is_retried(of_status(status_code), status_code) is (status_code in RETRIED)
+
+
+@pytest.mark.parametrize("status_code", sorted(set(range(400, 500)) - RETRIED))
+def test_a_4xx_that_stays_is_an_invalid_request(status_code):
+    assert of_status(status_code) == "invalid_request"
+
+
+@pytest.mark.parametrize("status_code", range(500, 600))
+def test_a_5xx_is_a_server_error(status_code):
+    assert of_status(status_code) == "server_error"
+
+
+@pytest.mark.parametrize(
+    "code", ["rate_limited", "timeout", "connection_error", "invalid_response", "server_error"]
+)
+def test_a_failure_of_the_moment_is_tried_again_with_or_without_an_answer(code):
+    assert is_retried(ErrorCode(code), None)
+
+
+@pytest.mark.parametrize("code", sorted(NEVER_SENT))
+def test_what_the_batchs_end_settled_is_not_tried_again(code):
+    assert not is_retried(code, None)
+
+
+def test_every_code_is_one_of_the_contracts():
+    assert {str(code) for code in ErrorCode} == {
+        "invalid_request",
+        "rate_limited",
+        "server_error",
+        "timeout",
+        "connection_error",
+        "invalid_response",
+        "batch_expired",
+        "batch_cancelled",
+        "batch_failed",
+    }
+
+
+def test_too_many_requests_is_rate_limited():
+    assert of_status(429) == "rate_limited"
+
+
+def test_refusals_of_the_key_are_not_tried_again():
+    assert not any(is_retried(of_status(status_code), status_code) for status_code in REFUSED_STATUSES)

@@ -1,0 +1,87 @@
+"""Result lines: whatever a body holds, a line is one line of JSON that says the same."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchline.models.failures import ErrorCode
+from batchline.models.lines import as_json_text, embeddable, encode_json, result_line
+
+TEXT = st.text(st.characters(codec="utf-8"))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=20,
+)
+LAYOUT = st.sampled_from([{}, {"indent": 2}, {"separators": (",", ":")}, {"ensure_ascii": False, "indent": "\t"}])
+
+
+def line(**fields) -> bytes:
+    answered = {"status_code": 200, "answer_id": "up-1", "body": b"{}"}
+    return result_line(**({"request_id": "req-1-1", "custom_id": b'"a"'} | answered | fields))
+
+
+@given(body=JSON, layout=LAYOUT, custom_id=TEXT, line_break=st.sampled_from(["\n", "\r\n", "\r"]))
+def test_a_line_holds_the_body_whatever_it_is_and_however_it_was_laid_out(body, layout, custom_id, line_break):
+    sent = json.dumps(body, **layout).replace("\n", line_break).encode()
+    written = line(custom_id=encode_json(custom_id), body=embeddable(sent))
+    assert written.endswith(b"\n")
+    assert written.count(b"\n") + written.count(b"\r") == 1
+    assert json.loads(written) == {
+        "id": "req-1-1",
+        "custom_id": custom_id,
+        "response": {"status_code": 200, "request_id": "up-1", "body": body},
+        "error": None,
+    }
+
+
+@given(st.binary())
+def test_what_is_no_json_becomes_a_json_string(body):
+    written = line(status_code=502, body=as_json_text(body), error_code="server_error", message="HTTP 502")
+    assert written.count(b"\n") == 1
+    assert json.loads(written)["response"]["body"] == body.decode("utf-8", errors="replace")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"b":1,"a":2,"b":3}',
+        b"1.00e400",
+        b"123456789012345678901234567890",
+        rb'"\ud800"',
+        b"[" * 5_000 + b"]" * 5_000,
+    ],
+    ids=["double key", "huge number", "long integer", "lone surrogate", "deep nesting"],
+)
+def test_a_body_on_one_line_is_embedded_byte_for_byte(body):
+    assert b'"body":' + body + b"}" in line(body=embeddable(body))
+
+
+def test_line_breaks_between_tokens_become_spaces():
+    assert embeddable(b'{\r\n"a": "\\n"\n}') == b'{  "a": "\\n" }'
+
+
+def test_an_answer_without_an_id_bears_the_requests():
+    assert json.loads(line(answer_id=None))["response"]["request_id"] == "req-1-1"
+
+
+def test_an_answer_without_a_body_has_an_empty_one():
+    assert json.loads(line(body=None))["response"]["body"] == ""
+
+
+@given(answer_id=TEXT.filter(bool), message=TEXT.filter(bool))
+def test_texts_of_others_are_quoted(answer_id, message):
+    written = json.loads(line(status_code=500, answer_id=answer_id, error_code="server_error", message=message))
+    assert (written["response"]["request_id"], written["error"]["message"]) == (answer_id, message)
+
+
+@pytest.mark.parametrize("code", ErrorCode)
+def test_a_request_without_an_answer_has_a_null_response_and_its_error(code):
+    written = json.loads(line(status_code=None, error_code=code, message="too late"))
+    assert (written["response"], written["error"]) == (None, {"code": code, "message": "too late"})
+
+
+def test_an_error_without_a_message_repeats_its_code():
+    assert json.loads(line(error_code="timeout"))["error"] == {"code": "timeout", "message": "timeout"}

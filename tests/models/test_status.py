@@ -1,0 +1,84 @@
+"""The life of a batch: every pair of states, and the end that counts lead to."""
+
+from itertools import product
+
+import pytest
+
+from batchline.models.batches import BatchResponse
+from batchline.models.status import (
+    ACTIVE,
+    MOVES,
+    TERMINAL,
+    BatchStatus,
+    ending,
+    may_move,
+    sources_of,
+    timestamp_field,
+)
+
+LEGAL = {
+    ("validating", "in_progress"),
+    ("validating", "failed"),
+    ("validating", "expired"),
+    ("validating", "cancelling"),
+    ("validating", "cancelled"),
+    ("in_progress", "finalizing"),
+    ("in_progress", "cancelling"),
+    ("finalizing", "completed"),
+    ("finalizing", "failed"),
+    ("finalizing", "expired"),
+    ("cancelling", "cancelled"),
+    # A retry leads out of every terminal state.
+    ("completed", "in_progress"),
+    ("failed", "in_progress"),
+    ("expired", "in_progress"),
+    ("cancelled", "in_progress"),
+}
+
+
+@pytest.mark.parametrize(("current", "target"), [*product(BatchStatus, BatchStatus)], ids=str)
+def test_a_batch_moves_where_the_table_lets_it(current, target):
+    assert may_move(current, target) is ((current, target) in LEGAL)
+
+
+@pytest.mark.parametrize("target", BatchStatus)
+def test_the_sources_of_a_state_are_those_that_may_move_to_it(target):
+    assert sources_of(target) == {current for current in BatchStatus if (current, target) in LEGAL}
+
+
+def test_every_state_has_its_moves():
+    assert set(MOVES) == set(BatchStatus)
+
+
+def test_a_state_is_either_terminal_or_active():
+    assert (set(BatchStatus), set()) == (TERMINAL | ACTIVE, TERMINAL & ACTIVE)
+
+
+def test_the_terminal_states_are_four():
+    assert {"completed", "failed", "expired", "cancelled"} == TERMINAL
+
+
+@pytest.mark.parametrize("status", [status for status in BatchStatus if status is not BatchStatus.VALIDATING])
+def test_entering_a_state_sets_a_field_of_the_batch(status):
+    assert timestamp_field(status) in BatchResponse.model_fields
+
+
+def test_validating_sets_no_timestamp_beyond_created_at():
+    assert timestamp_field(BatchStatus.VALIDATING) is None
+
+
+@pytest.mark.parametrize(
+    ("completed", "expired", "cancelled", "status"),
+    [
+        (0, False, False, "failed"),
+        (1, False, False, "completed"),
+        (0, True, False, "expired"),
+        (1, True, False, "expired"),
+        (0, False, True, "cancelled"),
+        (1, False, True, "cancelled"),
+        (0, True, True, "cancelled"),
+        (1, True, True, "cancelled"),
+    ],
+)
+def test_how_the_requests_ended_decides_how_the_batch_ends(completed, expired, cancelled, status):
+    assert ending(completed=completed, expired=expired, cancelled=cancelled) == status

@@ -1,0 +1,99 @@
+"""An upstream: where a request goes, and what is refused as a configuration."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from batchline.models.settings import ENDPOINTS
+from batchline.models.upstreams import Upstream, dialect_of
+
+
+@pytest.mark.parametrize(
+    ("base_url", "url"),
+    [
+        ("http://h", "http://h/v1/embeddings"),
+        ("http://h/", "http://h/v1/embeddings"),
+        ("http://h/v1", "http://h/v1/embeddings"),
+        ("http://h/v1/", "http://h/v1/embeddings"),
+        ("http://h:8000/openai/v1", "http://h:8000/openai/v1/embeddings"),
+        ("http://h/openai", "http://h/openai/v1/embeddings"),
+        ("http://h/xv1", "http://h/xv1/v1/embeddings"),
+        ("http://[::1]:8000/v1", "http://[::1]:8000/v1/embeddings"),
+    ],
+)
+def test_a_base_url_that_ends_in_v1_absorbs_the_paths_own(base_url, url):
+    assert Upstream(base_url=base_url).url_for("/v1/embeddings") == url
+
+
+def test_a_path_of_another_version_is_not_cut():
+    assert Upstream(base_url="http://h/v1").url_for("/v2/rerank") == "http://h/v1/v2/rerank"
+
+
+@given(st.sampled_from(ENDPOINTS), st.sampled_from(["", "/", "/v1", "/v1/", "/proxy", "/proxy/v1/"]))
+def test_a_url_has_v1_once_and_no_empty_segment(path, suffix):
+    url = Upstream(base_url=f"https://h{suffix}").url_for(path)
+    assert url.startswith("https://h/")
+    assert url.endswith(path)
+    assert url.count("/v1") == 1
+    assert "//" not in url.removeprefix("https://")
+
+
+@pytest.mark.parametrize(
+    "base_url",
+    [
+        "",
+        "localhost:8000",
+        "ftp://h/v1",
+        "http://",
+        "http:///v1",
+        "file:///etc/passwd",
+        "http://user:hunter2@h/v1",
+        "http://user@h/v1",
+        "http://h/v1?key=hunter2",
+        "http://h/v1#hunter2",
+        "http://h:hunter2/v1",
+        "http://h:0/v1",
+        "http://h:65536/v1",
+        "http://[::1/v1",
+    ],
+    ids=repr,
+)
+def test_a_base_url_that_cannot_be_called_is_refused_without_showing_it(base_url):
+    with pytest.raises(ValidationError, match="base_url") as refused:
+        Upstream(base_url=base_url)
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize("api_key", ["hunter2\n", " hunter2", "hunter2\r\nX-Evil: 1", "hünter2"], ids=repr)
+def test_a_key_that_fits_no_header_is_refused_without_showing_it(api_key):
+    with pytest.raises(ValidationError, match="api_key") as refused:
+        Upstream(base_url="http://h", api_key=api_key)
+    assert "nter2" not in str(refused.value)
+
+
+def test_a_floor_above_the_ceiling_is_refused():
+    with pytest.raises(ValidationError, match="min_in_flight is above max_in_flight"):
+        Upstream(base_url="http://h", min_in_flight=3, max_in_flight=2)
+
+
+def test_a_field_that_nobody_knows_is_refused_by_name():
+    with pytest.raises(ValidationError, match="max_inflight"):
+        Upstream.model_validate({"base_url": "http://h", "max_inflight": 3})
+
+
+def test_keys_and_headers_do_not_show():
+    upstream = Upstream(base_url="http://h", api_key="hunter2", headers={"x-team": "hunter2"})
+    assert "hunter2" not in f"{upstream!r} {upstream} {upstream.model_dump_json()}"
+
+
+@pytest.mark.parametrize(
+    ("models", "serves"), [(None, True), ({"a", "b"}, True), ({"b"}, False), (set(), False)], ids=str
+)
+def test_an_upstream_without_a_list_serves_every_model(models, serves):
+    assert Upstream(base_url="http://h", models=models).serves("a") is serves
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_messages_alone_is_anthropics_dialect(endpoint):
+    assert dialect_of(endpoint) == ("anthropic" if endpoint == "/v1/messages" else "openai")
