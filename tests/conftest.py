@@ -1,0 +1,83 @@
+"""Fixtures that several rooms share."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from batchline.models.settings import Settings, load_settings
+from batchline.models.upstreams import Upstream
+from batchline.simulate import Simulator, SimulatorOptions
+from batchline.steps.engine import Engine
+from batchline.storage.objects import open_objects
+from batchline.storage.records import open_records
+
+
+@pytest.fixture(autouse=True)
+def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep each test away from the settings and the data of the person who runs it."""
+    for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("BATCHLINE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def simulator() -> Iterator[Callable[..., Simulator]]:
+    """Start stand-in upstreams with the options given; they end with the test."""
+    started: list[Simulator] = []
+
+    def start(**options: object) -> Simulator:
+        stand_in = Simulator(SimulatorOptions.model_validate(options))
+        stand_in.start()
+        started.append(stand_in)
+        return stand_in
+
+    yield start
+    for each in started:
+        each.stop()
+
+
+@pytest.fixture
+def engine_for() -> Iterator[Callable[..., Engine]]:
+    """Make engines on this test's own directory, calling that upstream, with those settings."""
+    made: list[Engine] = []
+
+    def make(base_url: str, *, upstream: dict[str, object] | None = None, **settings: object) -> Engine:
+        server = Upstream.model_validate(
+            {"base_url": base_url, "backoff_base_s": 0.01, "backoff_cap_s": 0.05, **(upstream or {})}
+        )
+        chosen: Settings = load_settings(upstreams=[server], flush_interval_s=0.2, **settings)
+        engine = Engine(settings=chosen, store=open_objects(chosen), records=open_records(chosen))
+        made.append(engine)
+        return engine
+
+    yield make
+    for engine in made:
+        if "caller" in engine.__dict__:
+            engine.caller.close()
+        engine.records.close()
+
+
+def chat_line(number: int, prompt: str = "Say something.", **body: object) -> str:
+    """A valid chat request."""
+    request = {
+        "custom_id": f"request-{number}",
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": prompt}], **body},
+    }
+    return json.dumps(request)
+
+
+@pytest.fixture
+def chat_file(tmp_path: Path) -> Callable[..., Path]:
+    """Write a file of so many chat requests, each with a prompt of its own."""
+
+    def write(count: int, *, prompt: Callable[[int], str] = lambda number: f"Question {number}?") -> Path:
+        path = tmp_path / f"requests-{count}.jsonl"
+        path.write_text("".join(chat_line(number, prompt(number)) + "\n" for number in range(count)))
+        return path
+
+    return write

@@ -1,0 +1,342 @@
+"""Settings: where they come from, which comes first, and what a wrong one says."""
+
+import json
+import logging
+import os
+import runpy
+import traceback
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from batchline.models.errors import InvalidInput
+from batchline.models.settings import ModelPrice, Settings, home_directory, load_settings
+from batchline.models.upstreams import Upstream
+
+ROOT = Path(__file__).parent.parent
+SECRET = "hunter2"
+
+TEXTS = {
+    "home": "/srv/batchline",
+    "storage_url": "s3://bucket/prefix",
+    "database_url": "postgresql://me:hunter2@db/batchline",
+    "s3_endpoint_url": "http://localhost:8333",
+    "s3_region": "eu-central-1",
+    "s3_access_key_id": "id",
+    "s3_secret_access_key": "hunter2",
+    "base_url": "http://localhost:8000/v1",
+    "api_key": "hunter2",
+    "openai_base_url": "http://localhost:8000/v1",
+    "openai_api_key": "hunter2",
+    "min_completion_window": "2m",
+    "max_completion_window": "6d",
+}
+PLAIN = {
+    "max_in_flight": 3,
+    "max_attempts": 4,
+    "request_timeout_s": 5.5,
+    "run_past_window": True,
+    "max_line_bytes": 6,
+    "max_requests": 7,
+    "max_file_bytes": 8,
+    "max_reported_errors": 9,
+    "chunk_requests": 10,
+    "chunk_bytes": 11,
+    "flush_interval_s": 12.5,
+    "flush_bytes": 13,
+    "lease_s": 14.5,
+    "grace_s": 15.5,
+    "refusals_to_stop": 16,
+}
+NESTED = {
+    "upstreams": [{"name": "a", "base_url": "http://localhost:1/v1", "models": ["m"], "api_key": "hunter2"}],
+    "endpoints": ["/v1/embeddings"],
+    "source_roots": ["/data", "s3://bucket/in"],
+    "prices": {"gpt-4.1": {"input": 2, "output": 8}},
+}
+EXAMPLES = TEXTS | PLAIN | NESTED
+FIELDS = Settings.model_fields
+DOCS = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+
+WRONG = {
+    "home": None,
+    "storage_url": None,
+    "database_url": None,
+    "s3_endpoint_url": None,
+    "s3_region": None,
+    "s3_access_key_id": None,
+    "s3_secret_access_key": None,
+    "base_url": "hunter2",
+    "api_key": "hunter2 ",
+    "openai_base_url": "hunter2",
+    "openai_api_key": "hunter2 ",
+    "upstreams": '[{"base_url": "hunter2"}]',
+    "prices": '{"m": {"input": "hunter2"}}',
+    "endpoints": "hunter2",
+    "source_roots": "hunter2",
+}
+"""A wrong text for each setting; none where every text is right. For those that are missing, any word is wrong."""
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path, monkeypatch):
+    """An empty working and home directory, and no variable that is a setting."""
+    for name in os.environ:
+        if name.startswith(("BATCHLINE_", "OPENAI_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / ".batchline").mkdir(parents=True)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+
+def variable(name: str) -> str:
+    return DOCS["variable"](name, FIELDS[name])
+
+
+def as_text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def as_toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {as_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(as_toml, value)) + "]"
+    return json.dumps(value)
+
+
+def expected(name: str) -> object:
+    """What the setting is when its example was given, made by the argument of the same name."""
+    return getattr(Settings.model_validate({FIELDS[name].validation_alias or name: EXAMPLES[name]}), name)
+
+
+def test_there_is_an_example_of_every_setting():
+    assert set(EXAMPLES) == set(FIELDS)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_an_example_is_not_the_default(name):
+    assert expected(name) != getattr(Settings(), name)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_setting_is_read_from_the_environment(name, monkeypatch):
+    monkeypatch.setenv(variable(name), as_text(EXAMPLES[name]))
+    assert getattr(load_settings(), name) == expected(name)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_setting_is_read_from_a_dotenv_file(name):
+    Path(".env").write_text(f"UNRELATED=1\n{variable(name)}='{as_text(EXAMPLES[name])}'\n")
+    assert getattr(load_settings(), name) == expected(name)
+
+
+@pytest.mark.parametrize("name", [name for name, field in FIELDS.items() if field.validation_alias is None])
+def test_a_setting_is_read_from_toml(name):
+    Path("batchline.toml").write_text(f"{name} = {as_toml(EXAMPLES[name])}\n")
+    assert getattr(load_settings(), name) == expected(name)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_an_empty_variable_counts_as_none(name, monkeypatch):
+    monkeypatch.setenv(variable(name), "")
+    assert getattr(load_settings(), name) == getattr(Settings(), name)
+
+
+def write_all_sources(monkeypatch) -> None:
+    Path(home_directory(), "config.toml").write_text("max_requests = 1\n")
+    Path("batchline.toml").write_text("max_requests = 2\n")
+    Path(".env").write_text("BATCHLINE_MAX_REQUESTS=3\n")
+    monkeypatch.setenv("BATCHLINE_MAX_REQUESTS", "4")
+
+
+def test_an_argument_beats_every_source(monkeypatch):
+    write_all_sources(monkeypatch)
+    assert load_settings(max_requests=5).max_requests == 5
+
+
+def test_the_environment_beats_every_file(monkeypatch):
+    write_all_sources(monkeypatch)
+    assert load_settings().max_requests == 4
+
+
+def test_dotenv_beats_toml(monkeypatch):
+    write_all_sources(monkeypatch)
+    monkeypatch.delenv("BATCHLINE_MAX_REQUESTS")
+    assert load_settings().max_requests == 3
+
+
+def test_toml_in_the_working_directory_beats_that_at_home(monkeypatch):
+    write_all_sources(monkeypatch)
+    monkeypatch.delenv("BATCHLINE_MAX_REQUESTS")
+    Path(".env").unlink()
+    assert load_settings().max_requests == 2
+
+
+def test_toml_at_home_beats_the_default():
+    Path(home_directory(), "config.toml").write_text("max_requests = 1\n")
+    assert load_settings().max_requests == 1
+
+
+def test_toml_at_home_lies_where_the_environment_says(tmp_path, monkeypatch):
+    (tmp_path / "config.toml").write_text("max_requests = 6\n")
+    monkeypatch.setenv("BATCHLINE_HOME", str(tmp_path))
+    assert load_settings().max_requests == 6
+
+
+def test_a_tilde_in_home_is_the_users_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("BATCHLINE_HOME", "~/elsewhere")
+    assert load_settings().home == home_directory() == tmp_path / "home" / "elsewhere"
+
+
+def test_storage_and_records_are_below_home_by_default():
+    settings = load_settings(home="/srv/b")
+    assert (settings.storage, settings.database) == ("/srv/b/storage", "sqlite:////srv/b/batchline.db")
+
+
+def test_no_upstream_is_configured_by_default():
+    assert load_settings().servers == ()
+
+
+def test_the_fields_variables_make_the_one_upstream(monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:8000/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    assert load_settings(max_in_flight=7).servers == (
+        Upstream(base_url="http://localhost:8000/v1", api_key="k", max_in_flight=7),
+    )
+
+
+def test_a_key_alone_means_openai(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    assert [server.base_url for server in load_settings().servers] == ["https://api.openai.com/v1"]
+
+
+def test_our_own_variables_beat_the_fields(monkeypatch):
+    for prefix, host in (("OPENAI", "theirs"), ("BATCHLINE", "ours")):
+        monkeypatch.setenv(f"{prefix}_BASE_URL", f"http://{host}/v1")
+        monkeypatch.setenv(f"{prefix}_API_KEY", host)
+    assert load_settings().servers == (Upstream(base_url="http://ours/v1", api_key="ours"),)
+
+
+def test_listed_upstreams_replace_the_one(monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://theirs/v1")
+    listed = Upstream(name="a", base_url="http://ours/v1")
+    assert load_settings(upstreams=[listed]).servers == (listed,)
+
+
+def test_a_copy_with_other_upstreams_calls_those():
+    settings = load_settings()
+    assert settings.servers == ()
+    listed = Upstream(base_url="http://localhost:1/v1")
+    assert settings.model_copy(update={"upstreams": [listed]}).servers == (listed,)
+
+
+def test_a_model_goes_to_the_first_upstream_that_serves_it():
+    a = Upstream(name="a", base_url="http://a", models={"m"})
+    b = Upstream(name="b", base_url="http://b", models={"m", "n"})
+    settings = load_settings(upstreams=[a, b])
+    assert [settings.upstream_for(model) for model in ("m", "n", "o", None)] == [a, b, None, a]
+
+
+def test_an_endpoint_that_is_not_allowed_is_refused_with_those_that_are():
+    with pytest.raises(InvalidInput, match=r"/v1/images'; allowed are /v1/chat/completions, ") as refused:
+        load_settings().checked_endpoint("/v1/images")
+    assert refused.value.param == "endpoint"
+
+
+def test_prices_are_exact():
+    assert load_settings(prices={"m": {"input": "0.1"}}).prices == {"m": ModelPrice(input=Decimal("0.1"))}
+
+
+def wrong_texts() -> dict[str, str]:
+    texts = {name: WRONG.get(name, SECRET) for name in FIELDS}
+    return {name: text for name, text in texts.items() if text is not None}
+
+
+@pytest.mark.parametrize(("name", "text"), wrong_texts().items(), ids=wrong_texts())
+def test_a_wrong_value_is_refused_by_name_and_never_shown(name, text, monkeypatch):
+    monkeypatch.setenv(variable(name), text)
+    with pytest.raises(InvalidInput) as refused:
+        load_settings()
+    assert name in str(refused.value).lower()
+    assert SECRET not in "".join(traceback.format_exception(refused.value))
+
+
+@pytest.mark.parametrize(
+    ("toml", "says"),
+    [
+        ("api_key = hunter2", r"batchline\.toml: Invalid value \(at line 1"),
+        ("max_inflight = 3", r"batchline\.toml has no such setting: max_inflight"),
+        ("OPENAI_API_KEY = 'k'", r"batchline\.toml has no such setting: OPENAI_API_KEY"),
+        ("max_in_flight = 'hunter2'", "max_in_flight: "),
+        ("[[upstreams]]\nname = 'a'", r"upstreams\.0\.base_url: "),
+        ("upstreams = [{base_url = 'http://a'}, {base_url = 'http://b'}]", r"upstreams: .*same name \(default\)"),
+        ("min_completion_window = '2h'\nmax_completion_window = '1h'", "min_completion_window is above"),
+    ],
+)
+def test_a_wrong_toml_file_says_what_is_wrong(toml, says):
+    Path("batchline.toml").write_text(toml)
+    with pytest.raises(InvalidInput, match=says) as refused:
+        load_settings()
+    assert SECRET not in str(refused.value)
+
+
+def test_a_toml_file_that_cannot_be_read_is_named():
+    Path("batchline.toml").write_bytes(b"\xff")
+    with pytest.raises(InvalidInput, match=r"batchline\.toml: "):
+        load_settings()
+
+
+def test_a_dotenv_file_that_cannot_be_read_is_named():
+    Path(".env").write_bytes(b"A=\xff")
+    with pytest.raises(InvalidInput, match=r"\.env is not UTF-8"):
+        load_settings()
+
+
+def test_every_wrong_setting_is_named_at_once(monkeypatch):
+    monkeypatch.setenv("BATCHLINE_MAX_REQUESTS", "many")
+    monkeypatch.setenv("BATCHLINE_GRACE_S", "-1")
+    with pytest.raises(InvalidInput, match=r"max_requests: .*; grace_s: "):
+        load_settings()
+
+
+SECRET_SETTINGS = {
+    "database_url": "postgresql://me:hunter2@db/b",
+    "s3_access_key_id": "hunter2",
+    "s3_secret_access_key": "hunter2",
+    "api_key": "hunter2",
+    "OPENAI_API_KEY": "hunter2",
+    "upstreams": [{"base_url": "http://a", "api_key": "hunter2", "headers": {"x-key": "hunter2"}}],
+}
+
+
+@pytest.mark.parametrize("name", SECRET_SETTINGS)
+def test_a_secret_does_not_show_in_any_form_of_the_settings(name):
+    settings = load_settings(**{name: SECRET_SETTINGS[name]})
+    assert settings.servers is not None
+    assert SECRET not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
+
+
+def test_a_secret_does_not_show_in_logs(caplog):
+    settings = load_settings(**SECRET_SETTINGS)
+    with caplog.at_level(logging.DEBUG):
+        logging.getLogger("batchline").info("settings %s, upstreams %r", settings, settings.servers)
+    assert "base_url" in caplog.text
+    assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize("model", [Settings, Upstream, ModelPrice], ids=lambda model: model.__name__)
+def test_every_setting_says_what_it_is_for(model):
+    assert [name for name, field in model.model_fields.items() if not field.description] == []
+
+
+def test_the_page_of_settings_is_up_to_date():
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert page == DOCS["settings_page"](), "run `python docs/generate.py`"
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_setting_is_on_the_page(name):
+    assert f"| `{variable(name)}` |" in (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
