@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Annotated, Any
+from typing import Annotated, cast
 
 from prefect import flow, get_run_logger
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import State
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -118,17 +117,18 @@ def _name_run(batch: BatchRecord) -> None:
             client.update_flow_run(flow_run.id, name=batch.id)
 
 
-def _final_state(batch: BatchRecord) -> Any:  # a state whose result is what the flow returns
-    """The flow run's state for a batch that is over, with counts and reasons in its message."""
+def _final_state(batch: BatchRecord) -> BatchResponse:
+    """The flow run's state for a batch that is over, with counts and reasons in its message.
+
+    Prefect takes a returned state for the run's own, and gives the caller what the state holds.
+    """
     message = outcome_message(batch)
     get_run_logger().info("%s %s", batch.id, message)
     if batch.status is BatchStatus.COMPLETED:
-        return Completed(message=message, data=batch.to_response(include_analytics=True))
+        return cast("BatchResponse", Completed(message=message, data=batch.to_response(include_analytics=True)))
     ended = BatchEnded(f"batch {batch.id} {message}", batch_id=batch.id, status=batch.status)
-    state: State[Any] = (Cancelled if batch.status is BatchStatus.CANCELLED else Failed)(
-        message=message, data=ended
-    )
-    return state
+    kind = Cancelled if batch.status is BatchStatus.CANCELLED else Failed
+    return cast("BatchResponse", kind(message=message, data=ended))
 
 
 def outcome_message(batch: BatchRecord) -> str:

@@ -119,9 +119,9 @@ class _Totals:
         counts = by_model[["duration_ms"]].count().rename(columns={"duration_ms": "timed"})
         sizes = by_model.size().rename("completed")
         for row in sums.join(counts).join(sizes).reset_index().to_dict("records"):
-            sums = self._model(row.pop("model"))
+            kept = self._model(row.pop("model"))
             for name, value in row.items():
-                sums[str(name)] += float(value)
+                kept[str(name)] += float(value)
 
     def _model(self, name: object) -> Sums:
         return self.models.setdefault(name if isinstance(name, str) else "", defaultdict(float))
@@ -135,11 +135,12 @@ class _Totals:
             self.timed[name] += len(values)
         ended = done["started_at"] + done["duration_ms"] / 1e3
         second = ended.dropna().astype("int64")
-        for at, count in second.value_counts().items():
-            self.seconds[int(at)] += int(count)
+        counts = second.value_counts()
+        for at, count in zip(counts.index.tolist(), counts.tolist(), strict=True):
+            self.seconds[at] += count
         tokens = done["total_tokens"].fillna(0).groupby(second).sum()
-        for at, count in tokens.items():
-            self.tokens_by_second[int(at)] += int(count)
+        for at, count in zip(tokens.index.tolist(), tokens.tolist(), strict=True):
+            self.tokens_by_second[at] += int(count)
 
     def analytics(self, prices: Mapping[str, ModelPrice]) -> BatchAnalytics:
         """The seed's figures."""

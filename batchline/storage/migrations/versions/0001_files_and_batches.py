@@ -1,5 +1,7 @@
 """Make the tables of files and batches."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -27,8 +29,8 @@ def upgrade() -> None:
     op.create_index("batches_by_status", "batches", ["status", "created_at"])
 
 
-def _batch_columns() -> list[sa.Column[object]]:
-    columns: list[sa.Column[object]] = [
+def _batch_columns() -> list[sa.Column[Any]]:
+    columns: list[sa.Column[Any]] = [
         sa.Column("id", sa.String(64), primary_key=True),
         sa.Column("status", sa.String(16), nullable=False),
         sa.Column("endpoint", sa.Text, nullable=False),
