@@ -114,8 +114,9 @@ def table_of(rows: Sequence[Figures], *, offsets: Sequence[int], lengths: Sequen
     import pyarrow as pa  # noqa: PLC0415 - as above
 
     wanted = schema()
-    names = Figures.__struct_fields__
-    columns: list[Sequence[object]] = [[getattr(row, name) for row in rows] for name in names]
+    columns: list[Sequence[object]] = list(zip(*map(msgspec.structs.astuple, rows), strict=True))
+    if not columns:
+        columns = [()] * len(Figures.__struct_fields__)
     columns += [offsets, lengths]
     arrays = [pa.array(column, type=field.type) for column, field in zip(columns, wanted, strict=True)]
     return pa.Table.from_arrays(arrays, schema=wanted)

@@ -7,6 +7,7 @@ byte for byte and a segment read back is spooled as it is.
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from mmap import ACCESS_READ, mmap
 from types import TracebackType
 from typing import Self
 
@@ -77,11 +78,14 @@ class Spool:
 
     def in_order(self) -> Iterator[tuple[Figures, bytes]]:
         """Every record by ascending line number."""
-        descriptor = self._file.fileno()
-        for line in sorted(self._places):
-            offset, length = self._places[line]
-            head, _, result = _read(descriptor, offset, length).partition(b"\n")
-            yield decode_figures(head), result
+        if not self._places:
+            return
+        # Mapped, not read: a read a record would give up and take back the interpreter's lock a record.
+        with mmap(self._file.fileno(), self._end, access=ACCESS_READ) as spooled:
+            for line in sorted(self._places):
+                offset, length = self._places[line]
+                head, _, result = spooled[offset : offset + length].partition(b"\n")
+                yield decode_figures(head), result
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -15,9 +15,10 @@ from typing import Final
 from batchline.models.backoff import backoff_s, retry_after_s
 from batchline.models.failures import REFUSED_STATUSES, ErrorCode, is_retried
 from batchline.models.upstreams import Upstream
-from batchline.upstream.answers import Answer, Call, Reading, Usage, read_reply
+from batchline.upstream.answers import Usage, read_reply
+from batchline.upstream.attempt import Attempt
 from batchline.upstream.limits import AdaptiveLimit, Breaker, Bucket, Hold
-from batchline.upstream.run import Feed, Run
+from batchline.upstream.run import Run
 from batchline.upstream.transport import Reply, Transport, TransportFailure
 
 log = logging.getLogger(__name__)
@@ -27,29 +28,6 @@ FREE_OUTAGE_ATTEMPTS: Final = 30
 """Attempts of one request that an outage may cost it for nothing, where the server may have seen them."""
 
 BYTES_A_TOKEN: Final = 4
-
-
-class Attempt:
-    """A call under way or waiting for its next try, and what was tried before."""
-
-    __slots__ = (
-        "aborted", "call", "estimate", "feed", "first_at", "free", "number", "retries", "run", "started_at",
-        "task", "tokens_held", "wasted",
-    )  # fmt: skip
-
-    def __init__(self, call: Call, feed: Feed) -> None:
-        self.call = call
-        self.feed = feed
-        self.run = feed.run
-        self.number = 0
-        self.free = 0
-        self.retries: tuple[ErrorCode, ...] = ()
-        self.wasted = 0
-        self.first_at = 0.0
-        self.started_at = 0.0
-        self.aborted = False
-        self.task: asyncio.Task[None] | None = None
-        self.tokens_held = 0
 
 
 class Lane:
@@ -119,6 +97,7 @@ class Lane:
                 return
 
     async def _work(self) -> None:
+        task = asyncio.current_task()
         while not self._closing:
             attempt = self._next()
             if attempt is None:
@@ -128,6 +107,7 @@ class Lane:
                 continue
             if self._idle and len(self._active) < self.limit.value:
                 self.offered(1)
+            attempt.task = task
             await self._send(attempt)
 
     def _next(self) -> Attempt | None:
@@ -234,15 +214,14 @@ class Lane:
         if attempt.number == 1:
             attempt.first_at = began
         attempt.started_at = time.time()
-        attempt.task = asyncio.current_task()
         try:
             reply = await self._transport.send(attempt.call.path, attempt.call.body)
         except TransportFailure as failure:
             self._done(attempt)
             self._failed(attempt, failure, time.perf_counter() - began)
         except asyncio.CancelledError:
+            task = attempt.task
             self._done(attempt)
-            task = asyncio.current_task()
             if not attempt.aborted or self._closing or task is None:
                 raise
             task.uncancel()
@@ -250,23 +229,10 @@ class Lane:
         except Exception as error:
             self._done(attempt)
             log.exception("line %d could not be sent", attempt.call.line)
-            self._broken(attempt, error)
+            attempt.feed.settle(attempt.broken(error))
         else:
             self._done(attempt)
             self._replied(attempt, reply, time.perf_counter() - began)
-
-    def _broken(self, attempt: Attempt, error: Exception) -> None:
-        """Settle a call that met a fault of this program, so that it is not lost."""
-        attempt.feed.settle(
-            Answer(
-                call=attempt.call,
-                code=ErrorCode.CONNECTION_ERROR,
-                message=f"the request could not be sent: {type(error).__name__}",
-                attempts=attempt.number,
-                retries=attempt.retries,
-                started_at=attempt.started_at,
-            )
-        )
 
     def _done(self, attempt: Attempt) -> None:
         attempt.task = None
@@ -289,7 +255,7 @@ class Lane:
             self._hold.succeeded()
             self._recovered()
             attempt.run.not_refused()
-            attempt.feed.settle(_answer(attempt, reading, reply, duration_s))
+            attempt.feed.settle(attempt.answered(reading, reply, duration_s))
             return
         self._push_back(reply, reading.code)
         if reading.usage is not None:
@@ -305,7 +271,7 @@ class Lane:
         if not is_retried(reading.code, reply.status_code) or not self._retry(
             attempt, reading.code, wait_s=wait_s, free=outage and self._breaker.is_open
         ):
-            attempt.feed.settle(_answer(attempt, reading, reply, duration_s))
+            attempt.feed.settle(attempt.answered(reading, reply, duration_s))
         self._end_probe()
 
     def _push_back(self, reply: Reply, code: ErrorCode) -> None:
@@ -329,19 +295,7 @@ class Lane:
             self._breaker.failed(now, failure.message, sent=failure.sent)
         free = outage and self._breaker.is_open
         if not self._retry(attempt, failure.code, wait_s=None, free=free, sent=failure.sent):
-            attempt.feed.settle(
-                Answer(
-                    call=attempt.call,
-                    code=failure.code,
-                    message=f"{failure.message} (attempt {attempt.number})",
-                    attempts=attempt.number,
-                    retries=attempt.retries,
-                    started_at=attempt.started_at,
-                    queued_s=attempt.first_at - attempt.call.read_at,
-                    duration_s=duration_s,
-                    wasted_tokens=attempt.wasted,
-                )
-            )
+            attempt.feed.settle(attempt.failed(failure, duration_s))
         self._end_probe()
 
     def _retry(
@@ -405,25 +359,6 @@ class Lane:
             if attempt.run is run and attempt.task is not None:
                 attempt.aborted = True
                 attempt.task.cancel()
-
-
-def _answer(attempt: Attempt, reading: Reading, reply: Reply, duration_s: float) -> Answer:
-    return Answer(
-        call=attempt.call,
-        code=reading.code,
-        message=reading.message,
-        status_code=reply.status_code,
-        body=reading.body,
-        request_id=reply.request_id,
-        usage=reading.usage if reading.code is None else None,
-        attempts=attempt.number,
-        retries=attempt.retries,
-        started_at=attempt.started_at,
-        queued_s=attempt.first_at - attempt.call.read_at,
-        duration_s=duration_s,
-        ttfb_s=reply.ttfb_s,
-        wasted_tokens=attempt.wasted,
-    )
 
 
 def _bucket(per_minute: int | None) -> Bucket | None:

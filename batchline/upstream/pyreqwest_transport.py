@@ -13,6 +13,7 @@ from pyreqwest.exceptions import (
     RequestError,
     RequestTimeoutError,
 )
+from pyreqwest.request import RequestBody, StreamRequest
 from pyreqwest.response import Response
 
 from batchline.models.errors import InvalidInput
@@ -27,36 +28,37 @@ class PyreqwestTransport:
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
         self._client = _client(upstream)
-        self._headers: dict[str, dict[str, str]] = {}
-        self._urls: dict[str, str] = {}
+        self._templates: dict[str, StreamRequest] = {}
 
     async def send(self, path: str, body: bytes) -> Reply:
         """POST that JSON body; the timeouts are the upstream's."""
-        url = self._urls.get(path)
-        if url is None:
-            url = self._urls[path] = self._upstream.url_for(path)
-            self._headers[path] = headers_for(self._upstream, path)
-        request = self._client.post(url).headers(self._headers[path]).body_bytes(body)
+        template = self._templates.get(path)
+        if template is None:
+            template = self._templates[path] = self._template(path)
+        # A copy with another body: building anew gives up and takes back the interpreter's lock at every step.
+        request = StreamRequest.from_request_and_body(template, RequestBody.from_bytes(body))
         began = perf_counter()
         try:
-            async with request.streamed_read_buffer_limit(0).build_streamed() as response:
+            async with request as response:
                 ttfb_s = perf_counter() - began
-                header = response.get_header
-                return Reply(
-                    response.status,
-                    await self._body(response),
-                    ttfb_s,
-                    header("x-request-id"),
-                    header("retry-after"),
-                    header("retry-after-ms"),
-                )
+                status_code, header = response.status, response.headers.get
+                content = await self._body(response, header("content-length"))
         except RequestError as error:
             raise _failure(error) from error
+        if status_code == 200:
+            return Reply(status_code, content, ttfb_s, header("x-request-id"))
+        return Reply(
+            status_code, content, ttfb_s, header("x-request-id"), header("retry-after"), header("retry-after-ms")
+        )
 
-    async def _body(self, response: Response) -> bytes:
+    def _template(self, path: str) -> StreamRequest:
+        """The request to that path but for its body."""
+        builder = self._client.post(self._upstream.url_for(path)).headers(headers_for(self._upstream, path))
+        return builder.streamed_read_buffer_limit(0).build_streamed()
+
+    async def _body(self, response: Response, length: str | None) -> bytes:
         """The whole body, never holding more of it than is allowed."""
         most = self._upstream.max_response_bytes
-        length = response.get_header("content-length")
         if length is not None and length.isdigit():
             if int(length) > most:
                 raise too_long(self._upstream)

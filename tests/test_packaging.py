@@ -1,0 +1,212 @@
+"""What is claimed and shipped: links, wheel, entrypoints, versions."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parent.parent
+LINKED = ("flows", "models", "tasks")
+SHIPPED = {".py", ".typed", ".mako", ".ini", ".html", ".css", ".js", ".json"}
+
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
+REQUIREMENTS = [*map(Requirement, PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"])]
+LOCKED = dict(
+    line.split("==", 1) for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if line
+)
+ENTRYPOINTS = [
+    deployment["entrypoint"]
+    for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+]
+
+# `-P` keeps the working directory off the module path: only what Prefect itself adds counts.
+LOAD = """
+import sys
+from prefect.flows import load_flow_from_entrypoint
+flow = load_flow_from_entrypoint(sys.argv[1])
+import batchline
+print(flow.name, batchline.__file__)
+"""
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory) -> Path:
+    """A wheel built from the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(build, check=True, cwd=ROOT, capture_output=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """A copy of the checkout as a worker has it, with nothing installed from it."""
+    for name in ("batchline", *LINKED):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, tmp_path / "checkout" / name, symlinks=True, ignore=ignored)
+    return tmp_path / "checkout"
+
+
+def load(entrypoint: str, *, cwd: Path, home: Path, path: Path | None = None) -> str:
+    """What a fresh Python prints that loads the entrypoint as Prefect does."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "PYTHON"))}
+    env |= {"PREFECT_HOME": str(home), "PREFECT_LOGGING_LEVEL": "WARNING", "DO_NOT_TRACK": "1"}
+    if path is not None:
+        env["PYTHONPATH"] = str(path)
+    command = [sys.executable, "-P", "-c", LOAD, entrypoint]
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("room", LINKED)
+def test_a_room_at_the_top_level_is_linked_into_the_package_by_a_relative_link(room):
+    assert (ROOT / "batchline" / room).readlink() == Path("..", room)
+    assert (ROOT / "batchline" / room).samefile(ROOT / room)
+
+
+@pytest.mark.parametrize("room", LINKED)
+def test_a_link_is_stored_as_a_link(room):
+    git = ["git", "ls-files", "--stage", f"batchline/{room}"]
+    listed = subprocess.run(git, cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    assert listed.stdout.startswith("120000 ")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "flows").glob("*.py")), ids=lambda path: path.name)
+def test_no_flow_bears_the_name_of_a_standard_module(path):
+    # Prefect loads a flow's file with its folder first on the module path.
+    assert path.stem not in sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("room", LINKED)
+@pytest.mark.parametrize("statement", ["import {0}", "from {0} import x", "from {0}.x import y", "import {0}.x"])
+def test_the_linter_refuses_a_bare_name(room, statement):
+    ruff = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--quiet",
+        "--select",
+        "TID251",
+        "--stdin-filename",
+        "tests/x.py",
+        "-",
+    ]
+    done = subprocess.run(ruff, cwd=ROOT, input=statement.format(room) + "\n", capture_output=True, text=True)
+    assert f"batchline.{room}" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_wheel_claims_one_name(wheel):
+    names = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert names == {"batchline", f"batchline-{version('batchline')}.dist-info"}
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_every_file_of_the_package_as_a_real_one(wheel):
+    rooms = [path for path in (ROOT / "batchline").iterdir() if path.is_dir() and path.name != "__pycache__"]
+    files = {
+        f"batchline/{room.name}/{path.relative_to(room.resolve()).as_posix()}"
+        for room in rooms
+        for path in room.resolve().rglob("*")
+        if path.suffix in SHIPPED
+    }
+    archive = zipfile.ZipFile(wheel)
+    held = {name for name in archive.namelist() if name.startswith("batchline/")}
+    assert held == files | {"batchline/__init__.py", "batchline/py.typed"}
+    assert archive.read("batchline/flows/process_batch.py") == (ROOT / "flows" / "process_batch.py").read_bytes()
+    assert any(name.startswith("batchline/storage/migrations/versions/") for name in held)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entrypoint", ENTRYPOINTS)
+def test_an_entrypoint_loads_from_a_bare_checkout(entrypoint, checkout, tmp_path):
+    assert str(checkout / "batchline") in load(entrypoint, cwd=checkout, home=tmp_path / "home")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entrypoint", ENTRYPOINTS)
+def test_an_entrypoint_loads_from_a_bare_checkout_beside_strangers_of_the_same_names(
+    entrypoint, checkout, tmp_path
+):
+    strangers = tmp_path / "site"
+    strangers.mkdir()
+    for room in LINKED:
+        (strangers / f"{room}.py").write_text("raise ImportError('a stranger')\n")
+    assert str(checkout / "batchline") in load(entrypoint, cwd=checkout, home=tmp_path / "home", path=strangers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entrypoint", ENTRYPOINTS)
+def test_an_entrypoint_loads_from_the_installed_wheel(entrypoint, wheel, tmp_path):
+    site = tmp_path / "site"
+    install = ["install", "--quiet", "--no-index", "--no-deps", "--target", str(site), str(wheel)]
+    subprocess.run([sys.executable, "-m", "pip", *install], check=True, capture_output=True)
+    module = "batchline." + entrypoint.replace("/", ".").replace(".py:", ":")
+    assert str(site / "batchline") in load(module, cwd=tmp_path, home=tmp_path / "home", path=site)
+
+
+@pytest.mark.parametrize("entrypoint", ENTRYPOINTS)
+def test_an_entrypoint_is_a_file_in_flows(entrypoint):
+    path, _, name = entrypoint.partition(":")
+    assert path.startswith("flows/")
+    assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=lambda requirement: requirement.name)
+def test_a_dependency_is_bounded_on_both_sides(requirement):
+    operators = {rule.operator for rule in requirement.specifier}
+    assert {"<", ">="} <= operators
+
+
+@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=lambda requirement: requirement.name)
+def test_the_lock_holds_every_dependency_in_a_version_that_is_allowed(requirement):
+    locked = {normal(name): locked_version for name, locked_version in LOCKED.items()}
+    assert locked[normal(requirement.name)] in requirement.specifier
+
+
+def test_the_lock_names_versions_and_no_addresses():
+    assert [
+        line for line in LOCKED.items() if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+]+", "==".join(line))
+    ] == []
+
+
+def test_the_lock_leaves_the_project_itself_out():
+    assert "batchline" not in LOCKED
+
+
+def test_the_prefect_that_runs_is_the_locked_one():
+    assert version("prefect") == LOCKED["prefect"] == "3.8.8"
+
+
+def test_the_fastapi_that_runs_suits_prefects_server():
+    assert version("fastapi") in Requirement("fastapi<0.151").specifier
+
+
+def test_hooks_are_local_and_use_the_tools_that_are_installed():
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    assert {repo["repo"] for repo in config["repos"]} == {"local"}
+    assert {hook["language"] for repo in config["repos"] for hook in repo["hooks"]} == {"system"}
+
+
+def test_the_checks_of_ci_are_a_program():
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], check=True)
