@@ -10,6 +10,7 @@ from batchline.steps.engine import Engine
 DEFAULTS = {
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
 }
 """Prefect settings that suit a person at a terminal; what is set already stays."""

@@ -3,7 +3,7 @@
 from typing import Any
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, convert
 
 from batchline.models.failures import ErrorCode, of_status
 from batchline.models.json_scan import NotJSONError, check, members
@@ -93,7 +93,6 @@ class _Envelope(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Envelope).decode
-_decode_usage = msgspec.json.Decoder(_Usage).decode
 _NULLS = (b"null", b"{}", b'""', b"false")
 _ANSWERS = ("choices", "data", "output", "content", "results")
 
@@ -180,12 +179,25 @@ def _string(text: bytes | None) -> str | None:
 
 
 def _usage_of(body: bytes) -> Usage | None:
-    """The usage of an answer whose other members are odd."""
+    """The usage of an odd answer: of its members those that are whole numbers."""
     try:
         text = members(body).get("usage")
-        return None if text is None else _counted(_decode_usage(text))
-    except (NotJSONError, msgspec.DecodeError, RecursionError):
+        return None if text is None else _counted(convert(_whole(msgspec.json.decode(text)), _Usage))
+    except (NotJSONError, msgspec.MsgspecError, RecursionError):
         return None
+
+
+def _whole(usage: Any) -> Any:
+    """The object without the members that are neither whole numbers nor objects of such."""
+    if not isinstance(usage, dict):
+        return None
+    kept = {}
+    for name, value in usage.items():
+        if isinstance(value, dict):
+            kept[name] = _whole(value)
+        elif type(value) is int or (type(value) is float and value.is_integer()):
+            kept[name] = int(value)
+    return kept
 
 
 def _counted(usage: _Usage) -> Usage | None:

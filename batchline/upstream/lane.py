@@ -12,14 +12,16 @@ from heapq import heappop, heappush
 from random import Random
 from typing import Final
 
+from msgspec import structs
+
 from batchline.models.backoff import backoff_s, retry_after_s
 from batchline.models.failures import REFUSED_STATUSES, ErrorCode, is_retried
 from batchline.models.upstreams import Upstream
-from batchline.upstream.answers import Usage, read_reply
+from batchline.upstream.answers import Reading, Usage, read_reply
 from batchline.upstream.attempt import Attempt
 from batchline.upstream.limits import AdaptiveLimit, Breaker, Bucket, Hold
 from batchline.upstream.run import Run
-from batchline.upstream.transport import Reply, Transport, TransportFailure
+from batchline.upstream.transport import Reply, Transport, TransportFailure, secrets_of
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +47,14 @@ class Lane:
         self._runs: deque[Run] = deque()
         self._retries: list[tuple[float, int, Attempt]] = []
         self._retry_number = 0
+        self._secrets = secrets_of(upstream)
         self._random = Random()  # noqa: S311 - jitter, not a secret
         self._workers: set[asyncio.Task[None]] = set()
         self._idle: list[asyncio.Future[None]] = []
         self._active: set[Attempt] = set()
         self._bytes = 0
-        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm: asyncio.Handle | None = None
+        self._alarm_at = 0.0
         self._closing = False
 
     def join(self, run: Run) -> None:
@@ -191,9 +195,10 @@ class Lane:
     def _wake_at(self, at: float) -> None:
         """See to it that a worker looks again then."""
         if self._alarm is not None:
-            if self._alarm.when() <= at and not self._alarm.cancelled():
+            if self._alarm_at <= at:
                 return
             self._alarm.cancel()
+        self._alarm_at = at
         self._alarm = self._loop.call_at(at, self._ring)
 
     def _ring(self) -> None:
@@ -257,22 +262,32 @@ class Lane:
             attempt.run.not_refused()
             attempt.feed.settle(attempt.answered(reading, reply, duration_s))
             return
-        self._push_back(reply, reading.code)
+        code, reading = reading.code, self._redacted(reading, reply)
+        self._push_back(reply, code)
         if reading.usage is not None:
             attempt.wasted += reading.usage.total_tokens
         if reply.status_code in REFUSED_STATUSES:
             attempt.run.refused(self.upstream.name, reply.status_code)
+        elif code is ErrorCode.INVALID_REQUEST:
+            attempt.run.not_refused()
         wait_s = retry_after_s(millis=reply.retry_after_ms, after=reply.retry_after, now=time.time())
         outage = reply.status_code in OUTAGE_STATUSES
         if outage:
             self._breaker.failed(self._loop.time(), f"it answers {reply.status_code}", sent=True)
         else:
             self._recovered()
-        if not is_retried(reading.code, reply.status_code) or not self._retry(
-            attempt, reading.code, wait_s=wait_s, free=outage and self._breaker.is_open
+        if not is_retried(code, reply.status_code) or not self._retry(
+            attempt, code, wait_s=wait_s, free=outage and self._breaker.is_open
         ):
             attempt.feed.settle(attempt.answered(reading, reply, duration_s))
         self._end_probe()
+
+    def _redacted(self, reading: Reading, reply: Reply) -> Reading:
+        """The reading of a failed call without the secrets that the upstream may have repeated to us."""
+        body = reply.body
+        for secret in self._secrets:
+            body = body.replace(secret, b"***")
+        return reading if body is reply.body else read_reply(structs.replace(reply, body=body))
 
     def _push_back(self, reply: Reply, code: ErrorCode) -> None:
         """Ask for less when the upstream says that it is too much."""

@@ -52,17 +52,22 @@ class PyreqwestTransport:
         )
 
     def _template(self, path: str) -> StreamRequest:
-        """The request to that path but for its body."""
+        """The request to that path but for its body.
+
+        With a buffer of one byte the response is there when its body begins: most answers then come whole, with
+        one wake-up of the loop's thread instead of two.
+        """
         builder = self._client.post(self._upstream.url_for(path)).headers(headers_for(self._upstream, path))
-        return builder.streamed_read_buffer_limit(0).build_streamed()
+        return builder.streamed_read_buffer_limit(1).build_streamed()
 
     async def _body(self, response: Response, length: str | None) -> bytes:
         """The whole body, never holding more of it than is allowed."""
         most = self._upstream.max_response_bytes
         if length is not None and length.isdigit():
-            if int(length) > most:
+            size = int(length)
+            if size > most:
                 raise too_long(self._upstream)
-            return bytes(await response.bytes())
+            return bytes(await response.body_reader.read(size) or b"")
         pieces: list[bytes] = []
         size = 0
         while (piece := await response.body_reader.read_chunk()) is not None:

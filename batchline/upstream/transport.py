@@ -9,9 +9,11 @@ import msgspec
 from batchline.models.failures import ErrorCode
 from batchline.models.upstreams import Upstream, dialect_of
 
+SECRET_CHARACTERS = 8
+
 
 class Reply(msgspec.Struct, frozen=True, gc=False):
-    """A whole HTTP answer; `ttfb_s` counts from the start of the sending to the answer's head."""
+    """A whole HTTP answer; `ttfb_s` counts from the start of the sending to the first byte of the body."""
 
     status_code: int
     body: bytes
@@ -56,6 +58,14 @@ def headers_for(upstream: Upstream, path: str) -> dict[str, str]:
         headers["authorization"] = f"Bearer {key}"
     own = {name.lower(): value.get_secret_value() for name, value in upstream.headers.items()}
     return headers | own
+
+
+def secrets_of(upstream: Upstream) -> tuple[bytes, ...]:
+    """What must not be written anywhere of what the upstream sends back; too short a text is no secret."""
+    values = [header.get_secret_value() for header in upstream.headers.values()]
+    if upstream.api_key is not None:
+        values.append(upstream.api_key.get_secret_value())
+    return tuple(value.encode() for value in values if len(value) >= SECRET_CHARACTERS)
 
 
 def user_agent() -> str:

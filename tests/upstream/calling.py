@@ -1,0 +1,76 @@
+"""Calls put to a caller through its public door, and all of their answers."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+
+from batchline.steps.requests import calls
+from batchline.upstream.answers import Answer, Call
+from batchline.upstream.caller import Caller
+from batchline.upstream.run import Feed, Run, RunProgress
+
+PATIENCE_S = 30.0
+
+
+def made_calls(
+    bodies: Sequence[dict], *, endpoint: str = "/v1/chat/completions", upstream: str = "default", first: int = 1
+) -> list[Call]:
+    """The calls of an input with those bodies, its first line numbered so."""
+    lines = [
+        json.dumps({"custom_id": f"call-{number}", "method": "POST", "url": endpoint, "body": body}).encode()
+        for number, body in enumerate(bodies, first)
+    ]
+    return calls(
+        list(enumerate(lines, first)), endpoint=endpoint, only_model=None, upstream_of=lambda _model: upstream
+    )
+
+
+def some_bodies(count: int) -> list[dict]:
+    """Bodies that differ in their `user`, the number of each."""
+    return [{"model": "m", "user": str(number)} for number in range(count)]
+
+
+def answers_of(
+    *feeds: Feed, watch: Callable[[RunProgress], object] = lambda _: None, patience_s: float = PATIENCE_S
+) -> list[Answer]:
+    """All answers of feeds that have ended, by line; fails where they never come."""
+    answers: list[Answer] = []
+    give_up_at = time.monotonic() + patience_s
+    while not all(feed.drained for feed in feeds):
+        assert time.monotonic() < give_up_at, f"only {len(answers)} answers after {patience_s:.0f} s"
+        for feed in feeds:
+            answers += feed.wait(0.02)
+        watch(feeds[0].run.snapshot())
+    return sorted(answers, key=lambda answer: answer.call.line)
+
+
+def call_all(
+    caller: Caller,
+    bodies: Sequence[dict],
+    *,
+    deadline: float | None = None,
+    refusals_to_stop: int = 1_000_000,
+    watch: Callable[[RunProgress], object] = lambda _: None,
+    patience_s: float = PATIENCE_S,
+    **options: str,
+) -> list[Answer]:
+    """The answers to those bodies, in their order, from a run of their own."""
+    run = caller.open_run(
+        "batch-1", deadline=deadline, refusals_to_stop=refusals_to_stop, grace_s=1.0, requests=len(bodies)
+    )
+    with run, run.open_feed(0) as feed:
+        feed.put(made_calls(bodies, **options))
+        feed.end()
+        return answers_of(feed, watch=watch, patience_s=patience_s)
+
+
+def open_run(caller: Caller, *, grace_s: float = 5.0, **options: object) -> Run:
+    chosen = {"deadline": None, "refusals_to_stop": 20, "requests": 1_000, **options}
+    return caller.open_run("batch-1", grace_s=grace_s, **chosen)
+
+
+def until(condition: Callable[[], bool], *, patience_s: float = 10.0) -> None:
+    give_up_at = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < give_up_at, "it never came about"
+        time.sleep(0.01)

@@ -1,0 +1,70 @@
+"""Servers that misbehave on demand, and callers to call them with."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+from calling import call_all, some_bodies
+from scripted_server import Act, Received, ScriptedServer
+from scripted_server import gated as held_back
+
+from batchline.models.upstreams import Upstream
+from batchline.upstream.answers import Answer
+from batchline.upstream.caller import Caller
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Callable[[Received], Act]], ScriptedServer]]:
+    """Start servers that do what a script says; they end with the test."""
+    started: list[ScriptedServer] = []
+
+    def start(script: Callable[[Received], Act]) -> ScriptedServer:
+        server = ScriptedServer(script).start()
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture
+def caller_of() -> Iterator[Callable[..., Caller]]:
+    """Make callers of upstreams with quick retries; they are closed with the test."""
+    made: list[Caller] = []
+
+    def make(*base_urls: str, upstreams: Sequence[Upstream] = (), **options: object) -> Caller:
+        quick = {"backoff_base_s": 0.01, "backoff_cap_s": 0.05, **options}
+        caller = Caller([*upstreams, *(Upstream.model_validate({"base_url": url, **quick}) for url in base_urls)])
+        made.append(caller)
+        return caller
+
+    yield make
+    for caller in made:
+        caller.close()
+
+
+@pytest.fixture
+def call_one(caller_of: Callable[..., Caller], serve: Callable[..., ScriptedServer]) -> Callable[..., Answer]:
+    """The answer to one request from a server with that script, by an upstream with those options."""
+
+    def call(
+        script: Callable[[Received], Act], *, path: str = "/v1/chat/completions", **options: object
+    ) -> Answer:
+        caller = caller_of(serve(script).base_url, **options)
+        [answer] = call_all(caller, some_bodies(1), endpoint=path)
+        return answer
+
+    return call
+
+
+@pytest.fixture
+def gate() -> threading.Event:
+    """Opened, lets a `gated` server answer."""
+    return threading.Event()
+
+
+@pytest.fixture
+def gated(serve: Callable, gate: threading.Event) -> ScriptedServer:
+    """A server that answers nothing until the gate is open."""
+    return serve(lambda _: held_back(gate))

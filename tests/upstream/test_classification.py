@@ -1,0 +1,309 @@
+"""What each way of misbehaving is called, and after how many attempts."""
+
+import gzip
+import json
+import socket
+import time
+from collections.abc import Callable
+
+import pytest
+from calling import call_all, some_bodies
+from scripted_server import (
+    Received,
+    chunked,
+    cut_off,
+    dawdle,
+    drip,
+    in_turn,
+    raw,
+    refusal,
+    reply,
+    reply_and,
+    silence,
+)
+
+from batchline.upstream.answers import Answer
+
+WHOLE = json.dumps({"id": "a", "choices": []}).encode()
+
+BROKEN = {
+    "closes_without_a_word": (raw(b""), "connection_error"),
+    "resets": (raw(b"", reset=True), "connection_error"),
+    "closes_within_the_head": (raw(b"HTTP/1.1 200 OK\r\ncontent-le"), "connection_error"),
+    "closes_within_the_body": (cut_off(b'{"id": "a"'), "connection_error"),
+    "closes_after_json_shorter_than_announced": (cut_off(WHOLE), "connection_error"),
+    "leaves_chunks_unfinished": (chunked([WHOLE], ended=False), "connection_error"),
+    "sends_a_chunk_size_that_is_no_number": (
+        raw(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n" + WHOLE),
+        "connection_error",
+    ),
+    "speaks_no_http": (raw(b"\x00\xffSSH-2.0-nonsense\r\n\r\n"), "connection_error"),
+    "has_a_head_of_megabytes": (raw(b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 500_000), "connection_error"),
+    "answers_in_html": (reply(200, b"<html>Welcome</html>"), "invalid_response"),
+    "answers_nothing": (reply(200, b""), "invalid_response"),
+    "answers_204": (raw(b"HTTP/1.1 204 No Content\r\n\r\n"), "invalid_response"),
+    "answers_json_cut_short": (reply(200, WHOLE[:-1]), "invalid_response"),
+    "answers_200_with_an_error": (reply(200, {"error": {"message": "no"}}), "invalid_response"),
+    "redirects": (refusal(302, location="http://127.0.0.1:1/"), "invalid_response"),
+    "says_not_modified": (raw(b"HTTP/1.1 304 Not Modified\r\n\r\n"), "invalid_response"),
+    "answers_too_much": (reply(200, {"choices": ["x" * 5000]}), "invalid_response"),
+    "answers_too_much_in_chunks": (chunked([b" " * 600] * 4), "invalid_response"),
+    "answers_without_end": (drip(b" " * 600, every_s=0.01), "invalid_response"),
+    "never_answers": (silence(), "timeout"),
+    "falls_silent_within_the_body": (drip(b" ", every_s=3600), "timeout"),
+    "never_ends_its_head": (dawdle(b"HTTP/1.1 200 OK\r\n", b"x: y\r\n", every_s=0.1), "timeout"),
+    "drips": (drip(b" ", every_s=0.05), "timeout"),
+    "says_500": (refusal(500), "server_error"),
+    "says_502": (refusal(502), "server_error"),
+    "says_503": (refusal(503), "server_error"),
+    "says_504": (refusal(504), "server_error"),
+    "says_529": (refusal(529), "server_error"),
+    "says_429": (refusal(429, retry_after="0"), "rate_limited"),
+    "says_408": (refusal(408), "timeout"),
+    "says_425": (refusal(425), "server_error"),
+    "says_409": (refusal(409), "invalid_request"),
+}
+"""From what a server does to the code; all of these are tried again."""
+
+REFUSED = [400, 401, 402, 403, 404, 405, 410, 413, 415, 422, 431, 451]
+
+TIMEOUTS = {"never_answers", "falls_silent_within_the_body", "drips", "never_ends_its_head"}
+
+
+def options_for(name: str) -> dict[str, object]:
+    """Three attempts, of little patience where it is the patience that ends them."""
+    patience = {"first_byte_timeout_s": 0.4, "total_timeout_s": 0.6} if name in TIMEOUTS else {}
+    return {"max_attempts": 3, "max_response_bytes": 2000, **patience}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_keeps_failing_gets_its_code_after_the_last_attempt_allowed(name: str, call_one: Callable) -> None:
+    act, code = BROKEN[name]
+
+    answer = call_one(lambda _: act, **options_for(name))
+
+    assert (answer.code, answer.attempts, answer.retries) == (code, 3, (code, code))
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_fails_once_and_then_works_succeeds_at_the_second_attempt(name: str, call_one: Callable) -> None:
+    act, code = BROKEN[name]
+
+    answer = call_one(in_turn(act, reply()), **options_for(name))
+
+    assert (answer.code, answer.attempts, answer.retries) == (None, 2, (code,))
+
+
+@pytest.mark.parametrize("status", REFUSED)
+def test_a_request_that_is_refused_for_good_is_sent_once(status: int, call_one: Callable) -> None:
+    answer = call_one(lambda _: refusal(status))
+
+    assert (answer.code, answer.status_code, answer.attempts) == ("invalid_request", status, 1)
+
+
+def test_every_attempt_that_the_server_saw_is_counted(serve: Callable, caller_of: Callable) -> None:
+    server = serve(in_turn(refusal(500), raw(b""), refusal(429, retry_after="0"), reply()))
+
+    [answer] = call_all(caller_of(server.base_url), some_bodies(1))
+
+    assert answer.attempts == len(server.received) == 4
+    assert answer.retries == ("server_error", "connection_error", "rate_limited")
+
+
+def test_an_error_answer_keeps_the_servers_body_status_message_and_request_id(call_one: Callable) -> None:
+    answer = call_one(lambda _: refusal(400, x_request_id="req-7"))
+
+    assert (answer.status_code, answer.request_id, answer.message) == (400, "req-7", "told 400")
+    assert json.loads(answer.body)["error"]["type"] == "scripted"
+
+
+def test_no_answer_leaves_neither_status_nor_body(call_one: Callable) -> None:
+    answer = call_one(lambda _: raw(b""), max_attempts=1)
+
+    assert (answer.status_code, answer.body, answer.request_id, answer.usage) == (None, None, None, None)
+
+
+def test_tokens_of_an_attempt_that_failed_count_as_wasted(call_one: Callable) -> None:
+    failed = reply(500, {"error": {"message": "late"}, "usage": {"prompt_tokens": 9, "completion_tokens": 2}})
+
+    answer = call_one(in_turn(failed, reply()))
+
+    assert (answer.wasted_tokens, answer.usage.total_tokens) == (11, 7)
+
+
+def test_an_address_where_nothing_listens_is_a_connection_error(caller_of: Callable) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        caller = caller_of(f"http://127.0.0.1:{taken.getsockname()[1]}", max_attempts=2)
+
+        [answer] = call_all(caller, some_bodies(1))
+
+    assert (answer.code, answer.attempts) == ("connection_error", 2)
+
+
+def test_a_host_without_an_address_is_a_connection_error(caller_of: Callable) -> None:
+    [answer] = call_all(caller_of("http://nowhere.invalid", max_attempts=2), some_bodies(1))
+
+    assert (answer.code, answer.attempts) == ("connection_error", 2)
+
+
+def test_a_server_that_never_takes_the_connection_is_a_timeout(caller_of: Callable) -> None:
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        address = full.getsockname()
+        fillers = [socket.socket() for _ in range(3)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(address)
+
+        caller = caller_of(f"http://127.0.0.1:{address[1]}", max_attempts=1, connect_timeout_s=0.3)
+        [answer] = call_all(caller, some_bodies(1))
+        for filler in fillers:
+            filler.close()
+
+    assert answer.code == "timeout"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_never_carries_the_key_to_another_host(
+    status: int, serve: Callable, call_one: Callable
+) -> None:
+    stranger = serve(lambda _: reply())
+
+    answer = call_one(
+        lambda _: refusal(status, location=stranger.base_url + "/v1/chat/completions"),
+        api_key="sk-secret",
+        max_attempts=2,
+    )
+
+    assert (answer.code, answer.status_code) == ("invalid_response", status)
+    assert stranger.received == []
+
+
+def test_a_small_answer_in_chunks_is_taken_whole(call_one: Callable) -> None:
+    answer = call_one(lambda _: chunked([WHOLE[:5], WHOLE[5:]]))
+
+    assert (answer.code, answer.body) == (None, WHOLE)
+
+
+PACKED = gzip.compress(json.dumps({"choices": ["x" * 1_000_000]}).encode())
+
+
+def test_a_compressed_answer_cannot_grow_beyond_what_is_allowed(call_one: Callable) -> None:
+    packed = reply(200, PACKED, headers=[("content-encoding", "gzip")])
+
+    answer = call_one(lambda _: packed, max_response_bytes=len(PACKED) + 1000, max_attempts=1)
+
+    assert answer.code == "invalid_response"
+
+
+def test_what_comes_before_the_answers_own_head_is_passed_over(call_one: Callable) -> None:
+    early = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n"
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(WHOLE)
+
+    answer = call_one(lambda _: raw(early + head + WHOLE))
+
+    assert (answer.code, answer.body) == (None, WHOLE)
+
+
+def test_an_answer_that_ends_with_the_connection_is_taken(call_one: Callable) -> None:
+    answer = call_one(lambda _: raw(b"HTTP/1.0 200 OK\r\n\r\n" + WHOLE))
+
+    assert (answer.code, answer.body) == (None, WHOLE)
+
+
+def test_what_follows_an_answer_is_not_taken_for_the_next(serve: Callable, caller_of: Callable) -> None:
+    smuggled = b'HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\n{"forged":true}'
+    server = serve(lambda _: reply_and(smuggled))
+
+    answers = call_all(caller_of(server.base_url, max_in_flight=1), some_bodies(10))
+
+    assert [answer for answer in answers if b"forged" in (answer.body or b"")] == []
+
+
+def test_an_answer_of_just_the_allowed_length_is_taken(call_one: Callable) -> None:
+    answer = call_one(lambda _: reply(200, WHOLE), max_response_bytes=len(WHOLE))
+
+    assert (answer.code, answer.body) == (None, WHOLE)
+
+
+# The request as the server sees it
+
+
+def sent(
+    serve: Callable, caller_of: Callable, *, path: str = "/v1/chat/completions", **options: object
+) -> Received:
+    server = serve(lambda _: reply())
+    call_all(caller_of(server.base_url, **options), some_bodies(1), endpoint=path)
+    [request] = server.received
+    return request
+
+
+def test_a_request_is_a_post_of_the_lines_own_body_to_its_own_path(serve: Callable, caller_of: Callable) -> None:
+    request = sent(serve, caller_of)
+
+    assert (request.method, request.path) == ("POST", "/v1/chat/completions")
+    assert request.body == b'{"model": "m", "user": "0"}'
+    assert request.headers["content-type"] == "application/json"
+    assert request.headers["user-agent"].startswith("batchline")
+
+
+def test_without_a_key_no_authorization_is_sent(serve: Callable, caller_of: Callable) -> None:
+    headers = sent(serve, caller_of).headers
+
+    assert not {"authorization", "x-api-key"} & set(headers)
+
+
+def test_the_key_goes_out_as_a_bearer_token(serve: Callable, caller_of: Callable) -> None:
+    headers = sent(serve, caller_of, api_key="sk-secret").headers
+
+    assert (headers["authorization"], headers.get("x-api-key")) == ("Bearer sk-secret", None)
+
+
+def test_messages_speak_anthropics_dialect(serve: Callable, caller_of: Callable) -> None:
+    headers = sent(serve, caller_of, path="/v1/messages", api_key="sk-secret").headers
+
+    assert (headers["x-api-key"], headers.get("authorization")) == ("sk-secret", None)
+    assert headers["anthropic-version"] == "2023-06-01"
+
+
+def test_the_upstreams_own_headers_are_added_and_win(serve: Callable, caller_of: Callable) -> None:
+    own = {"X-Team": "blue", "Authorization": "Basic abc", "User-Agent": "mine"}
+
+    headers = sent(serve, caller_of, api_key="sk-secret", headers=own).headers
+
+    assert (headers["x-team"], headers["authorization"], headers["user-agent"]) == ("blue", "Basic abc", "mine")
+
+
+def test_a_base_url_that_ends_in_v1_absorbs_the_paths_own(serve: Callable, caller_of: Callable) -> None:
+    server = serve(lambda _: reply())
+
+    call_all(caller_of(server.base_url + "/v1"), some_bodies(1))
+
+    assert server.received[0].path == "/v1/chat/completions"
+
+
+def everything_told(answer: Answer) -> str:
+    return f"{answer.message} {answer.retries} {answer.status_code} {answer.request_id}"
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_no_failure_tells_the_key_or_the_prompt(name: str, call_one: Callable, caplog: object) -> None:
+    act, _ = BROKEN[name]
+
+    answer = call_one(
+        lambda _: act, **options_for(name) | {"max_attempts": 1}, api_key="sk-secret", headers={"x-own": "hush"}
+    )
+
+    told = everything_told(answer) + caplog.text
+    assert not [secret for secret in ("sk-secret", "hush", '"user"') if secret in told]
+
+
+def test_a_clock_that_is_read_for_an_answer_runs_forward(call_one: Callable) -> None:
+    before = time.time()
+
+    answer = call_one(lambda _: reply(after_s=0.05))
+
+    assert before <= answer.started_at <= time.time()
+    assert 0.05 <= answer.ttfb_s <= answer.duration_s

@@ -1,0 +1,219 @@
+"""How runs end: told to, out of time, refused by the upstream, or with their caller."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from calling import answers_of, call_all, made_calls, open_run, some_bodies, until
+from scripted_server import ScriptedServer, refusal, reply
+
+from batchline.models.failures import ErrorCode
+from batchline.upstream.run import Stop
+
+STOPS = [ErrorCode.BATCH_CANCELLED, ErrorCode.BATCH_EXPIRED, ErrorCode.BATCH_FAILED]
+
+
+@pytest.mark.parametrize("code", STOPS)
+def test_a_stopped_run_finishes_what_is_under_way_and_settles_the_rest_with_its_code(
+    code: ErrorCode, gated: ScriptedServer, gate: threading.Event, caller_of: Callable
+) -> None:
+    with open_run(caller_of(gated.base_url, max_in_flight=4)) as run, run.open_feed(0) as feed:
+        feed.put(made_calls(some_bodies(50)))
+        feed.end()
+        until(lambda: len(gated.received) == 4)
+        run.stop(Stop(code, "that is enough"))
+        until(lambda: run.snapshot().failed == 46)
+        gate.set()
+        answers = answers_of(feed)
+
+    assert Counter(answer.code for answer in answers) == {None: 4, code: 46}
+    assert {answer.message for answer in answers if answer.code} == {"that is enough"}
+    assert len(gated.received) == 4
+
+
+def test_what_is_under_way_longer_than_the_grace_is_settled_with_the_code(
+    gated: ScriptedServer, caller_of: Callable
+) -> None:
+    with open_run(caller_of(gated.base_url, max_in_flight=4), grace_s=0.2) as run, run.open_feed(0) as feed:
+        feed.put(made_calls(some_bodies(10)))
+        feed.end()
+        until(lambda: len(gated.received) == 4)
+        run.stop(Stop(ErrorCode.BATCH_CANCELLED, "enough"))
+        answers = answers_of(feed)
+
+    assert [(answer.code, answer.attempts) for answer in answers] == (
+        [("batch_cancelled", 1)] * 4 + [("batch_cancelled", 0)] * 6
+    )
+
+
+def test_only_the_first_stop_counts(caller_of: Callable, gated: ScriptedServer) -> None:
+    with open_run(caller_of(gated.base_url), grace_s=0.1) as run, run.open_feed(0) as feed:
+        run.stop(Stop(ErrorCode.BATCH_CANCELLED, "first"))
+        run.stop(Stop(ErrorCode.BATCH_FAILED, "second"))
+        feed.put(made_calls(some_bodies(5)))
+        feed.end()
+        answers = answers_of(feed)
+
+    assert {(answer.code, answer.message) for answer in answers} == {("batch_cancelled", "first")}
+    assert gated.received == []
+
+
+def test_a_request_waiting_for_its_next_try_is_settled_with_the_stop(serve: Callable, caller_of: Callable) -> None:
+    server = serve(lambda _: refusal(429, retry_after="3600"))
+
+    with open_run(caller_of(server.base_url)) as run, run.open_feed(0) as feed:
+        feed.put(made_calls(some_bodies(1)))
+        feed.end()
+        until(lambda: run.snapshot().retried == 1)
+        run.stop(Stop(ErrorCode.BATCH_CANCELLED, "enough"))
+        [answer] = answers_of(feed)
+
+    assert (answer.code, answer.attempts, answer.retries) == ("batch_cancelled", 1, ("rate_limited",))
+
+
+def test_a_stop_without_a_code_leaves_the_rest_for_another_run(
+    gated: ScriptedServer, gate: threading.Event, caller_of: Callable
+) -> None:
+    with open_run(caller_of(gated.base_url, max_in_flight=4)) as run, run.open_feed(0) as feed:
+        feed.put(made_calls(some_bodies(50)))
+        until(lambda: len(gated.received) == 4)
+        run.stop(Stop(None, "the worker is told to end"))
+        gate.set()
+        answers = answers_of(feed)
+
+    assert [answer.code for answer in answers] == [None] * 4
+
+
+def test_a_stopped_run_leaves_another_run_alone(serve: Callable, caller_of: Callable) -> None:
+    server = serve(lambda _: reply(after_s=0.005))
+    caller = caller_of(server.base_url, max_in_flight=4)
+
+    with open_run(caller, grace_s=0.0) as doomed, open_run(caller) as other:
+        feeds = [doomed.open_feed(0), other.open_feed(0)]
+        for feed, first in zip(feeds, (1, 101), strict=True):
+            feed.put(made_calls(some_bodies(100), first=first))
+            feed.end()
+        until(lambda: doomed.snapshot().completed > 5)
+        doomed.stop(Stop(ErrorCode.BATCH_CANCELLED, "enough"))
+        answers = answers_of(*feeds)
+
+    assert {answer.code for answer in answers if answer.call.line > 100} == {None}
+    assert len(answers) == 200
+
+
+def test_when_the_window_closes_the_rest_expires(gated: ScriptedServer, caller_of: Callable) -> None:
+    caller = caller_of(gated.base_url, max_in_flight=4)
+
+    with open_run(caller, deadline=time.time() + 0.3, grace_s=0.1) as run, run.open_feed(0) as feed:
+        feed.put(made_calls(some_bodies(20)))
+        feed.end()
+        answers = answers_of(feed)
+
+    assert {answer.code for answer in answers} == {"batch_expired"}
+    assert len(gated.received) == 4
+
+
+def test_what_is_under_way_when_the_window_closes_may_finish_within_the_grace(
+    serve: Callable, caller_of: Callable
+) -> None:
+    caller = caller_of(serve(lambda _: reply(after_s=0.5)).base_url, max_in_flight=2)
+
+    with open_run(caller, deadline=time.time() + 0.2) as run, run.open_feed(0) as feed:
+        feed.put(made_calls(some_bodies(6)))
+        feed.end()
+        answers = answers_of(feed)
+
+    assert Counter(answer.code for answer in answers) == {None: 2, "batch_expired": 4}
+
+
+def test_a_run_whose_window_has_closed_sends_nothing(serve: Callable, caller_of: Callable) -> None:
+    server = serve(lambda _: reply())
+
+    with open_run(caller_of(server.base_url), deadline=time.time() - 1) as run, run.open_feed(0) as feed:
+        until(lambda: run.stopped is not None)
+        feed.put(made_calls(some_bodies(5)))
+        feed.end()
+        answers = answers_of(feed)
+
+    assert {answer.code for answer in answers} == {"batch_expired"}
+    assert server.received == []
+
+
+def test_a_run_that_is_not_renewed_sends_nothing_until_it_is(serve: Callable, caller_of: Callable) -> None:
+    server = serve(lambda _: reply())
+    caller = caller_of(server.base_url)
+
+    with open_run(caller) as stale, open_run(caller) as other, stale.open_feed(0) as feed:
+        stale.renew(-1.0)
+        feed.put(made_calls(some_bodies(5)))
+        feed.end()
+        with other.open_feed(0) as beside:
+            beside.put(made_calls(some_bodies(200), first=101))
+            beside.end()
+            answers_of(beside)
+        before = len(server.received)
+        stale.renew(60.0)
+        answers = answers_of(feed)
+
+    assert before == 200
+    assert [answer.code for answer in answers] == [None] * 5
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_key_that_is_always_refused_ends_the_run_early(
+    status: int, serve: Callable, caller_of: Callable
+) -> None:
+    server = serve(lambda _: refusal(status))
+
+    answers = call_all(caller_of(server.base_url, max_in_flight=4), some_bodies(500), refusals_to_stop=20)
+
+    counted = Counter(answer.code for answer in answers)
+    assert len(server.received) <= 20 + 4
+    assert counted == {"invalid_request": len(server.received), "batch_failed": 500 - len(server.received)}
+
+
+def test_refusals_after_a_success_do_not_end_the_run(serve: Callable, caller_of: Callable) -> None:
+    server = serve(lambda request: refusal(403) if request.number else reply())
+
+    answers = call_all(caller_of(server.base_url, max_in_flight=1), some_bodies(50), refusals_to_stop=5)
+
+    assert Counter(answer.code for answer in answers) == {None: 1, "invalid_request": 49}
+
+
+def test_refusals_between_other_answers_do_not_end_the_run(serve: Callable, caller_of: Callable) -> None:
+    server = serve(lambda request: refusal(400) if request.number % 4 == 3 else refusal(401))
+
+    answers = call_all(caller_of(server.base_url, max_in_flight=1), some_bodies(40), refusals_to_stop=5)
+
+    assert {answer.code for answer in answers} == {"invalid_request"}
+
+
+def caller_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "caller"}
+
+
+def test_closing_a_caller_with_requests_under_way_ends_its_thread(
+    gated: ScriptedServer, caller_of: Callable
+) -> None:
+    before = caller_threads()
+    caller = caller_of(gated.base_url)
+    open_run(caller).open_feed(0).put(made_calls(some_bodies(100)))
+    until(lambda: len(gated.received) == 64)
+
+    caller.close()
+
+    assert caller_threads() == before
+
+
+def test_a_closed_caller_can_be_closed_again_and_so_can_its_runs(caller_of: Callable) -> None:
+    before = caller_threads()
+    caller = caller_of("http://127.0.0.1:9")
+    run = open_run(caller)
+
+    caller.close()
+    caller.close()
+    run.close()
+
+    assert caller_threads() == before
