@@ -1,0 +1,192 @@
+"""The flow on a real Prefect server."""
+
+import json
+from uuid import UUID
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.runtime import flow_run
+
+from batchline.flows.process_batch import process_batch, using_engine
+from batchline.models.batches import BatchDwExtResponse, BatchResponse, CreateBatchRequest
+from batchline.models.errors import BatchEnded, InvalidInput, StorageFault
+from batchline.models.status import BatchStatus
+from batchline.steps.intake import create_batch, store_input_file
+from batchline.storage import layout
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+
+
+def run_flow(engine, **parameters) -> State[BatchResponse]:
+    with using_engine(engine):
+        return process_batch(**parameters, return_state=True)
+
+
+def flow_run_of(state: State) -> FlowRun:
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(state.state_details.flow_run_id)
+
+
+def task_runs_of(state: State) -> list[str]:
+    run_id = state.state_details.flow_run_id
+    with get_client(sync_client=True) as client:
+        runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])))
+    return sorted(run.name for run in runs)
+
+
+def test_a_batch_that_succeeds_is_a_completed_flow_run_named_after_it(simulator, engine_for, chat_file):
+    engine = engine_for(simulator().base_url, chunk_requests=100)
+    stored = store_input_file(engine, chat_file(350))
+
+    state = run_flow(engine, input_file_id=stored.id, metadata={"team": "search"})
+
+    batch = state.result()
+    assert state.is_completed()
+    assert (batch.status, batch.request_counts.completed, batch.metadata) == (
+        BatchStatus.COMPLETED,
+        350,
+        {"team": "search"},
+    )
+    assert flow_run_of(state).name == batch.id
+    assert "350 ok" in (state.message or "")
+
+
+def test_each_chunk_is_one_task_run_beside_the_other_steps(simulator, engine_for, chat_file):
+    engine = engine_for(simulator().base_url, chunk_requests=100)
+    stored = store_input_file(engine, chat_file(350))
+
+    state = run_flow(engine, input_file_id=stored.id)
+
+    assert len(task_runs_of(state)) == 4 + 3
+
+
+def test_a_file_that_does_not_validate_is_a_failed_flow_run_that_says_why(simulator, engine_for, chat_file):
+    stand_in = simulator()
+    engine = engine_for(stand_in.base_url)
+    path = chat_file(10)
+    path.write_text(path.read_text() + "not json\n")
+    stored = store_input_file(engine, path)
+
+    state = run_flow(engine, input_file_id=stored.id)
+
+    assert state.is_failed()
+    assert "line 11" in (state.message or "")
+    assert isinstance(state.result(raise_on_failure=False), BatchEnded)
+    assert stand_in.counters()["received"] == 0
+
+
+def test_a_batch_without_a_success_is_a_failed_flow_run_with_an_error_file(simulator, engine_for, chat_file):
+    engine = engine_for(simulator(server_error=1.0).base_url, upstream={"max_attempts": 2})
+    stored = store_input_file(engine, chat_file(20))
+
+    state = run_flow(engine, input_file_id=stored.id)
+
+    ended = state.result(raise_on_failure=False)
+    assert state.is_failed()
+    assert isinstance(ended, BatchEnded)
+    assert len(engine.store.read(layout.errors_key(ended.batch_id)).splitlines()) == 20
+
+
+def test_a_batch_that_exists_is_run_by_its_id(simulator, engine_for, chat_file):
+    engine = engine_for(simulator().base_url)
+    stored = store_input_file(engine, chat_file(20))
+    request = CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
+    made = create_batch(engine, request, origin=BatchDwExtResponse(source="api"))
+
+    state = run_flow(engine, batch_id=made.id)
+
+    assert state.result().id == made.id
+
+
+def test_running_a_finished_batch_again_sends_nothing_and_says_the_same(simulator, engine_for, chat_file):
+    stand_in = simulator()
+    engine = engine_for(stand_in.base_url)
+    stored = store_input_file(engine, chat_file(20))
+    first = run_flow(engine, input_file_id=stored.id).result()
+
+    again = run_flow(engine, batch_id=first.id)
+
+    assert again.is_completed()
+    assert stand_in.counters()["received"] == 20
+
+
+def test_an_input_uri_below_the_source_roots_is_read_in(simulator, engine_for, chat_file):
+    path = chat_file(15)
+    engine = engine_for(simulator().base_url, source_roots=[str(path.parent)])
+
+    state = run_flow(engine, input_uri=str(path))
+
+    assert state.result().request_counts.completed == 15
+
+
+@pytest.mark.parametrize(
+    "parameters", [{}, {"input_file_id": "file-1", "input_uri": "/x.jsonl"}], ids=["neither", "both"]
+)
+def test_not_exactly_one_input_is_refused_with_what_to_give(parameters, simulator, engine_for):
+    state = run_flow(engine_for(simulator().base_url), **parameters)
+
+    error = state.result(raise_on_failure=False)
+    assert isinstance(error, InvalidInput)
+    assert "input_file_id" in str(error)
+
+
+def test_a_retry_of_the_flow_run_goes_on_with_the_batch_that_it_made(
+    simulator, engine_for, chat_file, monkeypatch
+):
+    stand_in = simulator()
+    engine = engine_for(stand_in.base_url, chunk_requests=50)
+    stored = store_input_file(engine, chat_file(200))
+    put = type(engine.store).put
+    failing = ["once"]
+
+    def put_or_fail(self, key: str, data: bytes) -> None:
+        if key == layout.report_data_key(key.split("/")[1]) and failing:
+            failing.clear()
+            raise StorageFault("the disk is full")
+        put(self, key, data)
+
+    monkeypatch.setattr(type(engine.store), "put", put_or_fail)
+    retried = process_batch.with_options(retries=1, retry_delay_seconds=0)
+    with using_engine(engine):
+        state = retried(input_file_id=stored.id, return_state=True)
+
+    assert not failing
+    assert state.result().request_counts.completed == 200
+    assert len(list((engine.settings.home / "storage" / "batches").iterdir())) == 1
+    assert stand_in.counters()["received"] == 200
+
+
+def test_nothing_of_a_request_or_a_key_reaches_the_server_of_prefect(simulator, engine_for, chat_file):
+    engine = engine_for(simulator(api_key="sk-secret-1234").base_url, upstream={"api_key": "sk-secret-1234"})
+    stored = store_input_file(engine, chat_file(30, prompt=lambda number: f"a private prompt {number}"))
+
+    state = run_flow(engine, input_file_id=stored.id)
+
+    with get_client(sync_client=True) as client:
+        runs = client.read_task_runs(
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+        )
+        known = json.dumps(
+            [flow_run_of(state).model_dump(mode="json"), *[r.model_dump(mode="json") for r in runs]]
+        )
+    assert state.is_completed()
+    assert "private prompt" not in json.dumps(shown)
+    assert "sk-secret" not in json.dumps(shown)
+
+
+def test_a_batch_made_in_a_flow_belongs_to_its_run(simulator, engine_for, chat_file):
+    engine = engine_for(simulator().base_url)
+    stored = store_input_file(engine, chat_file(5))
+
+    @flow(name="parent")
+    def parent() -> UUID:
+        assert flow_run.id
+        return UUID(process_batch(input_file_id=stored.id).id.removeprefix("batch-"))
+
+    with using_engine(engine):
+        made = parent()
+
+    assert engine.records.get_batch(f"batch-{made.hex}").flow_run_id is not None
