@@ -37,6 +37,7 @@ class ChunkOrder(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     endpoint: str
     input_key: str
+    input_bytes: int
     model: str | None
     chunk: Chunk
 
@@ -142,7 +143,7 @@ def _fill(feed: Feed, todo: Iterator[list[Call]]) -> None:
 
 
 def _calls(order: ChunkOrder, hold: Hold, spool: Spool) -> Iterator[list[Call]]:
-    for lines in numbered_lines(hold.store, order.input_key, order.chunk):
+    for lines in numbered_lines(hold.store, order.input_key, order.chunk, file_bytes=order.input_bytes):
         todo = [line for line in lines if line[0] not in spool] if len(spool) else lines
         yield calls(todo, endpoint=order.endpoint, only_model=order.model, upstream_of=hold.upstream_of)
 

@@ -7,7 +7,6 @@ import msgspec
 from batchline.models.batches import BatchError
 from batchline.models.json_scan import NotJSONError, members
 from batchline.models.settings import Settings
-from batchline.steps.stretches import UTF8_BOM
 
 MAX_CUSTOM_ID = 512
 QUOTED = 60
@@ -48,9 +47,8 @@ def look_at(line: bytes, *, number: int, offset: int, rules: Rules) -> Look:
     """
     if len(line) > rules.max_line_bytes:
         return Look(errors=[overlong(number, len(line), rules)])
-    text = line.removeprefix(UTF8_BOM) if number == 1 else line
     try:
-        found = _object(text, offset + len(line) - len(text))
+        found = _object(line, offset)
     except _Malformed as malformed:
         return Look(errors=[BatchError(code="invalid_json_line", line=number, message=str(malformed))])
     custom_id, model = _text(found.get("custom_id")), None
@@ -68,7 +66,7 @@ def look_at(line: bytes, *, number: int, offset: int, rules: Rules) -> Look:
 def endpoint_in(line: bytes) -> str | None:
     """The line's url, if it is an object that has one."""
     try:
-        return _text(members(line.removeprefix(UTF8_BOM)).get("url"))
+        return _text(members(line).get("url"))
     except NotJSONError:
         return None
 
@@ -118,11 +116,9 @@ def _faults(
 
 
 def _custom_id_fault(value: bytes) -> str | None:
-    if not value.startswith(b'"'):
-        return f"custom_id is {_kind(value)}; it must be a string"
     text = _text(value)
     if text is None:
-        return "custom_id holds half of a surrogate pair, which no UTF-8 file can hold"
+        return f"custom_id is {_kind(value)}; it must be a string"
     if not text:
         return "custom_id is empty"
     if len(text) > MAX_CUSTOM_ID:
@@ -172,7 +168,9 @@ def _text(value: bytes | None) -> str | None:
 
 
 def _kind(value: bytes) -> str:
-    """What kind of JSON the text is, in words."""
+    """What kind of JSON the text is, in words; a string that is no usable text is told apart."""
+    if value.startswith(b'"') and _text(value) is None:
+        return "a string with half of a surrogate pair, which no UTF-8 file can hold"
     kinds = {b"{": "an object", b"[": "an array", b'"': "a string", b"t": "true", b"f": "false", b"n": "null"}
     return kinds.get(value[:1], "a number")
 

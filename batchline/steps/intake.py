@@ -19,6 +19,9 @@ from batchline.storage.records import BatchRecord, FileRecord
 from batchline.storage.sources import open_source
 
 BLOCK_BYTES = 2**20
+ZSTD_PIECE_BYTES = 2**10
+"""Small, because a zstd file can grow thirty thousand times and each piece is decompressed whole."""
+
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -99,48 +102,57 @@ def _check_size(size: int, filename: str, settings: Settings) -> None:
 
 def _plain_name(filename: str) -> str:
     """The name of what is stored: without directories and without the suffix of a compression."""
-    name = PurePosixPath(filename.replace("\\", "/")).name or "input.jsonl"
-    return name.removesuffix(".gz").removesuffix(".zst")
+    name = PurePosixPath(filename.replace("\\", "/")).name
+    return (name[: -len(_suffix(name))] if _suffix(name) in COMPRESSED else name) or "input.jsonl"
+
+
+def _suffix(filename: str) -> str:
+    return PurePosixPath(filename).suffix.lower()
 
 
 def _blocks(source: Readable, filename: str) -> Iterator[bytes]:
-    kind = COMPRESSED.get(PurePosixPath(filename).suffix.lower())
+    kind = COMPRESSED.get(_suffix(filename))
     if kind is None:
         yield from _read(source)
         return
     try:
-        yield from _read(_decompressor(source, kind))
+        yield from _read(gzip.GzipFile(fileobj=_as_file(source))) if kind == "gzip" else _unzstd(source)
     except (gzip.BadGzipFile, EOFError, zlib.error, ValueError) as error:
-        raise InvalidInput(f"{filename} does not decompress as {kind}: {error}", param="file") from error
-
-
-def _decompressor(source: Readable, kind: str) -> Readable:
-    if kind == "gzip":
-        return gzip.GzipFile(fileobj=_as_file(source))
-    import zstandard  # noqa: PLC0415 - only where a file is so compressed
-
-    class ZstdErrors:
-        """Reads zstd and raises `ValueError` for what is not."""
-
-        def __init__(self) -> None:
-            self._reader = zstandard.ZstdDecompressor().stream_reader(_as_file(source), read_across_frames=True)
-
-        def read(self, size: int, /) -> bytes:
-            try:
-                return self._reader.read(size)
-            except zstandard.ZstdError as error:
-                raise ValueError(str(error)) from error
-
-    return ZstdErrors()
+        raise InvalidInput(
+            f"{filename} does not decompress as {kind}: {error}; compress it anew and upload it again",
+            param="file",
+        ) from error
 
 
 def _as_file(source: Readable) -> IO[bytes]:
-    return source  # type: ignore[return-value] # both decompressors call nothing but read()
+    return source  # type: ignore[return-value] # GzipFile calls nothing but read()
 
 
-def _read(source: Readable) -> Iterator[bytes]:
-    while block := source.read(BLOCK_BYTES):
+def _read(source: Readable, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
+    while block := source.read(block_bytes):
         yield block
+
+
+def _unzstd(source: Readable) -> Iterator[bytes]:
+    """The content of all frames; raises `ValueError` for what is no zstd, and `EOFError` for a frame cut short.
+
+    zstandard's own stream reader takes a frame that is cut short for a whole one.
+    """
+    import zstandard  # noqa: PLC0415 - only where a file is so compressed
+
+    decompressor = zstandard.ZstdDecompressor()
+    frame = None
+    for block in _read(source, ZSTD_PIECE_BYTES):
+        left = block
+        while left:
+            frame = frame or decompressor.decompressobj()
+            try:
+                yield frame.decompress(left)
+            except zstandard.ZstdError as error:
+                raise ValueError(str(error)) from error
+            left, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    if frame is not None:
+        raise EOFError("it ends before its last frame does")
 
 
 def create_batch(

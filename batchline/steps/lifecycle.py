@@ -130,6 +130,7 @@ def orders(hold: BatchHold, plan: Plan) -> list[ChunkOrder]:
             epoch=hold.lease.epoch,
             endpoint=batch.endpoint,
             input_key=plan.input_key,
+            input_bytes=plan.size_bytes,
             model=model,
             chunk=chunk,
         )

@@ -8,7 +8,6 @@ import msgspec
 from batchline.models.errors import InputChanged, NotFound, StorageFault
 from batchline.models.lines import split_line
 from batchline.models.plan import Chunk
-from batchline.steps.stretches import UTF8_BOM
 from batchline.storage.objects import ObjectStore
 from batchline.upstream.answers import Call
 
@@ -20,20 +19,23 @@ class _Head(msgspec.Struct):
 _decode_head = msgspec.json.Decoder(_Head).decode
 
 
-def numbered_lines(store: ObjectStore, key: str, chunk: Chunk) -> Iterator[list[tuple[int, bytes]]]:
+def numbered_lines(
+    store: ObjectStore, key: str, chunk: Chunk, *, file_bytes: int
+) -> Iterator[list[tuple[int, bytes]]]:
     """The chunk's lines that are not blank with their numbers, a list for each stretch.
 
-    Nothing of a stretch is given out before its digest is found right; raises `InputChanged` otherwise.
+    Nothing is given out of a file that has not the size it had, `file_bytes`, and nothing of a stretch before its
+    digest is found right; raises `InputChanged` otherwise.
     """
     number = chunk.first_line
-    for text in _checked_stretches(store, key, chunk):
+    for text in _checked_stretches(store, key, chunk, file_bytes):
         lines = text.split(b"\n")
         yield [(number + at, line) for at, line in enumerate(lines) if line and not line.isspace()]
         number += len(lines) - 1
 
 
-def _checked_stretches(store: ObjectStore, key: str, chunk: Chunk) -> Iterator[bytes]:
-    blocks = _stored(store, key, chunk)
+def _checked_stretches(store: ObjectStore, key: str, chunk: Chunk, file_bytes: int) -> Iterator[bytes]:
+    blocks = _stored(store, key, chunk, file_bytes)
     held, at = b"", chunk.start
     for stretch in chunk.stretches:
         pieces, have = [held], len(held)
@@ -51,18 +53,26 @@ def _checked_stretches(store: ObjectStore, key: str, chunk: Chunk) -> Iterator[b
         yield text
 
 
-def _stored(store: ObjectStore, key: str, chunk: Chunk) -> Iterator[bytes]:
+def _stored(store: ObjectStore, key: str, chunk: Chunk, file_bytes: int) -> Iterator[bytes]:
     """The chunk's bytes as they are now."""
     try:
-        if store.info(key).size_bytes < chunk.end:
-            raise _changed(key, chunk.start, chunk.end)
+        _check_size(store, key, file_bytes)
         yield from store.stream(key, chunk.start, chunk.end)
     except NotFound as error:
         raise InputChanged(f"input {key} has vanished since it was validated; upload it again") from error
     except StorageFault:
-        if store.exists(key) and store.info(key).size_bytes < chunk.end:
-            raise _changed(key, chunk.start, chunk.end) from None
+        if store.exists(key):
+            _check_size(store, key, file_bytes)
         raise
+
+
+def _check_size(store: ObjectStore, key: str, expected: int) -> None:
+    size = store.info(key).size_bytes
+    if size != expected:
+        raise InputChanged(
+            f"input {key} has changed since it was validated: it had {expected:,} bytes and has {size:,}; "
+            "start a new batch from the file as it is now"
+        )
 
 
 def _changed(key: str, start: int, end: int) -> InputChanged:
@@ -82,7 +92,7 @@ def calls(
     """The calls that those input lines ask for; `only_model` saves the look where the batch has just one."""
     made = []
     for number, line in lines:
-        request = split_line(line.removeprefix(UTF8_BOM) if number == 1 else line)
+        request = split_line(line)
         model = only_model or model_of(request.body)
         made.append(
             Call(

@@ -1,6 +1,7 @@
 """Stretches: whole lines of an input file with their place, the unit in which it is checked and read again."""
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from typing import Final
 
@@ -30,9 +31,16 @@ class Stretch(msgspec.Struct, frozen=True):
 def stretches_of(
     blocks: Iterator[bytes], *, max_line_bytes: int, most_lines: int = STRETCH_LINES
 ) -> Iterator[Stretch]:
-    """The file in stretches of at most so many lines; memory is bounded by the longest line allowed."""
-    cutter = _Cutter(max_line_bytes, most_lines)
-    for block in blocks:
+    """The file in stretches of at most so many lines; memory is bounded by the longest line allowed.
+
+    A byte-order mark belongs to no line: the first stretch starts behind it.
+    """
+    head = b""
+    while len(head) < len(UTF8_BOM) and (block := next(blocks, None)) is not None:
+        head += block
+    start = len(UTF8_BOM) if head.startswith(UTF8_BOM) else 0
+    cutter = _Cutter(max_line_bytes, most_lines, start)
+    for block in itertools.chain([head[start:]], blocks):
         for at in range(0, len(block), PIECE_BYTES):
             yield from cutter.take(block[at : at + PIECE_BYTES])
     yield from cutter.finish()
@@ -41,11 +49,11 @@ def stretches_of(
 class _Cutter:
     """Holds the line that is not whole yet, and where in the file it starts."""
 
-    def __init__(self, max_line_bytes: int, most_lines: int) -> None:
+    def __init__(self, max_line_bytes: int, most_lines: int, offset: int) -> None:
         self._max_line_bytes = max_line_bytes
         self._most_lines = most_lines
         self._line = 1
-        self._offset = 0
+        self._offset = offset
         self._held: list[bytes] = []
         self._held_bytes = 0
 
@@ -57,8 +65,8 @@ class _Cutter:
             return
         if self._held_bytes > self._max_line_bytes:
             first = piece.find(b"\n") + 1
-            self._hold(piece[:first])
-            yield self._overlong()
+            self._hold(piece[: first - 1])
+            yield self._overlong(newline=1)
             piece, cut = piece[first:], cut - first
         if cut:
             yield from self._whole(b"".join([*self._held, piece[:cut]]))
@@ -79,8 +87,8 @@ class _Cutter:
         else:
             self._held.clear()
 
-    def _overlong(self) -> Stretch:
-        end = self._offset + self._held_bytes
+    def _overlong(self, *, newline: int = 0) -> Stretch:
+        end = self._offset + self._held_bytes + newline
         stretch = Stretch(self._line, self._offset, end, [], "", overlong=self._held_bytes)
         self._line += 1
         self._offset = end

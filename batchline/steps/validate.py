@@ -202,7 +202,7 @@ class _Pass:
                     and len(line) <= most
                     and is_utf8
                 )
-            except (msgspec.DecodeError, RecursionError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 is_plain = False
             if not is_plain:
                 if not line or line.isspace():
