@@ -169,9 +169,7 @@ def test_nothing_of_a_request_or_a_key_reaches_the_server_of_prefect(simulator, 
         runs = client.read_task_runs(
             flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
         )
-        known = json.dumps(
-            [flow_run_of(state).model_dump(mode="json"), *[r.model_dump(mode="json") for r in runs]]
-        )
+        shown = [run.model_dump(mode="json") for run in (flow_run_of(state), *runs)]
     assert state.is_completed()
     assert "private prompt" not in json.dumps(shown)
     assert "sk-secret" not in json.dumps(shown)
