@@ -1,0 +1,116 @@
+"""The figures and their bars: each takes a world and gives rows for the table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bench.measuring import Run, compare
+from bench.servers import s3_server, stand_in
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bench.measuring import Sample, World
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure: what it is, what came out, and what it should be at least or at most; no bar if only told."""
+
+    name: str
+    value: float
+    least: float | None = None
+    most: float | None = None
+    unit: str = ""
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the bar is reached; None without a bar."""
+        if self.least is not None:
+            return self.value >= self.least
+        return None if self.most is None else self.value <= self.most
+
+
+def _added(flow: Sample, local: Sample) -> float:
+    """Per cent of wall time that Prefect adds."""
+    return 100 * (flow["wall_s"] / local["wall_s"] - 1)
+
+
+def throughput_50k(world: World) -> Iterator[Row]:
+    """A flow against the bare loop and the peers, 50,000 requests."""
+    n = world.count(50_000)
+    runs = {
+        "bare": Run("bare", n),
+        "engine": Run("engine", n),
+        "local": Run("local", n),
+        "flow": Run("flow", n),
+        "flexllm": Run("flexllm", world.count(10_000)),
+        "httpx": Run("httpx", 2_000),
+    }
+    got = compare(world, "throughput_50k", runs, rounds=3)
+    flow, local = got["flow"], got["local"]
+    yield Row(f"flow / bare loop, {n:,}", flow["rate"] / got["bare"]["rate"], least=0.60)
+    yield Row(f"flow / engine's own loop, {n:,}", flow["rate"] / got["engine"]["rate"])
+    yield Row("flow / flexllm 0.17", flow["rate"] / got["flexllm"]["rate"], least=8)
+    yield Row("flow / httpx, default pool", flow["rate"] / got["httpx"]["rate"], least=30)
+    yield Row(f"wall time that Prefect adds, {n:,}", _added(flow, local), most=20, unit="%")
+
+
+def throughput_500k(world: World) -> Iterator[Row]:
+    """The same at 500,000, with the CPU."""
+    n = world.count(500_000)
+    runs = {name: Run(name, n) for name in ("bare", "engine", "local", "flow")}
+    got = compare(world, "throughput_500k", runs, rounds=3)
+    flow, local, bare = got["flow"], got["local"], got["bare"]
+    yield Row(f"flow / bare loop, {n:,}", flow["rate"] / bare["rate"], least=0.70)
+    yield Row(f"flow / engine's own loop, {n:,}", flow["rate"] / got["engine"]["rate"])
+    yield Row(f"CPU of flow / bare loop, {n:,}", flow["cpu_s"] / bare["cpu_s"], most=1.5)
+    yield Row(f"CPU of flow / engine's own loop, {n:,}", flow["cpu_s"] / got["engine"]["cpu_s"])
+    yield Row(f"wall time that Prefect adds, {n:,}", _added(flow, local), most=5, unit="%")
+
+
+def fixed_latency(world: World) -> Iterator[Row]:
+    """500 ms, 256 in flight."""
+    n = world.count(10_000)
+    with stand_in(latency="fixed", latency_s=0.5) as url:
+        got = compare(world, "fixed_latency", {"local": Run("local", n, 256, url)}, rounds=3)
+    yield Row(
+        "share of the possible 512 requests/s at 500 ms, 256 in flight", got["local"]["rate"] / 512, least=0.93
+    )
+
+
+def lognormal_latency(world: World) -> Iterator[Row]:
+    """Median 0.5 s, sigma 1, 256 in flight."""
+    n = world.count(20_000)
+    with stand_in(latency="lognormal", latency_s=0.5, latency_sigma=1.0) as url:
+        runs = {name: Run(name, n, 256, url) for name in ("bare", "local", "flow")}
+        got = compare(world, "lognormal_latency", runs, rounds=1 if world.quick else 3)
+    local, flow = got["local"], got["flow"]
+    yield Row("log-normal: makespan of the bare loop / ours", got["bare"]["wall_s"] / local["wall_s"], least=0.97)
+    yield Row("log-normal: mean in flight until the last 256", local["mean_in_flight"], least=250)
+    yield Row("log-normal: wall time that Prefect adds", _added(flow, local), most=2, unit="%")
+
+
+def memory(world: World) -> Iterator[Row]:
+    """Peak resident memory at 1,000,000 requests and at 50,000, Prefect and pandas loaded."""
+    small, large = world.count(50_000), world.count(1_000_000)
+    got = compare(world, "memory", {"small": Run("flow", small), "large": Run("flow", large)}, rounds=1)
+    yield Row(f"peak memory, {large:,} / {small:,}", got["large"]["peak_mb"] / got["small"]["peak_mb"], most=1.5)
+    yield Row(f"peak memory, {large:,}", got["large"]["peak_mb"], most=400, unit=" MB")
+
+
+def validation(world: World) -> Iterator[Row]:
+    """Megabytes of input checked a CPU second."""
+    got = compare(world, "validation", {"validation": Run("validation", world.count(200_000))}, rounds=5)
+    figures = got["validation"]
+    yield Row("validation, MB a CPU second", figures["megabytes"] / figures["cpu_s"], least=200)
+
+
+def s3(world: World) -> Iterator[Row]:
+    """The same batch with its storage on a local S3 server and on local disk."""
+    n = world.count(100_000)
+    with s3_server(world.home) as environment:
+        runs = {"disk": Run("local", n), "s3": Run("local", n, environment=environment)}
+        got = compare(world, "s3", runs, rounds=3)
+    yield Row(f"storage on S3 / on disk, {n:,}", got["s3"]["rate"] / got["disk"]["rate"], least=0.8)

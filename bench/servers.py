@@ -1,0 +1,130 @@
+"""The servers that benchmarks talk to."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from batchline.simulate import Simulator, SimulatorOptions
+
+ANSWER = (
+    '{"id":"chatcmpl-0123456789abcdef","object":"chat.completion","created":1764000000,"model":"gpt-4o-mini",'
+    '"choices":[{"index":0,"message":{"role":"assistant","content":"'
+    + "A sentence that stands for an answer of common length. "
+    * 9
+    + '"},"logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":57,"completion_tokens":96,'
+    '"total_tokens":153},"system_fingerprint":"fp_0123456789"}'
+)
+
+NGINX = """
+worker_processes 1; daemon off; pid {home}/pid; error_log {home}/errors;
+events {{ worker_connections 4096; }}
+http {{
+  access_log off; keepalive_requests 1000000000; keepalive_timeout 3600s;
+  client_body_buffer_size 64k; client_body_temp_path {home}/bodies;
+  server {{
+    listen 127.0.0.1:{port}; default_type application/json;
+    location / {{ if ($request_method = POST) {{ return 200 '{answer}'; }} return 200 'ok'; }}
+  }}
+}}
+"""
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def nginx(home: Path) -> Iterator[str]:
+    """nginx that answers every POST at once; its base URL."""
+    program = shutil.which("nginx") or "/usr/sbin/nginx"
+    port = free_port()
+    configuration = home / "nginx.conf"
+    configuration.write_text(NGINX.format(home=home, port=port, answer=ANSWER))
+    with _running([program, "-c", str(configuration)], f"http://127.0.0.1:{port}/"):
+        yield f"http://127.0.0.1:{port}/v1"
+
+
+@contextmanager
+def stand_in(**options: object) -> Iterator[str]:
+    """The stand-in upstream with those options; its base URL."""
+    with Simulator(SimulatorOptions.model_validate(options)) as simulator:
+        yield simulator.base_url
+
+
+@contextmanager
+def prefect_server(home: Path) -> Iterator[str]:
+    """A Prefect server on a database of its own; its API URL."""
+    port = free_port()
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_LEVEL": "ERROR",
+        "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
+    }
+    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
+    with _running(command, f"http://127.0.0.1:{port}/api/health", environment=environment):
+        yield f"http://127.0.0.1:{port}/api"
+
+
+@contextmanager
+def s3_server(home: Path) -> Iterator[dict[str, str]]:
+    """SeaweedFS with an empty bucket; the environment that makes it the storage."""
+    ports = [free_port() for _ in range(6)]
+    names = ("-master.port", "-volume.port", "-filer.port", "-s3.port", "-master.port.grpc", "-filer.port.grpc")
+    home.joinpath("s3").mkdir()
+    weed = Path(sys.executable).with_name("weed")
+    options = [f"{name}={port}" for name, port in zip(names, ports, strict=True)]
+    command = [str(weed), "server", f"-dir={home / 's3'}", "-ip=127.0.0.1", "-s3", "-filer", *options]
+    url = f"http://127.0.0.1:{ports[3]}"
+    with _running([*command, "-master.electionTimeout=1s"], f"{url}/", any_answer=True):
+        for _ in range(100):
+            if httpx.put(f"{url}/bench").is_success:
+                break
+            time.sleep(0.1)
+        yield {
+            "BATCHLINE_STORAGE_URL": "s3://bench/batchline",
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": "any",
+            "AWS_SECRET_ACCESS_KEY": "any",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+
+@contextmanager
+def _running(
+    command: list[str], url: str, *, environment: dict[str, str] | None = None, any_answer: bool = False
+) -> Iterator[None]:
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = subprocess.Popen(command, env=environment, start_new_session=True, **quiet)  # type: ignore[call-overload]
+    try:
+        _wait_for(url, server, any_answer=any_answer)
+        yield
+    finally:
+        os.killpg(server.pid, 9)
+        server.wait()
+
+
+def _wait_for(url: str, server: subprocess.Popen[bytes], *, any_answer: bool) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise RuntimeError(f"{server.args} ended with {server.returncode}")
+        try:
+            if httpx.get(url).is_success or any_answer:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.1)
+    raise TimeoutError(url)

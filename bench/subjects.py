@@ -1,0 +1,229 @@
+"""What is measured, each run in a process of its own: `python -m bench.subjects NAME OPTIONS-AS-JSON`.
+
+Prints one line of JSON: requests, wall_s, cpu_s, peak_mb, and what the subject adds.
+"""
+
+import asyncio
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+PATH = "/v1/chat/completions"
+Subject = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def _body(options: dict[str, Any]) -> bytes:
+    with Path(options["file"]).open("rb") as file:
+        return json.dumps(json.loads(file.readline())["body"]).encode()
+
+
+def _timed(work: Callable[[], Any]) -> tuple[dict[str, float], Any]:
+    began, cpu = time.perf_counter(), time.process_time()
+    result = work()
+    wall_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu
+    return {"wall_s": wall_s, "cpu_s": cpu_s}, result
+
+
+def _loop(options: dict[str, Any], send: Callable[[], Awaitable[Any]]) -> Callable[[], Any]:
+    async def worker(left: list[int]) -> None:
+        while left[0] > 0:
+            left[0] -= 1
+            await send()
+
+    async def everything() -> None:
+        left = [options["requests"]]
+        await asyncio.gather(*(worker(left) for _ in range(options["in_flight"])))
+
+    return everything
+
+
+def bare(options: dict[str, Any]) -> dict[str, Any]:
+    """Coroutines over batchline's transport, and nothing else."""
+    import uvloop
+
+    from batchline.models.upstreams import Upstream
+    from batchline.upstream.pyreqwest_transport import PyreqwestTransport
+
+    body = _body(options)
+
+    async def main() -> dict[str, float]:
+        upstream = Upstream(base_url=options["base_url"], max_in_flight=options["in_flight"])
+        transport = PyreqwestTransport(upstream)
+        began, cpu = time.perf_counter(), time.process_time()
+        await _loop(options, lambda: transport.send(PATH, body))()
+        return {"wall_s": time.perf_counter() - began, "cpu_s": time.process_time() - cpu}
+
+    return uvloop.run(main())
+
+
+def engine(options: dict[str, Any]) -> dict[str, Any]:
+    """Coroutines over pyreqwest itself."""
+    import uvloop
+    from pyreqwest.client import ClientBuilder
+
+    body = _body(options)
+    url, headers = f"{options['base_url']}/chat/completions", {"content-type": "application/json"}
+
+    async def main() -> dict[str, float]:
+        client = ClientBuilder().max_connections(None).pool_max_idle_per_host(options["in_flight"]).build()
+
+        async def send() -> None:
+            request = client.post(url).headers(headers).body_bytes(body).build()
+            response = await request.send()
+            await response.bytes()
+
+        began, cpu = time.perf_counter(), time.process_time()
+        await _loop(options, send)()
+        return {"wall_s": time.perf_counter() - began, "cpu_s": time.process_time() - cpu}
+
+    return uvloop.run(main())
+
+
+def httpx_default(options: dict[str, Any]) -> dict[str, Any]:
+    """Coroutines over `httpx.AsyncClient` as it comes."""
+    import httpx
+
+    body = _body(options)
+
+    async def main() -> dict[str, float]:
+        async with httpx.AsyncClient(timeout=None) as client:
+            url, headers = f"{options['base_url']}/chat/completions", {"content-type": "application/json"}
+            began, cpu = time.perf_counter(), time.process_time()
+            await _loop(options, lambda: client.post(url, content=body, headers=headers))()
+            return {"wall_s": time.perf_counter() - began, "cpu_s": time.process_time() - cpu}
+
+    return asyncio.run(main())
+
+
+def flexllm(options: dict[str, Any]) -> dict[str, Any]:
+    """flexllm's batch call."""
+    client_class = importlib.import_module("flexllm.clients.openai").OpenAIClient
+    with Path(options["file"]).open() as file:
+        lines = [json.loads(line) for line in islice(file, options["requests"])]
+    client = client_class(
+        base_url=options["base_url"],
+        api_key="any",
+        model="gpt-4o-mini",
+        concurrency_limit=options["in_flight"],
+        max_qps=None,
+        retry_times=0,
+    )
+    messages = [line["body"]["messages"] for line in lines]
+    figures, answers = _timed(lambda: asyncio.run(client.chat_completions_batch(messages, show_progress=False)))
+    return {**figures, "ok": sum(answer is not None for answer in answers)}
+
+
+def _prepared(options: dict[str, Any]) -> tuple[Any, str]:
+    import pandas  # noqa: F401, ICN001 - imports are done before the clock starts
+    import pyarrow.parquet  # noqa: F401
+
+    from batchline.models.settings import load_settings
+    from batchline.steps.engine import open_engine
+    from batchline.steps.intake import store_input_file
+
+    settings = load_settings(base_url=options["base_url"], max_in_flight=options["in_flight"])
+    engine = open_engine(settings)
+    return engine, store_input_file(engine, Path(options["file"])).id
+
+
+def _figures_of(batch: Any, figures: dict[str, float]) -> dict[str, Any]:
+    return {**figures, "ok": batch.completed}
+
+
+def local(options: dict[str, Any]) -> dict[str, Any]:
+    """A batch without Prefect."""
+    from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
+    from batchline.steps.intake import create_batch
+    from batchline.steps.local import run_local
+
+    engine, file_id = _prepared(options)
+
+    def work() -> Any:
+        request = CreateBatchRequest(input_file_id=file_id, endpoint=PATH)
+        return run_local(engine, create_batch(engine, request, origin=BatchDwExtResponse(source="api")).id)
+
+    figures, batch = _timed(work)
+    return {**_figures_of(batch, figures), **_in_flight(engine, batch)}
+
+
+def flow(options: dict[str, Any]) -> dict[str, Any]:
+    """A batch as a flow run on the server that PREFECT_API_URL names."""
+    from batchline.flows.process_batch import process_batch, using_engine
+
+    engine, file_id = _prepared(options)
+    engine.caller.open_run("warm", deadline=None, refusals_to_stop=1, grace_s=0, requests=0).close()
+    with using_engine(engine):
+        figures, batch = _timed(lambda: process_batch(input_file_id=file_id))
+    return {**figures, "ok": batch.request_counts.completed}
+
+
+def _in_flight(engine: Any, batch: Any) -> dict[str, float]:
+    """The mean number under way, from the first start to the start of the last `in_flight` requests."""
+    import numpy as np
+    import pandas as pd
+
+    from batchline.storage import layout
+
+    name = Path(engine.store.uri(layout.requests_key(batch.id)).removeprefix("file://"))
+    if not name.exists():
+        return {}
+    table = pd.read_parquet(name, columns=["started_at", "duration_ms"])
+    start = np.sort(table.started_at.to_numpy())
+    begin, until = start[0], start[-min(len(start), 256)]
+    first = np.minimum(table.started_at, until)
+    last = np.minimum(table.started_at + table.duration_ms / 1e3, until)
+    return {"mean_in_flight": float((last - first).sum() / max(1e-9, until - begin))}
+
+
+def validation(options: dict[str, Any]) -> dict[str, Any]:
+    """Reading and checking a file, and nothing else."""
+    from batchline.models.settings import load_settings
+    from batchline.steps.validate import validate_input
+
+    settings = load_settings(base_url=options["base_url"])
+    path = Path(options["file"])
+
+    def blocks() -> Iterator[bytes]:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                yield block
+
+    figures, _ = _timed(
+        lambda: validate_input(
+            blocks, batch_id="batch-0", input_key="input", endpoint=PATH, settings=settings, max_errors=1_000
+        )
+    )
+    return {**figures, "megabytes": path.stat().st_size / 1e6}
+
+
+SUBJECTS: dict[str, Subject] = {
+    "bare": bare,
+    "engine": engine,
+    "httpx": httpx_default,
+    "flexllm": flexllm,
+    "local": local,
+    "flow": flow,
+    "validation": validation,
+}
+
+
+def main() -> None:
+    """Run the subject that the command line names."""
+    options = json.loads(sys.argv[2])
+    figures = SUBJECTS[sys.argv[1]](options)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    figures |= {"requests": options["requests"], "peak_mb": peak / (1e6 if sys.platform == "darwin" else 1e3)}
+    sys.stdout.write(json.dumps(figures) + "\n")
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
