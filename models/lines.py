@@ -9,6 +9,8 @@ from msgspec import Raw
 from batchline.models.json_scan import members
 
 encode_json = msgspec.json.encode
+LF, CR = b"\n\r"
+"""As numbers: looking for those in bytes is several times faster than for bytes."""
 
 
 class RequestLine(msgspec.Struct, frozen=True):
@@ -33,28 +35,23 @@ def result_line(
     `custom_id` and `body` are JSON texts and must hold no raw newline. `status_code` None stands for no answer:
     `response` is then null. `answer_id` is the upstream's `x-request-id`; the request's own id stands in.
     """
+    own_id = request_id.encode()
     if status_code is None:
-        response = b"null"
+        answered: tuple[bytes | Raw, ...] = (b',"response":null',)
     else:
-        response = b'{"status_code":%d,"request_id":%b,"body":%b}' % (
-            status_code,
-            encode_json(answer_id or request_id),
-            body if body is not None else b'""',
-        )
-    error = b"null"
-    if error_code is not None:
-        error = b'{"code":"%b","message":%b}' % (error_code.encode(), encode_json(message or error_code))
-    return b'{"id":"%b","custom_id":%b,"response":%b,"error":%b}\n' % (
-        request_id.encode(),
-        custom_id,
-        response,
-        error,
-    )
+        status = b"200" if status_code == 200 else b"%d" % status_code
+        their_id = encode_json(answer_id) if answer_id else b'"%b"' % own_id
+        text = b'""' if body is None else body
+        answered = (b',"response":{"status_code":', status, b',"request_id":', their_id, b',"body":', text, b"}")
+    if error_code is None:
+        return b"".join((b'{"id":"', own_id, b'","custom_id":', custom_id, *answered, b',"error":null}\n'))
+    error = b',"error":{"code":"%b","message":%b}}\n' % (error_code.encode(), encode_json(message or error_code))
+    return b"".join((b'{"id":"', own_id, b'","custom_id":', custom_id, *answered, error))
 
 
 def embeddable(body: bytes) -> bytes:
     """A JSON text on one line: line breaks, which JSON has between tokens only, become spaces."""
-    if b"\n" in body or b"\r" in body:
+    if LF in body or CR in body:
         return body.replace(b"\r", b" ").replace(b"\n", b" ")
     return body
 

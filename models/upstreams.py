@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, m
 Dialect = Literal["openai", "anthropic"]
 
 _HEADER_TEXT = re.compile(r"[!-~]*")
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[\t -~]*")
 
 
 class Upstream(BaseModel):
@@ -79,6 +81,16 @@ class Upstream(BaseModel):
         if api_key is not None and not _HEADER_TEXT.fullmatch(api_key.get_secret_value()):
             raise ValueError("must be printable ASCII without spaces and line breaks (is there one at its end?)")
         return api_key
+
+    @field_validator("headers")
+    @classmethod
+    def _are_headers(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, value in headers.items():
+            if not _HEADER_NAME.fullmatch(name):
+                raise ValueError(f"have the name {name!r}, which no header can have")
+            if not _HEADER_VALUE.fullmatch(value.get_secret_value()):
+                raise ValueError(f"have a value of {name} that is not printable ASCII on one line")
+        return headers
 
     @model_validator(mode="after")
     def _floor_under_ceiling(self) -> Self:

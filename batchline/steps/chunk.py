@@ -13,7 +13,7 @@ from batchline.models.lines import result_line
 from batchline.models.plan import Chunk
 from batchline.steps.figures import Figures, figures_of
 from batchline.steps.parts import Part, drop, part_of, segments_of, write_part
-from batchline.steps.requests import calls, numbered_lines
+from batchline.steps.requests import calls, stretches
 from batchline.steps.spool import Spool
 from batchline.storage import layout
 from batchline.storage.objects import ObjectStore
@@ -96,8 +96,8 @@ def _result(part: Part) -> ChunkResult:
 
 
 def _unfinished(order: ChunkOrder, spool: Spool) -> ChunkResult:
-    oks = [figures.ok for figures, _ in spool.in_order()]
-    return ChunkResult(chunk=order.chunk.index, completed=sum(oks), failed=len(oks) - sum(oks), finished=False)
+    completed = spool.completed
+    return ChunkResult(chunk=order.chunk.index, completed=completed, failed=len(spool) - completed, finished=False)
 
 
 def _recover(order: ChunkOrder, hold: Hold, spool: Spool) -> list[str]:
@@ -128,7 +128,8 @@ def _send(order: ChunkOrder, hold: Hold, spool: Spool, saver: "_Saver") -> None:
                 time.sleep(STORAGE_PAUSE_S)
             answers = feed.wait(saver.next_flush_in_s())
             if answers:
-                spool.add((figures_of(answer), _line(prefix, answer)) for answer in answers)
+                lines = [_line(prefix, answer) for answer in answers]
+                spool.add([figures_of(answer) for answer in answers], lines)
             saver.tend()
             hold.check()
 
@@ -143,9 +144,14 @@ def _fill(feed: Feed, todo: Iterator[list[Call]]) -> None:
 
 
 def _calls(order: ChunkOrder, hold: Hold, spool: Spool) -> Iterator[list[Call]]:
-    for lines in numbered_lines(hold.store, order.input_key, order.chunk, file_bytes=order.input_bytes):
-        todo = [line for line in lines if line[0] not in spool] if len(spool) else lines
-        yield calls(todo, endpoint=order.endpoint, only_model=order.model, upstream_of=hold.upstream_of)
+    for first, lines in stretches(hold.store, order.input_key, order.chunk, file_bytes=order.input_bytes):
+        yield calls(
+            enumerate(lines, first),
+            endpoint=order.endpoint,
+            only_model=order.model,
+            upstream_of=hold.upstream_of,
+            done=spool,
+        )
 
 
 def _line(prefix: str, answer: Answer) -> bytes:

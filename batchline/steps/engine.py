@@ -9,15 +9,21 @@ from batchline.models.settings import Settings, load_settings
 from batchline.storage.objects import ObjectStore, open_objects
 from batchline.storage.records import Records, open_records
 from batchline.upstream.caller import Caller, caller_for
+from batchline.upstream.transport import TransportFactory
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Engine:
-    """Settings with the object store and the records that they name; the caller starts when first used."""
+    """Settings with the object store and the records that they name; the caller starts when first used.
+
+    An engine with an `open_transport` of its own, such as `through_httpx()`, has a caller of its own as well; the
+    others of a process share theirs.
+    """
 
     settings: Settings
     store: ObjectStore
     records: Records
+    open_transport: TransportFactory | None = None
 
     @cached_property
     def caller(self) -> Caller:
@@ -28,6 +34,8 @@ class Engine:
                 "server wants one, OPENAI_API_KEY; or list [[upstreams]] in batchline.toml",
                 param="base_url",
             )
+        if self.open_transport is not None:
+            return Caller(self.settings.servers, open_transport=self.open_transport)
         return caller_for(self.settings.servers)
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-class Figures(msgspec.Struct, array_like=True, frozen=True):
+class Figures(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One row of `requests.parquet`, but for the columns that say where its result line stands.
 
     Times in milliseconds but `started_at`, which is in Unix seconds; tokens are None where none were reported.
@@ -40,7 +40,6 @@ class Figures(msgspec.Struct, array_like=True, frozen=True):
     ttfb_ms: float | None
 
 
-decode_figures = msgspec.json.Decoder(Figures).decode
 _decode_text = msgspec.json.Decoder(str).decode
 
 
@@ -72,6 +71,10 @@ def figures_of(answer: Answer) -> Figures:
 def custom_id_text(custom_id: msgspec.Raw) -> str:
     """The text of a custom_id's JSON."""
     return _decode_text(custom_id)
+
+
+TEXTS = ("model", "error_code", "retries")
+"""Columns of few values, which are kept as dictionaries; a dictionary costs the others more than it saves."""
 
 
 def schema() -> pa.Schema:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from batchline.steps.figures import Figures, table_of
+from batchline.steps.figures import TEXTS, Figures, table_of
 from batchline.storage import layout
 from batchline.storage.objects import ObjectStore
 
 if TYPE_CHECKING:
     from batchline.steps.spool import Spool
 
-WRITE_BYTES = 2**20
+WRITE_LINES = 256
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,53 +32,30 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
 
 
-class _Cursor:
-    """Writes one of a part's line files and knows where each line went."""
-
-    def __init__(self) -> None:
-        self.offset = 0
-        self._held: list[bytes] = []
-        self._held_bytes = 0
-
-    def add(self, line: bytes) -> int:
-        """Take in a line; its offset."""
-        at = self.offset
-        self._held.append(line)
-        self._held_bytes += len(line)
-        self.offset += len(line)
-        return at
-
-    def full(self) -> bool:
-        return self._held_bytes >= WRITE_BYTES
-
-    def take(self) -> bytes:
-        """What was added since the last take."""
-        data = b"".join(self._held)
-        self._held.clear()
-        self._held_bytes = 0
-        return data
-
-
 def write_part(store: ObjectStore, keys: layout.PartKeys, *, chunk: int, spool: Spool) -> Part:
     """Write a chunk's part from its spool and return it; safe to repeat."""
     rows: list[Figures] = []
     offsets: list[int] = []
     lengths: list[int] = []
-    output, errors = _Cursor(), _Cursor()
+    ends = {True: 0, False: 0}
     with store.writer(keys.output) as good, store.writer(keys.errors) as bad:
-        for figures, line in spool.in_order():
-            cursor, file = (output, good) if figures.ok else (errors, bad)
-            offsets.append(cursor.add(line))
-            lengths.append(len(line))
-            rows.append(figures)
-            if cursor.full():
-                file.write(cursor.take())
-        good.write(output.take())
-        bad.write(errors.take())
+        for block in _blocks(spool.in_order()):
+            for figures, line in block:
+                rows.append(figures)
+                offsets.append(ends[figures.ok])
+                lengths.append(len(line))
+                ends[figures.ok] += len(line)
+            good.write(b"".join([line for figures, line in block if figures.ok]))
+            bad.write(b"".join([line for figures, line in block if not figures.ok]))
     completed = sum(row.ok for row in rows)
     failed = len(rows) - completed
     store.put(keys.figures, _parquet(rows, offsets, lengths, completed=completed, failed=failed))
     return Part(chunk=chunk, keys=keys, completed=completed, failed=failed)
+
+
+def _blocks(records: Iterator[tuple[Figures, bytes]]) -> Iterator[list[tuple[Figures, bytes]]]:
+    while block := list(islice(records, WRITE_LINES)):
+        yield block
 
 
 def _parquet(rows: list[Figures], offsets: list[int], lengths: list[int], *, completed: int, failed: int) -> bytes:
@@ -86,7 +64,13 @@ def _parquet(rows: list[Figures], offsets: list[int], lengths: list[int], *, com
     table = table_of(rows, offsets=offsets, lengths=lengths)
     counts = {"completed": str(completed), "failed": str(failed)}
     buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(counts), buffer, compression="zstd")
+    pq.write_table(
+        table.replace_schema_metadata(counts),
+        buffer,
+        compression="snappy",
+        use_dictionary=list(TEXTS),
+        write_statistics=False,
+    )
     return buffer.getvalue()
 
 

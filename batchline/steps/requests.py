@@ -1,7 +1,7 @@
 """A chunk's requests, read from storage a stretch at a time and checked against the plan."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 
 import msgspec
 
@@ -19,10 +19,8 @@ class _Head(msgspec.Struct):
 _decode_head = msgspec.json.Decoder(_Head).decode
 
 
-def numbered_lines(
-    store: ObjectStore, key: str, chunk: Chunk, *, file_bytes: int
-) -> Iterator[list[tuple[int, bytes]]]:
-    """The chunk's lines that are not blank with their numbers, a list for each stretch.
+def stretches(store: ObjectStore, key: str, chunk: Chunk, *, file_bytes: int) -> Iterator[tuple[int, list[bytes]]]:
+    """The chunk's lines, a list for each stretch with the number of its first; the last of a list may be empty.
 
     Nothing is given out of a file that has not the size it had, `file_bytes`, and nothing of a stretch before its
     digest is found right; raises `InputChanged` otherwise.
@@ -30,7 +28,7 @@ def numbered_lines(
     number = chunk.first_line
     for text in _checked_stretches(store, key, chunk, file_bytes):
         lines = text.split(b"\n")
-        yield [(number + at, line) for at, line in enumerate(lines) if line and not line.isspace()]
+        yield number, lines
         number += len(lines) - 1
 
 
@@ -83,15 +81,21 @@ def _changed(key: str, start: int, end: int) -> InputChanged:
 
 
 def calls(
-    lines: list[tuple[int, bytes]],
+    lines: Iterable[tuple[int, bytes]],
     *,
     endpoint: str,
     only_model: str | None,
     upstream_of: Callable[[str | None], str],
+    done: Container[int] = (),
 ) -> list[Call]:
-    """The calls that those input lines ask for; `only_model` saves the look where the batch has just one."""
+    """The calls that those numbered lines ask for, but for blank ones and those that are done.
+
+    `only_model` saves the look where the batch has just one.
+    """
     made = []
     for number, line in lines:
+        if not line or line.isspace() or number in done:
+            continue
         request = split_line(line)
         model = only_model or model_of(request.body)
         made.append(

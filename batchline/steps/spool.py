@@ -1,31 +1,36 @@
-"""Answers of an unfinished chunk: on disk in the order they came, found again in the order of the input.
+"""Answers of an unfinished chunk: their lines on disk as they came, found again in the order of the input.
 
-A record is two lines, a request's figures and its result line, so that what is spooled is a segment's content
-byte for byte and a segment read back is spooled as it is.
+A *segment* is some records as they are saved: a line with the figures of all, a JSON array of arrays, and then the
+result line of each in the same order.
 """
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from mmap import ACCESS_READ, mmap
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
-from batchline.steps.figures import Figures, decode_figures
+from batchline.steps.figures import Figures
 
 _encode = msgspec.json.encode
+_decode = msgspec.json.Decoder(list[Figures]).decode
 
 
 class Spool:
-    """A chunk's records in a temporary file, with an index from line number to place."""
+    """A chunk's figures in memory and its result lines in a temporary file."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(prefix="batchline-", buffering=0)  # noqa: SIM115 - closed by __exit__
-        self._places: dict[int, tuple[int, int]] = {}
-        self._end = 0
-        self._saved = 0
+        self._rows: list[Figures] = []
+        self._ends = array("q")
+        self._taken: set[int] = set()
+        self._saved_rows = 0
+        self._saved_end = 0
 
     def __enter__(self) -> Self:
         return self
@@ -36,56 +41,62 @@ class Spool:
         self._file.close()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._rows)
 
-    def __contains__(self, line: int) -> bool:
-        return line in self._places
+    def __contains__(self, line: object) -> bool:
+        return line in self._taken
+
+    @property
+    def _end(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @property
+    def completed(self) -> int:
+        """How many of the requests succeeded."""
+        return sum(row.ok for row in self._rows)
 
     @property
     def unsaved_bytes(self) -> int:
-        """Bytes that no segment holds yet."""
-        return self._end - self._saved
+        """Bytes of result lines that no segment holds yet."""
+        return self._end - self._saved_end
 
-    def add(self, records: Iterable[tuple[Figures, bytes]]) -> None:
+    def add(self, rows: Sequence[Figures], lines: Sequence[bytes]) -> None:
         """Take in settled requests with their result lines (newline included)."""
-        pieces: list[bytes] = []
-        for figures, result in records:
-            record = _encode(figures) + b"\n" + result
-            self._places[figures.line] = (self._end, len(record))
-            self._end += len(record)
-            pieces.append(record)
-        _write_all(self._file.fileno(), b"".join(pieces))
+        _write_all(self._file.fileno(), b"".join(lines))
+        ends = accumulate(map(len, lines), initial=self._end)
+        next(ends)
+        self._ends.extend(ends)
+        self._rows += rows
+        self._taken.update([row.line for row in rows])
 
     def recover(self, segment: bytes) -> list[Figures]:
         """Take in a segment that an earlier run saved; the figures of those records that are new."""
-        lines = segment.split(b"\n")
-        taken = []
-        for head, result in zip(lines[0::2], lines[1::2], strict=False):
-            figures = decode_figures(head)
-            if figures.line not in self._places:
-                self.add([(figures, result + b"\n")])
-                taken.append(figures)
-        self._saved = self._end
-        return taken
+        head, _, rest = segment.partition(b"\n")
+        records = zip(_decode(head), rest.split(b"\n"), strict=False)
+        new = {row.line: (row, line + b"\n") for row, line in records if row.line not in self}
+        rows = [row for row, _ in new.values()]
+        self.add(rows, [line for _, line in new.values()])
+        self.mark_saved()
+        return rows
 
     def unsaved(self) -> bytes:
         """What the next segment must hold."""
-        return _read(self._file.fileno(), self._saved, self._end - self._saved)
+        lines = _read(self._file.fileno(), self._saved_end, self._end - self._saved_end)
+        return _encode(self._rows[self._saved_rows :]) + b"\n" + lines
 
     def mark_saved(self) -> None:
         """Note that a segment holds everything so far."""
-        self._saved = self._end
+        self._saved_rows, self._saved_end = len(self._rows), self._end
 
     def in_order(self) -> Iterator[tuple[Figures, bytes]]:
         """Every record by ascending line number."""
-        if not self._places:
+        if not self._rows:
             return
         # Mapped, not read: a read a record would give up and take back the interpreter's lock a record.
         with mmap(self._file.fileno(), self._end, access=ACCESS_READ) as spooled:
-            for line in sorted(self._places):
-                offset, length = self._places[line]
-                head, _, result = spooled[offset : offset + length].partition(b"\n")
-                yield decode_figures(head), result
+            rows, ends = self._rows, self._ends
+            for at in sorted(range(len(rows)), key=[row.line for row in rows].__getitem__):
+                yield rows[at], spooled[ends[at - 1] if at else 0 : ends[at]]
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

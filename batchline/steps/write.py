@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from batchline.steps.figures import schema
+from batchline.steps.figures import TEXTS, schema
 from batchline.steps.parts import Part
 from batchline.storage import layout
 from batchline.storage.objects import ObjectStore, ObjectWriter
@@ -61,7 +61,7 @@ def _write_figures(store: ObjectStore, batch_id: str, generation: int, parts: Se
     row = output = errors = 0
     with (
         store.writer(layout.requests_key(batch_id)) as file,
-        pq.ParquetWriter(_Sink(file), schema(), compression="zstd") as writer,
+        pq.ParquetWriter(_Sink(file), schema(), compression="zstd", use_dictionary=list(TEXTS)) as writer,
     ):
         for part in parts:
             table = pq.read_table(io.BytesIO(store.read(part.keys.figures)))

@@ -1,9 +1,10 @@
 """What is asked of an upstream and what came of it; reading an answer's usage and its faults."""
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Raw, convert
+from msgspec import Meta, Raw, convert, structs
 
 from batchline.models.failures import ErrorCode, of_status
 from batchline.models.json_scan import NotJSONError, check, members
@@ -12,9 +13,10 @@ from batchline.upstream.transport import Reply
 
 MESSAGE_CHARACTERS = 500
 MOST_TOKENS = 2**53
+Count = Annotated[int, Meta(ge=0, lt=MOST_TOKENS)]
 
 
-class Call(msgspec.Struct, kw_only=True):
+class Call(msgspec.Struct, kw_only=True, gc=False):
     """One request to make: a line of the input, its id's and body's JSON text, and where to send it."""
 
     line: int
@@ -26,7 +28,7 @@ class Call(msgspec.Struct, kw_only=True):
     read_at: float = 0.0
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """The tokens that an answer reports; `reasoning_tokens` is None where it reports none."""
 
     prompt_tokens: int
@@ -36,7 +38,7 @@ class Usage(msgspec.Struct, frozen=True):
     cached_tokens: int
 
 
-class Answer(msgspec.Struct, kw_only=True):
+class Answer(msgspec.Struct, kw_only=True, gc=False):
     """How a call was settled; `code` is None for a success. Durations in seconds, of the final attempt.
 
     `body` is a JSON text on one line, or None where no answer came. `attempts` counts every one that was
@@ -59,7 +61,7 @@ class Answer(msgspec.Struct, kw_only=True):
     wasted_tokens: int = 0
 
 
-class Reading(msgspec.Struct, frozen=True):
+class Reading(msgspec.Struct, frozen=True, gc=False):
     """An HTTP reply understood: its code (None for a success), its body ready to embed, and its usage."""
 
     code: ErrorCode | None
@@ -68,26 +70,26 @@ class Reading(msgspec.Struct, frozen=True):
     usage: Usage | None
 
 
-class _Details(msgspec.Struct):
-    reasoning_tokens: int | None = None
-    cached_tokens: int | None = None
+class _Details(msgspec.Struct, gc=False):
+    reasoning_tokens: Count | None = None
+    cached_tokens: Count | None = None
 
 
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    input_tokens: int | None = None
-    completion_tokens: int | None = None
-    output_tokens: int | None = None
-    total_tokens: int | None = None
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: Count | None = None
+    input_tokens: Count | None = None
+    completion_tokens: Count | None = None
+    output_tokens: Count | None = None
+    total_tokens: Count | None = None
     prompt_tokens_details: _Details | None = None
     input_tokens_details: _Details | None = None
     completion_tokens_details: _Details | None = None
     output_tokens_details: _Details | None = None
-    cache_read_input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: Count | None = None
+    cache_creation_input_tokens: Count | None = None
 
 
-class _Envelope(msgspec.Struct):
+class _Envelope(msgspec.Struct, gc=False):
     usage: _Usage | None = None
     error: Raw = Raw()
 
@@ -106,6 +108,14 @@ def read_reply(reply: Reply) -> Reading:
     if message is None:
         message = f"the upstream answered {reply.status_code} with {len(reply.body)} bytes"
     return Reading(code, body, message, _usage_of(reply.body))
+
+
+def reread_without(secrets: Iterable[bytes], reply: Reply, reading: Reading) -> Reading:
+    """The reading of a failed call without the secrets that the upstream may have repeated to us."""
+    body = reply.body
+    for secret in secrets:
+        body = body.replace(secret, b"***")
+    return reading if body is reply.body else read_reply(structs.replace(reply, body=body))
 
 
 def _read_success(body: bytes) -> Reading:
@@ -179,23 +189,23 @@ def _string(text: bytes | None) -> str | None:
 
 
 def _usage_of(body: bytes) -> Usage | None:
-    """The usage of an odd answer: of its members those that are whole numbers."""
+    """The usage of an odd answer: of its members those that count something."""
     try:
         text = members(body).get("usage")
-        return None if text is None else _counted(convert(_whole(msgspec.json.decode(text)), _Usage))
+        return None if text is None else _counted(convert(_counts(msgspec.json.decode(text)), _Usage))
     except (NotJSONError, msgspec.MsgspecError, RecursionError):
         return None
 
 
-def _whole(usage: Any) -> Any:
-    """The object without the members that are neither whole numbers nor objects of such."""
+def _counts(usage: Any) -> Any:
+    """The object without the members that are neither counts nor objects of such."""
     if not isinstance(usage, dict):
         return None
     kept = {}
     for name, value in usage.items():
         if isinstance(value, dict):
-            kept[name] = _whole(value)
-        elif type(value) is int or (type(value) is float and value.is_integer()):
+            kept[name] = _counts(value)
+        elif type(value) in {int, float} and value == value // 1 and 0 <= value < MOST_TOKENS:
             kept[name] = int(value)
     return kept
 
@@ -207,28 +217,21 @@ def _counted(usage: _Usage) -> Usage | None:
     the input (API reference, chat completions and responses). Anthropic: `cache_read_input_tokens` and
     `cache_creation_input_tokens` stand beside `input_tokens` and are added to them (API reference, messages).
     """
-    prompt = _first(usage.prompt_tokens, usage.input_tokens)
-    completion = _first(usage.completion_tokens, usage.output_tokens)
-    read, made = _sane(usage.cache_read_input_tokens), _sane(usage.cache_creation_input_tokens)
-    if prompt is None and completion is None and _sane(usage.total_tokens) is None:
+    prompt = usage.input_tokens if usage.prompt_tokens is None else usage.prompt_tokens
+    completion = usage.output_tokens if usage.completion_tokens is None else usage.completion_tokens
+    total = usage.total_tokens
+    if prompt is None and completion is None and total is None:
         return None
-    input_details = usage.prompt_tokens_details or usage.input_tokens_details
-    output_details = usage.completion_tokens_details or usage.output_tokens_details
-    cached = _sane(input_details.cached_tokens if input_details else None)
-    full_prompt = (prompt or 0) + (read or 0) + (made or 0)
-    total = _sane(usage.total_tokens)
+    read = usage.cache_read_input_tokens or 0
+    full_prompt = (prompt or 0) + read + (usage.cache_creation_input_tokens or 0)
+    completion = completion or 0
+    inside = usage.prompt_tokens_details or usage.input_tokens_details
+    cached = read if inside is None else read + (inside.cached_tokens or 0)
+    outside = usage.completion_tokens_details or usage.output_tokens_details
     return Usage(
         full_prompt,
-        completion or 0,
-        full_prompt + (completion or 0) if total is None else total,
-        _sane(output_details.reasoning_tokens) if output_details else None,
-        min(full_prompt, (cached or 0) + (read or 0)),
+        completion,
+        full_prompt + completion if total is None else total,
+        None if outside is None else outside.reasoning_tokens,
+        min(full_prompt, cached),
     )
-
-
-def _first(one: int | None, other: int | None) -> int | None:
-    return _sane(other if one is None else one)
-
-
-def _sane(count: Any) -> int | None:
-    return count if count is not None and 0 <= count < MOST_TOKENS else None

@@ -2,33 +2,29 @@
 
 import asyncio
 
+import msgspec
+
 from batchline.models.failures import ErrorCode
 from batchline.upstream.answers import Answer, Call, Reading
-from batchline.upstream.run import Feed
+from batchline.upstream.run import Feed, Run
 from batchline.upstream.transport import Reply, TransportFailure
 
 
-class Attempt:
+class Attempt(msgspec.Struct, eq=False, gc=False):
     """A call under way or waiting for its next try, and what was tried before."""
 
-    __slots__ = (
-        "aborted", "call", "feed", "first_at", "free", "number", "retries", "run", "started_at",
-        "task", "tokens_held", "wasted",
-    )  # fmt: skip
-
-    def __init__(self, call: Call, feed: Feed) -> None:
-        self.call = call
-        self.feed = feed
-        self.run = feed.run
-        self.number = 0
-        self.free = 0
-        self.retries: tuple[ErrorCode, ...] = ()
-        self.wasted = 0
-        self.first_at = 0.0
-        self.started_at = 0.0
-        self.aborted = False
-        self.task: asyncio.Task[None] | None = None
-        self.tokens_held = 0
+    call: Call
+    feed: Feed
+    run: Run
+    number: int = 0
+    free: int = 0
+    retries: tuple[ErrorCode, ...] = ()
+    wasted: int = 0
+    first_at: float = 0.0
+    started_at: float = 0.0
+    aborted: bool = False
+    task: asyncio.Task[None] | None = None
+    tokens_held: int = 0
 
     def answered(self, reading: Reading, reply: Reply, duration_s: float) -> Answer:
         """The answer of a call that got a reply, good or bad."""

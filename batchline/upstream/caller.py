@@ -12,9 +12,9 @@ from typing import Self
 
 from batchline.models.upstreams import Upstream
 from batchline.upstream.lane import Lane
-from batchline.upstream.pyreqwest_transport import PyreqwestTransport
 from batchline.upstream.run import Run
 from batchline.upstream.transport import TransportFactory
+from batchline.upstream.transports import open_transport
 
 CLOSE_S = 5.0
 
@@ -23,7 +23,7 @@ class Caller:
     """Calls upstreams for any number of runs; starts its thread when made."""
 
     def __init__(
-        self, upstreams: Sequence[Upstream], *, open_transport: TransportFactory = PyreqwestTransport
+        self, upstreams: Sequence[Upstream], *, open_transport: TransportFactory = open_transport
     ) -> None:
         self._upstreams = tuple(upstreams)
         self._open_transport = open_transport

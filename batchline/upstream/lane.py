@@ -12,12 +12,10 @@ from heapq import heappop, heappush
 from random import Random
 from typing import Final
 
-from msgspec import structs
-
 from batchline.models.backoff import backoff_s, retry_after_s
 from batchline.models.failures import REFUSED_STATUSES, ErrorCode, is_retried
 from batchline.models.upstreams import Upstream
-from batchline.upstream.answers import Reading, Usage, read_reply
+from batchline.upstream.answers import Usage, read_reply, reread_without
 from batchline.upstream.attempt import Attempt
 from batchline.upstream.limits import AdaptiveLimit, Breaker, Bucket, Hold
 from batchline.upstream.run import Run
@@ -53,6 +51,8 @@ class Lane:
         self._idle: list[asyncio.Future[None]] = []
         self._active: set[Attempt] = set()
         self._bytes = 0
+        self._careful = self._has_rates = bool(self._requests or self._tokens)
+        self._troubled = False
         self._alarm: asyncio.Handle | None = None
         self._alarm_at = 0.0
         self._closing = False
@@ -116,26 +116,36 @@ class Lane:
 
     def _next(self) -> Attempt | None:
         """What goes out next, entered as under way; none while nothing may or can."""
-        now = self._loop.time()
-        if len(self._active) >= self.limit.value or not self._may_send(now):
+        if len(self._active) >= self.limit.value:
             return None
-        attempt = self._due_retry(now) or self._fresh()
+        attempt = self._weighed() if self._careful else self._fresh()
         if attempt is None:
             return None
-        if not self._affordable(attempt, now):
-            return None
-        if self._breaker.is_open:
-            self._breaker.probing = True
         self._active.add(attempt)
         self._bytes += len(attempt.call.body)
         attempt.run.in_flight += 1
         return attempt
 
+    def _weighed(self) -> Attempt | None:
+        """The same where something is in the way: a hold, an outage, retries that wait, or rates."""
+        now = self._loop.time()
+        if not self._may_send(now):
+            return None
+        attempt = self._due_retry(now)
+        if attempt is not None and self._has_no_room(attempt):
+            self._put_back(attempt, now)
+            return None
+        attempt = attempt or self._fresh()
+        if attempt is None or not self._affordable(attempt, now):
+            return None
+        if self._breaker.is_open:
+            self._breaker.probing = True
+        self._careful = self._has_rates or self._breaker.is_open or bool(self._retries)
+        return attempt
+
     def _may_send(self, now: float) -> bool:
         if self._hold.until > now:
             self._wake_at(self._hold.until)
-            return False
-        if self._bytes >= self.upstream.max_request_bytes_in_flight and self._active:
             return False
         if self._breaker.is_open:
             if self._breaker.probing:
@@ -155,24 +165,28 @@ class Lane:
 
     def _fresh(self) -> Attempt | None:
         """The next call that was never sent: runs take turns, within a run the first chunk goes first."""
-        runs = self._runs
+        runs, name = self._runs, self.upstream.name
         for _ in range(len(runs)):
             run = runs[0]
             if len(runs) > 1:
                 runs.rotate(-1)
             for feed in run.feeds:
-                call = feed.next_call(self.upstream.name)
-                if call is not None:
-                    return Attempt(call, feed)
+                if (call := feed.next_call(name)) is not None:
+                    attempt = Attempt(call, feed, run)
+                    if not self._has_no_room(attempt):
+                        return attempt
+                    self._put_back(attempt, self._loop.time())
+                    return None
         return None
 
+    def _has_no_room(self, attempt: Attempt) -> bool:
+        """Whether the bodies under way leave none for this one; alone any may go."""
+        most = self.upstream.max_request_bytes_in_flight
+        return self._bytes + len(attempt.call.body) > most and bool(self._active)
+
     def _affordable(self, attempt: Attempt, now: float) -> bool:
-        """Whether the rates and the bytes under way allow the attempt now; it waits as a retry otherwise."""
-        size = len(attempt.call.body)
-        if self._active and self._bytes + size > self.upstream.max_request_bytes_in_flight:
-            self._put_back(attempt, now)
-            return False
-        estimate = max(1, size // BYTES_A_TOKEN)
+        """Whether the rates allow the attempt now; it waits as a retry otherwise."""
+        estimate = max(1, len(attempt.call.body) // BYTES_A_TOKEN)
         wait_s = max(
             self._requests.wait_s(1, now) if self._requests else 0.0,
             self._tokens.wait_s(estimate, now) if self._tokens else 0.0,
@@ -189,6 +203,7 @@ class Lane:
         return True
 
     def _put_back(self, attempt: Attempt, due: float) -> None:
+        self._careful = True
         self._retry_number += 1
         heappush(self._retries, (due, self._retry_number, attempt))
 
@@ -254,15 +269,14 @@ class Lane:
 
     def _replied(self, attempt: Attempt, reply: Reply, duration_s: float) -> None:
         reading = read_reply(reply)
-        self._settle_tokens(attempt, reading.usage)
+        if attempt.tokens_held:
+            self._settle_tokens(attempt, reading.usage)
         if reading.code is None:
-            self.limit.succeeded()
-            self._hold.succeeded()
-            self._recovered()
-            attempt.run.not_refused()
+            self._succeeded(attempt.run)
             attempt.feed.settle(attempt.answered(reading, reply, duration_s))
             return
-        code, reading = reading.code, self._redacted(reading, reply)
+        self._careful = self._troubled = True
+        code, reading = reading.code, reread_without(self._secrets, reply, reading)
         self._push_back(reply, code)
         if reading.usage is not None:
             attempt.wasted += reading.usage.total_tokens
@@ -282,12 +296,16 @@ class Lane:
             attempt.feed.settle(attempt.answered(reading, reply, duration_s))
         self._end_probe()
 
-    def _redacted(self, reading: Reading, reply: Reply) -> Reading:
-        """The reading of a failed call without the secrets that the upstream may have repeated to us."""
-        body = reply.body
-        for secret in self._secrets:
-            body = body.replace(secret, b"***")
-        return reading if body is reply.body else read_reply(structs.replace(reply, body=body))
+    def _succeeded(self, run: Run) -> None:
+        """Note that all is well."""
+        if run.refused_in_a_row:
+            run.not_refused()
+        if self.limit.is_cut:
+            self.limit.succeeded()
+        if self._troubled:
+            self._troubled = False
+            self._hold.succeeded()
+            self._recovered()
 
     def _push_back(self, reply: Reply, code: ErrorCode) -> None:
         """Ask for less when the upstream says that it is too much."""
@@ -301,6 +319,7 @@ class Lane:
 
     def _failed(self, attempt: Attempt, failure: TransportFailure, duration_s: float) -> None:
         """Handle an attempt that got no whole answer."""
+        self._careful = self._troubled = True
         self._settle_tokens(attempt, None)
         now = self._loop.time()
         if failure.code is ErrorCode.TIMEOUT:

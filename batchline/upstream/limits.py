@@ -25,6 +25,11 @@ class AdaptiveLimit:
         self._cut_at = float("-inf")
         self.value = ceiling
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether it is below its ceiling."""
+        return self.value < self._ceiling
+
     def succeeded(self) -> None:
         """Raise the limit by one for every limit's worth of successes."""
         if self.value < self._ceiling:

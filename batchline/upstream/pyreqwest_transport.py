@@ -41,7 +41,7 @@ class PyreqwestTransport:
         try:
             async with request as response:
                 ttfb_s = perf_counter() - began
-                status_code, header = response.status, response.headers.get
+                status_code, header = response.status, response.get_header
                 content = await self._body(response, header("content-length"))
         except RequestError as error:
             raise _failure(error) from error

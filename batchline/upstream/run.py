@@ -21,6 +21,9 @@ WAKE_ANSWERS = 256
 
 PENDING_CALLS = 512
 PENDING_BYTES = 2**20
+LARGE_BYTES = PENDING_BYTES // PENDING_CALLS
+"""A body above which it is the bytes that bound what is pending, and not the number."""
+
 UNREAD_BYTES = 16 * 2**20
 
 
@@ -73,7 +76,7 @@ class Run:
         self.completed = self.failed = self.in_flight = self.attempts = self.retried = 0
         self.prompt_tokens = self.completion_tokens = self.total_tokens = 0
         self._refusals_to_stop = min(refusals_to_stop, requests) if requests else refusals_to_stop
-        self._refused = 0
+        self.refused_in_a_row = 0
         self._on_close = on_close
         self._lock = threading.Lock()
         self._deadline_timer: asyncio.TimerHandle | None = None
@@ -173,19 +176,19 @@ class Run:
 
     def refused(self, upstream: str, status_code: int) -> None:
         """Note a 401 or 403; stop when the upstream refuses everything."""
-        self._refused += 1
-        if self.completed == 0 and self._refused >= self._refusals_to_stop:
+        self.refused_in_a_row += 1
+        if self.completed == 0 and self.refused_in_a_row >= self._refusals_to_stop:
             self.stop(
                 Stop(
                     ErrorCode.BATCH_FAILED,
-                    f"upstream {upstream} refuses every request: {status_code} {self._refused} times in a row; "
-                    "check its API key",
+                    f"upstream {upstream} refuses every request: {status_code} {self.refused_in_a_row} times in a "
+                    "row; check its API key",
                 )
             )
 
     def not_refused(self) -> None:
         """Note an answer that shows the key is accepted."""
-        self._refused = 0
+        self.refused_in_a_row = 0
 
 
 class Feed:
@@ -291,8 +294,10 @@ class Feed:
             return None
         call = pending.popleft()
         self._sent += 1
-        self._sent_bytes += len(call.body)
-        if not self._event.is_set() and self.hungry:
+        size = len(call.body)
+        self._sent_bytes += size
+        left = self._put - self._sent
+        if (left == PENDING_CALLS - 1 or not pending or size > LARGE_BYTES) and self.hungry:
             self._event.set()
         return call
 
@@ -308,9 +313,7 @@ class Feed:
             self._answer_bytes += len(answer.body)
         self._answers.append(answer)
         self._settled += 1
-        if (
-            len(self._answers) >= WAKE_ANSWERS or (self._ended and self._settled >= self._put)
-        ) and not self._event.is_set():
+        if len(self._answers) == WAKE_ANSWERS or (self._ended and self._settled >= self._put):
             self._event.set()
 
     def settle_unsent(self, call: Call, attempts: int = 0, retries: tuple[ErrorCode, ...] = ()) -> None:

@@ -72,6 +72,17 @@ def test_a_key_that_fits_no_header_is_refused_without_showing_it(api_key):
     assert "nter2" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [{"x-team": "hunter2\r\nhost: b"}, {"x-team\r\n": "hunter2"}, {"x team": "hunter2"}, {"": "hunter2"}],
+    ids=["line break in a value", "line break in a name", "space in a name", "no name"],
+)
+def test_a_header_that_cannot_be_sent_is_refused_without_showing_its_value(headers):
+    with pytest.raises(ValidationError, match="headers") as refused:
+        Upstream(base_url="http://h", headers=headers)
+    assert "nter2" not in str(refused.value)
+
+
 def test_a_floor_above_the_ceiling_is_refused():
     with pytest.raises(ValidationError, match="min_in_flight is above max_in_flight"):
         Upstream(base_url="http://h", min_in_flight=3, max_in_flight=2)

@@ -11,6 +11,8 @@ from scripted_server import gated as held_back
 from batchline.models.upstreams import Upstream
 from batchline.upstream.answers import Answer
 from batchline.upstream.caller import Caller
+from batchline.upstream.transport import TransportFactory
+from batchline.upstream.transports import open_transport
 
 
 @pytest.fixture
@@ -29,13 +31,20 @@ def serve() -> Iterator[Callable[[Callable[[Received], Act]], ScriptedServer]]:
 
 
 @pytest.fixture
-def caller_of() -> Iterator[Callable[..., Caller]]:
+def transport() -> TransportFactory:
+    """How callers reach their upstreams; a module whose tests hold for others too puts those in its place."""
+    return open_transport
+
+
+@pytest.fixture
+def caller_of(transport: TransportFactory) -> Iterator[Callable[..., Caller]]:
     """Make callers of upstreams with quick retries; they are closed with the test."""
     made: list[Caller] = []
 
     def make(*base_urls: str, upstreams: Sequence[Upstream] = (), **options: object) -> Caller:
         quick = {"backoff_base_s": 0.01, "backoff_cap_s": 0.05, **options}
-        caller = Caller([*upstreams, *(Upstream.model_validate({"base_url": url, **quick}) for url in base_urls)])
+        servers = [*upstreams, *(Upstream.model_validate({"base_url": url, **quick}) for url in base_urls)]
+        caller = Caller(servers, open_transport=transport)
         made.append(caller)
         return caller
 

@@ -43,6 +43,7 @@ class ScriptedServer:
         self.script = script
         self.received: list[Received] = []
         self.most_at_once = 0
+        self.connections = 0
         self._at_once = 0
         self._numbers = itertools.count()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -91,6 +92,7 @@ class ScriptedServer:
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
+        self.connections += 1
         try:
             while (request := await self._read(reader)) is not None and await self._act(request, writer):
                 pass

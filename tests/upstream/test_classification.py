@@ -23,6 +23,19 @@ from scripted_server import (
 )
 
 from batchline.upstream.answers import Answer
+from batchline.upstream.httpx_transport import through_httpx
+from batchline.upstream.plain_transport import PlainTransport
+from batchline.upstream.pyreqwest_transport import PyreqwestTransport
+from batchline.upstream.transport import TransportFactory
+
+TRANSPORTS = {"plain": PlainTransport, "pyreqwest": PyreqwestTransport, "httpx": through_httpx()}
+
+
+@pytest.fixture(params=TRANSPORTS)
+def transport(request: pytest.FixtureRequest) -> TransportFactory:
+    """Every transport classifies alike."""
+    return TRANSPORTS[request.param]
+
 
 WHOLE = json.dumps({"id": "a", "choices": []}).encode()
 
@@ -213,7 +226,12 @@ def test_an_answer_that_ends_with_the_connection_is_taken(call_one: Callable) ->
     assert (answer.code, answer.body) == (None, WHOLE)
 
 
-def test_what_follows_an_answer_is_not_taken_for_the_next(serve: Callable, caller_of: Callable) -> None:
+def test_what_follows_an_answer_is_not_taken_for_the_next(
+    serve: Callable, caller_of: Callable, transport: TransportFactory, request: pytest.FixtureRequest
+) -> None:
+    if transport is TRANSPORTS["httpx"]:
+        reason = "httpx takes what a server sent unasked for the answer to its next request"
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     smuggled = b'HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\n{"forged":true}'
     server = serve(lambda _: reply_and(smuggled))
 

@@ -1,0 +1,100 @@
+"""The compatible door: any `httpx.AsyncClient` as a transport, with its own auth, hooks, proxies or test doubles.
+
+The slow path: httpx's client and pool cost many times what the others do, and more with each connection. It also
+takes what a server sends unasked for the answer to its next request: for servers that are trusted.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import httpx
+
+from batchline.models.failures import ErrorCode
+from batchline.models.upstreams import Upstream
+from batchline.upstream.transport import Reply, Transport, TransportFailure, headers_for, too_long
+
+_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+
+
+class HttpxTransport:
+    """Sends through a client that it closes in the end; follows no redirect, whatever the client is set to."""
+
+    def __init__(self, upstream: Upstream, client: httpx.AsyncClient) -> None:
+        self._upstream = upstream
+        self._client = client
+
+    async def send(self, path: str, body: bytes) -> Reply:
+        """POST that JSON body; the timeouts are the upstream's."""
+        upstream = self._upstream
+        request = self._client.build_request(
+            "POST",
+            upstream.url_for(path),
+            content=bytes(body),
+            headers=headers_for(upstream, path),
+            timeout=httpx.Timeout(
+                upstream.first_byte_timeout_s, connect=upstream.connect_timeout_s, pool=upstream.total_timeout_s
+            ),
+        )
+        began = time.perf_counter()
+        try:
+            async with asyncio.timeout(upstream.total_timeout_s):
+                return await self._exchange(request, began)
+        except TimeoutError as error:
+            raise TransportFailure(ErrorCode.TIMEOUT, "no answer in time", sent=True) from error
+        except httpx.HTTPError as error:
+            raise _failure(error) from error
+
+    async def _exchange(self, request: httpx.Request, began: float) -> Reply:
+        response = await self._client.send(request, stream=True, follow_redirects=False)
+        try:
+            pieces, size, ttfb_s = [], 0, 0.0
+            async for piece in response.aiter_bytes():
+                ttfb_s = ttfb_s or time.perf_counter() - began
+                pieces.append(piece)
+                size += len(piece)
+                if size > self._upstream.max_response_bytes:
+                    raise too_long(self._upstream)
+        finally:
+            await response.aclose()
+        header = response.headers.get
+        return Reply(
+            response.status_code,
+            b"".join(pieces),
+            ttfb_s or time.perf_counter() - began,
+            header("x-request-id"),
+            header("retry-after"),
+            header("retry-after-ms"),
+        )
+
+    async def aclose(self) -> None:
+        """Close the client."""
+        await self._client.aclose()
+
+
+def through_httpx(
+    make_client: Callable[[Upstream], httpx.AsyncClient] | None = None,
+) -> Callable[[Upstream], Transport]:
+    """A factory of transports for `Engine` and `Caller`; without an argument each client is httpx's own."""
+    return lambda upstream: HttpxTransport(upstream, (make_client or _client)(upstream))
+
+
+def _client(upstream: Upstream) -> httpx.AsyncClient:
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=upstream.max_in_flight)
+    verify = upstream.ca_file or True
+    return httpx.AsyncClient(verify=verify if upstream.verify_tls else False, limits=limits)
+
+
+def _failure(error: httpx.HTTPError) -> TransportFailure:
+    """What went wrong on the wire, without the request's headers and body."""
+    sent = not isinstance(error, _NEVER_SENT)
+    why = str(error)[:200] or type(error).__name__
+    if isinstance(error, httpx.ConnectTimeout):
+        return TransportFailure(ErrorCode.TIMEOUT, "no connection: timed out", sent=False)
+    if isinstance(error, httpx.TimeoutException):
+        return TransportFailure(ErrorCode.TIMEOUT, "no answer in time", sent=sent)
+    if isinstance(error, httpx.DecodingError):
+        return TransportFailure(ErrorCode.INVALID_RESPONSE, "the answer's encoding cannot be undone", sent=True)
+    return TransportFailure(
+        ErrorCode.CONNECTION_ERROR, f"the connection broke: {why}" if sent else f"no connection: {why}", sent=sent
+    )

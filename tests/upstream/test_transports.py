@@ -1,0 +1,186 @@
+"""Which transport an upstream gets, and what each must do beside classifying alike."""
+
+import ssl
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import pytest
+from calling import call_all, some_bodies
+from scripted_server import Received, raw, reply
+
+from batchline.models.errors import InvalidInput
+from batchline.models.upstreams import Upstream
+from batchline.upstream.caller import Caller
+from batchline.upstream.httpx_transport import through_httpx
+from batchline.upstream.plain_transport import PlainTransport
+from batchline.upstream.pyreqwest_transport import PyreqwestTransport
+from batchline.upstream.transports import open_transport
+
+ANSWER = b'{"choices": []}'
+
+
+class Talk(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.server.seen.append(self.path)
+        self.send_response(200)
+        self.send_header("content-length", str(len(ANSWER)))
+        self.end_headers()
+        self.wfile.write(ANSWER)
+
+    def log_message(self, *_: object) -> None:
+        """Keep still."""
+
+
+@pytest.fixture
+def talking() -> Iterator[ThreadingHTTPServer]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Talk) as server:
+        server.seen = []
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        yield server, thread
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate for 127.0.0.1 that nobody has signed, with its key behind it."""
+    path = tmp_path / "server.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    names = ["-subj", "/CN=127.0.0.1", "-days", "2", "-addext", "subjectAltName=IP:127.0.0.1"]
+    names += ["-addext", "basicConstraints=critical,CA:FALSE"]
+    subprocess.run(
+        [*command, *names, "-keyout", tmp_path / "key.pem", "-out", path], check=True, capture_output=True
+    )
+    path.write_text(path.read_text() + (tmp_path / "key.pem").read_text())
+    return path
+
+
+@pytest.fixture
+def tls_port(talking: tuple[ThreadingHTTPServer, threading.Thread], certificate: Path) -> int:
+    server, thread = talking
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread.start()
+    return server.server_port
+
+
+def test_a_certificate_that_nobody_has_signed_is_refused(tls_port: int, caller_of: Callable) -> None:
+    caller = caller_of(f"https://127.0.0.1:{tls_port}", max_attempts=1)
+
+    [answer] = call_all(caller, some_bodies(1))
+
+    assert answer.code == "connection_error"
+    assert "certificate" in (answer.message or "")
+
+
+@pytest.mark.parametrize("trust", ["ca_file", "verify_tls"])
+def test_a_certificate_that_the_settings_trust_is_taken(
+    trust: str, tls_port: int, certificate: Path, caller_of: Callable
+) -> None:
+    trusted = {"ca_file": str(certificate)} if trust == "ca_file" else {"verify_tls": False}
+    caller = caller_of(f"https://127.0.0.1:{tls_port}", max_attempts=1, **trusted)
+
+    [answer] = call_all(caller, some_bodies(1))
+
+    assert (answer.code, answer.body) == (None, ANSWER)
+
+
+def test_a_proxy_that_the_environment_names_is_used(
+    talking: tuple[ThreadingHTTPServer, threading.Thread], caller_of: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy, thread = talking
+    thread.start()
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.server_port}")
+    caller = caller_of("http://model-server.invalid/v1", max_attempts=1)
+
+    [answer] = call_all(caller, some_bodies(1))
+
+    assert answer.code is None
+    assert proxy.seen == ["http://model-server.invalid/v1/chat/completions"]
+
+
+def test_a_host_that_the_environment_exempts_from_its_proxy_is_called_directly(
+    serve: Callable, caller_of: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(lambda _: reply())
+    monkeypatch.setenv("http_proxy", "http://proxy.invalid:1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+    [answer] = call_all(caller_of(server.base_url, max_attempts=1), some_bodies(1))
+
+    assert answer.code is None
+
+
+@pytest.mark.parametrize(
+    ("base_url", "kind"),
+    [("http://gpu:8000/v1", PlainTransport), ("https://api.example.com/v1", PyreqwestTransport)],
+    ids=["plain", "tls"],
+)
+def test_a_transport_suits_its_upstream(base_url: str, kind: type) -> None:
+    opened: list[object] = []
+
+    def keep(upstream: Upstream) -> object:
+        opened.append(open_transport(upstream))
+        return opened[0]
+
+    with Caller([Upstream(base_url=base_url)], open_transport=keep):
+        assert isinstance(opened[0], kind)
+
+
+def test_as_many_connections_are_made_as_requests_are_under_way(serve: Callable, caller_of: Callable) -> None:
+    server = serve(lambda _: reply(after_s=0.001))
+
+    call_all(caller_of(server.base_url, max_in_flight=4), some_bodies(200))
+
+    assert server.connections <= 4
+
+
+def test_a_connection_that_the_server_wants_closed_is_not_used_again(serve: Callable, caller_of: Callable) -> None:
+    server = serve(lambda _: reply(headers=[("connection", "close")]))
+
+    answers = call_all(caller_of(server.base_url, max_in_flight=1), some_bodies(5))
+
+    assert [answer.attempts for answer in answers] == [1] * 5
+    assert server.connections == 5
+
+
+def test_connections_that_the_server_closes_when_idle_cost_no_request(
+    serve: Callable, caller_of: Callable
+) -> None:
+    def answer_and_close(_: Received) -> object:
+        body = b'HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\n{"choices": []}'
+        return raw(body)
+
+    answers = call_all(caller_of(serve(answer_and_close).base_url, max_in_flight=3), some_bodies(60))
+
+    assert {answer.code for answer in answers} == {None}
+
+
+def test_any_httpx_client_can_take_the_place_of_the_transport() -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"choices": [], "seen": request.headers["x-signed"]})
+
+    async def sign(request: httpx.Request) -> None:
+        request.headers["x-signed"] = "yes"
+
+    def client(_: Upstream) -> httpx.AsyncClient:
+        return httpx.AsyncClient(transport=httpx.MockTransport(handle), event_hooks={"request": [sign]})
+
+    with Caller([Upstream(base_url="http://anywhere")], open_transport=through_httpx(client)) as caller:
+        answers = call_all(caller, some_bodies(3))
+
+    assert [answer.body for answer in answers] == [b'{"choices":[],"seen":"yes"}'] * 3
+
+
+def test_an_upstream_that_cannot_be_called_at_all_says_which_setting_is_wrong(caller_of: Callable) -> None:
+    with pytest.raises(InvalidInput, match="ca_file"):
+        caller_of("https://127.0.0.1:1", ca_file="/nowhere/ca.pem")
