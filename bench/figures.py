@@ -41,8 +41,8 @@ def throughput_50k(world: World) -> Iterator[Row]:
     """A flow against the bare loop and the peers, 50,000 requests."""
     n = world.count(50_000)
     runs = {
-        "bare": Run("bare", n),
-        "engine": Run("engine", n),
+        "pyreqwest": Run("pyreqwest", n),
+        "own": Run("own", n),
         "local": Run("local", n),
         "flow": Run("flow", n),
         "flexllm": Run("flexllm", world.count(10_000)),
@@ -50,8 +50,8 @@ def throughput_50k(world: World) -> Iterator[Row]:
     }
     got = compare(world, "throughput_50k", runs, rounds=3)
     flow, local = got["flow"], got["local"]
-    yield Row(f"flow / bare loop, {n:,}", flow["rate"] / got["bare"]["rate"], least=0.60)
-    yield Row(f"flow / engine's own loop, {n:,}", flow["rate"] / got["engine"]["rate"])
+    yield Row(f"flow / bare loop on pyreqwest, {n:,}", flow["rate"] / got["pyreqwest"]["rate"], least=0.60)
+    yield Row(f"flow / bare loop on our own transport, {n:,}", flow["rate"] / got["own"]["rate"])
     yield Row("flow / flexllm 0.17", flow["rate"] / got["flexllm"]["rate"], least=8)
     yield Row("flow / httpx, default pool", flow["rate"] / got["httpx"]["rate"], least=30)
     yield Row(f"wall time that Prefect adds, {n:,}", _added(flow, local), most=20, unit="%")
@@ -60,13 +60,13 @@ def throughput_50k(world: World) -> Iterator[Row]:
 def throughput_500k(world: World) -> Iterator[Row]:
     """The same at 500,000, with the CPU."""
     n = world.count(500_000)
-    runs = {name: Run(name, n) for name in ("bare", "engine", "local", "flow")}
+    runs = {name: Run(name, n) for name in ("pyreqwest", "own", "local", "flow")}
     got = compare(world, "throughput_500k", runs, rounds=3)
-    flow, local, bare = got["flow"], got["local"], got["bare"]
-    yield Row(f"flow / bare loop, {n:,}", flow["rate"] / bare["rate"], least=0.70)
-    yield Row(f"flow / engine's own loop, {n:,}", flow["rate"] / got["engine"]["rate"])
-    yield Row(f"CPU of flow / bare loop, {n:,}", flow["cpu_s"] / bare["cpu_s"], most=1.5)
-    yield Row(f"CPU of flow / engine's own loop, {n:,}", flow["cpu_s"] / got["engine"]["cpu_s"])
+    flow, local, pyreqwest, own = got["flow"], got["local"], got["pyreqwest"], got["own"]
+    yield Row(f"flow / bare loop on pyreqwest, {n:,}", flow["rate"] / pyreqwest["rate"], least=0.70)
+    yield Row(f"flow / bare loop on our own transport, {n:,}", flow["rate"] / own["rate"])
+    yield Row(f"CPU of flow / bare loop on pyreqwest, {n:,}", flow["cpu_s"] / pyreqwest["cpu_s"], most=1.5)
+    yield Row(f"CPU of flow / bare loop on our own transport, {n:,}", flow["cpu_s"] / own["cpu_s"])
     yield Row(f"wall time that Prefect adds, {n:,}", _added(flow, local), most=5, unit="%")
 
 
@@ -84,10 +84,10 @@ def lognormal_latency(world: World) -> Iterator[Row]:
     """Median 0.5 s, sigma 1, 256 in flight."""
     n = world.count(20_000)
     with stand_in(latency="lognormal", latency_s=0.5, latency_sigma=1.0) as url:
-        runs = {name: Run(name, n, 256, url) for name in ("bare", "local", "flow")}
+        runs = {name: Run(name, n, 256, url) for name in ("own", "local", "flow")}
         got = compare(world, "lognormal_latency", runs, rounds=1 if world.quick else 3)
     local, flow = got["local"], got["flow"]
-    yield Row("log-normal: makespan of the bare loop / ours", got["bare"]["wall_s"] / local["wall_s"], least=0.97)
+    yield Row("log-normal: makespan of the bare loop / ours", got["own"]["wall_s"] / local["wall_s"], least=0.97)
     yield Row("log-normal: mean in flight until the last 256", local["mean_in_flight"], least=250)
     yield Row("log-normal: wall time that Prefect adds", _added(flow, local), most=2, unit="%")
 

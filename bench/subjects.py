@@ -44,18 +44,18 @@ def _loop(options: dict[str, Any], send: Callable[[], Awaitable[Any]]) -> Callab
     return everything
 
 
-def bare(options: dict[str, Any]) -> dict[str, Any]:
-    """Coroutines over batchline's transport, and nothing else."""
+def own(options: dict[str, Any]) -> dict[str, Any]:
+    """Coroutines over batchline's own transport, and nothing else."""
     import uvloop
 
     from batchline.models.upstreams import Upstream
-    from batchline.upstream.pyreqwest_transport import PyreqwestTransport
+    from batchline.upstream.plain_transport import PlainTransport
 
     body = _body(options)
 
     async def main() -> dict[str, float]:
         upstream = Upstream(base_url=options["base_url"], max_in_flight=options["in_flight"])
-        transport = PyreqwestTransport(upstream)
+        transport = PlainTransport(upstream)
         began, cpu = time.perf_counter(), time.process_time()
         await _loop(options, lambda: transport.send(PATH, body))()
         return {"wall_s": time.perf_counter() - began, "cpu_s": time.process_time() - cpu}
@@ -63,8 +63,8 @@ def bare(options: dict[str, Any]) -> dict[str, Any]:
     return uvloop.run(main())
 
 
-def engine(options: dict[str, Any]) -> dict[str, Any]:
-    """Coroutines over pyreqwest itself."""
+def pyreqwest(options: dict[str, Any]) -> dict[str, Any]:
+    """Coroutines over pyreqwest, without the time to the first byte."""
     import uvloop
     from pyreqwest.client import ClientBuilder
 
@@ -204,8 +204,8 @@ def validation(options: dict[str, Any]) -> dict[str, Any]:
 
 
 SUBJECTS: dict[str, Subject] = {
-    "bare": bare,
-    "engine": engine,
+    "own": own,
+    "pyreqwest": pyreqwest,
     "httpx": httpx_default,
     "flexllm": flexllm,
     "local": local,

@@ -4,6 +4,9 @@ from typing import Final
 
 import msgspec
 
+STRETCH_LINES: Final = 500
+"""Most lines of a stretch, the unit in which an input is checked and read again."""
+
 OPEN_CHUNKS: Final = 16
 """Chunks under way at once in a process: a few that send, the others waiting for their slowest answers."""
 
@@ -48,9 +51,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def chunk_requests(total: int) -> int:
-    """How many requests a chunk should hold.
+    """How many requests a chunk may hold.
 
-    A twentieth of the batch between 500 and 5,000: few enough tasks for Prefect (some 60 ms of server CPU each),
-    enough of them to spread over machines.
+    A fifth of the batch between 500 and 10,000: few enough tasks for Prefect (some 60 ms of server CPU each),
+    enough of them to spread over machines. A stretch more, so that chunks, which are made of whole ones, are not
+    more than that for the sake of a few lines.
     """
-    return max(500, min(5_000, -(-total // 20)))
+    return max(500, min(10_000, -(-total // 5))) + STRETCH_LINES

@@ -7,8 +7,9 @@ from typing import Final
 
 import msgspec
 
+from batchline.models.plan import STRETCH_LINES
+
 PIECE_BYTES: Final = 2**16
-STRETCH_LINES: Final = 500
 UTF8_BOM: Final = b"\xef\xbb\xbf"
 
 

@@ -13,11 +13,11 @@ from typing import Final
 import msgspec
 
 from batchline.models.batches import BatchError
-from batchline.models.plan import Chunk, Plan, chunk_requests
+from batchline.models.plan import STRETCH_LINES, Chunk, Plan, chunk_requests
 from batchline.models.plan import Stretch as Pinned
 from batchline.models.settings import Settings
 from batchline.steps.faults import Rules, endpoint_in, look_at, overlong
-from batchline.steps.stretches import STRETCH_LINES, Stretch, stretches_of
+from batchline.steps.stretches import Stretch, stretches_of
 
 BYTES_A_TOKEN: Final = 4
 MAX_CUSTOM_ID: Final = 512
