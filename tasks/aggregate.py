@@ -11,7 +11,7 @@ from batchline.steps.hold import BatchHold
 from batchline.steps.parts import Part
 
 
-@task(name="aggregate", cache_policy=NO_CACHE, persist_result=False)
+@task(name="aggregate", task_run_name="aggregate", cache_policy=NO_CACHE, persist_result=False)
 def aggregate(hold: BatchHold, parts: Sequence[Part]) -> tuple[BatchAnalytics, BatchReport]:
     """What the batch used, how fast it was, and what failed."""
     return lifecycle.measure(hold, parts)

@@ -8,7 +8,7 @@ from batchline.steps import lifecycle
 from batchline.steps.hold import BatchHold
 
 
-@task(name="validate", cache_policy=NO_CACHE, persist_result=False)
+@task(name="validate", task_run_name="validate", cache_policy=NO_CACHE, persist_result=False)
 def validate(hold: BatchHold) -> Plan | None:
     """The batch's plan, made now or by an earlier run; none where the batch is over."""
     return lifecycle.validate_batch(hold)

@@ -12,7 +12,7 @@ from batchline.steps.parts import Part
 from batchline.steps.write import Manifest
 
 
-@task(name="write", cache_policy=NO_CACHE, persist_result=False)
+@task(name="write", task_run_name="write", cache_policy=NO_CACHE, persist_result=False)
 def write(hold: BatchHold, parts: Sequence[Part], report: BatchReport) -> Manifest:
     """The batch's files, each there whole or not at all."""
     return lifecycle.write(hold, parts, report)
