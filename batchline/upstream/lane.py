@@ -17,7 +17,7 @@ from batchline.models.failures import REFUSED_STATUSES, ErrorCode, is_retried
 from batchline.models.upstreams import Upstream
 from batchline.upstream.answers import Usage, read_reply, reread_without
 from batchline.upstream.attempt import Attempt
-from batchline.upstream.limits import AdaptiveLimit, Breaker, Bucket, Hold
+from batchline.upstream.limits import AdaptiveLimit, Breaker, Hold, bucket_of
 from batchline.upstream.run import Run
 from batchline.upstream.transport import Reply, Transport, TransportFailure, secrets_of
 
@@ -40,8 +40,8 @@ class Lane:
         self._loop = loop
         self._hold = Hold()
         self._breaker = Breaker()
-        self._requests = _bucket(upstream.requests_per_minute)
-        self._tokens = _bucket(upstream.tokens_per_minute)
+        self._requests = bucket_of(upstream.requests_per_minute)
+        self._tokens = bucket_of(upstream.tokens_per_minute)
         self._runs: deque[Run] = deque()
         self._retries: list[tuple[float, int, Attempt]] = []
         self._retry_number = 0
@@ -131,11 +131,9 @@ class Lane:
         now = self._loop.time()
         if not self._may_send(now):
             return None
-        attempt = self._due_retry(now)
-        if attempt is not None and self._has_no_room(attempt):
-            self._put_back(attempt, now)
-            return None
-        attempt = attempt or self._fresh()
+        # A server that is reached may fail some requests for ever: a probe tells more with one that is new to it.
+        attempt = self._fresh() if self._breaker.is_open and self._breaker.is_reached else None
+        attempt = attempt or self._due_retry(now) or self._fresh()
         if attempt is None or not self._affordable(attempt, now):
             return None
         if self._breaker.is_open:
@@ -156,10 +154,14 @@ class Lane:
         return True
 
     def _due_retry(self, now: float) -> Attempt | None:
+        """The attempt that has waited for its next try, taken, if its time has come and there is room for it."""
         if not self._retries:
             return None
-        if self._retries[0][0] > now:
-            self._wake_at(self._retries[0][0])
+        due, _, attempt = self._retries[0]
+        if due > now:
+            self._wake_at(due)
+            return None
+        if self._has_no_room(attempt):
             return None
         return heappop(self._retries)[2]
 
@@ -287,7 +289,9 @@ class Lane:
         wait_s = retry_after_s(millis=reply.retry_after_ms, after=reply.retry_after, now=time.time())
         outage = reply.status_code in OUTAGE_STATUSES
         if outage:
-            self._breaker.failed(self._loop.time(), f"it answers {reply.status_code}", sent=True)
+            self._breaker.failed(
+                self._loop.time(), f"it answers {reply.status_code}", sent=True, fresh=attempt.number == 1
+            )
         else:
             self._recovered()
         if not is_retried(code, reply.status_code) or not self._retry(
@@ -324,9 +328,9 @@ class Lane:
         now = self._loop.time()
         if failure.code is ErrorCode.TIMEOUT:
             self.limit.pushed_back(now)
-        outage = failure.code is not ErrorCode.INVALID_RESPONSE
+        outage = failure.code is not ErrorCode.INVALID_RESPONSE and not failure.begun
         if outage:
-            self._breaker.failed(now, failure.message, sent=failure.sent)
+            self._breaker.failed(now, failure.message, sent=failure.sent, fresh=attempt.number == 1)
         free = outage and self._breaker.is_open
         if not self._retry(attempt, failure.code, wait_s=None, free=free, sent=failure.sent):
             attempt.feed.settle(attempt.failed(failure, duration_s))
@@ -393,7 +397,3 @@ class Lane:
             if attempt.run is run and attempt.task is not None:
                 attempt.aborted = True
                 attempt.task.cancel()
-
-
-def _bucket(per_minute: int | None) -> Bucket | None:
-    return None if per_minute is None else Bucket(per_minute, time.monotonic())

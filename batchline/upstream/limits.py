@@ -1,8 +1,9 @@
 """How much an upstream is asked at once: a limit that adapts, a pause when it is down, a rate that is kept.
 
-Pure bookkeeping: times are handed in, in monotonic seconds.
+Bookkeeping: times are handed in, in monotonic seconds.
 """
 
+import time
 from typing import Final
 
 CUT: Final = 0.7
@@ -11,6 +12,9 @@ HOLD_FIRST_S: Final = 0.25
 HOLD_MOST_S: Final = 60.0
 PROBE_FIRST_S: Final = 0.5
 PROBE_MOST_S: Final = 15.0
+PROBE_REACHED_MOST_S: Final = 2.0
+"""While the server can be reached: the outage may be requests that it always fails, which want to be done with."""
+
 REFUSED_TO_TRIP: Final = 5
 FAILED_TO_TRIP: Final = 10
 
@@ -75,6 +79,7 @@ class Breaker:
 
     def __init__(self) -> None:
         self.why: str | None = None
+        self.is_reached = False
         self.probe_at = 0.0
         self.probing = False
         self._in_a_row = 0
@@ -93,13 +98,18 @@ class Breaker:
         was_open, self.why = self.is_open, None
         return was_open
 
-    def failed(self, now: float, why: str, *, sent: bool) -> None:
-        """Note a failure that an outage would explain; `sent` is false where no connection came about."""
-        self._in_a_row += 1
+    def failed(self, now: float, why: str, *, sent: bool, fresh: bool) -> None:
+        """Note a failure that an outage would explain; `sent` is false where no connection came about.
+
+        Where the request may have reached the server, it is the first tries (`fresh`) that tell: a few requests
+        that fail again and again, left over when the others are done, are no outage.
+        """
+        self.is_reached = sent
+        self._in_a_row += fresh or not sent
         self._refused_in_a_row += not sent
         if self.is_open:
             if self.probing:
-                self._probe_s = min(self._probe_s * 2, PROBE_MOST_S)
+                self._probe_s = min(self._probe_s * 2, PROBE_REACHED_MOST_S if sent else PROBE_MOST_S)
                 self.probe_at = now + self._probe_s
             self.why = why
         elif self._in_a_row >= FAILED_TO_TRIP or self._refused_in_a_row >= REFUSED_TO_TRIP:
@@ -126,3 +136,8 @@ class Bucket:
     def spend(self, units: float) -> None:
         """Take units; what is later found to have been fewer is given back as a negative number."""
         self._level -= units
+
+
+def bucket_of(per_minute: int | None) -> Bucket | None:
+    """A bucket of that rate, full by now; none where there is no such limit."""
+    return None if per_minute is None else Bucket(per_minute, time.monotonic())

@@ -165,7 +165,8 @@ class _Connection(asyncio.Protocol):
             if self._answered is None and now - self._used_at > IDLE_S:
                 self.abort()
         elif now - self._heard_at > upstream.first_byte_timeout_s or now - self._began > upstream.total_timeout_s:
-            self._fail(TransportFailure(ErrorCode.TIMEOUT, "no answer in time", sent=True))
+            begun = self._received > 0
+            self._fail(TransportFailure(ErrorCode.TIMEOUT, "no answer in time", sent=True, begun=begun))
 
     def abort(self) -> None:
         """Close at once."""
@@ -267,7 +268,8 @@ class _Connection(asyncio.Protocol):
         self.abort()
 
     def _broke(self, why: str, *, sent: bool) -> TransportFailure:
-        return TransportFailure(ErrorCode.CONNECTION_ERROR, f"the connection broke: {why}", sent=sent)
+        begun = self._received > 0
+        return TransportFailure(ErrorCode.CONNECTION_ERROR, f"the connection broke: {why}", sent=sent, begun=begun)
 
     def _decoded(self, body: bytes) -> bytes:
         """The body without its content encoding; raises `TransportFailure` where that cannot be undone."""

@@ -37,14 +37,16 @@ class PyreqwestTransport:
             template = self._templates[path] = self._template(path)
         # A copy with another body: building anew gives up and takes back the interpreter's lock at every step.
         request = StreamRequest.from_request_and_body(template, RequestBody.from_bytes(body))
-        began = perf_counter()
+        began, begun = perf_counter(), False
         try:
             async with request as response:
-                ttfb_s = perf_counter() - began
+                ttfb_s, begun = perf_counter() - began, True
                 status_code, header = response.status, response.get_header
                 content = await self._body(response, header("content-length"))
         except RequestError as error:
-            raise _failure(error) from error
+            failure = _failure(error)
+            failure.begun = begun
+            raise failure from error
         if status_code == 200:
             return Reply(status_code, content, ttfb_s, header("x-request-id"))
         return Reply(

@@ -24,13 +24,17 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
 
 
 class TransportFailure(Exception):
-    """No whole answer came; `sent` is false where the server cannot have seen the request."""
+    """No whole answer came.
 
-    def __init__(self, code: ErrorCode, message: str, *, sent: bool) -> None:
+    `sent` is false where the server cannot have seen the request, `begun` is true where it had begun to answer.
+    """
+
+    def __init__(self, code: ErrorCode, message: str, *, sent: bool, begun: bool = False) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.sent = sent
+        self.begun = begun
 
 
 class Transport(Protocol):

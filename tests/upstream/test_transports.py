@@ -44,9 +44,11 @@ def talking() -> Iterator[ThreadingHTTPServer]:
         server.seen = []
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        yield server, thread
-        server.shutdown()
-        thread.join()
+        try:
+            yield server, thread
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.fixture

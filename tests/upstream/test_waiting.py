@@ -10,7 +10,7 @@ from email.utils import format_datetime
 
 import pytest
 from calling import call_all, some_bodies
-from scripted_server import Act, Received, ScriptedServer, in_turn, raw, refusal, reply, silence
+from scripted_server import Act, Received, ScriptedServer, cut_off, in_turn, raw, refusal, reply, silence
 
 from batchline.upstream.answers import Answer
 from batchline.upstream.run import RunProgress
@@ -238,6 +238,22 @@ def test_an_outage_behind_a_proxy_costs_no_request(name: str, serve: Callable, c
 
     assert codes(answers) == {None}
     assert any("is down" in why for why in watch.paused)
+
+
+@pytest.mark.parametrize(
+    ("act", "code"),
+    [(raw(b""), "connection_error"), (cut_off(b"{"), "connection_error"), (refusal(504), "server_error")],
+    ids=["closes without a word", "closes within the body", "says 504"],
+)
+def test_requests_that_always_fail_are_given_up_and_no_outage(
+    act: Act, code: str, serve: Callable, caller_of: Callable
+) -> None:
+    server = serve(lambda request: act if int(request.prompt) % 4 == 0 else reply())
+
+    answers = call_all(caller_of(server.base_url, max_attempts=2), some_bodies(36), patience_s=10)
+
+    assert [answer.code for answer in answers] == [code, None, None, None] * 9
+    assert {answer.attempts for answer in answers if answer.code} == {2}
 
 
 def test_while_an_upstream_is_down_it_is_left_alone_but_for_probes(caller_of: Callable, serve: Callable) -> None:
