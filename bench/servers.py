@@ -1,6 +1,8 @@
 """The servers that benchmarks talk to."""
 
+import itertools
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -44,6 +46,29 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def free_ports_in_pairs(count: int) -> list[int]:
+    """Ports that nobody listens on, nor on those 10,000 above, where SeaweedFS puts its gRPC.
+
+    All lie below the range from which the system takes the ports of connections, so that none is gone a moment
+    later.
+    """
+    both = (
+        port for port in random.sample(range(11_000, 22_000), 11_000) if is_free(port) and is_free(port + 10_000)
+    )
+    return list(itertools.islice(both, count))
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody listens on the port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
 @contextmanager
 def nginx(home: Path) -> Iterator[str]:
     """nginx that answers every POST at once; its base URL."""
@@ -81,14 +106,18 @@ def prefect_server(home: Path) -> Iterator[str]:
 @contextmanager
 def s3_server(home: Path) -> Iterator[dict[str, str]]:
     """SeaweedFS with an empty bucket; the environment that makes it the storage."""
-    ports = [free_port() for _ in range(6)]
-    names = ("-master.port", "-volume.port", "-filer.port", "-s3.port", "-master.port.grpc", "-filer.port.grpc")
+    master, volume, filer, port = free_ports_in_pairs(4)
     home.joinpath("s3").mkdir()
-    weed = Path(sys.executable).with_name("weed")
-    options = [f"{name}={port}" for name, port in zip(names, ports, strict=True)]
-    command = [str(weed), "server", f"-dir={home / 's3'}", "-ip=127.0.0.1", "-s3", "-filer", *options]
-    url = f"http://127.0.0.1:{ports[3]}"
-    with _running([*command, "-master.electionTimeout=1s"], f"{url}/", any_answer=True):
+    command = [
+        *(str(Path(sys.executable).with_name("weed")), "server", f"-dir={home / 's3'}", "-ip=127.0.0.1"),
+        *(f"-master.port={master}", "-master.electionTimeout=1s", "-master.telemetry=false"),
+        *(f"-volume.port={volume}", "-filer", f"-filer.port={filer}", f"-filer.localSocket={home / 'filer.sock'}"),
+        *("-s3", f"-s3.port={port}", "-s3.port.iceberg=0", "-s3.port.lance=0"),
+        f"-s3.localSocket={home / 's3.sock'}",
+    ]
+    url = f"http://127.0.0.1:{port}"
+    environment = {**os.environ, "TMPDIR": str(home)}  # where it puts its logs
+    with _running(command, f"{url}/", environment=environment, any_answer=True):
         for _ in range(100):
             if httpx.put(f"{url}/bench").is_success:
                 break

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from batchline.models.errors import InvalidInput, StorageFault
 from batchline.models.settings import Settings
@@ -18,6 +18,15 @@ from batchline.storage.schema import HEAD
 
 BUSY_TIMEOUT_S = 30.0
 TRIES = 5
+PASSING = ("locked", "closed", "Connection refused", "starting up", "shutting down")
+"""Words in the errors of a database that is away for a moment."""
+
+DRIVERS = {
+    "sqlite": "sqlite",
+    "sqlite+pysqlite": "sqlite",
+    **dict.fromkeys(("postgresql", "postgres", "postgresql+psycopg"), "postgresql+psycopg"),
+}
+"""From the kind in a URL to the driver that is used for it."""
 
 _T = TypeVar("_T")
 _migrating = threading.Lock()
@@ -30,13 +39,51 @@ def open_database(settings: Settings) -> Engine:
     used or another database whose schema is behind, `StorageFault` where the database does not answer.
     """
     engine = _engine(_url(settings))
-    with faults():
-        current = _revision(engine)
+    try:
+        _make_current(engine)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def upgrade_database(settings: Settings) -> None:
+    """Bring the schema up to this version; safe to run twice and by several at once."""
+    engine = _engine(_url(settings))
+    try:
+        retried(lambda: _migrate(engine))
+    finally:
+        engine.dispose()
+
+
+def _url(settings: Settings) -> URL:
+    try:
+        url = make_url(settings.database)
+    except (ArgumentError, ValueError):
+        raise _unusable("cannot be read") from None
+    if url.drivername not in DRIVERS:
+        raise _unusable(f"is of kind {url.drivername!r}")
+    if url.drivername.startswith("sqlite") and url.database in {None, "", ":memory:"}:
+        raise _unusable("names no file, and what is in memory is gone with its thread")
+    return url.set(drivername=DRIVERS[url.drivername])
+
+
+def _unusable(problem: str) -> InvalidInput:
+    return InvalidInput(
+        f"database_url {problem}; write sqlite:///path or postgresql://user@host/name", param="database_url"
+    )
+
+
+def _make_current(engine: Engine) -> None:
+    """Migrate a database of one machine where it is behind; that of many is for a person to migrate."""
+    current = retried(lambda: _revision(engine))
     if current == HEAD:
-        return engine
+        return
+    if current is not None and current > HEAD:
+        raise _too_new(current)
     if engine.dialect.name == "sqlite":
-        _migrate(engine)
-        return engine
+        retried(lambda: _migrate(engine))
+        return
     found = f"is at {current}" if current else "is empty"
     raise InvalidInput(
         f"the database's schema {found}, this version needs {HEAD}: run `batchline db upgrade`",
@@ -44,20 +91,12 @@ def open_database(settings: Settings) -> Engine:
     )
 
 
-def upgrade_database(settings: Settings) -> None:
-    """Bring the schema up to this version; safe to run twice and by several at once."""
-    _migrate(_engine(_url(settings)))
-
-
-def _url(settings: Settings) -> URL:
-    try:
-        url = make_url(settings.database)
-    except ArgumentError:
-        raise InvalidInput(
-            "database_url cannot be read; write sqlite:///path or postgresql://user@host/name",
-            param="database_url",
-        ) from None
-    return url.set(drivername="postgresql+psycopg") if url.drivername in {"postgresql", "postgres"} else url
+def _too_new(current: str) -> InvalidInput:
+    return InvalidInput(
+        f"the database's schema is at {current}, which this version, made for {HEAD}, does not know: use a "
+        "newer batchline, or another database",
+        param="database_url",
+    )
 
 
 def _engine(url: URL) -> Engine:
@@ -70,18 +109,15 @@ def _engine(url: URL) -> Engine:
     arguments: dict[str, Any] = {"timeout": BUSY_TIMEOUT_S} if sqlite else {"connect_timeout": 10}
     try:
         engine = create_engine(url, connect_args=arguments, pool_pre_ping=not sqlite)
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError):
-        raise InvalidInput(
-            f"database_url is of kind {url.drivername!r}; sqlite and postgresql are supported",
-            param="database_url",
-        ) from None
+    except (ArgumentError, TypeError, ValueError):
+        raise _unusable("has an option behind its `?` that is wrong or not known") from None
     if sqlite:
         _tune_sqlite(engine)
     return engine
 
 
 def _tune_sqlite(engine: Engine) -> None:
-    """Write-ahead log, and transactions that ask for the write lock when they begin."""
+    """Write-ahead log, transactions that ask for the write lock when they begin, letters beyond ASCII."""
 
     @event.listens_for(engine, "connect")
     def prepare(connection: sqlite3.Connection, record: object) -> None:
@@ -89,11 +125,17 @@ def _tune_sqlite(engine: Engine) -> None:
         connection.isolation_level = None
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
+        connection.create_function("lower", 1, _lower, deterministic=True)
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         reads = connection.get_execution_options().get("reads")
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+def _lower(value: object) -> str | None:
+    """What SQLite's own `lower` does for ASCII letters only."""
+    return None if value is None else str(value).lower()
 
 
 def _revision(engine: Engine) -> str | None:
@@ -108,6 +150,8 @@ def _migrate(engine: Engine) -> None:
     """Run the migrations under a lock that other processes respect: SQLite's own, or an advisory one."""
     from alembic import command  # noqa: PLC0415 - slow to import and needed once a version
     from alembic.config import Config  # noqa: PLC0415 - as above
+    from alembic.runtime.migration import MigrationContext  # noqa: PLC0415 - as above
+    from alembic.util import CommandError  # noqa: PLC0415 - as above
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
@@ -116,7 +160,10 @@ def _migrate(engine: Engine) -> None:
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(7461)"))
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:
+            raise _too_new(MigrationContext.configure(connection).get_current_revision() or "?") from error
 
 
 @contextmanager
@@ -147,4 +194,4 @@ def retried(work: Callable[[], _T]) -> _T:
 def _passes(error: BaseException | None) -> bool:
     if not isinstance(error, DBAPIError):
         return False
-    return error.connection_invalidated or "locked" in str(error.orig) or "closed" in str(error.orig)
+    return error.connection_invalidated or any(word in str(error.orig) for word in PASSING)

@@ -1,8 +1,11 @@
 """Which batches a listing shows, as one SQL statement."""
 
+import re
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, Select, and_, case, func, or_, select
+from pydantic_core import to_json
+from sqlalchemy import Column, ColumnElement, Select, and_, case, func, or_, select
 
 from batchline.models.batches import ListBatchesQuery
 from batchline.models.status import TERMINAL
@@ -45,19 +48,30 @@ def _filters(query: ListBatchesQuery, now: int) -> list[ColumnElement[bool]]:
     elif query.status is not None:
         found.append(batches.c.status.in_([str(state) for state in _SIMPLE[query.status]]))
     if query.created_after is not None:
-        found.append(batches.c.created_at >= query.created_after.timestamp())
+        found.append(batches.c.created_at >= _unix(query.created_after))
     if query.created_before is not None:
-        found.append(batches.c.created_at <= query.created_before.timestamp())
+        found.append(batches.c.created_at <= _unix(query.created_before))
     if query.member_id is not None:
         found.append(batches.c.member_id == str(query.member_id))
     return found
 
 
+def _unix(moment: datetime) -> float:
+    """Unix seconds of that moment, which is in UTC where it names no zone."""
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
 def _matches(search: str) -> ColumnElement[bool]:
     """Part of the id, the input's filename or the metadata, whatever the case."""
-    wanted = search.lower()
-    columns = (batches.c.id, batches.c.input_filename, batches.c["metadata"])
-    return or_(*(func.lower(column).contains(wanted, autoescape=True) for column in columns))
+    found = [_contains(batches.c["metadata"], to_json(search).decode()[1:-1])]  # as it is written there
+    if "\0" not in search:  # no text column can hold one, and PostgreSQL does not even take it as a question
+        found += [_contains(batches.c.id, search), _contains(batches.c.input_filename, search)]
+    return or_(*found)
+
+
+def _contains(column: Column[Any], text: str) -> ColumnElement[bool]:
+    escaped = re.sub("([/%_])", r"/\1", text)
+    return func.lower(column).like(func.lower(f"%{escaped}%"), escape="/")
 
 
 def _late(now: int) -> ColumnElement[bool]:

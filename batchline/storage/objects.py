@@ -7,10 +7,11 @@ not there `NotFound`.
 import errno
 import os
 import shutil
+import stat
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
@@ -22,6 +23,10 @@ from batchline.models.settings import Settings
 STREAM_BYTES: Final = 2**20
 TEMPORARY: Final = ".tmp-"
 """What the names of unfinished local objects start with; no key may."""
+
+CREATION_TRIES: Final = 10
+
+_ABSENT: Final = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 class ObjectInfo(msgspec.Struct, frozen=True):
@@ -135,8 +140,12 @@ class LocalObjects(ObjectStore):
 
     def info(self, key: str) -> ObjectInfo:
         """Size and version; the version is made of inode, time of change and size."""
-        with _faults(self._path(key)):
-            return _info(key, os.stat(self._path(key)))  # noqa: PTH116 - half the time of Path.stat
+        path = self._path(key)
+        with _faults(path):
+            found = os.stat(path)  # noqa: PTH116 - half the time of Path.stat
+        if stat.S_ISDIR(found.st_mode):
+            raise NotFound(f"there is no object at {path}, it is a folder")
+        return _info(key, found)
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         """Bytes `start` to `end` (exclusive)."""
@@ -171,11 +180,11 @@ class LocalObjects(ObjectStore):
     def put_new(self, key: str, data: bytes) -> bool:
         """Link a written file to its name, which fails where the name is taken."""
         path = self._path(key)
-        with _faults(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+        temporary = _temporary_beside(path)
+        with _write_faults(path), _created(temporary) as file:
             try:
-                _write_durably(temporary, data)
+                file.write(data)
+                _flush_durably(file)
                 os.link(temporary, path)
             except FileExistsError:
                 return False
@@ -184,12 +193,12 @@ class LocalObjects(ObjectStore):
         return True
 
     def concat(self, keys: Sequence[str], target: str) -> int:
-        """Copy the files into one within the kernel where it can."""
+        """Copy the files into one."""
         path = self._path(target)
         with self._replacing(path) as file:
             for key in keys:
                 with _faults(self._path(key)), self._path(key).open("rb") as part:
-                    shutil.copyfileobj(part, file, STREAM_BYTES)
+                    shutil.copyfileobj(part, _LocalWriter(file, path), STREAM_BYTES)
             return file.tell()
 
     def find(self, prefix: str) -> list[ObjectInfo]:
@@ -197,7 +206,7 @@ class LocalObjects(ObjectStore):
         top = self._path(prefix.rstrip("/")) if prefix.strip("/") else self._root
         found: list[ObjectInfo] = []
         with _faults(top):
-            for folder, _, names in os.walk(top):
+            for folder, _, names in os.walk(top, onerror=_raise_but_for_absence):
                 for name in names:
                     if not name.startswith(TEMPORARY):
                         found += self._found(Path(folder, name))
@@ -213,9 +222,9 @@ class LocalObjects(ObjectStore):
         """Delete those files, and the directories that this empties."""
         for key in keys:
             path = self._path(key)
-            with _faults(path):
-                path.unlink(missing_ok=True)
-            self._drop_empty(path.parent)
+            with suppress(NotFound), _faults(path):
+                path.unlink()
+                self._drop_empty(path.parent)
 
     def _drop_empty(self, folder: Path) -> None:
         while folder != self._root and self._root in folder.parents:
@@ -232,14 +241,13 @@ class LocalObjects(ObjectStore):
     @contextmanager
     def _replacing(self, path: Path) -> Iterator[BinaryIO]:
         """A new file that takes the path's place when the block ends."""
-        temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
-        with _faults(path):
+        temporary = _temporary_beside(path)
+        with _write_faults(path):
             file = _created(temporary)
         try:
             yield file
-            with _faults(path):
-                file.flush()
-                os.fsync(file.fileno())
+            with _write_faults(path):
+                _flush_durably(file)
                 file.close()
                 os.replace(temporary, path)  # noqa: PTH105 - as above
         except BaseException:
@@ -254,19 +262,20 @@ class _LocalWriter:
         self._path = path
 
     def write(self, data: bytes) -> None:
-        with _faults(self._path):
+        with _write_faults(self._path):
             self._file.write(data)
 
 
 def _created(path: Path) -> BinaryIO:
     """The new file opened for writing; its directory may vanish in between when another empties it."""
-    for _ in range(10):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    for left in range(CREATION_TRIES - 1, -1, -1):
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             return path.open("xb", buffering=STREAM_BYTES)
-        except FileNotFoundError:
-            continue
-    return path.open("xb", buffering=STREAM_BYTES)
+        except (FileNotFoundError, FileExistsError):  # the latter from `mkdir`, which looks twice
+            if not left:
+                raise
+    raise AssertionError
 
 
 def _close_quietly(file: BinaryIO) -> None:
@@ -276,11 +285,13 @@ def _close_quietly(file: BinaryIO) -> None:
         return
 
 
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _temporary_beside(path: Path) -> Path:
+    return path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+
+
+def _flush_durably(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _pread(file: BinaryIO, start: int, end: int) -> bytes:
@@ -294,17 +305,31 @@ def _pread(file: BinaryIO, start: int, end: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _info(key: str, stat: os.stat_result) -> ObjectInfo:
-    return ObjectInfo(key, stat.st_size, f"{stat.st_ino}-{stat.st_mtime_ns}-{stat.st_size}")
+def _info(key: str, found: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(key, found.st_size, f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}")
+
+
+def _raise_but_for_absence(error: OSError) -> None:
+    """Let a listing fail where a folder cannot be read, which `os.walk` would take for an empty one."""
+    if not isinstance(error, _ABSENT):
+        raise error
 
 
 @contextmanager
 def _faults(path: Path) -> Iterator[None]:
     """Turn the system's errors into ours."""
+    with _write_faults(path):
+        try:
+            yield
+        except _ABSENT as error:
+            raise NotFound(f"there is no object at {path}") from error
+
+
+@contextmanager
+def _write_faults(path: Path) -> Iterator[None]:
+    """Turn the system's errors into ours where an object is made, so that none is looked for."""
     try:
         yield
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise NotFound(f"there is no object at {path}") from error
     except OSError as error:
         raise StorageFault(f"{_reason(error)} at {path}") from error
 

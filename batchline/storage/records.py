@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, Engine, Row, Update, insert, or_, select, update
+from sqlalchemy import Connection, Engine, Row, Table, Update, insert, or_, select, update
 from sqlalchemy import delete as delete_from
 from sqlalchemy.exc import IntegrityError
 
@@ -129,7 +129,7 @@ class Records:
 
     def get_file(self, file_id: str) -> FileRecord:
         """The file; raises `NotFound`."""
-        row = self._read(lambda connection: connection.execute(select(files).where(files.c.id == file_id)).first())
+        row = self._read(lambda connection: _row(connection, files, file_id))
         if row is None:
             raise NotFound(f"there is no file {file_id}")
         return FileRecord(**row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
@@ -158,7 +158,7 @@ class Records:
 
     def get_batch(self, batch_id: str) -> BatchRecord:
         """The batch; raises `NotFound`."""
-        row = self._read(lambda connection: _row(connection, batch_id))
+        row = self._read(lambda connection: _row(connection, batches, batch_id))
         if row is None:
             raise NotFound(f"there is no batch {batch_id}; `batchline show` takes an id as `run` printed it")
         return _record(row)
@@ -233,7 +233,7 @@ class Records:
 
         def work(connection: Connection) -> tuple[Row[Any] | None, Row[Any] | None]:
             changed = connection.execute(guarded).first()
-            return changed, changed if changed is not None else _row(connection, batch_id)
+            return changed, changed if changed is not None else _row(connection, batches, batch_id)
 
         changed, present = self._write(work)
         if changed is None:
@@ -269,8 +269,10 @@ def _leased(statement: Update, lease: Lease) -> Update:
     )
 
 
-def _row(connection: Connection, batch_id: str) -> Row[Any] | None:
-    return connection.execute(select(batches).where(batches.c.id == batch_id)).first()
+def _row(connection: Connection, table: Table, known_as: str) -> Row[Any] | None:
+    if "\0" in known_as:  # which PostgreSQL refuses to look for
+        return None
+    return connection.execute(select(table).where(table.c.id == known_as)).first()
 
 
 def _refusal(batch_id: str, row: Row[Any] | None, lease: Lease | None, problem: str) -> Exception:

@@ -1,17 +1,20 @@
 """Objects in an S3 bucket, through s3fs: explicit ranges to read, multipart uploads to write."""
 
 import errno
+import io
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any, Final
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import IO, Any, Final
 
 import aiohttp
 import s3fs
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
-from batchline.models.errors import InvalidInput, NotFound, StorageFault
+from batchline.models.errors import BatchlineError, InvalidInput, NotFound, StorageFault
 from batchline.models.settings import Settings
 from batchline.storage.objects import ObjectInfo, ObjectStore, ObjectWriter, checked_key
 
@@ -20,16 +23,29 @@ BLOCK_BYTES: Final = 8 * 2**20
 LEAST_PART_BYTES: Final = 5 * 2**20
 """S3's least size of a part of a multipart upload, but for the last."""
 
+FOREIGN_BYTES: Final = 2**20
 AHEAD: Final = 4
 DELETED_AT_ONCE: Final = 1_000
+TRIES: Final = 2
+"""How often s3fs asks where a body breaks off; what fails before that botocore has tried again already."""
+
+FAILURES: Final = (
+    *(OSError, TimeoutError, aiohttp.ClientError),
+    *(ClientError, BotoCoreError, ResponseParserError),
+    KeyError,  # an answer without what S3 puts there: a web page, say
+)
+ABSENT: Final = frozenset({"", "404", "NoSuchKey", "NotFound"})
+"""S3's codes for an object that is not there; none where s3fs has looked for itself."""
+
+BEHIND_THE_END: Final = frozenset({"416", "InvalidRange"})
 
 
 class S3Objects(ObjectStore):
     """Objects below `s3://bucket/prefix`."""
 
     def __init__(self, url: str, settings: Settings) -> None:
-        self.root = url.rstrip("/")
-        self._top = self.root.removeprefix("s3://")
+        self._top = url.removeprefix("s3://").rstrip("/")
+        self.root = f"s3://{self._top}"
         self._bucket, _, self._prefix = self._top.partition("/")
         if not self._bucket:
             raise InvalidInput(
@@ -45,19 +61,24 @@ class S3Objects(ObjectStore):
 
     def info(self, key: str) -> ObjectInfo:
         """Size and ETag."""
-        with self._faults(key):
+        with self._faults(key, looks=True):
             found = self._fs.call_s3("head_object", Bucket=self._bucket, Key=self._object_key(key))
         return ObjectInfo(key, int(found["ContentLength"]), str(found.get("ETag", "")).strip('"'))
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         """Bytes `start` to `end` (exclusive), in one request."""
         if end is not None and end <= start:
+            self.info(key)
             return b""
-        with self._faults(key):
-            data = bytes(self._fs.cat_file(self._path(key), start=start or None, end=end))
-        if end is not None and len(data) < end - start:
-            raise StorageFault(f"{self.uri(key)} ends at byte {start + len(data)}; {end} were expected")
-        return data
+        try:
+            with self._faults(key, looks=True):
+                # More at a time would ask for the size first, and could join pieces of two versions.
+                data = bytes(self._fs.cat_file(self._path(key), start=start or None, end=end, max_concurrency=1))
+        except StorageFault as fault:
+            if _code(fault.__cause__) not in BEHIND_THE_END:
+                raise
+            data = b""
+        return self._whole(key, start, end, data)
 
     def stream(
         self,
@@ -66,23 +87,28 @@ class S3Objects(ObjectStore):
         end: int | None = None,
         block_bytes: int = RANGE_BYTES,  # noqa: ARG002 - a request each is too dear for small blocks
     ) -> Iterator[bytes]:
-        """Bytes `start` to `end` (exclusive) in large ranges, the next one fetched while one is used."""
-        stop = self.info(key).size_bytes if end is None else end
-        ranges = [(key, at, min(stop, at + RANGE_BYTES)) for at in range(start, stop, RANGE_BYTES)]
-        yield from self._fetched(ranges, ahead=1)
+        """Bytes `start` to `end` (exclusive) in large ranges, the next one fetched while one is used.
 
-    def _fetched(self, ranges: Sequence[tuple[str, int, int]], *, ahead: int) -> Iterator[bytes]:
-        """The bytes of each range in order, some fetched ahead."""
-        if len(ranges) < 2:
-            yield from (self.read(*each) for each in ranges)
-            return
-        with ThreadPoolExecutor(max_workers=ahead, thread_name_prefix="s3 read") as pool:
-            waiting = deque(pool.submit(self.read, *each) for each in ranges[:ahead])
-            for each in [*ranges[ahead:], *[None] * min(ahead, len(ranges))]:
-                data = waiting.popleft().result()
-                if each is not None:
-                    waiting.append(pool.submit(self.read, *each))
-                yield data
+        All are of the version that is there now: a successor makes it a `StorageFault`.
+        """
+        with self._faults(key, looks=True):
+            file = _opened(self._fs, self._path(key), cache_type="none")
+        stop = file.size if end is None else end
+
+        def fetch(at: int) -> bytes:
+            until = min(stop, at + RANGE_BYTES)
+            with self._faults(key):
+                file.seek(min(at, file.size))
+                data = bytes(file.read(until - at))
+            return self._whole(key, at, until, data)
+
+        yield from _ahead([partial(fetch, at) for at in range(start, stop, RANGE_BYTES)], 1)
+
+    def _whole(self, key: str, start: int, end: int | None, data: bytes) -> bytes:
+        """The data, if that is the whole range; raises `StorageFault` otherwise."""
+        if end is not None and len(data) < end - start:
+            raise StorageFault(f"{self.uri(key)} ends before byte {end}, up to which it was to be read")
+        return data
 
     @contextmanager
     def writer(self, key: str) -> Iterator[ObjectWriter]:
@@ -125,11 +151,13 @@ class S3Objects(ObjectStore):
         full = [(key, size) for key, size in sizes if size]
         if len(full) > 1 and all(size >= LEAST_PART_BYTES for _, size in full[:-1]) and self._copied(full, target):
             return sum(size for _, size in full)
-        ranges = [
-            (key, at, min(size, at + RANGE_BYTES)) for key, size in full for at in range(0, size, RANGE_BYTES)
+        fetches = [
+            partial(self.read, key, at, min(size, at + RANGE_BYTES))
+            for key, size in full
+            for at in range(0, size, RANGE_BYTES)
         ]
         with self.writer(target) as file:
-            for data in self._fetched(ranges, ahead=AHEAD):
+            for data in _ahead(fetches, AHEAD):
                 file.write(data)
         return sum(size for _, size in full)
 
@@ -138,7 +166,7 @@ class S3Objects(ObjectStore):
         call, where = self._fs.call_s3, {"Bucket": self._bucket, "Key": self._object_key(target)}
         try:
             upload = call("create_multipart_upload", **where)["UploadId"]
-        except (OSError, ClientError, BotoCoreError):
+        except FAILURES:
             return False
         try:
             parts = []
@@ -147,15 +175,15 @@ class S3Objects(ObjectStore):
                 copied = call("upload_part_copy", **where, UploadId=upload, PartNumber=number, CopySource=source)
                 parts.append({"PartNumber": number, "ETag": copied["CopyPartResult"]["ETag"]})
             call("complete_multipart_upload", **where, UploadId=upload, MultipartUpload={"Parts": parts})
-        except (OSError, ClientError, BotoCoreError, KeyError):
-            with self._faults(target):
+        except FAILURES:
+            with suppress(*FAILURES):
                 call("abort_multipart_upload", **where, UploadId=upload)
             return False
         return True
 
     def find(self, prefix: str) -> list[ObjectInfo]:
         """Every object below that prefix, asked of the server each time."""
-        top = f"{self._prefix}/{prefix}".strip("/")
+        top = self._object_key(prefix.rstrip("/")) if prefix.strip("/") else self._prefix
         found: list[ObjectInfo] = []
         token: dict[str, str] = {}
         while True:
@@ -163,8 +191,9 @@ class S3Objects(ObjectStore):
                 page = self._fs.call_s3(
                     "list_objects_v2", Bucket=self._bucket, Prefix=f"{top}/" if top else "", **token
                 )
+                more = page["IsTruncated"]
             found += [self._listed(entry) for entry in page.get("Contents", ())]
-            if not page.get("IsTruncated"):
+            if not more:
                 return sorted(found, key=lambda info: info.key)
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
@@ -177,7 +206,7 @@ class S3Objects(ObjectStore):
         names = [{"Key": self._object_key(key)} for key in keys]
         for start in range(0, len(names), DELETED_AT_ONCE):
             some = names[start : start + DELETED_AT_ONCE]
-            with self._faults(self.root):
+            with self._faults(f"{len(some)} objects"):
                 answer = self._fs.call_s3(
                     "delete_objects", Bucket=self._bucket, Delete={"Objects": some, "Quiet": True}
                 )
@@ -192,21 +221,12 @@ class S3Objects(ObjectStore):
         return f"s3://{self._path(key)}"
 
     @contextmanager
-    def _faults(self, key: str) -> Iterator[None]:
-        """Turn the errors of s3fs, botocore and the network into ours."""
+    def _faults(self, key: str, *, looks: bool = False) -> Iterator[None]:
+        """Turn the errors of s3fs, botocore and the network into ours; `NotFound` is for who looks for one."""
         try:
             yield
-        except FileNotFoundError as error:
-            raise NotFound(f"there is no object at {self.root}/{key} (or no such bucket)") from error
-        except ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", "?"))
-            if code in {"404", "NoSuchKey", "NotFound"}:
-                raise NotFound(f"there is no object at {self.root}/{key}") from error
-            raise StorageFault(f"S3 refuses {self.root}/{key}: {code}") from error
-        except (OSError, BotoCoreError, aiohttp.ClientError, TimeoutError) as error:
-            raise StorageFault(
-                f"S3 fails at {self.root}/{key}: {type(error).__name__}: {_brief(error)}"
-            ) from error
+        except FAILURES as error:
+            raise _fault(error, f"{self.root}/{key}", looks=looks) from error
 
 
 class _S3Writer:
@@ -224,15 +244,37 @@ def _discard(file: Any) -> None:
     """Abort the upload, as far as the server can still be reached."""
     try:
         file.discard()
-    except (OSError, ClientError, BotoCoreError, aiohttp.ClientError, TimeoutError):
+    except FAILURES:
         return
     finally:
         file.closed = True
 
 
+def _opened(filesystem: s3fs.S3FileSystem, path: str, *, cache_type: str) -> Any:
+    """The object as a file, which sends the ETag that the object has now with every range."""
+    file = filesystem.open(path, "rb", block_size=RANGE_BYTES, cache_type=cache_type)
+    if file.details["type"] != "file":
+        raise FileNotFoundError(f"{path} is a folder")
+    return file
+
+
+def _ahead(fetches: Sequence[Callable[[], bytes]], ahead: int) -> Iterator[bytes]:
+    """What each of them fetches, in order, so many ahead of what is being used."""
+    if len(fetches) < 2:
+        yield from (fetch() for fetch in fetches)
+        return
+    with ThreadPoolExecutor(max_workers=ahead, thread_name_prefix="s3 read") as pool:
+        waiting = deque(pool.submit(fetch) for fetch in fetches[:ahead])
+        for fetch in [*fetches[ahead:], *[None] * min(ahead, len(fetches))]:
+            data = waiting.popleft().result()
+            if fetch is not None:
+                waiting.append(pool.submit(fetch))
+            yield data
+
+
 def _filesystem(settings: Settings) -> s3fs.S3FileSystem:
     key, secret = settings.s3_access_key_id, settings.s3_secret_access_key
-    return s3fs.S3FileSystem(
+    filesystem = s3fs.S3FileSystem(
         key=key.get_secret_value() if key else None,
         secret=secret.get_secret_value() if secret else None,
         endpoint_url=settings.s3_endpoint_url,
@@ -240,28 +282,67 @@ def _filesystem(settings: Settings) -> s3fs.S3FileSystem:
         config_kwargs={
             "connect_timeout": 10,
             "read_timeout": 60,
-            "retries": {"max_attempts": 4, "mode": "standard"},
+            "retries": {"max_attempts": 3, "mode": "standard"},
             "max_pool_connections": 64,
         },
         use_listings_cache=False,
         skip_instance_cache=True,
         default_fill_cache=False,
     )
+    filesystem.retries = TRIES
+    return filesystem
 
 
-def _brief(error: BaseException) -> str:
-    """The error's text without what may be a secret or a page of it."""
-    return str(error).partition("\n")[0][:200]
+def _code(error: BaseException | None) -> str:
+    """S3's own code for the error, as far as it has one."""
+    while error is not None and not isinstance(error, ClientError):
+        error = error.__cause__
+    return "" if error is None else str(error.response.get("Error", {}).get("Code", ""))
 
 
-@contextmanager
-def open_foreign(uri: str, settings: Settings) -> Iterator[Any]:
+def _fault(error: BaseException, uri: str, *, looks: bool) -> BatchlineError:
+    """What to raise for it."""
+    if looks and isinstance(error, FileNotFoundError) and _code(error) in ABSENT:
+        return NotFound(f"there is no object at {uri} (or no such bucket)")
+    return StorageFault(f"S3 fails at {uri}: {_reason(error)}")
+
+
+def _reason(error: BaseException) -> str:
+    """What is wrong, without what may be a secret or a page of it."""
+    text = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+    if _code(error) == "NoSuchBucket":
+        return "there is no such bucket; make it, or correct BATCHLINE_STORAGE_URL"
+    if isinstance(error, PermissionError):
+        return f"access is refused ({text}); check the access key, its secret and what it may do"
+    if isinstance(error, KeyError | ResponseParserError):
+        return f"the answer is not one of S3's ({text}); check BATCHLINE_S3_ENDPOINT_URL"
+    return text
+
+
+class _Foreign(io.RawIOBase):
+    """Another bucket's object, whose faults are ours."""
+
+    def __init__(self, uri: str, settings: Settings) -> None:
+        super().__init__()
+        self._uri = uri
+        with self._faults():
+            self._file = _opened(_filesystem(settings), uri.removeprefix("s3://"), cache_type="readahead")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        with self._faults():
+            return int(self._file.readinto(buffer))
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except FAILURES as error:
+            raise _fault(error, self._uri, looks=True) from error
+
+
+def open_foreign(uri: str, settings: Settings) -> IO[bytes]:
     """Another bucket's object as a file to read, in large blocks."""
-    path = uri.removeprefix("s3://")
-    try:
-        with _filesystem(settings).open(path, "rb", block_size=RANGE_BYTES, cache_type="readahead") as file:
-            yield file
-    except FileNotFoundError as error:
-        raise NotFound(f"there is no object at {uri}") from error
-    except (OSError, ClientError, BotoCoreError, aiohttp.ClientError) as error:
-        raise StorageFault(f"S3 fails at {uri}: {type(error).__name__}: {_brief(error)}") from error
+    return io.BufferedReader(_Foreign(uri, settings), FOREIGN_BYTES)

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
-from urllib.parse import urlsplit
 
 from batchline.models.errors import InvalidInput, NotFound, StorageFault
 from batchline.models.settings import Settings
@@ -19,13 +18,15 @@ def open_source(uri: str, settings: Settings) -> Iterator[IO[bytes]]:
     """
     if uri.startswith("s3://"):
         _check_s3(uri, settings)
-        with _open_s3(uri, settings) as file:
+        from batchline.storage.s3 import open_foreign  # noqa: PLC0415 - half a second that a local source spares
+
+        with open_foreign(uri, settings) as file:
             yield file
         return
     path = _checked_path(uri, settings)
     try:
         file = path.open("rb")
-    except (FileNotFoundError, IsADirectoryError) as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise NotFound(f"there is no file at {path}") from error
     except OSError as error:
         raise StorageFault(f"{path} cannot be read: {error.strerror}") from error
@@ -36,20 +37,23 @@ def open_source(uri: str, settings: Settings) -> Iterator[IO[bytes]]:
 def _checked_path(uri: str, settings: Settings) -> Path:
     if "://" in uri and not uri.startswith("file://"):
         raise InvalidInput(f"input_uri is {uri!r}; give a path or an s3:// address", param="input_uri")
-    path = Path(uri.removeprefix("file://")).expanduser().resolve()
-    roots = [
-        Path(root.removeprefix("file://")).expanduser().resolve()
-        for root in settings.source_roots
-        if not root.startswith("s3://")
-    ]
+    try:
+        path = _resolved(uri)
+    except (OSError, RuntimeError, ValueError) as error:  # a circle of links, no such home, a NUL
+        raise InvalidInput(f"input_uri {uri[:200]!r} can be no path: {error}", param="input_uri") from error
+    roots = [_resolved(root) for root in settings.source_roots if not root.startswith("s3://")]
     if not any(path.is_relative_to(root) for root in roots):
         raise _outside(uri, settings)
     return path
 
 
+def _resolved(place: str) -> Path:
+    return Path(place.removeprefix("file://")).expanduser().resolve()
+
+
 def _check_s3(uri: str, settings: Settings) -> None:
-    parts = urlsplit(uri)
-    if any(name in {"", ".", ".."} for name in parts.path.removeprefix("/").split("/")):
+    _, _, key = uri.removeprefix("s3://").partition("/")  # no `?` or `#` ends it, as one would end a path
+    if any(name in {"", ".", ".."} for name in key.split("/")):
         raise InvalidInput(f"input_uri is {uri!r}; its key has an empty or dotted name", param="input_uri")
     if not any(
         uri.startswith(root.rstrip("/") + "/") for root in settings.source_roots if root.startswith("s3://")
@@ -63,11 +67,3 @@ def _outside(uri: str, settings: Settings) -> InvalidInput:
         f"input_uri {uri!r} is below no allowed root (allowed: {allowed}); add one to BATCHLINE_SOURCE_ROOTS",
         param="input_uri",
     )
-
-
-@contextmanager
-def _open_s3(uri: str, settings: Settings) -> Iterator[IO[bytes]]:
-    from batchline.storage.s3 import open_foreign  # noqa: PLC0415 - half a second that a local source spares
-
-    with open_foreign(uri, settings) as file:
-        yield file

@@ -1,0 +1,83 @@
+"""Real servers, started once a session, and what is kept on them, new for each test."""
+
+from collections.abc import Iterator
+
+import pytest
+from botocore.retries.standard import ExponentialBackoff
+from real_servers import Postgres, S3Server, postgres_server, seaweedfs
+
+from batchline.models.settings import Settings, load_settings
+from batchline.storage.objects import ObjectStore, open_objects
+from batchline.storage.records import Records, open_records, upgrade_database
+
+STORES = ["local", pytest.param("s3", marks=pytest.mark.slow)]
+DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_store(s3_server: S3Server) -> ObjectStore:
+    """A store on S3, one for all tests as the client takes long to make."""
+    return open_objects(s3_server.settings("stored"))
+
+
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
+    """An empty store of each kind."""
+    made = open_objects(load_settings()) if request.param == "local" else request.getfixturevalue("s3_store")
+    yield made
+    made.delete([info.key for info in made.find("")])
+
+
+@pytest.fixture
+def without_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the S3 client try again as often as ever, and at once."""
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda self, context: 0.01)
+
+
+@pytest.fixture(scope="session")
+def migrated(postgres: Postgres) -> str:
+    """The name of a PostgreSQL database with all tables, to copy."""
+    name = postgres.create()
+    upgrade_database(load_settings(database_url=postgres.url(name)))
+    return name
+
+
+@pytest.fixture
+def empty_postgres(postgres: Postgres) -> Iterator[Settings]:
+    """Settings with an empty PostgreSQL database."""
+    name = postgres.create()
+    yield load_settings(database_url=postgres.url(name))
+    postgres.drop(name)
+
+
+@pytest.fixture
+def ready_postgres(postgres: Postgres, migrated: str) -> Iterator[Settings]:
+    """Settings with a PostgreSQL database that has all tables."""
+    name = postgres.create(template=migrated)
+    yield load_settings(database_url=postgres.url(name))
+    postgres.drop(name)
+
+
+@pytest.fixture(params=DATABASES)
+def database(request: pytest.FixtureRequest) -> Settings:
+    """Settings with an empty database of each kind, its tables made or about to be."""
+    return load_settings() if request.param == "sqlite" else request.getfixturevalue("ready_postgres")
+
+
+@pytest.fixture
+def records(database: Settings) -> Iterator[Records]:
+    opened = open_records(database)
+    yield opened
+    opened.close()

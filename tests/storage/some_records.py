@@ -1,0 +1,76 @@
+"""Records to store, each field set or only those that must be."""
+
+import uuid
+from typing import Any
+
+from batchline.models.analytics import BatchAnalytics
+from batchline.models.batches import BatchDwExtResponse, BatchError
+from batchline.models.ids import new_batch_id, new_file_id
+from batchline.models.status import BatchStatus
+from batchline.storage.records import BatchRecord, FileRecord
+
+NOW = 1_764_000_000
+
+
+def a_file(**changes: Any) -> FileRecord:
+    """A file with only what it must have."""
+    fields = {
+        "id": new_file_id(),
+        "purpose": "batch",
+        "filename": "requests.jsonl",
+        "size_bytes": 123,
+        "created_at": NOW,
+        "key": "files/x/content.jsonl",
+        "status": "processed",
+    }
+    return FileRecord(**{**fields, **changes})
+
+
+def a_full_file() -> FileRecord:
+    """A file with every field set."""
+    return a_file(size_bytes=2**40, filename="Größe ✓ '\".jsonl", expires_at=NOW + 60, sha256="0" * 64)
+
+
+def a_batch(**changes: Any) -> BatchRecord:
+    """A batch with only what it must have."""
+    fields = {
+        "id": new_batch_id(),
+        "status": BatchStatus.VALIDATING,
+        "endpoint": "/v1/chat/completions",
+        "input_file_id": new_file_id(),
+        "input_filename": "requests.jsonl",
+        "completion_window": "24h",
+        "created_at": NOW,
+        "expires_at": NOW + 86_400,
+    }
+    return BatchRecord(**{**fields, **changes})
+
+
+def a_full_batch() -> BatchRecord:
+    """A batch with every field set, each to something of its own."""
+    return a_batch(
+        status=BatchStatus.CANCELLED,
+        output_file_id=new_file_id(),
+        error_file_id=new_file_id(),
+        in_progress_at=NOW + 1,
+        finalizing_at=NOW + 2,
+        completed_at=NOW + 3,
+        failed_at=NOW + 4,
+        expired_at=NOW + 5,
+        cancelling_at=NOW + 6,
+        cancelled_at=NOW + 7,
+        total=2**40,
+        completed=2**39,
+        failed=3,
+        metadata={"team": "Größe ✓", "quote": "\"'\\ %_\n\0", "": ""},
+        errors=(BatchError(code="invalid_json_line", line=7, message="no JSON", param="body"),),
+        analytics=BatchAnalytics(total_requests=3, total_tokens=2**40, avg_duration_ms=0.1, total_cost="0.10"),
+        dwext=BatchDwExtResponse(source="sync", source_name="s", source_id="1", source_file="f", sync_id="2"),
+        member_id=str(uuid.uuid4()),
+        flow_run_id=str(uuid.uuid4()),
+        generation=1,
+        epoch=2,
+        lease_owner="host:1",
+        lease_at=NOW + 0.123456,
+        output_expires_after=3_600,
+    )

@@ -1,0 +1,349 @@
+"""Opening the database: URLs, the schema and its migrations, and a server that comes and goes."""
+
+import sqlite3
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from racing import in_processes, in_threads
+from real_servers import SECRET, Postgres, free_ports
+from some_records import NOW, a_batch, a_file
+
+import batchline.storage.migrations
+from batchline.models.errors import InvalidInput, StorageFault
+from batchline.models.settings import Settings, load_settings
+from batchline.storage.database import open_database
+from batchline.storage.records import Records, open_records, upgrade_database
+from batchline.storage.schema import HEAD, metadata
+
+SCRIPTS = Path(batchline.storage.migrations.__file__).parent
+
+
+# URLs
+
+
+UNUSABLE = {
+    "no URL": f"{SECRET}",
+    "no kind": f"://tests:{SECRET}@localhost/x",
+    "a port that is no number": f"postgresql://tests:{SECRET}@localhost:{SECRET}/x",
+    "a kind that nobody knows": f"oracular://tests:{SECRET}@localhost/x",
+    "a kind that is not supported": f"mysql://tests:{SECRET}@localhost/x",
+    "an async driver of PostgreSQL": f"postgresql+asyncpg://tests:{SECRET}@localhost/x",
+    "an async driver of SQLite": "sqlite+aiosqlite:///records.db",
+    "SQLite in memory": "sqlite://",
+    "SQLite in memory by name": "sqlite:///:memory:",
+    "an option of SQLite that is none": "sqlite:///records.db?timeout=soon",
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_a_url_that_cannot_be_used_is_refused_without_showing_it(name: str) -> None:
+    with pytest.raises(InvalidInput, match="database_url") as raised:
+        open_database(load_settings(database_url=UNUSABLE[name]))
+
+    assert raised.value.param == "database_url"
+    assert SECRET not in "".join(traceback.format_exception(raised.value))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["postgresql", "postgres", "postgresql+psycopg"])
+def test_a_postgresql_url_may_be_written_in_more_than_one_way(kind: str, ready_postgres: Settings) -> None:
+    url = ready_postgres.database.replace("postgresql", kind, 1)
+    records = open_records(load_settings(database_url=url))
+
+    assert records.batch_of_flow_run("none") is None
+    records.close()
+
+
+def test_a_server_that_is_not_there_is_a_fault_that_shows_no_password() -> None:
+    url = f"postgresql://tests:{SECRET}@127.0.0.1:{free_ports(1)[0]}/x"
+
+    with pytest.raises(StorageFault, match="refused") as raised:
+        open_database(load_settings(database_url=url))
+    assert SECRET not in "".join(traceback.format_exception(raised.value))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("database", "password"), [("postgres", f"not-{SECRET}"), ("missing", SECRET)])
+def test_a_server_that_refuses_us_is_a_fault_that_shows_no_password(
+    database: str, password: str, postgres: Postgres
+) -> None:
+    with pytest.raises(StorageFault) as raised:
+        open_database(load_settings(database_url=postgres.url(database, password=password)))
+
+    assert SECRET not in str(raised.value)
+
+
+# SQLite
+
+
+@pytest.fixture
+def sqlite() -> Iterator[Records]:
+    records = open_records(load_settings())
+    yield records
+    records.close()
+
+
+def test_sqlite_makes_its_file_and_its_folders(tmp_path: Path) -> None:
+    path = tmp_path / "new/folder/records.db"
+    records = open_records(load_settings(database_url=f"sqlite:///{path}"))
+
+    assert records.add_batch(a_batch()).total == 0
+    assert path.exists()
+    records.close()
+
+
+def test_sqlite_keeps_a_write_ahead_log(tmp_path: Path, sqlite: Records) -> None:
+    sqlite.add_file(a_file())
+
+    with sqlite3.connect(tmp_path / "home/batchline.db") as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
+
+
+def test_what_was_written_is_there_when_sqlite_is_opened_again(sqlite: Records) -> None:
+    batch = sqlite.add_batch(a_batch())
+    sqlite.close()
+    again = open_records(load_settings())
+
+    assert again.get_batch(batch.id) == batch
+    again.close()
+
+
+def test_a_reader_is_not_held_up_by_a_writer(tmp_path: Path, sqlite: Records) -> None:
+    batch = sqlite.add_batch(a_batch())
+    writer = sqlite3.connect(tmp_path / "home/batchline.db", isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    writer.execute("UPDATE batches SET total = 7")
+
+    started = time.monotonic()
+    assert sqlite.get_batch(batch.id).total == 0
+    assert time.monotonic() - started < 2
+    writer.close()
+
+
+def test_a_writer_waits_for_another_one(tmp_path: Path, sqlite: Records) -> None:
+    batch = sqlite.add_batch(a_batch())
+    writer = sqlite3.connect(tmp_path / "home/batchline.db", isolation_level=None, check_same_thread=False)
+    writer.execute("BEGIN IMMEDIATE")
+    release = threading.Timer(0.5, lambda: writer.execute("COMMIT"))
+    release.start()
+
+    assert sqlite.update(batch.id, total=7).total == 7
+    release.join()
+    writer.close()
+
+
+UNREADABLE: dict[str, Callable[[Path], object]] = {
+    "is no database": lambda path: path.write_bytes(b"no database at all, but long enough" * 100),
+    "is a folder": lambda path: path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_file_that_is_not_for_sqlite_is_a_fault(name: str, tmp_path: Path) -> None:
+    UNREADABLE[name](tmp_path / "records.db")
+
+    with pytest.raises(StorageFault, match="the database failed"):
+        open_records(load_settings(database_url=f"sqlite:///{tmp_path / 'records.db'}"))
+
+
+def test_a_folder_that_cannot_be_made_for_sqlite_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(StorageFault, match="cannot be made"):
+        open_records(load_settings(database_url=f"sqlite:///{tmp_path / 'file/below/records.db'}"))
+
+
+def test_a_full_disk_is_a_fault_of_the_database_and_passes(tmp_path: Path, sqlite: Records) -> None:
+    with sqlite3.connect(tmp_path / "home/batchline.db") as connection:
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    connection.close()
+    limited = open_records(load_settings())
+    with limited._engine.connect() as connection:
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+
+    with pytest.raises(StorageFault, match="full"):
+        limited.add_file(a_file(filename="x" * 1_000_000))
+    limited.close()
+
+    sqlite.add_file(a_file(filename="x" * 1_000_000))
+
+
+def open_and_add(number: int, settings: Settings) -> str:
+    records = open_records(settings)
+    try:
+        return records.add_batch(a_batch()).id
+    finally:
+        records.close()
+
+
+@pytest.mark.slow
+def test_processes_that_open_a_fresh_sqlite_file_at_once_all_get_their_tables() -> None:
+    settings = load_settings()
+
+    ids = in_processes(4, open_and_add, settings)
+
+    records = open_records(settings)
+    assert {records.get_batch(each).id for each in ids} == set(ids)
+    records.close()
+
+
+def test_threads_that_open_a_fresh_sqlite_file_at_once_all_get_their_tables() -> None:
+    settings = load_settings()
+
+    ids = in_threads(8, lambda number: open_and_add(number, settings))
+
+    records = open_records(settings)
+    assert {records.get_batch(each).id for each in ids} == set(ids)
+    records.close()
+
+
+# The schema and its migrations
+
+
+def test_the_newest_script_is_the_one_that_the_code_asks_for() -> None:
+    assert ScriptDirectory(str(SCRIPTS)).get_heads() == [HEAD]
+
+
+def test_migrations_are_numbered_in_the_order_in_which_they_run() -> None:
+    revisions = [script.revision for script in ScriptDirectory(str(SCRIPTS)).walk_revisions()][::-1]
+
+    assert revisions == [f"{number:04}" for number in range(1, len(revisions) + 1)]
+
+
+def test_the_migrated_tables_are_those_of_the_code(database: Settings) -> None:
+    engine = open_database(database)
+    with engine.connect() as connection:
+        differences = compare_metadata(MigrationContext.configure(connection), metadata)
+    engine.dispose()
+
+    assert differences == []
+
+
+@pytest.mark.slow
+def test_an_empty_postgresql_is_refused_with_the_command_that_helps(empty_postgres: Settings) -> None:
+    with pytest.raises(InvalidInput, match=r"is empty, .* run `batchline db upgrade`") as raised:
+        open_records(empty_postgres)
+    assert raised.value.param == "database_url"
+
+
+@pytest.mark.slow
+def test_an_upgraded_postgresql_can_be_used(empty_postgres: Settings) -> None:
+    upgrade_database(empty_postgres)
+
+    assert open_and_add(0, empty_postgres).startswith("batch-")
+
+
+def test_upgrading_again_keeps_what_is_there(database: Settings, records: Records) -> None:
+    batch = records.add_batch(a_batch())
+
+    upgrade_database(database)
+    upgrade_database(database)
+
+    assert records.get_batch(batch.id) == batch
+
+
+def upgrade_in_process(number: int, settings: Settings) -> str:
+    upgrade_database(settings)
+    return open_and_add(number, settings)
+
+
+@pytest.mark.slow
+def test_processes_that_upgrade_an_empty_postgresql_at_once_all_succeed(empty_postgres: Settings) -> None:
+    ids = in_processes(3, upgrade_in_process, empty_postgres)
+
+    assert [each.startswith("batch-") for each in ids] == [True] * 3
+
+
+def stamp(settings: Settings, revision: str) -> None:
+    """Let the database say that it is at that revision."""
+    records = open_records(settings)
+    with records._engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{revision}'")
+    records.close()
+
+
+@pytest.mark.slow
+def test_a_postgresql_that_is_behind_is_refused_with_the_command_that_helps(ready_postgres: Settings) -> None:
+    stamp(ready_postgres, "0000")
+
+    with pytest.raises(InvalidInput, match=f"is at 0000, .* needs {HEAD}: run `batchline db upgrade`"):
+        open_records(ready_postgres)
+
+
+@pytest.mark.parametrize("do", [open_records, upgrade_database])
+def test_a_database_of_a_newer_version_is_refused_as_such(
+    do: Callable[[Settings], object], database: Settings
+) -> None:
+    stamp(database, "9999")
+
+    with pytest.raises(InvalidInput, match=r"is at 9999, .* use a newer batchline") as raised:
+        do(database)
+    assert raised.value.param == "database_url"
+
+
+# A server that comes and goes
+
+
+@pytest.fixture
+def restartable(postgres: Postgres) -> Iterator[Postgres]:
+    yield postgres
+    postgres.stop()
+    postgres.start()
+
+
+@pytest.mark.slow
+def test_after_a_restart_of_postgresql_the_next_call_works(
+    restartable: Postgres, ready_postgres: Settings
+) -> None:
+    records = open_records(ready_postgres)
+    batch = records.add_batch(a_batch())
+    in_threads(4, lambda _: records.get_batch(batch.id))  # several connections in the pool
+
+    restartable.stop()
+    restartable.start()
+
+    assert records.update(batch.id, total=7).total == 7
+    assert records.get_batch(batch.id).total == 7
+    records.close()
+
+
+@pytest.mark.slow
+def test_a_call_during_a_short_restart_of_postgresql_waits_for_it(
+    restartable: Postgres, ready_postgres: Settings
+) -> None:
+    records = open_records(ready_postgres)
+    batch = records.add_batch(a_batch())
+    restartable.stop()
+    coming = threading.Timer(0.4, restartable.start)
+    coming.start()
+
+    assert records.claim(batch.id, owner="me", now=NOW, lease_s=60).epoch == 1
+    coming.join()
+    records.close()
+
+
+@pytest.mark.slow
+def test_while_postgresql_is_gone_a_call_is_a_fault_before_long(
+    restartable: Postgres, ready_postgres: Settings
+) -> None:
+    records = open_records(ready_postgres)
+    batch = records.add_batch(a_batch())
+    restartable.stop()
+
+    started = time.monotonic()
+    with pytest.raises(StorageFault, match="the database failed"):
+        records.get_batch(batch.id)
+    records.close()
+    restartable.start()
+
+    assert time.monotonic() - started < 15
+    assert records.get_batch(batch.id) == batch
+    records.close()

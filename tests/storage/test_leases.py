@@ -1,0 +1,180 @@
+"""One runner at a time: claiming a batch, keeping it, losing it, giving it back."""
+
+import pytest
+from racing import in_processes, in_threads
+from some_records import NOW, a_batch
+
+from batchline.models.errors import Conflict, LeaseLost
+from batchline.models.settings import Settings
+from batchline.models.status import BatchStatus
+from batchline.storage.records import BatchRecord, Lease, Records, open_records
+
+LEASE_S = 60.0
+
+
+@pytest.fixture
+def batch(records: Records) -> BatchRecord:
+    return records.add_batch(a_batch(status=BatchStatus.IN_PROGRESS))
+
+
+def claim(records: Records, batch: BatchRecord, owner: str, now: float) -> Lease:
+    return records.claim(batch.id, owner=owner, now=now, lease_s=LEASE_S)
+
+
+def test_a_batch_that_nobody_runs_can_be_claimed(records: Records, batch: BatchRecord) -> None:
+    lease = claim(records, batch, "first", NOW + 0.25)
+
+    held = records.get_batch(batch.id)
+    assert (lease.epoch, held.epoch, held.lease_owner, held.lease_at) == (1, 1, "first", NOW + 0.25)
+
+
+@pytest.mark.parametrize("age_s", [0, 1, 59.9, 60])
+def test_another_is_refused_while_the_heartbeat_is_young(
+    age_s: float, records: Records, batch: BatchRecord
+) -> None:
+    claim(records, batch, "first", NOW)
+    before = records.get_batch(batch.id)
+
+    with pytest.raises(Conflict, match=f"{batch.id} is being run by another process \\(first\\)") as raised:
+        claim(records, batch, "second", NOW + age_s)
+
+    assert not isinstance(raised.value, LeaseLost)
+    assert records.get_batch(batch.id) == before
+
+
+def test_another_takes_over_when_the_heartbeat_is_stale(records: Records, batch: BatchRecord) -> None:
+    claim(records, batch, "first", NOW)
+
+    assert claim(records, batch, "second", NOW + 60.1) == Lease(batch.id, "second", 2)
+
+
+def test_a_heartbeat_keeps_a_batch_from_being_taken(records: Records, batch: BatchRecord) -> None:
+    lease = claim(records, batch, "first", NOW)
+    records.beat(lease, now=NOW + 50)
+
+    with pytest.raises(Conflict):
+        claim(records, batch, "second", NOW + 100)
+    assert claim(records, batch, "second", NOW + 111).epoch == 2
+
+
+def test_the_owner_itself_may_claim_again_and_gets_the_next_epoch(records: Records, batch: BatchRecord) -> None:
+    old = claim(records, batch, "first", NOW)
+
+    new = claim(records, batch, "first", NOW + 1)
+
+    assert new.epoch == old.epoch + 1
+    with pytest.raises(LeaseLost):
+        records.beat(old, now=NOW + 2)
+
+
+def test_a_heartbeat_notes_the_counts_and_tells_the_state(records: Records, batch: BatchRecord) -> None:
+    lease = claim(records, batch, "first", NOW)
+
+    status = records.beat(lease, now=NOW + 5.5, completed=3, failed=2)
+
+    noted = records.get_batch(batch.id)
+    assert status is BatchStatus.IN_PROGRESS
+    assert (noted.completed, noted.failed, noted.lease_at) == (3, 2, NOW + 5.5)
+
+
+def test_a_heartbeat_without_counts_leaves_them(records: Records, batch: BatchRecord) -> None:
+    lease = claim(records, batch, "first", NOW)
+    records.beat(lease, now=NOW + 1, completed=3, failed=0)
+
+    records.beat(lease, now=NOW + 2)
+
+    assert (records.get_batch(batch.id).completed, records.get_batch(batch.id).failed) == (3, 0)
+
+
+def test_who_was_taken_over_from_can_no_longer_beat_move_or_change(records: Records, batch: BatchRecord) -> None:
+    lost = claim(records, batch, "first", NOW)
+    claim(records, batch, "second", NOW + 61)
+    before = records.get_batch(batch.id)
+
+    for change in (
+        lambda: records.beat(lost, now=NOW + 62, completed=9),
+        lambda: records.move(batch.id, BatchStatus.FINALIZING, now=NOW + 62, lease=lost),
+        lambda: records.update(batch.id, lease=lost, total=9),
+    ):
+        with pytest.raises(LeaseLost, match="taken over by another runner \\(second\\)"):
+            change()
+
+    assert records.get_batch(batch.id) == before
+
+
+def test_a_lease_that_was_given_back_can_be_taken_at_once(records: Records, batch: BatchRecord) -> None:
+    records.release(claim(records, batch, "first", NOW))
+
+    assert claim(records, batch, "second", NOW + 1).epoch == 2
+
+
+def test_who_gave_a_lease_back_can_no_longer_beat(records: Records, batch: BatchRecord) -> None:
+    lease = claim(records, batch, "first", NOW)
+    records.release(lease)
+
+    with pytest.raises(LeaseLost, match=r"\(none\)"):
+        records.beat(lease, now=NOW + 1)
+
+
+def test_giving_back_a_lease_that_is_lost_leaves_the_new_owners(records: Records, batch: BatchRecord) -> None:
+    lost = claim(records, batch, "first", NOW)
+    held = claim(records, batch, "second", NOW + 61)
+
+    records.release(lost)
+
+    assert records.beat(held, now=NOW + 62) is BatchStatus.IN_PROGRESS
+
+
+def test_giving_a_lease_back_twice_is_fine(records: Records, batch: BatchRecord) -> None:
+    lease = claim(records, batch, "first", NOW)
+    records.release(lease)
+    records.release(lease)
+
+    assert records.get_batch(batch.id).lease_owner is None
+
+
+def test_leases_of_other_batches_do_not_matter(records: Records, batch: BatchRecord) -> None:
+    other = records.add_batch(a_batch())
+    claim(records, other, "first", NOW)
+
+    assert claim(records, batch, "second", NOW).epoch == 1
+
+
+# Races
+
+
+def test_of_threads_that_claim_at_once_one_wins(records: Records, batch: BatchRecord) -> None:
+    won = in_threads(8, lambda number: claim(records, batch, f"thread {number}", NOW))
+
+    leases = [each for each in won if isinstance(each, Lease)]
+    assert len(leases) == 1
+    assert [type(each) for each in won].count(Conflict) == 7
+    assert records.get_batch(batch.id).lease_owner == leases[0].owner
+
+
+def test_of_threads_that_take_over_at_once_one_wins(records: Records, batch: BatchRecord) -> None:
+    claim(records, batch, "dead", NOW)
+
+    won = in_threads(8, lambda number: claim(records, batch, f"thread {number}", NOW + 61))
+
+    assert [lease.epoch for lease in won if isinstance(lease, Lease)] == [2]
+
+
+def claim_in_process(number: int, settings: Settings, batch_id: str) -> Lease:
+    records = open_records(settings)
+    try:
+        return records.claim(batch_id, owner=f"process {number}", now=NOW, lease_s=LEASE_S)
+    finally:
+        records.close()
+
+
+@pytest.mark.slow
+def test_of_processes_that_claim_at_once_one_wins(
+    database: Settings, records: Records, batch: BatchRecord
+) -> None:
+    won = in_processes(3, claim_in_process, database, batch.id)
+
+    leases = [each for each in won if isinstance(each, Lease)]
+    assert len(leases) == 1
+    assert [type(each) for each in won].count(Conflict) == 2
+    assert records.get_batch(batch.id).epoch == 1

@@ -1,0 +1,297 @@
+"""Which batches a listing shows, in which order, and how it is paged."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta, timezone
+from uuid import uuid4
+
+import pytest
+from some_records import NOW, a_batch, a_full_batch
+
+from batchline.models.batches import ListBatchesQuery
+from batchline.models.errors import NotFound
+from batchline.models.status import ACTIVE, TERMINAL, BatchStatus
+from batchline.storage.records import BatchRecord, Records
+
+S = BatchStatus
+
+
+def listed(records: Records, **query: object) -> list[str]:
+    """The ids of the page."""
+    return [batch.id for batch in records.list_batches(ListBatchesQuery(**query), now=NOW).data]
+
+
+def pages(records: Records, **query: object) -> Iterator[list[str]]:
+    """The ids of each page, to the end."""
+    after = None
+    while True:
+        page = records.list_batches(ListBatchesQuery(after=after, **query), now=NOW)
+        yield [batch.id for batch in page.data]
+        if not page.has_more:
+            return
+        after = page.last_id
+
+
+@pytest.fixture
+def add(records: Records) -> Callable[..., str]:
+    """Record a batch; its id."""
+    return lambda **fields: records.add_batch(a_batch(**fields)).id
+
+
+# Order and pages
+
+
+def test_the_newest_batch_comes_first(records: Records, add: Callable) -> None:
+    ids = [add() for _ in range(5)]
+
+    assert listed(records) == ids[::-1]
+
+
+def test_a_list_without_batches_is_empty(records: Records) -> None:
+    page = records.list_batches(ListBatchesQuery(), now=NOW)
+
+    assert page.model_dump() == {"object": "list", "data": [], "has_more": False}
+
+
+@pytest.mark.parametrize("count", [19, 20, 21])
+def test_there_is_more_only_where_a_batch_is_left(count: int, records: Records, add: Callable) -> None:
+    ids = [add() for _ in range(count)][::-1]
+
+    page = records.list_batches(ListBatchesQuery(), now=NOW)
+
+    assert [batch.id for batch in page.data] == ids[:20]
+    assert (page.has_more, page.first_id, page.last_id) == (count > 20, ids[0], ids[:20][-1])
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("active_first", [False, True])
+def test_pages_together_show_every_batch_once(
+    limit: int, active_first: bool, records: Records, add: Callable
+) -> None:
+    ids = [add(status=status) for status in (*BatchStatus, *BatchStatus)]
+
+    shown = [each for page in pages(records, limit=limit, active_first=active_first) for each in page]
+
+    assert sorted(shown) == sorted(ids)
+    assert shown == listed(records, limit=100, active_first=active_first)
+
+
+def test_unfinished_batches_come_first_each_group_newest_first(records: Records, add: Callable) -> None:
+    ids = {add(status=status): status for status in (*BatchStatus, *BatchStatus)}
+    newest = [*ids][::-1]
+
+    shown = listed(records, active_first=True)
+
+    assert shown == [
+        *(each for each in newest if ids[each] in ACTIVE),
+        *(each for each in newest if ids[each] in TERMINAL),
+    ]
+
+
+@pytest.mark.parametrize("active_first", [False, True])
+def test_batches_that_come_in_between_do_not_shift_the_next_page(
+    active_first: bool, records: Records, add: Callable
+) -> None:
+    ids = [add() for _ in range(6)][::-1]
+    first = listed(records, limit=3, active_first=active_first)
+    add()
+
+    assert first + listed(records, limit=3, after=first[-1], active_first=active_first) == ids
+
+
+def test_a_cursor_may_name_a_batch_that_the_filter_leaves_out(records: Records, add: Callable) -> None:
+    done = add(status=S.COMPLETED)
+    cursor = add(status=S.FAILED)
+    add(status=S.COMPLETED)
+
+    assert listed(records, after=cursor, status="completed") == [done]
+
+
+@pytest.mark.parametrize("active_first", [False, True])
+def test_a_cursor_that_is_no_batch_is_not_found(active_first: bool, records: Records, add: Callable) -> None:
+    add()
+
+    with pytest.raises(NotFound, match="batch-of-nobody"):
+        listed(records, after="batch-of-nobody", active_first=active_first)
+
+
+def test_nothing_lies_behind_the_last_batch(records: Records, add: Callable) -> None:
+    last = add()
+    add()
+
+    assert listed(records, after=last) == []
+
+
+def test_analytics_are_listed_where_they_are_asked_for(records: Records) -> None:
+    records.add_batch(a_full_batch())
+
+    assert records.list_batches(ListBatchesQuery(), now=NOW).data[0].analytics is None
+    assert records.list_batches(ListBatchesQuery(include="analytics"), now=NOW).data[0].analytics is not None
+
+
+# Filters
+
+
+SHOWN_BY = {
+    "in_progress": {S.VALIDATING, S.IN_PROGRESS, S.FINALIZING},
+    "completed": {S.COMPLETED},
+    "failed": {S.FAILED},
+    "cancelled": {S.CANCELLING, S.CANCELLED},
+    "expired": {S.EXPIRED},
+}
+
+
+@pytest.mark.parametrize("status", SHOWN_BY)
+def test_a_status_filter_shows_the_states_that_it_stands_for(status: str, records: Records, add: Callable) -> None:
+    ids = {add(status=each, expires_at=NOW + 10): each for each in BatchStatus}
+
+    assert {ids[each] for each in listed(records, status=status)} == SHOWN_BY[status]
+
+
+def test_every_state_is_shown_by_one_filter() -> None:
+    shown = [state for states in SHOWN_BY.values() for state in states]
+
+    assert sorted(shown) == sorted(BatchStatus)
+
+
+LATE: dict[str, tuple[bool, dict[str, object]]] = {
+    "expired": (True, {"status": S.EXPIRED, "expires_at": NOW - 1, "expired_at": NOW}),
+    "overdue": (True, {"status": S.IN_PROGRESS, "expires_at": NOW - 1}),
+    "overdue while cancelling": (True, {"status": S.CANCELLING, "expires_at": NOW - 1}),
+    "due now": (False, {"status": S.IN_PROGRESS, "expires_at": NOW}),
+    "in time": (False, {"status": S.COMPLETED, "expires_at": NOW - 5, "completed_at": NOW - 6}),
+    "at the last moment": (False, {"status": S.COMPLETED, "expires_at": NOW - 5, "completed_at": NOW - 5}),
+    "completed late": (True, {"status": S.COMPLETED, "expires_at": NOW - 5, "completed_at": NOW - 4}),
+    "failed late": (True, {"status": S.FAILED, "expires_at": NOW - 5, "failed_at": NOW - 4}),
+    "cancelled late": (True, {"status": S.CANCELLED, "expires_at": NOW - 5, "cancelled_at": NOW - 4}),
+    "cancelled in time": (False, {"status": S.CANCELLED, "expires_at": NOW - 5, "cancelled_at": NOW - 9}),
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_expired_shows_what_expired_is_overdue_or_ended_late(name: str, records: Records, add: Callable) -> None:
+    shown, fields = LATE[name]
+    batch = add(**fields)
+
+    assert listed(records, status="expired") == [batch] * shown
+
+
+def at(seconds: float) -> datetime:
+    return datetime.fromtimestamp(NOW, UTC) + timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("after", "before", "shown"),
+    [
+        (None, None, [0, 1, 2]),
+        (at(1), None, [1, 2]),
+        (at(1.001), None, [2]),
+        (at(0.999), None, [1, 2]),
+        (at(0.5), at(1.5), [1]),
+        (None, at(1), [0, 1]),
+        (None, at(0.999), [0]),
+        (None, at(0.5), [0]),
+        (at(1), at(1), [1]),
+        (at(2), at(1), []),
+        (at(1).astimezone(timezone(timedelta(hours=5))), None, [1, 2]),
+        (datetime.min, datetime.max, [0, 1, 2]),
+    ],
+)
+def test_created_after_and_before_are_inclusive(
+    after: datetime | None, before: datetime | None, shown: list[int], records: Records, add: Callable
+) -> None:
+    ids = [add(created_at=NOW + second) for second in range(3)]
+
+    assert listed(records, created_after=after, created_before=before) == [ids[each] for each in shown[::-1]]
+
+
+@pytest.fixture
+def in_tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("in_tokyo")
+def test_a_time_without_a_zone_is_utc(records: Records, add: Callable) -> None:
+    ids = [add(created_at=NOW + second) for second in range(3)]
+
+    assert listed(records, created_after=at(1).replace(tzinfo=None)) == [ids[2], ids[1]]
+    assert listed(records, created_before=at(1).replace(tzinfo=None)) == [ids[1], ids[0]]
+
+
+def test_a_member_sees_the_batches_that_it_made(records: Records, add: Callable) -> None:
+    member = uuid4()
+    mine = add(member_id=str(member))
+    add(member_id=str(uuid4()))
+    add()
+
+    assert listed(records, member_id=member) == [mine]
+
+
+def test_filters_narrow_each_other(records: Records, add: Callable) -> None:
+    wanted = add(status=S.COMPLETED, input_filename="report.jsonl", created_at=NOW + 5)
+    add(status=S.FAILED, input_filename="report.jsonl", created_at=NOW + 5)
+    add(status=S.COMPLETED, input_filename="other.jsonl", created_at=NOW + 5)
+    add(status=S.COMPLETED, input_filename="report.jsonl", created_at=NOW)
+
+    assert listed(records, status="completed", search="report", created_after=at(1)) == [wanted]
+
+
+# Search
+
+
+def test_search_looks_into_id_filename_and_metadata(records: Records, add: Callable) -> None:
+    by_name = add(input_filename="Quarterly.jsonl")
+    by_value = add(metadata={"what": "quarterly"})
+    by_key = add(metadata={"quarterly": "yes"})
+    add(input_filename="yearly.jsonl", endpoint="/quarterly", member_id="quarterly")
+
+    assert listed(records, search="quarterly") == [by_key, by_value, by_name]
+    assert listed(records, search=by_name[-8:]) == [by_name]
+
+
+FOUND = {
+    "the case of latin letters": ("REQUEST", "my-Requests.jsonl"),
+    "the case of other letters": ("grün", "GRÜN.jsonl"),
+    "letters with marks": ("ÜBER", "über.jsonl"),
+    "the very text": ("Übergröße", "Übergröße.jsonl"),
+    "a percent sign": ("50%", "at 50% off.jsonl"),
+    "an underscore": ("a_b", "a_b.jsonl"),
+    "a slash": ("a/b", "a/b.jsonl"),
+    "a backslash": ("a\\b", "a\\b.jsonl"),
+    "a quotation mark": ('say "yes"', 'say "yes".jsonl'),
+    "an apostrophe": ("it's", "it's.jsonl"),
+    "an emoji": ("😀", "a 😀.jsonl"),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+@pytest.mark.parametrize("place", ["filename", "metadata"])
+def test_search_finds_a_text_whatever_its_letters(name: str, place: str, records: Records, add: Callable) -> None:
+    wanted, text = FOUND[name]
+    batch = add(input_filename=text) if place == "filename" else add(metadata={"k": text})
+
+    assert listed(records, search=wanted) == [batch]
+
+
+@pytest.mark.parametrize("wanted", ["50%x", "%", "_", "a_c", "/", "\\", "request.", '"', "\0", '":"'])
+def test_search_takes_no_sign_for_more_than_itself(wanted: str, records: Records, add: Callable) -> None:
+    add(input_filename="50 abc requests", metadata={"abc": "50 x", "k": json.dumps(1)})
+
+    assert listed(records, search=wanted) == []
+
+
+def test_an_empty_search_shows_everything(records: Records, add: Callable) -> None:
+    ids = [add(), add(metadata={"a": "b"})]
+
+    assert listed(records, search="") == ids[::-1]
+
+
+def test_a_listed_batch_is_as_its_record_shows_it(records: Records) -> None:
+    full: BatchRecord = records.add_batch(a_full_batch())
+
+    assert records.list_batches(ListBatchesQuery(), now=NOW).data == [full.to_response()]

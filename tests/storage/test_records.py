@@ -1,0 +1,291 @@
+"""Records of files and batches: what goes in comes out, on SQLite and on a real PostgreSQL."""
+
+import uuid
+from collections.abc import Callable
+
+import msgspec
+import pytest
+from racing import in_processes, in_threads
+from some_records import NOW, a_batch, a_file, a_full_batch, a_full_file
+
+from batchline.models.batches import BatchDwExtResponse, BatchError, BatchResponse
+from batchline.models.errors import Conflict, NotFound
+from batchline.models.ids import new_batch_id
+from batchline.models.settings import Settings
+from batchline.models.status import BatchStatus
+from batchline.storage.records import BatchRecord, FileRecord, Records, open_records
+
+NO_ID = "batch-of-nobody"
+
+
+# Files
+
+
+@pytest.mark.parametrize("make", [a_file, a_full_file], ids=["bare", "full"])
+def test_a_file_is_read_back_field_for_field(make: Callable[[], FileRecord], records: Records) -> None:
+    file = make()
+    records.add_file(file)
+
+    assert records.get_file(file.id) == file
+
+
+def test_the_full_file_leaves_no_field_unset() -> None:
+    assert None not in msgspec.structs.astuple(a_full_file())
+
+
+def test_what_people_see_of_a_file_is_its_public_fields() -> None:
+    shown = a_full_file().to_object().model_dump()
+
+    assert shown.keys() == {"id", "object", "bytes", "created_at", "filename", "purpose", "status", "expires_at"}
+    assert (shown["bytes"], shown["expires_at"]) == (2**40, NOW + 60)
+
+
+def test_a_file_is_changed_in_the_fields_that_are_given(records: Records) -> None:
+    file, other = a_file(), a_file()
+    records.add_file(file)
+    records.add_file(other)
+
+    records.update_file(file.id, size_bytes=7, status="error")
+
+    assert records.get_file(file.id) == msgspec.structs.replace(file, size_bytes=7, status="error")
+    assert records.get_file(other.id) == other
+
+
+def test_a_deleted_file_is_not_found(records: Records) -> None:
+    file, other = a_file(), a_file()
+    records.add_file(file)
+    records.add_file(other)
+
+    records.delete_file(file.id)
+
+    with pytest.raises(NotFound, match=file.id):
+        records.get_file(file.id)
+    assert records.get_file(other.id) == other
+
+
+def test_deleting_a_file_that_is_not_recorded_is_fine(records: Records) -> None:
+    records.delete_file("file-of-nobody")
+
+
+def test_a_file_that_is_not_recorded_is_not_found(records: Records) -> None:
+    with pytest.raises(NotFound, match="file-of-nobody"):
+        records.get_file("file-of-nobody")
+
+
+def test_a_second_file_of_one_id_is_refused_and_changes_nothing(records: Records) -> None:
+    file = a_file()
+    records.add_file(file)
+
+    with pytest.raises(Conflict):
+        records.add_file(msgspec.structs.replace(file, filename="other"))
+    assert records.get_file(file.id) == file
+
+
+# Batches
+
+
+@pytest.mark.parametrize("make", [a_batch, a_full_batch], ids=["bare", "full"])
+def test_a_batch_is_read_back_field_for_field(make: Callable[[], BatchRecord], records: Records) -> None:
+    batch = make()
+
+    assert records.add_batch(batch) == batch
+    assert records.get_batch(batch.id) == batch
+
+
+def test_the_full_batch_leaves_no_field_unset() -> None:
+    assert None not in msgspec.structs.astuple(a_full_batch())
+
+
+@pytest.mark.parametrize("metadata", [{}, {"": ""}, {"k": "\0\n\x1f\u2028\U0001f600\\\"'"}], ids=str)
+def test_metadata_is_kept_whatever_it_holds(metadata: dict[str, str], records: Records) -> None:
+    batch = records.add_batch(a_batch(metadata=metadata))
+
+    assert records.get_batch(batch.id).metadata == metadata
+
+
+def test_what_people_see_of_a_batch_are_the_fields_of_the_api() -> None:
+    batch = a_full_batch()
+    shown = batch.to_response(include_analytics=True).model_dump()
+
+    assert shown.keys() == BatchResponse.model_fields.keys()
+    assert shown["request_counts"] == {"total": 2**40, "completed": 2**39, "failed": 3}
+    assert shown["errors"]["data"][0]["line"] == 7
+    for name in shown.keys() - {"object", "errors", "request_counts", "analytics", "dwext"}:
+        assert shown[name] == getattr(batch, name)
+
+
+def test_analytics_are_shown_where_they_are_asked_for_only() -> None:
+    assert "analytics" not in a_full_batch().to_response().model_dump()
+
+
+def test_a_bare_batch_shows_no_empty_field() -> None:
+    assert None not in a_batch().to_response().model_dump().values()
+
+
+def test_a_batch_that_is_not_recorded_is_not_found(records: Records) -> None:
+    with pytest.raises(NotFound, match=NO_ID):
+        records.get_batch(NO_ID)
+
+
+def test_a_second_batch_of_one_id_is_refused_and_changes_nothing(records: Records) -> None:
+    batch = records.add_batch(a_batch())
+
+    with pytest.raises(Conflict):
+        records.add_batch(msgspec.structs.replace(batch, endpoint="/other"))
+    assert records.get_batch(batch.id) == batch
+
+
+CHANGES = {
+    "total": 3,
+    "metadata": {"a": "b"},
+    "errors": (BatchError(code="x", message="y"),),
+    "dwext": BatchDwExtResponse(source="cli"),
+    "output_file_id": "file-1",
+    "expires_at": NOW + 1,
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_a_batch_is_changed_in_the_field_that_is_given(field: str, records: Records) -> None:
+    batch, other = records.add_batch(a_batch()), records.add_batch(a_batch())
+    expected = msgspec.structs.replace(batch, **{field: CHANGES[field]})
+
+    assert records.update(batch.id, **{field: CHANGES[field]}) == expected
+    assert records.get_batch(batch.id) == expected
+    assert records.get_batch(other.id) == other
+
+
+@pytest.mark.parametrize("field", ["metadata", "errors", "analytics", "dwext", "output_file_id", "completed_at"])
+def test_a_field_is_cleared_with_none(field: str, records: Records) -> None:
+    batch = records.add_batch(a_full_batch())
+
+    records.update(batch.id, **{field: None})
+
+    assert records.get_batch(batch.id) == msgspec.structs.replace(batch, **{field: None})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda records: records.update(NO_ID, total=1),
+        lambda records: records.move(NO_ID, BatchStatus.IN_PROGRESS, now=NOW),
+        lambda records: records.claim(NO_ID, owner="me", now=NOW, lease_s=60),
+    ],
+    ids=["update", "move", "claim"],
+)
+def test_changing_a_batch_that_is_not_recorded_finds_none(
+    change: Callable[[Records], object], records: Records
+) -> None:
+    with pytest.raises(NotFound, match=NO_ID):
+        change(records)
+
+
+# One batch for a flow run
+
+
+def test_a_flow_run_finds_the_batch_that_it_has_made(records: Records) -> None:
+    run = str(uuid.uuid4())
+    batch = records.add_batch(a_batch(flow_run_id=run))
+    records.add_batch(a_batch(flow_run_id=str(uuid.uuid4())))
+
+    assert records.batch_of_flow_run(run) == batch
+
+
+def test_a_flow_run_that_has_made_none_finds_none(records: Records) -> None:
+    records.add_batch(a_batch())
+
+    assert records.batch_of_flow_run(str(uuid.uuid4())) is None
+
+
+def test_a_flow_run_that_makes_a_batch_again_gets_the_first_one(records: Records) -> None:
+    run = str(uuid.uuid4())
+    first = records.add_batch(a_batch(flow_run_id=run))
+    records.update(first.id, total=7)
+
+    again = a_batch(flow_run_id=run, endpoint="/other")
+
+    assert records.add_batch(again) == msgspec.structs.replace(first, total=7)
+    with pytest.raises(NotFound):
+        records.get_batch(again.id)
+
+
+def test_batches_of_no_flow_run_do_not_stand_in_each_others_way(records: Records) -> None:
+    first, second = records.add_batch(a_batch()), records.add_batch(a_batch())
+
+    assert {records.get_batch(batch.id).id for batch in (first, second)} == {first.id, second.id}
+
+
+def test_threads_that_make_a_batch_for_one_flow_run_all_get_the_same(records: Records) -> None:
+    run = str(uuid.uuid4())
+
+    made = in_threads(8, lambda number: records.add_batch(a_batch(flow_run_id=run, total=number)))
+
+    assert len({batch.id for batch in made}) == 1
+    assert made[0] == records.batch_of_flow_run(run)
+
+
+def make_batch(number: int, settings: Settings, run: str) -> BatchRecord:
+    records = open_records(settings)
+    try:
+        return records.add_batch(a_batch(flow_run_id=run, total=number))
+    finally:
+        records.close()
+
+
+@pytest.mark.slow
+def test_processes_that_make_a_batch_for_one_flow_run_all_get_the_same(
+    database: Settings, records: Records
+) -> None:
+    run = str(uuid.uuid4())
+
+    made = in_processes(3, make_batch, database, run)
+
+    assert {batch.id for batch in made} == {records.batch_of_flow_run(run).id}
+
+
+# Many at once
+
+
+def write_much(number: int, settings: Settings, batch_id: str, times: int) -> int:
+    records = open_records(settings)
+    try:
+        for turn in range(times):
+            records.add_file(a_file(id=f"file-{number}-{turn}"))
+            records.update(batch_id, total=turn)
+            records.get_batch(batch_id)
+    finally:
+        records.close()
+    return times
+
+
+@pytest.mark.slow
+def test_processes_that_write_all_the_time_get_everything_written(database: Settings, records: Records) -> None:
+    batch = records.add_batch(a_batch())
+
+    assert in_processes(4, write_much, database, batch.id, 100) == [100] * 4
+
+    assert [records.get_file(f"file-{number}-{turn}").id for number in range(4) for turn in (0, 99)]
+    assert records.get_batch(batch.id).total == 99
+
+
+def test_threads_that_write_all_the_time_get_everything_written(records: Records) -> None:
+    def write(number: int) -> None:
+        for turn in range(20):
+            records.add_file(a_file(id=f"file-{number}-{turn}"))
+
+    assert in_threads(8, write) == [None] * 8
+    assert [records.get_file(f"file-{number}-19").id for number in range(8)]
+
+
+def test_records_that_were_closed_open_again_by_themselves(records: Records) -> None:
+    batch = records.add_batch(a_batch())
+    records.close()
+
+    assert records.get_batch(batch.id) == batch
+
+
+def test_ids_that_a_database_cannot_hold_are_not_found(records: Records) -> None:
+    with pytest.raises(NotFound):
+        records.get_batch("batch-\0")
+    with pytest.raises(NotFound):
+        records.get_batch(new_batch_id() + "x" * 1_000)
