@@ -1,49 +1,68 @@
 """The commands and how their errors reach a person."""
 
 import logging
+import os
 import sys
 from importlib.metadata import version
 from typing import NoReturn
 
 import cyclopts
-from rich.console import Console
+from pydantic import ValidationError
 
-from batchline.cli.exits import Exit, exit_of_error
+from batchline.cli.console import LogLines, complain, make_streams_lenient
+from batchline.cli.exits import STATUSES, Exit, exit_of_error
 from batchline.models.errors import BatchlineError
 
 app = cyclopts.App(
     name="batchline",
     help="Run OpenAI-format batch files against any OpenAI-compatible server.",
+    help_format="plaintext",
     version=lambda: version("batchline"),
     result_action="return_value",
 )
-app.command("batchline.cli.run:run")
-app.command("batchline.cli.validate:validate")
-app.command("batchline.cli.show:show")
-app.command("batchline.cli.simulate:simulate")
-app.command("batchline.cli.db:app", name="db")
+# By name, so that a command loads what it needs and no more; its help is then to be told here.
+app.command(
+    "batchline.cli.run:run",
+    help=f"Run a batch file to its end, or go on with a batch that was stopped.\n\n{STATUSES}",
+)
+app.command("batchline.cli.validate:validate", help="Check a batch file and print every error in it.")
+app.command("batchline.cli.show:show", help="Show a batch: its state, its figures, where its files are.")
+app.command("batchline.cli.simulate:simulate", help="Serve a stand-in upstream to try things on.")
+app.command("batchline.cli.db:app", name="db", help="Look after the database of records.")
 
 
 def main() -> NoReturn:
     """Run the command that the arguments name and exit with its status."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    make_streams_lenient()
+    logging.basicConfig(level=logging.WARNING, handlers=[LogLines()])
+    status: object = Exit.OK
     try:
-        status = app(exit_on_error=False, print_error=True)
+        status = app(sys.argv[1:], exit_on_error=False, print_error=False)
     except BatchlineError as error:
         complain(str(error))
         status = exit_of_error(error)
-    except cyclopts.CycloptsError:
+    except cyclopts.CycloptsError as error:
+        command = " ".join(("batchline", *(error.command_chain or ())))
+        complain(f"{_reason(error)}; `{command} --help` tells what there is")
         status = Exit.BAD_INPUT
     except KeyboardInterrupt:
-        complain("interrupted")
+        complain("interrupted before there was a batch; nothing was sent")
+        status = Exit.STOPPED
+    except BrokenPipeError:
+        # Whoever read our output has gone; the flush at exit would only say so again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        complain(f"the machine failed: {error}")
         status = Exit.STOPPED
     sys.exit(status if isinstance(status, int) else Exit.OK)
 
 
-def complain(message: str) -> None:
-    """Say on standard error what went wrong."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/] {_plain(message)}")
+def _reason(error: cyclopts.CycloptsError) -> str:
+    """What is wrong with the arguments, in one line."""
+    if isinstance(error.__cause__, ValidationError):
+        return "; ".join(f"--{_option(fault['loc'])}: {fault['msg']}" for fault in error.__cause__.errors())
+    return str(error).strip().rstrip(".")
 
 
-def _plain(message: str) -> str:
-    return message.replace("[", r"\[")
+def _option(place: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, place)).replace("_", "-")

@@ -2,9 +2,10 @@
 
 import cyclopts
 
+from batchline.cli.console import messages
 from batchline.models.settings import load_settings
 
-app = cyclopts.App(name="db", help="Look after the database of records.")
+app = cyclopts.App(name="db", help="Look after the database of records.", help_format="plaintext")
 
 
 @app.command
@@ -13,3 +14,4 @@ def upgrade() -> None:
     from batchline.storage.records import upgrade_database  # noqa: PLC0415 - Alembic is slow to import
 
     upgrade_database(load_settings())
+    messages().print("the database's schema is that of this version")

@@ -6,6 +6,11 @@ from batchline.models.batches import BatchResponse
 from batchline.models.errors import BatchlineError, Interrupted, LeaseLost, StorageFault
 from batchline.models.status import BatchStatus
 
+STATUSES = (
+    "Exit status: 0 all requests succeeded, 3 some failed, 4 none succeeded, 5 cancelled or expired, 2 bad usage "
+    "or an input that does not validate, 6 stopped by a fault or by Ctrl-C (go on with --resume)."
+)
+
 
 class Exit(IntEnum):
     """How a command ended."""

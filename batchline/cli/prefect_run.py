@@ -1,42 +1,74 @@
 """Runs a batch as a Prefect flow in this process, on a server that runs or on a temporary one."""
 
+import logging
 import os
 
-from rich.console import Console
-
-from batchline.models.errors import BatchlineError, Interrupted
+from batchline.cli.console import messages
+from batchline.cli.prefect_server import TemporaryServer
+from batchline.cli.progress import Progress
+from batchline.models.errors import BatchlineError, Interrupted, InvalidInput
 from batchline.steps.engine import Engine
 
 DEFAULTS = {
-    "PREFECT_LOGGING_LEVEL": "WARNING",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
+    "DO_NOT_TRACK": "1",
 }
-"""Prefect settings that suit a person at a terminal; what is set already stays."""
+"""Prefect's variables that suit a person at a terminal; what is set already stays."""
 
 
-def run_flow(engine: Engine, batch_id: str, console: Console) -> None:
+def run_flow(engine: Engine, batch_id: str, progress: Progress) -> None:
     """Run the flow for the batch; raises what stopped it, or `BatchEnded` as the flow does."""
-    for name, value in DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    console.print("starting Prefect …")
-    from prefect.settings import get_current_settings  # noqa: PLC0415 - takes a second, so after the message
+    progress.doing("loading Prefect")
+    _prepare()
+    server = _server()
+    progress.doing("starting a temporary Prefect server" if server else "starting the flow run")
+    from batchline.flows.process_batch import process_batch, using_engine  # noqa: PLC0415 - it takes a second
 
-    from batchline.flows.process_batch import process_batch, using_engine  # noqa: PLC0415 - as above
-
-    server = get_current_settings().api.url
-    console.print(
-        f"Prefect server: {server}"
-        if server
-        else "Prefect server: a temporary one, which takes about 20 s to start; `prefect server start` in another "
-        "terminal and PREFECT_API_URL=http://127.0.0.1:4200/api make this quick, --local does without",
-        markup=False,
-    )
-    with using_engine(engine):
-        state = process_batch(batch_id=batch_id, return_state=True)
-    result = state.result(raise_on_failure=False)
+    if server is not None:
+        server.ready()
+        progress.doing("starting the flow run")
+    try:
+        with using_engine(engine):
+            state = process_batch(batch_id=batch_id, return_state=True)
+        result = state.result(raise_on_failure=False)
+    except Exception as error:  # Prefect's client raises many kinds where its server fails
+        raise Interrupted(f"Prefect failed: {type(error).__name__}: {error}") from error
     if isinstance(result, BatchlineError):
         raise result
     if isinstance(result, BaseException):
         raise Interrupted(f"the flow run ended {state.name}: {result}") from result
+
+
+def _prepare() -> None:
+    """Set what Prefect reads when it is imported, and keep its log for its server and for those who ask."""
+    asked = "PREFECT_LOGGING_LEVEL" in os.environ or os.environ.get("PREFECT_DEBUG_MODE")
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    if not asked:
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(lambda record: not record.name.startswith("prefect"))
+
+
+def _server() -> TemporaryServer | None:
+    """Say which server it will be; a temporary one is started where none is configured."""
+    from prefect.context import refresh_global_settings_context  # noqa: PLC0415 - Prefect takes a second
+    from prefect.settings import get_current_settings  # noqa: PLC0415 - as above
+
+    settings = get_current_settings()
+    if settings.api.url:
+        messages().print(f"Prefect server: {settings.api.url}", markup=False)
+        return None
+    if not settings.server.ephemeral.enabled:
+        raise InvalidInput(
+            "no Prefect server is configured and temporary ones are off: set PREFECT_API_URL, or add --local"
+        )
+    messages().print(
+        "Prefect server: a temporary one, which takes 5 to 30 s to start. Quicker: --local, which does without, "
+        "or a server that stays, by `prefect server start` and PREFECT_API_URL=http://127.0.0.1:4200/api",
+        markup=False,
+    )
+    server = TemporaryServer()
+    os.environ["PREFECT_API_URL"] = server.url
+    refresh_global_settings_context()
+    return server

@@ -1,94 +1,118 @@
-"""Shows a running batch: a live line on a terminal, a plain one now and then elsewhere."""
+"""Shows what a command is doing: a live display on a terminal, a line now and then elsewhere."""
 
-import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
 from rich.text import Text
 
-from batchline.steps.engine import Engine
-from batchline.steps.hold import BatchHold, held
+from batchline.cli.meter import Meter, Reading, span
+from batchline.steps.hold import held
 
 LIVE_S = 0.25
-PLAIN_S = 10.0
+SAMPLE_S = 1.0
+PLAIN_S = 5.0
+LONGEST_PLAIN_S = 60.0
+LEAST_BAR, MOST_BAR = 8, 40
+"""Columns of the bar: what the words beside it leave."""
 
 
-@contextlib.contextmanager
-def progress_of(engine: Engine, batch_id: str, console: Console) -> Iterator[None]:
-    """Show the batch's progress until the block ends."""
-    meter = _Meter(engine, batch_id)
-    over = threading.Event()
-    target = _live if console.is_terminal else _plain
-    thread = threading.Thread(target=target, args=(meter, console, over), name="progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+class Progress:
+    """What the command is doing, on display until the block ends."""
 
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._doing: str | None = None
+        self._since = time.monotonic()
+        self._batch_id: str | None = None
+        self._meter: Meter | None = None
+        self._over = threading.Event()
+        # Not `console.is_terminal`, which is also true of a log whose reader has asked for colours.
+        live = console.file.isatty() and not console.is_dumb_terminal
+        self._thread = threading.Thread(target=self._live if live else self._plain, name="progress", daemon=True)
 
-def _live(meter: "_Meter", console: Console, over: threading.Event) -> None:
-    with Live(console=console, auto_refresh=False, transient=True) as live:
-        while not over.wait(LIVE_S):
-            live.update(Text(meter.line()), refresh=True)
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
 
-def _plain(meter: "_Meter", console: Console, over: threading.Event) -> None:
-    while not over.wait(PLAIN_S):
-        console.print(meter.line(), markup=False)
+    def doing(self, what: str) -> None:
+        """Show these words until there are counters to show, or other words."""
+        self._since = time.monotonic()
+        self._doing = what
 
-
-class _Meter:
-    """Turns a hold's counters into a line for a person."""
-
-    def __init__(self, engine: Engine, batch_id: str) -> None:
-        self._records = engine.records
+    def follow(self, batch_id: str) -> None:
+        """Show the batch's counters as soon as this process runs it."""
         self._batch_id = batch_id
-        self._total = 0
-        self._began: float | None = None
 
-    def line(self) -> str:
-        """Where the batch is now."""
-        hold = held(self._batch_id)
+    def _reading(self) -> Reading | None:
+        hold = held(self._batch_id) if self._batch_id else None
         if hold is None:
-            return "waiting to start"
-        if not self._total:
-            self._total = self._records.get_batch(self._batch_id).total
-        if not self._total:
-            return "reading the input"
-        return self._running(hold)
+            self._meter = None
+            return None
+        if self._meter is None:
+            self._meter = Meter(hold)
+            self.doing("checking the input")
+        reading = self._meter.read()
+        if reading is not None:
+            self.doing("finishing")
+        return reading
 
-    def _running(self, hold: BatchHold) -> str:
-        now = time.monotonic()
-        self._began = self._began or now
-        completed, failed = hold.counts()
-        progress = hold.progress()
-        elapsed = max(now - self._began, 1e-3)
-        rate = (progress.completed + progress.failed) / elapsed
-        left = self._total - completed - failed
-        words = [
-            f"{completed + failed:,}/{self._total:,} done",
-            f"{failed:,} failed",
-            f"{rate:,.0f}/s",
-            f"{progress.total_tokens:,} tokens",
-            f"{progress.in_flight} in flight",
-        ]
-        if not left:
-            words.append("writing the files")
-        elif rate:
-            words.append(f"about {_span(left / rate)} left")
-        if progress.paused:
-            words.append(progress.paused)
-        return " · ".join(words)
+    def _live(self) -> None:
+        spinner = Spinner("line")
+        with Live(console=self._console, auto_refresh=False, transient=True) as live:
+            while not self._over.wait(LIVE_S):
+                live.update(self._display(spinner), refresh=True)
+
+    def _display(self, spinner: Spinner) -> RenderableType:
+        reading = self._reading()
+        if reading is not None:
+            return _bar(reading, self._console.width)
+        if self._doing is None:
+            return ""
+        spinner.update(text=Text(f"{self._doing} · {span(time.monotonic() - self._since)}"))
+        return spinner
+
+    def _plain(self) -> None:
+        """A line for each thing that takes a while, then ever more seldom up to once a minute."""
+        began = due = time.monotonic()
+        due += PLAIN_S
+        while not self._over.wait(SAMPLE_S):
+            reading = self._reading()
+            now = time.monotonic()
+            if now >= due:
+                self._console.print(self._line(reading), markup=False)
+                due = now + min(LONGEST_PLAIN_S, max(PLAIN_S, (now - began) / 10))
+
+    def _line(self, reading: Reading | None) -> str:
+        if reading is None:
+            return f"{self._doing or 'starting'} · {span(time.monotonic() - self._since)}"
+        return " · ".join(part for part in (_done(reading), reading.details, reading.left, reading.paused) if part)
 
 
-def _span(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+def _done(reading: Reading) -> str:
+    return f"{reading.settled:,}/{reading.total:,} done · {reading.failed:,} failed"
+
+
+def _bar(reading: Reading, width: int) -> RenderableType:
+    """Two lines that fit eighty columns, and a third while nothing is sent."""
+    words = " · ".join(part for part in (_done(reading), reading.left) if part)
+    columns = max(LEAST_BAR, min(MOST_BAR, width - len(words) - 2))
+    top = Table.grid(padding=(0, 1, 0, 0))
+    bar = ProgressBar(total=reading.total, completed=reading.settled, width=columns)
+    top.add_row(bar, Text(words, overflow="ellipsis", no_wrap=True))
+    lines: list[RenderableType] = [top, Text(reading.details)]
+    if reading.paused:
+        lines.append(Text(reading.paused, style="yellow"))
+    return Group(*lines)

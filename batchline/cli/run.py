@@ -1,55 +1,62 @@
 """`batchline run`: a file of requests, from here to its results."""
 
-import contextlib
-import signal
-import sys
-from collections.abc import Iterator
+import time
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, NamedTuple
 
 from cyclopts import Parameter
-from rich.console import Console
+from rich.markup import escape
 
-from batchline.cli.exits import exit_of_batch
-from batchline.cli.progress import progress_of
+from batchline.cli.console import messages, print_json
+from batchline.cli.exits import Exit, exit_of_batch
+from batchline.cli.interrupt import clean_interrupt
+from batchline.cli.progress import Progress
 from batchline.cli.show import report_of
-from batchline.cli.summary import print_json, print_summary
-from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
-from batchline.models.errors import BatchEnded, BatchlineError, InvalidInput
+from batchline.cli.summary import print_summary
+from batchline.cli.upstream import Target, target_of
+from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest, checked_metadata
+from batchline.models.errors import (
+    BatchEnded,
+    BatchlineError,
+    Conflict,
+    Interrupted,
+    InvalidInput,
+    LeaseLost,
+    StorageFault,
+)
 from batchline.models.settings import Settings, load_settings
 from batchline.models.status import TERMINAL
-from batchline.models.upstreams import Upstream
 from batchline.steps.engine import Engine, open_engine
-from batchline.steps.hold import held
 from batchline.steps.intake import create_batch, store_input_file
 from batchline.steps.validate import endpoint_of
+from batchline.storage.records import BatchRecord
 
-Flag = Annotated[bool, Parameter(negative="")]
+Flag = Annotated[bool, Parameter(negative="", show_default=False)]
+LOOK_S = 0.5
 
 
-class _Job(NamedTuple):
-    engine: Engine
-    batch_id: str
-    local: bool
-    console: Console
+class _Wanted(NamedTuple):
+    """What a new batch is to be; checked before anything is stored."""
+
+    file: Path
+    endpoint: str | None
+    window: str
+    metadata: dict[str, str] | None
 
 
 def run(
     file: Path | None = None,
+    /,
     *,
     resume: str | None = None,
     endpoint: str | None = None,
-    window: str = "24h",
-    metadata: Annotated[dict[str, str] | None, Parameter(name="--metadata")] = None,
+    window: str | None = None,
+    metadata: dict[str, str] | None = None,
     local: Flag = False,
     stand_in: Flag = False,
     json: Flag = False,
 ) -> int:
-    """Run a batch file to its end and say what came of it.
-
-    Exit status: 0 all requests succeeded, 3 some failed, 4 none succeeded, 5 cancelled or expired, 2 bad usage
-    or an input that does not validate, 6 stopped by a fault or by Ctrl-C (go on with --resume).
+    """Run a batch file to its end, say what came of it, and return the exit status.
 
     Parameters
     ----------
@@ -58,11 +65,11 @@ def run(
     resume:
         Id of a batch to go on with, instead of a file.
     endpoint:
-        The endpoint of every request; the first request's own where it is not given.
+        The endpoint of every request, such as /v1/embeddings; by default the first request's own.
     window:
-        How long the batch may take: <n>m, <n>h or <n>d.
+        How long the batch may take, such as 90m, 24h or 7d; by default 24h.
     metadata:
-        Up to 16 pairs of your own, as --metadata.key value.
+        Up to 16 pairs of your own, each as --metadata.KEY VALUE.
     local:
         Run the same steps without Prefect.
     stand_in:
@@ -70,107 +77,116 @@ def run(
     json:
         Print the batch with its analytics as JSON, last and alone on standard output.
     """
-    if (file is None) == (resume is None):
-        raise InvalidInput("give either a FILE to run or --resume BATCH_ID")
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    with _upstream(console, stand_in=stand_in, resumed=resume is not None) as settings:
-        engine = open_engine(settings)
-        batch_id = resume or _created(engine, file or Path(), endpoint, window, metadata)
-        job = _Job(engine, batch_id, local, console)
-        error = _run(job)
-        batch = engine.records.get_batch(batch_id).to_response(include_analytics=True)
-    if error is not None and batch.status not in TERMINAL:
-        _say_how_to_go_on(job, error, stand_in=stand_in)
-    if json:
-        print_json(batch)
-    elif batch.status in TERMINAL:
-        print_summary(batch, report_of(engine, batch_id), engine)
-    return exit_of_batch(batch)
-
-
-@contextlib.contextmanager
-def _upstream(console: Console, *, stand_in: bool, resumed: bool) -> Iterator[Settings]:
-    """The settings, with a stand-in as the upstream where that is asked for or none is configured."""
     settings = load_settings()
-    if settings.servers and not stand_in:
-        for server in settings.servers:
-            console.print(f"upstream: {server.name} at {server.base_url}", markup=False)
-        yield settings
-        return
-    if resumed and not stand_in:
-        raise InvalidInput(
-            "no upstream is configured to go on with this batch: set OPENAI_BASE_URL and OPENAI_API_KEY as they "
-            "were, or say --stand-in if the batch ran against the stand-in"
-        )
-    from batchline.simulate import Simulator, SimulatorOptions  # noqa: PLC0415 - only for the demo
+    wanted = _wanted(file, resume, endpoint, window, metadata, settings)
+    with target_of(settings, stand_in=stand_in, resumed=resume is not None) as target:
+        engine = open_engine(target.settings)
+        with Progress(messages()) as progress:
+            batch = _created(engine, wanted, progress) if wanted else engine.records.get_batch(str(resume))
+            error = None if batch.status in TERMINAL else _run(engine, batch, progress, local=local)
+        try:
+            ended = engine.records.get_batch(batch.id).to_response(include_analytics=True)
+        except StorageFault as fault:
+            _say_how_to_go_on(batch.id, error or fault, target, local=local)
+            return Exit.STOPPED
+    if error is not None and ended.status not in TERMINAL:
+        _say_how_to_go_on(batch.id, error, target, local=local)
+    if json:
+        print_json(ended.model_dump_json())
+    elif ended.status in TERMINAL:
+        print_summary(ended, report_of(engine, batch.id), engine)
+    return exit_of_batch(ended)
 
-    with Simulator(SimulatorOptions()) as simulator:
-        console.print(
-            "upstream: a stand-in on this machine, whose answers mean nothing"
-            + ("" if stand_in else " (set OPENAI_BASE_URL to send to a real one)")
-        )
-        server = Upstream(name="stand-in", base_url=simulator.base_url)
-        yield settings.model_copy(update={"upstreams": [server]})
+
+def _wanted(
+    file: Path | None,
+    resume: str | None,
+    endpoint: str | None,
+    window: str | None,
+    metadata: dict[str, str] | None,
+    settings: Settings,
+) -> _Wanted | None:
+    """The new batch that the arguments ask for, none where they name one; raises `InvalidInput` for bad ones."""
+    if (file is None) == (resume is None):
+        raise InvalidInput("give either a FILE to run or --resume BATCH_ID, and not both")
+    if file is None:
+        options = {"--endpoint": endpoint, "--window": window, "--metadata": metadata}
+        if given := [name for name, value in options.items() if value is not None]:
+            raise InvalidInput(f"a batch that exists keeps what it was made with; leave out {', '.join(given)}")
+        return None
+    if endpoint is not None:
+        settings.checked_endpoint(endpoint)
+    settings.checked_window_s(window or "24h")
+    try:
+        checked_metadata(metadata)
+    except ValueError as error:
+        raise InvalidInput(str(error), param="metadata") from None
+    return _Wanted(file, endpoint, window or "24h", metadata)
 
 
-def _created(
-    engine: Engine, file: Path, endpoint: str | None, window: str, metadata: dict[str, str] | None
-) -> str:
-    """Store the file, record a batch for it, and return the batch's id."""
-    stored = store_input_file(engine, file)
-    blocks = engine.store.stream(stored.key)
+def _created(engine: Engine, wanted: _Wanted, progress: Progress) -> BatchRecord:
+    """Store the file and record a batch for it."""
+    progress.doing(f"reading in {wanted.file.name}")
+    stored = store_input_file(engine, wanted.file)
+    endpoint = wanted.endpoint or endpoint_of(engine.store.stream(stored.key), settings=engine.settings)
     request = CreateBatchRequest(
-        input_file_id=stored.id,
-        endpoint=endpoint or endpoint_of(blocks, settings=engine.settings),
-        completion_window=window,
-        metadata=metadata,
+        input_file_id=stored.id, endpoint=endpoint, completion_window=wanted.window, metadata=wanted.metadata
     )
-    return create_batch(engine, request, origin=BatchDwExtResponse(source="cli")).id
+    batch = create_batch(engine, request, origin=BatchDwExtResponse(source="cli"))
+    messages().print(f"batch: {batch.id} of {batch.input_filename}, {stored.size_bytes:,} bytes", markup=False)
+    return batch
 
 
-def _run(job: _Job) -> BatchlineError | None:
+def _run(engine: Engine, batch: BatchRecord, progress: Progress, *, local: bool) -> BatchlineError | None:
     """Run the batch with progress shown; the error that stopped it, if one did."""
     try:
-        with _clean_interrupt(job), progress_of(job.engine, job.batch_id, job.console):
-            if job.local:
+        with clean_interrupt(batch.id):
+            _wait_for_lease(engine, batch, progress)
+            progress.follow(batch.id)
+            if local:
                 from batchline.steps.local import run_local  # noqa: PLC0415 - beside its alternative
 
-                run_local(job.engine, job.batch_id)
+                run_local(engine, batch.id)
             else:
                 from batchline.cli.prefect_run import run_flow  # noqa: PLC0415 - Prefect takes seconds to import
 
-                run_flow(job.engine, job.batch_id, job.console)
+                run_flow(engine, batch.id, progress)
     except BatchEnded:
         return None
+    except KeyboardInterrupt:
+        return Interrupted("interrupted while nothing was being sent")
+    except LeaseLost as error:
+        return error
+    except Conflict:
+        raise
     except BatchlineError as error:
         return error
+    except OSError as error:
+        return Interrupted(f"the machine failed: {error}")
     return None
 
 
-@contextlib.contextmanager
-def _clean_interrupt(job: _Job) -> Iterator[None]:
-    """Let the first Ctrl-C (or SIGTERM) stop the run cleanly; a second one has its usual effect."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        del frame
-        hold = held(job.batch_id)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        if hold is None:
-            raise KeyboardInterrupt
-        job.console.print("stopping: requests under way get a moment to finish (Ctrl-C again to kill)")
-        hold.interrupt(f"stopped by {signal.Signals(number).name}")
-
-    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+def _wait_for_lease(engine: Engine, batch: BatchRecord, progress: Progress) -> None:
+    """Wait until the lease of a runner that died goes stale; raises `Conflict` as soon as that one shows life."""
+    first, said = batch.lease_at, False
+    while batch.lease_owner is not None and batch.lease_at is not None:
+        left_s = batch.lease_at + engine.settings.lease_s - time.time()
+        if left_s < 0:
+            return
+        if batch.lease_at != first:
+            raise Conflict(
+                f"batch {batch.id} is being run by another process ({batch.lease_owner}), which is alive"
+            )
+        if not said:
+            progress.doing(
+                f"another process had this batch a moment ago; waiting {left_s:.0f} s, should it be dead"
+            )
+            said = True
+        time.sleep(LOOK_S)
+        batch = engine.records.get_batch(batch.id)
 
 
-def _say_how_to_go_on(job: _Job, error: BatchlineError, *, stand_in: bool) -> None:
-    flags = (" --local" if job.local else "") + (" --stand-in" if stand_in else "")
-    job.console.print(f"[red]stopped:[/] {str(error).replace('[', chr(92) + '[')}")
-    job.console.print(f"go on with: batchline run --resume {job.batch_id}{flags}", markup=False)
-    sys.stderr.flush()
+def _say_how_to_go_on(batch_id: str, error: BatchlineError, target: Target, *, local: bool) -> None:
+    flags = (" --local" if local else "") + (" --stand-in" if target.stand_in else "")
+    messages().print(f"[red]stopped:[/] {escape(str(error))}")
+    messages().print(f"go on with: batchline run --resume {batch_id}{flags}", markup=False, soft_wrap=True)

@@ -4,14 +4,15 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from batchline.cli.summary import print_json, print_summary
+from batchline.cli.console import print_json
+from batchline.cli.summary import print_summary
 from batchline.models.analytics import BatchReport
 from batchline.models.errors import NotFound
 from batchline.steps.engine import Engine, open_engine
 from batchline.storage import layout
 
 
-def show(batch_id: str, *, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+def show(batch_id: str, /, *, json: Annotated[bool, Parameter(negative="", show_default=False)] = False) -> None:
     """Show a batch: its state, counts, tokens, latency, cost, and where its files are.
 
     Parameters
@@ -24,7 +25,7 @@ def show(batch_id: str, *, json: Annotated[bool, Parameter(negative="")] = False
     engine = open_engine()
     batch = engine.records.get_batch(batch_id).to_response(include_analytics=True)
     if json:
-        print_json(batch)
+        print_json(batch.model_dump_json())
     else:
         print_summary(batch, report_of(engine, batch_id), engine)
 

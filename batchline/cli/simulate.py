@@ -3,17 +3,35 @@
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
+from pydantic import Field
 
+from batchline.cli.console import messages
+from batchline.models.errors import InvalidInput
 from batchline.simulate import SimulatorOptions, serve
 
 
-def simulate(options: Annotated[SimulatorOptions | None, Parameter(name="*")] = None) -> None:
-    """Serve an OpenAI-compatible stand-in on this machine until Ctrl-C; its answers mean nothing."""
-    console = Console(highlight=False)
-    chosen = options or SimulatorOptions(port=8000)
+class Options(SimulatorOptions):
+    """The stand-in's knobs, with a port that a person can remember."""
 
-    def ready(url: str) -> None:
-        console.print(f"serving at {url}; try OPENAI_BASE_URL={url} batchline run FILE", markup=False)
+    port: int = Field(default=8000, ge=0, le=65_535, description="0 takes a free one.")
 
-    serve(chosen, ready=ready)
+
+def simulate(*, options: Annotated[Options, Parameter(name="*")] = Options()) -> None:  # noqa: B008 - frozen
+    """Serve an OpenAI-compatible stand-in on this machine until Ctrl-C; its answers mean nothing.
+
+    Shares are of all requests, from 0 to 1; durations are in seconds. With the same seed the same requests get the
+    same answers. GET /simulator/counters tells what came in, POST /simulator/reset counts anew.
+    """
+    try:
+        serve(options, ready=_tell)
+    except OSError as error:
+        raise InvalidInput(
+            f"cannot listen at {options.host} port {options.port}: {(error.strerror or str(error)).lower()}; "
+            "choose another with --port"
+        ) from error
+
+
+def _tell(url: str) -> None:
+    messages().print(f"serving at {url}", markup=False)
+    messages().print(f"counters at {url.removesuffix('/v1')}/simulator/counters", markup=False)
+    messages().print(f"try OPENAI_BASE_URL={url} batchline run FILE", markup=False, soft_wrap=True)

@@ -1,59 +1,67 @@
 """What a person reads at a batch's end."""
 
-import sys
 from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
 
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from batchline.cli.console import results
+from batchline.cli.meter import span, speed
 from batchline.models.analytics import BatchReport, Percentiles
 from batchline.models.batches import BatchResponse
-from batchline.models.status import BatchStatus
+from batchline.models.status import TERMINAL, BatchStatus
 from batchline.steps.engine import Engine
 from batchline.storage import layout
 
 COLOURS = {BatchStatus.COMPLETED: "green", BatchStatus.FAILED: "red", BatchStatus.EXPIRED: "red"}
 SHOWN_ERRORS = 20
-
-
-def print_json(batch: BatchResponse) -> None:
-    """Print the batch as one JSON object on standard output."""
-    sys.stdout.write(batch.model_dump_json() + "\n")
-    sys.stdout.flush()
+NAME_COLUMNS = 12
 
 
 def print_summary(batch: BatchResponse, report: BatchReport | None, engine: Engine) -> None:
-    """Print a table of the batch's figures, its errors, and where its files are."""
-    console = Console(highlight=False)
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in _rows(batch, report, engine):
-        table.add_row(f"[bold]{name}[/]", value)
-    console.print(table)
-    for error in batch.errors.data[:SHOWN_ERRORS] if batch.errors else ():
+    """Print a batch's figures, where its files are, and its errors."""
+    for name, value in (*_state_rows(batch), *_usage_rows(batch, report, engine), *_report_rows(report)):
+        _print_row(name, value)
+    for name, value in _file_rows(batch, report, engine):
+        _print_row(name, escape(value), whole=True)
+    errors = batch.errors.data if batch.errors else []
+    for error in errors[:SHOWN_ERRORS]:
         where = f"line {error.line}: " if error.line else ""
-        console.print(f"  {where}{error.message} ({error.code})", markup=False, soft_wrap=True)
+        results().print(f"  {where}{error.message} ({error.code})", markup=False)
+    if len(errors) > SHOWN_ERRORS:
+        results().print(f"  and {len(errors) - SHOWN_ERRORS:,} more; `batchline validate FILE` prints all of them")
+    if batch.status is BatchStatus.FAILED and not batch.request_counts.total:
+        results().print("nothing was sent; mend the file and run it again")
 
 
-def _rows(batch: BatchResponse, report: BatchReport | None, engine: Engine) -> Iterator[tuple[str, str]]:
-    colour = COLOURS.get(batch.status, "yellow")
+def _print_row(name: str, value: str, *, whole: bool = False) -> None:
+    """A name and its value, which continues below itself unless it is to be kept whole, to be copied."""
+    if whole or results().soft_wrap:
+        results().print(f"[bold]{name:{NAME_COLUMNS}}[/]{value}", soft_wrap=True)
+        return
+    row = Table.grid()
+    row.add_column(width=NAME_COLUMNS)
+    row.add_column()
+    row.add_row(f"[bold]{name}[/]", value)
+    results().print(row)
+
+
+def _state_rows(batch: BatchResponse) -> Iterator[tuple[str, str]]:
     yield "batch", batch.id
-    yield "status", f"[{colour}]{batch.status}[/]"
+    yield "status", f"[{COLOURS.get(batch.status, 'yellow')}]{batch.status}[/]"
     counts = batch.request_counts
-    yield "requests", f"{counts.total:,}: {counts.completed:,} completed, {counts.failed:,} failed"
-    yield from _usage_rows(batch)
-    if report is not None:
-        yield from _report_rows(report)
-    if batch.output_file_id and batch.status is not BatchStatus.IN_PROGRESS:
-        yield "output", engine.store.uri(layout.output_key(batch.id))
-    if batch.error_file_id and batch.status is not BatchStatus.IN_PROGRESS:
-        yield "errors", engine.store.uri(layout.errors_key(batch.id))
-    if report is not None:
-        yield "figures", engine.store.uri(layout.requests_key(batch.id))
+    pending = counts.total - counts.completed - counts.failed
+    rest = f", {pending:,} pending" if pending else ""
+    yield "requests", f"{counts.total:,}: {counts.completed:,} completed, {counts.failed:,} failed{rest}"
+    ended = batch.completed_at or batch.failed_at or batch.expired_at or batch.cancelled_at
+    if ended and batch.in_progress_at:
+        took = max(1, ended - batch.in_progress_at)
+        yield "took", f"{span(took)}, {speed(counts.total / took)}"
 
 
-def _usage_rows(batch: BatchResponse) -> Iterator[tuple[str, str]]:
+def _usage_rows(batch: BatchResponse, report: BatchReport | None, engine: Engine) -> Iterator[tuple[str, str]]:
     usage = batch.analytics
     if usage is None:
         return
@@ -63,10 +71,19 @@ def _usage_rows(batch: BatchResponse) -> Iterator[tuple[str, str]]:
         f"{usage.total_tokens:,}: prompt {usage.total_prompt_tokens:,}, completion "
         f"{usage.total_completion_tokens:,}{reasoning}",
     )
-    yield "cost", usage.total_cost or "unknown (no price for every model; set BATCHLINE_PRICES)"
+    # The price list is in US dollars; a person's own prices are in whatever they are in.
+    currency = "" if engine.settings.prices else " USD"
+    if usage.total_cost is not None:
+        yield "cost", f"{usage.total_cost}{currency}"
+    elif report is not None and report.unpriced_models:
+        known = sum((Decimal(model.cost) for model in report.models if model.cost), Decimal(0))
+        names = escape(", ".join(report.unpriced_models))
+        yield "cost", f"{known or 'unknown'}{currency if known else ''}, without {names} (set BATCHLINE_PRICES)"
 
 
-def _report_rows(report: BatchReport) -> Iterator[tuple[str, str]]:
+def _report_rows(report: BatchReport | None) -> Iterator[tuple[str, str]]:
+    if report is None:
+        return
     if report.duration_ms is not None:
         yield "latency", _percentiles(report.duration_ms)
     if report.ttfb_ms is not None:
@@ -75,19 +92,43 @@ def _report_rows(report: BatchReport) -> Iterator[tuple[str, str]]:
         yield "retries", _counts(report.retries)
     if report.failures:
         yield "failures", _counts(report.failures)
-    if report.unpriced_models:
-        yield "no price for", ", ".join(report.unpriced_models)
+
+
+def _file_rows(batch: BatchResponse, report: BatchReport | None, engine: Engine) -> Iterator[tuple[str, str]]:
+    """Where the files are: a row each, or one folder and its files where that would not fit the terminal."""
+    keys = {}
+    if batch.status in TERMINAL and batch.output_file_id:
+        keys["output"] = layout.output_key(batch.id)
+    if batch.status in TERMINAL and batch.error_file_id:
+        keys["errors"] = layout.errors_key(batch.id)
+    if report is not None:
+        keys["figures"] = layout.requests_key(batch.id)
+    rows = [(name, _shown(engine.store.uri(key))) for name, key in keys.items()]
+    fits = all(NAME_COLUMNS + len(place) <= results().width for _, place in rows)
+    if fits or results().soft_wrap:
+        yield from rows
+        return
+    yield "files", rows[0][1].rpartition("/")[0] + "/"
+    yield "", ", ".join(place.rpartition("/")[2] for _, place in rows)
+
+
+def _shown(place: str) -> str:
+    """The place as a person at a terminal writes it; a program gets it in full."""
+    home = f"{Path.home()}/"
+    return f"~/{place.removeprefix(home)}" if results().is_terminal and place.startswith(home) else place
 
 
 def _percentiles(points: Percentiles) -> str:
-    return (
-        f"p50 {_ms(points.p50)}, p90 {_ms(points.p90)}, p95 {_ms(points.p95)}, p99 {_ms(points.p99)}, "
-        f"max {_ms(points.max)}"
-    )
+    names = ("p50", "p90", "p95", "p99", "max")
+    return ", ".join(f"{name} {_ms(getattr(points, name))}" for name in names)
 
 
 def _ms(value: float) -> str:
-    return f"{value:.1f} ms" if value < 1_000 else f"{value / 1e3:.2f} s"
+    if value >= 10_000:
+        return f"{value / 1e3:.1f} s"
+    if value >= 1_000:
+        return f"{value / 1e3:.2f} s"
+    return f"{value:.0f} ms" if value >= 100 else f"{value:.1f} ms"
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -1,14 +1,14 @@
 """`batchline validate`: all that is wrong with an input file."""
 
 import json as jsonlib
-import sys
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
 
+from batchline.cli.console import messages, print_json, results
 from batchline.cli.exits import Exit
+from batchline.cli.progress import Progress
 from batchline.models.batches import BatchError
 from batchline.models.settings import load_settings
 from batchline.steps.intake import input_blocks
@@ -16,7 +16,11 @@ from batchline.steps.validate import Validation, validate_input
 
 
 def validate(
-    file: Path, *, endpoint: str | None = None, json: Annotated[bool, Parameter(negative="")] = False
+    file: Path,
+    /,
+    *,
+    endpoint: str | None = None,
+    json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
 ) -> int:
     """Check an input file and print every error; exit status 2 if there is one.
 
@@ -25,32 +29,35 @@ def validate(
     file:
         JSONL of requests, plain or as .gz or .zst.
     endpoint:
-        The endpoint of every request; the first request's own where it is not given.
+        The endpoint of every request, such as /v1/embeddings; by default the first request's own.
     json:
         Print `{"data": [{code, line, message, param}, …]}`.
     """
-    found = validate_input(
-        lambda: input_blocks(file),
-        batch_id="",
-        input_key=str(file),
-        endpoint=endpoint,
-        settings=load_settings(),
-        max_errors=None,
-    )
+    settings = load_settings()
+    with Progress(messages()) as progress:
+        progress.doing(f"checking {file.name}")
+        found = validate_input(
+            lambda: input_blocks(file),
+            batch_id="",
+            input_key=str(file),
+            endpoint=None if endpoint is None else settings.checked_endpoint(endpoint),
+            settings=settings,
+            max_errors=None,
+        )
     if json:
-        entries = [error.model_dump() for error in found.errors]
-        sys.stdout.write(jsonlib.dumps({"data": entries}, ensure_ascii=False) + "\n")
+        print_json(jsonlib.dumps({"data": [error.model_dump() for error in found.errors]}))
     else:
         _print(file, found)
     return Exit.BAD_INPUT if found.error_count else Exit.OK
 
 
 def _print(file: Path, found: Validation) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = results()
     for error in found.errors:
         console.print(f"{file}{_where(error)}: {error.message} ({error.code})", markup=False)
     if found.plan is None:
-        console.print(f"{file}: {found.error_count:,} errors; no request would be sent", markup=False)
+        count = f"{found.error_count:,} error{'s' if found.error_count > 1 else ''}"
+        console.print(f"{file}: {count}; no request would be sent", markup=False)
         return
     plan = found.plan
     console.print(

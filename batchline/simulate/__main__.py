@@ -1,4 +1,4 @@
-"""Runs the stand-in with the options that a JSON argument holds: how `Simulator` starts its process."""
+"""Runs the stand-in with the options on standard input's first line: how `Simulator` starts its process."""
 
 import sys
 
@@ -12,4 +12,4 @@ def _tell(url: str) -> None:
     sys.stdout.flush()
 
 
-serve(SimulatorOptions.model_validate_json(sys.argv[1]), ready=_tell, with_parent=True)
+serve(SimulatorOptions.model_validate_json(sys.stdin.readline()), ready=_tell, with_parent=True)

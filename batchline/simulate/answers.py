@@ -1,16 +1,28 @@
 """The stand-in's answers: plausible text, and usage counted from the request's own text.
 
-A token is four bytes of UTF-8 here, rounded up, in the texts that the request holds and in the answer.
+A token is four bytes of UTF-8 here, rounded up, in the texts that the request holds and in the answer; a number
+where token ids may stand is one token. The shapes are those that the official Python clients' types require.
 """
 
 import json
+import struct
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 VECTOR = 16
+"""Numbers in an embedding that asks for no other length."""
+
+CATEGORIES = (
+    *("harassment", "harassment/threatening", "hate", "hate/threatening", "illicit", "illicit/violent"),
+    *("self-harm", "self-harm/instructions", "self-harm/intent", "sexual", "sexual/minors"),
+    *("violence", "violence/graphic"),
+)
+"""Of moderation, as OpenAI names them."""
+
 _TEXT = (
     "the request was read and an answer follows in plain words so that a person may see what a model would say "
     "here about the matter at hand with some care for detail and order before the next step is taken "
@@ -25,6 +37,9 @@ class Request(msgspec.Struct):
     prompt: msgspec.Raw = msgspec.Raw()
     input: msgspec.Raw = msgspec.Raw()
     instructions: str | None = None
+    dimensions: Annotated[int, msgspec.Meta(ge=1, le=4096)] | None = None
+    encoding_format: str | None = None
+    n: Annotated[int, msgspec.Meta(ge=1, le=128)] | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     max_output_tokens: int | None = None
@@ -38,7 +53,16 @@ class Rendered(msgspec.Struct):
     completion_tokens: int
 
 
-decode = msgspec.json.Decoder(Request).decode
+_decode = msgspec.json.Decoder(Request).decode
+
+
+def decode(body: bytes) -> Request:
+    """What the stand-in reads of a body; raises `ValueError` or `RecursionError` for a bad one."""
+    try:
+        return _decode(body)
+    except msgspec.DecodeError:
+        # Escaped lone surrogates, which msgspec does not take and most servers do.
+        return _decode(json.dumps(json.loads(body), ensure_ascii=False).encode(errors="replace"))
 
 
 def render(path: str, request: Request, ordinal: int, answer_tokens: int) -> Rendered | None:
@@ -53,23 +77,28 @@ def digest(body: bytes) -> int:
 
 
 def tokens_in(raw: msgspec.Raw) -> int:
-    """Tokens of the texts in a JSON value: all of its strings but the names of members."""
+    """Tokens of a JSON value: of all its strings but roles, types and the names of members; each number is one."""
     if not raw:
         return 0
-    size = sum(len(text.encode()) for text in _texts(json.loads(bytes(raw))))
-    return -(-size // 4)
+    size = numbers = 0
+    for leaf in _leaves(json.loads(bytes(raw))):
+        if isinstance(leaf, str):
+            size += len(leaf.encode(errors="surrogatepass"))
+        elif isinstance(leaf, int) and not isinstance(leaf, bool):
+            numbers += 1
+    return -(-size // 4) + numbers
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _leaves(value: Any) -> Iterator[Any]:
     stack = [value]
     while stack:
         each = stack.pop()
-        if isinstance(each, str):
-            yield each
-        elif isinstance(each, list):
+        if isinstance(each, list):
             stack += each
         elif isinstance(each, dict):
-            stack += each.values()
+            stack += (part for name, part in each.items() if name not in {"role", "type"})
+        else:
+            yield each
 
 
 def _fast_tokens(raw: msgspec.Raw) -> int:
@@ -96,6 +125,12 @@ def _length(request: Request, ordinal: int, answer_tokens: int) -> int:
     return max(1, min(most, wanted))
 
 
+def _count(raw: msgspec.Raw) -> int:
+    """How many inputs there are: one text or list of token ids, or a list of such."""
+    value = json.loads(bytes(raw)) if raw else ""
+    return len(value) if isinstance(value, list) and value and not isinstance(value[0], int) else 1
+
+
 def _words(tokens: int) -> str:
     size = tokens * 4
     return (_TEXT * (size // len(_TEXT) + 1))[:size]
@@ -107,9 +142,10 @@ def _reasons(model: str) -> bool:
 
 def _usage(prompt: int, completion: int, model: str, names: tuple[str, str]) -> str:
     reasoning = completion // 3 if _reasons(model) else 0
+    written = ',"cache_write_tokens":0' if names is RESPONSE_NAMES else ""
     return (
         f'"usage":{{"{names[0]}":{prompt},"{names[1]}":{completion},"total_tokens":{prompt + completion},'
-        f'"{names[0]}_details":{{"cached_tokens":{prompt // 2 if prompt >= 1024 else 0}}},'
+        f'"{names[0]}_details":{{"cached_tokens":{prompt // 2 if prompt >= 1024 else 0}{written}}},'
         f'"{names[1]}_details":{{"reasoning_tokens":{reasoning}}}}}'
     )
 
@@ -119,22 +155,31 @@ RESPONSE_NAMES = ("input_tokens", "output_tokens")
 
 
 def _chat(request: Request, ordinal: int, answer_tokens: int) -> Rendered:
-    prompt, completion = _fast_tokens(request.messages), _length(request, ordinal, answer_tokens)
-    model = json.dumps(request.model)
+    prompt, length = _fast_tokens(request.messages), _length(request, ordinal, answer_tokens)
+    model, count = json.dumps(request.model), request.n or 1
+    choices = ",".join(
+        f'{{"index":{at},"message":{{"role":"assistant","content":"{_words(length)}"}},"finish_reason":"stop"}}'
+        for at in range(count)
+    )
+    completion = count * length
     body = (
         f'{{"id":"chatcmpl-{ordinal:024x}","object":"chat.completion","created":1700000000,"model":{model},'
-        f'"choices":[{{"index":0,"message":{{"role":"assistant","content":"{_words(completion)}"}},'
-        f'"finish_reason":"stop"}}],{_usage(prompt, completion, request.model, CHAT_NAMES)}}}'
+        f'"choices":[{choices}],{_usage(prompt, completion, request.model, CHAT_NAMES)}}}'
     )
     return Rendered(body.encode(), prompt, completion)
 
 
 def _completion(request: Request, ordinal: int, answer_tokens: int) -> Rendered:
-    prompt, completion = max(1, tokens_in(request.prompt)), _length(request, ordinal, answer_tokens)
+    prompt, length = max(1, tokens_in(request.prompt)), _length(request, ordinal, answer_tokens)
+    count = _count(request.prompt) * (request.n or 1)
+    choices = ",".join(
+        f'{{"index":{at},"text":"{_words(length)}","logprobs":null,"finish_reason":"stop"}}' for at in range(count)
+    )
+    completion = count * length
     body = (
         f'{{"id":"cmpl-{ordinal:024x}","object":"text_completion","created":1700000000,'
-        f'"model":{json.dumps(request.model)},"choices":[{{"index":0,"text":"{_words(completion)}",'
-        f'"finish_reason":"stop"}}],{_usage(prompt, completion, request.model, CHAT_NAMES)}}}'
+        f'"model":{json.dumps(request.model)},"choices":[{choices}],'
+        f"{_usage(prompt, completion, request.model, CHAT_NAMES)}}}"
     )
     return Rendered(body.encode(), prompt, completion)
 
@@ -144,7 +189,7 @@ def _response(request: Request, ordinal: int, answer_tokens: int) -> Rendered:
     completion = _length(request, ordinal, answer_tokens)
     body = (
         f'{{"id":"resp_{ordinal:024x}","object":"response","created_at":1700000000,"status":"completed",'
-        f'"model":{json.dumps(request.model)},"output":[{{"type":"message","id":"msg_{ordinal:024x}",'
+        f'"model":{json.dumps(request.model)},"parallel_tool_calls":true,"tool_choice":"auto","tools":[],"output":[{{"type":"message","id":"msg_{ordinal:024x}",'
         f'"role":"assistant","status":"completed","content":[{{"type":"output_text","annotations":[],'
         f'"text":"{_words(completion)}"}}]}}],{_usage(prompt, completion, request.model, RESPONSE_NAMES)}}}'
     )
@@ -153,11 +198,15 @@ def _response(request: Request, ordinal: int, answer_tokens: int) -> Rendered:
 
 def _embeddings(request: Request, ordinal: int, answer_tokens: int) -> Rendered:
     del answer_tokens
-    inputs = json.loads(bytes(request.input)) if request.input else ""
-    count = len(inputs) if isinstance(inputs, list) and inputs and not isinstance(inputs[0], int) else 1
     prompt = max(1, tokens_in(request.input))
-    vector = ",".join(f"{((ordinal >> place) % 2001 - 1000) / 1000}" for place in range(VECTOR))
-    data = ",".join(f'{{"object":"embedding","index":{at},"embedding":[{vector}]}}' for at in range(count))
+    numbers = [((ordinal >> place % 53) % 2001 - 1000) / 1000 for place in range(request.dimensions or VECTOR)]
+    if request.encoding_format == "base64":
+        vector = json.dumps(b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode())
+    else:
+        vector = json.dumps(numbers)
+    data = ",".join(
+        f'{{"object":"embedding","index":{at},"embedding":{vector}}}' for at in range(_count(request.input))
+    )
     body = (
         f'{{"object":"list","data":[{data}],"model":{json.dumps(request.model)},'
         f'"usage":{{"prompt_tokens":{prompt},"total_tokens":{prompt}}}}}'
@@ -167,10 +216,14 @@ def _embeddings(request: Request, ordinal: int, answer_tokens: int) -> Rendered:
 
 def _moderation(request: Request, ordinal: int, answer_tokens: int) -> Rendered:
     del answer_tokens
-    body = (
-        f'{{"id":"modr-{ordinal:024x}","model":{json.dumps(request.model)},"results":[{{"flagged":false,'
-        '"categories":{"violence":false},"category_scores":{"violence":0.01}}]}'
-    )
+    result = {
+        "flagged": False,
+        "categories": dict.fromkeys(CATEGORIES, False),
+        "category_scores": dict.fromkeys(CATEGORIES, 0.01),
+        "category_applied_input_types": {name: ["text"] for name in CATEGORIES},
+    }
+    results = ",".join([json.dumps(result)] * _count(request.input))
+    body = f'{{"id":"modr-{ordinal:024x}","model":{json.dumps(request.model)},"results":[{results}]}}'
     return Rendered(body.encode(), 0, 0)
 
 
@@ -179,6 +232,7 @@ def _message(request: Request, ordinal: int, answer_tokens: int) -> Rendered:
     body = (
         f'{{"id":"msg_{ordinal:024x}","type":"message","role":"assistant","model":{json.dumps(request.model)},'
         f'"content":[{{"type":"text","text":"{_words(completion)}"}}],"stop_reason":"end_turn",'
+        '"stop_sequence":null,'
         f'"usage":{{"input_tokens":{prompt},"output_tokens":{completion},"cache_read_input_tokens":0,'
         '"cache_creation_input_tokens":0}}'
     )

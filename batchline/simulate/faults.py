@@ -72,7 +72,7 @@ class Fate:
 
 
 class Budget:
-    """So many units in any minute that starts on the clock of the first: a fixed window, as servers have it."""
+    """So many units in a minute that begins with its first: a fixed window, as servers have it."""
 
     def __init__(self, per_minute: int | None) -> None:
         self._most = per_minute
@@ -84,7 +84,7 @@ class Budget:
         if self._most is None:
             return None
         now = time.monotonic()
-        if now - self._began >= 60.0:
+        if now - self._began >= 60.0 or not self._spent:
             self._began, self._spent = now, 0
         if self._spent + units > self._most and self._spent:
             return self._began + 60.0 - now

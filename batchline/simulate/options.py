@@ -14,7 +14,7 @@ class SimulatorOptions(BaseModel):
 
     host: str = "127.0.0.1"
     port: int = Field(default=0, ge=0, le=65_535, description="0 takes a free one.")
-    seed: int = 0
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63, description="Decides on latencies and faults.")
     api_key: SecretStr | None = Field(default=None, description="401 for requests without it.")
     models: tuple[str, ...] = Field(default=(), description="404 for others; any where empty.")
 

@@ -33,18 +33,26 @@ class Simulator:
         options = self.options.model_dump(mode="json")
         if self.options.api_key is not None:
             options["api_key"] = self.options.api_key.get_secret_value()
-        self._process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", "batchline.simulate", json.dumps(options)],
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "batchline.simulate"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
+        # On a pipe, and not as an argument: every user of the machine may read those, and one of them is a key.
+        self._write(json.dumps(options) + "\n")
         line = self._process.stdout.readline().strip() if self._process.stdout else ""
         if not line.startswith("http"):
             self.stop()
             raise BatchlineError("the stand-in upstream did not start; see its message above")
         self.base_url = line
+
+    def _write(self, line: str) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # it has ended already, which its silence tells
+                self._process.stdin.write(line)
+                self._process.stdin.flush()
 
     def stop(self) -> None:
         """End the server."""

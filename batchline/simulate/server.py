@@ -6,18 +6,19 @@ import json
 import os
 import sys
 import time
-from collections import Counter
+from collections import deque
 from collections.abc import Callable
 from email.utils import formatdate
 from http import HTTPStatus
+from math import ceil
 from typing import Any
 
 import httptools
-import msgspec
 
 from batchline.simulate.answers import Rendered, decode, digest, error, render
-from batchline.simulate.faults import Budget, Fate, Fault
+from batchline.simulate.faults import Fault
 from batchline.simulate.options import SimulatorOptions
+from batchline.simulate.state import State
 
 HTML = b"<!doctype html><title>502 Bad Gateway</title><h1>502 Bad Gateway</h1>"
 HEAD = b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\nx-request-id: sim-%x\r\n%bcontent-length: %d\r\n\r\n"
@@ -61,7 +62,7 @@ def _parent_gone(over: asyncio.Event) -> None:
         over.set()
 
 
-async def _outage(state: "State", server: asyncio.Server, port: int) -> None:
+async def _outage(state: State, server: asyncio.Server, port: int) -> None:
     """Refuse and close connections for a while."""
     server.close()
     for connection in list(state.connections):
@@ -71,48 +72,6 @@ async def _outage(state: "State", server: asyncio.Server, port: int) -> None:
     await loop.create_server(lambda: Connection(state), state.options.host, port, backlog=4096)
 
 
-class State:
-    """What all connections share: options, budgets and counters."""
-
-    def __init__(self, options: SimulatorOptions) -> None:
-        self.options = options
-        self.fate = Fate(options)
-        self.key = options.api_key.get_secret_value() if options.api_key else None
-        self.requests = Budget(options.requests_per_minute)
-        self.tokens = Budget(options.tokens_per_minute)
-        self.connections: set[Connection] = set()
-        self.now_open = 0
-        self.reset()
-
-    def reset(self) -> None:
-        """Count from nothing."""
-        self.received = self.bytes_received = self.most_at_once = 0
-        self.prompt_tokens = self.completion_tokens = 0
-        self.statuses: Counter[int] = Counter()
-        self.paths: Counter[str] = Counter()
-        self.models: Counter[str] = Counter()
-        self.faults: Counter[str] = Counter()
-        self.seen: Counter[int] = Counter()
-        self.answered: Counter[int] = Counter()
-
-    def counters(self) -> dict[str, Any]:
-        """The counts as JSON shows them. `repeated` counts comings of a body after its first."""
-        return {
-            "received": self.received,
-            "bytes_received": self.bytes_received,
-            "distinct": len(self.seen),
-            "repeated": self.received - len(self.seen),
-            "answered_twice": sum(1 for times in self.answered.values() if times > 1),
-            "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
-            "paths": dict(self.paths),
-            "models": dict(self.models),
-            "faults": dict(self.faults),
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "most_at_once": self.most_at_once,
-        }
-
-
 class Connection(asyncio.Protocol):
     """One client's connection; answers go out in the order of the requests."""
 
@@ -120,8 +79,8 @@ class Connection(asyncio.Protocol):
         self._state = state
         self._parser: Any = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
-        self._waiting: list[tuple[str, str, bytes, str | None, bool]] = []
-        self._busy = False
+        self._waiting: deque[tuple[str, str, bytes, str | None, bool]] = deque()
+        self._busy = self._counted = self._keep_alive = False
         self._begin()
 
     def _begin(self) -> None:
@@ -139,6 +98,7 @@ class Connection(asyncio.Protocol):
         del exc
         self._transport = None
         self._state.connections.discard(self)
+        self._leave()
 
     def abort(self) -> None:
         """Close at once."""
@@ -149,8 +109,18 @@ class Connection(asyncio.Protocol):
         """Parse what came."""
         try:
             self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse("no other protocol than HTTP/1.1 is spoken here; send no Upgrade header")
         except httptools.HttpParserError:
+            self._refuse("this is no HTTP")
+
+    def _refuse(self, why: str) -> None:
+        """Tell a client that cannot be understood, and close."""
+        self._keep_alive = False
+        if self._busy:
             self.abort()
+        else:
+            self._reply(400, error(why, "invalid_request_error"))
 
     def on_url(self, url: bytes) -> None:
         """Parser callback."""
@@ -175,12 +145,17 @@ class Connection(asyncio.Protocol):
         path = self._url.decode("latin-1").partition("?")[0]
         method = self._parser.get_method().decode()
         body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        request = (method, path, body, self._key, self._parser.should_keep_alive())
+        if self._parser.should_upgrade():
+            return  # The parser has skipped the body.
+        self._waiting.append((method, path, body, self._key, self._parser.should_keep_alive()))
         self._begin()
-        if self._busy:
-            self._waiting.append(request)
-        else:
-            self._handle(*request)
+        self._proceed()
+
+    def _proceed(self) -> None:
+        """Handle what waits, until a request takes its time."""
+        while self._waiting and not self._busy and self._transport is not None:
+            self._busy = True
+            self._handle(*self._waiting.popleft())
 
     def _handle(self, method: str, path: str, body: bytes, key: str | None, keep_alive: bool) -> None:
         self._keep_alive = keep_alive
@@ -223,16 +198,26 @@ class Connection(asyncio.Protocol):
         if ordered is not None:
             fault, status = ordered
         latency_s = state.fate.latency_s(dice)
-        self._busy = True
-        state.now_open += 1
-        state.most_at_once = max(state.most_at_once, state.now_open)
+        self._enter()
         if latency_s:
             wait_s = latency_s * state.options.first_byte_share
             asyncio.get_running_loop().call_later(
-                wait_s, self._answer, path, body, number, fault, status, latency_s - wait_s
+                wait_s, self._answer_later, path, body, number, fault, status, latency_s - wait_s
             )
         else:
             self._answer(path, body, number, fault, status, 0.0)
+
+    def _enter(self) -> None:
+        state = self._state
+        self._counted = True
+        state.now_open += 1
+        state.most_at_once = max(state.most_at_once, state.now_open)
+
+    def _leave(self) -> None:
+        """Count the connection's request as open no more."""
+        if self._counted:
+            self._counted = False
+            self._state.now_open -= 1
 
     def _refusal(self, key: str | None) -> tuple[int, bytes, bytes] | None:
         """Why a request is not even looked at."""
@@ -253,13 +238,22 @@ class Connection(asyncio.Protocol):
         if kind == "ms":
             return b"retry-after-ms: %d\r\n" % round(wait_s * 1e3)
         if kind == "date":
-            return b"retry-after: %b\r\n" % formatdate(time.time() + wait_s, usegmt=True).encode()
+            # Dates have whole seconds; one that is cut off would be too early.
+            return b"retry-after: %b\r\n" % formatdate(ceil(time.time() + wait_s), usegmt=True).encode()
         return b"retry-after: %b\r\n" % f"{wait_s:.3f}".encode()
+
+    def _answer_later(
+        self, path: str, body: bytes, number: int, fault: str | None, status: int | None, rest_s: float
+    ) -> None:
+        self._answer(path, body, number, fault, status, rest_s)
+        self._proceed()
 
     def _answer(
         self, path: str, body: bytes, number: int, fault: str | None, status: int | None, rest_s: float
     ) -> None:
-        self._state.now_open -= 1
+        if self._transport is None:
+            self._state.abandoned += 1
+            return
         if fault is not None:
             self._state.faults[fault] += 1
             if self._misbehave(fault, status):
@@ -267,7 +261,7 @@ class Connection(asyncio.Protocol):
         try:
             request = decode(body)
             rendered = render(path, request, number, self._state.options.answer_tokens)
-        except (msgspec.DecodeError, ValueError) as wrong:
+        except (ValueError, RecursionError) as wrong:
             self._count_and_reply(400, error(f"bad body: {wrong}", "invalid_request_error"))
             return
         if rendered is None or (self._state.options.models and request.model not in self._state.options.models):
@@ -328,7 +322,7 @@ class Connection(asyncio.Protocol):
 
     def _reply(self, status: int, body: bytes, headers: bytes = b"", kind: bytes = b"application/json") -> None:
         self._write(status, body, headers, kind)
-        self._next()
+        self._done()
 
     def _write(
         self, status: int, body: bytes, headers: bytes, kind: bytes = b"application/json", cut: int | None = None
@@ -336,20 +330,21 @@ class Connection(asyncio.Protocol):
         if self._transport is None:
             return
         reason = REASONS.get(status, b"Status")
-        head = HEAD % (status, reason, kind, self._state.received, headers, len(body))
+        self._state.replies += 1
+        head = HEAD % (status, reason, kind, self._state.replies, headers, len(body))
         self._transport.write(head + (body if cut is None else body[:cut]))
 
     def _finish(self, rest: bytes) -> None:
         if self._transport is not None:
             self._transport.write(rest)
-        self._next()
+        self._done()
+        self._proceed()
 
-    def _next(self) -> None:
+    def _done(self) -> None:
+        self._leave()
         self._busy = False
         if not self._keep_alive:
             self._close()
-        elif self._waiting:
-            self._handle(*self._waiting.pop(0))
 
     def _close(self) -> None:
         if self._transport is not None:

@@ -1,0 +1,92 @@
+"""Files of requests, and a Prefect server as a person starts one."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from typed import Ended, until, world
+
+from batchline.cli import main
+from batchline.cli.console import messages, results
+from batchline.steps.engine import Engine
+
+
+@pytest.fixture
+def request_file(chat_file: Callable[..., Path]) -> Callable[..., Path]:
+    """Write a file of so many requests, of which those with these numbers are refused with 422."""
+
+    def write(count: int, *, refused: range = range(0)) -> Path:
+        return chat_file(
+            count,
+            prompt=lambda number: f"{number}: simulate:status=422" if number in refused else f"Question {number}?",
+        )
+
+    return write
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ended]]:
+    """Run the command's entry in this process: for what needs no process of its own, a hundredth of the time."""
+    opened: list[Engine] = []
+    monkeypatch.setattr("batchline.steps.engine._engines", opened)
+
+    def run(*arguments: str | Path, **settings: str) -> Ended:
+        for name, value in {"COLUMNS": "80", **settings}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr("sys.argv", ["batchline", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return Ended(ended.value.code, *capfd.readouterr())
+
+    forget_consoles()
+    yield run
+    forget_consoles()
+    for engine in opened:
+        engine.records.close()
+
+
+def forget_consoles() -> None:
+    """Let the next command look at its streams anew."""
+    messages.cache_clear()
+    results.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def prefect_api() -> Iterator[str]:
+    """`prefect server start`, and the URL of its API."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    prefect = str(Path(sys.executable).with_name("prefect"))
+    server = subprocess.Popen(
+        [prefect, "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui"],
+        env=world({"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    url = f"http://127.0.0.1:{port}/api"
+    try:
+        until(lambda: is_healthy(url), timeout_s=120)
+        yield url
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def is_healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False

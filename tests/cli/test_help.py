@@ -1,0 +1,66 @@
+"""Help and version: what a newcomer asks first."""
+
+import inspect
+import re
+from importlib.metadata import version
+
+import pytest
+from typed import batchline
+
+from batchline.cli.run import run
+from batchline.cli.show import show
+from batchline.cli.simulate import Options
+from batchline.cli.validate import validate
+from batchline.simulate import SimulatorOptions
+
+COMMANDS = {"run": run, "validate": validate, "show": show}
+
+
+def option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def options_of(command: str) -> list[str]:
+    parameters = inspect.signature(COMMANDS[command]).parameters.values()
+    return [option(each.name) for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]], ids=["nothing", "long", "short"])
+def test_help_lists_each_command_with_what_it_does(arguments, here):
+    ended = here(*arguments)
+    assert ended.status == 0
+    for command in ("run", "validate", "show", "simulate", "db"):
+        assert re.search(rf"^│ {command} +[A-Z]\w+ ", ended.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_lists_each_option_with_what_it_means(command, here):
+    ended = here(command, "--help")
+    assert ended.status == 0
+    for name in options_of(command):
+        assert re.search(rf"^│ {name}(?: STR)? +[A-Z]", ended.out, re.MULTILINE), name
+
+
+def test_help_of_run_tells_every_exit_status(here):
+    told = " ".join(here("run", "--help").out.split())
+    assert [status for status in "023456" if not re.search(rf"\b{status} [a-z]", told)] == []
+
+
+def test_help_of_simulate_lists_each_knob(here):
+    ended = here("simulate", "--help")
+    assert [name for name in SimulatorOptions.model_fields if option(name) not in ended.out] == []
+
+
+def test_help_of_simulate_tells_the_port_that_is_taken(here):
+    told = " ".join(here("simulate", "--help").out.replace("│", " ").split())
+    assert f"[default: {Options().port}]" in told
+    assert Options().port == 8000
+
+
+def test_help_of_db_lists_the_upgrade(here):
+    assert "upgrade  Bring the database's schema up to this version" in here("db", "--help").out
+
+
+def test_version_is_that_of_the_package():
+    ended = batchline("--version")
+    assert (ended.status, ended.out) == (0, f"{version('batchline')}\n")

@@ -1,0 +1,182 @@
+"""Stopping a run, and going on with it: signals, kills, cancels, closed windows, other runners."""
+
+import re
+import shlex
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from typed import COMMAND, Ended, batchline, running, until
+
+from batchline.models.settings import load_settings
+from batchline.models.status import BatchStatus
+from batchline.storage.records import Records, open_records
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+
+@pytest.fixture
+def records() -> Records:
+    """The records of the test's own home."""
+    return open_records(load_settings())
+
+
+def go_on_as_told(stopped: Ended, **changes: str) -> Ended:
+    """Type what a run that stopped has printed."""
+    found = re.search(r"^go on with: (batchline .+)$", stopped.err, re.MULTILINE)
+    assert found, stopped.err
+    command, *arguments = shlex.split(found[1])
+    assert command == Path(COMMAND).name
+    return batchline(*arguments, **changes)
+
+
+def test_a_run_that_ctrl_c_has_stopped_goes_on_with_what_was_not_answered(simulator, request_file):
+    upstream = simulator(latency_s=0.2)
+    url = {"OPENAI_BASE_URL": upstream.base_url}
+
+    with running("run", "--local", request_file(200), **url, BATCHLINE_MAX_IN_FLIGHT="8") as run:
+        until(lambda: upstream.counters()["received"] >= 30)
+        run.kill(signal.SIGINT)
+        stopped = run.ended()
+    answered = upstream.counters()["received"]
+    resumed = go_on_as_told(stopped, **url)
+
+    assert (stopped.status, resumed.status) == (6, 0)
+    assert 30 <= answered < 200
+    assert (upstream.counters()["received"], upstream.counters()["repeated"]) == (200, 0)
+    assert "200 completed" in resumed.out
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_run_that_a_signal_has_stopped_says_so_and_prints_the_batch_as_it_is(number, simulator, request_file):
+    upstream = simulator(latency_s=0.2)
+    url = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_MAX_IN_FLIGHT": "4"}
+
+    with running("run", "--local", "--json", request_file(200), **url) as run:
+        until(lambda: upstream.counters()["received"] >= 10)
+        run.kill(number)
+        stopped = run.ended()
+
+    assert stopped.status == 6
+    assert f"stopped by {number.name}" in stopped.err
+    assert stopped.out.startswith('{"id":"batch-')
+    assert '"status":"in_progress"' in stopped.out
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_second_signal_kills_at_once(number, simulator, request_file):
+    upstream = simulator(latency_s=60)
+    with running("run", "--local", request_file(20), OPENAI_BASE_URL=upstream.base_url) as run:
+        until(lambda: upstream.counters()["received"] == 20)
+        run.kill(number)
+        run.wait_for("stopping: requests under way have 15 s to finish (Ctrl-C again to kill)")
+        run.kill(number)
+        killed = run.ended(timeout_s=5)
+
+    assert killed.status == -number
+    assert "Traceback" not in killed.err
+
+
+@pytest.mark.slow
+def test_after_a_kill_a_run_goes_on_when_the_old_lease_has_ended(simulator, request_file):
+    upstream = simulator(latency_s=0.1)
+    quick = {"BATCHLINE_LEASE_S": "3", "BATCHLINE_FLUSH_INTERVAL_S": "0.2", "BATCHLINE_MAX_IN_FLIGHT": "5"}
+    url = {"OPENAI_BASE_URL": upstream.base_url}
+
+    with running("run", "--local", request_file(150), **url, **quick) as run:
+        until(lambda: upstream.counters()["received"] >= 60)
+        run.kill(signal.SIGKILL)
+        run.ended()
+    resumed = batchline("run", "--local", "--resume", run.batch_id, **url, **quick)
+
+    assert resumed.status == 0
+    assert upstream.counters()["distinct"] == 150
+    # What was under way, and what came within one flush interval: 5 requests each 0.1 s for 0.2 s.
+    assert upstream.counters()["repeated"] <= 5 + 10 + 5
+
+
+def test_a_batch_that_another_process_runs_is_left_to_it(simulator, request_file):
+    upstream = simulator(latency_s=0.5)
+    url = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_MAX_IN_FLIGHT": "2"}
+    with running("run", "--local", request_file(100), **url) as run:
+        until(lambda: upstream.counters()["received"] >= 2)
+        began = time.monotonic()
+        second = batchline("run", "--local", "--resume", run.batch_id, **url)
+
+    assert second.status == 2
+    assert "is being run by another process" in second.err
+    assert time.monotonic() - began < 10
+
+
+def test_a_batch_that_is_cancelled_while_it_runs_exits_with_5(simulator, request_file, records):
+    upstream = simulator(latency_s=0.2)
+    url = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_MAX_IN_FLIGHT": "4"}
+    with running("run", "--local", request_file(200), **url) as run:
+        until(lambda: upstream.counters()["received"] >= 8)
+        records.move(run.batch_id, BatchStatus.CANCELLING, now=int(time.time()))
+        cancelled = run.ended()
+
+    assert cancelled.status == 5
+    assert re.search(r"^status +cancelled$", cancelled.out, re.MULTILINE)
+    assert re.search(r"^failures +batch_cancelled \d+$", cancelled.out, re.MULTILINE)
+
+
+def test_a_batch_whose_window_has_closed_exits_with_5(simulator, request_file, records):
+    upstream = simulator(latency_s=0.2)
+    url = {"OPENAI_BASE_URL": upstream.base_url}
+    with running("run", "--local", request_file(100), **url, BATCHLINE_MAX_IN_FLIGHT="4") as run:
+        until(lambda: upstream.counters()["received"] >= 8)
+        run.kill(signal.SIGINT)
+        stopped = run.ended()
+    records.update(run.batch_id, expires_at=int(time.time()) - 1)
+
+    expired = go_on_as_told(stopped, **url)
+
+    assert expired.status == 5
+    assert re.search(r"^status +expired$", expired.out, re.MULTILINE)
+    assert re.search(r"^failures +batch_expired \d+$", expired.out, re.MULTILINE)
+
+
+def test_what_a_stand_in_began_is_not_sent_on_to_nowhere(request_file, here):
+    with running("run", "--local", request_file(300)) as run:
+        run.wait_for("batch: ")
+        run.kill(signal.SIGINT)
+        stopped = run.ended()
+
+    assert stopped.err.rstrip().endswith(f"go on with: batchline run --resume {run.batch_id} --local --stand-in")
+    refused = here("run", "--local", "--resume", run.batch_id)
+    assert refused.status == 2
+    assert "no upstream is configured" in refused.err
+
+
+def test_a_runner_that_loses_its_batch_to_another_stops_with_6(simulator, request_file, records):
+    upstream = simulator(latency_s=0.2)
+    url = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_MAX_IN_FLIGHT": "4"}
+    with running("run", "--local", request_file(200), **url) as run:
+        until(lambda: upstream.counters()["received"] >= 8)
+        records.claim(run.batch_id, owner="another", now=time.time() + 1_000, lease_s=1)
+        lost = run.ended()
+
+    assert lost.status == 6
+    assert "has been taken over by another runner (another)" in lost.err
+
+
+@pytest.mark.slow
+def test_storage_that_refuses_the_output_stops_the_run_which_then_goes_on_without_sending(
+    simulator, request_file, tmp_path
+):
+    upstream = simulator(latency_s=0.2)
+    url = {"OPENAI_BASE_URL": upstream.base_url}
+    with running("run", "--local", request_file(100), **url, BATCHLINE_MAX_IN_FLIGHT="10") as run:
+        in_the_way = tmp_path / "home" / "storage" / "batches" / run.batch_id / "output.jsonl"
+        (in_the_way / "x").mkdir(parents=True)
+        stopped = run.ended()
+    (in_the_way / "x").rmdir()
+    in_the_way.rmdir()
+
+    resumed = go_on_as_told(stopped, **url)
+
+    assert (stopped.status, resumed.status) == (6, 0)
+    assert "Traceback" not in stopped.err
+    assert upstream.counters()["received"] == 100

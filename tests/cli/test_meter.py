@@ -1,0 +1,174 @@
+"""Rates, times and the shape of the display, without a batch."""
+
+import io
+from typing import NamedTuple
+
+import pytest
+from rich.console import Console
+
+from batchline.cli.meter import Meter, Reading, RecentRate, span, speed
+from batchline.cli.progress import _bar
+from batchline.upstream.run import RunProgress
+
+
+def rate_of(*points: tuple[float, int], window_s: float = 60.0) -> float | None:
+    rate = RecentRate(window_s)
+    for now, count in points:
+        rate.add(now, count)
+    return rate.per_s()
+
+
+def test_one_point_is_no_rate():
+    assert rate_of((0.0, 0)) is None
+
+
+def test_a_rate_is_what_came_over_the_time_that_it_took():
+    assert rate_of((0.0, 0), (10.0, 50)) == 5.0
+
+
+def test_a_rate_follows_the_last_minute_and_not_the_whole_run():
+    fast_then_slow = [(second, min(second, 600) * 100 + max(0, second - 600)) for second in range(0, 721, 5)]
+    assert rate_of(*fast_then_slow) == pytest.approx(1.0)
+
+
+def test_a_run_that_goes_on_is_measured_from_where_it_began():
+    assert rate_of((0.0, 9_000), (2.0, 9_010)) == 5.0
+
+
+def test_points_that_are_far_apart_still_give_a_rate():
+    assert rate_of((0.0, 0), (100.0, 100), (200.0, 300)) == 2.0
+
+
+def test_silence_is_the_time_since_the_last_answer():
+    rate = RecentRate()
+    for now, count in [(0.0, 0), (5.0, 3), (30.0, 3)]:
+        rate.add(now, count)
+    assert rate.silent_s() == 25.0
+
+
+SPANS = {0.4: "0 s", 59.4: "59 s", 59.6: "1 min 00 s", 61: "1 min 01 s", 3_599: "59 min 59 s", 7_505: "2 h 05 min"}
+
+
+@pytest.mark.parametrize(("seconds", "words"), SPANS.items(), ids=SPANS.values())
+def test_a_span_is_told_in_units_that_suit_it(seconds, words):
+    assert span(seconds) == words
+
+
+SPEEDS = {0.05: "3/min", 0.99: "59/min", 1.0: "1.0/s", 9.94: "9.9/s", 10.0: "10/s", 12_345.6: "12,346/s"}
+
+
+@pytest.mark.parametrize(("per_s", "words"), SPEEDS.items(), ids=SPEEDS.values())
+def test_a_speed_is_told_in_units_that_suit_it(per_s, words):
+    assert speed(per_s) == words
+
+
+class Batch(NamedTuple):
+    total: int
+
+
+class Stopped(NamedTuple):
+    stopped: str | None
+
+
+class Hold(NamedTuple):
+    """As much of a hold as is read: counts over all runs, and over this one."""
+
+    batch: Batch
+    run: Stopped
+    settled: tuple[int, int]
+    own: RunProgress
+
+    def counts(self) -> tuple[int, int]:
+        return self.settled
+
+    def progress(self) -> RunProgress:
+        return self.own
+
+
+def progress_of(completed: int, in_flight: int = 10) -> RunProgress:
+    return RunProgress(
+        completed=completed,
+        failed=0,
+        in_flight=in_flight,
+        attempts=0,
+        retried=0,
+        prompt_tokens=0,
+        completion_tokens=0,
+        total_tokens=7 * completed,
+        limit=64,
+        paused=None,
+    )
+
+
+def readings(
+    *moments: tuple[float, int], before: int = 0, total: int = 1_000, stopped: str | None = None
+) -> Reading:
+    """The last of the readings of a run that had settled so many requests at those times."""
+    clock = iter([now for now, _ in moments])
+    meter = Meter(Hold(Batch(0), Stopped(None), (0, 0), progress_of(0)), clock=lambda: next(clock))
+    reading = None
+    for _, own in moments:
+        meter._hold = Hold(Batch(total), Stopped(stopped), (before + own, 0), progress_of(own))
+        reading = meter.read()
+    assert reading is not None
+    return reading
+
+
+def test_a_batch_whose_input_is_being_checked_has_no_reading():
+    assert Meter(Hold(Batch(0), Stopped(None), (0, 0), progress_of(0))).read() is None
+
+
+def test_a_reading_tells_counts_speed_tokens_and_what_is_left():
+    reading = readings((0.0, 0), (10.0, 200))
+    assert reading[:5] == (200, 1_000, 0, "about 40 s left", "20/s · 1,400 tokens · 10 in flight")
+
+
+def test_what_an_earlier_run_has_settled_counts_but_is_no_speed():
+    reading = readings((0.0, 0), (10.0, 20), before=500)
+    assert (reading.settled, reading.left) == (520, "about 4 min 00 s left")
+    assert reading.details.startswith("2.0/s")
+
+
+def test_before_the_first_answer_nothing_is_foretold():
+    reading = readings((0.0, 0), (5.0, 0))
+    assert (reading.left, reading.details) == ("", "0 tokens · 10 in flight")
+
+
+def test_a_long_silence_is_told():
+    assert readings((0.0, 0), (5.0, 50), (50.0, 50)).details.endswith("10 in flight · no answer for 45 s")
+
+
+def test_at_the_end_the_files_are_being_written():
+    assert readings((0.0, 0), (10.0, 1_000)).left == "writing the files"
+
+
+def test_a_run_that_is_being_stopped_says_so():
+    assert readings((0.0, 0), (10.0, 10), stopped="by SIGINT").left == "stopping"
+
+
+READINGS = {
+    "small": Reading(3, 240, 0, "about 58 s left", "3.3/s · 5,057 tokens · 10 in flight", None),
+    "large": Reading(
+        999_999,
+        1_000_000,
+        123_456,
+        "about 12 h 03 min left",
+        "12,345/s · 1,234,567,890 tokens · 10,000 in flight",
+        None,
+    ),
+    "paused": Reading(0, 50, 0, "", "0 tokens · 0 in flight", "upstream gpu is down (refused); next try in 12 s"),
+}
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+@pytest.mark.parametrize("reading", READINGS.values(), ids=READINGS)
+def test_the_display_fits_the_terminal_and_tells_everything_that_it_has_room_for(reading, columns):
+    console = Console(file=io.StringIO(), width=columns, force_terminal=True, color_system=None)
+    console.print(_bar(reading, columns))
+    lines = console.file.getvalue().splitlines()
+
+    assert max(map(len, lines)) <= columns
+    assert len(lines) == (3 if reading.paused else 2)
+    if columns >= 80:
+        assert f"{reading.settled:,}/{reading.total:,} done · {reading.failed:,} failed" in lines[0]
+        assert reading.left in lines[0]

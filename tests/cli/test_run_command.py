@@ -1,0 +1,244 @@
+"""`batchline run --local` from file to results, against the stand-in."""
+
+import gzip
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from typed import Ended, batch_id_in, batchline, running, until
+
+from batchline.models.batches import BatchResponse
+from batchline.models.status import BatchStatus
+from batchline.simulate import Simulator, SimulatorOptions
+
+KEY = "sk-never-to-be-seen-4711"
+EMBEDDING = (
+    '{"custom_id": "e-%d", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m", "input": "%d"}}\n'
+)
+
+
+class Finished(NamedTuple):
+    """A run that is over, and what the stand-in counted in it."""
+
+    ended: Ended
+    counted: dict
+    home: Path
+
+    @property
+    def batch(self) -> BatchResponse:
+        return BatchResponse.model_validate_json(self.ended.out)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Forty requests of two models to an upstream that wants a key, told as JSON."""
+    folder = tmp_path_factory.mktemp("finished")
+    path = folder / "night.jsonl"
+    path.write_text("".join(chat_request(number) for number in range(40)))
+    with Simulator(SimulatorOptions(api_key=KEY)) as upstream:
+        ended = batchline(
+            *("run", "--local", "--json", path, "--window", "6h", "--metadata.team", "search"),
+            cwd=folder,
+            BATCHLINE_HOME=str(folder / "home"),
+            OPENAI_BASE_URL=upstream.base_url,
+            OPENAI_API_KEY=KEY,
+        )
+        return Finished(ended, upstream.counters(), folder / "home")
+
+
+def chat_request(number: int) -> str:
+    model = "gpt-4o-mini" if number % 2 else "o4-mini"
+    body = {"model": model, "messages": [{"role": "user", "content": f"Ünïcode prompt {number}"}]}
+    line = {"custom_id": f"c-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    return json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def test_a_run_whose_requests_all_succeed_exits_with_0(finished):
+    assert (finished.ended.status, finished.batch.status) == (0, BatchStatus.COMPLETED)
+
+
+def test_json_is_alone_on_standard_output_and_on_one_line(finished):
+    assert finished.ended.out.count("\n") == 1
+    assert json.loads(finished.ended.out)["object"] == "batch"
+
+
+def test_json_has_the_analytics_that_the_server_counted(finished):
+    analytics, counted = finished.batch.analytics, finished.counted
+    assert analytics is not None
+    assert (analytics.total_prompt_tokens, analytics.total_completion_tokens) == (
+        counted["prompt_tokens"],
+        counted["completion_tokens"],
+    )
+
+
+def test_the_batch_has_the_window_and_metadata_that_were_given(finished):
+    assert (finished.batch.completion_window, finished.batch.metadata) == ("6h", {"team": "search"})
+
+
+def test_the_batch_comes_from_the_command_line(finished):
+    assert finished.batch.dwext is not None
+    assert finished.batch.dwext.source == "cli"
+
+
+def test_standard_error_begins_with_where_requests_go(finished):
+    assert re.match(r"upstream: default at http://127\.0\.0\.1:\d+/v1\n", finished.ended.err)
+
+
+def test_standard_error_tells_the_batchs_id_before_it_runs(finished):
+    assert f"batch: {finished.batch.id} of night.jsonl" in finished.ended.err
+
+
+def test_nothing_is_drawn_where_there_is_no_terminal(finished):
+    assert "\x1b" not in finished.ended.out + finished.ended.err
+    assert "\r" not in finished.ended.out + finished.ended.err
+
+
+def test_the_key_is_in_no_message(finished):
+    assert KEY not in finished.ended.out + finished.ended.err
+
+
+def test_the_key_is_in_no_file(finished):
+    files = [path for path in finished.home.rglob("*") if path.is_file()]
+    assert len(files) > 5
+    assert [path for path in files if KEY.encode() in path.read_bytes()] == []
+
+
+@pytest.fixture(scope="module")
+def summary(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """The end of a run of sixty requests, of which three are refused and twelve go to a model without a price."""
+    folder = tmp_path_factory.mktemp("summary")
+    lines = [chat_request(number) for number in range(60)]
+    lines[:3] = [line.replace("prompt", "simulate:status=422") for line in lines[:3]]
+    lines[48:] = [re.sub("o4-mini|gpt-4o-mini", "our-own", line) for line in lines[48:]]
+    (folder / "r.jsonl").write_text("".join(lines))
+    with Simulator(SimulatorOptions(server_error=0.2)) as upstream:
+        settings = {"BATCHLINE_HOME": str(folder / "home"), "OPENAI_BASE_URL": upstream.base_url}
+        return batchline("run", "--local", folder / "r.jsonl", **settings)
+
+
+@pytest.fixture(scope="module")
+def rows(summary: Ended) -> dict[str, str]:
+    """The summary's rows by name."""
+    return dict(re.findall(r"^(\S(?:.*?\S)?) {2,}(\S.*)$", summary.out, re.MULTILINE))
+
+
+def test_a_run_in_which_some_failed_exits_with_3(summary):
+    assert summary.status == 3
+
+
+def test_the_summary_names_the_batch_and_counts_its_requests(summary, rows):
+    assert rows["batch"] == batch_id_in(summary.err)
+    assert (rows["status"], rows["requests"]) == ("completed", "60: 57 completed, 3 failed")
+
+
+ROWS = {
+    "took": r"\d+ s, [\d.]+/s",
+    "tokens": r"[\d,]+: prompt [\d,]+, completion [\d,]+ \(reasoning [\d,]+\)",
+    "cost": r"0\.\d+ USD, without our-own \(set BATCHLINE_PRICES\)",
+    "latency": r"p50 .+, p90 .+, p95 .+, p99 .+, max .+ m?s",
+    "first byte": r"p50 .+, p90 .+, p95 .+, p99 .+, max .+ m?s",
+    "retries": r"server_error \d+",
+    "failures": r"invalid_request 3",
+}
+
+
+@pytest.mark.parametrize(("name", "shape"), ROWS.items(), ids=ROWS)
+def test_the_summary_has_the_figures_of_the_run(name, shape, rows):
+    assert re.fullmatch(shape, rows[name])
+
+
+def test_the_files_are_where_the_summary_says(rows):
+    assert len(Path(rows["output"]).read_bytes().splitlines()) == 57
+    assert len(Path(rows["errors"]).read_bytes().splitlines()) == 3
+    assert Path(rows["figures"]).read_bytes().startswith(b"PAR1")
+
+
+def test_an_input_that_does_not_validate_exits_with_2_and_sends_nothing(simulator, request_file):
+    upstream, path = simulator(), request_file(10)
+    path.write_text(path.read_text() + "{oops\n")
+
+    ended = batchline("run", "--local", path, OPENAI_BASE_URL=upstream.base_url)
+
+    assert ended.status == 2
+    assert "line 11: " in ended.out
+    assert "(invalid_json_line)" in ended.out
+    assert "nothing was sent; mend the file and run it again" in ended.out
+    assert upstream.counters()["received"] == 0
+
+
+def test_many_bad_lines_are_told_in_part_with_the_way_to_all_of_them(tmp_path, here):
+    path = tmp_path / "bad.jsonl"
+    path.write_text("nonsense\n" * 100)
+
+    ended = here("run", "--local", "--stand-in", path)
+
+    assert ended.out.count("(invalid_json_line)") == 20
+    assert "and 80 more; `batchline validate FILE` prints all of them" in ended.out
+
+
+def test_a_wrong_key_exits_with_4_and_says_what_to_check(simulator, request_file):
+    upstream = simulator(api_key="right")
+    ended = batchline(
+        "run", "--local", request_file(400), OPENAI_BASE_URL=upstream.base_url, OPENAI_API_KEY="sk-wrong-0815"
+    )
+
+    assert ended.status == 4
+    assert "check its API key" in ended.out
+    assert "sk-wrong-0815" not in ended.out + ended.err
+
+
+def test_without_an_upstream_a_stand_in_answers_and_the_first_line_says_so(request_file):
+    ended = batchline("run", "--local", request_file(5))
+
+    assert ended.status == 0
+    first = ended.err.splitlines()[0]
+    assert "stand-in on this machine, whose answers mean nothing" in first
+    assert "OPENAI_BASE_URL" in first
+
+
+def test_a_stand_in_that_is_asked_for_goes_before_the_upstream_that_is_configured(simulator, tmp_path):
+    upstream, path = simulator(), tmp_path / "embeddings.jsonl"
+    path.write_text("".join(EMBEDDING % (number, number) for number in range(7)))
+
+    ended = batchline("run", "--local", "--stand-in", "--json", path, OPENAI_BASE_URL=upstream.base_url)
+
+    assert json.loads(ended.out)["request_counts"]["completed"] == 7
+    assert json.loads(ended.out)["endpoint"] == "/v1/embeddings"
+    assert upstream.counters()["received"] == 0
+
+
+def test_upstreams_of_the_toml_file_take_the_models_that_they_serve_from_a_compressed_file(simulator, tmp_path):
+    fast, slow = simulator(), simulator()
+    Path("batchline.toml").write_text(
+        f'[[upstreams]]\nname = "fast"\nbase_url = "{fast.base_url}"\nmodels = ["o4-mini"]\n'
+        f'[[upstreams]]\nname = "slow"\nbase_url = "{slow.base_url}"\n'
+    )
+    path = tmp_path / "r.jsonl.gz"
+    path.write_bytes(gzip.compress("".join(chat_request(number) for number in range(10)).encode()))
+
+    ended = batchline("run", "--local", path)
+
+    assert ended.status == 0
+    assert (fast.counters()["models"], slow.counters()["models"]) == ({"o4-mini": 5}, {"gpt-4o-mini": 5})
+
+
+def test_an_endpoint_that_is_given_is_the_one_that_every_request_must_have(simulator, request_file, here):
+    ended = here(
+        "run", "--local", "--endpoint", "/v1/embeddings", request_file(3), OPENAI_BASE_URL=simulator().base_url
+    )
+
+    assert ended.status == 2
+    assert ended.out.count("(mismatched_url)") == 3
+
+
+@pytest.mark.slow
+def test_a_long_run_without_a_terminal_tells_now_and_then_how_far_it_is(simulator, request_file):
+    upstream = simulator(latency_s=0.25)
+    with running(
+        *("run", "--local", request_file(800)), OPENAI_BASE_URL=upstream.base_url, BATCHLINE_MAX_IN_FLIGHT="16"
+    ) as run:
+        line = r"^[\d,]+/800 done · 0 failed · [\d.]+/s · [\d,]+ tokens · 16 in flight · about \d+ s left$"
+        until(lambda: "done" in run.err or run.process.poll() is not None)
+        assert re.search(line, run.err, re.MULTILINE)

@@ -1,0 +1,155 @@
+"""`batchline run` as a flow run: on a server that stays, and on one for the time of the command."""
+
+import json
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+from typed import Terminal, batchline, until, world
+
+from batchline.cli.prefect_server import TemporaryServer
+from batchline.models.errors import Interrupted
+
+pytestmark = pytest.mark.slow
+
+HOLD_A_SERVER = """
+import sys
+from batchline.cli.prefect_server import TemporaryServer
+from batchline.models.errors import Interrupted
+server = TemporaryServer()
+server.ready()
+print(server.url, flush=True)
+sys.stdin.read()
+"""
+
+
+def states_of_runs(api: str, batch_id: str) -> list[str]:
+    """The states of the flow runs with that name."""
+    asked = json.dumps({"flow_runs": {"name": {"any_": [batch_id]}}}).encode()
+    request = urllib.request.Request(f"{api}/flow_runs/filter", asked, {"content-type": "application/json"})
+    with urllib.request.urlopen(request) as answer:
+        return [run["state_name"] for run in json.load(answer)]
+
+
+def is_gone(url: str) -> bool:
+    port = int(url.split(":")[2].removesuffix("/api"))
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_a_run_is_a_flow_run_on_the_server_that_is_configured(simulator, request_file, prefect_api):
+    upstream = simulator(api_key="sk-prefect-3141")
+    ended = batchline(
+        *("run", "--json", request_file(50)),
+        OPENAI_BASE_URL=upstream.base_url,
+        OPENAI_API_KEY="sk-prefect-3141",
+        PREFECT_API_URL=prefect_api,
+    )
+
+    batch = json.loads(ended.out)
+    assert (ended.status, batch["request_counts"]["completed"], ended.out.count("\n")) == (0, 50, 1)
+    assert states_of_runs(prefect_api, batch["id"]) == ["Completed"]
+    assert f"Prefect server: {prefect_api}" in ended.err
+    assert "sk-prefect" not in ended.out + ended.err
+
+
+def test_exit_status_and_flow_run_say_the_same(simulator, request_file, prefect_api):
+    upstream = {"OPENAI_BASE_URL": simulator().base_url, "PREFECT_API_URL": prefect_api}
+
+    ended = batchline("run", "--json", request_file(10, refused=range(10)), **upstream)
+
+    assert ended.status == 4
+    assert states_of_runs(prefect_api, json.loads(ended.out)["id"]) == ["Failed"]
+    assert "Traceback" not in ended.err
+
+
+def test_an_input_that_does_not_validate_is_told_without_a_traceback(simulator, request_file, prefect_api):
+    path = request_file(3)
+    path.write_text(path.read_text() + "{oops\n")
+
+    ended = batchline("run", path, OPENAI_BASE_URL=simulator().base_url, PREFECT_API_URL=prefect_api)
+
+    assert ended.status == 2
+    assert "(invalid_json_line)" in ended.out
+    assert "Traceback" not in ended.err
+    assert len(ended.err.splitlines()) == 3
+
+
+def test_ctrl_c_while_a_temporary_server_serves_stops_cleanly_and_the_run_goes_on(
+    simulator, request_file, prefect_api
+):
+    upstream = simulator(latency_s=0.2)
+    url = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_MAX_IN_FLIGHT": "8"}
+
+    with Terminal("run", request_file(200), **url) as terminal:
+        terminal.wait_for("starting a temporary Prefect server · 1 s")
+        terminal.wait_for("8 in flight")
+        terminal.press_ctrl_c()
+        status = terminal.ended()
+    told = re.search(r"go on with: (batchline run --resume batch-[0-9a-f]{32})\s*$", terminal.text)
+    assert told, terminal.text
+    resumed = batchline(*shlex.split(told[1])[1:], **url, PREFECT_API_URL=prefect_api)
+
+    assert (status, resumed.status) == (6, 0)
+    assert "Traceback" not in terminal.text
+    assert "ERROR" not in terminal.text
+    assert (upstream.counters()["received"], upstream.counters()["repeated"]) == (200, 0)
+
+
+def test_ctrl_c_while_the_server_starts_ends_at_once_and_says_how_to_go_on(request_file):
+    with Terminal("run", request_file(10)) as terminal:
+        terminal.wait_for("starting a temporary Prefect server")
+        terminal.press_ctrl_c()
+        status = terminal.ended(timeout_s=20)
+
+    assert status == 6
+    assert "go on with: batchline run --resume batch-" in terminal.text
+    assert "Traceback" not in terminal.text
+
+
+def test_a_server_that_does_not_answer_stops_the_run_which_can_go_on(simulator, request_file):
+    ended = batchline(
+        *("run", request_file(10)), OPENAI_BASE_URL=simulator().base_url, PREFECT_API_URL="http://127.0.0.1:9/api"
+    )
+
+    assert ended.status == 6
+    assert "stopped: Prefect failed: " in ended.err
+    assert "http://127.0.0.1:9/api" in ended.err
+    assert "go on with: batchline run --resume batch-" in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_without_a_server_and_where_temporary_ones_are_off_the_message_names_both_ways_out(request_file):
+    ended = batchline("run", request_file(3), PREFECT_SERVER_ALLOW_EPHEMERAL_MODE="false")
+
+    assert ended.status == 6
+    assert "PREFECT_API_URL" in ended.err
+    assert "--local" in ended.err
+
+
+def test_a_temporary_server_ends_with_its_command_even_if_that_is_killed():
+    held = subprocess.Popen(
+        [sys.executable, "-c", HOLD_A_SERVER],
+        env=world(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with held:
+        assert held.stdout
+        url = held.stdout.readline().strip()
+        held.send_signal(signal.SIGKILL)
+    until(lambda: is_gone(url))
+
+
+def test_a_temporary_server_that_cannot_start_says_why(monkeypatch, tmp_path):
+    monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "sqlite+aiosqlite:////dev/null/x.db")
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    server = TemporaryServer()
+    with pytest.raises(Interrupted, match=r"did not start: .+--local"):
+        server.ready()

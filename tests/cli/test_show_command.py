@@ -1,0 +1,99 @@
+"""`batchline show`: a batch that is over, one that waits, one that runs."""
+
+import signal
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from typed import Ended, batch_id_in, batchline, running, until
+
+from batchline.models.batches import BatchDwExtResponse, BatchResponse, CreateBatchRequest
+from batchline.simulate import Simulator
+from batchline.steps.engine import open_engine
+from batchline.steps.intake import create_batch, store_input_file
+
+LINE = (
+    '{"custom_id": "c-%d", "method": "POST", "url": "/v1/chat/completions", '
+    '"body": {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "%s"}]}}\n'
+)
+
+
+class Finished(NamedTuple):
+    """A batch that is over: what its run told, what a second run of it told, and all requests received."""
+
+    told: Ended
+    again: Ended
+    batch_id: str
+    settings: dict[str, str]
+    received: int
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A batch of thirty that is over, three of its requests refused."""
+    folder = tmp_path_factory.mktemp("shown")
+    lines = [LINE % (number, f"{number} simulate:status=422" if number < 3 else number) for number in range(30)]
+    (folder / "r.jsonl").write_text("".join(lines))
+    with Simulator() as upstream:
+        settings = {"BATCHLINE_HOME": str(folder / "home"), "OPENAI_BASE_URL": upstream.base_url}
+        told = batchline("run", "--local", folder / "r.jsonl", **settings)
+        batch_id = batch_id_in(told.out)
+        again = batchline("run", "--resume", batch_id, **settings)
+        return Finished(told, again, batch_id, settings, upstream.counters()["received"])
+
+
+def test_what_run_has_told_at_the_end_is_shown_again(finished):
+    shown = batchline("show", finished.batch_id, **finished.settings)
+    assert (shown.status, shown.out, shown.err) == (0, finished.told.out, "")
+
+
+def test_json_is_the_batch_with_its_analytics(finished, here):
+    shown = here("show", finished.batch_id, "--json", **finished.settings)
+    batch = BatchResponse.model_validate_json(shown.out)
+    assert (batch.id, batch.request_counts.failed) == (finished.batch_id, 3)
+    assert batch.analytics is not None
+    assert batch.analytics.total_requests == 27
+
+
+def test_a_run_of_a_batch_that_is_over_tells_the_same_and_sends_nothing(finished):
+    assert (finished.again.status, finished.again.out) == (finished.told.status, finished.told.out)
+    assert finished.received == 30
+
+
+def test_a_batch_that_waits_is_shown_without_figures(request_file, here):
+    engine = open_engine()
+    stored = store_input_file(engine, request_file(3))
+    made = create_batch(
+        engine,
+        CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions"),
+        origin=BatchDwExtResponse(source="api"),
+    )
+
+    shown = here("show", made.id)
+
+    assert shown.out.splitlines()[:2] == [f"batch       {made.id}", "status      validating"]
+    assert "output" not in shown.out
+
+
+def test_a_batch_that_runs_is_shown_with_what_is_pending(simulator, request_file):
+    upstream = simulator(latency_s=0.2)
+    url = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_MAX_IN_FLIGHT": "4"}
+    with running("run", "--local", request_file(400), **url) as run:
+        until(
+            lambda: (
+                BatchResponse.model_validate_json(
+                    batchline("show", run.batch_id, "--json").out
+                ).request_counts.completed
+            )
+        )
+        shown = batchline("show", run.batch_id)
+        run.kill(signal.SIGKILL)
+
+    assert "status      in_progress" in shown.out
+    assert " pending" in shown.out
+
+
+@pytest.mark.parametrize("command", ["show", "validate"])
+def test_what_only_looks_leaves_a_fresh_home_without_batches(command, request_file, tmp_path, here):
+    here(command, Path(request_file(2)))
+    assert not (tmp_path / "home" / "storage").exists()

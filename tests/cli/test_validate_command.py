@@ -1,0 +1,122 @@
+"""`batchline validate`: every error, for people and for programs."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typed import Terminal, batchline
+
+from batchline.simulate import Simulator
+
+BAD = [
+    '{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", "messages": []}}',
+    "",
+    "nonsense",
+    '{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m"}}',
+    '{"custom_id": "b", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m"}}',
+    '{"custom_id": "c", "method": "POST", "url": "/v1/chat/completions", "body": {}}',
+    '{"custom_id": "d\\ud800", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m"}}',
+]
+FOUND = [
+    ("invalid_json_line", 3),
+    ("duplicate_custom_id", 4),
+    ("mismatched_url", 5),
+    ("missing_required_parameter", 6),
+    ("invalid_value", 7),
+]
+
+
+@pytest.fixture
+def bad_file(tmp_path: Path) -> Path:
+    path = tmp_path / "bad.jsonl"
+    path.write_text("\n".join(BAD))
+    return path
+
+
+def test_a_good_file_is_told_in_one_line_with_what_is_in_it(request_file, here):
+    path = request_file(12)
+    ended = here("validate", path)
+
+    assert ended.status == 0
+    assert ended.out.startswith(f"{path}: 12 requests to /v1/chat/completions for gpt-4o-mini, ")
+    assert "input tokens (a rough estimate)" in ended.out
+    assert (ended.out.count("\n"), ended.err) == (1, "")
+
+
+def test_each_error_is_told_with_its_place(bad_file, here):
+    ended = here("validate", bad_file)
+
+    *errors, last = ended.out.splitlines()
+    assert ended.status == 2
+    assert [(line.split(": ")[0], line.rpartition("(")[2].rstrip(")")) for line in errors] == [
+        (f"{bad_file}:{line}", code) for code, line in FOUND
+    ]
+    assert last == f"{bad_file}: 5 errors; no request would be sent"
+
+
+def test_json_has_each_error_with_the_members_of_the_batch_api(bad_file):
+    ended = batchline("validate", "--json", bad_file)
+
+    answer = json.loads(ended.out)
+    assert ended.status == 2
+    assert list(answer) == ["data"]
+    assert [(error["code"], error["line"]) for error in answer["data"]] == FOUND
+    assert all(error.keys() <= {"code", "line", "message", "param"} for error in answer["data"])
+    assert [error["param"] for error in answer["data"] if error["code"].startswith("missing")] == ["body.model"]
+
+
+def test_json_of_a_good_file_has_no_error(request_file, here):
+    ended = here("validate", "--json", request_file(3))
+    assert (ended.status, json.loads(ended.out)) == (0, {"data": []})
+
+
+def test_all_of_ten_thousand_errors_are_printed(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text("".join(f"nonsense {number}\n" for number in range(10_000)))
+
+    told = batchline("validate", path)
+    shown = batchline("validate", "--json", path)
+
+    assert told.out.count("(invalid_json_line)") == 10_000
+    assert "10,000 errors" in told.out
+    assert [error["line"] for error in json.loads(shown.out)["data"]] == [*range(1, 10_001)]
+
+
+def test_a_terminal_shows_each_error_with_its_place_too(bad_file):
+    with Terminal("validate", bad_file.name, columns=80) as terminal:
+        status = terminal.ended()
+    assert status == 2
+    assert [line for _, line in FOUND if f"bad.jsonl:{line}: " not in terminal.text] == []
+
+
+def test_the_given_endpoint_is_the_one_to_have(bad_file, here):
+    ended = here("validate", "--json", "--endpoint", "/v1/embeddings", bad_file)
+    urls = [error["line"] for error in json.loads(ended.out)["data"] if error["code"] == "mismatched_url"]
+    assert urls == [1, 4, 6, 7]
+
+
+def test_an_empty_file_is_told(tmp_path, here):
+    (tmp_path / "empty.jsonl").touch()
+    ended = here("validate", "empty.jsonl")
+    assert (ended.status, "(empty_file)" in ended.out) == (2, True)
+
+
+def test_a_model_that_no_upstream_serves_is_told(simulator, request_file, here):
+    upstream: Simulator = simulator()
+    Path("batchline.toml").write_text(f'[[upstreams]]\nbase_url = "{upstream.base_url}"\nmodels = ["other"]\n')
+
+    ended = here("validate", request_file(2))
+
+    assert ended.status == 2
+    assert ended.out.count("(unknown_model)") == 2
+    assert upstream.counters()["received"] == 0
+
+
+def test_letters_that_the_terminals_encoding_lacks_come_out_escaped(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(BAD[0].replace('"a"', '"ü✓"') + "\n" + BAD[0].replace('"a"', '"ü✓"') + "\n")
+
+    ended = batchline("validate", path, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+
+    assert (ended.status, ended.err) == (2, "")
+    assert r"\xfc\u2713" in ended.out

@@ -1,0 +1,289 @@
+"""What the README says stays true: its commands, options, settings, snippets and examples."""
+
+import ast
+import importlib
+import inspect
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from batchline.cli.app import app
+from batchline.cli.exits import Exit
+from batchline.flows.process_batch import process_batch
+from batchline.models.analytics import BatchAnalytics
+from batchline.models.batches import BatchResponse
+from batchline.models.settings import Settings, load_settings
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = ROOT / "examples"
+EXAMPLES_README = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+FILES = sorted(EXAMPLES.glob("*.jsonl"))
+REQUESTS = EXAMPLES / "requests.jsonl"
+
+OF_OTHERS = {"OPENAI_BASE_URL", "OPENAI_API_KEY", "PREFECT_API_URL"}
+"""Variables beside our own that the README may name; and those of AWS."""
+
+
+def blocks(text: str, language: str = "") -> list[str]:
+    """The text's code blocks in that language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def without_blocks(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def inline_codes(text: str) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", without_blocks(text))
+
+
+def commands_of(text: str) -> list[str]:
+    """Every `batchline …` that the text tells to type, in blocks and between words."""
+    lines = [line.split("#")[0] for block in blocks(text, "sh") for line in block.splitlines()]
+    typed = [part.strip() for line in lines for part in line.split("&&")] + inline_codes(text)
+    return [command for command in typed if re.match(r"(\.venv/bin/)?batchline [a-z-]", command)]
+
+
+def arguments_of(command: str) -> list[str]:
+    """A command's arguments, with something in the place of what a reader fills in."""
+    return [{"FILE": "x.jsonl", "ID": "batch-1"}.get(word, word) for word in shlex.split(command)[1:]]
+
+
+def parse(arguments: list[str]) -> None:
+    """Raise what the command line raises for arguments that it does not take."""
+    app.parse_args(arguments, exit_on_error=False, print_error=False)
+
+
+MAIN = [line for block in blocks(README, "sh") for line in block.splitlines() if line.startswith("python3 ")]
+COMMANDS = sorted(set(commands_of(README) + commands_of(EXAMPLES_README)))
+OPTIONS = sorted({code for code in inline_codes(README) if code.startswith("--")})
+EXPORTS = [
+    pair
+    for block in blocks(README, "sh")
+    for line in block.splitlines()
+    if line.startswith("export ")
+    for pair in shlex.split(line, comments=True)[1:]
+]
+
+
+# The two commands
+
+
+def test_there_are_two_main_commands_one_to_run_and_one_to_test():
+    assert [line.split("/")[-1].split()[0] for line in MAIN] == ["requests.jsonl", "pytest"]
+
+
+@pytest.mark.parametrize("line", MAIN, ids=["run", "test"])
+def test_a_main_command_makes_an_environment_and_installs_with_the_lock(line):
+    make, install, _ = line.split(" && ")
+    assert shlex.split(make) == ["python3", "-m", "venv", ".venv"]
+    pip, *options, project = shlex.split(install)
+    assert (pip, options) == (".venv/bin/pip", ["install", "-q", "-c", "constraints.txt", "-e"])
+    assert (ROOT / "constraints.txt").is_file()
+    assert re.fullmatch(r"\.(\[dev\])?", project)
+
+
+def test_the_command_that_is_run_is_one_that_is_installed():
+    program = MAIN[0].split(" && ")[-1].split()[0]
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    assert program == ".venv/bin/batchline"
+    assert "batchline" in scripts
+
+
+def test_the_file_that_is_run_exists():
+    assert (ROOT / MAIN[0].split()[-1]).samefile(REQUESTS)
+
+
+def test_ci_finds_the_test_command_in_the_readme():
+    pattern = re.search(r"grep -m 1 -E '([^']+)' README\.md", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
+    assert pattern
+    assert next(line for line in README.splitlines() if re.search(pattern[1], line)) == MAIN[1]
+
+
+# Commands, options, statuses
+
+
+def test_there_are_commands_to_check():
+    assert len(COMMANDS) >= 8
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_one_that_the_command_line_takes(command):
+    parse(arguments_of(command))
+
+
+def test_a_command_that_is_none_would_be_noticed():
+    with pytest.raises(Exception, match="--everything"):
+        parse(arguments_of("batchline run --everything FILE"))
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_option_is_one_that_run_takes(option):
+    parse(["run", "x.jsonl", *shlex.split(option)] if "--resume" not in option else ["run", *shlex.split(option)])
+
+
+@pytest.mark.parametrize("path", re.findall(r"examples/[\w.-]+", README + EXAMPLES_README))
+def test_an_example_that_is_named_exists(path):
+    assert (ROOT / path).is_file()
+
+
+def test_every_command_is_told():
+    told = {command.split()[1] for command in COMMANDS}
+    assert {name for name in app if not name.startswith("-")} <= told
+
+
+def test_the_table_of_exit_statuses_has_each_once():
+    assert [int(status) for status in re.findall(r"^\| (\d) \|", README, re.MULTILINE)] == sorted(Exit)
+
+
+def test_the_summary_in_the_readme_counts_the_requests_of_the_example():
+    told = re.search(r"^requests +([\d,]+): ([\d,]+) completed, 0 failed$", README, re.MULTILINE)
+    assert told
+    assert {int(number.replace(",", "")) for number in told.groups()} == {len(requests_of(REQUESTS))}
+
+
+def test_the_rows_of_the_summary_in_the_readme_are_rows_of_the_command():
+    (block,) = [block for block in blocks(README) if block.startswith("batch ")]
+    source = (ROOT / "batchline" / "cli" / "summary.py").read_text(encoding="utf-8")
+    rows = [re.split(r" {2,}", line)[0] for line in block.splitlines()]
+    assert [name for name in rows if f'"{name}"' not in source] == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "target"),
+    [
+        (folder, target)
+        for folder, text in ((ROOT, README), (EXAMPLES, EXAMPLES_README))
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text)
+        if "://" not in target
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_link_leads_somewhere(folder, target):
+    assert (folder / target).exists()
+
+
+# Settings and snippets
+
+
+@pytest.mark.parametrize("pair", EXPORTS)
+def test_a_variable_that_is_exported_is_one_that_is_read(pair):
+    name = pair.partition("=")[0]
+    fields = {f"BATCHLINE_{field.upper()}" for field in Settings.model_fields}
+    assert name in fields | OF_OTHERS or name.startswith("AWS_")
+
+
+@pytest.mark.parametrize("pair", [pair for pair in EXPORTS if pair.startswith(("BATCHLINE_", "OPENAI_"))])
+def test_a_value_that_is_exported_is_one_that_is_taken(pair, monkeypatch):
+    name, _, value = pair.partition("=")
+    monkeypatch.setenv(name, value.replace("…", "x"))
+    assert load_settings().servers or "URL" in name or name == "BATCHLINE_MAX_IN_FLIGHT"
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"\bBATCHLINE_[A-Z_]+\b", README))))
+def test_a_setting_that_is_named_exists(name):
+    assert name.removeprefix("BATCHLINE_").lower() in Settings.model_fields
+
+
+def test_the_toml_snippet_is_a_settings_file(tmp_path):
+    (snippet,) = blocks(README, "toml")
+    (tmp_path / "batchline.toml").write_text(snippet.replace("…", "x"), encoding="utf-8")
+
+    servers = load_settings().servers
+
+    assert [server.name for server in servers] == [table["name"] for table in tomllib.loads(snippet)["upstreams"]]
+    assert servers[0].serves("qwen2.5-7b-instruct")
+    assert not servers[0].serves("gpt-4o-mini")
+
+
+SNIPPETS = [ast.parse(snippet) for snippet in blocks(README, "python")]
+per_snippet = pytest.mark.parametrize(
+    "snippet", SNIPPETS, ids=[f"snippet {at}" for at in range(1, len(SNIPPETS) + 1)]
+)
+
+
+def test_there_is_a_python_snippet():
+    assert SNIPPETS
+
+
+@per_snippet
+def test_the_names_in_a_python_snippet_can_be_imported(snippet):
+    imports = [node for node in ast.walk(snippet) if isinstance(node, ast.ImportFrom)]
+    assert imports
+    for node in imports:
+        module = importlib.import_module(str(node.module))
+        assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+
+
+@per_snippet
+def test_a_call_of_the_flow_in_a_python_snippet_has_arguments_that_it_takes(snippet):
+    calls = [
+        node
+        for node in ast.walk(snippet)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "process_batch"
+    ]
+    assert calls
+    for call in calls:
+        inspect.signature(process_batch.fn).bind(**{str(each.arg): "" for each in call.keywords})
+
+
+@per_snippet
+def test_what_a_python_snippet_reads_of_a_batch_is_there(snippet):
+    read = {ast.unparse(node) for node in ast.walk(snippet) if isinstance(node, ast.Attribute)}
+    known = {f"batch.{name}" for name in BatchResponse.model_fields}
+    known |= {f"batch.analytics.{name}" for name in BatchAnalytics.model_fields}
+    assert {name for name in read if name.startswith("batch.")} <= known
+
+
+# Examples
+
+
+def requests_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def asked_by(body: dict) -> str:
+    """What a request asks, apart from how it is to be answered."""
+    return json.dumps(body.get("messages") or body.get("input") or body["prompt"])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_an_example_validates(path):
+    command = [str(Path(sys.executable).with_name("batchline")), "validate", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_the_readme_of_the_examples_counts_what_is_in_a_file(path):
+    requests = requests_of(path)
+    assert f"| `{path.name}` | {len(requests)} to `{requests[0]['url']}` |" in EXAMPLES_README
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_no_request_of_an_example_says_what_another_says(path):
+    asked = Counter(asked_by(request["body"]) for request in requests_of(path))
+    assert [text for text, times in asked.items() if times > 1] == []
+
+
+def test_the_examples_are_many_and_for_several_models_and_endpoints():
+    requests = [request for path in FILES for request in requests_of(path)]
+    assert len(requests_of(REQUESTS)) >= 200
+    assert len({request["body"].get("model") for request in requests_of(REQUESTS)}) >= 5
+    assert len({request["url"] for request in requests}) >= 5
+
+
+def test_the_examples_ask_for_more_than_plain_text():
+    bodies = [request["body"] for request in requests_of(REQUESTS)]
+    members = Counter(member for body in bodies for member in body)
+    assert min(members[name] for name in ("response_format", "tools", "temperature", "max_tokens")) >= 5
+    assert sum(len(body["messages"]) > 2 for body in bodies) >= 10
+    assert sum(not json.dumps(body, ensure_ascii=False).isascii() for body in bodies) >= 50
