@@ -121,6 +121,7 @@ def flexllm(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _prepared(options: dict[str, Any]) -> tuple[Any, str]:
+    import batchline  # noqa: F401, I001 - chooses Arrow's allocator, so before pandas
     import pandas  # noqa: F401, ICN001 - imports are done before the clock starts
     import pyarrow.parquet  # noqa: F401
 

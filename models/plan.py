@@ -7,7 +7,7 @@ import msgspec
 STRETCH_LINES: Final = 500
 """Most lines of a stretch, the unit in which an input is checked and read again."""
 
-OPEN_CHUNKS: Final = 16
+OPEN_CHUNKS: Final = 8
 """Chunks under way at once in a process: a few that send, the others waiting for their slowest answers."""
 
 

@@ -2,6 +2,8 @@
 
 import hashlib
 from collections.abc import Callable, Container, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import msgspec
 
@@ -16,6 +18,10 @@ class _Head(msgspec.Struct):
     model: str | None = None
 
 
+HEAVY_BYTES = 2**20
+_heavy_reader = ThreadPoolExecutor(1, thread_name_prefix="long lines")
+"""One thread, because the C library gives each its own heap, which keeps the room that a long line once took."""
+
 _decode_head = msgspec.json.Decoder(_Head).decode
 
 
@@ -27,24 +33,29 @@ def stretches(store: ObjectStore, key: str, chunk: Chunk, *, file_bytes: int) ->
     """
     number = chunk.first_line
     for text in _checked_stretches(store, key, chunk, file_bytes):
-        lines = text.split(b"\n")
+        lines = _lines(text)
         yield number, lines
         number += len(lines) - 1
 
 
+def _lines(text: bytes) -> list[bytes]:
+    """The text's lines; a single one keeps its newline, as a copy without it may be dear."""
+    return [text, b""] if text.find(b"\n") == len(text) - 1 else text.split(b"\n")
+
+
 def _checked_stretches(store: ObjectStore, key: str, chunk: Chunk, file_bytes: int) -> Iterator[bytes]:
     blocks = _stored(store, key, chunk, file_bytes)
-    held, at = b"", chunk.start
+    block, used, at = b"", 0, chunk.start
     for stretch in chunk.stretches:
-        pieces, have = [held], len(held)
-        while have < stretch.end - at:
-            piece = next(blocks, b"")
-            if not piece:
+        size = stretch.end - at
+        text = block[used : used + size]
+        used += size
+        while len(text) < size:
+            block = next(blocks, b"")
+            if not block:
                 raise _changed(key, at, stretch.end)
-            pieces.append(piece)
-            have += len(piece)
-        joined = b"".join(pieces)
-        text, held = joined[: stretch.end - at], joined[stretch.end - at :]
+            used = size - len(text)
+            text += block[:used]
         if hashlib.sha256(text).hexdigest() != stretch.sha256:
             raise _changed(key, at, stretch.end)
         at = stretch.end
@@ -55,13 +66,27 @@ def _stored(store: ObjectStore, key: str, chunk: Chunk, file_bytes: int) -> Iter
     """The chunk's bytes as they are now."""
     try:
         _check_size(store, key, file_bytes)
-        yield from store.stream(key, chunk.start, chunk.end)
+        yield from _one_by_one(store, key, chunk) if is_heavy(chunk) else store.stream(key, chunk.start, chunk.end)
     except NotFound as error:
         raise InputChanged(f"input {key} has vanished since it was validated; upload it again") from error
     except StorageFault:
         if store.exists(key):
             _check_size(store, key, file_bytes)
         raise
+
+
+def _one_by_one(store: ObjectStore, key: str, chunk: Chunk) -> Iterator[bytes]:
+    """The chunk's stretches, each read in one piece by the one thread that reads such."""
+    at = chunk.start
+    for stretch in chunk.stretches:
+        yield _heavy_reader.submit(store.read, key, at, stretch.end).result()
+        at = stretch.end
+
+
+def is_heavy(chunk: Chunk) -> bool:
+    """Whether the chunk has a line so long that few such chunks may be held in memory at once."""
+    starts = [chunk.start, *(stretch.end for stretch in chunk.stretches)]
+    return any(end - start > HEAVY_BYTES for start, end in pairwise(starts))
 
 
 def _check_size(store: ObjectStore, key: str, expected: int) -> None:
