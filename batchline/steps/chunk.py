@@ -3,6 +3,8 @@
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
+from threading import BoundedSemaphore
 from typing import Protocol
 
 import msgspec
@@ -13,7 +15,7 @@ from batchline.models.lines import result_line
 from batchline.models.plan import Chunk
 from batchline.steps.figures import Figures, figures_of
 from batchline.steps.parts import Part, drop, part_of, segments_of, write_part
-from batchline.steps.requests import calls, stretches
+from batchline.steps.requests import calls, is_heavy, stretches
 from batchline.steps.spool import Spool
 from batchline.storage import layout
 from batchline.storage.objects import ObjectStore
@@ -27,6 +29,7 @@ STORAGE_PATIENCE_S = 60.0
 
 
 STORAGE_PAUSE_S = 0.25
+MOST_STORAGE_PAUSE_S = 5.0
 
 
 class ChunkOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +61,8 @@ class Hold(Protocol):
     run: Run
     flush_interval_s: float
     flush_bytes: int
+    heavy: BoundedSemaphore
+    """Held while a chunk with a very long line is sent, of which a batch may have few open."""
 
     def upstream_of(self, model: str | None) -> str:
         """The name of the upstream that serves the model."""
@@ -78,7 +83,7 @@ def send_chunk(order: ChunkOrder, hold: Hold) -> ChunkResult:
     keys = layout.part_keys(order.batch_id, order.generation, order.chunk.index, order.epoch)
     if hold.store.exists(keys.figures):
         return _result(part_of(hold.store, keys.figures))
-    with Spool() as spool:
+    with hold.heavy if is_heavy(order.chunk) else nullcontext(), Spool() as spool:
         old = _recover(order, hold, spool)
         saver = _Saver(order, hold, spool)
         _send(order, hold, spool, saver)
@@ -86,7 +91,7 @@ def send_chunk(order: ChunkOrder, hold: Hold) -> ChunkResult:
         if len(spool) < order.chunk.requests:
             saver.flush()
             return _unfinished(order, spool)
-        part = write_part(hold.store, keys, chunk=order.chunk.index, spool=spool)
+        part = saver.finish(keys)
     drop(hold.store, [*old, *saver.keys])
     return _result(part)
 
@@ -192,9 +197,26 @@ class _Saver:
             self.flush()
         except StorageFault as fault:
             self._bear(fault)
-        self._due = time.monotonic() + min(
-            self._hold.flush_interval_s, 5.0 if self.failing_since else float("inf")
-        )
+        self._due = time.monotonic() + (self._pause_s if self.failing_since else self._hold.flush_interval_s)
+
+    def finish(self, keys: layout.PartKeys) -> Part:
+        """Write the chunk's part, with the same patience unless the run is to stop."""
+        hold = self._hold
+        while True:
+            try:
+                return write_part(hold.store, keys, chunk=self._order.chunk.index, spool=self._spool)
+            except StorageFault as fault:
+                self._bear(fault)
+                stopped = hold.run.stopped
+                if stopped is not None and stopped.code is None:
+                    raise
+            time.sleep(self._pause_s)
+            hold.check()
+
+    @property
+    def _pause_s(self) -> float:
+        """Between tries while storage refuses."""
+        return min(self._hold.flush_interval_s, MOST_STORAGE_PAUSE_S)
 
     def flush(self) -> None:
         """Save what no segment holds yet."""

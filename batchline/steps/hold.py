@@ -27,13 +27,18 @@ from batchline.upstream.run import Run, RunProgress, Stop
 log = logging.getLogger(__name__)
 
 BEAT_S = 1.0
-"""Between heartbeats; a cancel takes effect within about two."""
+"""Between heartbeats, of which a short lease has four; a cancel takes effect within about two."""
+
+OPEN_HEAVY_CHUNKS = 2
+"""Chunks with very long lines under way at once: while one waits for its last answers, another sends."""
 
 
 class BatchHold:
     """The lease of one batch, kept alive by a thread, with the run that sends the batch's requests."""
 
-    def __init__(self, engine: Engine, batch: BatchRecord, lease: Lease, *, total: int = 0) -> None:
+    def __init__(
+        self, engine: Engine, batch: BatchRecord, lease: Lease, *, claimed_at: float, total: int = 0
+    ) -> None:
         settings = engine.settings
         self.engine = engine
         self.batch = batch
@@ -42,6 +47,7 @@ class BatchHold:
         self.records = engine.records
         self.flush_interval_s = settings.flush_interval_s
         self.flush_bytes = settings.flush_bytes
+        self.heavy = threading.BoundedSemaphore(OPEN_HEAVY_CHUNKS)
         self.run: Run = engine.caller.open_run(
             batch.id,
             deadline=None if settings.run_past_window else batch.expires_at,
@@ -52,12 +58,15 @@ class BatchHold:
         self._names: dict[str | None, str] = {}
         self._settled_before = [0, 0]
         self._lost: LeaseLost | None = None
-        self._beaten_at = time.monotonic()
+        self._beat_s = min(BEAT_S, settings.lease_s / 4)
+        self._beaten(claimed_at)
         self._released = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._keep, name=f"heartbeat {batch.id}", daemon=True)
 
     def __enter__(self) -> Self:
+        if self.batch.status is BatchStatus.CANCELLING:
+            self.run.stop(CANCELLED)
         self._thread.start()
         return self
 
@@ -114,7 +123,8 @@ class BatchHold:
         self.run.stop(Stop(code=None, message=why))
 
     def _keep(self) -> None:
-        while not self._released.wait(BEAT_S):
+        while not self._released.wait(self._beat_s):
+            began = time.monotonic()
             try:
                 completed, failed = self.counts()
                 status = self.records.beat(self.lease, now=time.time(), completed=completed, failed=failed)
@@ -125,11 +135,18 @@ class BatchHold:
                 if self._is_stale():
                     return self._lose(LeaseLost(f"batch {self.batch.id}: no heartbeat for half a lease: {fault}"))
                 continue
-            self._beaten_at = time.monotonic()
-            self.run.renew(self.engine.settings.lease_s / 2)
+            self._beaten(began)
             if status is BatchStatus.CANCELLING:
                 self.run.stop(CANCELLED)
         return None
+
+    def _beaten(self, at: float) -> None:
+        """Note a heartbeat and let the run send for half a lease, counted from before it was written.
+
+        A process that was paused since then does not take the pause for a part of that half.
+        """
+        self._beaten_at = at
+        self.run.renew(at + self.engine.settings.lease_s / 2 - time.monotonic())
 
     def _is_stale(self) -> bool:
         return time.monotonic() - self._beaten_at > self.engine.settings.lease_s / 2
@@ -150,9 +167,10 @@ _held_lock = threading.Lock()
 @contextmanager
 def hold_batch(engine: Engine, batch_id: str) -> Iterator[BatchHold]:
     """Claim the batch's lease and keep it; raises `Conflict` while another runner has it."""
+    claimed_at = time.monotonic()
     lease = engine.records.claim(batch_id, owner=owner_name(), now=time.time(), lease_s=engine.settings.lease_s)
     try:
-        hold = BatchHold(engine, engine.records.get_batch(batch_id), lease)
+        hold = BatchHold(engine, engine.records.get_batch(batch_id), lease, claimed_at=claimed_at)
     except BaseException:
         engine.records.release(lease)
         raise

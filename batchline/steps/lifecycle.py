@@ -8,16 +8,16 @@ import msgspec
 
 from batchline.models.analytics import BatchAnalytics, BatchReport
 from batchline.models.batches import BatchError
-from batchline.models.errors import Interrupted, StorageFault
+from batchline.models.errors import Conflict, Interrupted, LeaseLost, StorageFault
 from batchline.models.failures import ErrorCode
 from batchline.models.files import FilePurpose
 from batchline.models.ids import new_file_id
 from batchline.models.plan import Plan
-from batchline.models.status import BatchStatus, ending
+from batchline.models.status import TERMINAL, BatchStatus, ending
 from batchline.steps.aggregate import aggregate
 from batchline.steps.chunk import ChunkOrder, ChunkResult
 from batchline.steps.hold import BatchHold
-from batchline.steps.parts import Part, finished_keys, part_of
+from batchline.steps.parts import Part, drop, finished_keys, part_of
 from batchline.steps.validate import Validation, validate_input
 from batchline.steps.write import Manifest, write_files
 from batchline.storage import layout
@@ -34,19 +34,32 @@ def validate_batch(hold: BatchHold) -> Plan | None:
 
     None means that the batch is over: its input does not validate, or it was cancelled or expired meanwhile.
     """
-    if hold.batch.status is not BatchStatus.VALIDATING:
+    if hold.batch.status in TERMINAL:
+        return None
+    if hold.batch.in_progress_at is not None:
         return _decode_plan(hold.store.read(layout.plan_key(hold.batch.id)))
+    if _ended_early(hold):
+        return None
     found = _validation(hold)
-    stopped = hold.run.stopped
-    if stopped is not None and stopped.code is not None:
-        _end_before_start(hold, stopped.code)
+    if _ended_early(hold):
         return None
     if found.plan is None:
         fail_validation(hold, found.errors)
         return None
     hold.store.put(layout.plan_key(hold.batch.id), msgspec.json.encode(found.plan))
-    begin(hold, found.plan)
-    return found.plan
+    return found.plan if begin(hold, found.plan) else None
+
+
+def _ended_early(hold: BatchHold) -> bool:
+    """End the batch before it has begun, if it was cancelled or its window has closed; whether it has ended."""
+    stopped, deadline = hold.run.stopped, hold.run.deadline
+    if stopped is not None and stopped.code is ErrorCode.BATCH_CANCELLED:
+        _leave_validating(hold, BatchStatus.CANCELLED)
+        return True
+    if deadline is not None and time.time() >= deadline:
+        _leave_validating(hold, BatchStatus.EXPIRED)
+        return True
+    return False
 
 
 def _validation(hold: BatchHold) -> Validation:
@@ -64,37 +77,35 @@ def _validation(hold: BatchHold) -> Validation:
 
 def fail_validation(hold: BatchHold, errors: Sequence[BatchError]) -> None:
     """End the batch as `failed` with those errors; nothing was sent."""
-    hold.batch = hold.records.move(
-        hold.batch.id,
-        BatchStatus.FAILED,
-        now=_now(),
-        lease=hold.lease,
-        errors=tuple(errors),
-        total=0,
-        completed=0,
-        failed=0,
-    )
+    _leave_validating(hold, BatchStatus.FAILED, errors=tuple(errors), total=0, completed=0, failed=0)
 
 
-def _end_before_start(hold: BatchHold, code: ErrorCode) -> None:
-    target = BatchStatus.EXPIRED if code is ErrorCode.BATCH_EXPIRED else BatchStatus.CANCELLED
-    hold.batch = hold.records.move(hold.batch.id, target, now=_now(), lease=hold.lease)
+def begin(hold: BatchHold, plan: Plan) -> bool:
+    """Make the batch `in_progress`, with the ids that its output and error files will have.
 
-
-def begin(hold: BatchHold, plan: Plan) -> None:
-    """Make the batch `in_progress`, with the ids that its output and error files will have."""
+    False where it was cancelled in the last moment, and is.
+    """
     batch = hold.batch
     output_id = _add_file(hold, layout.output_key(batch.id), "output.jsonl", "batch_output")
     errors_id = _add_file(hold, layout.errors_key(batch.id), "errors.jsonl", "batch_error")
-    hold.batch = hold.records.move(
-        batch.id,
-        BatchStatus.IN_PROGRESS,
-        now=_now(),
-        lease=hold.lease,
-        total=plan.total,
-        output_file_id=output_id,
-        error_file_id=errors_id,
-    )
+    files = {"output_file_id": output_id, "error_file_id": errors_id}
+    if _leave_validating(hold, BatchStatus.IN_PROGRESS, total=plan.total, **files):
+        return True
+    for file_id in files.values():
+        hold.records.delete_file(file_id)
+    return False
+
+
+def _leave_validating(hold: BatchHold, target: BatchStatus, **fields: object) -> bool:
+    """Bring the batch to that state; false where a cancel came first, which is then what became of it."""
+    try:
+        hold.batch = hold.records.move(hold.batch.id, target, now=_now(), lease=hold.lease, **fields)
+    except Conflict:
+        if hold.records.get_batch(hold.batch.id).status is not BatchStatus.CANCELLING:
+            raise
+        hold.batch = hold.records.move(hold.batch.id, BatchStatus.CANCELLED, now=_now(), lease=hold.lease)
+        return False
+    return True
 
 
 def _add_file(hold: BatchHold, key: str, filename: str, purpose: FilePurpose) -> str:
@@ -165,8 +176,14 @@ def finished_parts(hold: BatchHold, plan: Plan) -> list[Part]:
 
 def settle(hold: BatchHold) -> None:
     """Make the batch `finalizing` (a batch that is being cancelled stays `cancelling`)."""
-    if hold.records.get_batch(hold.batch.id).status is BatchStatus.IN_PROGRESS:
+    try:
         hold.batch = hold.records.move(hold.batch.id, BatchStatus.FINALIZING, now=_now(), lease=hold.lease)
+    except LeaseLost:
+        raise
+    except Conflict:
+        hold.batch = hold.records.get_batch(hold.batch.id)
+        if hold.batch.status not in {BatchStatus.FINALIZING, BatchStatus.CANCELLING}:
+            raise
 
 
 def measure(hold: BatchHold, parts: Sequence[Part]) -> tuple[BatchAnalytics, BatchReport]:
@@ -234,8 +251,12 @@ def _ending_errors(hold: BatchHold, target: BatchStatus, report: BatchReport) ->
 
 def _drop_parts_of_ended(hold: BatchHold) -> None:
     """Delete segments that a run killed between its part and their deletion has left."""
-    prefix = layout.segments_prefix(hold.batch.id, hold.batch.generation)
-    hold.store.delete([info.key for info in hold.store.find(prefix)])
+    try:
+        left = hold.store.find(layout.segments_prefix(hold.batch.id, hold.batch.generation))
+    except StorageFault as fault:
+        log.warning("segments of %s may stay behind: %s", hold.batch.id, fault)
+    else:
+        drop(hold.store, [info.key for info in left])
 
 
 def run_steps(

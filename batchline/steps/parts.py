@@ -7,18 +7,22 @@ part's three objects are written with the figures last: a part is there when its
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from batchline.models.errors import StorageFault
 from batchline.steps.figures import TEXTS, Figures, table_of
 from batchline.storage import layout
 from batchline.storage.objects import ObjectStore
 
 if TYPE_CHECKING:
     from batchline.steps.spool import Spool
+
+log = logging.getLogger(__name__)
 
 WRITE_LINES = 256
 
@@ -112,5 +116,8 @@ def segments_of(store: ObjectStore, batch_id: str, generation: int, chunk: int) 
 
 
 def drop(store: ObjectStore, keys: Iterable[str]) -> None:
-    """Delete segments that a part has made needless."""
-    store.delete(keys)
+    """Delete segments that a part has made needless; ones that storage does not let go of do no harm."""
+    try:
+        store.delete(keys)
+    except StorageFault as fault:
+        log.warning("segments that are needed no more stay behind: %s", fault)

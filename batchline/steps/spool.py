@@ -8,6 +8,7 @@ import os
 import tempfile
 from array import array
 from collections.abc import Iterator, Sequence
+from io import FileIO
 from itertools import accumulate
 from mmap import ACCESS_READ, mmap
 from types import TracebackType
@@ -15,6 +16,7 @@ from typing import Self
 
 import msgspec
 
+from batchline.models.errors import StorageFault
 from batchline.steps.figures import Figures
 
 _encode = msgspec.json.encode
@@ -25,7 +27,7 @@ class Spool:
     """A chunk's figures in memory and its result lines in a temporary file."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="batchline-", buffering=0)  # noqa: SIM115 - closed by __exit__
+        self._file = _temporary_file()
         self._rows: list[Figures] = []
         self._ends = array("q")
         self._taken: set[int] = set()
@@ -61,7 +63,10 @@ class Spool:
         return self._end - self._saved_end
 
     def add(self, rows: Sequence[Figures], lines: Sequence[bytes]) -> None:
-        """Take in settled requests with their result lines (newline included)."""
+        """Take in settled requests with their result lines (newline included).
+
+        A spool that has raised `StorageFault` is of no more use.
+        """
         _write_all(self._file.fileno(), b"".join(lines))
         ends = accumulate(map(len, lines), initial=self._end)
         next(ends)
@@ -99,10 +104,27 @@ class Spool:
                 yield rows[at], spooled[ends[at - 1] if at else 0 : ends[at]]
 
 
+def _temporary_file() -> FileIO:
+    try:
+        return tempfile.TemporaryFile(prefix="batchline-", buffering=0)
+    except OSError as error:
+        raise _fault(error) from error
+
+
 def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
+    try:
+        while view:
+            view = view[os.write(descriptor, view) :]
+    except OSError as error:
+        raise _fault(error) from error
+
+
+def _fault(error: OSError) -> StorageFault:
+    return StorageFault(
+        f"answers cannot be kept in the directory for temporary files: {error.strerror or error}; "
+        "make room there, or set TMPDIR to another one"
+    )
 
 
 def _read(descriptor: int, offset: int, length: int) -> bytes:

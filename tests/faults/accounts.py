@@ -1,0 +1,121 @@
+"""Batches made for a test, and whether what became of them adds up."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+
+from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
+from batchline.models.errors import Conflict, Interrupted
+from batchline.models.status import BatchStatus
+from batchline.simulate import Simulator
+from batchline.steps.engine import Engine
+from batchline.steps.hold import held
+from batchline.steps.intake import create_batch, store_input_file
+from batchline.steps.local import run_local
+from batchline.storage import layout
+from batchline.storage.records import BatchRecord
+
+PATIENCE_S = 30.0
+
+
+def made_batch(engine: Engine, path: Path) -> BatchRecord:
+    """A new batch of that file, which nobody runs yet."""
+    stored = store_input_file(engine, path)
+    request = CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
+    return create_batch(engine, request, origin=BatchDwExtResponse(source="api"))
+
+
+def resumed(engine: Engine, batch_id: str) -> BatchRecord:
+    """The batch after it has gone on, as soon as the lease of the runner that died is stale."""
+    give_up_at = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return run_local(engine, batch_id)
+        except Conflict:
+            assert time.monotonic() < give_up_at, "the lease of a dead runner never went stale"
+            time.sleep(0.05)
+
+
+def interrupt(batch: BatchRecord, run: Future[BatchRecord], *, once: Callable[[], object]) -> None:
+    """Stop a run in this process as Ctrl-C does, as soon as that is true."""
+    until(once)
+    hold = held(batch.id)
+    assert hold is not None
+    hold.interrupt("enough for today")
+    with pytest.raises(Interrupted):
+        run.result()
+
+
+def until(condition: Callable[[], object], *, patience_s: float = PATIENCE_S, every_s: float = 0.01) -> None:
+    """Return once it is true; fails when it takes too long."""
+    give_up_at = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < give_up_at, "it never came about"
+        time.sleep(every_s)
+
+
+def received(stand_in: Simulator) -> int:
+    """How many requests the stand-in has been sent."""
+    return int(stand_in.counters()["received"])
+
+
+def output_of(engine: Engine, batch: BatchRecord) -> list[dict]:
+    return _lines(engine, layout.output_key(batch.id))
+
+
+def errors_of(engine: Engine, batch: BatchRecord) -> list[dict]:
+    return _lines(engine, layout.errors_key(batch.id))
+
+
+def error_codes(engine: Engine, batch: BatchRecord) -> Counter[str]:
+    """How many requests failed with each code."""
+    return Counter(line["error"]["code"] for line in errors_of(engine, batch))
+
+
+def _lines(engine: Engine, key: str) -> list[dict]:
+    return [json.loads(line) for line in engine.store.read(key).splitlines()]
+
+
+def check_account(engine: Engine, batch: BatchRecord, total: int) -> None:
+    """Every request has one line in one of the two files, both in input order, and counts and tokens add up."""
+    output, errors = output_of(engine, batch), errors_of(engine, batch)
+    good, bad = _numbers(output), _numbers(errors)
+    assert sorted(good + bad) == list(range(total))
+    assert (good, bad) == (sorted(good), sorted(bad))
+    assert (batch.total, batch.completed, batch.failed) == (total, len(good), len(bad))
+    assert (batch.output_file_id is None, batch.error_file_id is None) == (not good, not bad)
+    assert batch.analytics is not None
+    told = batch.analytics
+    assert (told.total_requests, told.total_prompt_tokens, told.total_completion_tokens, told.total_tokens) == (
+        len(good),
+        *(
+            sum(line["response"]["body"]["usage"][name] for line in output)
+            for name in ("prompt_tokens", "completion_tokens", "total_tokens")
+        ),
+    )
+
+
+def check_not_over(engine: Engine, batch: BatchRecord, status: BatchStatus) -> None:
+    """The batch has that status, and none of what a finished one has."""
+    now = engine.records.get_batch(batch.id)
+    assert (now.status, now.completed_at, now.analytics) == (status, None, None)
+    assert not engine.store.exists(layout.output_key(batch.id))
+    assert not engine.store.exists(layout.manifest_key(batch.id))
+
+
+def _numbers(lines: list[dict]) -> list[int]:
+    return [int(line["custom_id"].removeprefix("request-")) for line in lines]
+
+
+def saved(engine: Engine, batch: BatchRecord) -> int:
+    """How many requests have an answer on storage, in finished parts and in segments."""
+    lines: set[str] = set()
+    for info in engine.store.find(f"batches/{batch.id}/g{batch.generation}"):
+        if info.key.endswith(".jsonl"):
+            lines |= {line for line in engine.store.read(info.key).decode().splitlines() if line.startswith("{")}
+    return len({json.loads(line)["id"] for line in lines})

@@ -1,0 +1,154 @@
+"""Batches, the processes that run them, and places that fail."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+pytest.register_assert_rewrite("accounts")
+sys.path.append(str(Path(__file__).parent.parent / "storage"))  # for its real S3 server
+
+from accounts import made_batch  # noqa: E402 - now that it can be found
+from runners import Runner  # noqa: E402
+
+from batchline.models.settings import load_settings  # noqa: E402
+from batchline.steps.engine import Engine  # noqa: E402
+from batchline.steps.hold import held  # noqa: E402
+from batchline.steps.local import run_local  # noqa: E402
+from batchline.storage.objects import open_objects  # noqa: E402
+from batchline.storage.records import BatchRecord, open_records  # noqa: E402
+from batchline.upstream.transports import open_transport  # noqa: E402
+
+
+@pytest.fixture
+def engine_for() -> Iterator[Callable[..., Engine]]:
+    """Make engines of those settings, `upstream` being the options of the only one; closed with the test."""
+    made: list[Engine] = []
+
+    def make(base_url: str, *, upstream: dict[str, object] | None = None, **settings: object) -> Engine:
+        quick = {"base_url": base_url, "backoff_base_s": 0.01, "backoff_cap_s": 0.05, **(upstream or {})}
+        chosen = load_settings(**{"upstreams": [quick], "flush_interval_s": 0.2, "grace_s": 2.0, **settings})
+        # A transport of its own gives it a caller of its own: the shared one of a port used before is closed.
+        engine = Engine(
+            settings=chosen,
+            store=open_objects(chosen),
+            records=open_records(chosen),
+            open_transport=open_transport,
+        )
+        made.append(engine)
+        return engine
+
+    yield make
+    for engine in made:
+        if "caller" in engine.__dict__:
+            engine.caller.close()
+        engine.records.close()
+
+
+@pytest.fixture
+def batch_of(chat_file: Callable[..., Path]) -> Callable[..., BatchRecord]:
+    """Record a batch of so many chat requests."""
+
+    def make(engine: Engine, count: int, **options: Callable[[int], str]) -> BatchRecord:
+        return made_batch(engine, chat_file(count, **options))
+
+    return make
+
+
+@pytest.fixture
+def in_background() -> Iterator[Callable[[Engine, BatchRecord], Future[BatchRecord]]]:
+    """Run batches on threads; what still runs at the test's end is interrupted."""
+    begun: list[str] = []
+
+    def begin(engine: Engine, batch: BatchRecord) -> Future[BatchRecord]:
+        begun.append(batch.id)
+        return pool.submit(run_local, engine, batch.id)
+
+    with ThreadPoolExecutor() as pool:
+        yield begin
+        for hold in filter(None, map(held, begun)):
+            hold.interrupt("the test is over")
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Runner]]:
+    """Start processes that run a batch with an engine's settings; they end with the test."""
+    started: list[Runner] = []
+
+    def begin(engine: Engine, batch: BatchRecord, **options: str) -> Runner:
+        runner = Runner(engine.settings, batch.id, **options)
+        started.append(runner)
+        return runner
+
+    yield begin
+    for runner in started:
+        runner.kill()
+
+
+@pytest.fixture
+def slow_to_validate(tmp_path: Path) -> Path:
+    """A file of 200 requests that are odd enough, each of another model, to be checked for about a second."""
+    path = tmp_path / "slow-to-validate.jsonl"
+    odd = {str(number): str(number) for number in range(1_000)}
+    with path.open("w") as file:
+        for number in range(200):
+            body = {"model": f"model-{number}", "messages": [{"role": "user", "content": "?"}], "metadata": odd}
+            line = {
+                "custom_id": f"request-{number}",
+                "method": "POST",
+                "url": "/v1/chat/completions",
+                "body": body,
+            }
+            file.write(json.dumps(line) + "\n")
+    return path
+
+
+class SmallDisk:
+    """A file system of its own, which a test can fill and make larger."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def resize(self, size_kib: int) -> None:
+        """Give it that size."""
+        _mount(f"remount,size={size_kib}k", self.place)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether not one page more can be written."""
+        return os.statvfs(self.place).f_bavail == 0
+
+    def fill(self) -> Path:
+        """Take all the room that is left with a file, whose removal gives it back."""
+        ballast = self.place / "ballast"
+        with ballast.open("wb", buffering=0) as file:
+            try:
+                while file.write(bytes(4096)):
+                    pass
+            except OSError:
+                return ballast
+        raise AssertionError("a disk that takes anything")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A file system of 1 MiB; only root may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a small file system")
+    try:
+        _mount("size=1024k", place)
+    except (OSError, subprocess.CalledProcessError) as refusal:
+        pytest.skip(f"no small file system can be mounted here: {refusal}")
+    yield SmallDisk(place)
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def _mount(options: str, place: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], check=True, capture_output=True)

@@ -1,0 +1,78 @@
+"""Processes of their own that run a batch, to be killed and paused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+
+from batchline.models.settings import Settings
+
+# What writes parts is loaded beforehand, as in a process that has run for longer: it takes as long as a flush.
+LOCALLY = """
+import sys
+import pyarrow.parquet
+from batchline.steps.engine import open_engine
+from batchline.steps.local import run_local
+run_local(open_engine(), sys.argv[1])
+"""
+
+AS_FLOW = """
+import sys
+from batchline.flows.process_batch import process_batch
+process_batch(batch_id=sys.argv[1])
+"""
+
+PATIENCE_S = 30.0
+
+
+class Runner:
+    """A process that runs the batch with those settings."""
+
+    def __init__(self, settings: Settings, batch_id: str, *, program: str = LOCALLY, **environment: str) -> None:
+        self._told = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", program, batch_id],
+            env={**os.environ, **as_environment(settings), **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=self._told,
+            stderr=subprocess.STDOUT,
+        )
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """`kill -9`."""
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+        self._told.close()
+
+    def pause(self) -> None:
+        """Stop it as a suspended machine or a starved container stops: with everything open."""
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def ended(self) -> tuple[int, str]:
+        """Its exit status and all that it wrote."""
+        status = self._process.wait(PATIENCE_S)
+        self._told.seek(0)
+        return status, self._told.read().decode()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+
+def as_environment(settings: Settings) -> dict[str, str]:
+    """The environment variables that make those settings, as far as they were chosen."""
+    chosen = settings.model_dump(mode="json", include=settings.model_fields_set, exclude={"openai_base_url"})
+    return {
+        f"BATCHLINE_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
+        for name, value in chosen.items()
+    }

@@ -1,0 +1,227 @@
+"""Upstreams that are away, slow, strange or unwilling: every request ends in one of the two files."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+from accounts import check_account, error_codes, errors_of, output_of, received, until
+
+from batchline.models.status import BatchStatus
+from batchline.simulate import Simulator
+from batchline.steps.hold import held
+from batchline.steps.local import run_local
+
+BAD = (3, 28, 53, 78)
+"""Few enough that all attempts at them in a row are not yet taken for an outage."""
+
+
+def some_bad(order: str) -> Callable[[int], str]:
+    """Prompts of which some make the stand-in do that."""
+    return lambda number: f"{number}: simulate:{order}" if number in BAD else f"Question {number}?"
+
+
+# Away
+
+
+@pytest.mark.parametrize("down_from_s", [0.0, 0.7], ids=["at the start", "midway"])
+def test_an_outage_costs_no_request_and_no_attempts(
+    down_from_s: float, simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable
+) -> None:
+    stand_in = simulator(latency_s=0.05, down_from_s=down_from_s, down_for_s=1.0)
+    engine = engine_for(stand_in.base_url, upstream={"max_attempts": 2, "max_in_flight": 16})
+    batch = batch_of(engine, 300)
+
+    ended = run_local(engine, batch.id)
+
+    assert ended.status is BatchStatus.COMPLETED
+    assert (ended.completed, ended.failed) == (300, 0)
+    check_account(engine, ended, 300)
+    assert stand_in.counters()["repeated"] <= 16
+
+
+def test_while_an_upstream_is_down_the_batch_is_paused_and_says_so(
+    simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable, in_background: Callable
+) -> None:
+    stand_in = simulator(down_from_s=0, down_for_s=60)
+    engine = engine_for(stand_in.base_url)
+    batch = batch_of(engine, 100)
+    in_background(engine, batch)
+
+    until(
+        lambda: (hold := held(batch.id)) and (hold.progress().paused or "").startswith("upstream default is down")
+    )
+
+    assert engine.records.get_batch(batch.id).status is BatchStatus.IN_PROGRESS
+    assert engine.records.get_batch(batch.id).failed == 0
+
+
+# Strange
+
+
+STRANGE = {
+    "html": ("html", "invalid_response"),
+    "an error object": ("error_object", "invalid_response"),
+    "half a JSON": ("truncated", "invalid_response"),
+    "a body that breaks off": ("cut_off", "connection_error"),
+    "no answer": ("dropped", "connection_error"),
+    "an answer that never comes": ("hanging", "timeout"),
+    "500": ("server_error", "server_error"),
+    "429": ("rate_limited", "rate_limited"),
+    "a redirect": ("status=302", "invalid_response"),
+    "422": ("status=422", "invalid_request"),
+}
+
+
+@pytest.mark.parametrize(("order", "code"), STRANGE.values(), ids=STRANGE)
+def test_what_an_upstream_never_answers_well_is_an_error_line_and_the_rest_succeeds(
+    order: str, code: str, simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable
+) -> None:
+    stand_in = simulator(retry_after_s=0.05)
+    engine = engine_for(stand_in.base_url, upstream={"max_attempts": 2, "first_byte_timeout_s": 0.3})
+    batch = batch_of(engine, 100, prompt=some_bad(order))
+
+    ended = run_local(engine, batch.id)
+
+    assert ended.status is BatchStatus.COMPLETED
+    check_account(engine, ended, 100)
+    assert error_codes(engine, ended) == {code: len(BAD)}
+    assert [line["custom_id"] for line in errors_of(engine, ended)] == [f"request-{number}" for number in BAD]
+
+
+@pytest.mark.parametrize("fault", ["html", "error_object", "server_error"])
+def test_where_nothing_is_answered_well_the_batch_fails_and_every_request_is_an_error_line(
+    fault: str, simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable
+) -> None:
+    stand_in = simulator(**{fault: 1.0})
+    engine = engine_for(stand_in.base_url, upstream={"max_attempts": 2})
+    batch = batch_of(engine, 50)
+
+    ended = run_local(engine, batch.id)
+
+    assert ended.status is BatchStatus.FAILED
+    check_account(engine, ended, 50)
+    assert received(stand_in) == 100
+    assert [error.code for error in ended.errors or ()] == ["all_requests_failed"]
+
+
+def test_an_upstream_that_hangs_for_ever_costs_no_more_than_the_window(
+    simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable
+) -> None:
+    stand_in = simulator(hanging=1.0)
+    engine = engine_for(stand_in.base_url, upstream={"max_attempts": 2, "first_byte_timeout_s": 0.2}, grace_s=0.2)
+    batch = batch_of(engine, 200)
+    engine.records.update(batch.id, expires_at=int(time.time()) + 3)
+
+    ended = run_local(engine, batch.id)
+
+    assert time.time() - ended.expires_at < 3
+    assert ended.status is BatchStatus.EXPIRED
+    check_account(engine, ended, 200)
+    assert set(error_codes(engine, ended)) <= {"batch_expired", "timeout"}
+
+
+# Large
+
+
+@pytest.mark.slow
+def test_answers_of_ten_megabytes_are_stored_whole(
+    simulator: Callable[..., Simulator], engine_for: Callable, chat_file: Callable, batch_of: Callable
+) -> None:
+    tokens = 2_500_000
+    stand_in = simulator(answer_tokens=tokens)
+    engine = engine_for(stand_in.base_url)
+    batch = batch_of(engine, 6)
+
+    ended = run_local(engine, batch.id)
+
+    assert ended.status is BatchStatus.COMPLETED
+    check_account(engine, ended, 6)
+    for line in output_of(engine, ended):
+        body = line["response"]["body"]
+        assert len(body["choices"][0]["message"]["content"]) == 4 * body["usage"]["completion_tokens"] > 7_000_000
+
+
+def test_an_answer_longer_than_the_upstreams_limit_is_an_error_line(
+    simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable
+) -> None:
+    engine = engine_for(
+        simulator(answer_tokens=50_000).base_url, upstream={"max_attempts": 2, "max_response_bytes": 100_000}
+    )
+    batch = batch_of(engine, 5)
+
+    ended = run_local(engine, batch.id)
+
+    assert ended.status is BatchStatus.FAILED
+    check_account(engine, ended, 5)
+    assert error_codes(engine, ended) == {"invalid_response": 5}
+
+
+# Unwilling
+
+
+def test_a_wrong_key_stops_a_batch_of_thousands_early_and_says_to_check_it(
+    simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable
+) -> None:
+    stand_in = simulator(api_key="the right one")
+    engine = engine_for(stand_in.base_url, upstream={"api_key": "a-wrong-one"})
+    batch = batch_of(engine, 5_000)
+
+    ended = run_local(engine, batch.id)
+
+    refused = received(stand_in)
+    assert refused < 250
+    assert ended.status is BatchStatus.FAILED
+    check_account(engine, ended, 5_000)
+    assert error_codes(engine, ended) == {"invalid_request": refused, "batch_failed": 5_000 - refused}
+    [error] = ended.errors or ()
+    assert (error.code, "check its API key" in error.message) == ("batch_failed", True)
+
+
+def test_a_storm_of_429_slows_a_batch_and_costs_no_request(
+    simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable
+) -> None:
+    stand_in = simulator(rate_limited=0.8, retry_after_s=0.02)
+    engine = engine_for(stand_in.base_url, upstream={"max_attempts": 100})
+    batch = batch_of(engine, 100)
+
+    ended = run_local(engine, batch.id)
+
+    assert ended.status is BatchStatus.COMPLETED
+    assert (ended.completed, ended.failed) == (100, 0)
+    check_account(engine, ended, 100)
+    assert stand_in.counters()["statuses"]["429"] > 100
+
+
+def test_a_storm_of_429_that_does_not_end_leaves_an_error_line_for_each_request(
+    simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable
+) -> None:
+    stand_in = simulator(rate_limited=1.0, retry_after_s=0.02)
+    engine = engine_for(stand_in.base_url, upstream={"max_attempts": 3})
+    batch = batch_of(engine, 50)
+
+    ended = run_local(engine, batch.id)
+
+    assert ended.status is BatchStatus.FAILED
+    check_account(engine, ended, 50)
+    assert error_codes(engine, ended) == {"rate_limited": 50}
+    assert received(stand_in) == 150
+
+
+BUDGETS = {"requests": {"requests_per_minute": 3_000}, "tokens": {"tokens_per_minute": 150_000}}
+
+
+@pytest.mark.parametrize("budget", BUDGETS.values(), ids=BUDGETS)
+def test_a_budget_that_is_told_is_kept_and_the_upstream_never_pushes_back(
+    budget: dict[str, int], simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable
+) -> None:
+    stand_in = simulator(**budget)
+    engine = engine_for(stand_in.base_url, upstream=budget)
+    batch = batch_of(engine, 100)
+    began = time.monotonic()
+
+    ended = run_local(engine, batch.id)
+
+    assert time.monotonic() - began > 0.5
+    assert (ended.completed, ended.failed) == (100, 0)
+    check_account(engine, ended, 100)
+    assert stand_in.counters()["statuses"] == {"200": 100}

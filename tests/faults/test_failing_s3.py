@@ -1,0 +1,158 @@
+"""An S3 server that refuses for a while: the batch claims nothing that is not stored, and goes on afterwards."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from accounts import check_account, check_not_over, interrupt, received, saved, until
+from between import Between, Handler, answers, between, passes_on
+from botocore.retries.standard import ExponentialBackoff
+from real_servers import S3Server, seaweedfs
+
+from batchline.models.errors import StorageFault
+from batchline.models.status import BatchStatus
+from batchline.simulate import Simulator
+from batchline.steps import chunk
+from batchline.steps.engine import Engine
+from batchline.steps.local import run_local
+
+pytestmark = pytest.mark.slow
+
+REQUESTS = 400
+refuse = answers(503, "SlowDown")
+
+
+@pytest.fixture(scope="module")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
+        yield server
+
+
+@pytest.fixture
+def front(s3_server: S3Server) -> Iterator[Between]:
+    """What stands before the S3 server."""
+    with between(s3_server.url) as server:
+        yield server
+
+
+@pytest.fixture
+def stand_in(simulator: Callable[..., Simulator]) -> Simulator:
+    return simulator(latency_s=0.1)
+
+
+@pytest.fixture
+def engine(
+    engine_for: Callable[..., Engine], s3_server: S3Server, front: Between, stand_in: Simulator, monkeypatch
+) -> Engine:
+    """An engine that stores by way of the front, whose client tries again without waiting."""
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda self, context: 0.01)
+    place = s3_server.settings(s3_endpoint_url=front.url)
+    chosen = place.model_dump(include=place.model_fields_set)
+    return engine_for(stand_in.base_url, upstream={"max_in_flight": 32}, chunk_requests=100, **chosen)
+
+
+def refusing(pattern: str) -> Callable[[Handler], bool]:
+    """Answers 503 to the requests whose method and path match."""
+    wanted = re.compile(pattern)
+    return lambda request: bool(wanted.search(f"{request.command} {request.path}")) and refuse(request)
+
+
+@contextmanager
+def out_of_order(front: Between, pattern: str) -> Iterator[None]:
+    """For the block's time, let requests whose method and path match be answered 503."""
+    front.rule = refusing(pattern)
+    yield
+    front.rule = passes_on
+
+
+def test_a_server_that_takes_nothing_for_a_while_costs_neither_the_run_nor_a_request(
+    engine: Engine, front: Between, stand_in: Simulator, batch_of: Callable, in_background: Callable, caplog
+) -> None:
+    batch = batch_of(engine, REQUESTS)
+    run = in_background(engine, batch)
+    until(lambda: saved(engine, batch))
+    with out_of_order(front, "^(PUT|POST) "):
+        until(lambda: "sending waits for storage" in caplog.text)
+        check_not_over(engine, batch, BatchStatus.IN_PROGRESS)
+
+    ended = run.result()
+
+    assert ended.status is BatchStatus.COMPLETED
+    check_account(engine, ended, REQUESTS)
+    assert received(stand_in) == REQUESTS
+
+
+def test_a_server_that_takes_nothing_for_long_stops_the_run_and_no_saved_answer_is_asked_for_again(
+    engine: Engine, front: Between, stand_in: Simulator, batch_of: Callable, in_background: Callable, monkeypatch
+) -> None:
+    monkeypatch.setattr(chunk, "STORAGE_PATIENCE_S", 0.5)
+    batch = batch_of(engine, REQUESTS)
+    run = in_background(engine, batch)
+    until(lambda: saved(engine, batch))
+    with out_of_order(front, "^(PUT|POST) "), pytest.raises(StorageFault, match="S3 fails"):
+        run.result()
+    check_not_over(engine, batch, BatchStatus.IN_PROGRESS)
+    sent, kept = received(stand_in), saved(engine, batch)
+
+    ended = run_local(engine, batch.id)
+
+    assert 0 < kept < REQUESTS
+    assert ended.status is BatchStatus.COMPLETED
+    check_account(engine, ended, REQUESTS)
+    assert received(stand_in) - sent == REQUESTS - kept
+
+
+FINAL_FILES = {
+    "output": r"^(PUT|POST) .*batch-\w+/output\.jsonl",
+    "manifest": r"^PUT .*manifest\.json",
+    "parts to read": r"^GET .*parts/",
+}
+
+
+@pytest.mark.parametrize("pattern", FINAL_FILES.values(), ids=FINAL_FILES)
+def test_a_batch_whose_files_cannot_be_written_is_finished_later_without_a_request(
+    pattern: str, engine: Engine, front: Between, stand_in: Simulator, batch_of: Callable
+) -> None:
+    batch = batch_of(engine, 200)
+    with out_of_order(front, pattern), pytest.raises(StorageFault, match="S3 fails"):
+        run_local(engine, batch.id)
+    assert engine.records.get_batch(batch.id).status is BatchStatus.FINALIZING
+
+    ended = run_local(engine, batch.id)
+
+    assert ended.status is BatchStatus.COMPLETED
+    check_account(engine, ended, 200)
+    assert received(stand_in) == 200
+
+
+READS = {"the list of parts": r"^GET .*list-type=2", "the input": r"^GET .*files/"}
+
+
+@pytest.mark.parametrize("pattern", READS.values(), ids=READS)
+def test_a_batch_that_goes_on_while_reads_are_refused_sends_nothing_that_is_answered(
+    pattern: str, engine: Engine, front: Between, stand_in: Simulator, batch_of: Callable, in_background: Callable
+) -> None:
+    batch = batch_of(engine, REQUESTS)
+    interrupt(batch, in_background(engine, batch), once=lambda: received(stand_in) > 150)
+    sent, kept = received(stand_in), saved(engine, batch)
+    with out_of_order(front, pattern), pytest.raises(StorageFault, match="S3 fails"):
+        run_local(engine, batch.id)
+    assert received(stand_in) == sent
+
+    ended = run_local(engine, batch.id)
+
+    check_account(engine, ended, REQUESTS)
+    assert received(stand_in) - sent == REQUESTS - kept
+
+
+def test_a_batch_whose_segments_may_not_be_deleted_completes_all_the_same(
+    engine: Engine, front: Between, stand_in: Simulator, batch_of: Callable
+) -> None:
+    batch = batch_of(engine, REQUESTS)
+    with out_of_order(front, r"^POST .*\?delete"):
+        ended = run_local(engine, batch.id)
+
+    assert ended.status is BatchStatus.COMPLETED
+    check_account(engine, ended, REQUESTS)
+    assert received(stand_in) == REQUESTS

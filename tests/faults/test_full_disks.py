@@ -1,0 +1,152 @@
+"""A disk without room: the batch claims nothing that is not stored, and goes on once there is room."""
+
+import tempfile
+import time
+from collections.abc import Callable
+
+import pytest
+from accounts import check_account, check_not_over, received, resumed, saved, until
+
+from batchline.models.errors import LeaseLost, StorageFault
+from batchline.models.status import BatchStatus
+from batchline.simulate import Simulator
+from batchline.steps import chunk
+from batchline.steps.local import run_local
+
+pytestmark = pytest.mark.slow
+
+ENOUGH_KIB = 64 * 1024
+ANSWER_TOKENS = 1_000
+"""Some 4 KB an answer."""
+
+
+@pytest.fixture
+def stand_in(simulator: Callable[..., Simulator]) -> Simulator:
+    return simulator(latency_s=0.1, answer_tokens=ANSWER_TOKENS)
+
+
+def test_answers_that_do_not_fit_are_not_claimed_and_no_saved_one_is_sent_again(
+    stand_in: Simulator, engine_for: Callable, batch_of: Callable, small_disk, monkeypatch
+) -> None:
+    monkeypatch.setattr(chunk, "STORAGE_PATIENCE_S", 0.5)
+    engine = engine_for(stand_in.base_url, storage_url=str(small_disk.place))
+    batch = batch_of(engine, 800)
+    with pytest.raises(StorageFault, match="the disk is full"):
+        run_local(engine, batch.id)
+    check_not_over(engine, batch, BatchStatus.IN_PROGRESS)
+    sent, kept = received(stand_in), saved(engine, batch)
+
+    small_disk.resize(ENOUGH_KIB)
+    ended = run_local(engine, batch.id)
+
+    assert 0 < kept < 800
+    assert ended.status is BatchStatus.COMPLETED
+    check_account(engine, ended, 800)
+    assert received(stand_in) - sent == 800 - kept
+
+
+def test_while_the_disk_is_full_sending_waits_and_with_room_again_the_run_goes_on(
+    stand_in: Simulator, engine_for: Callable, batch_of: Callable, small_disk, in_background: Callable, caplog
+) -> None:
+    engine = engine_for(stand_in.base_url, storage_url=str(small_disk.place), chunk_requests=1_500)
+    batch = batch_of(engine, 1_500)
+    run = in_background(engine, batch)
+    until(lambda: "sending waits for storage" in caplog.text)
+    until(lambda: is_quiet(stand_in))
+    assert received(stand_in) < 1_500
+    check_not_over(engine, batch, BatchStatus.IN_PROGRESS)
+
+    small_disk.resize(ENOUGH_KIB)
+    ended = run.result()
+
+    assert ended.status is BatchStatus.COMPLETED
+    check_account(engine, ended, 1_500)
+    assert received(stand_in) == 1_500
+
+
+def is_quiet(stand_in: Simulator) -> bool:
+    """Whether nothing comes any more."""
+    before = received(stand_in)
+    time.sleep(0.3)
+    return received(stand_in) == before
+
+
+def test_a_part_that_does_not_fit_is_written_once_it_does(
+    stand_in: Simulator, engine_for: Callable, batch_of: Callable, small_disk, in_background: Callable, caplog
+) -> None:
+    engine = engine_for(stand_in.base_url, storage_url=str(small_disk.place), flush_interval_s=1.0)
+    batch = batch_of(engine, 400)
+    run = in_background(engine, batch)
+    until(lambda: "sending waits for storage" in caplog.text)
+    until(lambda: received(stand_in) == 400)
+
+    small_disk.resize(ENOUGH_KIB)
+    ended = run.result()
+
+    assert ended.status is BatchStatus.COMPLETED
+    check_account(engine, ended, 400)
+    assert received(stand_in) == 400
+
+
+def test_files_that_do_not_fit_leave_the_batch_finalizing_and_need_no_request_later(
+    stand_in: Simulator, engine_for: Callable, batch_of: Callable, small_disk
+) -> None:
+    small_disk.resize(3_000)
+    engine = engine_for(
+        stand_in.base_url, storage_url=str(small_disk.place), flush_interval_s=60, chunk_requests=50
+    )
+    batch = batch_of(engine, 500)
+    with pytest.raises(StorageFault, match="the disk is full"):
+        run_local(engine, batch.id)
+    check_not_over(engine, batch, BatchStatus.FINALIZING)
+
+    small_disk.resize(ENOUGH_KIB)
+    ended = run_local(engine, batch.id)
+
+    assert ended.status is BatchStatus.COMPLETED
+    check_account(engine, ended, 500)
+    assert received(stand_in) == 500
+
+
+def test_records_that_cannot_be_written_stop_the_run_before_another_may_begin(
+    simulator: Callable, engine_for: Callable, batch_of: Callable, small_disk
+) -> None:
+    stand_in = simulator(latency_s=0.1)
+    engine = engine_for(
+        stand_in.base_url,
+        upstream={"max_in_flight": 16},
+        database_url=f"sqlite:///{small_disk.place}/records.db",
+        lease_s=1.0,
+    )
+    batch = batch_of(engine, 600)
+    ballast = small_disk.fill()
+    with pytest.raises((LeaseLost, StorageFault)):
+        run_local(engine, batch.id)
+    sent = received(stand_in)
+    assert sent < 600
+
+    ballast.unlink()
+    ended = resumed(engine, batch.id)
+
+    assert ended.status is BatchStatus.COMPLETED
+    check_account(engine, ended, 600)
+    assert received(stand_in) == 600
+
+
+def test_a_temporary_directory_without_room_is_a_fault_of_storage_that_can_be_mended(
+    stand_in: Simulator, engine_for: Callable, batch_of: Callable, small_disk, monkeypatch
+) -> None:
+    engine = engine_for(stand_in.base_url)
+    batch = batch_of(engine, 800)
+    with monkeypatch.context() as here:
+        here.setattr(tempfile, "tempdir", str(small_disk.place))
+        with pytest.raises(StorageFault, match="TMPDIR"):
+            run_local(engine, batch.id)
+    check_not_over(engine, batch, BatchStatus.IN_PROGRESS)
+    sent, kept = received(stand_in), saved(engine, batch)
+
+    ended = run_local(engine, batch.id)
+
+    assert ended.status is BatchStatus.COMPLETED
+    check_account(engine, ended, 800)
+    assert received(stand_in) - sent == 800 - kept

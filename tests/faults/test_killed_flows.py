@@ -1,0 +1,76 @@
+"""`kill -9` of a flow run on a real Prefect server, and the flow run that goes on with its batch."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from accounts import check_account, received, until
+from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ANALYTICS_ENABLED, temporary_settings
+from prefect.testing.utilities import prefect_test_harness
+from runners import AS_FLOW
+
+from batchline.flows.process_batch import process_batch, using_engine
+from batchline.models.status import BatchStatus
+from batchline.simulate import Simulator
+from batchline.steps.engine import Engine
+from batchline.storage.records import BatchRecord
+
+pytestmark = pytest.mark.slow
+
+REQUESTS = 600
+IN_FLIGHT = 16
+LATENCY_S = 0.05
+FLUSH_S = 0.3
+LATE_S = 0.2
+
+
+@pytest.fixture(scope="module")
+def prefect_url() -> Iterator[str]:
+    with (
+        temporary_settings({PREFECT_SERVER_ANALYTICS_ENABLED: False}),
+        prefect_test_harness(server_startup_timeout=120),
+    ):
+        yield str(PREFECT_API_URL.value())
+
+
+@pytest.fixture
+def stand_in(simulator: Callable[..., Simulator]) -> Simulator:
+    return simulator(latency_s=LATENCY_S)
+
+
+@pytest.fixture
+def engine(engine_for: Callable[..., Engine], stand_in: Simulator) -> Engine:
+    return engine_for(
+        stand_in.base_url,
+        upstream={"max_in_flight": IN_FLIGHT},
+        chunk_requests=150,
+        flush_interval_s=FLUSH_S,
+        lease_s=2.0,
+    )
+
+
+def go_on(engine: Engine, batch: BatchRecord) -> BatchRecord:
+    """Run the flow for the batch as soon as its old lease is stale."""
+    lease_at = engine.records.get_batch(batch.id).lease_at
+    assert lease_at is not None
+    until(lambda: time.time() > lease_at + engine.settings.lease_s)
+    with using_engine(engine):
+        state = process_batch(batch_id=batch.id, return_state=True)
+    assert state.is_completed()
+    return engine.records.get_batch(batch.id)
+
+
+def test_a_flow_run_that_was_killed_is_gone_on_with_where_its_answers_end(
+    prefect_url: str, stand_in: Simulator, engine: Engine, batch_of: Callable, start: Callable
+) -> None:
+    batch = batch_of(engine, REQUESTS)
+    runner = start(engine, batch, program=AS_FLOW, PREFECT_API_URL=prefect_url)
+    until(lambda: received(stand_in) > 350)
+    runner.kill()
+
+    ended = go_on(engine, batch)
+
+    assert ended.status is BatchStatus.COMPLETED
+    check_account(engine, ended, REQUESTS)
+    repeated = stand_in.counters()["repeated"]
+    assert repeated <= IN_FLIGHT + (FLUSH_S + LATE_S) * IN_FLIGHT / LATENCY_S

@@ -1,0 +1,62 @@
+"""Memory stays bounded whatever the lines' size."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from accounts import check_account, made_batch
+from runners import LOCALLY
+
+from batchline.models.status import BatchStatus
+from batchline.simulate import Simulator
+from batchline.steps.engine import Engine
+
+MOST_MIB = 400
+LINES = 30
+LINE_BYTES = 10_000_000
+
+# Not `getrusage`: its figure starts from what the parent had when it forked, which may be more.
+TELLING_ITS_PEAK = (
+    LOCALLY
+    + """
+with open("/proc/self/status") as status:
+    print(next(line for line in status if line.startswith("VmHWM")))
+"""
+)
+
+
+@pytest.fixture
+def long_lines(tmp_path: Path) -> Path:
+    """A file of lines as long as the default limit allows."""
+    path = tmp_path / "long-lines.jsonl"
+    with path.open("w") as file:
+        for number in range(LINES):
+            body = {"model": "m", "messages": [{"role": "user", "content": "%s"}]}
+            line = {
+                "custom_id": f"request-{number}",
+                "method": "POST",
+                "url": "/v1/chat/completions",
+                "body": body,
+            }
+            text = json.dumps(line)
+            file.write(text.replace("%s", f"{number} ".ljust(LINE_BYTES - len(text) + 2, "x")) + "\n")
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell a process's peak")
+def test_a_batch_of_ten_megabyte_lines_stays_below_400_mb(
+    long_lines: Path, simulator: Callable[..., Simulator], engine_for: Callable[..., Engine], start: Callable
+) -> None:
+    engine = engine_for(simulator().base_url)
+    batch = made_batch(engine, long_lines)
+    long_lines.unlink()
+
+    status, told = start(engine, batch, program=TELLING_ITS_PEAK).ended()
+
+    assert status == 0
+    ended = engine.records.get_batch(batch.id)
+    assert ended.status is BatchStatus.COMPLETED
+    check_account(engine, ended, LINES)
+    assert int(told.split()[1]) / 1024 < MOST_MIB
