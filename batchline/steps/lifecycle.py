@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
@@ -40,7 +40,12 @@ def validate_batch(hold: BatchHold) -> Plan | None:
         return _decode_plan(hold.store.read(layout.plan_key(hold.batch.id)))
     if _ended_early(hold):
         return None
-    found = _validation(hold)
+    try:
+        found = _validation(hold)
+    except Interrupted:
+        if _ended_early(hold):
+            return None
+        raise
     if _ended_early(hold):
         return None
     if found.plan is None:
@@ -66,13 +71,23 @@ def _validation(hold: BatchHold) -> Validation:
     batch, settings = hold.batch, hold.engine.settings
     key = hold.records.get_file(batch.input_file_id).key
     return validate_input(
-        lambda: hold.store.stream(key, block_bytes=VALIDATION_BLOCK_BYTES),
+        lambda: _until_stopped(hold, key),
         batch_id=batch.id,
         input_key=key,
         endpoint=batch.endpoint,
         settings=settings,
         max_errors=settings.max_reported_errors,
     )
+
+
+def _until_stopped(hold: BatchHold, key: str) -> Iterator[bytes]:
+    """The input's blocks; raises `LeaseLost` or `Interrupted` once the run is to stop."""
+    for block in hold.store.stream(key, block_bytes=VALIDATION_BLOCK_BYTES):
+        stopped = hold.run.stopped
+        if stopped is not None:
+            hold.check()
+            raise Interrupted(f"batch {hold.batch.id} stopped while its input was checked: {stopped.message}")
+        yield block
 
 
 def fail_validation(hold: BatchHold, errors: Sequence[BatchError]) -> None:

@@ -48,20 +48,20 @@ def test_answers_that_do_not_fit_are_not_claimed_and_no_saved_one_is_sent_again(
 def test_while_the_disk_is_full_sending_waits_and_with_room_again_the_run_goes_on(
     stand_in: Simulator, engine_for: Callable, batch_of: Callable, small_disk, in_background: Callable, caplog
 ) -> None:
-    engine = engine_for(stand_in.base_url, storage_url=str(small_disk.place), chunk_requests=1_500)
-    batch = batch_of(engine, 1_500)
+    engine = engine_for(stand_in.base_url, storage_url=str(small_disk.place), chunk_requests=1_200)
+    batch = batch_of(engine, 1_200)
     run = in_background(engine, batch)
     until(lambda: "sending waits for storage" in caplog.text)
     until(lambda: is_quiet(stand_in))
-    assert received(stand_in) < 1_500
+    assert received(stand_in) < 1_200
     check_not_over(engine, batch, BatchStatus.IN_PROGRESS)
 
     small_disk.resize(ENOUGH_KIB)
     ended = run.result()
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(engine, ended, 1_500)
-    assert received(stand_in) == 1_500
+    check_account(engine, ended, 1_200)
+    assert received(stand_in) == 1_200
 
 
 def is_quiet(stand_in: Simulator) -> bool:
@@ -118,19 +118,19 @@ def test_records_that_cannot_be_written_stop_the_run_before_another_may_begin(
         database_url=f"sqlite:///{small_disk.place}/records.db",
         lease_s=1.0,
     )
-    batch = batch_of(engine, 600)
+    batch = batch_of(engine, 300)
     ballast = small_disk.fill()
     with pytest.raises((LeaseLost, StorageFault)):
         run_local(engine, batch.id)
     sent = received(stand_in)
-    assert sent < 600
+    assert sent < 300
 
     ballast.unlink()
     ended = resumed(engine, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(engine, ended, 600)
-    assert received(stand_in) == 600
+    check_account(engine, ended, 300)
+    assert received(stand_in) == 300
 
 
 def test_a_temporary_directory_without_room_is_a_fault_of_storage_that_can_be_mended(

@@ -17,7 +17,7 @@ from batchline.storage.records import BatchRecord
 
 pytestmark = pytest.mark.slow
 
-REQUESTS = 600
+REQUESTS = 400
 IN_FLIGHT = 16
 LATENCY_S = 0.05
 FLUSH_S = 0.3
@@ -43,9 +43,9 @@ def engine(engine_for: Callable[..., Engine], stand_in: Simulator) -> Engine:
     return engine_for(
         stand_in.base_url,
         upstream={"max_in_flight": IN_FLIGHT},
-        chunk_requests=150,
+        chunk_requests=100,
         flush_interval_s=FLUSH_S,
-        lease_s=2.0,
+        lease_s=1.0,
     )
 
 
@@ -65,7 +65,7 @@ def test_a_flow_run_that_was_killed_is_gone_on_with_where_its_answers_end(
 ) -> None:
     batch = batch_of(engine, REQUESTS)
     runner = start(engine, batch, program=AS_FLOW, PREFECT_API_URL=prefect_url)
-    until(lambda: received(stand_in) > 350)
+    until(lambda: received(stand_in) > 250)
     runner.kill()
 
     ended = go_on(engine, batch)

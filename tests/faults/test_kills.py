@@ -16,7 +16,7 @@ from batchline.storage.records import BatchRecord
 
 pytestmark = pytest.mark.slow
 
-REQUESTS = 600
+REQUESTS = 450
 IN_FLIGHT = 32
 LATENCY_S = 0.1
 FLUSH_S = 0.3
@@ -76,9 +76,9 @@ def test_a_batch_that_was_killed_twice_goes_on_and_accounts_for_every_request(
     stand_in: Simulator, engine: Engine, batch_of: Callable, run_and_kill: Callable
 ) -> None:
     batch = batch_of(engine, REQUESTS)
-    run_and_kill(batch, once=lambda: stand_in.counters()["received"] >= 200)
+    run_and_kill(batch, once=lambda: stand_in.counters()["received"] >= 150)
     until(lambda: is_free(engine, batch))
-    run_and_kill(batch, once=lambda: stand_in.counters()["received"] >= 450)
+    run_and_kill(batch, once=lambda: stand_in.counters()["received"] >= 330)
 
     ended = resumed(engine, batch.id)
 

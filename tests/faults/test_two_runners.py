@@ -23,7 +23,7 @@ def test_a_second_runner_is_refused_and_changes_nothing(
 ) -> None:
     first, second = simulator(latency_s=0.1), simulator()
     engine = engine_for(first.base_url, upstream={"max_in_flight": 16})
-    batch = batch_of(engine, 250)
+    batch = batch_of(engine, 160)
     runner = start(engine, batch)
     until(lambda: received(first) > 32)
     held = engine.records.get_batch(batch.id)
@@ -34,8 +34,8 @@ def test_a_second_runner_is_refused_and_changes_nothing(
     kept = engine.records.get_batch(batch.id)
     assert (kept.lease_owner, kept.epoch, kept.status) == (held.lease_owner, held.epoch, held.status)
     assert runner.ended() == (0, "")
-    check_account(engine, engine.records.get_batch(batch.id), 250)
-    assert (received(first), received(second)) == (250, 0)
+    check_account(engine, engine.records.get_batch(batch.id), 160)
+    assert (received(first), received(second)) == (160, 0)
 
 
 def taken_over(engine: Engine, batch: BatchRecord) -> bool:
@@ -54,7 +54,7 @@ def test_a_runner_that_lives_keeps_even_a_short_lease(
 ) -> None:
     stand_in = simulator(latency_s=0.1)
     engine = engine_for(stand_in.base_url, upstream={"max_in_flight": 8}, lease_s=1.0)
-    batch = batch_of(engine, 200)
+    batch = batch_of(engine, 140)
     runner = start(engine, batch)
     until(lambda: received(stand_in))
 
@@ -73,7 +73,7 @@ def test_a_runner_that_was_paused_for_longer_than_its_lease_sends_nothing_after_
     start: Callable,
 ) -> None:
     upstreams = [simulator(latency_s=0.1), simulator(latency_s=0.1)]
-    options = {"upstream": {"max_in_flight": 16}, "chunk_requests": 100, "lease_s": 1.0}
+    options = {"upstream": {"max_in_flight": 32}, "chunk_requests": 100, "lease_s": 0.6}
     paused, taking_over = (engine_for(upstream.base_url, **options) for upstream in upstreams)
     batch = batch_of(paused, 450)
     runner = start(paused, batch)
@@ -85,9 +85,9 @@ def test_a_runner_that_was_paused_for_longer_than_its_lease_sends_nothing_after_
         until(lambda: received(upstreams[1]) >= 50)
         before = received(upstreams[0])
         runner.go_on()
+        assert not successor.done()
         status, told = runner.ended()
         after = received(upstreams[0])
-        assert not successor.done()
         ended = successor.result()
 
     assert after == before

@@ -1,14 +1,18 @@
 """A batch from file to results, without Prefect, against the stand-in."""
 
 import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
+from batchline.models.errors import Interrupted
 from batchline.models.status import BatchStatus
 from batchline.steps.engine import Engine
+from batchline.steps.hold import held
 from batchline.steps.intake import create_batch, store_input_file
 from batchline.steps.local import run_local
 from batchline.storage import layout
@@ -109,3 +113,26 @@ def test_a_file_with_a_bad_line_fails_and_sends_nothing(simulator, engine_for, c
     assert [(error.code, error.line) for error in batch.errors or ()] == [("invalid_json_line", 11)]
     assert (batch.total, batch.completed, batch.failed) == (0, 0, 0)
     assert stand_in.counters()["received"] == 0
+
+
+def test_a_run_that_is_interrupted_while_the_input_is_checked_stops_at_once_and_can_be_resumed(
+    simulator: Callable, engine_for: Callable, tmp_path: Path
+) -> None:
+    stand_in = simulator()
+    engine = engine_for(stand_in.base_url)
+    path = tmp_path / "long.jsonl"
+    path.write_bytes(b"not a request\n" * 200_000)
+    stored = store_input_file(engine, path)
+    request = CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
+    batch = create_batch(engine, request, origin=BatchDwExtResponse(source="api"))
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run_local, engine, batch.id)
+        while (hold := held(batch.id)) is None:
+            time.sleep(0.001)
+        hold.interrupt("stopped by a test")
+        with pytest.raises(Interrupted, match="stopped by a test"):
+            running.result()
+
+    assert engine.records.get_batch(batch.id).status is BatchStatus.VALIDATING
+    assert run_local(engine, batch.id).status is BatchStatus.FAILED
