@@ -1,6 +1,7 @@
 """Fixtures that several rooms share."""
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,11 @@ from batchline.simulate import Simulator, SimulatorOptions
 from batchline.steps.engine import Engine
 from batchline.storage.objects import open_objects
 from batchline.storage.records import open_records
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's background job ignores Ctrl-C and passes that on to the commands that the tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
