@@ -14,7 +14,6 @@ from batchline.steps.engine import Engine
 from batchline.storage.objects import open_objects
 from batchline.storage.records import open_records
 
-
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background job ignores Ctrl-C and passes that on to the commands that the tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -105,7 +105,6 @@ def test_a_server_that_takes_nothing_for_long_stops_the_run_and_no_saved_answer_
 
 FINAL_FILES = {
     "output": r"^(PUT|POST) .*batch-\w+/output\.jsonl",
-    "manifest": r"^PUT .*manifest\.json",
     "parts to read": r"^GET .*parts/",
 }
 

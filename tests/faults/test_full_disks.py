@@ -30,7 +30,7 @@ def test_answers_that_do_not_fit_are_not_claimed_and_no_saved_one_is_sent_again(
 ) -> None:
     monkeypatch.setattr(chunk, "STORAGE_PATIENCE_S", 0.5)
     engine = engine_for(stand_in.base_url, storage_url=str(small_disk.place))
-    batch = batch_of(engine, 800)
+    batch = batch_of(engine, 500)
     with pytest.raises(StorageFault, match="the disk is full"):
         run_local(engine, batch.id)
     check_not_over(engine, batch, BatchStatus.IN_PROGRESS)
@@ -39,10 +39,10 @@ def test_answers_that_do_not_fit_are_not_claimed_and_no_saved_one_is_sent_again(
     small_disk.resize(ENOUGH_KIB)
     ended = run_local(engine, batch.id)
 
-    assert 0 < kept < 800
+    assert 0 < kept < 500
     assert ended.status is BatchStatus.COMPLETED
-    check_account(engine, ended, 800)
-    assert received(stand_in) - sent == 800 - kept
+    check_account(engine, ended, 500)
+    assert received(stand_in) - sent == 500 - kept
 
 
 def test_while_the_disk_is_full_sending_waits_and_with_room_again_the_run_goes_on(
@@ -137,7 +137,7 @@ def test_a_temporary_directory_without_room_is_a_fault_of_storage_that_can_be_me
     stand_in: Simulator, engine_for: Callable, batch_of: Callable, small_disk, monkeypatch
 ) -> None:
     engine = engine_for(stand_in.base_url)
-    batch = batch_of(engine, 800)
+    batch = batch_of(engine, 500)
     with monkeypatch.context() as here:
         here.setattr(tempfile, "tempdir", str(small_disk.place))
         with pytest.raises(StorageFault, match="TMPDIR"):
@@ -148,5 +148,5 @@ def test_a_temporary_directory_without_room_is_a_fault_of_storage_that_can_be_me
     ended = run_local(engine, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(engine, ended, 800)
-    assert received(stand_in) - sent == 800 - kept
+    check_account(engine, ended, 500)
+    assert received(stand_in) - sent == 500 - kept

@@ -54,7 +54,7 @@ def test_a_runner_that_lives_keeps_even_a_short_lease(
 ) -> None:
     stand_in = simulator(latency_s=0.1)
     engine = engine_for(stand_in.base_url, upstream={"max_in_flight": 8}, lease_s=1.0)
-    batch = batch_of(engine, 140)
+    batch = batch_of(engine, 120)
     runner = start(engine, batch)
     until(lambda: received(stand_in))
 

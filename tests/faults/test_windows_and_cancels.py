@@ -88,13 +88,13 @@ def test_a_batch_may_run_past_its_window_and_is_then_listed_as_expired_all_the_s
 ) -> None:
     stand_in = simulator(latency_s=0.1)
     engine = engine_for(stand_in.base_url, upstream={"max_in_flight": 8}, run_past_window=True)
-    batch = batch_of(engine, 100)
+    batch = batch_of(engine, 40)
     close_window(engine, batch, in_s=NO_WINDOW_S)
 
     ended = run_local(engine, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(engine, ended, 100)
+    check_account(engine, ended, 40)
     listed = engine.records.list_batches(ListBatchesQuery(status="expired"), now=int(time.time()))
     assert [entry.id for entry in listed.data] == [batch.id]
 
