@@ -7,6 +7,7 @@ takes what a server sends unasked for the answer to its next request: for server
 import asyncio
 import time
 from collections.abc import Callable
+from math import inf
 
 import httpx
 
@@ -24,8 +25,9 @@ class HttpxTransport:
         self._upstream = upstream
         self._client = client
 
-    async def send(self, path: str, body: bytes) -> Reply:
-        """POST that JSON body; the timeouts are the upstream's."""
+    async def send(self, path: str, body: bytes, *, valid_until: float = inf) -> Reply:
+        """POST that JSON body; the timeouts are the upstream's. The client connects and sends in one."""
+        del valid_until
         upstream = self._upstream
         request = self._client.build_request(
             "POST",

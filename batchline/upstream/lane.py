@@ -19,7 +19,7 @@ from batchline.upstream.answers import Usage, read_reply, reread_without
 from batchline.upstream.attempt import Attempt
 from batchline.upstream.limits import AdaptiveLimit, Breaker, Hold, bucket_of
 from batchline.upstream.run import Run
-from batchline.upstream.transport import Reply, Transport, TransportFailure, secrets_of
+from batchline.upstream.transport import Reply, TooLate, Transport, TransportFailure, secrets_of
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +84,6 @@ class Lane:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
         await self._transport.aclose()
-
-    # Who sends next
 
     def offered(self, calls: int) -> None:
         """Wake or start workers for so many calls that may be sent."""
@@ -222,8 +220,6 @@ class Lane:
         self._alarm = None
         self.offered(self.limit.value)
 
-    # What becomes of an attempt
-
     async def _send(self, attempt: Attempt) -> None:
         run = attempt.run
         if (run.stopped is not None) or time.monotonic() > run.valid_until:
@@ -237,7 +233,12 @@ class Lane:
             attempt.first_at = began
         attempt.started_at = time.time()
         try:
-            reply = await self._transport.send(attempt.call.path, attempt.call.body)
+            reply = await self._transport.send(attempt.call.path, attempt.call.body, valid_until=run.valid_until)
+        except TooLate:
+            self._done(attempt)
+            attempt.number -= 1
+            run.attempts -= 1
+            self._unsendable(attempt)
         except TransportFailure as failure:
             self._done(attempt)
             self._failed(attempt, failure, time.perf_counter() - began)
@@ -368,7 +369,6 @@ class Lane:
 
     def _recovered(self) -> None:
         if self._breaker.succeeded():
-            self._breaker.probing = False
             self.limit.restart()
             self.offered(self.limit.value)
 

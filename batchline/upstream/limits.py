@@ -95,7 +95,7 @@ class Breaker:
         """Note that the upstream answers; whether that ended an outage."""
         self._in_a_row = self._refused_in_a_row = 0
         self._probe_s = PROBE_FIRST_S
-        was_open, self.why = self.is_open, None
+        was_open, self.why, self.probing = self.is_open, None, False
         return was_open
 
     def failed(self, now: float, why: str, *, sent: bool, fresh: bool) -> None:

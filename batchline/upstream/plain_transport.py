@@ -10,6 +10,7 @@ import socket
 import time
 import zlib
 from contextlib import suppress
+from math import inf
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -17,7 +18,7 @@ import httptools
 
 from batchline.models.failures import ErrorCode
 from batchline.models.upstreams import Upstream
-from batchline.upstream.transport import Reply, TransportFailure, headers_for, too_long
+from batchline.upstream.transport import Reply, TooLate, TransportFailure, headers_for, too_long
 
 IDLE_S: Final = 60.0
 """After which an unused connection is closed; servers close theirs after 5 s and more."""
@@ -42,11 +43,17 @@ class PlainTransport:
         self._watch_every_s = max(0.005, min(upstream.first_byte_timeout_s, upstream.total_timeout_s, 10.0) / 20)
         self._watch: asyncio.TimerHandle | None = None
 
-    async def send(self, path: str, body: bytes) -> Reply:
+    async def send(self, path: str, body: bytes, *, valid_until: float = inf) -> Reply:
         """POST that JSON body; the timeouts are the upstream's."""
         head = self._heads.get(path) or self._head(path)
         began = time.monotonic()
-        connection = self._idle.pop() if self._idle else await self._connected()
+        if self._idle:
+            connection = self._idle.pop()
+        else:
+            connection = await self._connected()
+            if time.monotonic() > valid_until:
+                connection.abort()
+                raise TooLate
         request = b"%b%d\r\n\r\n%b" % (head, len(body), body)
         try:
             await connection.exchange(request, began)

@@ -1,6 +1,7 @@
 """The transport that batches use: pyreqwest, a Rust client, called directly."""
 
 from datetime import timedelta
+from math import inf
 from pathlib import Path
 from time import perf_counter
 
@@ -30,8 +31,9 @@ class PyreqwestTransport:
         self._client = _client(upstream)
         self._templates: dict[str, StreamRequest] = {}
 
-    async def send(self, path: str, body: bytes) -> Reply:
-        """POST that JSON body; the timeouts are the upstream's."""
+    async def send(self, path: str, body: bytes, *, valid_until: float = inf) -> Reply:
+        """POST that JSON body; the timeouts are the upstream's. The client connects and sends in one."""
+        del valid_until
         template = self._templates.get(path)
         if template is None:
             template = self._templates[path] = self._template(path)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from math import inf
 from typing import Protocol
 
 import msgspec
@@ -37,11 +38,22 @@ class TransportFailure(Exception):
         self.begun = begun
 
 
+class TooLate(TransportFailure):
+    """The request was not sent: while it waited for a connection, the time until which it may be sent ran out."""
+
+    def __init__(self) -> None:
+        super().__init__(ErrorCode.CONNECTION_ERROR, "the time to send it ran out", sent=False)
+
+
 class Transport(Protocol):
     """Sends requests to one upstream."""
 
-    async def send(self, path: str, body: bytes) -> Reply:
-        """POST that JSON body to the path; raises `TransportFailure` where no whole answer comes."""
+    async def send(self, path: str, body: bytes, *, valid_until: float = inf) -> Reply:
+        """POST that JSON body to the path; raises `TransportFailure` where no whole answer comes.
+
+        The caller sees to `valid_until` (monotonic seconds); a transport that waits for a connection first looks
+        again, and raises `TooLate`.
+        """
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -118,11 +118,6 @@ class SmallDisk:
         """Give it that size."""
         _mount(f"remount,size={size_kib}k", self.place)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether not one page more can be written."""
-        return os.statvfs(self.place).f_bavail == 0
-
     def fill(self) -> Path:
         """Take all the room that is left with a file, whose removal gives it back."""
         ballast = self.place / "ballast"

@@ -64,16 +64,19 @@ def test_a_runner_that_lives_keeps_even_a_short_lease(
     assert runner.ended() == (0, "")
 
 
-@pytest.mark.parametrize("sent_before", [1, 150], ids=["before its first heartbeat", "in its midst"])
+@pytest.mark.parametrize(
+    ("sent_before", "lease_s"), [(1, 2.0), (150, 0.6)], ids=["before its first heartbeat", "in its midst"]
+)
 def test_a_runner_that_was_paused_for_longer_than_its_lease_sends_nothing_after_it(
     sent_before: int,
+    lease_s: float,
     simulator: Callable[..., Simulator],
     engine_for: Callable[..., Engine],
     batch_of: Callable,
     start: Callable,
 ) -> None:
     upstreams = [simulator(latency_s=0.1), simulator(latency_s=0.1)]
-    options = {"upstream": {"max_in_flight": 32}, "chunk_requests": 100, "lease_s": 0.6}
+    options = {"upstream": {"max_in_flight": 32}, "chunk_requests": 100, "lease_s": lease_s}
     paused, taking_over = (engine_for(upstream.base_url, **options) for upstream in upstreams)
     batch = batch_of(paused, 450)
     runner = start(paused, batch)
