@@ -60,6 +60,11 @@ class Caller:
         self._loop.call_soon_threadsafe(self._join, run)
         return run
 
+    @property
+    def is_open(self) -> bool:
+        """Whether runs may be opened."""
+        return self._thread.is_alive()
+
     def close(self) -> None:
         """End the thread and close the connections; what is under way is dropped. Never hangs."""
         if self._loop.is_closed() or not self._thread.is_alive():
@@ -114,7 +119,7 @@ def caller_for(upstreams: tuple[Upstream, ...]) -> Caller:
     """This process's caller of those upstreams, the same for the same ones, so that batches share limits."""
     with _callers_lock:
         for process, known, caller in _callers:
-            if process == os.getpid() and known == upstreams:
+            if process == os.getpid() and known == upstreams and caller.is_open:
                 return caller
         caller = Caller(upstreams)
         _callers.append((os.getpid(), upstreams, caller))

@@ -14,7 +14,7 @@ from scripted_server import Received, raw, reply
 
 from batchline.models.errors import InvalidInput
 from batchline.models.upstreams import Upstream
-from batchline.upstream.caller import Caller
+from batchline.upstream.caller import Caller, caller_for
 from batchline.upstream.httpx_transport import through_httpx
 from batchline.upstream.plain_transport import PlainTransport
 from batchline.upstream.pyreqwest_transport import PyreqwestTransport
@@ -181,6 +181,18 @@ def test_any_httpx_client_can_take_the_place_of_the_transport() -> None:
         answers = call_all(caller, some_bodies(3))
 
     assert [answer.body for answer in answers] == [b'{"choices":[],"seen":"yes"}'] * 3
+
+
+def test_the_callers_of_a_process_are_shared_until_they_are_closed(serve: Callable) -> None:
+    upstreams = (Upstream(base_url=serve(lambda _: reply()).base_url),)
+    first = caller_for(upstreams)
+    assert caller_for(upstreams) is first
+
+    first.close()
+    with caller_for(upstreams) as second:
+        [answer] = call_all(second, some_bodies(1))
+
+    assert answer.code is None
 
 
 def test_an_upstream_that_cannot_be_called_at_all_says_which_setting_is_wrong(caller_of: Callable) -> None:
