@@ -53,7 +53,7 @@ def engine_for() -> Iterator[Callable[..., Engine]]:
         server = Upstream.model_validate(
             {"base_url": base_url, "backoff_base_s": 0.01, "backoff_cap_s": 0.05, **(upstream or {})}
         )
-        chosen: Settings = load_settings(upstreams=[server], flush_interval_s=0.2, **settings)
+        chosen: Settings = load_settings(**{"upstreams": [server], "flush_interval_s": 0.2, **settings})
         engine = Engine(settings=chosen, store=open_objects(chosen), records=open_records(chosen))
         made.append(engine)
         return engine

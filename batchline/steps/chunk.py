@@ -207,8 +207,7 @@ class _Saver:
                 return write_part(hold.store, keys, chunk=self._order.chunk.index, spool=self._spool)
             except StorageFault as fault:
                 self._bear(fault)
-                stopped = hold.run.stopped
-                if stopped is not None and stopped.code is None:
+                if hold.run.interrupted:
                     raise
             time.sleep(self._pause_s)
             hold.check()

@@ -56,11 +56,10 @@ class PlainTransport:
                 raise TooLate
         request = b"%b%d\r\n\r\n%b" % (head, len(body), body)
         try:
-            await connection.exchange(request, began)
+            reply = await connection.exchange(request, began)
         except BaseException:
             connection.abort()
             raise
-        reply = connection.reply(began)
         if connection.can_serve_again():
             self._idle.append(connection)
         return reply
@@ -119,8 +118,7 @@ class _Connection(asyncio.Protocol):
         self._parser: Any = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._answered: asyncio.Future[None] | None = None
-        self._used_at = time.monotonic()
-        self._clear(self._used_at)
+        self._clear(time.monotonic())
 
     def _clear(self, began: float) -> None:
         self._began = self._heard_at = began
@@ -132,8 +130,8 @@ class _Connection(asyncio.Protocol):
 
     # What the transport asks
 
-    async def exchange(self, request: bytes, began: float) -> None:
-        """Send those bytes and wait until a whole reply is there; raises `TransportFailure`."""
+    async def exchange(self, request: bytes, began: float) -> Reply:
+        """Send those bytes and return the whole reply; raises `TransportFailure`."""
         transport = self._transport
         if transport is None:
             raise self._broke("it was closed by the server", sent=False)
@@ -141,9 +139,9 @@ class _Connection(asyncio.Protocol):
         self._answered = asyncio.get_running_loop().create_future()
         transport.write(request)
         await self._answered
+        return self._reply()
 
-    def reply(self, began: float) -> Reply:
-        """The reply that is there."""
+    def _reply(self) -> Reply:
         status, header = self._parser.get_status_code(), self._headers.get
         body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         if self._headers:
@@ -151,7 +149,7 @@ class _Connection(asyncio.Protocol):
         return Reply(
             status,
             body,
-            self._first_byte_at - began,
+            self._first_byte_at - self._began,
             _text(header(b"x-request-id")),
             _text(header(b"retry-after")),
             _text(header(b"retry-after-ms")),
@@ -159,7 +157,6 @@ class _Connection(asyncio.Protocol):
 
     def can_serve_again(self) -> bool:
         """Whether another exchange may follow; the connection is ended otherwise."""
-        self._used_at = time.monotonic()
         if self._may_stay and self._transport is not None and not self._transport.is_closing():
             return True
         self.abort()
@@ -167,11 +164,11 @@ class _Connection(asyncio.Protocol):
 
     def look_after(self, now: float) -> None:
         """End what takes too long."""
-        upstream = self._upstream
-        if self._answered is None or self._answered.done():
-            if self._answered is None and now - self._used_at > IDLE_S:
+        upstream, silent_s = self._upstream, now - self._heard_at
+        if self._answered is None:
+            if silent_s > IDLE_S:
                 self.abort()
-        elif now - self._heard_at > upstream.first_byte_timeout_s or now - self._began > upstream.total_timeout_s:
+        elif silent_s > upstream.first_byte_timeout_s or now - self._began > upstream.total_timeout_s:
             begun = self._received > 0
             self._fail(TransportFailure(ErrorCode.TIMEOUT, "no answer in time", sent=True, begun=begun))
 

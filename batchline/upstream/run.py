@@ -93,6 +93,11 @@ class Run:
         self.loop.call_soon_threadsafe(insort, self.feeds, feed)
         return feed
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether it was stopped so that another run goes on with what is unsettled."""
+        return self.stopped is not None and self.stopped.code is None
+
     def renew(self, valid_for_s: float) -> None:
         """Allow sending for that long from now; a run that is never renewed may always send."""
         self.valid_until = time.monotonic() + valid_for_s
@@ -242,14 +247,14 @@ class Feed:
     @property
     def hungry(self) -> bool:
         """Whether more calls are wanted."""
-        if self._ended or self._interrupted():
+        if self._ended or self.run.interrupted:
             return False
         return self._put - self._sent < PENDING_CALLS and self._put_bytes - self._sent_bytes < PENDING_BYTES
 
     @property
     def drained(self) -> bool:
         """Whether nothing is left: all is settled and read, or an interrupted run has given up on the rest."""
-        over = (self._ended or self._interrupted()) and self._settled >= self._put
+        over = (self._ended or self.run.interrupted) and self._settled >= self._put
         return over and not self._answers  # in this order: an answer is appended before it is counted
 
     def wait(self, timeout_s: float) -> list[Answer]:
@@ -262,10 +267,6 @@ class Feed:
         if self._choked:
             self.run.loop.call_soon_threadsafe(self._unchoke)
         return answers
-
-    def _interrupted(self) -> bool:
-        stopped = self.run.stopped
-        return stopped is not None and stopped.code is None
 
     # What follows runs on the caller's loop.
 

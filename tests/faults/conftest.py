@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,38 +17,16 @@ sys.path.append(str(Path(__file__).parent.parent / "storage"))  # for its real S
 from accounts import made_batch  # noqa: E402 - now that it can be found
 from runners import Runner  # noqa: E402
 
-from batchline.models.settings import load_settings  # noqa: E402
 from batchline.steps.engine import Engine  # noqa: E402
 from batchline.steps.hold import held  # noqa: E402
 from batchline.steps.local import run_local  # noqa: E402
-from batchline.storage.objects import open_objects  # noqa: E402
-from batchline.storage.records import BatchRecord, open_records  # noqa: E402
-from batchline.upstream.transports import open_transport  # noqa: E402
+from batchline.storage.records import BatchRecord  # noqa: E402
 
 
 @pytest.fixture
-def engine_for() -> Iterator[Callable[..., Engine]]:
-    """Make engines of those settings, `upstream` being the options of the only one; closed with the test."""
-    made: list[Engine] = []
-
-    def make(base_url: str, *, upstream: dict[str, object] | None = None, **settings: object) -> Engine:
-        quick = {"base_url": base_url, "backoff_base_s": 0.01, "backoff_cap_s": 0.05, **(upstream or {})}
-        chosen = load_settings(**{"upstreams": [quick], "flush_interval_s": 0.2, "grace_s": 2.0, **settings})
-        # A transport of its own gives it a caller of its own: the shared one of a port used before is closed.
-        engine = Engine(
-            settings=chosen,
-            store=open_objects(chosen),
-            records=open_records(chosen),
-            open_transport=open_transport,
-        )
-        made.append(engine)
-        return engine
-
-    yield make
-    for engine in made:
-        if "caller" in engine.__dict__:
-            engine.caller.close()
-        engine.records.close()
+def engine_for(engine_for: Callable[..., Engine]) -> Callable[..., Engine]:
+    """Engines whose runs give what is under way little grace."""
+    return partial(engine_for, grace_s=2.0)
 
 
 @pytest.fixture
