@@ -40,10 +40,12 @@ def main() -> int:
         rows = []
         with nginx(Path(home)) as base_url, prefect_server(Path(home)) as prefect_url:
             world = World(Path(home), base_url, prefect_url, chosen.quick)
-            for row in _rows(world, chosen.only or list(FIGURES)):
-                rows.append(row)
-                print(_shown(row), flush=True)
-        _keep(world, rows)
+            try:
+                for row in _rows(world, chosen.only or list(FIGURES)):
+                    rows.append(row)
+                    print(_shown(row), flush=True)
+            finally:
+                _keep(world, rows)
     return int(any(row.reached is False for row in rows))
 
 
