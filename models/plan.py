@@ -1,5 +1,7 @@
 """What validation leaves behind: a batch's input cut into chunks, pinned to the bytes that were read."""
 
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -12,31 +14,40 @@ OPEN_CHUNKS: Final = 8
 
 
 class Stretch(msgspec.Struct, frozen=True, array_like=True):
-    """Some whole lines of a chunk: up to byte `end` (exclusive), with the hex digest of their bytes."""
+    """Some whole lines of the input file, from line `first_line` (from 1) on.
 
-    end: int
-    sha256: str
-
-
-class Chunk(msgspec.Struct, frozen=True, kw_only=True):
-    """A run of whole input lines that one task sends.
-
-    Bytes `start` to `end` (exclusive) of the decompressed input file, whose first line is `first_line` (from
-    1); `requests` of its lines are not blank. Its `stretches` are checked one by one as they are read.
+    Bytes `start` to `end` (exclusive) of the decompressed file hold them, whose hex digest is `sha256`.
     """
 
-    index: int
     start: int
     end: int
     first_line: int
+    sha256: str
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Input lines that one task sends: those of its stretches, or of these the lines `only` where it is a retry's.
+
+    It has so many `requests`. Its stretches are in input order and are checked one by one as they are read; a
+    retry's may have gaps between them.
+    """
+
+    index: int
     requests: int
     stretches: list[Stretch]
+    only: list[int] | None = None
+
+    @property
+    def first_line(self) -> int:
+        """The first line that it sends."""
+        return self.only[0] if self.only else self.stretches[0].first_line
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """The chunks of a batch, in input order, and what they were cut from.
+    """The chunks of a batch, or of a retry of some of its requests, in input order, and what they were cut from.
 
-    `sha256` is the digest of the stretches' digests, one after another.
+    `sha256` is the digest of the whole input's stretches' digests, one after another; `total` is the number of
+    the chunks' requests.
     """
 
     batch_id: str
@@ -58,3 +69,40 @@ def chunk_requests(total: int) -> int:
     more than that for the sake of a few lines.
     """
     return max(500, min(10_000, -(-total // 5))) + STRETCH_LINES
+
+
+def retry_plan(plan: Plan, lines: Sequence[int], *, most_requests: int | None, most_bytes: int) -> Plan:
+    """The plan of a retry of the requests on those lines (ascending) of a batch that was planned so."""
+    stretches = [stretch for chunk in plan.chunks for stretch in chunk.stretches]
+    most = most_requests or chunk_requests(len(lines))
+    chunks: list[Chunk] = []
+    held: list[Stretch] = []
+    only: list[int] = []
+
+    def close() -> None:
+        if only:
+            chunks.append(Chunk(index=len(chunks), requests=len(only), stretches=held[:], only=only[:]))
+        held.clear()
+        only.clear()
+
+    for stretch, wanted in _lines_by_stretch(stretches, lines):
+        size = sum(each.end - each.start for each in held) + stretch.end - stretch.start
+        if only and (len(only) + len(wanted) > most or size > most_bytes):
+            close()
+        held.append(stretch)
+        only += wanted
+    close()
+    return msgspec.structs.replace(plan, total=len(lines), chunks=chunks)
+
+
+def _lines_by_stretch(
+    stretches: Sequence[Stretch], lines: Sequence[int]
+) -> Iterator[tuple[Stretch, Sequence[int]]]:
+    """Each stretch that has some of the lines, with them."""
+    starts = [stretch.first_line for stretch in stretches]
+    at = 0
+    while at < len(lines):
+        place = bisect_right(starts, lines[at]) - 1
+        end = len(lines) if place + 1 == len(starts) else bisect_left(lines, starts[place + 1], at)
+        yield stretches[place], lines[at:end]
+        at = end

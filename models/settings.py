@@ -122,7 +122,7 @@ class Settings(BaseSettings):
     )
     chunk_bytes: int = Field(default=32 * 2**20, ge=1, description="Most bytes of input a chunk.")
     flush_interval_s: float = Field(default=5.0, gt=0, description="At most this long is an answer unsaved.")
-    flush_bytes: int = Field(default=8 * 2**20, ge=1, description="Or this many bytes of answers a chunk.")
+    flush_bytes: int = Field(default=64 * 2**20, ge=1, description="Or this many bytes of answers a chunk.")
     lease_s: float = Field(default=60.0, gt=0, description="A runner that is silent for longer is taken for dead.")
     grace_s: float = Field(default=15.0, ge=0, description="For requests under way when a batch is stopped.")
     refusals_to_stop: int = Field(

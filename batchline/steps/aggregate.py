@@ -6,9 +6,8 @@ requests, whatever the answers' size.
 
 from __future__ import annotations
 
-import io
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,6 @@ from batchline.models.analytics import (
 )
 from batchline.models.settings import ModelPrice
 from batchline.steps.prices import TokenCounts, as_text, cost_of, total_cost
-from batchline.storage.objects import ObjectStore
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,23 +37,23 @@ TIMES = ("duration_ms", "ttfb_ms", "queued_ms")
 
 
 def aggregate(
-    store: ObjectStore, figures_keys: Sequence[str], *, prices: Mapping[str, ModelPrice]
+    tables: Iterable[pa.Table], *, prices: Mapping[str, ModelPrice]
 ) -> tuple[BatchAnalytics, BatchReport]:
-    """Analytics over the completed requests, and the report over all, of those parts."""
+    """Analytics over the completed requests, and the report over all, of tables with `schema()`'s columns."""
     totals = _Totals()
-    for frame in _frames(store, figures_keys):
+    for frame in _frames(tables):
         totals.add(frame)
     return totals.analytics(prices), totals.report(prices)
 
 
-def _frames(store: ObjectStore, keys: Sequence[str]) -> Iterator[pd.DataFrame]:
-    """The parts' rows, several parts at a time."""
+def _frames(tables: Iterable[pa.Table]) -> Iterator[pd.DataFrame]:
+    """The tables' rows, several tables at a time."""
     import pyarrow as pa  # noqa: PLC0415 - half a second that must not delay the first request
 
     held: list[pa.Table] = []
     rows = 0
-    for table in tables(store, keys):
-        held.append(table)
+    for table in tables:
+        held.append(table.select(list(COLUMNS)))
         rows += table.num_rows
         if rows >= ROWS_AT_ONCE:
             yield pa.concat_tables(held).unify_dictionaries().to_pandas(strings_to_categorical=False)
@@ -68,14 +66,6 @@ COLUMNS = (
     *("ok", "model", "error_code", "attempts", "retries", *TOKENS, "wasted_tokens"),
     *("started_at", *TIMES),
 )
-
-
-def tables(store: ObjectStore, keys: Iterable[str]) -> Iterator[pa.Table]:
-    """The figures of each part, with the columns that are reduced."""
-    import pyarrow.parquet as pq  # noqa: PLC0415 - as above
-
-    for key in keys:
-        yield pq.read_table(io.BytesIO(store.read(key)), columns=list(COLUMNS))
 
 
 class _Totals:

@@ -149,14 +149,27 @@ def _fill(feed: Feed, todo: Iterator[list[Call]]) -> None:
 
 
 def _calls(order: ChunkOrder, hold: Hold, spool: Spool) -> Iterator[list[Call]]:
+    only = order.chunk.only
+    done = spool if only is None else _Settled(frozenset(only), spool)
     for first, lines in stretches(hold.store, order.input_key, order.chunk, file_bytes=order.input_bytes):
         yield calls(
             enumerate(lines, first),
             endpoint=order.endpoint,
             only_model=order.model,
             upstream_of=hold.upstream_of,
-            done=spool,
+            done=done,
         )
+
+
+class _Settled:
+    """The lines that a retry does not send: all but the ones that it is for, and of those what is spooled."""
+
+    def __init__(self, only: frozenset[int], spool: Spool) -> None:
+        self._only = only
+        self._spool = spool
+
+    def __contains__(self, line: object) -> bool:
+        return line not in self._only or line in self._spool
 
 
 def _line(prefix: str, answer: Answer) -> bytes:
@@ -225,7 +238,9 @@ class _Saver:
         key = layout.segment_key(
             order.batch_id, order.generation, order.chunk.index, order.epoch, _segment_number()
         )
-        self._hold.store.put(key, self._spool.unsaved())
+        with self._hold.store.writer(key) as file:
+            for piece in self._spool.unsaved():
+                file.write(piece)
         self._spool.mark_saved()
         self.keys.append(key)
         self.failing_since = None

@@ -15,12 +15,15 @@ from batchline.models.settings import Settings
 from batchline.models.status import BatchStatus
 from batchline.steps.engine import Engine
 from batchline.storage import layout
-from batchline.storage.records import BatchRecord, FileRecord
+from batchline.storage.records import BatchRecord, Doomed, FileRecord
 from batchline.storage.sources import open_source
 
 BLOCK_BYTES = 2**20
 ZSTD_PIECE_BYTES = 2**10
 """Small, because a zstd file can grow thirty thousand times and each piece is decompressed whole."""
+
+UPLOAD_S = 86_400
+"""How long an upload may take; what is not recorded by then is swept away."""
 
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 
@@ -43,6 +46,7 @@ def store_input(
     file_id = new_file_id()
     key = layout.input_key(file_id)
     digest, size = hashlib.sha256(), 0
+    engine.records.doom(Doomed(prefix=key, due_at=int(time.time()) + UPLOAD_S))
     with engine.store.writer(key) as file:
         for block in _blocks(source, filename):
             size += len(block)
@@ -65,16 +69,16 @@ def store_input(
     return record
 
 
-def store_input_from(engine: Engine, uri: str) -> FileRecord:
+def store_input_from(engine: Engine, uri: str, *, expires_after: int | None = None) -> FileRecord:
     """Store the input file at that URI, which must lie below one of the settings' `source_roots`."""
     with open_source(uri, engine.settings) as source:
-        return store_input(engine, source, filename=PurePosixPath(uri).name)
+        return store_input(engine, source, filename=PurePosixPath(uri).name, expires_after=expires_after)
 
 
-def store_input_file(engine: Engine, path: Path) -> FileRecord:
+def store_input_file(engine: Engine, path: Path, *, expires_after: int | None = None) -> FileRecord:
     """Store the local input file at that path; raises `InvalidInput` where it cannot be read."""
     with _opened(path) as source:
-        return store_input(engine, source, filename=path.name)
+        return store_input(engine, source, filename=path.name, expires_after=expires_after)
 
 
 def input_blocks(path: Path) -> Iterator[bytes]:

@@ -17,15 +17,21 @@ from batchline.models.status import TERMINAL, BatchStatus, ending
 from batchline.steps.aggregate import aggregate
 from batchline.steps.chunk import ChunkOrder, ChunkResult
 from batchline.steps.hold import BatchHold
-from batchline.steps.parts import Part, drop, finished_keys, part_of
+from batchline.steps.merge import merged
+from batchline.steps.parts import Part, finished_keys, part_of
+from batchline.steps.sweep import sweep_now
 from batchline.steps.validate import Validation, validate_input
-from batchline.steps.write import Manifest, write_files
+from batchline.steps.write import Manifest, publish, read_manifest, write_files
 from batchline.storage import layout
-from batchline.storage.records import BatchRecord, FileRecord
+from batchline.storage.objects import ObjectStore
+from batchline.storage.records import BatchRecord, Doomed, FileChanges, FileRecord
 
 log = logging.getLogger(__name__)
 
 VALIDATION_BLOCK_BYTES = 2**20
+STILL_READ_S = 3_600
+"""How long a generation's files outlive the end of the next, for those who are reading them."""
+
 _decode_plan = msgspec.json.Decoder(Plan).decode
 
 
@@ -37,7 +43,7 @@ def validate_batch(hold: BatchHold) -> Plan | None:
     if hold.batch.status in TERMINAL:
         return None
     if hold.batch.in_progress_at is not None:
-        return _decode_plan(hold.store.read(layout.plan_key(hold.batch.id)))
+        return read_plan(hold.store, hold.batch)
     if _ended_early(hold):
         return None
     try:
@@ -53,6 +59,16 @@ def validate_batch(hold: BatchHold) -> Plan | None:
         return None
     hold.store.put(layout.plan_key(hold.batch.id), msgspec.json.encode(found.plan))
     return found.plan if begin(hold, found.plan) else None
+
+
+def read_plan(store: ObjectStore, batch: BatchRecord) -> Plan:
+    """The plan of the batch's generation; raises `NotFound` before there is one."""
+    return _decode_plan(store.read(batch.plan_key or layout.plan_key(batch.id)))
+
+
+def whole_plan(store: ObjectStore, batch_id: str) -> Plan:
+    """The plan of all the batch's requests; raises `NotFound` before there is one."""
+    return _decode_plan(store.read(layout.plan_key(batch_id)))
 
 
 def _ended_early(hold: BatchHold) -> bool:
@@ -101,20 +117,25 @@ def begin(hold: BatchHold, plan: Plan) -> bool:
     False where it was cancelled in the last moment, and is.
     """
     batch = hold.batch
-    output_id = _add_file(hold, layout.output_key(batch.id), "output.jsonl", "batch_output")
-    errors_id = _add_file(hold, layout.errors_key(batch.id), "errors.jsonl", "batch_error")
-    files = {"output_file_id": output_id, "error_file_id": errors_id}
-    if _leave_validating(hold, BatchStatus.IN_PROGRESS, total=plan.total, **files):
-        return True
-    for file_id in files.values():
-        hold.records.delete_file(file_id)
-    return False
+    output, errors = new_output_file(batch, now=_now()), new_error_file(batch, now=_now())
+    return _leave_validating(
+        hold,
+        BatchStatus.IN_PROGRESS,
+        file_changes=FileChanges(added=(output, errors)),
+        total=plan.total,
+        output_file_id=output.id,
+        error_file_id=errors.id,
+    )
 
 
-def _leave_validating(hold: BatchHold, target: BatchStatus, **fields: object) -> bool:
+def _leave_validating(
+    hold: BatchHold, target: BatchStatus, *, file_changes: FileChanges | None = None, **fields: object
+) -> bool:
     """Bring the batch to that state; false where a cancel came first, which is then what became of it."""
     try:
-        hold.batch = hold.records.move(hold.batch.id, target, now=_now(), lease=hold.lease, **fields)
+        hold.batch = hold.records.move(
+            hold.batch.id, target, now=_now(), lease=hold.lease, file_changes=file_changes, **fields
+        )
     except Conflict:
         if hold.records.get_batch(hold.batch.id).status is not BatchStatus.CANCELLING:
             raise
@@ -123,27 +144,36 @@ def _leave_validating(hold: BatchHold, target: BatchStatus, **fields: object) ->
     return True
 
 
-def _add_file(hold: BatchHold, key: str, filename: str, purpose: FilePurpose) -> str:
-    batch, now = hold.batch, _now()
+def new_output_file(batch: BatchRecord, *, now: int) -> FileRecord:
+    """The record of a batch's output file before there is anything in it."""
+    return _new_file(batch, layout.output_key(batch.id), "batch_output", now)
+
+
+def new_error_file(batch: BatchRecord, *, now: int) -> FileRecord:
+    """The record of a batch's error file before there is anything in it."""
+    return _new_file(batch, layout.errors_key(batch.id), "batch_error", now)
+
+
+def _new_file(batch: BatchRecord, key: str, purpose: FilePurpose, now: int) -> FileRecord:
     expires_after = batch.output_expires_after
-    record = FileRecord(
+    return FileRecord(
         id=new_file_id(),
         purpose=purpose,
-        filename=f"{batch.id}_{filename}",
+        filename=f"{batch.id}_{key.rpartition('/')[2]}",
         size_bytes=0,
         created_at=now,
         expires_at=None if expires_after is None else now + expires_after,
-        sha256=None,
         key=key,
         status="uploaded",
     )
-    hold.records.add_file(record)
-    return record.id
 
 
 def orders(hold: BatchHold, plan: Plan) -> list[ChunkOrder]:
     """What is left to send: an order for each chunk that has no finished part."""
     batch = hold.batch
+    if batch.final_prefix is not None:
+        base = read_manifest(hold.store, batch.final_prefix)
+        hold.settled_before(base.completed, base.failed - plan.total)
     done = finished_keys(hold.store, batch.id, batch.generation)
     for key in done.values():
         part = part_of(hold.store, key)
@@ -202,51 +232,81 @@ def settle(hold: BatchHold) -> None:
 
 
 def measure(hold: BatchHold, parts: Sequence[Part]) -> tuple[BatchAnalytics, BatchReport]:
-    """Aggregate the batch's parts."""
-    keys = [part.keys.figures for part in parts]
-    return aggregate(hold.store, keys, prices=hold.engine.settings.prices)
+    """Aggregate all of the batch's requests, those of earlier generations included."""
+    rows = merged(hold.store, parts, hold.batch.final_prefix)
+    return aggregate((some.table for some in rows), prices=hold.engine.settings.prices)
 
 
 def write(hold: BatchHold, parts: Sequence[Part], report: BatchReport) -> Manifest:
-    """Write the batch's files."""
-    manifest = write_files(hold.store, hold.batch.id, hold.batch.generation, parts)
-    hold.store.put(layout.report_data_key(hold.batch.id), report.model_dump_json().encode())
+    """Write the batch's files; a retry's take the place of those before when the batch is finished."""
+    store, batch = hold.store, hold.batch
+    hold.check()
+    if batch.generation == 0:
+        prefix = layout.batch_prefix(batch.id)
+    else:
+        prefix = layout.final_prefix(batch.id, batch.generation, f"e{hold.lease.epoch}")
+    manifest = write_files(store, batch.id, batch.generation, parts, prefix=prefix, base=batch.final_prefix)
+    if prefix != layout.batch_prefix(batch.id):
+        hold.check()
+        publish(store, batch.id, prefix)
+    store.put(layout.report_data_key(batch.id), report.model_dump_json().encode())
     return manifest
 
 
 def finish(hold: BatchHold, manifest: Manifest, analytics: BatchAnalytics, report: BatchReport) -> BatchRecord:
     """Bring the batch to its end, drop the ids of empty files, and return its record."""
     batch = hold.records.get_batch(hold.batch.id)
-    expired = ErrorCode.BATCH_EXPIRED in report.failures
     target = ending(
-        completed=manifest.completed, expired=expired, cancelled=batch.status is BatchStatus.CANCELLING
+        completed=manifest.completed,
+        expired=manifest.expired > 0,
+        cancelled=batch.status is BatchStatus.CANCELLING,
     )
-    output_id = _close_file(hold, batch.output_file_id, manifest.output_bytes)
-    errors_id = _close_file(hold, batch.error_file_id, manifest.errors_bytes)
+    keys = layout.final_keys(manifest.prefix)
+    output = (batch.output_file_id, keys.output, manifest.output_bytes)
+    errors = (batch.error_file_id, keys.errors, manifest.errors_bytes)
     hold.batch = hold.records.move(
         batch.id,
         target,
         now=_now(),
         lease=hold.lease,
+        file_changes=msgspec.structs.replace(_closing(output, errors), doomed=_needless(batch, manifest)),
         completed=manifest.completed,
         failed=manifest.failed,
-        output_file_id=output_id,
-        error_file_id=errors_id,
+        output_file_id=batch.output_file_id if manifest.output_bytes else None,
+        error_file_id=batch.error_file_id if manifest.errors_bytes else None,
+        final_prefix=manifest.prefix,
         analytics=analytics,
         errors=_ending_errors(hold, target, report),
     )
-    _drop_parts_of_ended(hold)
+    sweep_now(hold.engine, layout.batch_prefix(batch.id))
     return hold.batch
 
 
-def _close_file(hold: BatchHold, file_id: str | None, size_bytes: int) -> str | None:
-    if file_id is None:
-        return None
-    if not size_bytes:
-        hold.records.delete_file(file_id)
-        return None
-    hold.records.update_file(file_id, size_bytes=size_bytes, status="processed")
-    return file_id
+def _closing(*ended: tuple[str | None, str, int]) -> FileChanges:
+    """What becomes of file records (id, key, size in bytes) when their batch ends: an empty one's is dropped."""
+    known = [(file_id, key, size) for file_id, key, size in ended if file_id is not None]
+    return FileChanges(
+        changed={
+            file_id: {"key": key, "size_bytes": size, "status": "processed"}
+            for file_id, key, size in known
+            if size
+        },
+        dropped=tuple(file_id for file_id, _, size in known if not size),
+    )
+
+
+def _needless(batch: BatchRecord, manifest: Manifest) -> tuple[Doomed, ...]:
+    """What the final files were made of, what others left of this generation, and the files of the one before.
+
+    The last are left for a while to those who are reading them.
+    """
+    now = _now()
+    made_of = layout.generation_prefix(batch.id, manifest.generation)
+    if manifest.generation == 0:
+        return (Doomed(prefix=made_of, due_at=now),)
+    parts = Doomed(prefix=made_of, kept=manifest.prefix, due_at=now)
+    before = layout.generation_prefix(batch.id, manifest.generation - 1)
+    return parts, Doomed(prefix=before, due_at=now + STILL_READ_S)
 
 
 def _ending_errors(hold: BatchHold, target: BatchStatus, report: BatchReport) -> tuple[BatchError, ...] | None:
@@ -262,16 +322,6 @@ def _ending_errors(hold: BatchHold, target: BatchStatus, report: BatchReport) ->
             message=f"every request failed ({reasons}); the error file has each one",
         ),
     )
-
-
-def _drop_parts_of_ended(hold: BatchHold) -> None:
-    """Delete segments that a run killed between its part and their deletion has left."""
-    try:
-        left = hold.store.find(layout.segments_prefix(hold.batch.id, hold.batch.generation))
-    except StorageFault as fault:
-        log.warning("segments of %s may stay behind: %s", hold.batch.id, fault)
-    else:
-        drop(hold.store, [info.key for info in left])
 
 
 def run_steps(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from batchline.models.errors import StorageFault
+from batchline.models.failures import ErrorCode
 from batchline.steps.figures import TEXTS, Figures, table_of
 from batchline.storage import layout
 from batchline.storage.objects import ObjectStore
@@ -28,12 +29,16 @@ WRITE_LINES = 256
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """A finished part: its chunk, where its objects are, and how its requests ended."""
+    """A finished part: its chunk, where its objects are, and how its requests ended.
+
+    Of those that failed, `expired` were not settled when the completion window closed.
+    """
 
     chunk: int
     keys: layout.PartKeys
     completed: int
     failed: int
+    expired: int
 
 
 def write_part(store: ObjectStore, keys: layout.PartKeys, *, chunk: int, spool: Spool) -> Part:
@@ -53,8 +58,10 @@ def write_part(store: ObjectStore, keys: layout.PartKeys, *, chunk: int, spool: 
             bad.write(b"".join([line for figures, line in block if not figures.ok]))
     completed = sum(row.ok for row in rows)
     failed = len(rows) - completed
-    store.put(keys.figures, _parquet(rows, offsets, lengths, completed=completed, failed=failed))
-    return Part(chunk=chunk, keys=keys, completed=completed, failed=failed)
+    expired = sum(row.error_code == ErrorCode.BATCH_EXPIRED for row in rows) if failed else 0
+    counts = {"completed": completed, "failed": failed, "expired": expired}
+    store.put(keys.figures, _parquet(rows, offsets, lengths, counts))
+    return Part(chunk=chunk, keys=keys, **counts)
 
 
 def _blocks(records: Iterator[tuple[Figures, bytes]]) -> Iterator[list[tuple[Figures, bytes]]]:
@@ -62,14 +69,13 @@ def _blocks(records: Iterator[tuple[Figures, bytes]]) -> Iterator[list[tuple[Fig
         yield block
 
 
-def _parquet(rows: list[Figures], offsets: list[int], lengths: list[int], *, completed: int, failed: int) -> bytes:
+def _parquet(rows: list[Figures], offsets: list[int], lengths: list[int], counts: Mapping[str, int]) -> bytes:
     import pyarrow.parquet as pq  # noqa: PLC0415 - half a second that must not delay the first request
 
     table = table_of(rows, offsets=offsets, lengths=lengths)
-    counts = {"completed": str(completed), "failed": str(failed)}
     buffer = io.BytesIO()
     pq.write_table(
-        table.replace_schema_metadata(counts),
+        table.replace_schema_metadata({name: str(count) for name, count in counts.items()}),
         buffer,
         compression="snappy",
         use_dictionary=list(TEXTS),
@@ -89,6 +95,7 @@ def part_of(store: ObjectStore, key: str) -> Part:
         keys=layout.part_keys(name.batch_id, name.generation, name.chunk, name.epoch),
         completed=int(counts[b"completed"]),
         failed=int(counts[b"failed"]),
+        expired=int(counts[b"expired"]),
     )
 
 

@@ -1,15 +1,14 @@
 """A chunk's requests, read from storage a stretch at a time and checked against the plan."""
 
 import hashlib
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 
 import msgspec
 
 from batchline.models.errors import InputChanged, NotFound, StorageFault
 from batchline.models.lines import split_line
-from batchline.models.plan import Chunk
+from batchline.models.plan import Chunk, Stretch
 from batchline.storage.objects import ObjectStore
 from batchline.upstream.answers import Call
 
@@ -31,11 +30,22 @@ def stretches(store: ObjectStore, key: str, chunk: Chunk, *, file_bytes: int) ->
     Nothing is given out of a file that has not the size it had, `file_bytes`, and nothing of a stretch before its
     digest is found right; raises `InputChanged` otherwise.
     """
-    number = chunk.first_line
-    for text in _checked_stretches(store, key, chunk, file_bytes):
-        lines = _lines(text)
-        yield number, lines
-        number += len(lines) - 1
+    _check_input(store, key, file_bytes)
+    for run in _runs(chunk.stretches):
+        for stretch, text in _checked(store, key, run, file_bytes):
+            yield stretch.first_line, _lines(text)
+
+
+def _runs(stretches: Sequence[Stretch]) -> Iterator[list[Stretch]]:
+    """Stretches that follow each other without a gap, together."""
+    run: list[Stretch] = []
+    for stretch in stretches:
+        if run and run[-1].end != stretch.start:
+            yield run
+            run = []
+        run.append(stretch)
+    if run:
+        yield run
 
 
 def _lines(text: bytes) -> list[bytes]:
@@ -43,54 +53,54 @@ def _lines(text: bytes) -> list[bytes]:
     return [text, b""] if text.find(b"\n") == len(text) - 1 else text.split(b"\n")
 
 
-def _checked_stretches(store: ObjectStore, key: str, chunk: Chunk, file_bytes: int) -> Iterator[bytes]:
-    blocks = _stored(store, key, chunk, file_bytes)
-    block, used, at = b"", 0, chunk.start
-    for stretch in chunk.stretches:
-        size = stretch.end - at
+def _checked(
+    store: ObjectStore, key: str, run: Sequence[Stretch], file_bytes: int
+) -> Iterator[tuple[Stretch, bytes]]:
+    blocks = _stored(store, key, run, file_bytes)
+    block, used = b"", 0
+    for stretch in run:
+        size = stretch.end - stretch.start
         text = block[used : used + size]
         used += size
         while len(text) < size:
             block = next(blocks, b"")
             if not block:
-                raise _changed(key, at, stretch.end)
+                raise _changed(key, stretch)
             used = size - len(text)
             text += block[:used]
         if hashlib.sha256(text).hexdigest() != stretch.sha256:
-            raise _changed(key, at, stretch.end)
-        at = stretch.end
-        yield text
+            raise _changed(key, stretch)
+        yield stretch, text
 
 
-def _stored(store: ObjectStore, key: str, chunk: Chunk, file_bytes: int) -> Iterator[bytes]:
-    """The chunk's bytes as they are now."""
+def _stored(store: ObjectStore, key: str, run: Sequence[Stretch], file_bytes: int) -> Iterator[bytes]:
+    """The run's bytes as they are now."""
     try:
-        _check_size(store, key, file_bytes)
-        yield from _one_by_one(store, key, chunk) if is_heavy(chunk) else store.stream(key, chunk.start, chunk.end)
+        if _has_long_line(run):
+            yield from (_heavy_reader.submit(store.read, key, each.start, each.end).result() for each in run)
+        else:
+            yield from store.stream(key, run[0].start, run[-1].end)
     except NotFound as error:
-        raise InputChanged(f"input {key} has vanished since it was validated; upload it again") from error
+        raise _vanished(key) from error
     except StorageFault:
-        if store.exists(key):
-            _check_size(store, key, file_bytes)
+        _check_input(store, key, file_bytes)
         raise
-
-
-def _one_by_one(store: ObjectStore, key: str, chunk: Chunk) -> Iterator[bytes]:
-    """The chunk's stretches, each read in one piece by the one thread that reads such."""
-    at = chunk.start
-    for stretch in chunk.stretches:
-        yield _heavy_reader.submit(store.read, key, at, stretch.end).result()
-        at = stretch.end
 
 
 def is_heavy(chunk: Chunk) -> bool:
     """Whether the chunk has a line so long that few such chunks may be held in memory at once."""
-    starts = [chunk.start, *(stretch.end for stretch in chunk.stretches)]
-    return any(end - start > HEAVY_BYTES for start, end in pairwise(starts))
+    return _has_long_line(chunk.stretches)
 
 
-def _check_size(store: ObjectStore, key: str, expected: int) -> None:
-    size = store.info(key).size_bytes
+def _has_long_line(stretches: Iterable[Stretch]) -> bool:
+    return any(each.end - each.start > HEAVY_BYTES for each in stretches)
+
+
+def _check_input(store: ObjectStore, key: str, expected: int) -> None:
+    try:
+        size = store.info(key).size_bytes
+    except NotFound as error:
+        raise _vanished(key) from error
     if size != expected:
         raise InputChanged(
             f"input {key} has changed since it was validated: it had {expected:,} bytes and has {size:,}; "
@@ -98,10 +108,14 @@ def _check_size(store: ObjectStore, key: str, expected: int) -> None:
         )
 
 
-def _changed(key: str, start: int, end: int) -> InputChanged:
+def _vanished(key: str) -> InputChanged:
+    return InputChanged(f"input {key} has vanished since it was validated; upload it again")
+
+
+def _changed(key: str, stretch: Stretch) -> InputChanged:
     return InputChanged(
-        f"input {key} has changed since it was validated: bytes {start} to {end} are not the ones that were "
-        "checked; start a new batch from the file as it is now"
+        f"input {key} has changed since it was validated: bytes {stretch.start} to {stretch.end} are not the ones "
+        "that were checked; start a new batch from the file as it is now"
     )
 
 

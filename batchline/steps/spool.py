@@ -19,6 +19,8 @@ import msgspec
 from batchline.models.errors import StorageFault
 from batchline.steps.figures import Figures
 
+PIECE_BYTES = 2**20
+
 _encode = msgspec.json.encode
 _decode = msgspec.json.Decoder(list[Figures]).decode
 
@@ -76,18 +78,17 @@ class Spool:
 
     def recover(self, segment: bytes) -> list[Figures]:
         """Take in a segment that an earlier run saved; the figures of those records that are new."""
-        head, _, rest = segment.partition(b"\n")
-        records = zip(_decode(head), rest.split(b"\n"), strict=False)
-        new = {row.line: (row, line + b"\n") for row, line in records if row.line not in self}
+        new = {row.line: (row, line + b"\n") for row, line in records_of(segment) if row.line not in self}
         rows = [row for row, _ in new.values()]
         self.add(rows, [line for _, line in new.values()])
         self.mark_saved()
         return rows
 
-    def unsaved(self) -> bytes:
-        """What the next segment must hold."""
-        lines = _read(self._file.fileno(), self._saved_end, self._end - self._saved_end)
-        return _encode(self._rows[self._saved_rows :]) + b"\n" + lines
+    def unsaved(self) -> Iterator[bytes]:
+        """What the next segment must hold, in pieces."""
+        yield _encode(self._rows[self._saved_rows :]) + b"\n"
+        for at in range(self._saved_end, self._end, PIECE_BYTES):
+            yield _read(self._file.fileno(), at, min(PIECE_BYTES, self._end - at))
 
     def mark_saved(self) -> None:
         """Note that a segment holds everything so far."""
@@ -102,6 +103,12 @@ class Spool:
             rows, ends = self._rows, self._ends
             for at in sorted(range(len(rows)), key=[row.line for row in rows].__getitem__):
                 yield rows[at], spooled[ends[at - 1] if at else 0 : ends[at]]
+
+
+def records_of(segment: bytes) -> Iterator[tuple[Figures, bytes]]:
+    """The segment's records: figures, and the result line without its newline."""
+    head, _, rest = segment.partition(b"\n")
+    return zip(_decode(head), rest.split(b"\n"), strict=False)
 
 
 def _temporary_file() -> FileIO:

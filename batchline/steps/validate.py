@@ -278,9 +278,6 @@ def _grouped(places: list[_Place], *, most_requests: int, most_bytes: int) -> li
 def _chunk(index: int, places: list[_Place]) -> Chunk:
     return Chunk(
         index=index,
-        start=places[0].start,
-        end=places[-1].end,
-        first_line=places[0].first_line,
         requests=sum(place.requests for place in places),
-        stretches=[Pinned(place.end, place.sha256) for place in places],
+        stretches=[Pinned(place.start, place.end, place.first_line, place.sha256) for place in places],
     )

@@ -1,110 +1,199 @@
-"""Joins a batch's parts into its files: output and errors in input order, figures, and a manifest."""
+"""Writes a batch's files: output and errors in input order, figures, and a manifest.
+
+A batch's first files are written where everybody finds them. A retry moves them aside and writes its own below a
+prefix of its runner's, so that readers, who are told by the batch's record, see the old ones until all is there.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from batchline.steps.figures import TEXTS, schema
+from batchline.steps.merge import Merged, Source, merged
 from batchline.steps.parts import Part
 from batchline.storage import layout
 from batchline.storage.objects import ObjectStore, ObjectWriter
+from batchline.storage.reading import RangeReader
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    import numpy as np
+
+COPIED_BYTES: Final = 8 * 2**20
+"""What is read at once of a file whose lines are copied one by one."""
+
+OPEN_READERS: Final = 4
+"""The output and the error file of two sources, between which the rows of a retried batch change to and fro."""
 
 
-class PartEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """A part's place in the batch's files: rows of `requests.parquet`, bytes of the line files."""
+class RowGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """A row group of `requests.parquet`: its place among all rows, and the line of its first."""
 
-    chunk: int
     first_row: int
     rows: int
-    output_start: int
-    errors_start: int
-    figures_key: str
+    first_line: int
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a finished generation of a batch is made of, in input order."""
+    """What a finished generation of a batch is made of, in input order.
+
+    `prefix` is where its files are, `base` where those are that a retry's results were laid over. `expired` counts
+    the requests that the generation's own window closed on.
+    """
 
     batch_id: str
     generation: int
+    prefix: str
+    base: str | None
     completed: int
     failed: int
+    expired: int
     output_bytes: int
     errors_bytes: int
-    parts: list[PartEntry]
+    row_groups: list[RowGroup]
     version: int = 1
 
 
-def write_files(store: ObjectStore, batch_id: str, generation: int, parts: Sequence[Part]) -> Manifest:
-    """Write the batch's files from its parts (in chunk order) and return their manifest; safe to repeat.
+def write_files(
+    store: ObjectStore,
+    batch_id: str,
+    generation: int,
+    parts: Sequence[Part],
+    *,
+    prefix: str,
+    base: str | None = None,
+) -> Manifest:
+    """Write the batch's files below the prefix and return their manifest, which is there when all are.
 
-    Each file is there whole or not at all, and the manifest comes last.
+    The parts are the generation's, in chunk order; `base` is the prefix of the files that they are laid over.
     """
-    store.concat([part.keys.output for part in parts], layout.output_key(batch_id))
-    store.concat([part.keys.errors for part in parts], layout.errors_key(batch_id))
-    manifest = _write_figures(store, batch_id, generation, parts)
-    store.put(layout.manifest_key(batch_id), msgspec.json.encode(manifest))
+    keys = layout.final_keys(prefix)
+    if base is None:
+        store.concat([part.keys.output for part in parts], keys.output)
+        store.concat([part.keys.errors for part in parts], keys.errors)
+    with _Files(store, keys, lines=base is not None) as files:
+        for some in merged(store, parts, base):
+            files.add(some)
+    manifest = Manifest(
+        batch_id=batch_id,
+        generation=generation,
+        prefix=prefix,
+        base=base,
+        completed=files.completed,
+        failed=files.failed,
+        expired=sum(part.expired for part in parts),
+        output_bytes=files.output_bytes,
+        errors_bytes=files.errors_bytes,
+        row_groups=files.row_groups,
+    )
+    store.put(keys.manifest, msgspec.json.encode(manifest))
     return manifest
 
 
-def _write_figures(store: ObjectStore, batch_id: str, generation: int, parts: Sequence[Part]) -> Manifest:
-    """Join the parts' figures with their offsets moved to the joined files."""
-    import pyarrow.parquet as pq  # noqa: PLC0415 - half a second that must not delay the first request
+_decode_manifest = msgspec.json.Decoder(Manifest).decode
 
-    entries: list[PartEntry] = []
-    row = output = errors = 0
-    with (
-        store.writer(layout.requests_key(batch_id)) as file,
-        pq.ParquetWriter(_Sink(file), schema(), compression="zstd", use_dictionary=list(TEXTS)) as writer,
-    ):
-        for part in parts:
-            table = pq.read_table(io.BytesIO(store.read(part.keys.figures)))
-            entries.append(
-                PartEntry(
-                    chunk=part.chunk,
-                    first_row=row,
-                    rows=table.num_rows,
-                    output_start=output,
-                    errors_start=errors,
-                    figures_key=part.keys.figures,
-                )
+
+def read_manifest(store: ObjectStore, prefix: str) -> Manifest:
+    """The manifest of the final files below that prefix, which they may have been copied to; raises `NotFound`."""
+    found = _decode_manifest(store.read(layout.final_keys(prefix).manifest))
+    return msgspec.structs.replace(found, prefix=prefix)
+
+
+def publish(store: ObjectStore, batch_id: str, prefix: str) -> None:
+    """Put copies of the final files below the prefix under the names that outsiders know."""
+    for key, target in zip(layout.final_keys(prefix), layout.published_keys(batch_id), strict=True):
+        store.copy(key, target)
+
+
+class _Files:
+    """The files as they grow: figures always, result lines where they cannot be joined whole."""
+
+    def __init__(self, store: ObjectStore, keys: layout.FinalKeys, *, lines: bool) -> None:
+        self.completed = self.failed = self.output_bytes = self.errors_bytes = 0
+        self.row_groups: list[RowGroup] = []
+        self._store = store
+        self._keys = keys
+        self._lines = lines
+        self._stack = ExitStack()
+        self._readers: OrderedDict[str, RangeReader] = OrderedDict()
+
+    def __enter__(self) -> _Files:
+        import pyarrow.parquet as pq  # noqa: PLC0415 - as above
+
+        with ExitStack() as stack:
+            enter = stack.enter_context
+            if self._lines:
+                self._output = enter(self._store.writer(self._keys.output))
+                self._errors = enter(self._store.writer(self._keys.errors))
+            figures = _Sink(enter(self._store.writer(self._keys.requests)))
+            self._figures = enter(
+                pq.ParquetWriter(figures, schema(), compression="zstd", use_dictionary=list(TEXTS))
             )
-            moved, output, errors = _moved(table, output, errors)
-            writer.write_table(moved)
-            row += table.num_rows
-    return Manifest(
-        batch_id=batch_id,
-        generation=generation,
-        completed=sum(part.completed for part in parts),
-        failed=sum(part.failed for part in parts),
-        output_bytes=output,
-        errors_bytes=errors,
-        parts=entries,
-    )
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def add(self, some: Merged) -> None:
+        """Append those rows."""
+        import numpy as np  # noqa: PLC0415 - as above
+        import pyarrow as pa  # noqa: PLC0415 - as above
+
+        table, rows = some.table, some.table.num_rows
+        if not rows:
+            return
+        ok = table["ok"].to_numpy(zero_copy_only=False)
+        offsets, lengths = table["offset"].to_numpy(), table["length"].to_numpy()
+        if self._lines:
+            self._copy(some, ok, offsets, lengths)
+        first_line = int(table["line"][0].as_py())
+        self.row_groups.append(RowGroup(first_row=self.completed + self.failed, rows=rows, first_line=first_line))
+        moved = np.where(
+            ok,
+            self.output_bytes + np.cumsum(lengths * ok) - lengths,
+            self.errors_bytes + np.cumsum(lengths * ~ok) - lengths,
+        )
+        place = table.schema.get_field_index("offset")
+        self._figures.write_table(table.set_column(place, "offset", pa.array(moved)).cast(schema()), rows)
+        self.completed += int(ok.sum())
+        self.failed += int((~ok).sum())
+        self.output_bytes += int(lengths[ok].sum())
+        self.errors_bytes += int(lengths[~ok].sum())
+
+    def _copy(self, some: Merged, ok: np.ndarray, offsets: np.ndarray, lengths: np.ndarray) -> None:
+        for is_ok, file in ((True, self._output), (False, self._errors)):
+            rows = ok == is_ok
+            for origin, start, end in _runs(some.origins[rows], offsets[rows], lengths[rows]):
+                reader = self._reader(some.sources[origin], ok=is_ok)
+                for at in range(start, end, COPIED_BYTES):
+                    file.write(reader.read(at, min(end, at + COPIED_BYTES)))
+
+    def _reader(self, source: Source, *, ok: bool) -> RangeReader:
+        key = source.output if ok else source.errors
+        reader = self._readers.pop(key, None) or RangeReader(self._store, key, ahead_bytes=COPIED_BYTES)
+        self._readers[key] = reader
+        if len(self._readers) > OPEN_READERS:
+            self._readers.popitem(last=False)
+        return reader
 
 
-def _moved(table: pa.Table, output: int, errors: int) -> tuple[pa.Table, int, int]:
-    """The table with offsets from the joined files' start, and where the next part starts in each."""
-    import pyarrow as pa  # noqa: PLC0415 - as above
-    import pyarrow.compute as pc  # noqa: PLC0415 - as above
+def _runs(origins: np.ndarray, offsets: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """Lines that lie one behind the other in one source, together: the source, first byte, end (exclusive)."""
+    import numpy as np  # noqa: PLC0415 - as above
 
-    starts = pc.if_else(table["ok"], pa.scalar(output, pa.int64()), pa.scalar(errors, pa.int64()))
-    place = table.schema.get_field_index("offset")
-    moved = table.set_column(place, "offset", pc.add(table["offset"], starts)).cast(schema())
-    return moved, output + _bytes(table, ok=True), errors + _bytes(table, ok=False)
-
-
-def _bytes(table: pa.Table, *, ok: bool) -> int:
-    import pyarrow.compute as pc  # noqa: PLC0415 - as above
-
-    mask = table["ok"] if ok else pc.invert(table["ok"])
-    return int(pc.sum(table["length"].filter(mask)).as_py() or 0)
+    if not len(offsets):
+        return
+    ends = offsets + lengths
+    breaks = (origins[1:] != origins[:-1]) | (offsets[1:] != ends[:-1])
+    firsts = np.concatenate([[0], np.flatnonzero(breaks) + 1])
+    lasts = np.concatenate([firsts[1:], [len(offsets)]]) - 1
+    yield from zip(origins[firsts].tolist(), offsets[firsts].tolist(), ends[lasts].tolist(), strict=True)
 
 
 class _Sink(io.RawIOBase):

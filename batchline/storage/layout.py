@@ -5,10 +5,14 @@ files/<file id>/content.jsonl
 batches/<batch id>/plan.json
 batches/<batch id>/g<generation>/segments/<chunk>.e<epoch>.<n>.jsonl      while a chunk runs
 batches/<batch id>/g<generation>/parts/<chunk>.e<epoch>.{output.jsonl,errors.jsonl,parquet}
-batches/<batch id>/{output.jsonl,errors.jsonl,requests.parquet,report.json,manifest.json}
+batches/<batch id>/{output.jsonl,errors.jsonl,requests.parquet,manifest.json,report.json,report.html}
+batches/<batch id>/g<generation>/plan.<token>.json                        of a retry
+batches/<batch id>/g<generation>/final.<token>/{output.jsonl,errors.jsonl,requests.parquet,manifest.json}
 ```
 
-Names carry the retry generation and the lease's epoch, so that no runner overwrites what another wrote.
+Names carry the retry generation and the lease's epoch, so that no runner overwrites what another wrote. What is
+directly below the batch is for everybody; once a batch has been retried, its final files are kept below their
+generation, and what is there are copies of the newest.
 """
 
 import re
@@ -55,6 +59,11 @@ def plan_key(batch_id: str) -> str:
     return f"batches/{batch_id}/plan.json"
 
 
+def generation_prefix(batch_id: str, generation: int) -> str:
+    """What the keys of a generation's own objects start with."""
+    return f"batches/{batch_id}/g{generation}/"
+
+
 def segments_prefix(batch_id: str, generation: int) -> str:
     """What the keys of a generation's segments start with."""
     return f"batches/{batch_id}/g{generation}/segments/"
@@ -92,19 +101,61 @@ def parse_part(key: str) -> PartName:
     return PartName(match[1], *map(int, match.groups()[1:]))
 
 
+def retry_plan_key(batch_id: str, generation: int, token: str) -> str:
+    """The plan of a retry; the token keeps two that are made at once apart."""
+    return f"batches/{batch_id}/g{generation}/plan.{token}.json"
+
+
+class FinalKeys(NamedTuple):
+    """A batch's files: result lines, error lines, a row of figures for each request, and what they are made of."""
+
+    output: str
+    errors: str
+    requests: str
+    manifest: str
+
+
+_FINAL_NAMES = FinalKeys("output.jsonl", "errors.jsonl", "requests.parquet", "manifest.json")
+
+
+def final_prefix(batch_id: str, generation: int, token: str) -> str:
+    """What the keys of a generation's final files start with; the token keeps those of two writers apart."""
+    return f"batches/{batch_id}/g{generation}/final.{token}/"
+
+
+def final_keys(prefix: str) -> FinalKeys:
+    """The final files below that prefix."""
+    return FinalKeys(*(prefix + name for name in _FINAL_NAMES))
+
+
+def published_keys(batch_id: str) -> FinalKeys:
+    """Where the newest generation's files can be found by anyone."""
+    return final_keys(batch_prefix(batch_id))
+
+
+def batch_prefix(batch_id: str) -> str:
+    """What the keys of all that belongs to a batch start with."""
+    return f"batches/{batch_id}/"
+
+
 def output_key(batch_id: str) -> str:
-    """The output file."""
-    return f"batches/{batch_id}/output.jsonl"
+    """The output file, as published."""
+    return published_keys(batch_id).output
 
 
 def errors_key(batch_id: str) -> str:
-    """The error file."""
-    return f"batches/{batch_id}/errors.jsonl"
+    """The error file, as published."""
+    return published_keys(batch_id).errors
 
 
 def requests_key(batch_id: str) -> str:
-    """A row of figures for each request, as Parquet."""
-    return f"batches/{batch_id}/requests.parquet"
+    """A row of figures for each request, as Parquet, as published."""
+    return published_keys(batch_id).requests
+
+
+def manifest_key(batch_id: str) -> str:
+    """What the files were made of, as published."""
+    return published_keys(batch_id).manifest
 
 
 def report_data_key(batch_id: str) -> str:
@@ -112,6 +163,6 @@ def report_data_key(batch_id: str) -> str:
     return f"batches/{batch_id}/report.json"
 
 
-def manifest_key(batch_id: str) -> str:
-    """What the files were made of."""
-    return f"batches/{batch_id}/manifest.json"
+def report_page_key(batch_id: str) -> str:
+    """The report for people, as a page."""
+    return f"batches/{batch_id}/report.html"

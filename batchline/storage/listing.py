@@ -5,15 +5,15 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_json
-from sqlalchemy import Column, ColumnElement, Select, and_, case, func, or_, select
+from sqlalchemy import Column, ColumnElement, Select, and_, case, false, func, or_, select, tuple_
 
 from batchline.models.batches import ListBatchesQuery
 from batchline.models.status import TERMINAL
 from batchline.models.status import BatchStatus as S
-from batchline.storage.schema import batches
+from batchline.storage.schema import batches, files
 
 if TYPE_CHECKING:
-    from batchline.storage.records import BatchRecord
+    from batchline.storage.records import BatchRecord, FileRecord
 
 _SIMPLE = {
     "in_progress": (S.VALIDATING, S.IN_PROGRESS, S.FINALIZING),
@@ -37,6 +37,23 @@ def list_statement(query: ListBatchesQuery, *, after: "BatchRecord | None", now:
         return statement.where(batches.c.id < after.id)
     group = int(after.status in TERMINAL)
     return statement.where(or_(over > group, and_(over == group, batches.c.id < after.id)))
+
+
+def files_statement(
+    *, after: "FileRecord | None", purpose: str | None, search: str | None, order: str
+) -> Select[Any]:
+    """The files of that purpose whose name has that in it, newest first or (`asc`) last, behind the cursor."""
+    key = tuple_(files.c.created_at, files.c.id)
+    statement = select(files)
+    if purpose is not None:
+        statement = statement.where(files.c.purpose == purpose)
+    if search:
+        statement = statement.where(_contains(files.c.filename, search) if "\0" not in search else false())
+    if after is not None:
+        place = tuple_(after.created_at, after.id)
+        statement = statement.where(key > place if order == "asc" else key < place)
+    columns = (files.c.created_at, files.c.id)
+    return statement.order_by(*(column.asc() if order == "asc" else column.desc() for column in columns))
 
 
 def _filters(query: ListBatchesQuery, now: int) -> list[ColumnElement[bool]]:

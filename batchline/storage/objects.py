@@ -8,6 +8,7 @@ import errno
 import os
 import shutil
 import stat
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -70,8 +71,20 @@ class ObjectStore(ABC):
         """Write the objects one after another as `target`; its size in bytes."""
 
     @abstractmethod
-    def find(self, prefix: str) -> list[ObjectInfo]:
-        """Every object below that directory-like prefix, by key."""
+    def copy(self, key: str, target: str) -> None:
+        """Give `target` the object's content, in one step for a reader; raises `NotFound`."""
+
+    @abstractmethod
+    def walk(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Every object below that directory-like prefix, those of one folder together, as they are found."""
+
+    @abstractmethod
+    def unfinished(self, *, older_than_s: float) -> list[str]:
+        """What writers that died have left and no reader sees, begun so long ago; names for `discard`."""
+
+    @abstractmethod
+    def discard(self, unfinished: str) -> None:
+        """Delete what `unfinished` has named."""
 
     @abstractmethod
     def delete(self, keys: Iterable[str]) -> None:
@@ -80,6 +93,10 @@ class ObjectStore(ABC):
     @abstractmethod
     def uri(self, key: str) -> str:
         """Where the object is, for people and other programs."""
+
+    def find(self, prefix: str) -> list[ObjectInfo]:
+        """Every object below that directory-like prefix, by key."""
+        return sorted(self.walk(prefix), key=lambda info: info.key)
 
     def exists(self, key: str) -> bool:
         """Whether there is such an object."""
@@ -201,16 +218,45 @@ class LocalObjects(ObjectStore):
                     shutil.copyfileobj(part, _LocalWriter(file, path), STREAM_BYTES)
             return file.tell()
 
-    def find(self, prefix: str) -> list[ObjectInfo]:
-        """Every file below that directory, by key."""
+    def copy(self, key: str, target: str) -> None:
+        """Link the file to the other name as well, or copy it where the disk has no such links."""
+        source, path = self._path(key), self._path(target)
+        temporary = _temporary_beside(path)
+        with _faults(source):
+            source.stat()
+        with _write_faults(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(source, temporary)
+            except OSError:
+                self.concat([key], target)
+                return
+            os.replace(temporary, path)  # noqa: PTH105 - as above
+            temporary.unlink(missing_ok=True)  # which a link to the same file, replaced by itself, leaves there
+
+    def walk(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Every file below that directory, those of one folder together."""
+        for path in self._files_below(prefix):
+            if not path.name.startswith(TEMPORARY):
+                yield from self._found(path)
+
+    def _files_below(self, prefix: str) -> Iterator[Path]:
         top = self._path(prefix.rstrip("/")) if prefix.strip("/") else self._root
-        found: list[ObjectInfo] = []
         with _faults(top):
-            for folder, _, names in os.walk(top, onerror=_raise_but_for_absence):
-                for name in names:
-                    if not name.startswith(TEMPORARY):
-                        found += self._found(Path(folder, name))
-        return sorted(found, key=lambda info: info.key)
+            for folder, folders, names in os.walk(top, onerror=_raise_but_for_absence):
+                folders.sort()
+                yield from (Path(folder, name) for name in sorted(names))
+
+    def unfinished(self, *, older_than_s: float) -> list[str]:
+        """Temporary files that have not been written to for so long."""
+        limit = time.time() - older_than_s
+        found = [path for path in self._files_below("") if path.name.startswith(TEMPORARY)]
+        return [str(path) for path in found if _changed_at(path) < limit]
+
+    def discard(self, unfinished: str) -> None:
+        """Delete that temporary file."""
+        with _write_faults(Path(unfinished)):
+            Path(unfinished).unlink(missing_ok=True)
 
     def _found(self, path: Path) -> list[ObjectInfo]:
         try:
@@ -307,6 +353,14 @@ def _pread(file: BinaryIO, start: int, end: int) -> bytes:
 
 def _info(key: str, found: os.stat_result) -> ObjectInfo:
     return ObjectInfo(key, found.st_size, f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}")
+
+
+def _changed_at(path: Path) -> float:
+    """When the file was last written to, in Unix seconds; now where it is gone."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return time.time()
 
 
 def _raise_but_for_absence(error: OSError) -> None:

@@ -1,116 +1,35 @@
 """Records of files and batches: who may change what, each change one atomic statement."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
-from pydantic import TypeAdapter
-from sqlalchemy import Connection, Engine, Row, Table, Update, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Row, Select, Table, Update, insert, or_, select, update
 from sqlalchemy import delete as delete_from
 from sqlalchemy.exc import IntegrityError
 
-from batchline.models.analytics import BatchAnalytics
-from batchline.models.batches import (
-    BatchDwExtResponse,
-    BatchError,
-    BatchErrors,
-    BatchListResponse,
-    BatchResponse,
-    ListBatchesQuery,
-    RequestCounts,
-)
+from batchline.models.batches import BatchListResponse, ListBatchesQuery
 from batchline.models.errors import Conflict, LeaseLost, NotFound
-from batchline.models.files import FileObject, FilePurpose
 from batchline.models.settings import Settings
-from batchline.models.status import BatchStatus, sources_of, timestamp_field
+from batchline.models.status import ACTIVE, TERMINAL, BatchStatus, sources_of, timestamp_field
+from batchline.storage import layout
 from batchline.storage.database import open_database, retried, upgrade_database
-from batchline.storage.listing import list_statement
-from batchline.storage.schema import batches, files
+from batchline.storage.listing import files_statement, list_statement
+from batchline.storage.rows import BatchRecord, Doomed, FileChanges, FileRecord, Lease, batch_of, columns_of
+from batchline.storage.schema import batches, doomed, files
 
-__all__ = ["BatchRecord", "FileRecord", "Lease", "Records", "open_records", "upgrade_database"]
+__all__ = [
+    "BatchRecord",
+    "Doomed",
+    "FileChanges",
+    "FileRecord",
+    "Lease",
+    "Records",
+    "open_records",
+    "upgrade_database",
+]
 
 _T = TypeVar("_T")
-
-
-class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A stored file: what people see, and the key of its content."""
-
-    id: str
-    purpose: FilePurpose
-    filename: str
-    size_bytes: int
-    created_at: int
-    key: str
-    status: str
-    expires_at: int | None = None
-    sha256: str | None = None
-
-    def to_object(self) -> FileObject:
-        """What the API shows of it."""
-        return FileObject.model_validate({**msgspec.structs.asdict(self), "bytes": self.size_bytes}, strict=False)
-
-
-class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A batch as it is kept: what people see, who runs it, and where it belongs."""
-
-    id: str
-    status: BatchStatus
-    endpoint: str
-    input_file_id: str
-    input_filename: str
-    completion_window: str
-    created_at: int
-    expires_at: int
-    output_file_id: str | None = None
-    error_file_id: str | None = None
-    in_progress_at: int | None = None
-    finalizing_at: int | None = None
-    completed_at: int | None = None
-    failed_at: int | None = None
-    expired_at: int | None = None
-    cancelling_at: int | None = None
-    cancelled_at: int | None = None
-    total: int = 0
-    completed: int = 0
-    failed: int = 0
-    metadata: dict[str, str] | None = None
-    errors: tuple[BatchError, ...] | None = None
-    analytics: BatchAnalytics | None = None
-    dwext: BatchDwExtResponse | None = None
-    member_id: str | None = None
-    flow_run_id: str | None = None
-    generation: int = 0
-    epoch: int = 0
-    lease_owner: str | None = None
-    lease_at: float | None = None
-    output_expires_after: int | None = None
-
-    def to_response(self, *, include_analytics: bool = False) -> BatchResponse:
-        """What the API shows of it."""
-        fields = {
-            name: getattr(self, name) for name in BatchResponse.model_fields if name in self.__struct_fields__
-        }
-        fields["errors"] = BatchErrors(data=list(self.errors)) if self.errors else None
-        fields["request_counts"] = RequestCounts(total=self.total, completed=self.completed, failed=self.failed)
-        if not include_analytics:
-            fields["analytics"] = None
-        return BatchResponse(**fields)
-
-
-class Lease(msgspec.Struct, frozen=True):
-    """The right to run a batch: the epoch is one higher each time that it changes hands."""
-
-    batch_id: str
-    owner: str
-    epoch: int
-
-
-_JSON: Mapping[str, TypeAdapter[Any]] = {
-    "metadata": TypeAdapter(dict[str, str]),
-    "errors": TypeAdapter(tuple[BatchError, ...]),
-    "analytics": TypeAdapter(BatchAnalytics),
-    "dwext": TypeAdapter(BatchDwExtResponse),
-}
 
 
 class Records:
@@ -124,8 +43,27 @@ class Records:
         self._engine.dispose()
 
     def add_file(self, record: FileRecord) -> None:
-        """Record a file."""
-        self._write(lambda connection: connection.execute(insert(files).values(**msgspec.structs.asdict(record))))
+        """Record a file, whose content then is doomed no more."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(insert(files).values(**msgspec.structs.asdict(record)))
+            connection.execute(delete_from(doomed).where(doomed.c.prefix == record.key))
+
+        self._write(work)
+
+    def doom(self, some: Doomed) -> None:
+        """Note objects that are to be deleted, so that it happens even if this process dies."""
+        self._write(lambda connection: _doom(connection, some))
+
+    def doomed(self, *, now: float) -> list[Doomed]:
+        """What is due to be deleted by then."""
+        statement = select(doomed.c.prefix, doomed.c.due_at, doomed.c.kept).where(doomed.c.due_at <= now)
+        rows = self._read(lambda connection: connection.execute(statement.order_by(doomed.c.id)).all())
+        return [Doomed(**row._mapping) for row in rows]  # noqa: SLF001 - SQLAlchemy's public name for it
+
+    def absolve(self, prefix: str) -> None:
+        """Note that what was doomed below that prefix is gone."""
+        self._write(lambda connection: connection.execute(delete_from(doomed).where(doomed.c.prefix == prefix)))
 
     def get_file(self, file_id: str) -> FileRecord:
         """The file; raises `NotFound`."""
@@ -140,13 +78,35 @@ class Records:
             lambda connection: connection.execute(update(files).where(files.c.id == file_id).values(**fields))
         )
 
-    def delete_file(self, file_id: str) -> None:
-        """Forget a file; one that is not recorded is fine."""
-        self._write(lambda connection: connection.execute(delete_from(files).where(files.c.id == file_id)))
+    def expired_files(self, *, now: int) -> list[FileRecord]:
+        """The files that were to be kept until then at most, and that no batch needs that is not over."""
+        statement = select(files).where(files.c.expires_at <= now, ~_needing(files.c.id).exists())
+        rows = self._read(lambda connection: connection.execute(statement.order_by(files.c.id)).all())
+        return [FileRecord(**row._mapping) for row in rows]  # noqa: SLF001 - as above
+
+    def delete_file(self, file_id: str, *, doomed_with_it: Sequence[Doomed] = ()) -> None:
+        """Forget a file; raises `NotFound`, and `Conflict` where a batch that is not over needs it."""
+        needed = _needing(file_id)
+        statement = delete_from(files).where(files.c.id == file_id, ~needed.exists()).returning(files.c.id)
+
+        def work(connection: Connection) -> tuple[Row[Any] | None, str | None, bool]:
+            gone = connection.execute(statement).first()
+            if gone is not None:
+                for each in doomed_with_it:
+                    _doom(connection, each)
+            user = None if gone is not None else connection.execute(needed).scalar()
+            return gone, user, _row(connection, files, file_id) is not None
+
+        gone, user, is_there = self._write(work)
+        if gone is not None:
+            return
+        if not is_there:
+            raise NotFound(f"there is no file {file_id}")
+        raise Conflict(f"file {file_id} is needed by batch {user}, which is not over; cancel the batch first")
 
     def add_batch(self, record: BatchRecord) -> BatchRecord:
         """Record a batch and return it, or the one that the same flow run has made before."""
-        values = _columns({name: getattr(record, name) for name in record.__struct_fields__})
+        values = columns_of({name: getattr(record, name) for name in record.__struct_fields__})
         try:
             self._write(lambda connection: connection.execute(insert(batches).values(**values)))
         except Conflict:
@@ -161,54 +121,139 @@ class Records:
         row = self._read(lambda connection: _row(connection, batches, batch_id))
         if row is None:
             raise NotFound(f"there is no batch {batch_id}; `batchline show` takes an id as `run` printed it")
-        return _record(row)
+        return batch_of(row)
 
     def batch_of_flow_run(self, flow_run_id: str) -> BatchRecord | None:
         """The batch that the flow run made, if it made one."""
         statement = select(batches).where(batches.c.flow_run_id == flow_run_id)
         row = self._read(lambda connection: connection.execute(statement).first())
-        return None if row is None else _record(row)
+        return None if row is None else batch_of(row)
+
+    def batch_of_file(self, file_id: str) -> BatchRecord | None:
+        """The batch whose output or error file that is."""
+        statement = select(batches).where(
+            or_(batches.c.output_file_id == file_id, batches.c.error_file_id == file_id)
+        )
+        row = self._read(lambda connection: connection.execute(statement).first())
+        return None if row is None else batch_of(row)
 
     def list_batches(self, query: ListBatchesQuery, *, now: int) -> BatchListResponse:
-        """A page of batches; raises `NotFound` for a cursor that is no batch."""
-        after = None if query.after is None else self.get_batch(query.after)
-        statement = list_statement(query, after=after, now=now).limit(query.limit + 1)
-        rows = self._read(lambda connection: connection.execute(statement).all())
+        """A page of batches as the API shows them; raises as `list_records` does."""
+        records, has_more = self.list_records(query, now=now)
         analytics = "analytics" in (query.include or "").split(",")
-        page = [_record(row).to_response(include_analytics=analytics) for row in rows[: query.limit]]
+        page = [record.to_response(include_analytics=analytics) for record in records]
         return BatchListResponse(
             data=page,
             first_id=page[0].id if page else None,
             last_id=page[-1].id if page else None,
-            has_more=len(rows) > query.limit,
+            has_more=has_more,
         )
 
+    def list_records(self, query: ListBatchesQuery, *, now: int) -> tuple[list[BatchRecord], bool]:
+        """A page of batches, and whether more follow; raises `NotFound` for a cursor that is no batch."""
+        after = None if query.after is None else self.get_batch(query.after)
+        statement = list_statement(query, after=after, now=now).limit(query.limit + 1)
+        rows = self._read(lambda connection: connection.execute(statement).all())
+        return [batch_of(row) for row in rows[: query.limit]], len(rows) > query.limit
+
+    def list_files(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 20,
+        purpose: str | None = None,
+        search: str | None = None,
+        order: str = "desc",
+    ) -> tuple[list[FileRecord], bool]:
+        """A page of files by age, and whether more follow; raises `NotFound` for a cursor that is no file."""
+        cursor = None if after is None else self.get_file(after)
+        statement = files_statement(after=cursor, purpose=purpose, search=search, order=order).limit(limit + 1)
+        rows = self._read(lambda connection: connection.execute(statement).all())
+        return [FileRecord(**row._mapping) for row in rows[:limit]], len(rows) > limit  # noqa: SLF001 - as above
+
     def move(
-        self, batch_id: str, target: BatchStatus, *, now: int, lease: Lease | None = None, **fields: object
+        self,
+        batch_id: str,
+        target: BatchStatus,
+        *,
+        now: int,
+        lease: Lease | None = None,
+        file_changes: FileChanges | None = None,
+        **fields: object,
     ) -> BatchRecord:
         """Bring the batch to that state, set the state's timestamp and those fields, and return it.
 
-        Raises `Conflict` where the state that it is in does not allow it, `LeaseLost` where the lease is no
-        longer the batch's.
+        The changes of file records happen with it or not at all. Raises `Conflict` where the state that it is in
+        does not allow it, `LeaseLost` where the lease is no longer the batch's.
         """
         stamp = timestamp_field(target)
-        values = _columns({**fields, **({stamp: now} if stamp else {}), "status": target})
+        values = columns_of({**fields, **({stamp: now} if stamp else {}), "status": target})
         allowed = [str(state) for state in sources_of(target)]
         statement = update(batches).where(batches.c.status.in_(allowed))
-        return self._change(statement, batch_id, lease, values, f"cannot become {target}")
+        return self._change(statement, batch_id, lease, values, f"cannot become {target}", file_changes)
 
     def update(self, batch_id: str, *, lease: Lease | None = None, **fields: object) -> BatchRecord:
         """Change fields of the batch, its state apart, and return it; raises as `move` does."""
-        return self._change(update(batches), batch_id, lease, _columns(fields), "cannot be changed")
+        return self._change(update(batches), batch_id, lease, columns_of(fields), "cannot be changed")
 
     def claim(self, batch_id: str, *, owner: str, now: float, lease_s: float) -> Lease:
         """Take the batch's lease; raises `Conflict` while another's heartbeat is younger than `lease_s`."""
-        free = or_(
-            batches.c.lease_owner.is_(None), batches.c.lease_owner == owner, batches.c.lease_at < now - lease_s
-        )
+        free = or_(batches.c.lease_owner == owner, _is_free(now=now, lease_s=lease_s))
         values = {"epoch": batches.c.epoch + 1, "lease_owner": owner, "lease_at": now}
         batch = self._change(update(batches).where(free), batch_id, None, values, "is being run by another")
         return Lease(batch_id, owner, batch.epoch)
+
+    def retry(
+        self, batch_id: str, *, now: int, generation: int, file_changes: FileChanges, **fields: object
+    ) -> BatchRecord:
+        """Make a finished batch `in_progress` again, as the generation after that one, and return it.
+
+        The marks of its end are cleared. Raises `Conflict` where it is not over or another retry came first.
+        """
+        statement = update(batches).where(
+            batches.c.status.in_([str(state) for state in TERMINAL]), batches.c.generation == generation
+        )
+        cleared = {f"{state}_at": None for state in (*TERMINAL, BatchStatus.FINALIZING, BatchStatus.CANCELLING)}
+        values = columns_of(
+            {
+                **cleared,
+                "errors": None,
+                "lease_owner": None,
+                "lease_at": None,
+                **fields,
+                "generation": generation + 1,
+                "in_progress_at": now,
+                "status": BatchStatus.IN_PROGRESS,
+            }
+        )
+        return self._change(statement, batch_id, None, values, "cannot be retried", file_changes)
+
+    def delete_batch(self, batch_id: str, *, now: float, lease_s: float) -> BatchRecord:
+        """Forget a batch and its output and error files, and return what it was.
+
+        Raises `NotFound`, and `Conflict` while a runner has it.
+        """
+        statement = (
+            delete_from(batches)
+            .where(batches.c.id == batch_id, _is_free(now=now, lease_s=lease_s))
+            .returning(*batches.c)
+        )
+
+        def work(connection: Connection) -> BatchRecord | None:
+            row = connection.execute(statement).first()
+            if row is None:
+                return None
+            batch = batch_of(row)
+            own = [batch.output_file_id, batch.error_file_id]
+            connection.execute(delete_from(files).where(files.c.id.in_([each for each in own if each])))
+            _doom(connection, Doomed(prefix=layout.batch_prefix(batch.id), due_at=0))
+            return batch
+
+        gone = self._write(work)
+        if gone is None:
+            batch = self.get_batch(batch_id)
+            raise Conflict(f"batch {batch_id} is being run ({batch.lease_owner}); delete it when that has ended")
+        return gone
 
     def beat(
         self, lease: Lease, *, now: float, completed: int | None = None, failed: int | None = None
@@ -224,7 +269,13 @@ class Records:
         self._write(lambda connection: connection.execute(statement))
 
     def _change(
-        self, statement: Update, batch_id: str, lease: Lease | None, values: Mapping[str, object], problem: str
+        self,
+        statement: Update,
+        batch_id: str,
+        lease: Lease | None,
+        values: Mapping[str, object],
+        problem: str,
+        file_changes: FileChanges | None = None,
     ) -> BatchRecord:
         guarded = statement.where(batches.c.id == batch_id)
         if lease is not None:
@@ -233,12 +284,14 @@ class Records:
 
         def work(connection: Connection) -> tuple[Row[Any] | None, Row[Any] | None]:
             changed = connection.execute(guarded).first()
+            if changed is not None and file_changes is not None:
+                _apply(connection, file_changes)
             return changed, changed if changed is not None else _row(connection, batches, batch_id)
 
         changed, present = self._write(work)
         if changed is None:
             raise _refusal(batch_id, present, lease, problem)
-        return _record(changed)
+        return batch_of(changed)
 
     def _read(self, work: Callable[[Connection], _T]) -> _T:
         def run() -> _T:
@@ -263,10 +316,41 @@ def open_records(settings: Settings) -> Records:
     return Records(open_database(settings))
 
 
+def _needing(file_id: ColumnElement[str] | str) -> Select[Any]:
+    """The batches that are not over and have that file."""
+    used = or_(*(column == file_id for column in (batches.c.input_file_id, *_OWN_FILES)))
+    return select(batches.c.id).where(used, batches.c.status.in_([str(state) for state in ACTIVE]))
+
+
+_OWN_FILES = (batches.c.output_file_id, batches.c.error_file_id)
+
+
+def _is_free(*, now: float, lease_s: float) -> ColumnElement[bool]:
+    """Nobody has the batch's lease, or nobody who is alive."""
+    return or_(batches.c.lease_owner.is_(None), batches.c.lease_at < now - lease_s)
+
+
 def _leased(statement: Update, lease: Lease) -> Update:
     return statement.where(
         batches.c.id == lease.batch_id, batches.c.epoch == lease.epoch, batches.c.lease_owner == lease.owner
     )
+
+
+def _apply(connection: Connection, changes: FileChanges) -> None:
+    for record in changes.added:
+        connection.execute(insert(files).values(**msgspec.structs.asdict(record)))
+    for file_id, fields in changes.changed.items():
+        connection.execute(update(files).where(files.c.id == file_id).values(**fields))
+    for file_id in changes.dropped:
+        connection.execute(delete_from(files).where(files.c.id == file_id))
+    for some in changes.doomed:
+        _doom(connection, some)
+    connection.execute(delete_from(doomed).where(doomed.c.prefix.in_(changes.absolved)))
+
+
+def _doom(connection: Connection, some: Doomed) -> None:
+    connection.execute(delete_from(doomed).where(doomed.c.prefix == some.prefix))
+    connection.execute(insert(doomed).values(**msgspec.structs.asdict(some)))
 
 
 def _row(connection: Connection, table: Table, known_as: str) -> Row[Any] | None:
@@ -278,7 +362,7 @@ def _row(connection: Connection, table: Table, known_as: str) -> Row[Any] | None
 def _refusal(batch_id: str, row: Row[Any] | None, lease: Lease | None, problem: str) -> Exception:
     if row is None:
         return NotFound(f"there is no batch {batch_id}")
-    batch = _record(row)
+    batch = batch_of(row)
     if lease is not None and (batch.epoch, batch.lease_owner) != (lease.epoch, lease.owner):
         return LeaseLost(f"batch {batch_id} has been taken over by another runner ({batch.lease_owner or 'none'})")
     if problem.startswith("is being run"):
@@ -287,21 +371,3 @@ def _refusal(batch_id: str, row: Row[Any] | None, lease: Lease | None, problem: 
             "lease has gone stale"
         )
     return Conflict(f"batch {batch_id} is {batch.status} and {problem}")
-
-
-def _columns(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields as the table holds them."""
-    return {name: _text(name, value) if name in _JSON else value for name, value in fields.items()}
-
-
-def _text(name: str, value: object) -> str | None:
-    return None if value is None else _JSON[name].dump_json(value).decode()
-
-
-def _record(row: Row[Any]) -> BatchRecord:
-    fields = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
-    for name, adapter in _JSON.items():
-        if fields[name] is not None:
-            fields[name] = adapter.validate_json(fields[name])
-    fields["status"] = BatchStatus(fields["status"])
-    return BatchRecord(**fields)

@@ -2,12 +2,13 @@
 
 import errno
 import io
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import IO, Any, Final
+from typing import IO, Any, Final, TypeVar
 
 import aiohttp
 import s3fs
@@ -36,6 +37,8 @@ FAILURES: Final = (
 )
 ABSENT: Final = frozenset({"", "404", "NoSuchKey", "NotFound"})
 """S3's codes for an object that is not there; none where s3fs has looked for itself."""
+
+_T = TypeVar("_T")
 
 BEHIND_THE_END: Final = frozenset({"416", "InvalidRange"})
 
@@ -169,11 +172,15 @@ class S3Objects(ObjectStore):
         except FAILURES:
             return False
         try:
-            parts = []
-            for number, (key, _) in enumerate(sizes, start=1):
-                source = {"Bucket": self._bucket, "Key": self._object_key(key)}
-                copied = call("upload_part_copy", **where, UploadId=upload, PartNumber=number, CopySource=source)
-                parts.append({"PartNumber": number, "ETag": copied["CopyPartResult"]["ETag"]})
+            sources = [{"Bucket": self._bucket, "Key": self._object_key(key)} for key, _ in sizes]
+            copies = [
+                partial(call, "upload_part_copy", **where, UploadId=upload, PartNumber=number, CopySource=source)
+                for number, source in enumerate(sources, start=1)
+            ]
+            parts = [
+                {"PartNumber": number, "ETag": copied["CopyPartResult"]["ETag"]}
+                for number, copied in enumerate(_ahead(copies, AHEAD), start=1)
+            ]
             call("complete_multipart_upload", **where, UploadId=upload, MultipartUpload={"Parts": parts})
         except FAILURES:
             with suppress(*FAILURES):
@@ -181,10 +188,14 @@ class S3Objects(ObjectStore):
             return False
         return True
 
-    def find(self, prefix: str) -> list[ObjectInfo]:
+    def copy(self, key: str, target: str) -> None:
+        """Copy the object on the server."""
+        with self._faults(key, looks=True):
+            self._fs.cp_file(self._path(key), self._path(target))
+
+    def walk(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every object below that prefix, asked of the server each time."""
         top = self._object_key(prefix.rstrip("/")) if prefix.strip("/") else self._prefix
-        found: list[ObjectInfo] = []
         token: dict[str, str] = {}
         while True:
             with self._faults(prefix):
@@ -192,10 +203,33 @@ class S3Objects(ObjectStore):
                     "list_objects_v2", Bucket=self._bucket, Prefix=f"{top}/" if top else "", **token
                 )
                 more = page["IsTruncated"]
-            found += [self._listed(entry) for entry in page.get("Contents", ())]
+            yield from [self._listed(entry) for entry in page.get("Contents", ())]
             if not more:
-                return sorted(found, key=lambda info: info.key)
+                return
             token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def unfinished(self, *, older_than_s: float) -> list[str]:
+        """Multipart uploads that were begun so long ago, each as its object's key and its id."""
+        top = f"{self._prefix}/" if self._prefix else ""
+        found: list[str] = []
+        marker: dict[str, str] = {}
+        while True:
+            with self._faults(""):
+                page = self._fs.call_s3("list_multipart_uploads", Bucket=self._bucket, Prefix=top, **marker)
+            found += [
+                f"{upload['Key']} {upload['UploadId']}"
+                for upload in page.get("Uploads", ())
+                if time.time() - upload["Initiated"].timestamp() >= older_than_s
+            ]
+            if not page.get("IsTruncated"):
+                return found
+            marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+    def discard(self, unfinished: str) -> None:
+        """Abort that multipart upload."""
+        key, _, upload = unfinished.rpartition(" ")
+        with self._faults(key):
+            self._fs.call_s3("abort_multipart_upload", Bucket=self._bucket, Key=key, UploadId=upload)
 
     def _listed(self, entry: dict[str, Any]) -> ObjectInfo:
         key = entry["Key"].removeprefix(f"{self._prefix}/") if self._prefix else entry["Key"]
@@ -258,7 +292,7 @@ def _opened(filesystem: s3fs.S3FileSystem, path: str, *, cache_type: str) -> Any
     return file
 
 
-def _ahead(fetches: Sequence[Callable[[], bytes]], ahead: int) -> Iterator[bytes]:
+def _ahead(fetches: Sequence[Callable[[], _T]], ahead: int) -> Iterator[_T]:
     """What each of them fetches, in order, so many ahead of what is being used."""
     if len(fetches) < 2:
         yield from (fetch() for fetch in fetches)

@@ -4,7 +4,7 @@ from typing import Final
 
 from sqlalchemy import BigInteger, Column, Double, Index, Integer, MetaData, String, Table, Text
 
-HEAD: Final = "0001"
+HEAD: Final = "0002"
 """The newest migration; a test holds it to the scripts."""
 
 metadata = MetaData()
@@ -57,7 +57,20 @@ batches = Table(
     Column("lease_owner", Text),
     Column("lease_at", Double),
     Column("output_expires_after", BigInteger),
+    Column("plan_key", Text),
+    Column("final_prefix", Text),
     Index("batches_by_flow_run", "flow_run_id", unique=True),
     Index("batches_by_creation", "created_at"),
     Index("batches_by_status", "status", "created_at"),
 )
+
+doomed = Table(
+    "doomed",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("prefix", Text, nullable=False),
+    Column("kept", Text),
+    Column("due_at", BigInteger, nullable=False),
+    Index("doomed_by_prefix", "prefix", unique=True),
+)
+"""Objects that are to be deleted once they are due."""

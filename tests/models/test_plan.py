@@ -1,10 +1,10 @@
-"""How many requests a chunk holds."""
+"""How many requests a chunk holds, and what a retry's chunks are made of."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchline.models.plan import chunk_requests
+from batchline.models.plan import Chunk, Plan, Stretch, chunk_requests, retry_plan
 
 
 @pytest.mark.parametrize(
@@ -18,3 +18,43 @@ def test_a_chunk_is_a_fifth_of_the_batch_and_a_stretch_within_bounds(total, requ
 @given(st.integers(1, 50_000))
 def test_a_batch_of_up_to_fifty_thousand_has_at_most_five_chunks(total):
     assert -(-total // chunk_requests(total)) <= 5
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    """A plan over stretches of a few lines and bytes each."""
+    chunks, at, line = [], 3, 1
+    for index in range(draw(st.integers(1, 4))):
+        stretches, requests = [], 0
+        for lines, size in draw(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 90)), min_size=1, max_size=5)):
+            stretches.append(Stretch(at, at + size, line, f"digest of {line}"))
+            at, line, requests = at + size, line + lines, requests + lines
+        chunks.append(Chunk(index=index, requests=requests, stretches=stretches))
+    return Plan(
+        batch_id="batch-1",
+        input_key="files/file-1/content.jsonl",
+        size_bytes=at,
+        sha256="of all",
+        endpoint="/v1/chat/completions",
+        total=line - 1,
+        chunks=chunks,
+        models=["m"],
+    )
+
+
+@given(plans(), st.data(), st.integers(1, 6), st.integers(1, 200))
+def test_a_retrys_chunks_hold_each_of_its_lines_once_with_the_stretches_they_are_in(plan, data, requests, size):
+    lines = sorted(data.draw(st.sets(st.integers(1, plan.total), min_size=1)))
+
+    retried = retry_plan(plan, lines, most_requests=requests, most_bytes=size)
+
+    known = [stretch for chunk in plan.chunks for stretch in chunk.stretches]
+    assert [line for chunk in retried.chunks for line in chunk.only] == lines
+    assert retried.total == len(lines) == sum(chunk.requests for chunk in retried.chunks)
+    for index, chunk in enumerate(retried.chunks):
+        assert (chunk.index, chunk.first_line, chunk.requests) == (index, chunk.only[0], len(chunk.only))
+        homes = [[each for each in known if each.first_line <= line][-1] for line in chunk.only]
+        assert chunk.stretches == sorted(set(homes), key=known.index)
+        one = len(chunk.stretches) == 1
+        assert one or chunk.requests <= requests
+        assert one or sum(each.end - each.start for each in chunk.stretches) <= size

@@ -135,12 +135,12 @@ def test_chunks_tile_the_file_and_hold_each_request_once(
 
     at, line = (len(UTF8_BOM) if text.startswith(UTF8_BOM) else 0), 1
     for index, chunk in enumerate(plan.chunks):
-        inside = text[chunk.start : chunk.end]
-        assert (chunk.index, chunk.start, chunk.first_line) == (index, at, line)
-        assert chunk.requests == len(non_blank(inside))
-        assert 0 < chunk.requests <= chunk_requests
-        assert chunk.stretches[-1].end == chunk.end
-        at, line = chunk.end, line + inside.count(b"\n")
+        start = at
+        assert (chunk.index, chunk.first_line) == (index, line)
+        for stretch in chunk.stretches:
+            assert (stretch.start, stretch.first_line) == (at, line)
+            at, line = stretch.end, line + text[at : stretch.end].count(b"\n")
+        assert 0 < chunk.requests == len(non_blank(text[start:at])) <= chunk_requests
     assert at == plan.size_bytes == len(text)
     assert plan.total == len(non_blank(text))
 

@@ -73,4 +73,6 @@ def a_full_batch() -> BatchRecord:
         lease_owner="host:1",
         lease_at=NOW + 0.123456,
         output_expires_after=3_600,
+        plan_key="batches/batch-1/g1/plan.a.json",
+        final_prefix="batches/batch-1/g0/final.a/",
     )

@@ -63,8 +63,9 @@ def test_a_deleted_file_is_not_found(records: Records) -> None:
     assert records.get_file(other.id) == other
 
 
-def test_deleting_a_file_that_is_not_recorded_is_fine(records: Records) -> None:
-    records.delete_file("file-of-nobody")
+def test_deleting_a_file_that_is_not_recorded_is_refused(records: Records) -> None:
+    with pytest.raises(NotFound, match="file-of-nobody"):
+        records.delete_file("file-of-nobody")
 
 
 def test_a_file_that_is_not_recorded_is_not_found(records: Records) -> None:

@@ -1,0 +1,257 @@
+"""Batches: created, listed, run, cancelled, retried, read, deleted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, Literal, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from batchline.models.analytics import BatchReport
+from batchline.models.batches import (
+    BatchDwExtResponse,
+    BatchResponse,
+    BatchResultItem,
+    BatchResultsQuery,
+    CreateBatchRequest,
+    ListBatchesQuery,
+    RetryRequestsRequest,
+    Source,
+)
+from batchline.models.errors import Conflict, InvalidInput, LeaseLost, NotFound
+from batchline.models.status import TERMINAL, BatchStatus
+from batchline.operations.expiry import ExpiresAfter, seconds_of
+from batchline.operations.pages import Page
+from batchline.operations.results import results
+from batchline.operations.runner import Runner
+from batchline.steps.engine import Engine
+from batchline.steps.hold import owner_name
+from batchline.steps.intake import create_batch
+from batchline.steps.local import run_local
+from batchline.steps.retry import retry_batch
+from batchline.steps.sweep import sweep_now
+from batchline.storage import layout
+from batchline.storage.records import BatchRecord
+
+Via = Literal["process"]
+POLL_S: Final = 0.5
+DELETION_PATIENCE_S: Final = 10.0
+"""How much longer than the grace a deletion waits for the batch's runner to end."""
+
+_M = TypeVar("_M", bound=BaseModel)
+
+
+class Batches:
+    """The batches of an engine's records. Made by `Batchline.batches`."""
+
+    def __init__(self, engine: Engine, runner: Runner, source: Source) -> None:
+        self._engine = engine
+        self._runner = runner
+        self._source = source
+
+    def create(
+        self,
+        *,
+        input_file_id: str,
+        endpoint: str = "/v1/chat/completions",
+        completion_window: str = "24h",
+        metadata: Mapping[str, str] | None = None,
+        output_expires_after: ExpiresAfter | None = None,
+        via: Via | None = "process",
+    ) -> BatchResponse:
+        """Make a batch of an uploaded file's requests, have it run, and return it, `validating`.
+
+        `via` says where: in the background of this process, or nowhere as yet. Raises `InvalidInput` for an
+        endpoint, window or metadata that cannot be, `NotFound` for an unknown input file.
+        """
+        request = checked(
+            CreateBatchRequest,
+            input_file_id=input_file_id,
+            endpoint=endpoint,
+            completion_window=completion_window,
+            metadata=None if metadata is None else dict(metadata),
+        )
+        batch = create_batch(
+            self._engine,
+            request,
+            origin=BatchDwExtResponse(source=self._source),
+            output_expires_after=seconds_of(output_expires_after),
+        )
+        return self._started(batch, via)
+
+    def retrieve(self, batch_id: str, *, include: Sequence[str] = ("analytics",)) -> BatchResponse:
+        """The batch, with its analytics; raises `NotFound`."""
+        return self.record(batch_id).to_response(include_analytics="analytics" in include)
+
+    def record(self, batch_id: str) -> BatchRecord:
+        """The batch as it is kept, with who runs it; raises `NotFound`."""
+        return self._engine.records.get_batch(batch_id)
+
+    def report(self, batch_id: str) -> BatchReport:
+        """The figures beyond the analytics, once the batch is over; raises `NotFound` before."""
+        self.record(batch_id)
+        return BatchReport.model_validate_json(self._engine.store.read(layout.report_data_key(batch_id)))
+
+    def list(self, **query: Any) -> Page[BatchResponse]:
+        """A page of batches, newest first, as `ListBatchesQuery` asks; iterating goes on through further pages.
+
+        Raises `InvalidInput` for a query that cannot be, `NotFound` for an unknown cursor.
+        """
+        return self._page(
+            checked(ListBatchesQuery, **query),
+            lambda record, asked: record.to_response(include_analytics="analytics" in (asked.include or "")),
+        )
+
+    def records(self, **query: Any) -> Page[BatchRecord]:
+        """The same as they are kept, with who runs them."""
+        return self._page(checked(ListBatchesQuery, **query), lambda record, _: record)
+
+    def _page(self, query: ListBatchesQuery, shown: Callable[[BatchRecord, ListBatchesQuery], Any]) -> Page[Any]:
+        records, has_more = self._engine.records.list_records(query, now=int(time.time()))
+
+        def after(cursor: str | None) -> Page[Any]:
+            return self._page(query.model_copy(update={"after": cursor}), shown)
+
+        return Page([shown(record, query) for record in records], has_more, after)
+
+    def run(self, batch_id: str) -> BatchResponse:
+        """Run the batch to its end, or go on with one that was stopped, and return it.
+
+        Raises `Conflict` while another runner has it, `Interrupted` or `StorageFault` when it stops early.
+        """
+        return run_local(self._engine, batch_id).to_response(include_analytics=True)
+
+    def resume(self, batch_id: str, *, via: Via | None = "process") -> BatchResponse:
+        """Have a batch go on that is not over and that nobody runs; raises `Conflict` for another."""
+        batch = self.record(batch_id)
+        if batch.status in TERMINAL:
+            raise Conflict(f"batch {batch_id} is {batch.status}; there is nothing to go on with (retry?)")
+        if batch.is_held(now=time.time(), lease_s=self._engine.settings.lease_s):
+            raise Conflict(f"batch {batch_id} is being run by another process ({batch.lease_owner})")
+        return self._started(batch, via)
+
+    def cancel(self, batch_id: str) -> BatchResponse:
+        """Cancel the batch and return it: `cancelling`, or `cancelled` where nothing had been sent.
+
+        What was answered is kept. Does nothing to one that is cancelling or cancelled. Raises `Conflict` for one
+        that is over or writes its files.
+        """
+        records = self._engine.records
+        batch = records.get_batch(batch_id)
+        if batch.status in {BatchStatus.CANCELLING, BatchStatus.CANCELLED}:
+            return batch.to_response()
+        try:
+            batch = records.move(batch_id, BatchStatus.CANCELLING, now=int(time.time()))
+        except Conflict:
+            batch = records.get_batch(batch_id)
+            if batch.status not in {BatchStatus.CANCELLING, BatchStatus.CANCELLED}:
+                raise
+        if batch.in_progress_at is None:
+            batch = self._end_unbegun(batch)
+        return batch.to_response()
+
+    def _end_unbegun(self, batch: BatchRecord) -> BatchRecord:
+        """End a cancelled batch that nobody has begun to send; its runner does, where there is one."""
+        records, settings = self._engine.records, self._engine.settings
+        try:
+            lease = records.claim(batch.id, owner=owner_name(), now=time.time(), lease_s=settings.lease_s)
+        except Conflict:
+            return batch
+        try:
+            return records.move(batch.id, BatchStatus.CANCELLED, now=int(time.time()), lease=lease)
+        except Conflict:
+            return records.get_batch(batch.id)
+        finally:
+            records.release(lease)
+
+    def retry(self, batch_id: str, *, via: Via | None = "process") -> BatchResponse:
+        """Try all failed, expired and cancelled requests of a batch that is over again; it is `in_progress` then.
+
+        Raises `Conflict` for a batch that is not over or in which nothing failed.
+        """
+        return self._started(retry_batch(self._engine, batch_id), via)
+
+    def retry_requests(
+        self, batch_id: str, request_ids: Sequence[str], *, via: Via | None = "process"
+    ) -> BatchResponse:
+        """Try those failed requests again; raises as `retry`, and `InvalidInput` that names ids that are none."""
+        asked = checked(RetryRequestsRequest, request_ids=list(request_ids))
+        return self._started(retry_batch(self._engine, batch_id, asked.request_ids), via)
+
+    def results(
+        self,
+        batch_id: str,
+        *,
+        skip: int = 0,
+        limit: int | None = None,
+        search: str | None = None,
+        status: str | None = None,
+    ) -> Iterator[BatchResultItem]:
+        """What became of each request, in input order, also while the batch runs; raises `NotFound`."""
+        query = checked(BatchResultsQuery, skip=skip, limit=limit, search=search, status=status)
+        return results(self._engine, self.record(batch_id), query)
+
+    def wait(
+        self, batch_id: str, *, timeout_s: float | None = None, poll_interval_s: float = POLL_S
+    ) -> BatchResponse:
+        """Wait until the batch is over and return it with its analytics.
+
+        Raises `TimeoutError` when that takes longer, and what stopped the batch where it ran in this process.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while (over := self.ended(batch_id)) is None:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(f"batch {batch_id} is not over after {timeout_s:g} s")
+            time.sleep(poll_interval_s)
+        return over
+
+    def ended(self, batch_id: str) -> BatchResponse | None:
+        """The batch with its analytics if it is over; raises what stopped it where it ran in this process."""
+        running = self._runner.is_running(batch_id)  # asked first: a run ends the batch before it ends itself
+        batch = self.record(batch_id)
+        if batch.status in TERMINAL:
+            return batch.to_response(include_analytics=True)
+        error = None if running else self._runner.error_of(batch_id)
+        if error is not None:
+            raise error
+        return None
+
+    def delete(self, batch_id: str) -> None:
+        """Delete the batch with its output and error files; its input file, which others may share, stays.
+
+        One that runs is cancelled first and its runner waited for; raises `Conflict` where that does not end.
+        """
+        settings, records = self._engine.settings, self._engine.records
+        deadline = time.monotonic() + settings.grace_s + DELETION_PATIENCE_S
+        while True:
+            try:
+                gone = records.delete_batch(batch_id, now=time.time(), lease_s=settings.lease_s)
+                break
+            except Conflict:
+                self._cancel_if_it_can_be(batch_id)
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(POLL_S)
+        sweep_now(self._engine, layout.batch_prefix(gone.id))
+
+    def _cancel_if_it_can_be(self, batch_id: str) -> None:
+        try:
+            self.cancel(batch_id)
+        except (Conflict, NotFound, LeaseLost):
+            return
+
+    def _started(self, batch: BatchRecord, via: Via | None) -> BatchResponse:
+        if via == "process":
+            self._runner.start(batch.id)
+        return batch.to_response()
+
+
+def checked(model: type[_M], **fields: Any) -> _M:
+    """The model with those fields; raises `InvalidInput` that names the first one that is wrong."""
+    try:
+        return model(**fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
+        raise InvalidInput(f"{name}: {first['msg'].removeprefix('Value error, ')}", param=name or None) from None

@@ -1,0 +1,49 @@
+"""The client object: files and batches as a program handles them."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from batchline.models.batches import Source
+from batchline.models.settings import Settings
+from batchline.operations.batches import Batches
+from batchline.operations.files import Files
+from batchline.operations.runner import Runner
+from batchline.steps.engine import Engine, open_engine
+
+
+class Batchline:
+    """Files and batches in the storage and the records that the settings name.
+
+    ```python
+    with Batchline() as client:
+        file = client.files.create(file="requests.jsonl")
+        batch = client.batches.create(input_file_id=file.id)
+        batch = client.batches.wait(batch.id)
+        for item in client.batches.results(batch.id, status="failed"):
+            print(item.custom_id, item.error)
+    ```
+
+    Leaving the block stops the batches that still run in this process; they can be resumed.
+    """
+
+    def __init__(
+        self, settings: Settings | None = None, *, engine: Engine | None = None, source: Source = "api"
+    ) -> None:
+        self.engine = engine or open_engine(settings)
+        self.runner = Runner(self.engine)
+        self.files = Files(self.engine)
+        self.batches = Batches(self.engine, self.runner, source)
+
+    def close(self) -> None:
+        """Stop the batches that run in this process; what was answered is saved."""
+        self.runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,137 @@
+"""Sets right what time and dead processes leave behind: what is due is deleted, what was left lying goes on.
+
+Every chore is safe to do twice and by two at once. Nothing is done to what a living runner holds.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Final, Literal
+
+import msgspec
+
+from batchline.models.errors import BatchlineError, Conflict, NotFound
+from batchline.models.status import BatchStatus
+from batchline.operations.client import Batchline
+from batchline.steps.sweep import objects_of, sweep
+from batchline.storage.records import BatchRecord
+
+log = logging.getLogger(__name__)
+
+UNFINISHED_S: Final = 86_400.0
+"""How long a writer may be at work on one object."""
+
+Kind = Literal["resume", "delete_file", "delete_objects", "discard_unfinished"]
+
+
+class Chore(msgspec.Struct, frozen=True, kw_only=True):
+    """Something to be done: to what (an id, or a key), and why. `error` says why it could not be."""
+
+    kind: Kind
+    subject: str
+    reason: str
+    size_bytes: int = 0
+    done: bool = False
+    error: str | None = None
+
+
+Job = tuple[Chore, Callable[[], object]]
+
+
+def housekeeping(client: Batchline, *, apply: bool = False, resume: bool = True) -> Iterator[Chore]:
+    """Find what is to be done, do it where `apply` says so, and yield each chore as it is found or done.
+
+    A chore that fails is reported with its error, and the others are done. Batches to go on with are run one
+    after another in this process; with `resume` false they are only named.
+    """
+    for chore, do in _jobs(client):
+        if not apply or (chore.kind == "resume" and not resume):
+            yield chore
+            continue
+        try:
+            do()
+        except (BatchlineError, OSError) as error:
+            log.warning("%s of %s failed: %s", chore.kind, chore.subject, error)
+            yield msgspec.structs.replace(chore, error=str(error))
+        else:
+            yield msgspec.structs.replace(chore, done=True)
+
+
+def _jobs(client: Batchline) -> Iterator[Job]:
+    yield from _expired_files(client)
+    yield from _doomed_objects(client)
+    yield from _unfinished_writes(client)
+    yield from _abandoned_batches(client)
+
+
+def _expired_files(client: Batchline) -> Iterator[Job]:
+    now = int(time.time())
+    for file in client.engine.records.expired_files(now=now):
+        ago = now - (file.expires_at or now)
+        chore = Chore(
+            kind="delete_file",
+            subject=file.id,
+            reason=f"{file.filename} expired {ago:,} s ago",
+            size_bytes=file.size_bytes,
+        )
+        yield chore, partial(_delete_file, client, file.id)
+
+
+def _delete_file(client: Batchline, file_id: str) -> None:
+    try:
+        client.files.delete(file_id)
+    except NotFound:
+        return
+
+
+def _doomed_objects(client: Batchline) -> Iterator[Job]:
+    """What deletions, uploads and ends of batches have left undone."""
+    engine = client.engine
+    for some in engine.records.doomed(now=time.time()):
+        found = objects_of(engine.store, some)
+        chore = Chore(
+            kind="delete_objects",
+            subject=some.prefix,
+            reason=f"{len(found):,} objects are needed no more",
+            size_bytes=sum(info.size_bytes for info in found),
+        )
+        yield chore, partial(sweep, engine, some)
+
+
+def _unfinished_writes(client: Batchline) -> Iterator[Job]:
+    store = client.engine.store
+    for name in store.unfinished(older_than_s=UNFINISHED_S):
+        chore = Chore(kind="discard_unfinished", subject=name, reason="its writer has died")
+        yield chore, partial(store.discard, name)
+
+
+def _abandoned_batches(client: Batchline) -> Iterator[Job]:
+    settings, now = client.engine.settings, time.time()
+    for batch in client.batches.records(status="in_progress", limit=100):
+        if (reason := _why_resume(batch, now, settings.lease_s)) is not None:
+            yield Chore(kind="resume", subject=batch.id, reason=reason), partial(_resume, client, batch.id)
+    for batch in client.batches.records(status="cancelled", limit=100):
+        if batch.status is BatchStatus.CANCELLING and not batch.is_held(now=now, lease_s=settings.lease_s):
+            chore = Chore(kind="resume", subject=batch.id, reason="it was cancelled and its files are not written")
+            yield chore, partial(_resume, client, batch.id)
+
+
+def _why_resume(batch: BatchRecord, now: float, lease_s: float) -> str | None:
+    """Why the batch is to go on unasked; none for one that runs, waits, or was stopped on purpose."""
+    if batch.is_held(now=now, lease_s=lease_s):
+        return None
+    if batch.lease_owner is not None:
+        return f"its runner ({batch.lease_owner}) died"
+    if batch.status is BatchStatus.FINALIZING:
+        return "its files are not written"
+    return "its completion window has closed" if batch.expires_at < now else None
+
+
+def _resume(client: Batchline, batch_id: str) -> None:
+    try:
+        client.batches.run(batch_id)
+    except Conflict:  # somebody else has it by now
+        return

@@ -1,0 +1,242 @@
+"""A batch's results, one item a request in input order, whatever became of it; also while the batch runs.
+
+A page of a finished batch is found through the manifest's row groups, without reading what lies before it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from batchline.models.batches import BatchResultItem, BatchResultsQuery
+from batchline.models.errors import NotFound
+from batchline.models.failures import ErrorCode
+from batchline.models.ids import request_prefix
+from batchline.models.lines import split_line
+from batchline.models.plan import OPEN_CHUNKS, Chunk, Plan, Stretch
+from batchline.models.status import TERMINAL
+from batchline.steps.engine import Engine
+from batchline.steps.figures import Figures, custom_id_text
+from batchline.steps.lifecycle import read_plan, whole_plan
+from batchline.steps.merge import row_groups
+from batchline.steps.parts import finished_keys, part_of, segments_of
+from batchline.steps.requests import model_of, stretches
+from batchline.steps.spool import records_of
+from batchline.steps.write import read_manifest
+from batchline.storage import layout
+from batchline.storage.objects import ObjectStore
+from batchline.storage.reading import RangeReader
+from batchline.storage.records import BatchRecord
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_STATUS: Mapping[str | None, str] = {
+    None: "completed",
+    ErrorCode.BATCH_EXPIRED: "expired",
+    ErrorCode.BATCH_CANCELLED: "cancelled",
+}
+"""From a settled request's error code to its status; any other code is `failed`."""
+
+COLUMNS = ("line", "ok", "custom_id", "model", "error_code", "offset", "length")
+
+
+class _Row(msgspec.Struct, frozen=True, gc=False):
+    """A request and where its result line is: bytes in an object, the line itself, or nowhere yet."""
+
+    line: int
+    custom_id: str
+    model: str | None
+    status: str
+    key: str | None = None
+    start: int = 0
+    end: int = 0
+    text: bytes | None = None
+
+
+def results(engine: Engine, batch: BatchRecord, query: BatchResultsQuery) -> Iterator[BatchResultItem]:
+    """The results that the query asks for; none before the batch is validated."""
+    try:
+        plan = whole_plan(engine.store, batch.id)
+    except NotFound:
+        return
+    wanted = _filter(query)
+    if wanted is None:
+        rows: Iterator[_Row] = _rows(engine, batch, plan, skip=query.skip)
+    else:
+        rows = islice(filter(wanted, _rows(engine, batch, plan, skip=0)), query.skip, None)
+    items = _Items(engine.store, plan)
+    for row in islice(rows, query.limit):
+        yield items.item(row)
+
+
+def _filter(query: BatchResultsQuery) -> Callable[[_Row], bool] | None:
+    search, status = (query.search or "").lower(), query.status
+    if not search and status is None:
+        return None
+    return lambda row: (status is None or row.status == status) and search in row.custom_id.lower()
+
+
+def _rows(engine: Engine, batch: BatchRecord, plan: Plan, *, skip: int) -> Iterator[_Row]:
+    """Every request from the one numbered `skip` (from 0) on."""
+    if batch.status in TERMINAL or batch.final_prefix is None:
+        if batch.final_prefix is not None:
+            yield from _finished(engine.store, batch.final_prefix, skip)
+        else:
+            yield from _running(engine, batch, plan, skip)
+        return
+    retried = read_plan(engine.store, batch)
+    lines = {line for chunk in retried.chunks for line in chunk.only or ()}
+    rows: Iterator[_Row] | None = None
+    for row in _finished(engine.store, batch.final_prefix, skip):
+        if row.line not in lines:
+            yield row
+            continue
+        if rows is None:
+            rows = _running(engine, batch, retried, sum(line < row.line for line in lines))
+        yield next(rows)
+
+
+def _finished(store: ObjectStore, prefix: str, skip: int) -> Iterator[_Row]:
+    """The requests that the final files below the prefix hold, from that one on."""
+    keys, groups = layout.final_keys(prefix), read_manifest(store, prefix).row_groups
+    first = max(0, bisect_right([group.first_row for group in groups], skip) - 1)
+    skip -= groups[first].first_row if groups else 0
+    for table in row_groups(store, keys.requests, columns=COLUMNS, first=first):
+        yield from _table_rows(table.slice(skip), keys.output, keys.errors)
+        skip = max(0, skip - table.num_rows)
+
+
+def _table_rows(table: pa.Table, output: str, errors: str) -> Iterator[_Row]:
+    columns = [table[name].to_pylist() for name in COLUMNS]
+    for line, ok, custom_id, model, code, offset, length in zip(*columns, strict=True):
+        status = _STATUS.get(code, "failed")
+        yield _Row(line, custom_id, model, status, output if ok else errors, offset, offset + length)
+
+
+def _running(engine: Engine, batch: BatchRecord, plan: Plan, skip: int) -> Iterator[_Row]:
+    """The plan's requests, from that one on, as far as they are settled on storage."""
+    done = finished_keys(engine.store, batch.id, batch.generation)
+    open_chunks = [chunk.index for chunk in plan.chunks if chunk.index not in done]
+    held = (
+        set(open_chunks[:OPEN_CHUNKS])
+        if batch.is_held(now=time.time(), lease_s=engine.settings.lease_s)
+        else set()
+    )
+    for chunk in plan.chunks:
+        if skip >= chunk.requests:
+            skip -= chunk.requests
+            continue
+        if chunk.index in done:
+            rows = _part_rows(engine.store, done[chunk.index])
+        else:
+            waiting = "in_progress" if chunk.index in held else "pending"
+            rows = _open_rows(engine, batch, plan, chunk, waiting)
+        yield from islice(rows, skip, None)
+        skip = 0
+
+
+def _part_rows(store: ObjectStore, key: str) -> Iterator[_Row]:
+    import pyarrow.parquet as pq  # noqa: PLC0415 - half a second that must not delay other commands
+
+    part = part_of(store, key)
+    table = pq.read_table(io.BytesIO(store.read(key)), columns=list(COLUMNS))
+    yield from _table_rows(table, part.keys.output, part.keys.errors)
+
+
+def _open_rows(engine: Engine, batch: BatchRecord, plan: Plan, chunk: Chunk, waiting: str) -> Iterator[_Row]:
+    """An unfinished chunk's requests: what its segments hold of them, the others as `waiting` says."""
+    saved: dict[int, tuple[Figures, bytes]] = {}
+    for _, segment in segments_of(engine.store, batch.id, batch.generation, chunk.index):
+        for figures, text in records_of(segment):
+            saved.setdefault(figures.line, (figures, text))
+    only = None if chunk.only is None else set(chunk.only)
+    for first, lines in stretches(engine.store, plan.input_key, chunk, file_bytes=plan.size_bytes):
+        for line, request in enumerate(lines, first):
+            if not request or request.isspace() or (only is not None and line not in only):
+                continue
+            if line in saved:
+                figures, text = saved[line]
+                status = _STATUS.get(figures.error_code, "failed")
+                yield _Row(line, figures.custom_id, figures.model, status, text=text)
+            else:
+                parts = split_line(request)
+                yield _Row(line, custom_id_text(parts.custom_id), model_of(parts.body), waiting)
+
+
+class _Items:
+    """Makes items of rows, with the bodies read from the input and the result files."""
+
+    def __init__(self, store: ObjectStore, plan: Plan) -> None:
+        self._store = store
+        self._prefix = request_prefix(plan.batch_id)
+        self._requests = _Requests(store, plan)
+        self._readers: dict[str, RangeReader] = {}
+
+    def item(self, row: _Row) -> BatchResultItem:
+        """The row with its bodies."""
+        body, error = _answer(self._text(row))
+        return BatchResultItem(
+            id=f"{self._prefix}{row.line}",
+            custom_id=row.custom_id,
+            model=row.model,
+            input_body=self._requests.body(row.line),
+            response_body=body,
+            error=error,
+            status=row.status,
+        )
+
+    def _text(self, row: _Row) -> bytes | None:
+        if row.key is None:
+            return row.text
+        if row.key not in self._readers:
+            self._readers[row.key] = RangeReader(self._store, row.key)
+        return self._readers[row.key].read(row.start, row.end)
+
+
+def _answer(text: bytes | None) -> tuple[Any, str | None]:
+    """A result line's body, and its error in words."""
+    if text is None:
+        return None, None
+    line = _json(text)
+    error = line["error"]
+    body = line["response"]["body"] if line["response"] else None
+    return body, None if error is None else f"{error['code']}: {error['message']}"
+
+
+def _json(text: bytes | msgspec.Raw) -> Any:
+    """What the JSON says; text that is nested too deeply to be read stays text."""
+    try:
+        return json.loads(bytes(text))
+    except RecursionError:
+        return bytes(text).decode()
+
+
+class _Requests:
+    """The bodies of input lines; the stretch that was read last is kept."""
+
+    def __init__(self, store: ObjectStore, plan: Plan) -> None:
+        self._stretches = [stretch for chunk in plan.chunks for stretch in chunk.stretches]
+        self._firsts = [stretch.first_line for stretch in self._stretches]
+        self._store = store
+        self._key = plan.input_key
+        self._reader: RangeReader | None = None
+        self._held: tuple[Stretch, list[bytes]] | None = None
+
+    def body(self, line: int) -> Any:
+        """The body of the request on that line; none where the input file is gone."""
+        try:
+            stretch = self._stretches[bisect_right(self._firsts, line) - 1]
+            if self._held is None or self._held[0] is not stretch:
+                self._reader = self._reader or RangeReader(self._store, self._key)
+                self._held = stretch, self._reader.read(stretch.start, stretch.end).split(b"\n")
+        except NotFound:
+            return None
+        return _json(split_line(self._held[1][line - stretch.first_line]).body)

@@ -1,0 +1,157 @@
+"""Puts failed requests of a finished batch back to pending: a generation of its own, laid over the one before."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from batchline.models.errors import Conflict, InvalidInput, NotFound
+from batchline.models.ids import request_prefix
+from batchline.models.plan import retry_plan
+from batchline.models.status import TERMINAL
+from batchline.steps.engine import Engine
+from batchline.steps.lifecycle import new_error_file, new_output_file, whole_plan
+from batchline.steps.merge import row_groups
+from batchline.steps.write import Manifest, read_manifest
+from batchline.storage import layout
+from batchline.storage.records import BatchRecord, Doomed, FileChanges
+
+if TYPE_CHECKING:
+    import numpy as np
+
+NAMED_AT_MOST = 5
+COPIED_WITHIN_S = 86_400
+
+
+def retry_batch(engine: Engine, batch_id: str, request_ids: Sequence[str] | None = None) -> BatchRecord:
+    """Put the named failed requests of a finished batch back to pending, all of them by default; its record.
+
+    The batch is `in_progress` with a new window; somebody has to run it. Raises `Conflict` for a batch that is
+    not over or has nothing to retry, `InvalidInput` for an id that is unknown, of another batch or of a request
+    that did not fail, and `NotFound` where the input is gone; then nothing has changed.
+    """
+    batch = engine.records.get_batch(batch_id)
+    if batch.status not in TERMINAL:
+        raise Conflict(f"batch {batch.id} is {batch.status}; only a batch that is over can be retried")
+    if batch.final_prefix is None or not batch.failed:
+        raise Conflict(f"batch {batch.id} has nothing to retry: {_why_nothing(batch)}")
+    base = read_manifest(engine.store, batch.final_prefix)
+    _check_files(engine, batch, base)
+    lines, ok = _outcomes(engine, base)
+    chosen = lines[~ok].tolist() if request_ids is None else _chosen(batch, request_ids, lines, ok)
+    return _start(engine, batch, chosen)
+
+
+def _why_nothing(batch: BatchRecord) -> str:
+    return "no request was sent" if batch.final_prefix is None else "every request succeeded"
+
+
+def _check_files(engine: Engine, batch: BatchRecord, base: Manifest) -> None:
+    """Raise unless all is there that the retry has to read."""
+    file = engine.records.get_file(batch.input_file_id)
+    if not engine.store.exists(file.key):
+        raise NotFound(f"the content of input file {file.id} is gone; upload it again and start a new batch")
+    keys = layout.final_keys(base.prefix)
+    for key, size in ((keys.output, base.output_bytes), (keys.errors, base.errors_bytes)):
+        if size and not engine.store.exists(key):
+            raise Conflict(
+                f"batch {batch.id} cannot be retried: a file of its results was deleted; start a new batch from "
+                "its input file"
+            )
+
+
+def _outcomes(engine: Engine, base: Manifest) -> tuple[np.ndarray, np.ndarray]:
+    """The lines of all requests, ascending, and whether each succeeded."""
+    import numpy as np  # noqa: PLC0415 - half a second that must not delay other commands
+
+    key = layout.final_keys(base.prefix).requests
+    tables = list(row_groups(engine.store, key, columns=("line", "ok")))
+    lines = np.concatenate([table["line"].to_numpy() for table in tables])
+    return lines, np.concatenate([table["ok"].to_numpy(zero_copy_only=False) for table in tables])
+
+
+def _chosen(batch: BatchRecord, request_ids: Sequence[str], lines: np.ndarray, ok: np.ndarray) -> list[int]:
+    """The lines of the named requests, ascending; raises `InvalidInput` unless each is one that failed."""
+    outcomes = dict(zip(lines.tolist(), ok.tolist(), strict=True))
+    prefix = request_prefix(batch.id)
+    wrong: list[str] = []
+    chosen: set[int] = set()
+    for request_id in request_ids:
+        number = request_id.removeprefix(prefix)
+        line = int(number) if number.isascii() and number.isdecimal() and len(number) < 19 else 0
+        if not request_id.startswith(prefix):
+            wrong.append(f"{request_id[:80]!r} is no request of this batch")
+        elif line not in outcomes or str(line) != number:
+            wrong.append(f"{request_id[:80]!r} is unknown")
+        elif outcomes[line]:
+            wrong.append(f"{request_id!r} has not failed")
+        else:
+            chosen.add(line)
+    if not request_ids:
+        wrong.append("no request is named")
+    if wrong:
+        more = f"; and {len(wrong) - NAMED_AT_MOST} more" if len(wrong) > NAMED_AT_MOST else ""
+        raise InvalidInput(
+            f"batch {batch.id} is left as it is: {'; '.join(wrong[:NAMED_AT_MOST])}{more}", param="request_ids"
+        )
+    return sorted(chosen)
+
+
+def _start(engine: Engine, batch: BatchRecord, lines: list[int]) -> BatchRecord:
+    """Write the retry's plan and make the batch `in_progress` with it."""
+    settings, store, now = engine.settings, engine.store, int(time.time())
+    plan = retry_plan(
+        whole_plan(store, batch.id),
+        lines,
+        most_requests=settings.chunk_requests,
+        most_bytes=settings.chunk_bytes,
+    )
+    token = uuid.uuid4().hex
+    key = layout.retry_plan_key(batch.id, batch.generation + 1, token)
+    store.put(key, msgspec.json.encode(plan))
+    new_files = {
+        field: make(batch, now=now)
+        for field, make in (("output_file_id", new_output_file), ("error_file_id", new_error_file))
+        if getattr(batch, field) is None
+    }
+    aside = _aside(engine, batch, token)
+    try:
+        return engine.records.retry(
+            batch.id,
+            now=now,
+            generation=batch.generation,
+            file_changes=FileChanges(
+                added=tuple(new_files.values()), changed=_moved(batch, aside), absolved=(aside,)
+            ),
+            expires_at=now + settings.checked_window_s(batch.completion_window),
+            failed=batch.failed - len(lines),
+            plan_key=key,
+            final_prefix=aside,
+            **{field: file.id for field, file in new_files.items()},
+        )
+    except Conflict:
+        store.delete([key])
+        raise
+
+
+def _aside(engine: Engine, batch: BatchRecord, token: str) -> str:
+    """Where the batch's files are that the retry is laid over: not where everybody finds the newest ones."""
+    found = batch.final_prefix or layout.batch_prefix(batch.id)
+    if found != layout.batch_prefix(batch.id):
+        return found
+    prefix = layout.final_prefix(batch.id, batch.generation, token)
+    engine.records.doom(Doomed(prefix=prefix, due_at=int(time.time()) + COPIED_WITHIN_S))
+    for key, target in zip(layout.final_keys(found), layout.final_keys(prefix), strict=True):
+        engine.store.copy(key, target)
+    return prefix
+
+
+def _moved(batch: BatchRecord, prefix: str) -> dict[str, dict[str, object]]:
+    """The file records' keys below that prefix."""
+    keys = layout.final_keys(prefix)
+    ids = {batch.output_file_id: keys.output, batch.error_file_id: keys.errors}
+    return {file_id: {"key": key} for file_id, key in ids.items() if file_id is not None}

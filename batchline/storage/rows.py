@@ -1,0 +1,155 @@
+"""What the records hold: a file, a batch, a lease; and how they are written in the tables' columns."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from pydantic import TypeAdapter
+from sqlalchemy import Row
+
+from batchline.models.analytics import BatchAnalytics
+from batchline.models.batches import (
+    BatchDwExtResponse,
+    BatchError,
+    BatchErrors,
+    BatchResponse,
+    RequestCounts,
+)
+from batchline.models.files import FileObject, FilePurpose
+from batchline.models.status import BatchStatus
+
+
+class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A stored file: what people see, and the key of its content."""
+
+    id: str
+    purpose: FilePurpose
+    filename: str
+    size_bytes: int
+    created_at: int
+    key: str
+    status: str
+    expires_at: int | None = None
+    sha256: str | None = None
+
+    def to_object(self) -> FileObject:
+        """What the API shows of it."""
+        return FileObject.model_validate({**msgspec.structs.asdict(self), "bytes": self.size_bytes}, strict=False)
+
+
+class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch as it is kept: what people see, who runs it, and where it belongs."""
+
+    id: str
+    status: BatchStatus
+    endpoint: str
+    input_file_id: str
+    input_filename: str
+    completion_window: str
+    created_at: int
+    expires_at: int
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    in_progress_at: int | None = None
+    finalizing_at: int | None = None
+    completed_at: int | None = None
+    failed_at: int | None = None
+    expired_at: int | None = None
+    cancelling_at: int | None = None
+    cancelled_at: int | None = None
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    metadata: dict[str, str] | None = None
+    errors: tuple[BatchError, ...] | None = None
+    analytics: BatchAnalytics | None = None
+    dwext: BatchDwExtResponse | None = None
+    member_id: str | None = None
+    flow_run_id: str | None = None
+    generation: int = 0
+    epoch: int = 0
+    lease_owner: str | None = None
+    lease_at: float | None = None
+    output_expires_after: int | None = None
+    plan_key: str | None = None
+    """Where the plan of a retry is; the first generation's has its own place."""
+
+    final_prefix: str | None = None
+    """Where the files of the last generation that was finished are."""
+
+    @property
+    def ended_at(self) -> int:
+        """When it came to its end, in Unix seconds; 0 while it is not over."""
+        ends = (self.completed_at, self.failed_at, self.expired_at, self.cancelled_at)
+        return max((at for at in ends if at is not None), default=0)
+
+    def is_held(self, *, now: float, lease_s: float) -> bool:
+        """Whether a runner has it that showed life within the last `lease_s`."""
+        return self.lease_owner is not None and self.lease_at is not None and now - self.lease_at <= lease_s
+
+    def to_response(self, *, include_analytics: bool = False) -> BatchResponse:
+        """What the API shows of it."""
+        fields = {
+            name: getattr(self, name) for name in BatchResponse.model_fields if name in self.__struct_fields__
+        }
+        fields["errors"] = BatchErrors(data=list(self.errors)) if self.errors else None
+        fields["request_counts"] = RequestCounts(total=self.total, completed=self.completed, failed=self.failed)
+        if not include_analytics:
+            fields["analytics"] = None
+        return BatchResponse(**fields)
+
+
+class Doomed(msgspec.Struct, frozen=True, kw_only=True):
+    """Objects that nothing will need from `due_at` (Unix seconds) on.
+
+    Those below `prefix`, but not those below `kept`; or the one object, where the prefix does not end in a slash.
+    """
+
+    prefix: str
+    due_at: int
+    kept: str | None = None
+
+
+class FileChanges(msgspec.Struct, frozen=True, kw_only=True):
+    """What is done to file records together with a batch's move: all of it or nothing."""
+
+    added: tuple[FileRecord, ...] = ()
+    changed: Mapping[str, Mapping[str, object]] = {}
+    dropped: tuple[str, ...] = ()
+    doomed: tuple[Doomed, ...] = ()
+    absolved: tuple[str, ...] = ()
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """The right to run a batch: the epoch is one higher each time that it changes hands."""
+
+    batch_id: str
+    owner: str
+    epoch: int
+
+
+_JSON: Mapping[str, TypeAdapter[Any]] = {
+    "metadata": TypeAdapter(dict[str, str]),
+    "errors": TypeAdapter(tuple[BatchError, ...]),
+    "analytics": TypeAdapter(BatchAnalytics),
+    "dwext": TypeAdapter(BatchDwExtResponse),
+}
+
+
+def columns_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields as the table holds them."""
+    return {name: _text(name, value) if name in _JSON else value for name, value in fields.items()}
+
+
+def _text(name: str, value: object) -> str | None:
+    return None if value is None else _JSON[name].dump_json(value).decode()
+
+
+def batch_of(row: Row[Any]) -> BatchRecord:
+    """The batch in that row of the table."""
+    fields = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
+    for name, adapter in _JSON.items():
+        if fields[name] is not None:
+            fields[name] = adapter.validate_json(fields[name])
+    fields["status"] = BatchStatus(fields["status"])
+    return BatchRecord(**fields)
