@@ -120,8 +120,11 @@ class Files:
         for chunk in read_plan(self._engine.store, batch).chunks if done else ():
             if chunk.index not in done:
                 return
-            keys = part_of(self._engine.store, done[chunk.index]).keys
-            yield keys.output if purpose == "batch_output" else keys.errors
+            part = part_of(self._engine.store, done[chunk.index])
+            if purpose == "batch_output" and part.completed:
+                yield part.keys.output
+            elif purpose == "batch_error" and part.failed:
+                yield part.keys.errors
 
     def delete(self, file_id: str) -> None:
         """Delete the file; raises `NotFound`, and `Conflict` where a batch that is not over needs it."""

@@ -33,7 +33,10 @@ MOST_STORAGE_PAUSE_S = 5.0
 
 
 class ChunkOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a worker must be told to send a chunk; small, plain and without secrets."""
+    """All that a worker must be told to send a chunk; small, plain and without secrets.
+
+    `fresh` says that no earlier run has left anything of it.
+    """
 
     batch_id: str
     generation: int
@@ -43,6 +46,7 @@ class ChunkOrder(msgspec.Struct, frozen=True, kw_only=True):
     input_bytes: int
     model: str | None
     chunk: Chunk
+    fresh: bool = False
 
 
 class ChunkResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +77,9 @@ class Hold(Protocol):
     def recovered(self, figures: list[Figures]) -> None:
         """Count requests that an earlier run had settled."""
 
+    def is_first_try(self, chunk: int) -> bool:
+        """Whether the chunk has not been tried under this hold before; asking makes it so."""
+
 
 def send_chunk(order: ChunkOrder, hold: Hold) -> ChunkResult:
     """Settle every request of the chunk, write its part, and say how it ended.
@@ -81,10 +88,12 @@ def send_chunk(order: ChunkOrder, hold: Hold) -> ChunkResult:
     answer are sent. Raises `InputChanged`, `LeaseLost` or `StorageFault`; what was answered before is saved.
     """
     keys = layout.part_keys(order.batch_id, order.generation, order.chunk.index, order.epoch)
-    if hold.store.exists(keys.figures):
+    first_try = hold.is_first_try(order.chunk.index)
+    untouched = order.fresh and first_try
+    if not untouched and hold.store.exists(keys.figures):
         return _result(part_of(hold.store, keys.figures))
     with hold.heavy if is_heavy(order.chunk) else nullcontext(), Spool() as spool:
-        old = _recover(order, hold, spool)
+        old = [] if untouched else _recover(order, hold, spool, counted=not first_try)
         saver = _Saver(order, hold, spool)
         _send(order, hold, spool, saver)
         hold.check()
@@ -105,11 +114,13 @@ def _unfinished(order: ChunkOrder, spool: Spool) -> ChunkResult:
     return ChunkResult(chunk=order.chunk.index, completed=completed, failed=len(spool) - completed, finished=False)
 
 
-def _recover(order: ChunkOrder, hold: Hold, spool: Spool) -> list[str]:
-    """Take in what earlier runs saved of the chunk; the keys of their segments."""
+def _recover(order: ChunkOrder, hold: Hold, spool: Spool, *, counted: bool) -> list[str]:
+    """Take in what earlier runs, or a `counted` try of this one, saved of the chunk; keys of their segments."""
     keys = []
     for key, segment in segments_of(hold.store, order.batch_id, order.generation, order.chunk.index):
-        hold.recovered(spool.recover(segment))
+        found = spool.recover(segment)
+        if not counted:
+            hold.recovered(found)
         keys.append(key)
     if keys:
         log.info(

@@ -57,6 +57,7 @@ class BatchHold:
         )
         self._names: dict[str | None, str] = {}
         self._settled_before = [0, 0]
+        self._tried: set[int] = set()
         self._lost: LeaseLost | None = None
         self._beat_s = min(BEAT_S, settings.lease_s / 4)
         self._beaten(claimed_at)
@@ -107,6 +108,13 @@ class BatchHold:
         with self._lock:
             self._settled_before[0] += completed
             self._settled_before[1] += failed
+
+    def is_first_try(self, chunk: int) -> bool:
+        """Whether the chunk has not been tried under this hold before; asking makes it so."""
+        with self._lock:
+            is_first = chunk not in self._tried
+            self._tried.add(chunk)
+            return is_first
 
     def progress(self) -> RunProgress:
         """How far this process's run has come, without what was settled before."""

@@ -178,6 +178,8 @@ def orders(hold: BatchHold, plan: Plan) -> list[ChunkOrder]:
     for key in done.values():
         part = part_of(hold.store, key)
         hold.settled_before(part.completed, part.failed)
+    left = hold.store.find(layout.segments_prefix(batch.id, batch.generation))
+    begun = {layout.parse_segment(info.key).chunk for info in left}
     model = plan.models[0] if len(plan.models) == 1 else None
     return [
         ChunkOrder(
@@ -189,6 +191,7 @@ def orders(hold: BatchHold, plan: Plan) -> list[ChunkOrder]:
             input_bytes=plan.size_bytes,
             model=model,
             chunk=chunk,
+            fresh=chunk.index not in begun,
         )
         for chunk in plan.chunks
         if chunk.index not in done

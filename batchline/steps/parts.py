@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
@@ -18,7 +19,7 @@ from batchline.models.errors import StorageFault
 from batchline.models.failures import ErrorCode
 from batchline.steps.figures import TEXTS, Figures, table_of
 from batchline.storage import layout
-from batchline.storage.objects import ObjectStore
+from batchline.storage.objects import ObjectStore, ObjectWriter
 
 if TYPE_CHECKING:
     from batchline.steps.spool import Spool
@@ -31,7 +32,8 @@ WRITE_LINES = 256
 class Part(msgspec.Struct, frozen=True, kw_only=True):
     """A finished part: its chunk, where its objects are, and how its requests ended.
 
-    Of those that failed, `expired` were not settled when the completion window closed.
+    It has an object of output lines where some completed, and one of error lines where some failed. Of those that
+    failed, `expired` were not settled when the completion window closed.
     """
 
     chunk: int
@@ -47,21 +49,45 @@ def write_part(store: ObjectStore, keys: layout.PartKeys, *, chunk: int, spool: 
     offsets: list[int] = []
     lengths: list[int] = []
     ends = {True: 0, False: 0}
-    with store.writer(keys.output) as good, store.writer(keys.errors) as bad:
+    with _Lines(store, keys) as files:
         for block in _blocks(spool.in_order()):
             for figures, line in block:
                 rows.append(figures)
                 offsets.append(ends[figures.ok])
                 lengths.append(len(line))
                 ends[figures.ok] += len(line)
-            good.write(b"".join([line for figures, line in block if figures.ok]))
-            bad.write(b"".join([line for figures, line in block if not figures.ok]))
+            files.write(b"".join([line for figures, line in block if figures.ok]), ok=True)
+            files.write(b"".join([line for figures, line in block if not figures.ok]), ok=False)
     completed = sum(row.ok for row in rows)
     failed = len(rows) - completed
     expired = sum(row.error_code == ErrorCode.BATCH_EXPIRED for row in rows) if failed else 0
     counts = {"completed": completed, "failed": failed, "expired": expired}
     store.put(keys.figures, _parquet(rows, offsets, lengths, counts))
     return Part(chunk=chunk, keys=keys, **counts)
+
+
+class _Lines:
+    """A part's output and error lines; an object is begun with its first line, and none written without one."""
+
+    def __init__(self, store: ObjectStore, keys: layout.PartKeys) -> None:
+        self._store = store
+        self._keys = {True: keys.output, False: keys.errors}
+        self._open: dict[bool, ObjectWriter] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def write(self, lines: bytes, *, ok: bool) -> None:
+        """Append those lines to one of the two."""
+        if not lines:
+            return
+        if ok not in self._open:
+            self._open[ok] = self._stack.enter_context(self._store.writer(self._keys[ok]))
+        self._open[ok].write(lines)
 
 
 def _blocks(records: Iterator[tuple[Figures, bytes]]) -> Iterator[list[tuple[Figures, bytes]]]:

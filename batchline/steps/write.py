@@ -74,8 +74,8 @@ def write_files(
     """
     keys = layout.final_keys(prefix)
     if base is None:
-        store.concat([part.keys.output for part in parts], keys.output)
-        store.concat([part.keys.errors for part in parts], keys.errors)
+        store.concat([part.keys.output for part in parts if part.completed], keys.output)
+        store.concat([part.keys.errors for part in parts if part.failed], keys.errors)
     with _Files(store, keys, lines=base is not None) as files:
         for some in merged(store, parts, base):
             files.add(some)

@@ -20,7 +20,7 @@ from batchline.models.settings import Settings
 from batchline.storage.objects import ObjectInfo, ObjectStore, ObjectWriter, checked_key
 
 RANGE_BYTES: Final = 8 * 2**20
-BLOCK_BYTES: Final = 8 * 2**20
+BLOCK_BYTES: Final = 16 * 2**20
 LEAST_PART_BYTES: Final = 5 * 2**20
 """S3's least size of a part of a multipart upload, but for the last."""
 
@@ -318,6 +318,8 @@ def _filesystem(settings: Settings) -> s3fs.S3FileSystem:
             "read_timeout": 60,
             "retries": {"max_attempts": 3, "mode": "standard"},
             "max_pool_connections": 64,
+            # Every body is signed with its digest already, and not every server knows the newer checksums.
+            "request_checksum_calculation": "when_required",
         },
         use_listings_cache=False,
         skip_instance_cache=True,
