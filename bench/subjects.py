@@ -151,7 +151,7 @@ def local(options: dict[str, Any]) -> dict[str, Any]:
         return run_local(engine, create_batch(engine, request, origin=BatchDwExtResponse(source="api")).id)
 
     figures, batch = _timed(work)
-    return {**_figures_of(batch, figures), **_in_flight(engine, batch)}
+    return {**_figures_of(batch, figures), **_sending(engine, batch, figures)}
 
 
 def flow(options: dict[str, Any]) -> dict[str, Any]:
@@ -162,11 +162,19 @@ def flow(options: dict[str, Any]) -> dict[str, Any]:
     engine.caller.open_run("warm", deadline=None, refusals_to_stop=1, grace_s=0, requests=0).close()
     with using_engine(engine):
         figures, batch = _timed(lambda: process_batch(input_file_id=file_id))
-    return {**figures, "ok": batch.request_counts.completed}
+    return {**figures, "ok": batch.request_counts.completed, **_sending(engine, batch, figures)}
 
 
-def _in_flight(engine: Any, batch: Any) -> dict[str, float]:
-    """The mean number under way, from the first start to the start of the last `in_flight` requests."""
+def calm(options: dict[str, Any]) -> dict[str, Any]:
+    """The same without Prefect's heartbeats, whose thread looks but once a second whether it is to end."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    with temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        return flow(options)
+
+
+def _sending(engine: Any, batch: Any, figures: dict[str, float]) -> dict[str, float]:
+    """The mean number under way until the last 256 start, and the wall time before and after sending."""
     import numpy as np
     import pandas as pd
 
@@ -180,7 +188,11 @@ def _in_flight(engine: Any, batch: Any) -> dict[str, float]:
     begin, until = start[0], start[-min(len(start), 256)]
     first = np.minimum(table.started_at, until)
     last = np.minimum(table.started_at + table.duration_ms / 1e3, until)
-    return {"mean_in_flight": float((last - first).sum() / max(1e-9, until - begin))}
+    ended = float((table.started_at + table.duration_ms / 1e3).max())
+    return {
+        "mean_in_flight": float((last - first).sum() / max(1e-9, until - begin)),
+        "outside_s": figures["wall_s"] - (ended - float(begin)),
+    }
 
 
 def validation(options: dict[str, Any]) -> dict[str, Any]:
@@ -211,6 +223,7 @@ SUBJECTS: dict[str, Subject] = {
     "flexllm": flexllm,
     "local": local,
     "flow": flow,
+    "calm": calm,
     "validation": validation,
 }
 
