@@ -26,7 +26,9 @@ def plans(draw: st.DrawFn) -> Plan:
     chunks, at, line = [], 3, 1
     for index in range(draw(st.integers(1, 4))):
         stretches, requests = [], 0
-        for lines, size in draw(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 90)), min_size=1, max_size=5)):
+        for lines, size in draw(
+            st.lists(st.tuples(st.integers(1, 4), st.integers(1, 90)), min_size=1, max_size=5)
+        ):
             stretches.append(Stretch(at, at + size, line, f"digest of {line}"))
             at, line, requests = at + size, line + lines, requests + lines
         chunks.append(Chunk(index=index, requests=requests, stretches=stretches))

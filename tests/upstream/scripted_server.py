@@ -153,14 +153,18 @@ def refusal(status: int, **headers: str) -> Act:
     return reply(status, error, headers=[(name.replace("_", "-"), value) for name, value in headers.items()])
 
 
-def raw(data: bytes, *, reset: bool = False) -> Act:
-    """Those bytes on the wire and then the end of the connection, with a reset if asked."""
+def raw(data: bytes, *, reset: bool = False, closes: bool = True) -> Act:
+    """Those bytes on the wire and then the end of the connection, with a reset if asked.
+
+    A whole answer must either announce the end (`connection: close`) or not close at all: the client's next
+    request would race with it.
+    """
 
     async def act(writer: asyncio.StreamWriter) -> bool:
         await _write(writer, data)
         if reset:
             writer.transport.abort()
-        return False
+        return not closes
 
     return act
 
@@ -173,7 +177,8 @@ def cut_off(body: bytes) -> Act:
 def chunked(pieces: Iterable[bytes], *, ended: bool = True) -> Act:
     """A body in chunks, with or without the last, empty one."""
     sent = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
-    return raw(_head(200, [("transfer-encoding", "chunked")]) + sent + (b"0\r\n\r\n" if ended else b""))
+    head = _head(200, [("transfer-encoding", "chunked")])
+    return raw(head + sent + (b"0\r\n\r\n" if ended else b""), closes=not ended)
 
 
 def drip(piece: bytes, *, every_s: float) -> Act:
