@@ -6,9 +6,18 @@ from prefect.cache_policies import NO_CACHE
 from batchline.models.plan import Plan
 from batchline.steps import lifecycle
 from batchline.steps.hold import BatchHold
+from batchline.tasks.faults import RETRIES, RETRY_DELAYS_S, is_storage_fault
 
 
-@task(name="validate", task_run_name="validate", cache_policy=NO_CACHE, persist_result=False)
+@task(
+    name="validate",
+    task_run_name="validate",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS_S,
+    retry_condition_fn=is_storage_fault,
+)
 def validate(hold: BatchHold) -> Plan | None:
     """The batch's plan, made now or by an earlier run; none where the batch is over."""
     return lifecycle.validate_batch(hold)

@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 
 from batchline.flows.process_batch import process_batch, using_engine
 from batchline.models.batches import BatchDwExtResponse, BatchResponse, CreateBatchRequest
-from batchline.models.errors import BatchEnded, InvalidInput, StorageFault
+from batchline.models.errors import BatchEnded, Interrupted, InvalidInput, StorageFault
 from batchline.models.status import BatchStatus
 from batchline.steps.intake import create_batch, store_input_file
 from batchline.storage import layout
@@ -145,7 +145,7 @@ def test_a_retry_of_the_flow_run_goes_on_with_the_batch_that_it_made(
     def put_or_fail(self, key: str, data: bytes) -> None:
         if key == layout.report_data_key(key.split("/")[1]) and failing:
             failing.clear()
-            raise StorageFault("the disk is full")
+            raise Interrupted("stopped in the middle")
         put(self, key, data)
 
     monkeypatch.setattr(type(engine.store), "put", put_or_fail)
@@ -156,6 +156,26 @@ def test_a_retry_of_the_flow_run_goes_on_with_the_batch_that_it_made(
     assert not failing
     assert state.result().request_counts.completed == 200
     assert len(list((engine.settings.home / "storage" / "batches").iterdir())) == 1
+    assert stand_in.counters()["received"] == 200
+
+
+def test_a_step_that_storage_fails_for_a_moment_is_tried_again(simulator, engine_for, chat_file, monkeypatch):
+    stand_in = simulator()
+    engine = engine_for(stand_in.base_url, chunk_requests=50)
+    stored = store_input_file(engine, chat_file(200))
+    put, failing = type(engine.store).put, ["plan.json", "report.json"]
+
+    def put_or_fail(self, key: str, data: bytes) -> None:
+        if key.rpartition("/")[2] in failing:
+            failing.remove(key.rpartition("/")[2])
+            raise StorageFault("the disk is full")
+        put(self, key, data)
+
+    monkeypatch.setattr(type(engine.store), "put", put_or_fail)
+    state = run_flow(engine, input_file_id=stored.id)
+
+    assert not failing
+    assert state.result().request_counts.completed == 200
     assert stand_in.counters()["received"] == 200
 
 
