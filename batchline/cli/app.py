@@ -27,6 +27,14 @@ app.command(
 )
 app.command("batchline.cli.validate:validate", help="Check a batch file and print every error in it.")
 app.command("batchline.cli.show:show", help="Show a batch: its state, its figures, where its files are.")
+app.command(
+    "batchline.cli.batches:app", name="batches", help="List, cancel, retry, resume, read and delete batches."
+)
+app.command("batchline.cli.files:app", name="files", help="Upload, list, read and delete files.")
+app.command(
+    "batchline.cli.housekeeping:housekeeping",
+    help="Show what is to be done: expired files, leftovers, batches whose runner died; or do it.",
+)
 app.command("batchline.cli.simulate:simulate", help="Serve a stand-in upstream to try things on.")
 app.command("batchline.cli.db:app", name="db", help="Look after the database of records.")
 

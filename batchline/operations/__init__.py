@@ -2,5 +2,6 @@
 
 from batchline.operations.aio import AsyncBatchline
 from batchline.operations.client import Batchline
+from batchline.operations.housekeeping import Chore, housekeeping
 
-__all__ = ["AsyncBatchline", "Batchline"]
+__all__ = ["AsyncBatchline", "Batchline", "Chore", "housekeeping"]

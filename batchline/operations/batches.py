@@ -93,6 +93,21 @@ class Batches:
         self.record(batch_id)
         return BatchReport.model_validate_json(self._engine.store.read(layout.report_data_key(batch_id)))
 
+    def files(self, batch_id: str) -> dict[str, Iterator[bytes]]:
+        """The content of the batch's files by name, as far as there are any; none before it is over."""
+        batch, store = self.record(batch_id), self._engine.store
+        if batch.final_prefix is None or batch.status not in TERMINAL:
+            return {}
+        found = layout.final_keys(batch.final_prefix)
+        keys = {
+            "output.jsonl": found.output if batch.output_file_id else None,
+            "errors.jsonl": found.errors if batch.error_file_id else None,
+            "requests.parquet": found.requests,
+            "report.json": layout.report_data_key(batch_id),
+            "report.html": layout.report_page_key(batch_id),
+        }
+        return {name: store.stream(key) for name, key in keys.items() if key is not None and store.exists(key)}
+
     def list(self, **query: Any) -> Page[BatchResponse]:
         """A page of batches, newest first, as `ListBatchesQuery` asks; iterating goes on through further pages.
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, cast
+
+from pydantic import BaseModel
 
 
 class Listed(Protocol):
@@ -34,6 +37,14 @@ class Page(Generic[T]):
     def last_id(self) -> str | None:
         """Id of the page's last object, behind which the next page starts; none of an empty page."""
         return self.data[-1].id if self.data else None
+
+    def to_json(self, shown: Callable[[T], BaseModel] | None = None) -> str:
+        """The list object of OpenAI's API, of the objects as they are or as they are to be shown."""
+        data = [
+            json.loads((shown(each) if shown else cast("BaseModel", each)).model_dump_json()) for each in self.data
+        ]
+        ends = {"first_id": self.first_id, "last_id": self.last_id} if data else {}
+        return json.dumps({"object": "list", "data": data, **ends, "has_more": self.has_more}, ensure_ascii=False)
 
     def next_page(self) -> Page[T] | None:
         """The page that follows; none behind the last."""

@@ -1,0 +1,158 @@
+"""Batches, files and results as tables for people: columns that fit a terminal, times in words."""
+
+import time
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+
+from rich.markup import escape
+from rich.table import Table
+
+from batchline.cli.console import results
+from batchline.cli.meter import span
+from batchline.models.batches import BatchResultItem
+from batchline.models.files import FileObject
+from batchline.models.status import TERMINAL, BatchStatus
+from batchline.storage.records import BatchRecord
+
+COLOURS = {
+    BatchStatus.COMPLETED: "green",
+    BatchStatus.FAILED: "red",
+    BatchStatus.EXPIRED: "red",
+    BatchStatus.CANCELLED: "yellow",
+}
+RESULT_COLOURS = {"completed": "green", "failed": "red", "expired": "red", "cancelled": "yellow"}
+COST_PLACES = Decimal("0.0001")
+TEXT_CHARACTERS = 200
+
+
+def batch_table(batches: Iterable[BatchRecord], *, lease_s: float) -> Table:
+    """A row a batch: state, progress, age, duration, tokens, cost."""
+    table = _table("batch", "file", "status", "done", "failed", "age", "took", "tokens", "cost")
+    for name in ("done", "failed", "age", "took", "tokens", "cost"):
+        table.columns[[column.header for column in table.columns].index(name)].justify = "right"
+    now = time.time()
+    for batch in batches:
+        usage = batch.analytics
+        table.add_row(
+            batch.id,
+            escape(batch.input_filename),
+            _state(batch, now, lease_s),
+            f"{batch.completed:,}/{batch.total:,}" if batch.total else "",
+            f"{batch.failed:,}" if batch.failed else "",
+            age(now - batch.created_at),
+            took(batch, now),
+            f"{usage.total_tokens:,}" if usage else "",
+            cost(usage.total_cost) if usage and usage.total_cost else "",
+        )
+    return table
+
+
+def _state(batch: BatchRecord, now: float, lease_s: float) -> str:
+    """The state, and whether somebody is at work on it."""
+    colour = COLOURS.get(batch.status, "cyan")
+    note = runner_note(batch, now=now, lease_s=lease_s)
+    return f"[{colour}]{batch.status}[/]" + (f" [red]({note})[/]" if note else "")
+
+
+def runner_note(batch: BatchRecord, *, now: float, lease_s: float) -> str:
+    """Why a batch that is not over does not move; empty where it does, or is over."""
+    if batch.status in TERMINAL or batch.is_held(now=now, lease_s=lease_s):
+        return ""
+    if batch.lease_owner is not None:
+        return "runner died"
+    return "waiting" if batch.status is BatchStatus.VALIDATING else "stopped"
+
+
+def took(batch: BatchRecord, now: float) -> str:
+    """How long the batch's sending took, or has taken so far."""
+    if batch.in_progress_at is None:
+        return ""
+    until = batch.ended_at if batch.status in TERMINAL else now
+    return span(max(0.0, until - batch.in_progress_at))
+
+
+def age(seconds: float) -> str:
+    """How long ago, roughly."""
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
+def cost(amount: str) -> str:
+    """The cost in few places; small ones are not made nothing of."""
+    exact = Decimal(amount)
+    short = exact.quantize(COST_PLACES)
+    return f"{short:,f}" if short or not exact else f"<{COST_PLACES:f}"
+
+
+def file_table(files: Iterable[FileObject]) -> Table:
+    """A row a file."""
+    table = _table("file", "name", "purpose", "bytes", "age", "expires")
+    table.columns[3].justify = table.columns[4].justify = "right"
+    now = time.time()
+    for file in files:
+        left = None if file.expires_at is None else file.expires_at - now
+        ends = "" if left is None else f"in {age(left)}" if left > 0 else "due"
+        table.add_row(
+            file.id, escape(file.filename), file.purpose, f"{file.bytes:,}", age(now - file.created_at), ends
+        )
+    return table
+
+
+def result_table(items: Iterable[BatchResultItem]) -> Table:
+    """A row a request: what became of it, and the beginning of the answer."""
+    table = _table("request", "custom_id", "status", "model", "answer or error")
+    for item in items:
+        colour = RESULT_COLOURS.get(item.status, "cyan")
+        text = " ".join((item.error or answer_text(item.response_body)).split())
+        table.add_row(
+            item.id.rpartition("-")[2],
+            escape(item.custom_id),
+            f"[{colour}]{item.status}[/]",
+            escape(item.model or ""),
+            escape(text[:TEXT_CHARACTERS]),
+        )
+    return table
+
+
+def answer_text(body: object) -> str:
+    """What a model said, as far as the answer's shape is known; else the whole answer."""
+    match body:
+        case {"choices": [{"message": {"content": str(text)}}, *_]} | {"choices": [{"text": str(text)}, *_]}:
+            return text
+        case {"output": [*outputs]}:
+            texts = (part for each in outputs for part in _texts(each))
+            return " ".join(texts)
+        case {"content": [*parts]}:
+            return " ".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
+        case None:
+            return ""
+    return str(body)
+
+
+def _texts(output: object) -> Iterable[str]:
+    match output:
+        case {"content": [*parts]}:
+            return [str(part["text"]) for part in parts if isinstance(part, dict) and "text" in part]
+    return []
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        table.add_column(name, overflow="fold" if name in {"batch", "file"} else "ellipsis", no_wrap=True)
+    return table
+
+
+def print_table(table: Table, *, none: str) -> None:
+    """Print the table, or those words where it has no rows."""
+    if table.row_count:
+        results().print(table, soft_wrap=not results().is_terminal)
+    else:
+        results().print(none, markup=False)
+
+
+def one_line(values: Sequence[object]) -> str:
+    """The values behind each other, without those that are empty."""
+    return " · ".join(str(value) for value in values if value)
