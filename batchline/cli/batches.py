@@ -28,8 +28,9 @@ app = cyclopts.App(
     name="batches", help="List, cancel, retry, resume, read and delete batches.", help_format="plaintext"
 )
 app.command(show)
-app.command("batchline.cli.results:results", name="results")
-app.command("batchline.cli.download:download", name="download")
+# By name, so that they are loaded when they are asked for; their help is then to be told here.
+app.command("batchline.cli.results:results", name="results", help="Print what became of each request.")
+app.command("batchline.cli.download:download", name="download", help="Copy a finished batch's files to a folder.")
 
 
 @app.command(name="list")

@@ -3,7 +3,9 @@
 import time
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
+from typing import Literal
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -21,29 +23,35 @@ COLOURS = {
     BatchStatus.CANCELLED: "yellow",
 }
 RESULT_COLOURS = {"completed": "green", "failed": "red", "expired": "red", "cancelled": "yellow"}
+BATCH_COLUMNS = ("batch", "file", "status", "done", "age", "failed", "took", "tokens", "cost")
+WIDE, NARROW = 115, 5
+"""Columns of a terminal that holds all of the table's, and how many of them a narrower one gets."""
+
 COST_PLACES = Decimal("0.0001")
 TEXT_CHARACTERS = 200
+ID_CHARACTERS = 38
+UNBOUNDED = 2_000
 
 
 def batch_table(batches: Iterable[BatchRecord], *, lease_s: float) -> Table:
-    """A row a batch: state, progress, age, duration, tokens, cost."""
-    table = _table("batch", "file", "status", "done", "failed", "age", "took", "tokens", "cost")
-    for name in ("done", "failed", "age", "took", "tokens", "cost"):
-        table.columns[[column.header for column in table.columns].index(name)].justify = "right"
+    """A row a batch: state, progress, age, duration, tokens, cost; a narrow terminal gets the first of these."""
+    names = BATCH_COLUMNS if not results().is_terminal or results().width >= WIDE else BATCH_COLUMNS[:NARROW]
+    table = _table(*names, whole="batch", right=("done", "failed", "age", "took", "tokens", "cost"))
     now = time.time()
     for batch in batches:
         usage = batch.analytics
-        table.add_row(
+        cells = (
             batch.id,
             escape(batch.input_filename),
             _state(batch, now, lease_s),
             f"{batch.completed:,}/{batch.total:,}" if batch.total else "",
-            f"{batch.failed:,}" if batch.failed else "",
             age(now - batch.created_at),
+            f"{batch.failed:,}" if batch.failed else "",
             took(batch, now),
             f"{usage.total_tokens:,}" if usage else "",
             cost(usage.total_cost) if usage and usage.total_cost else "",
         )
+        table.add_row(*cells[: len(names)])
     return table
 
 
@@ -88,8 +96,7 @@ def cost(amount: str) -> str:
 
 def file_table(files: Iterable[FileObject]) -> Table:
     """A row a file."""
-    table = _table("file", "name", "purpose", "bytes", "age", "expires")
-    table.columns[3].justify = table.columns[4].justify = "right"
+    table = _table("file", "name", "purpose", "bytes", "age", "expires", whole="file", right=("bytes", "age"))
     now = time.time()
     for file in files:
         left = None if file.expires_at is None else file.expires_at - now
@@ -102,7 +109,9 @@ def file_table(files: Iterable[FileObject]) -> Table:
 
 def result_table(items: Iterable[BatchResultItem]) -> Table:
     """A row a request: what became of it, and the beginning of the answer."""
-    table = _table("request", "custom_id", "status", "model", "answer or error")
+    table = _table("line", "custom_id", "status", "model", "answer or error", whole="line")
+    table.expand = results().is_terminal
+    table.columns[-1].ratio = 1
     for item in items:
         colour = RESULT_COLOURS.get(item.status, "cyan")
         text = " ".join((item.error or answer_text(item.response_body)).split())
@@ -138,19 +147,24 @@ def _texts(output: object) -> Iterable[str]:
     return []
 
 
-def _table(*names: str) -> Table:
+def _table(*names: str, whole: str, right: Sequence[str] = ()) -> Table:
+    """A table without lines, whose column `whole` is never cut."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in names:
-        table.add_column(name, overflow="fold" if name in {"batch", "file"} else "ellipsis", no_wrap=True)
+        least = ID_CHARACTERS if name == whole and whole != "line" else None
+        justify: Literal["left", "right"] = "right" if name in right else "left"
+        table.add_column(name, justify=justify, overflow="ellipsis", no_wrap=name != "name", min_width=least)
     return table
 
 
 def print_table(table: Table, *, none: str) -> None:
-    """Print the table, or those words where it has no rows."""
-    if table.row_count:
-        results().print(table, soft_wrap=not results().is_terminal)
-    else:
+    """Print the table, or those words where it has no rows; a program gets it as wide as it is."""
+    if not table.row_count:
         results().print(none, markup=False)
+    elif results().is_terminal:
+        results().print(table)
+    else:
+        Console(file=results().file, width=UNBOUNDED, highlight=False, emoji=False).print(table)
 
 
 def one_line(values: Sequence[object]) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final, Literal, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import Any, Final, Literal
 
 from batchline.models.analytics import BatchReport
 from batchline.models.batches import (
@@ -19,8 +17,9 @@ from batchline.models.batches import (
     RetryRequestsRequest,
     Source,
 )
-from batchline.models.errors import Conflict, InvalidInput, LeaseLost, NotFound
+from batchline.models.errors import Conflict, LeaseLost, NotFound
 from batchline.models.status import TERMINAL, BatchStatus
+from batchline.operations.checks import checked
 from batchline.operations.expiry import ExpiresAfter, seconds_of
 from batchline.operations.pages import Page
 from batchline.operations.results import results
@@ -38,8 +37,6 @@ Via = Literal["process"]
 POLL_S: Final = 0.5
 DELETION_PATIENCE_S: Final = 10.0
 """How much longer than the grace a deletion waits for the batch's runner to end."""
-
-_M = TypeVar("_M", bound=BaseModel)
 
 
 class Batches:
@@ -260,13 +257,3 @@ class Batches:
         if via == "process":
             self._runner.start(batch.id)
         return batch.to_response()
-
-
-def checked(model: type[_M], **fields: Any) -> _M:
-    """The model with those fields; raises `InvalidInput` that names the first one that is wrong."""
-    try:
-        return model(**fields)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
-        raise InvalidInput(f"{name}: {first['msg'].removeprefix('Value error, ')}", param=name or None) from None

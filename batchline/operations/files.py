@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from batchline.models.errors import InvalidInput, NotFound, StorageFault
-from batchline.models.files import FileObject, FilePurpose
+from batchline.models.files import FileObject, FilePurpose, ListFilesQuery
+from batchline.operations.checks import checked
 from batchline.operations.expiry import ExpiresAfter, seconds_of
 from batchline.operations.pages import Page
 from batchline.steps.engine import Engine
@@ -60,13 +61,17 @@ class Files:
         limit: int = 20,
         purpose: FilePurpose | None = None,
         search: str | None = None,
-        order: str = "desc",
+        order: Literal["asc", "desc"] = "desc",
     ) -> Page[FileObject]:
-        """A page of files, newest first; iterate over it to get those of further pages as well."""
+        """A page of files, newest first; iterate over it to get those of further pages as well.
+
+        Raises `InvalidInput` for a query that cannot be, `NotFound` for an unknown cursor.
+        """
+        query = checked(ListFilesQuery, limit=limit, purpose=purpose, search=search, order=order)
 
         def page(cursor: str | None) -> Page[FileObject]:
             records, has_more = self._engine.records.list_files(
-                after=cursor, limit=limit, purpose=purpose, search=search, order=order
+                after=cursor, limit=query.limit, purpose=query.purpose, search=query.search, order=query.order
             )
             return Page([record.to_object() for record in records], has_more, page)
 

@@ -120,7 +120,7 @@ class Records:
         """The batch; raises `NotFound`."""
         row = self._read(lambda connection: _row(connection, batches, batch_id))
         if row is None:
-            raise NotFound(f"there is no batch {batch_id}; `batchline show` takes an id as `run` printed it")
+            raise NotFound(f"there is no batch {batch_id}; `batchline batches list` shows which there are")
         return batch_of(row)
 
     def batch_of_flow_run(self, flow_run_id: str) -> BatchRecord | None:
