@@ -18,8 +18,10 @@ from batchline.cli.app import app
 from batchline.cli.exits import Exit
 from batchline.flows.process_batch import process_batch
 from batchline.models.analytics import BatchAnalytics
-from batchline.models.batches import BatchResponse
+from batchline.models.batches import BatchResponse, BatchResultItem, RequestCounts
 from batchline.models.settings import Settings, load_settings
+from batchline.operations.batches import Batches
+from batchline.operations.files import Files
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -223,24 +225,33 @@ def test_the_names_in_a_python_snippet_can_be_imported(snippet):
         assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
 
 
+CALLS = {
+    "process_batch": process_batch.fn,
+    **{f"client.files.{name}": getattr(Files, name) for name in ("create",)},
+    **{f"client.batches.{name}": getattr(Batches, name) for name in ("create", "wait", "results", "retry")},
+}
+
+
 @per_snippet
-def test_a_call_of_the_flow_in_a_python_snippet_has_arguments_that_it_takes(snippet):
-    calls = [
-        node
-        for node in ast.walk(snippet)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "process_batch"
-    ]
+def test_a_call_in_a_python_snippet_has_arguments_that_it_takes(snippet):
+    calls = [node for node in ast.walk(snippet) if isinstance(node, ast.Call) and ast.unparse(node.func) in CALLS]
     assert calls
     for call in calls:
-        inspect.signature(process_batch.fn).bind(**{str(each.arg): "" for each in call.keywords})
+        function = CALLS[ast.unparse(call.func)]
+        itself = [] if function is process_batch.fn else ["self"]
+        named = {str(each.arg): "" for each in call.keywords}
+        inspect.signature(function).bind(*itself, *call.args, **named)
 
 
 @per_snippet
-def test_what_a_python_snippet_reads_of_a_batch_is_there(snippet):
+def test_what_a_python_snippet_reads_is_there(snippet):
     read = {ast.unparse(node) for node in ast.walk(snippet) if isinstance(node, ast.Attribute)}
     known = {f"batch.{name}" for name in BatchResponse.model_fields}
+    known |= {f"batch.request_counts.{name}" for name in RequestCounts.model_fields}
     known |= {f"batch.analytics.{name}" for name in BatchAnalytics.model_fields}
-    assert {name for name in read if name.startswith("batch.")} <= known
+    known |= {f"item.{name}" for name in BatchResultItem.model_fields} | {"file.id"}
+    known |= {"client.files", "client.batches", *CALLS}
+    assert {name for name in read if name.split(".")[0] in {"batch", "item", "file", "client"}} <= known
 
 
 # Examples
