@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batchline.models.batches import BatchResultItem, BatchResultsQuery
-from batchline.models.errors import NotFound
+from batchline.models.errors import NotFound, StorageFault
 from batchline.models.failures import ErrorCode
 from batchline.models.ids import request_prefix
 from batchline.models.lines import split_line
@@ -62,19 +62,48 @@ class _Row(msgspec.Struct, frozen=True, gc=False):
 
 
 def results(engine: Engine, batch: BatchRecord, query: BatchResultsQuery) -> Iterator[BatchResultItem]:
-    """The results that the query asks for; none before the batch is validated."""
+    """The results that the query asks for; none before the batch is validated.
+
+    A batch that comes to its end meanwhile, with which its parts go, is read on from its files.
+    """
     try:
         plan = whole_plan(engine.store, batch.id)
     except NotFound:
         return
-    wanted = _filter(query)
-    if wanted is None:
-        rows: Iterator[_Row] = _rows(engine, batch, plan, skip=query.skip)
-    else:
-        rows = islice(filter(wanted, _rows(engine, batch, plan, skip=0)), query.skip, None)
-    items = _Items(engine.store, plan)
-    for row in islice(rows, query.limit):
-        yield items.item(row)
+    reading = _Reading(query)
+    while reading.goes_on:
+        try:
+            yield from reading.items(engine, batch, plan)
+        except (NotFound, StorageFault):
+            before, batch = batch, engine.records.get_batch(batch.id)
+            if (batch.status, batch.generation) == (before.status, before.generation):
+                raise
+
+
+class _Reading:
+    """How far a query has been answered: the next request, and how many are to be left out or given yet."""
+
+    def __init__(self, query: BatchResultsQuery) -> None:
+        self.goes_on = True
+        self._wanted = _filter(query)
+        self._at = query.skip if self._wanted is None else 0
+        self._skip = 0 if self._wanted is None else query.skip
+        self._left = query.limit
+
+    def items(self, engine: Engine, batch: BatchRecord, plan: Plan) -> Iterator[BatchResultItem]:
+        """The items from here on."""
+        made = _Items(engine.store, plan)
+        for row in _rows(engine, batch, plan, skip=self._at):
+            if self._wanted is None or self._wanted(row):
+                if self._skip:
+                    self._skip -= 1
+                else:
+                    yield made.item(row)
+                    self._left = None if self._left is None else self._left - 1
+            self._at += 1
+            if self._left == 0:
+                break
+        self.goes_on = False
 
 
 def _filter(query: BatchResultsQuery) -> Callable[[_Row], bool] | None:
