@@ -11,7 +11,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import commands, figures
+from bench import commands, figures, rates
 from bench.figures import Row
 from bench.measuring import World
 from bench.servers import nginx, prefect_server
@@ -25,6 +25,7 @@ FIGURES = {
     "lognormal_latency": figures.lognormal_latency,
     "memory": figures.memory,
     "s3": figures.s3,
+    "rates": rates.rates,
     "kills": commands.kills,
     "start": commands.start,
 }

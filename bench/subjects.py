@@ -183,7 +183,7 @@ def _sending(engine: Any, batch: Any, figures: dict[str, float]) -> dict[str, fl
     name = Path(engine.store.uri(layout.requests_key(batch.id)).removeprefix("file://"))
     if not name.exists():
         return {}
-    table = pd.read_parquet(name, columns=["started_at", "duration_ms"])
+    table = pd.read_parquet(name, columns=["started_at", "duration_ms", "total_tokens"])
     start = np.sort(table.started_at.to_numpy())
     begin, until = start[0], start[-min(len(start), 256)]
     first = np.minimum(table.started_at, until)
@@ -192,6 +192,23 @@ def _sending(engine: Any, batch: Any, figures: dict[str, float]) -> dict[str, fl
     return {
         "mean_in_flight": float((last - first).sum() / max(1e-9, until - begin)),
         "outside_s": figures["wall_s"] - (ended - float(begin)),
+        **_minutes(table.sort_values("started_at")),
+    }
+
+
+def _minutes(table: Any) -> dict[str, float]:
+    """The most requests and tokens of any sliding minute, and the mean of a minute from the first on to the last."""
+    import numpy as np
+
+    start, tokens = table.started_at.to_numpy(), table.total_tokens.fillna(0).to_numpy()
+    behind = np.searchsorted(start, start + 60.0, side="right")
+    sums = np.concatenate([[0], np.cumsum(tokens)])
+    minutes = max(1e-9, (start[-1] - start[0]) / 60)
+    return {
+        "most_requests_a_minute": float((behind - np.arange(len(start))).max()),
+        "most_tokens_a_minute": float((sums[behind] - sums[:-1]).max()),
+        "mean_requests_a_minute": len(start) / minutes,
+        "mean_tokens_a_minute": float(tokens.sum()) / minutes,
     }
 
 

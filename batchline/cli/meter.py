@@ -83,7 +83,7 @@ class Meter:
         settled, progress = completed + failed, self._hold.progress()
         # This run's own answers: what an earlier one left comes in all at once and says nothing of the speed.
         self._rate.add(self._clock(), progress.completed + progress.failed)
-        words = [f"{progress.total_tokens:,} tokens", f"{progress.in_flight:,} in flight"]
+        words = [f"{progress.total_tokens:,} tokens", in_flight(progress)]
         if rate := self._rate.per_s():
             words.insert(0, speed(rate))
         if self._rate.silent_s() > SILENCE_S and settled < total:
@@ -97,6 +97,14 @@ class Meter:
             return "stopping"
         rate = self._rate.per_s()
         return f"about {span(max(1.0, requests / rate))} left" if rate else ""
+
+
+def in_flight(progress: RunProgress) -> str:
+    """How many requests are under way, and how many may be where the upstream has asked for less."""
+    words = f"{progress.in_flight:,} in flight"
+    if progress.limit < progress.ceiling:
+        words += f" (at most {progress.limit:,} of {progress.ceiling:,} for now)"
+    return words
 
 
 def speed(per_s: float) -> str:

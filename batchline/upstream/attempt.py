@@ -6,6 +6,7 @@ import msgspec
 
 from batchline.models.failures import ErrorCode
 from batchline.upstream.answers import Answer, Call, Reading
+from batchline.upstream.rates import Held
 from batchline.upstream.run import Feed, Run
 from batchline.upstream.transport import Reply, TransportFailure
 
@@ -24,7 +25,7 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
     started_at: float = 0.0
     aborted: bool = False
     task: asyncio.Task[None] | None = None
-    tokens_held: int = 0
+    held: Held | None = None
 
     def answered(self, reading: Reading, reply: Reply, duration_s: float) -> Answer:
         """The answer of a call that got a reply, good or bad."""

@@ -15,9 +15,10 @@ from typing import Final
 from batchline.models.backoff import backoff_s, retry_after_s
 from batchline.models.failures import REFUSED_STATUSES, ErrorCode, is_retried
 from batchline.models.upstreams import Upstream
-from batchline.upstream.answers import Usage, read_reply, reread_without
+from batchline.upstream.answers import read_reply, reread_without
 from batchline.upstream.attempt import Attempt
-from batchline.upstream.limits import AdaptiveLimit, Breaker, Hold, bucket_of
+from batchline.upstream.limits import AdaptiveLimit, Breaker, Hold
+from batchline.upstream.rates import Rates
 from batchline.upstream.run import Run
 from batchline.upstream.transport import Reply, TooLate, Transport, TransportFailure, secrets_of
 
@@ -26,8 +27,6 @@ log = logging.getLogger(__name__)
 OUTAGE_STATUSES: Final = frozenset({502, 503, 504})
 FREE_OUTAGE_ATTEMPTS: Final = 30
 """Attempts of one request that an outage may cost it for nothing, where the server may have seen them."""
-
-BYTES_A_TOKEN: Final = 4
 
 
 class Lane:
@@ -40,8 +39,9 @@ class Lane:
         self._loop = loop
         self._hold = Hold()
         self._breaker = Breaker()
-        self._requests = bucket_of(upstream.requests_per_minute)
-        self._tokens = bucket_of(upstream.tokens_per_minute)
+        self._rates = Rates(upstream, loop.time())
+        self._waiting: Attempt | None = None
+        self._retry_turn = True
         self._runs: deque[Run] = deque()
         self._retries: list[tuple[float, int, Attempt]] = []
         self._retry_number = 0
@@ -51,7 +51,7 @@ class Lane:
         self._idle: list[asyncio.Future[None]] = []
         self._active: set[Attempt] = set()
         self._bytes = 0
-        self._careful = self._has_rates = bool(self._requests or self._tokens)
+        self._careful = self._has_rates = bool(self._rates)
         self._troubled = False
         self._alarm: asyncio.Handle | None = None
         self._alarm_at = 0.0
@@ -75,7 +75,7 @@ class Lane:
         if self._hold.until - now > 1.0:
             wait_s = self._hold.until - now
             return f"upstream {self.upstream.name} limits the rate; going on in {wait_s:.0f} s"
-        return None
+        return self._rates.reason(now)
 
     async def close(self) -> None:
         """End the workers and close the connections."""
@@ -129,15 +129,23 @@ class Lane:
         now = self._loop.time()
         if not self._may_send(now):
             return None
-        # A server that is reached may fail some requests for ever: a probe tells more with one that is new to it.
-        attempt = self._fresh() if self._breaker.is_open and self._breaker.is_reached else None
-        attempt = attempt or self._due_retry(now) or self._fresh()
+        attempt, self._waiting = self._waiting or self._chosen(now), None
         if attempt is None or not self._affordable(attempt, now):
             return None
         if self._breaker.is_open:
             self._breaker.probing = True
         self._careful = self._has_rates or self._breaker.is_open or bool(self._retries)
         return attempt
+
+    def _chosen(self, now: float) -> Attempt | None:
+        """A retry or a call that was never sent: retries first, but in turns where others would wait for them."""
+        if self._breaker.is_open and self._breaker.is_reached:
+            # A server that is reached may fail some requests for ever: a probe with a new one tells more.
+            return self._fresh() or self._due_retry(now)
+        self._retry_turn = not self._retry_turn or len(self._runs) < 2
+        if self._retry_turn:
+            return self._due_retry(now) or self._fresh()
+        return self._fresh() or self._due_retry(now)
 
     def _may_send(self, now: float) -> bool:
         if self._hold.until > now:
@@ -185,21 +193,15 @@ class Lane:
         return self._bytes + len(attempt.call.body) > most and bool(self._active)
 
     def _affordable(self, attempt: Attempt, now: float) -> bool:
-        """Whether the rates allow the attempt now; it waits as a retry otherwise."""
-        estimate = max(1, len(attempt.call.body) // BYTES_A_TOKEN)
-        wait_s = max(
-            self._requests.wait_s(1, now) if self._requests else 0.0,
-            self._tokens.wait_s(estimate, now) if self._tokens else 0.0,
-        )
+        """Whether the rates allow the attempt now; it goes first when they do otherwise."""
+        if not self._has_rates:
+            return True
+        wait_s = self._rates.wait_s(attempt.call.body, now)
         if wait_s > 0:
-            self._put_back(attempt, now)
+            self._waiting = attempt
             self._wake_at(now + wait_s)
             return False
-        if self._requests:
-            self._requests.spend(1)
-        if self._tokens:
-            self._tokens.spend(estimate)
-            attempt.tokens_held = estimate
+        attempt.held = self._rates.take(attempt.call.body, now)
         return True
 
     def _put_back(self, attempt: Attempt, due: float) -> None:
@@ -265,6 +267,7 @@ class Lane:
 
     def _unsendable(self, attempt: Attempt) -> None:
         """Settle what may not be sent any more, or let it wait where only the lease is in doubt."""
+        self._rates.settle(attempt.held, None, self._loop.time(), refused=True)
         if attempt.run.stopped is not None:
             attempt.feed.settle_unsent(attempt.call, attempt.number, attempt.retries)
         else:
@@ -272,8 +275,9 @@ class Lane:
 
     def _replied(self, attempt: Attempt, reply: Reply, duration_s: float) -> None:
         reading = read_reply(reply)
-        if attempt.tokens_held:
-            self._settle_tokens(attempt, reading.usage)
+        if attempt.held is not None:
+            refused = reply.status_code == 429
+            self._rates.settle(attempt.held, reading.usage, self._loop.time(), refused=refused)
         if reading.code is None:
             self._succeeded(attempt.run)
             attempt.feed.settle(attempt.answered(reading, reply, duration_s))
@@ -325,7 +329,6 @@ class Lane:
     def _failed(self, attempt: Attempt, failure: TransportFailure, duration_s: float) -> None:
         """Handle an attempt that got no whole answer."""
         self._careful = self._troubled = True
-        self._settle_tokens(attempt, None)
         now = self._loop.time()
         if failure.code is ErrorCode.TIMEOUT:
             self.limit.pushed_back(now)
@@ -377,16 +380,13 @@ class Lane:
             self._breaker.probing = False
             self._wake_at(max(self._breaker.probe_at, self._loop.time()))
 
-    def _settle_tokens(self, attempt: Attempt, usage: Usage | None) -> None:
-        if self._tokens and attempt.tokens_held:
-            used = usage.total_tokens if usage else attempt.tokens_held
-            self._tokens.spend(used - attempt.tokens_held)
-            attempt.tokens_held = 0
-
     def drop_retries(self, run: Run) -> None:
         """Settle what waits for its next try on a run that has stopped."""
         kept = [entry for entry in self._retries if entry[2].run is not run]
         dropped = [entry[2] for entry in self._retries if entry[2].run is run]
+        if self._waiting is not None and self._waiting.run is run:
+            dropped.append(self._waiting)
+            self._waiting = None
         self._retries[:] = sorted(kept)
         for attempt in dropped:
             attempt.feed.settle_unsent(attempt.call, attempt.number, attempt.retries)

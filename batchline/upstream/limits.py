@@ -1,9 +1,8 @@
-"""How much an upstream is asked at once: a limit that adapts, a pause when it is down, a rate that is kept.
+"""How much an upstream is asked at once: a limit that adapts, and a pause when it is down.
 
 Bookkeeping: times are handed in, in monotonic seconds.
 """
 
-import time
 from typing import Final
 
 CUT: Final = 0.7
@@ -28,6 +27,11 @@ class AdaptiveLimit:
         self._value = float(ceiling)
         self._cut_at = float("-inf")
         self.value = ceiling
+
+    @property
+    def ceiling(self) -> int:
+        """The most that it can be."""
+        return self._ceiling
 
     @property
     def is_cut(self) -> bool:
@@ -115,29 +119,3 @@ class Breaker:
         elif self._in_a_row >= FAILED_TO_TRIP or self._refused_in_a_row >= REFUSED_TO_TRIP:
             self.why = why
             self.probe_at = now + self._probe_s
-
-
-class Bucket:
-    """A rate of so many units a minute, spent smoothly: at most a second's worth at once."""
-
-    def __init__(self, per_minute: int, now: float) -> None:
-        self._per_s = per_minute / 60.0
-        self._room = max(1.0, self._per_s)
-        self._level = self._room
-        self._at = now
-
-    def wait_s(self, units: float, now: float) -> float:
-        """Seconds until so many units may be spent; units beyond the room wait until it is full."""
-        self._level = min(self._room, self._level + (now - self._at) * self._per_s)
-        self._at = now
-        lacking = min(units, self._room) - self._level
-        return max(0.0, lacking / self._per_s)
-
-    def spend(self, units: float) -> None:
-        """Take units; what is later found to have been fewer is given back as a negative number."""
-        self._level -= units
-
-
-def bucket_of(per_minute: int | None) -> Bucket | None:
-    """A bucket of that rate, full by now; none where there is no such limit."""
-    return None if per_minute is None else Bucket(per_minute, time.monotonic())

@@ -46,6 +46,7 @@ class RunProgress(msgspec.Struct, frozen=True):
     completion_tokens: int
     total_tokens: int
     limit: int
+    ceiling: int
     paused: str | None
 
 
@@ -130,6 +131,7 @@ class Run:
             completion_tokens=self.completion_tokens,
             total_tokens=self.total_tokens,
             limit=sum(lane.limit.value for lane in lanes),
+            ceiling=sum(lane.limit.ceiling for lane in lanes),
             paused=next((why for lane in lanes if (why := lane.paused())), None),
         )
 

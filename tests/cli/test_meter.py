@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pytest
 from rich.console import Console
 
-from batchline.cli.meter import Meter, Reading, RecentRate, span, speed
+from batchline.cli.meter import Meter, Reading, RecentRate, in_flight, span, speed
 from batchline.cli.progress import _bar
 from batchline.upstream.run import RunProgress
 
@@ -85,7 +85,7 @@ class Hold(NamedTuple):
         return self.own
 
 
-def progress_of(completed: int, in_flight: int = 10) -> RunProgress:
+def progress_of(completed: int, in_flight: int = 10, limit: int = 64) -> RunProgress:
     return RunProgress(
         completed=completed,
         failed=0,
@@ -95,7 +95,8 @@ def progress_of(completed: int, in_flight: int = 10) -> RunProgress:
         prompt_tokens=0,
         completion_tokens=0,
         total_tokens=7 * completed,
-        limit=64,
+        limit=limit,
+        ceiling=64,
         paused=None,
     )
 
@@ -172,3 +173,8 @@ def test_the_display_fits_the_terminal_and_tells_everything_that_it_has_room_for
     if columns >= 80:
         assert f"{reading.settled:,}/{reading.total:,} done · {reading.failed:,} failed" in lines[0]
         assert reading.left in lines[0]
+
+
+def test_a_limit_that_the_upstream_has_brought_down_is_shown():
+    assert in_flight(progress_of(0, in_flight=40, limit=45)) == "40 in flight (at most 45 of 64 for now)"
+    assert in_flight(progress_of(0, in_flight=40)) == "40 in flight"

@@ -1,0 +1,149 @@
+"""Caps by the minute: no sliding minute is above them, and little of them is left unused."""
+
+from itertools import accumulate
+
+import pytest
+from calling import answers_of, call_all, made_calls, some_bodies
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scripted_server import refusal, reply
+
+from batchline.models.upstreams import Upstream
+from batchline.upstream.answers import Usage
+from batchline.upstream.rates import PERIOD_S, Cap, Rates
+
+GAPS = st.lists(st.one_of(st.just(0.0), st.floats(0, 0.5), st.floats(0, 90)), min_size=1, max_size=200)
+
+
+def most_in_a_window(spent: list[tuple[float, float]], length: float = PERIOD_S) -> float:
+    """The most that was spent in any window of that length."""
+    return max(sum(units for at, units in spent if start <= at <= start + length) for start, _ in spent)
+
+
+@given(st.integers(1, 300), GAPS)
+@settings(max_examples=150, deadline=None)
+def test_no_window_holds_more_requests_than_the_cap_however_they_come(most, gaps):
+    cap, sent, now = Cap(most, 0.0), [], 0.0
+    for arrival in accumulate(gaps):
+        now = max(now, arrival)
+        while (wait_s := cap.wait_s(1, now)) > 0:
+            now += wait_s
+        cap.take(1, now)
+        sent.append((now, 1.0))
+
+    assert most_in_a_window(sent) <= most
+
+
+@given(
+    st.integers(100, 5_000),
+    st.lists(st.tuples(st.integers(1, 900), st.integers(0, 900), st.floats(0, 5)), min_size=1, max_size=120),
+)
+@settings(max_examples=150, deadline=None)
+def test_no_window_holds_more_tokens_than_the_cap_and_what_was_put_right_meanwhile(most, requests):
+    cap, spent, now, risen = Cap(most, 0.0), [], 0.0, 0.0
+    for estimate, used, pause_s in requests:
+        while (wait_s := cap.wait_s(estimate, now)) > 0:
+            now += wait_s
+        entry = cap.take(estimate, now)
+        spent.append((now, float(used)))
+        now += pause_s
+        cap.correct(entry, used - estimate, now)
+        risen = max(risen, used - estimate)
+
+    largest = max(max(estimate, used) for estimate, used, _ in requests)
+    assert most_in_a_window(spent) <= max(most + max(0.0, risen), largest)
+
+
+@pytest.mark.parametrize("most", [60, 600, 5_000])
+def test_the_cap_is_used_while_there_is_work(most):
+    cap, now, sent = Cap(most, 0.0), 0.0, 0
+    while now < 600:
+        wait_s = cap.wait_s(1, now)
+        if wait_s > 0:
+            now += wait_s
+        else:
+            cap.take(1, now)
+            sent += 1
+
+    assert sent >= 0.97 * most * 10
+
+
+def test_a_request_above_the_whole_cap_goes_alone():
+    cap = Cap(100, 0.0)
+    cap.take(10, 0.0)
+
+    wait_s = cap.wait_s(5_000, 0.0)
+
+    assert 59 < wait_s < 62
+    assert cap.wait_s(5_000, wait_s) == 0
+
+
+def rates_of(**caps: int) -> Rates:
+    return Rates(Upstream(base_url="http://127.0.0.1:1", **caps), 0.0)
+
+
+def usage(total: int) -> Usage:
+    return Usage(total // 2, total - total // 2, total, None, 0)
+
+
+def test_the_estimate_learns_what_answers_cost():
+    rates, now = rates_of(tokens_per_minute=1_000_000), 0.0
+    body = b'{"max_tokens": 4000, "messages": []}'
+    first = rates.take(body, now)
+    assert first.units > 4_000
+    for _ in range(50):
+        rates.settle(rates.take(body, now), usage(100), now)
+
+    assert rates.take(body, now).units == pytest.approx(100, rel=0.05)
+
+
+@pytest.mark.parametrize(("refused", "kept"), [(True, 0.0), (False, 1.0)], ids=["refused", "failed otherwise"])
+def test_a_refused_request_costs_nothing_and_one_that_failed_its_estimate(refused, kept):
+    rates = rates_of(tokens_per_minute=10_000)
+    held = rates.take(b'{"max_tokens": 100}', 0.0)
+    before = held.units
+
+    rates.settle(held, None, 1.0, refused=refused)
+
+    assert held.entry.units == pytest.approx(kept * before)
+
+
+def test_without_caps_there_are_no_rates():
+    assert not rates_of()
+    assert rates_of(requests_per_minute=1)
+    assert rates_of(tokens_per_minute=1)
+
+
+def spread_of(server) -> list[float]:
+    return sorted(request.at for request in server.received)
+
+
+def test_requests_are_spread_over_time_and_none_is_refused(caller_of, serve):
+    server = serve(lambda _: reply())
+
+    answers = call_all(caller_of(server.base_url, requests_per_minute=600), some_bodies(25))
+
+    times = spread_of(server)
+    assert {(answer.code, answer.attempts) for answer in answers} == {(None, 1)}
+    assert times[-1] - times[0] >= 1.3
+    assert most_in_a_window([(at, 1.0) for at in times], 0.5) <= 10 + 5 + 1
+
+
+def test_a_run_with_few_requests_is_not_kept_waiting_by_the_retries_of_a_large_one(caller_of, serve):
+    """The large one's requests fail again and again, and there are always some that are due."""
+    server = serve(lambda request: reply(after_s=0.005) if "small" in request.prompt else refusal(500))
+    caller = caller_of(server.base_url, max_in_flight=4, max_attempts=60)
+    options = {"deadline": None, "refusals_to_stop": 1_000, "grace_s": 0.0}
+    with caller.open_run("large", requests=600, **options) as large, large.open_feed(0) as many:
+        many.put(made_calls([{"model": "m", "user": f"large-{number}"} for number in range(500)]))
+        many.end()
+        while len(server.received) < 600:
+            many.wait(0.05)
+        began = len(server.received)
+        with caller.open_run("small", requests=40, **options) as small, small.open_feed(0) as few:
+            few.put(made_calls([{"model": "m", "user": f"small-{number}"} for number in range(40)]))
+            few.end()
+            answers = answers_of(few)
+
+    assert {answer.code for answer in answers} == {None}
+    assert len(server.received) - began <= 6 * 40
