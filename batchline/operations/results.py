@@ -115,11 +115,12 @@ def _filter(query: BatchResultsQuery) -> Callable[[_Row], bool] | None:
 
 def _rows(engine: Engine, batch: BatchRecord, plan: Plan, *, skip: int) -> Iterator[_Row]:
     """Every request from the one numbered `skip` (from 0) on."""
-    if batch.status in TERMINAL or batch.final_prefix is None:
-        if batch.final_prefix is not None:
+    if batch.status in TERMINAL:
+        if batch.final_prefix is not None:  # else it was over before anything was sent
             yield from _finished(engine.store, batch.final_prefix, skip)
-        else:
-            yield from _running(engine, batch, plan, skip)
+        return
+    if batch.final_prefix is None:
+        yield from _running(engine, batch, plan, skip)
         return
     retried = read_plan(engine.store, batch)
     lines = {line for chunk in retried.chunks for line in chunk.only or ()}
