@@ -15,6 +15,7 @@ from batchline.models.batches import BatchDwExtResponse, BatchResponse, CreateBa
 from batchline.models.errors import BatchEnded, Interrupted, InvalidInput, StorageFault
 from batchline.models.status import BatchStatus
 from batchline.steps.intake import create_batch, store_input_file
+from batchline.steps.retry import retry_batch
 from batchline.storage import layout
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
@@ -177,6 +178,28 @@ def test_a_step_that_storage_fails_for_a_moment_is_tried_again(simulator, engine
     assert not failing
     assert state.result().request_counts.completed == 200
     assert stand_in.counters()["received"] == 200
+
+
+def test_a_retried_batch_goes_on_as_a_flow_run_of_its_own(simulator, engine_for, chat_file):
+    stand_in = simulator(server_error=0.3)
+    engine = engine_for(stand_in.base_url, upstream={"max_attempts": 1}, chunk_requests=40)
+    stored = store_input_file(engine, chat_file(120))
+    first = run_flow(engine, input_file_id=stored.id).result()
+    received = stand_in.counters()["received"]
+
+    retry_batch(engine, first.id)
+    state = run_flow(engine, batch_id=first.id)
+
+    again = state.result()
+    assert again.id == first.id
+    assert stand_in.counters()["received"] == received + first.request_counts.failed
+    assert again.request_counts.completed > first.request_counts.completed
+    lines = [
+        json.loads(line)["custom_id"]
+        for key in (layout.output_key(first.id), layout.errors_key(first.id))
+        for line in engine.store.read(key).splitlines()
+    ]
+    assert sorted(lines) == sorted(f"request-{number}" for number in range(120))
 
 
 def test_nothing_of_a_request_or_a_key_reaches_the_server_of_prefect(simulator, engine_for, chat_file):
