@@ -25,20 +25,20 @@ class Runner:
         self._places = threading.BoundedSemaphore(most_at_once)
         self._lock = threading.Lock()
         self._threads: dict[str, threading.Thread] = {}
+        self._again: set[str] = set()
         self._errors: dict[str, BaseException] = {}
         self._closing = False
 
     def start(self, batch_id: str) -> None:
-        """Run the batch to its end in the background; one that runs here already is let be."""
+        """Run the batch to its end in the background; where it runs here already, look again at that one's end."""
         with self._lock:
             if self._closing:
                 raise Conflict("this client is closed; open another to run batches")
+            if batch_id in self._threads:
+                self._again.add(batch_id)
+                return
             if not self._threads:
                 atexit.register(self.close)
-            known = self._threads.get(batch_id)
-            if known is not None and known.is_alive():
-                return
-            self._errors.pop(batch_id, None)
             thread = threading.Thread(target=self._run, args=(batch_id,), name=f"run {batch_id}", daemon=True)
             self._threads[batch_id] = thread
             thread.start()
@@ -49,8 +49,7 @@ class Runner:
 
     def is_running(self, batch_id: str) -> bool:
         """Whether the batch runs here, or waits to."""
-        thread = self._threads.get(batch_id)
-        return thread is not None and thread.is_alive()
+        return batch_id in self._threads
 
     def close(self) -> None:
         """Stop what runs; answers are saved, and the batches can be resumed."""
@@ -67,13 +66,22 @@ class Runner:
 
     def _run(self, batch_id: str) -> None:
         with self._places:
-            if self._closing:
-                return
-            try:
-                run_local(self._engine, batch_id)
-            except BatchlineError as error:
-                self._errors[batch_id] = error
-                log.warning("batch %s stopped: %s", batch_id, error)
-            except BaseException as error:
-                self._errors[batch_id] = error
-                log.exception("batch %s stopped", batch_id)
+            while True:
+                self._errors.pop(batch_id, None)
+                if not self._closing:
+                    self._run_once(batch_id)
+                with self._lock:
+                    if self._closing or batch_id not in self._again:
+                        del self._threads[batch_id]
+                        return
+                    self._again.discard(batch_id)
+
+    def _run_once(self, batch_id: str) -> None:
+        try:
+            run_local(self._engine, batch_id)
+        except BatchlineError as error:
+            self._errors[batch_id] = error
+            log.warning("batch %s stopped: %s", batch_id, error)
+        except BaseException as error:
+            self._errors[batch_id] = error
+            log.exception("batch %s stopped", batch_id)

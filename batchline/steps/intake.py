@@ -197,5 +197,6 @@ def create_batch(
             dwext=origin,
             flow_run_id=flow_run_id,
             output_expires_after=output_expires_after,
-        )
+        ),
+        needs_input=True,
     )

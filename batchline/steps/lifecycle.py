@@ -305,11 +305,10 @@ def _needless(batch: BatchRecord, manifest: Manifest) -> tuple[Doomed, ...]:
     """
     now = _now()
     made_of = layout.generation_prefix(batch.id, manifest.generation)
-    if manifest.generation == 0:
+    if manifest.base is None:
         return (Doomed(prefix=made_of, due_at=now),)
     parts = Doomed(prefix=made_of, kept=manifest.prefix, due_at=now)
-    before = layout.generation_prefix(batch.id, manifest.generation - 1)
-    return parts, Doomed(prefix=before, due_at=now + STILL_READ_S)
+    return parts, Doomed(prefix=manifest.base, due_at=now + STILL_READ_S)
 
 
 def _ending_errors(hold: BatchHold, target: BatchStatus, report: BatchReport) -> tuple[BatchError, ...] | None:

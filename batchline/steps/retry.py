@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from batchline.models.errors import Conflict, InvalidInput, NotFound
+from batchline.models.errors import Conflict, InvalidInput, NotFound, StorageFault
 from batchline.models.ids import request_prefix
 from batchline.models.plan import retry_plan
 from batchline.models.status import TERMINAL
 from batchline.steps.engine import Engine
 from batchline.steps.lifecycle import new_error_file, new_output_file, whole_plan
 from batchline.steps.merge import row_groups
+from batchline.steps.sweep import sweep
 from batchline.steps.write import Manifest, read_manifest
 from batchline.storage import layout
 from batchline.storage.records import BatchRecord, Doomed, FileChanges
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 NAMED_AT_MOST = 5
-COPIED_WITHIN_S = 86_400
+MADE_WITHIN_S = 86_400
+"""How long the making of a retry may take; what is not needed by then is swept away."""
 
 
 def retry_batch(engine: Engine, batch_id: str, request_ids: Sequence[str] | None = None) -> BatchRecord:
@@ -104,6 +107,11 @@ def _chosen(batch: BatchRecord, request_ids: Sequence[str], lines: np.ndarray, o
 def _start(engine: Engine, batch: BatchRecord, lines: list[int]) -> BatchRecord:
     """Write the retry's plan and make the batch `in_progress` with it."""
     settings, store, now = engine.settings, engine.store, int(time.time())
+    new_files = {
+        field: make(batch, now=now)
+        for field, make in (("output_file_id", new_output_file), ("error_file_id", new_error_file))
+        if getattr(batch, field) is None
+    }
     plan = retry_plan(
         whole_plan(store, batch.id),
         lines,
@@ -112,29 +120,35 @@ def _start(engine: Engine, batch: BatchRecord, lines: list[int]) -> BatchRecord:
     )
     token = uuid.uuid4().hex
     key = layout.retry_plan_key(batch.id, batch.generation + 1, token)
-    store.put(key, msgspec.json.encode(plan))
-    new_files = {
-        field: make(batch, now=now)
-        for field, make in (("output_file_id", new_output_file), ("error_file_id", new_error_file))
-        if getattr(batch, field) is None
-    }
-    aside = _aside(engine, batch, token)
-    try:
+    with _undone_unless_needed(engine, key, layout.first_prefix(batch.id, token)) as made:
+        store.put(key, msgspec.json.encode(plan))
+        base = _aside(engine, batch, token)
         return engine.records.retry(
             batch.id,
             now=now,
             generation=batch.generation,
-            file_changes=FileChanges(
-                added=tuple(new_files.values()), changed=_moved(batch, aside), absolved=(aside,)
-            ),
+            file_changes=FileChanges(added=tuple(new_files.values()), changed=_moved(batch, base), absolved=made),
             expires_at=now + settings.checked_window_s(batch.completion_window),
             failed=batch.failed - len(lines),
             plan_key=key,
-            final_prefix=aside,
+            final_prefix=base,
             **{field: file.id for field, file in new_files.items()},
         )
-    except Conflict:
-        store.delete([key])
+
+
+@contextmanager
+def _undone_unless_needed(engine: Engine, *made: str) -> Iterator[tuple[str, ...]]:
+    """What is written below those prefixes is doomed first, and deleted at once where the block raises."""
+    due_at = int(time.time()) + MADE_WITHIN_S
+    doomed = [Doomed(prefix=prefix, due_at=due_at) for prefix in made]
+    for each in doomed:
+        engine.records.doom(each)
+    try:
+        yield made
+    except (Conflict, NotFound):
+        with suppress(StorageFault):  # then later housekeeping does
+            for each in doomed:
+                sweep(engine, each)
         raise
 
 
@@ -143,8 +157,7 @@ def _aside(engine: Engine, batch: BatchRecord, token: str) -> str:
     found = batch.final_prefix or layout.batch_prefix(batch.id)
     if found != layout.batch_prefix(batch.id):
         return found
-    prefix = layout.final_prefix(batch.id, batch.generation, token)
-    engine.records.doom(Doomed(prefix=prefix, due_at=int(time.time()) + COPIED_WITHIN_S))
+    prefix = layout.first_prefix(batch.id, token)
     for key, target in zip(layout.final_keys(found), layout.final_keys(prefix), strict=True):
         engine.store.copy(key, target)
     return prefix

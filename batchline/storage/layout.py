@@ -7,12 +7,13 @@ batches/<batch id>/g<generation>/segments/<chunk>.e<epoch>.<n>.jsonl      while 
 batches/<batch id>/g<generation>/parts/<chunk>.e<epoch>.{output.jsonl,errors.jsonl,parquet}
 batches/<batch id>/{output.jsonl,errors.jsonl,requests.parquet,manifest.json,report.json,report.html}
 batches/<batch id>/g<generation>/plan.<token>.json                        of a retry
-batches/<batch id>/g<generation>/final.<token>/{output.jsonl,errors.jsonl,requests.parquet,manifest.json}
+batches/<batch id>/g<generation>/final.<epoch>/{output.jsonl,errors.jsonl,requests.parquet,manifest.json}
+batches/<batch id>/first.<token>/{output.jsonl,errors.jsonl,requests.parquet,manifest.json}
 ```
 
 Names carry the retry generation and the lease's epoch, so that no runner overwrites what another wrote. What is
-directly below the batch is for everybody; once a batch has been retried, its final files are kept below their
-generation, and what is there are copies of the newest.
+directly below the batch is for everybody; of a retried batch these are copies of the newest generation. The
+first generation's are moved aside by the first retry, to a place that no generation's clean-up touches.
 """
 
 import re
@@ -121,6 +122,11 @@ _FINAL_NAMES = FinalKeys("output.jsonl", "errors.jsonl", "requests.parquet", "ma
 def final_prefix(batch_id: str, generation: int, token: str) -> str:
     """What the keys of a generation's final files start with; the token keeps those of two writers apart."""
     return f"batches/{batch_id}/g{generation}/final.{token}/"
+
+
+def first_prefix(batch_id: str, token: str) -> str:
+    """What the keys of a retried batch's first final files start with."""
+    return f"batches/{batch_id}/first.{token}/"
 
 
 def final_keys(prefix: str) -> FinalKeys:

@@ -4,7 +4,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Engine, Row, Select, Table, Update, insert, or_, select, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Row,
+    Table,
+    Update,
+    case,
+    insert,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy import delete as delete_from
 from sqlalchemy.exc import IntegrityError
 
@@ -17,6 +28,7 @@ from batchline.storage.database import open_database, retried, upgrade_database
 from batchline.storage.listing import files_statement, list_statement
 from batchline.storage.rows import BatchRecord, Doomed, FileChanges, FileRecord, Lease, batch_of, columns_of
 from batchline.storage.schema import batches, doomed, files
+from batchline.storage.statements import apply_changes, doom, is_free, leased, locked_file, needing
 
 __all__ = [
     "BatchRecord",
@@ -53,7 +65,7 @@ class Records:
 
     def doom(self, some: Doomed) -> None:
         """Note objects that are to be deleted, so that it happens even if this process dies."""
-        self._write(lambda connection: _doom(connection, some))
+        self._write(lambda connection: doom(connection, some))
 
     def doomed(self, *, now: float) -> list[Doomed]:
         """What is due to be deleted by then."""
@@ -80,20 +92,21 @@ class Records:
 
     def expired_files(self, *, now: int) -> list[FileRecord]:
         """The files that were to be kept until then at most, and that no batch needs that is not over."""
-        statement = select(files).where(files.c.expires_at <= now, ~_needing(files.c.id).exists())
+        statement = select(files).where(files.c.expires_at <= now, ~needing(files.c.id).exists())
         rows = self._read(lambda connection: connection.execute(statement.order_by(files.c.id)).all())
         return [FileRecord(**row._mapping) for row in rows]  # noqa: SLF001 - as above
 
     def delete_file(self, file_id: str, *, doomed_with_it: Sequence[Doomed] = ()) -> None:
         """Forget a file; raises `NotFound`, and `Conflict` where a batch that is not over needs it."""
-        needed = _needing(file_id)
+        needed = needing(file_id)
         statement = delete_from(files).where(files.c.id == file_id, ~needed.exists()).returning(files.c.id)
 
         def work(connection: Connection) -> tuple[Row[Any] | None, str | None, bool]:
+            locked_file(connection, file_id)
             gone = connection.execute(statement).first()
             if gone is not None:
                 for each in doomed_with_it:
-                    _doom(connection, each)
+                    doom(connection, each)
             user = None if gone is not None else connection.execute(needed).scalar()
             return gone, user, _row(connection, files, file_id) is not None
 
@@ -104,11 +117,20 @@ class Records:
             raise NotFound(f"there is no file {file_id}")
         raise Conflict(f"file {file_id} is needed by batch {user}, which is not over; cancel the batch first")
 
-    def add_batch(self, record: BatchRecord) -> BatchRecord:
-        """Record a batch and return it, or the one that the same flow run has made before."""
+    def add_batch(self, record: BatchRecord, *, needs_input: bool = False) -> BatchRecord:
+        """Record a batch and return it, or the one that the same flow run has made before.
+
+        With `needs_input`, raises `NotFound` where its input file has been deleted by then.
+        """
         values = columns_of({name: getattr(record, name) for name in record.__struct_fields__})
+
+        def work(connection: Connection) -> None:
+            if needs_input:
+                locked_file(connection, record.input_file_id)
+            connection.execute(insert(batches).values(**values))
+
         try:
-            self._write(lambda connection: connection.execute(insert(batches).values(**values)))
+            self._write(work)
         except Conflict:
             known = self.batch_of_flow_run(record.flow_run_id) if record.flow_run_id else None
             if known is None:
@@ -198,7 +220,7 @@ class Records:
 
     def claim(self, batch_id: str, *, owner: str, now: float, lease_s: float) -> Lease:
         """Take the batch's lease; raises `Conflict` while another's heartbeat is younger than `lease_s`."""
-        free = or_(batches.c.lease_owner == owner, _is_free(now=now, lease_s=lease_s))
+        free = or_(batches.c.lease_owner == owner, is_free(now=now, lease_s=lease_s))
         values = {"epoch": batches.c.epoch + 1, "lease_owner": owner, "lease_at": now}
         batch = self._change(update(batches).where(free), batch_id, None, values, "is being run by another")
         return Lease(batch_id, owner, batch.epoch)
@@ -235,7 +257,7 @@ class Records:
         """
         statement = (
             delete_from(batches)
-            .where(batches.c.id == batch_id, _is_free(now=now, lease_s=lease_s))
+            .where(batches.c.id == batch_id, is_free(now=now, lease_s=lease_s))
             .returning(*batches.c)
         )
 
@@ -246,7 +268,7 @@ class Records:
             batch = batch_of(row)
             own = [batch.output_file_id, batch.error_file_id]
             connection.execute(delete_from(files).where(files.c.id.in_([each for each in own if each])))
-            _doom(connection, Doomed(prefix=layout.batch_prefix(batch.id), due_at=0))
+            doom(connection, Doomed(prefix=layout.batch_prefix(batch.id), due_at=0))
             return batch
 
         gone = self._write(work)
@@ -260,12 +282,18 @@ class Records:
     ) -> BatchStatus:
         """Keep the lease, note the counts, and return the batch's state; raises `LeaseLost`."""
         counts = {"completed": completed, "failed": failed}
-        values = {"lease_at": now, **{name: count for name, count in counts.items() if count is not None}}
+        goes_on = batches.c.status.in_([str(state) for state in ACTIVE])  # a late heartbeat must not undo an end
+        grown = {
+            name: case((goes_on, count), else_=batches.c[name])
+            for name, count in counts.items()
+            if count is not None
+        }
+        values = {"lease_at": now, **grown}
         return self._change(update(batches), lease.batch_id, lease, values, "cannot be kept").status
 
     def release(self, lease: Lease) -> None:
         """Give the lease back, so that another may take it at once; a lost one is let be."""
-        statement = _leased(update(batches), lease).values(lease_owner=None, lease_at=None)
+        statement = leased(update(batches), lease).values(lease_owner=None, lease_at=None)
         self._write(lambda connection: connection.execute(statement))
 
     def _change(
@@ -279,13 +307,13 @@ class Records:
     ) -> BatchRecord:
         guarded = statement.where(batches.c.id == batch_id)
         if lease is not None:
-            guarded = _leased(guarded, lease)
+            guarded = leased(guarded, lease)
         guarded = guarded.values(**values).returning(*batches.c)
 
         def work(connection: Connection) -> tuple[Row[Any] | None, Row[Any] | None]:
             changed = connection.execute(guarded).first()
             if changed is not None and file_changes is not None:
-                _apply(connection, file_changes)
+                apply_changes(connection, file_changes)
             return changed, changed if changed is not None else _row(connection, batches, batch_id)
 
         changed, present = self._write(work)
@@ -314,43 +342,6 @@ class Records:
 def open_records(settings: Settings) -> Records:
     """The records in the settings' database; raises as `open_database` does."""
     return Records(open_database(settings))
-
-
-def _needing(file_id: ColumnElement[str] | str) -> Select[Any]:
-    """The batches that are not over and have that file."""
-    used = or_(*(column == file_id for column in (batches.c.input_file_id, *_OWN_FILES)))
-    return select(batches.c.id).where(used, batches.c.status.in_([str(state) for state in ACTIVE]))
-
-
-_OWN_FILES = (batches.c.output_file_id, batches.c.error_file_id)
-
-
-def _is_free(*, now: float, lease_s: float) -> ColumnElement[bool]:
-    """Nobody has the batch's lease, or nobody who is alive."""
-    return or_(batches.c.lease_owner.is_(None), batches.c.lease_at < now - lease_s)
-
-
-def _leased(statement: Update, lease: Lease) -> Update:
-    return statement.where(
-        batches.c.id == lease.batch_id, batches.c.epoch == lease.epoch, batches.c.lease_owner == lease.owner
-    )
-
-
-def _apply(connection: Connection, changes: FileChanges) -> None:
-    for record in changes.added:
-        connection.execute(insert(files).values(**msgspec.structs.asdict(record)))
-    for file_id, fields in changes.changed.items():
-        connection.execute(update(files).where(files.c.id == file_id).values(**fields))
-    for file_id in changes.dropped:
-        connection.execute(delete_from(files).where(files.c.id == file_id))
-    for some in changes.doomed:
-        _doom(connection, some)
-    connection.execute(delete_from(doomed).where(doomed.c.prefix.in_(changes.absolved)))
-
-
-def _doom(connection: Connection, some: Doomed) -> None:
-    connection.execute(delete_from(doomed).where(doomed.c.prefix == some.prefix))
-    connection.execute(insert(doomed).values(**msgspec.structs.asdict(some)))
 
 
 def _row(connection: Connection, table: Table, known_as: str) -> Row[Any] | None:
