@@ -197,7 +197,7 @@ def _sending(engine: Any, batch: Any, figures: dict[str, float]) -> dict[str, fl
 
 
 def _minutes(table: Any) -> dict[str, float]:
-    """The most requests and tokens of any sliding minute, and the mean of a minute from the first on to the last."""
+    """The most requests and tokens of any sliding minute, and the mean of a minute from first to last."""
     import numpy as np
 
     start, tokens = table.started_at.to_numpy(), table.total_tokens.fillna(0).to_numpy()
