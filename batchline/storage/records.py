@@ -25,9 +25,17 @@ from batchline.models.settings import Settings
 from batchline.models.status import ACTIVE, TERMINAL, BatchStatus, sources_of, timestamp_field
 from batchline.storage import layout
 from batchline.storage.database import open_database, retried, upgrade_database
-from batchline.storage.listing import files_statement, list_statement
+from batchline.storage.listing import (
+    LISTED_FIELDS,
+    files_statement,
+    list_again,
+    listed_ids,
+    listed_row,
+    shown_columns,
+)
 from batchline.storage.rows import BatchRecord, Doomed, FileChanges, FileRecord, Lease, batch_of, columns_of
-from batchline.storage.schema import batches, doomed, files
+from batchline.storage.schema import batches, doomed, files, listed_batches
+from batchline.storage.search import is_storable
 from batchline.storage.statements import apply_changes, doom, is_free, leased, locked_file, needing
 
 __all__ = [
@@ -128,6 +136,7 @@ class Records:
             if needs_input:
                 locked_file(connection, record.input_file_id)
             connection.execute(insert(batches).values(**values))
+            connection.execute(insert(listed_batches).values(**listed_row(record)))
 
         try:
             self._write(work)
@@ -162,8 +171,7 @@ class Records:
     def list_batches(self, query: ListBatchesQuery, *, now: int) -> BatchListResponse:
         """A page of batches as the API shows them; raises as `list_records` does."""
         records, has_more = self.list_records(query, now=now)
-        analytics = "analytics" in (query.include or "").split(",")
-        page = [record.to_response(include_analytics=analytics) for record in records]
+        page = [record.to_response(include_analytics=True) for record in records]
         return BatchListResponse(
             data=page,
             first_id=page[0].id if page else None,
@@ -172,11 +180,19 @@ class Records:
         )
 
     def list_records(self, query: ListBatchesQuery, *, now: int) -> tuple[list[BatchRecord], bool]:
-        """A page of batches, and whether more follow; raises `NotFound` for a cursor that is no batch."""
+        """A page of batches, and whether more follow; raises `NotFound` for a cursor that is no batch.
+
+        They have their analytics where the query includes them.
+        """
         after = None if query.after is None else self.get_batch(query.after)
-        statement = list_statement(query, after=after, now=now).limit(query.limit + 1)
-        rows = self._read(lambda connection: connection.execute(statement).all())
-        return [batch_of(row) for row in rows[: query.limit]], len(rows) > query.limit
+
+        def work(connection: Connection) -> tuple[list[str], dict[str, Row[Any]]]:
+            ids = listed_ids(connection, query, after=after, now=now)
+            rows = connection.execute(select(*shown_columns(query)).where(batches.c.id.in_(ids[: query.limit])))
+            return ids, {row.id: row for row in rows}
+
+        ids, rows = self._read(work)
+        return [batch_of(rows[each]) for each in ids[: query.limit] if each in rows], len(ids) > query.limit
 
     def list_files(
         self,
@@ -268,6 +284,7 @@ class Records:
             batch = batch_of(row)
             own = [batch.output_file_id, batch.error_file_id]
             connection.execute(delete_from(files).where(files.c.id.in_([each for each in own if each])))
+            connection.execute(delete_from(listed_batches).where(listed_batches.c.batch_id == batch.id))
             doom(connection, Doomed(prefix=layout.batch_prefix(batch.id), due_at=0))
             return batch
 
@@ -314,6 +331,8 @@ class Records:
             changed = connection.execute(guarded).first()
             if changed is not None and file_changes is not None:
                 apply_changes(connection, file_changes)
+            if changed is not None and not LISTED_FIELDS.isdisjoint(values):
+                list_again(connection, batch_of(changed))
             return changed, changed if changed is not None else _row(connection, batches, batch_id)
 
         changed, present = self._write(work)
@@ -345,7 +364,7 @@ def open_records(settings: Settings) -> Records:
 
 
 def _row(connection: Connection, table: Table, known_as: str) -> Row[Any] | None:
-    if "\0" in known_as:  # which PostgreSQL refuses to look for
+    if not is_storable(known_as):
         return None
     return connection.execute(select(table).where(table.c.id == known_as)).first()
 

@@ -31,6 +31,7 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
     status: str
     expires_at: int | None = None
     sha256: str | None = None
+    member_id: str | None = None
 
     def to_object(self) -> FileObject:
         """What the API shows of it."""
@@ -149,7 +150,7 @@ def batch_of(row: Row[Any]) -> BatchRecord:
     """The batch in that row of the table."""
     fields = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
     for name, adapter in _JSON.items():
-        if fields[name] is not None:
+        if fields.get(name) is not None:
             fields[name] = adapter.validate_json(fields[name])
     fields["status"] = BatchStatus(fields["status"])
     return BatchRecord(**fields)

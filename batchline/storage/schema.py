@@ -4,7 +4,7 @@ from typing import Final
 
 from sqlalchemy import BigInteger, Column, Double, Index, Integer, MetaData, String, Table, Text
 
-HEAD: Final = "0002"
+HEAD: Final = "0003"
 """The newest migration; a test holds it to the scripts."""
 
 metadata = MetaData()
@@ -21,6 +21,9 @@ files = Table(
     Column("sha256", String(64)),
     Column("key", Text, nullable=False),
     Column("status", String(16), nullable=False),
+    Column("member_id", String(36)),
+    Index("files_by_creation", "created_at", "id"),
+    Index("files_by_purpose", "purpose", "created_at", "id"),
 )
 
 batches = Table(
@@ -60,9 +63,32 @@ batches = Table(
     Column("plan_key", Text),
     Column("final_prefix", Text),
     Index("batches_by_flow_run", "flow_run_id", unique=True),
-    Index("batches_by_creation", "created_at"),
-    Index("batches_by_status", "status", "created_at"),
+    Index("batches_by_input_file", "input_file_id"),
+    Index("batches_by_output_file", "output_file_id"),
+    Index("batches_by_error_file", "error_file_id"),
 )
+
+listed_batches = Table(
+    "listed_batches",
+    metadata,
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("batch_id", String(64).with_variant(String(64, "C"), "postgresql"), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("state", String(32), nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("member_id", String(36)),
+    Column("search_text", Text, nullable=False),
+    Index("listed_batches_by_id", "batch_id", unique=True),
+    Index("listed_batches_by_creation", "created_at", "batch_id"),
+    Index("listed_batches_by_state", "state", "created_at", "batch_id"),
+    Index("listed_batches_by_member", "member_id", "created_at", "batch_id"),
+    Index("listed_batches_by_member_and_state", "member_id", "state", "created_at", "batch_id"),
+)
+"""What lists look at: a narrow row for each batch, kept in step with it; its id ordered by code points.
+
+The state tells those that ended past their deadline from the others. The migrations add an index over the trigrams
+of the search text, of the database's own kind: `listed_batches_trigrams`.
+"""
 
 doomed = Table(
     "doomed",

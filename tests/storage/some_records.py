@@ -28,7 +28,13 @@ def a_file(**changes: Any) -> FileRecord:
 
 def a_full_file() -> FileRecord:
     """A file with every field set."""
-    return a_file(size_bytes=2**40, filename="Größe ✓ '\".jsonl", expires_at=NOW + 60, sha256="0" * 64)
+    return a_file(
+        size_bytes=2**40,
+        filename="Größe ✓ '\".jsonl",
+        expires_at=NOW + 60,
+        sha256="0" * 64,
+        member_id=str(uuid.uuid4()),
+    )
 
 
 def a_batch(**changes: Any) -> BatchRecord:
