@@ -32,49 +32,103 @@ class Percentiles(BaseModel):
     max: float
 
 
-class ModelFigures(BaseModel):
-    """One model's share of a batch."""
+class DurationBin(BaseModel):
+    """Requests whose final attempt took from `from_ms` to below `to_ms`."""
 
     model_config = ConfigDict(frozen=True)
 
-    model: str
+    from_ms: float
+    to_ms: float
+    completed: int = 0
+    failed: int = 0
+
+
+class ModelFigures(BaseModel):
+    """One model's share of a batch; tokens and means are of the requests that completed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str = Field(description="Empty for requests that name none.")
     requests: int = 0
     completed: int = 0
     failed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     reasoning_tokens: int = 0
-    cached_tokens: int = 0
+    cached_tokens: int = Field(default=0, description="Of the prompt's, read from the server's cache.")
+    cache_write_tokens: int = Field(default=0, description="Of the prompt's, written to it.")
     total_tokens: int = 0
+    wasted_tokens: int = Field(default=0, description="Reported by answers that failed.")
+    without_usage: int = Field(default=0, description="Completed, but the answer did not tell its tokens.")
     avg_duration_ms: float | None = None
-    cost: str | None = None
+    duration_ms: Percentiles | None = Field(default=None, description="Absent beyond the 100 largest models.")
+    completion_tokens_per_s: float | None = Field(
+        default=None, description="Completion tokens by the time that the requests took, each for itself."
+    )
+    cost: str | None = Field(default=None, description="Exact decimal; absent where there is no price.")
+    price_source: str | None = Field(
+        default=None, description="`settings`, or provider and model of the price list, such as `openai gpt-4o`."
+    )
 
 
 class ThroughputPoint(BaseModel):
-    """What settled in one stretch of time; `at` is its start in Unix seconds."""
+    """What happened in one stretch of time; `at` is its start in Unix seconds."""
 
     model_config = ConfigDict(frozen=True)
 
     at: float
-    requests: int
-    tokens: int
+    requests: int = Field(description="That completed in it.")
+    tokens: int = Field(description="Of these.")
+    failed: int = Field(default=0, description="Requests whose last attempt failed in it.")
+    in_flight: float | None = Field(default=None, description="Mean number of final attempts under way.")
 
 
 class BatchReport(BaseModel):
-    """Figures of a batch beyond `BatchAnalytics`, over all its requests."""
+    """Figures of a batch beyond `BatchAnalytics`, over all its requests.
+
+    Times are those of each request's final attempt. Fields came over time: each has a default, so that a report
+    that an older version wrote can be read.
+    """
 
     model_config = ConfigDict(frozen=True)
 
+    total: int | None = Field(default=None, description="Requests.")
+    completed: int | None = None
+    failed: int | None = None
+
     duration_ms: Percentiles | None = Field(default=None, description="Final attempts that completed.")
-    ttfb_ms: Percentiles | None = None
+    ttfb_ms: Percentiles | None = Field(default=None, description="Their time to the first byte.")
     queue_ms: Percentiles | None = Field(
         default=None, description="From being read to the start of the first attempt."
     )
+    durations: list[DurationBin] = Field(default_factory=list, description="Ascending, without gaps.")
+
     attempts: int = 0
     retries: dict[str, int] = Field(default_factory=dict, description="Reason → attempts that were repeated.")
+    requests_by_attempts: dict[int, int] = Field(default_factory=dict, description="Attempts → requests.")
     failures: dict[str, int] = Field(default_factory=dict, description="Error code → requests.")
+    failure_statuses: dict[str, dict[int, int]] = Field(
+        default_factory=dict, description="Error code → HTTP status → requests; 0 stands for no answer."
+    )
+
     models: list[ModelFigures] = Field(default_factory=list)
+
     interval_s: float = Field(default=0.0, description="Length of each point of `throughput`, in seconds.")
     throughput: list[ThroughputPoint] = Field(default_factory=list)
-    wasted_tokens: int = Field(default=0, description="Reported by attempts that failed.")
+    first_started_at: float | None = Field(default=None, description="Start of the first final attempt.")
+    last_ended_at: float | None = Field(default=None, description="End of the last one.")
+    requests_per_s: float | None = Field(default=None, description="Completed, between these two.")
+    tokens_per_s: float | None = Field(default=None, description="All tokens, between these two.")
+    completion_tokens_per_s: float | None = Field(default=None, description="As above.")
+
+    without_usage: int = Field(
+        default=0, description="Requests that completed without telling their tokens, which count as none."
+    )
+    wasted_tokens: int = Field(default=0, description="Reported by answers that failed.")
+    wasted_cost_at_most: str | None = Field(
+        default=None, description="Those at their model's dearest price; absent where there are none, or no price."
+    )
+    known_cost: str | None = Field(default=None, description="Of the models that have a price.")
     unpriced_models: list[str] = Field(default_factory=list)
+    currency: str | None = Field(default=None, description="USD where all prices are from the price list.")
+    price_list: str | None = Field(default=None, description="The price list in use, with its version.")

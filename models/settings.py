@@ -45,14 +45,37 @@ OPENAI_URL = "https://api.openai.com/v1"
 
 
 class ModelPrice(BaseModel):
-    """What a model costs, per million tokens, in one currency for all models."""
+    """What a model costs, per million tokens, in one currency for all models.
+
+    The bounds on digits are such that costs are sums and products without rounding.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    input: Decimal = Field(ge=0, description="Of prompt tokens.")
-    output: Decimal = Field(default=Decimal(0), ge=0, description="Of completion tokens, reasoning included.")
+    input: Decimal = Field(ge=0, max_digits=24, decimal_places=12, description="Of prompt tokens.")
+    output: Decimal = Field(
+        default=Decimal(0), ge=0, max_digits=24, decimal_places=12, description="Of completion tokens."
+    )
     cached_input: Decimal | None = Field(
-        default=None, ge=0, description="Of prompt tokens that came from the server's cache; `input` where absent."
+        default=None,
+        ge=0,
+        max_digits=24,
+        decimal_places=12,
+        description="Of prompt tokens that came from the server's cache; `input` where absent.",
+    )
+    cache_write: Decimal | None = Field(
+        default=None,
+        ge=0,
+        max_digits=24,
+        decimal_places=12,
+        description="Of prompt tokens that were written to the server's cache; `input` where absent.",
+    )
+    reasoning: Decimal | None = Field(
+        default=None,
+        ge=0,
+        max_digits=24,
+        decimal_places=12,
+        description="Of completion tokens that were reasoning; `output` where absent.",
     )
 
 

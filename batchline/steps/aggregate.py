@@ -1,7 +1,7 @@
-"""Reduces a batch's parts to its analytics and its report, a stretch of parts at a time with pandas.
+"""Reduces a batch's figures to its analytics and its report, a stretch of rows at a time with pandas.
 
-What is kept between stretches is sums and one array of floats for each distribution: some 24 MB for a million
-requests, whatever the answers' size.
+What is kept between stretches is sums and two arrays of 32-bit numbers for each kind of duration: some 24 MB for a
+million requests, whatever the answers' size.
 """
 
 from __future__ import annotations
@@ -9,17 +9,15 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from batchline.models.analytics import (
-    BatchAnalytics,
-    BatchReport,
-    ModelFigures,
-    Percentiles,
-    ThroughputPoint,
-)
+from batchline.models.analytics import BatchAnalytics, BatchReport, ModelFigures, Percentiles
 from batchline.models.settings import ModelPrice
-from batchline.steps.prices import TokenCounts, as_text, cost_of, total_cost
+from batchline.steps.durations import Distribution, Histogram
+from batchline.steps.prices import PriceBook, as_text, total
+from batchline.steps.spending import Spending
+from batchline.steps.sums import exact_sums, whole_numbers
+from batchline.steps.timeline import Timeline
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,203 +25,253 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS_AT_ONCE = 65_536
-POINTS = 120
-"""About how many points the throughput over time has."""
 
-Sums = defaultdict[str, float]
-
-TOKENS = ("prompt_tokens", "completion_tokens", "reasoning_tokens", "cached_tokens", "total_tokens")
+TOKENS = (
+    *("prompt_tokens", "completion_tokens", "reasoning_tokens", "cached_tokens", "cache_write_tokens"),
+    "total_tokens",
+)
 TIMES = ("duration_ms", "ttfb_ms", "queued_ms")
+COLUMNS = (
+    *("ok", "model", "status_code", "error_code", "attempts", "retries", *TOKENS, "wasted_tokens"),
+    *("started_at", *TIMES),
+)
 
 
 def aggregate(
-    tables: Iterable[pa.Table], *, prices: Mapping[str, ModelPrice]
+    tables: Iterable[pa.Table], *, prices: Mapping[str, ModelPrice] | PriceBook
 ) -> tuple[BatchAnalytics, BatchReport]:
     """Analytics over the completed requests, and the report over all, of tables with `schema()`'s columns."""
-    totals = _Totals()
+    totals = Totals(prices)
     for frame in _frames(tables):
         totals.add(frame)
-    return totals.analytics(prices), totals.report(prices)
+    return totals.analytics(), totals.report()
 
 
 def _frames(tables: Iterable[pa.Table]) -> Iterator[pd.DataFrame]:
     """The tables' rows, several tables at a time."""
-    import pyarrow as pa  # noqa: PLC0415 - half a second that must not delay the first request
-
     held: list[pa.Table] = []
     rows = 0
     for table in tables:
         held.append(table.select(list(COLUMNS)))
         rows += table.num_rows
         if rows >= ROWS_AT_ONCE:
-            yield pa.concat_tables(held).unify_dictionaries().to_pandas(strings_to_categorical=False)
+            yield _frame(held)
             held, rows = [], 0
     if held:
-        yield pa.concat_tables(held).unify_dictionaries().to_pandas(strings_to_categorical=False)
+        yield _frame(held)
 
 
-COLUMNS = (
-    *("ok", "model", "error_code", "attempts", "retries", *TOKENS, "wasted_tokens"),
-    *("started_at", *TIMES),
-)
+def _frame(tables: list[pa.Table]) -> pd.DataFrame:
+    import pandas as pd  # noqa: PLC0415 - half a second that must not delay the first request
+    import pyarrow as pa  # noqa: PLC0415 - as above
+
+    # Floats, which pandas would take for integers with gaps, round those above 2^53.
+    exact = {pa.int64(): pd.Int64Dtype()}
+    frame: pd.DataFrame = pa.concat_tables(tables).unify_dictionaries().to_pandas(types_mapper=exact.get)
+    return frame
 
 
-class _Totals:
+class Totals:
     """What is kept of the rows seen so far."""
 
-    def __init__(self) -> None:
-        self.completed = 0
-        self.attempts = 0
-        self.wasted_tokens = 0
-        self.reasoning_reported = False
-        self.retries: Counter[str] = Counter()
-        self.failures: Counter[str] = Counter()
-        self.models: dict[str, Sums] = {}
-        self.seconds: Counter[int] = Counter()
-        self.tokens_by_second: Counter[int] = Counter()
-        self.times: dict[str, list[np.ndarray]] = {name: [] for name in TIMES}
-        self.sums_ms: Sums = defaultdict(float)
-        self.timed: Counter[str] = Counter()
+    def __init__(self, prices: Mapping[str, ModelPrice] | PriceBook) -> None:
+        self._book = prices if isinstance(prices, PriceBook) else PriceBook(prices)
+        self._requests: Counter[str] = Counter()
+        self._retries: Counter[str] = Counter()
+        self._by_attempts: Counter[int] = Counter()
+        self._failures: defaultdict[str, Counter[int]] = defaultdict(Counter)
+        self._reasoning_reported = False
+        self._numbers: dict[str, int] = {}
+        self._names: list[str] = []
+        self._models: dict[str, Counter[int]] = defaultdict(Counter)
+        self._times = {name: Distribution() for name in TIMES}
+        self._model_ms: defaultdict[int, float] = defaultdict(float)
+        self._histogram = Histogram()
+        self._timeline = Timeline()
+        self._spending = Spending(self._book)
 
     def add(self, frame: pd.DataFrame) -> None:
         """Take in some rows."""
-        done = frame[frame["ok"]]
-        self.completed += len(done)
-        self.attempts += int(frame["attempts"].sum())
-        self.wasted_tokens += int(frame["wasted_tokens"].sum())
-        self.reasoning_reported |= bool(done["reasoning_tokens"].notna().any())
+        models = self._numbered(frame["model"])
+        ok = frame["ok"].to_numpy("bool")
+        done = frame[ok]
+        self._requests.update(total=len(frame), completed=len(done))
+        self._reasoning_reported |= bool(done["reasoning_tokens"].notna().any())
+        self._add_tries(frame)
+        self._add_failures(frame[~ok])
+        self._add_models(frame, done, models, ok)
+        self._add_times(frame, models, ok)
+        self._spending.add(done, models[ok], self._names)
+
+    def _numbered(self, models: pd.Series[str]) -> np.ndarray:
+        """The number of each row's model."""
+        import numpy as np  # noqa: PLC0415 - as above
+
+        places, names = models.factorize(use_na_sentinel=True)
+        numbers = [self._number(str(name)) for name in names] + [-1]
+        if (places < 0).any():
+            numbers[-1] = self._number("")
+        numbered: np.ndarray = np.array(numbers, "int64")[places]
+        return numbered
+
+    def _number(self, name: str) -> int:
+        if name not in self._numbers:
+            self._numbers[name] = len(self._names)
+            self._names.append(name)
+        return self._numbers[name]
+
+    def _add_tries(self, frame: pd.DataFrame) -> None:
+        for attempts, count in frame["attempts"].value_counts().items():
+            self._by_attempts[int(str(attempts))] += int(count)
         for reasons, count in frame["retries"].value_counts().items():
             for reason in filter(None, str(reasons).split(",")):
-                self.retries[reason] += int(count)
-        for code, count in frame["error_code"].value_counts().items():
-            self.failures[str(code)] += int(count)
-        self._add_models(frame, done)
-        self._add_times(frame, done)
+                self._retries[reason] += int(count)
 
-    def _add_models(self, frame: pd.DataFrame, done: pd.DataFrame) -> None:
-        for model, count in frame["model"].value_counts(dropna=False).items():
-            if count:
-                self._model(model)["requests"] += int(count)
-        by_model = done.groupby("model", observed=True, dropna=False)
-        sums = by_model[[*TOKENS, "duration_ms"]].sum()
-        counts = by_model[["duration_ms"]].count().rename(columns={"duration_ms": "timed"})
-        sizes = by_model.size().rename("completed")
-        for row in sums.join(counts).join(sizes).reset_index().to_dict("records"):
-            kept = self._model(row.pop("model"))
-            for name, value in row.items():
-                kept[str(name)] += float(value)
+    def _add_failures(self, failed: pd.DataFrame) -> None:
+        statuses = failed["status_code"].fillna(0).astype("int64")
+        found = statuses.groupby(failed["error_code"], observed=True).value_counts()
+        for code, status, count in found.reset_index().itertuples(index=False):
+            self._failures[str(code)][int(status)] += int(count)
 
-    def _model(self, name: object) -> Sums:
-        return self.models.setdefault(name if isinstance(name, str) else "", defaultdict(float))
+    def _add_models(self, frame: pd.DataFrame, done: pd.DataFrame, models: np.ndarray, ok: np.ndarray) -> None:
+        self._sum("requests", models, models >= 0)
+        self._sum("completed", models, ok)
+        self._sum("wasted_tokens", models, whole_numbers(frame["wasted_tokens"]))
+        for name in TOKENS:
+            self._sum(name, models[ok], whole_numbers(done[name]))
+        total = done["total_tokens"]
+        kinds = whole_numbers(done["prompt_tokens"]) + whole_numbers(done["completion_tokens"])
+        # A total alone does not tell what the tokens were.
+        untold = (kinds == 0) & (total.isna().to_numpy() | (whole_numbers(total) > 0))
+        self._sum("without_usage", models[ok], untold)
 
-    def _add_times(self, frame: pd.DataFrame, done: pd.DataFrame) -> None:
-        for name in TIMES:
-            rows = frame if name == "queued_ms" else done
-            values = rows[name].dropna()
-            self.times[name].append(values.to_numpy("float32"))
-            self.sums_ms[name] += values.sum()
-            self.timed[name] += len(values)
-        ended = done["started_at"] + done["duration_ms"] / 1e3
-        second = ended.dropna().astype("int64")
-        counts = second.value_counts()
-        for at, count in zip(counts.index.tolist(), counts.tolist(), strict=True):
-            self.seconds[at] += count
-        tokens = done["total_tokens"].fillna(0).groupby(second).sum()
-        for at, count in zip(tokens.index.tolist(), tokens.tolist(), strict=True):
-            self.tokens_by_second[at] += int(count)
+    def _sum(self, name: str, models: np.ndarray, values: np.ndarray) -> None:
+        """Add the values to those of that name, by model."""
+        sums = exact_sums(models, values.astype("int64"), len(self._names))
+        self._models[name].update({number: value for number, value in enumerate(sums) if value})
 
-    def analytics(self, prices: Mapping[str, ModelPrice]) -> BatchAnalytics:
-        """The seed's figures."""
-        return BatchAnalytics(
-            total_requests=self.completed,
-            total_prompt_tokens=self._total("prompt_tokens"),
-            total_completion_tokens=self._total("completion_tokens"),
-            total_reasoning_tokens=self._total("reasoning_tokens") if self.reasoning_reported else None,
-            total_tokens=self._total("total_tokens"),
-            avg_duration_ms=self._mean_ms("duration_ms"),
-            avg_ttfb_ms=self._mean_ms("ttfb_ms"),
-            total_cost=total_cost(self._usage(), prices),
-        )
+    def _add_times(self, frame: pd.DataFrame, models: np.ndarray, ok: np.ndarray) -> None:
+        import numpy as np  # noqa: PLC0415 - as above
+
+        duration_ms, ttfb_ms, queued_ms = (frame[name].to_numpy("float64") for name in TIMES)
+        self._times["duration_ms"].add(duration_ms[ok], models[ok])
+        self._times["ttfb_ms"].add(ttfb_ms[ok], models[ok])
+        self._times["queued_ms"].add(queued_ms, models)
+        self._histogram.add(duration_ms, ok)
+        self._add_speeds(duration_ms[ok], models[ok], whole_numbers(frame["completion_tokens"])[ok])
+        started = frame["started_at"].to_numpy("float64")
+        ended = started + np.maximum(duration_ms, 0.0) / 1e3
+        known = ~np.isnan(ended)
+        tokens = whole_numbers(frame["total_tokens"])
+        self._timeline.add(started[known], ended[known], ok[known], tokens[known])
+
+    def _add_speeds(self, duration_ms: np.ndarray, models: np.ndarray, tokens: np.ndarray) -> None:
+        """Sum up durations of completed requests, and the completion tokens that they took, by model."""
+        import numpy as np  # noqa: PLC0415 - as above
+
+        timed = ~np.isnan(duration_ms)
+        models, count = models[timed], len(self._names)
+        self._sum("timed", models, timed[timed])
+        self._sum("timed_tokens", models, tokens[timed])
+        for number, ms in enumerate(np.bincount(models, weights=duration_ms[timed], minlength=count).tolist()):
+            self._model_ms[number] += ms
 
     def _total(self, name: str) -> int:
-        return int(sum(sums[name] for sums in self.models.values()))
+        return sum(self._models[name].values())
 
-    def _mean_ms(self, name: str) -> float | None:
-        return float(self.sums_ms[name]) / self.timed[name] if self.timed[name] else None
-
-    def _usage(self) -> dict[str, TokenCounts]:
-        return {
-            name: TokenCounts(
-                prompt=int(sums["prompt_tokens"]),
-                completion=int(sums["completion_tokens"]),
-                cached=int(sums["cached_tokens"]),
-            )
-            for name, sums in self.models.items()
-            if sums["completed"]
-        }
-
-    def report(self, prices: Mapping[str, ModelPrice]) -> BatchReport:
-        """All the rest."""
-        usage = self._usage()
-        costs = {name: cost_of(name, tokens, prices) for name, tokens in usage.items()}
-        interval_s, points = self._throughput()
-        return BatchReport(
-            duration_ms=_percentiles(self.times["duration_ms"]),
-            ttfb_ms=_percentiles(self.times["ttfb_ms"]),
-            queue_ms=_percentiles(self.times["queued_ms"]),
-            attempts=self.attempts,
-            retries=dict(self.retries.most_common()),
-            failures={code: count for code, count in self.failures.most_common() if count},
-            models=[_model_figures(name, sums, costs.get(name)) for name, sums in sorted(self.models.items())],
-            interval_s=interval_s,
-            throughput=points,
-            wasted_tokens=self.wasted_tokens,
-            unpriced_models=sorted(name for name, cost in costs.items() if cost is None),
+    def analytics(self) -> BatchAnalytics:
+        """The seed's figures."""
+        costs = self._spending.costs().values()
+        known = [cost for cost in costs if cost is not None]
+        return BatchAnalytics(
+            total_requests=self._requests["completed"],
+            total_prompt_tokens=self._total("prompt_tokens"),
+            total_completion_tokens=self._total("completion_tokens"),
+            total_reasoning_tokens=self._total("reasoning_tokens") if self._reasoning_reported else None,
+            total_tokens=self._total("total_tokens"),
+            avg_duration_ms=self._times["duration_ms"].mean(),
+            avg_ttfb_ms=self._times["ttfb_ms"].mean(),
+            total_cost=as_text(total(known)) if known and len(known) == len(costs) else None,
         )
 
-    def _throughput(self) -> tuple[float, list[ThroughputPoint]]:
-        if not self.seconds:
-            return 0.0, []
-        first, last = min(self.seconds), max(self.seconds)
-        interval = max(1, -(-(last - first + 1) // POINTS))
-        requests: Counter[int] = Counter()
-        tokens: Counter[int] = Counter()
-        for second, count in self.seconds.items():
-            requests[(second - first) // interval] += count
-            tokens[(second - first) // interval] += self.tokens_by_second[second]
-        return float(interval), [
-            ThroughputPoint(at=first + slot * interval, requests=requests[slot], tokens=tokens[slot])
-            for slot in range((last - first) // interval + 1)
+    def report(self) -> BatchReport:
+        """All the rest."""
+        costs = self._spending.costs()
+        known = [cost for cost in costs.values() if cost is not None]
+        failures = sorted(self._failures.items(), key=lambda item: (-item[1].total(), item[0]))
+        return BatchReport(
+            total=self._requests["total"],
+            completed=self._requests["completed"],
+            failed=self._requests["total"] - self._requests["completed"],
+            **{name: self._times[column].percentiles() for name, column in PERCENTILES.items()},
+            durations=self._histogram.bins(),
+            attempts=sum(attempts * count for attempts, count in self._by_attempts.items()),
+            retries=dict(self._retries.most_common()),
+            requests_by_attempts=dict(sorted(self._by_attempts.items())),
+            failures={code: statuses.total() for code, statuses in failures},
+            failure_statuses={code: dict(statuses.most_common()) for code, statuses in failures},
+            models=self._model_figures(costs),
+            **self._over_time(),
+            without_usage=self._total("without_usage"),
+            wasted_tokens=self._total("wasted_tokens"),
+            wasted_cost_at_most=self._wasted_cost(),
+            known_cost=as_text(total(known)) if known else None,
+            unpriced_models=sorted(self._names[number] for number, cost in costs.items() if cost is None),
+            currency=self._spending.currency() if known else None,
+            price_list=self._book.edition if costs else None,
+        )
+
+    def _over_time(self) -> dict[str, Any]:
+        """The figures that have to do with time of day."""
+        first, last = self._timeline.first_s, self._timeline.last_s
+        points = self._timeline.points()
+        span_s = 0.0 if first is None or last is None else last - first
+        rates = {
+            "requests_per_s": self._requests["completed"],
+            "tokens_per_s": self._total("total_tokens"),
+            "completion_tokens_per_s": self._total("completion_tokens"),
+        }
+        return {
+            "interval_s": self._timeline.width_s if points else 0.0,
+            "throughput": points,
+            "first_started_at": first,
+            "last_ended_at": last,
+            **{name: _speed(count, span_s) for name, count in rates.items()},
+        }
+
+    def _wasted_cost(self) -> str | None:
+        """What the wasted tokens cost at the most; none where there are none or a price is missing."""
+        wasted = self._models["wasted_tokens"]
+        costs = [self._spending.most_for(self._names[number], tokens) for number, tokens in wasted.items()]
+        known = [cost for cost in costs if cost is not None]
+        return as_text(total(known)) if known and len(known) == len(costs) else None
+
+    def _model_figures(self, costs: Mapping[int, Decimal | None]) -> list[ModelFigures]:
+        points = self._times["duration_ms"].percentiles_by_group()
+        return [
+            self._figures_of(number, costs.get(number), points.get(number))
+            for _, number in sorted(self._numbers.items())
         ]
 
-
-def _model_figures(name: str, sums: Sums, cost: Decimal | None) -> ModelFigures:
-    timed = sums["timed"]
-    return ModelFigures(
-        model=name,
-        requests=int(sums["requests"]),
-        completed=int(sums["completed"]),
-        failed=int(sums["requests"] - sums["completed"]),
-        **{token: int(sums[token]) for token in TOKENS},
-        avg_duration_ms=sums["duration_ms"] / timed if timed else None,
-        cost=None if cost is None else as_text(cost),
-    )
-
-
-def _joined(arrays: list[np.ndarray]) -> np.ndarray:
-    """The arrays as one, which also takes their place so that both are not held."""
-    import numpy as np  # noqa: PLC0415 - as above
-
-    if len(arrays) > 1:
-        arrays[:] = [np.concatenate(arrays)]
-    return arrays[0] if arrays else np.empty(0, "float32")
+    def _figures_of(self, number: int, cost: Decimal | None, points: Percentiles | None) -> ModelFigures:
+        counts = {name: self._models[name][number] for name in SUMMED}
+        timed, ms = self._models["timed"][number], self._model_ms[number]
+        return ModelFigures(
+            model=self._names[number],
+            failed=counts["requests"] - counts["completed"],
+            **counts,
+            avg_duration_ms=ms / timed if timed else None,
+            duration_ms=points,
+            completion_tokens_per_s=_speed(self._models["timed_tokens"][number], ms / 1e3),
+            cost=None if cost is None else as_text(cost),
+            price_source=self._spending.source(number),
+        )
 
 
-def _percentiles(arrays: list[np.ndarray]) -> Percentiles | None:
-    import numpy as np  # noqa: PLC0415 - as above
+def _speed(count: int, span_s: float) -> float | None:
+    """So many a second; none where no time went by that could be measured."""
+    return count / span_s if span_s > 1e-6 else None
 
-    values = _joined(arrays)
-    if not len(values):
-        return None
-    p50, p90, p95, p99, most = (float(point) for point in np.percentile(values, [50, 90, 95, 99, 100]))
-    return Percentiles(p50=p50, p90=p90, p95=p95, p99=p99, max=most)
+
+PERCENTILES = {"duration_ms": "duration_ms", "ttfb_ms": "ttfb_ms", "queue_ms": "queued_ms"}
+SUMMED = ("requests", "completed", *TOKENS, "wasted_tokens", "without_usage")

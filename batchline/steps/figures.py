@@ -32,6 +32,7 @@ class Figures(msgspec.Struct, array_like=True, frozen=True, gc=False):
     completion_tokens: int | None
     reasoning_tokens: int | None
     cached_tokens: int | None
+    cache_write_tokens: int | None
     total_tokens: int | None
     wasted_tokens: int
     started_at: float | None
@@ -59,6 +60,7 @@ def figures_of(answer: Answer) -> Figures:
         usage.completion_tokens if usage else None,
         usage.reasoning_tokens if usage else None,
         usage.cached_tokens if usage else None,
+        usage.cache_write_tokens if usage else None,
         usage.total_tokens if usage else None,
         answer.wasted_tokens,
         answer.started_at if answer.attempts else None,
@@ -100,6 +102,7 @@ def schema() -> pa.Schema:
             ("completion_tokens", pa.int64()),
             ("reasoning_tokens", pa.int64()),
             ("cached_tokens", pa.int64()),
+            ("cache_write_tokens", pa.int64()),
             ("total_tokens", pa.int64()),
             ("wasted_tokens", pa.int64()),
             ("started_at", pa.float64()),

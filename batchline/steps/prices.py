@@ -1,72 +1,257 @@
-"""What tokens cost: prices from the settings first, then from the genai-prices list; decimals throughout."""
+"""What tokens cost: prices from the settings first, then from the genai-prices list; exact decimals throughout."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
+from datetime import UTC, datetime
+from decimal import Context, Decimal
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from batchline.models.settings import ModelPrice
+from batchline.models.settings import ModelPrice, Settings
 
-PER = Decimal(1_000_000)
+if TYPE_CHECKING:
+    from genai_prices.types import ModelInfo, Provider
+
+MILLIONTH = Decimal("1e-6")
+THOUSANDTH = Decimal("1e-3")
+CURRENCY = "USD"
+"""Of the price list."""
+
+EXACT = Context(prec=200)
+"""Far more digits than any sum of tokens times a price has, so that nothing is rounded."""
+
+
+class TokenCounts(NamedTuple):
+    """What some requests used.
+
+    Of the tokens of `prompt`, `cached` were read from the server's cache and `written` written to it. `output` is
+    all that was generated, `reasoning` included.
+    """
+
+    requests: int
+    prompt: int
+    cached: int
+    written: int
+    output: int
+    reasoning: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenCounts:
-    """Tokens of one model; `cached` are those of `prompt` that the server had cached."""
+class Rates:
+    """Prices of one million tokens of each kind, and of a thousand requests."""
 
-    prompt: int
-    completion: int
-    cached: int
+    prompt: Decimal
+    cached: Decimal
+    written: Decimal
+    output: Decimal
+    reasoning: Decimal
+    requests: Decimal = Decimal(0)
+
+    def cost(self, used: TokenCounts) -> Decimal:
+        """What that costs, exact."""
+        return total(
+            (
+                price_of(used.prompt - used.cached - used.written, self.prompt),
+                price_of(used.cached, self.cached),
+                price_of(used.written, self.written),
+                price_of(used.output - used.reasoning, self.output),
+                price_of(used.reasoning, self.reasoning),
+                price_of(used.requests, self.requests, per=THOUSANDTH),
+            )
+        )
+
+    @property
+    def dearest(self) -> Decimal:
+        """The most that a million tokens of any kind cost."""
+        return max(self.prompt, self.cached, self.written, self.output, self.reasoning)
 
 
-def cost_of(model: str, tokens: TokenCounts, prices: Mapping[str, ModelPrice]) -> Decimal | None:
-    """What the tokens cost, exact; none where the model has no price.
+class OwnTariff:
+    """A price from the settings: the same for every request."""
 
-    Reasoning tokens are part of the completion and cost as much. Of prices that step up with a request's length
-    the first step is taken, since sums over requests do not tell their lengths.
+    source = "settings"
+    currency: str | None = None
+    starts: tuple[int, ...] = ()
+    periods = 1
+
+    def __init__(self, price: ModelPrice) -> None:
+        self._rates = Rates(
+            prompt=price.input,
+            cached=price.input if price.cached_input is None else price.cached_input,
+            written=price.input if price.cache_write is None else price.cache_write,
+            output=price.output,
+            reasoning=price.output if price.reasoning is None else price.reasoning,
+        )
+
+    def period_at(self, at: float) -> int:
+        """The only one."""
+        del at
+        return 0
+
+    def rates(self, period: int, step: int) -> Rates | None:
+        """The only ones."""
+        del period, step
+        return self._rates
+
+
+class ListedTariff:
+    """A price of the list, which may depend on the length of a request and on when it was sent.
+
+    A request is priced in the *step* that its prompt reaches, counted from 0, of the *period* that it was sent in.
+    `starts` are the prompt tokens above which each further step begins, ascending.
     """
-    price = prices.get(model) or listed_price(model)
-    if price is None:
-        return None
-    cached_price = price.input if price.cached_input is None else price.cached_input
-    fresh = tokens.prompt - tokens.cached
-    return (fresh * price.input + tokens.cached * cached_price + tokens.completion * price.output) / PER
+
+    currency: str | None = CURRENCY
+
+    def __init__(self, provider: Provider, model: ModelInfo) -> None:
+        self.source = f"{provider.id} {model.id}"
+        self._model = model
+        prices = model.prices
+        self._periods = [each.prices for each in prices] if isinstance(prices, list) else [prices]
+        self.periods = len(self._periods)
+        tiers = {
+            tier.start for period in self._periods for name in PRICED for tier in _tiers(getattr(period, name))
+        }
+        self.starts = tuple(sorted(tiers))
+
+    def period_at(self, at: float) -> int:
+        """The period of that time, in Unix seconds."""
+        active = self._model.get_prices(datetime.fromtimestamp(at, UTC))
+        return next(number for number, prices in enumerate(self._periods) if prices is active)
+
+    def rates(self, period: int, step: int) -> Rates | None:
+        """The prices there; none where the list has no price for prompt tokens."""
+        prices = self._periods[period]
+        size = self.starts[step - 1] + 1 if step else 0
+        prompt, cached, written, output, reasoning, requests = (
+            _at(getattr(prices, name), size) for name in PRICED
+        )
+        if prompt is None:
+            return None
+        output = output or Decimal(0)
+        return Rates(
+            prompt=prompt,
+            cached=prompt if cached is None else cached,
+            written=prompt if written is None else written,
+            output=output,
+            reasoning=output if reasoning is None else reasoning,
+            requests=requests or Decimal(0),
+        )
 
 
-def total_cost(usage: Mapping[str, TokenCounts], prices: Mapping[str, ModelPrice]) -> str | None:
-    """The sum over models as a plain decimal string; none where nothing was used or any price is unknown."""
-    costs = [cost_of(model, tokens, prices) for model, tokens in usage.items()]
-    known = [cost for cost in costs if cost is not None]
-    if not costs or len(known) < len(costs):
-        return None
-    return as_text(sum(known, Decimal(0)))
+Tariff = OwnTariff | ListedTariff
+"""How one model is priced."""
+
+PRICED = (
+    *("input_mtok", "cache_read_mtok", "cache_write_mtok"),
+    *("output_mtok", "output_reasoning_mtok", "requests_kcount"),
+)
+"""The list's prices that can be counted with what a server's answer tells in OpenAI's form."""
+
+
+class PriceBook:
+    """The prices of all models; `url_of` tells where a model's requests go, if that is known."""
+
+    def __init__(
+        self, own: Mapping[str, ModelPrice], *, url_of: Callable[[str], str | None] = lambda _: None
+    ) -> None:
+        self._own = own
+        self._url_of = url_of
+        self._tariffs: dict[str, Tariff | None] = {}
+
+    def tariff(self, model: str) -> Tariff | None:
+        """How the model is priced; none where nobody says."""
+        if model not in self._tariffs:
+            self._tariffs[model] = self._find(model)
+        return self._tariffs[model]
+
+    def _find(self, model: str) -> Tariff | None:
+        own = self._own.get(model)
+        if own is not None:
+            return OwnTariff(own)
+        return listed_tariff(model, self._url_of(model)) if model else None
+
+    @cached_property
+    def edition(self) -> str:
+        """The price list that is looked into, with its version."""
+        import genai_prices  # noqa: PLC0415 - loads the list, needed once a batch has ended
+
+        return f"genai-prices {genai_prices.__version__}"
+
+
+def price_book(settings: Settings) -> PriceBook:
+    """The prices that hold under these settings."""
+
+    def url_of(model: str) -> str | None:
+        upstream = settings.upstream_for(model)
+        return None if upstream is None else upstream.base_url
+
+    return PriceBook(settings.prices, url_of=url_of)
+
+
+def listed_tariff(model: str, url: str | None) -> Tariff | None:
+    """The price list's tariff for the model when it is called at that URL, if it has one.
+
+    The provider is the one that the URL belongs to, whose own list then decides. For any other URL it is the one
+    before a slash in the name (`openai/gpt-4o-mini`), else the one whose names begin like this, else OpenAI.
+    """
+    from genai_prices import data_snapshot  # noqa: PLC0415 - as above
+
+    snapshot = data_snapshot.get_snapshot()
+
+    def provider_of(name: str | None, url: str | None) -> Provider | None:
+        try:
+            return snapshot.find_provider(name, None, url)
+        except LookupError:
+            return None
+
+    named = {provider.id: provider for provider in snapshot.providers}
+    provider, name = provider_of(None, url) if url else None, model
+    if provider is None:
+        prefix, _, rest = model.partition("/")
+        provider, name = (named.get(prefix.lower()), rest) if rest else (None, model)
+    if provider is None:
+        provider, name = provider_of(model.lower(), None) or named.get("openai"), model
+    found = provider.find_model(name, all_providers=snapshot.providers) if provider else None
+    return ListedTariff(provider, found) if provider and found else None
+
+
+def _tiers(price: object) -> list[Tier]:
+    return getattr(price, "tiers", [])
+
+
+class Tier(Protocol):
+    """A step of the list's: from more than `start` prompt tokens on, all tokens of a request cost `price`."""
+
+    start: int
+    price: Decimal
+
+
+def _at(price: object, prompt_tokens: int) -> Decimal | None:
+    """The price of a request with a prompt of that length."""
+    reached = [tier.price for tier in _tiers(price) if prompt_tokens > tier.start]
+    if reached:
+        return reached[-1]
+    base = getattr(price, "base", price)
+    return base if isinstance(base, Decimal) else None
+
+
+def price_of(count: int, price: Decimal, *, per: Decimal = MILLIONTH) -> Decimal:
+    """What so many cost, exact, where the price is for as many as `per` is a share of."""
+    return EXACT.multiply(EXACT.multiply(Decimal(count), price), per)
+
+
+def total(amounts: Iterable[Decimal]) -> Decimal:
+    """Their sum, exact."""
+    result = Decimal(0)
+    for amount in amounts:
+        result = EXACT.add(result, amount)
+    return result
 
 
 def as_text(cost: Decimal) -> str:
     """The decimal without an exponent and without needless zeros."""
     text = f"{cost:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def listed_price(model: str) -> ModelPrice | None:
-    """The price list's entry for the model, if it has one."""
-    import genai_prices  # noqa: PLC0415 - loads the list, needed once a batch has ended
-
-    if not model:
-        return None
-    try:
-        found = genai_prices.calc_price(genai_prices.Usage(input_tokens=1, output_tokens=1), model).model_price
-    except LookupError:
-        return None
-    entry = _per_million(found.input_mtok)
-    if entry is None:
-        return None
-    return ModelPrice(
-        input=entry,
-        output=_per_million(found.output_mtok) or Decimal(0),
-        cached_input=_per_million(found.cache_read_mtok),
-    )
-
-
-def _per_million(price: object) -> Decimal | None:
-    base = getattr(price, "base", price)
-    return base if isinstance(base, Decimal) else None

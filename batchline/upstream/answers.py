@@ -29,13 +29,17 @@ class Call(msgspec.Struct, kw_only=True, gc=False):
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
-    """The tokens that an answer reports; `reasoning_tokens` is None where it reports none."""
+    """The tokens that an answer reports; `reasoning_tokens` is None where it reports none.
+
+    Of the prompt's, `cached_tokens` were read from the server's cache and `cache_write_tokens` written to it.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     reasoning_tokens: int | None
     cached_tokens: int
+    cache_write_tokens: int = 0
 
 
 class Answer(msgspec.Struct, kw_only=True, gc=False):
@@ -73,6 +77,7 @@ class Reading(msgspec.Struct, frozen=True, gc=False):
 class _Details(msgspec.Struct, gc=False):
     reasoning_tokens: Count | None = None
     cached_tokens: Count | None = None
+    cache_write_tokens: Count | None = None
 
 
 class _Usage(msgspec.Struct, gc=False):
@@ -214,8 +219,9 @@ def _counted(usage: _Usage) -> Usage | None:
     """OpenAI's or Anthropic's usage in one form; none where it counts nothing.
 
     OpenAI: `prompt_tokens` and `completion_tokens`, or `input_tokens` and `output_tokens`, the cached ones among
-    the input (API reference, chat completions and responses). Anthropic: `cache_read_input_tokens` and
-    `cache_creation_input_tokens` stand beside `input_tokens` and are added to them (API reference, messages).
+    the input, and so `cache_write_tokens` (API reference, chat completions and responses; prompt caching guide).
+    Anthropic: `cache_read_input_tokens` and `cache_creation_input_tokens` stand beside `input_tokens` and are
+    added to them (API reference, messages).
     """
     prompt = usage.input_tokens if usage.prompt_tokens is None else usage.prompt_tokens
     completion = usage.output_tokens if usage.completion_tokens is None else usage.completion_tokens
@@ -223,15 +229,20 @@ def _counted(usage: _Usage) -> Usage | None:
     if prompt is None and completion is None and total is None:
         return None
     read = usage.cache_read_input_tokens or 0
-    full_prompt = (prompt or 0) + read + (usage.cache_creation_input_tokens or 0)
+    written = usage.cache_creation_input_tokens or 0
+    full_prompt = (prompt or 0) + read + written
     completion = completion or 0
     inside = usage.prompt_tokens_details or usage.input_tokens_details
-    cached = read if inside is None else read + (inside.cached_tokens or 0)
+    if inside is not None:
+        read += inside.cached_tokens or 0
+        written += inside.cache_write_tokens or 0
+    cached = min(full_prompt, read)
     outside = usage.completion_tokens_details or usage.output_tokens_details
     return Usage(
         full_prompt,
         completion,
         full_prompt + completion if total is None else total,
         None if outside is None else outside.reasoning_tokens,
-        min(full_prompt, cached),
+        cached,
+        min(full_prompt - cached, written),
     )

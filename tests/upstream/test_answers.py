@@ -44,8 +44,12 @@ ANTHROPIC = {
 USAGES = {
     "chat": (CHAT, Usage(10, 30, 40, 25, 4)),
     "responses": (RESPONSES, Usage(10, 30, 40, 25, 4)),
+    "cache_writes": (
+        CHAT | {"prompt_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 5}},
+        Usage(10, 30, 40, 25, 4, 5),
+    ),
     "embeddings": ({"prompt_tokens": 8, "total_tokens": 8}, Usage(8, 0, 8, None, 0)),
-    "anthropic_cache_tokens_are_input": (ANTHROPIC, Usage(17, 30, 47, None, 4)),
+    "anthropic_cache_tokens_are_input": (ANTHROPIC, Usage(17, 30, 47, None, 4, 3)),
     "anthropic_without_cache": ({"input_tokens": 10, "output_tokens": 30}, Usage(10, 30, 40, None, 0)),
     "no_total": ({"prompt_tokens": 10, "completion_tokens": 30}, Usage(10, 30, 40, None, 0)),
     "details_null": (
@@ -104,7 +108,8 @@ def test_one_odd_member_of_usage_does_not_lose_the_others() -> None:
 
 
 def test_more_cached_tokens_than_input_are_held_to_the_input() -> None:
-    assert usage_of({"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 9}}).cached_tokens == 3
+    usage = usage_of({"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 9, "cache_write_tokens": 1}})
+    assert (usage.cached_tokens, usage.cache_write_tokens) == (3, 0)
 
 
 def test_usage_of_an_error_answer_is_read_too() -> None:
