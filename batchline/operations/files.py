@@ -18,6 +18,7 @@ from batchline.steps.lifecycle import read_plan
 from batchline.steps.parts import finished_keys, part_of
 from batchline.steps.sweep import sweep_now
 from batchline.storage import layout
+from batchline.storage.objects import ObjectStore
 from batchline.storage.records import BatchRecord, Doomed, FileRecord
 
 Upload = str | Path | bytes | BinaryIO | tuple[str, bytes | BinaryIO]
@@ -135,18 +136,17 @@ class Files:
         """Delete the file; raises `NotFound`, and `Conflict` where a batch that is not over needs it."""
         records = self._engine.records
         record = records.get_file(file_id)
-        keys = (record.key, *_published(record))
+        keys = (record.key, *_copies(self._engine.store, record))
         records.delete_file(file_id, doomed_with_it=[Doomed(prefix=key, due_at=0) for key in keys])
         sweep_now(self._engine, *keys)
 
 
-def _published(record: FileRecord) -> list[str]:
-    """The published copy of a batch's file."""
-    folder = PurePosixPath(record.key).parts
-    if record.purpose == "batch" or len(folder) < 2:
+def _copies(store: ObjectStore, record: FileRecord) -> list[str]:
+    """Every copy of a batch's result file: the published one, and those of earlier generations."""
+    if record.purpose == "batch":
         return []
-    published = layout.published_keys(folder[1])
-    return [published.output if record.purpose == "batch_output" else published.errors]
+    folder, name = PurePosixPath(record.key).parts[1], PurePosixPath(record.key).name
+    return [info.key for info in store.find(layout.batch_prefix(folder)) if PurePosixPath(info.key).name == name]
 
 
 def _name_of(file: bytes | BinaryIO) -> str:

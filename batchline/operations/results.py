@@ -66,10 +66,9 @@ def results(engine: Engine, batch: BatchRecord, query: BatchResultsQuery) -> Ite
 
     A batch that comes to its end meanwhile, with which its parts go, is read on from its files.
     """
-    try:
-        plan = whole_plan(engine.store, batch.id)
-    except NotFound:
+    if batch.in_progress_at is None:
         return
+    plan = whole_plan(engine.store, batch.id)
     reading = _Reading(query)
     while reading.goes_on:
         try:

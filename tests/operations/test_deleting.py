@@ -1,0 +1,105 @@
+"""Deletions leave neither records nor objects, whatever state they meet."""
+
+import pytest
+from some_requests import requests_file
+from waiters import until
+
+from batchline.models.errors import Conflict, NotFound
+from batchline.steps.hold import held
+from batchline.storage import layout
+
+STATES = ["validating", "running", "left lying", "completed", "failed", "being retried", "cancelled"]
+
+
+def batch_in(state, here, tmp_path):
+    """A batch of thirty requests in that state."""
+    order = "simulate:status=400" if state in {"failed", "being retried"} else "Well?"
+    file = here.client.files.create(file=requests_file(tmp_path / "r.jsonl", 30, prompt=f"{order} {{}}".format))
+    batches = here.client.batches
+    batch = batches.create(input_file_id=file.id, via=None)
+    if state == "cancelled":
+        batches.cancel(batch.id)
+    elif state in {"running", "left lying"}:
+        batches.resume(batch.id)
+        until(lambda: here.simulator.counters()["received"] > 4)
+    elif state != "validating":
+        batches.run(batch.id)
+    if state == "left lying":
+        held(batch.id).interrupt("enough for today")
+        until(lambda: not here.client.runner.is_running(batch.id))
+    if state == "being retried":
+        batches.retry(batch.id, via=None)
+    return batches.record(batch.id)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_deleted_batch_leaves_neither_records_nor_objects_but_its_input(state, world, tmp_path):
+    here = world(stand_in={"latency_s": 0.1}, upstream={"max_in_flight": 4})
+    batch = batch_in(state, here, tmp_path)
+
+    here.client.batches.delete(batch.id)
+
+    with pytest.raises(NotFound):
+        here.client.batches.retrieve(batch.id)
+    with pytest.raises(NotFound):
+        here.client.batches.results(batch.id)
+    assert [file.id for file in here.client.files.list()] == [batch.input_file_id]
+    assert [info.key for info in here.client.engine.store.find("")] == [layout.input_key(batch.input_file_id)]
+    assert list(here.client.batches.list()) == []
+    until(lambda: not here.client.runner.is_running(batch.id))
+
+
+def test_a_deleted_batch_is_unknown_to_a_second_deletion(world, tmp_path):
+    here = world()
+    batch = batch_in("validating", here, tmp_path)
+    here.client.batches.delete(batch.id)
+
+    with pytest.raises(NotFound, match=batch.id):
+        here.client.batches.delete(batch.id)
+
+
+@pytest.mark.parametrize("state", ["validating", "running", "being retried"])
+def test_the_files_of_a_batch_that_is_not_over_are_refused(state, world, tmp_path):
+    here = world(stand_in={"latency_s": 0.1}, upstream={"max_in_flight": 4})
+    batch = batch_in(state, here, tmp_path)
+
+    for file_id in filter(None, (batch.input_file_id, batch.output_file_id, batch.error_file_id)):
+        with pytest.raises(Conflict, match=batch.id):
+            here.client.files.delete(file_id)
+        assert here.client.files.retrieve(file_id).id == file_id
+    here.client.batches.delete(batch.id)
+
+
+def test_an_input_that_another_batch_needs_is_refused_and_then_not(world, tmp_path):
+    here = world()
+    first = batch_in("completed", here, tmp_path)
+    second = here.client.batches.create(input_file_id=first.input_file_id, via=None)
+
+    with pytest.raises(Conflict, match=second.id):
+        here.client.files.delete(first.input_file_id)
+    here.client.batches.cancel(second.id)
+    here.client.files.delete(first.input_file_id)
+
+    with pytest.raises(NotFound):
+        here.client.files.content(first.input_file_id)
+    assert {item.input_body for item in here.client.batches.results(first.id)} == {None}
+
+
+@pytest.mark.parametrize("times", [0, 1], ids=["first results", "a retry's"])
+def test_a_deleted_result_file_is_gone_with_its_published_copy(times, world, tmp_path):
+    here = world()
+    batch = batch_in("failed", here, tmp_path)
+    for _ in range(times):
+        here.client.batches.retry(batch.id, via=None)
+        here.client.batches.run(batch.id)
+
+    store, key = here.client.engine.store, here.client.engine.records.get_file(batch.error_file_id).key
+
+    here.client.files.delete(batch.error_file_id)
+
+    with pytest.raises(NotFound):
+        here.client.files.retrieve(batch.error_file_id)
+    assert not store.exists(key)
+    assert not store.exists(layout.errors_key(batch.id))
+    with pytest.raises(Conflict, match="a file of its results was deleted"):
+        here.client.batches.retry(batch.id)

@@ -1,0 +1,143 @@
+"""Files: every way to upload one, ranges of their content, lists, and what is refused."""
+
+import gzip
+import io
+
+import pytest
+import zstandard
+from mortals import mortal
+from some_requests import requests_file
+
+from batchline.models.errors import InvalidInput, NotFound, StorageFault
+
+CONTENT = b"".join(b'{"line": %d}\n' % number for number in range(200))
+
+
+def path_to(tmp_path, name="r.jsonl", content=CONTENT):
+    path = tmp_path / name
+    path.write_bytes(content)
+    return path
+
+
+WAYS = {
+    "a path": path_to,
+    "a path's text": lambda tmp_path: str(path_to(tmp_path)),
+    "an address": lambda tmp_path: f"file://{path_to(tmp_path)}",
+    "bytes": lambda _: CONTENT,
+    "an open file": lambda tmp_path: path_to(tmp_path).open("rb"),
+    "a stream": lambda _: io.BytesIO(CONTENT),
+    "a name and bytes": lambda _: ("named.jsonl", CONTENT),
+    "a name and a stream": lambda _: ("named.jsonl", io.BytesIO(CONTENT)),
+    "gzip": lambda tmp_path: path_to(tmp_path, "r.jsonl.gz", gzip.compress(CONTENT)),
+    "zstd": lambda _: ("r.jsonl.zst", zstandard.compress(CONTENT)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_a_file_can_be_given_in_many_ways(way, world, tmp_path):
+    client = world(source_roots=[str(tmp_path)]).client
+    given = way(tmp_path)
+
+    file = client.files.create(file=given)
+
+    if isinstance(given, io.IOBase):
+        given.close()
+    assert (file.bytes, file.purpose, file.object) == (len(CONTENT), "batch", "file")
+    assert file.filename in {"r.jsonl", "named.jsonl", "input.jsonl"}
+    assert client.files.retrieve(file.id) == file
+    assert b"".join(client.files.content(file.id)) == CONTENT
+
+
+@pytest.mark.parametrize("start", [0, 1, 1_000, len(CONTENT) - 1, len(CONTENT), len(CONTENT) + 5])
+@pytest.mark.parametrize("end", [None, 0, 7, 1_001, len(CONTENT), len(CONTENT) + 5])
+def test_a_range_is_a_slice(world_of_one, start, end):
+    client, file = world_of_one
+
+    assert b"".join(client.files.content(file.id, start=start, end=end)) == CONTENT[start:end]
+
+
+@pytest.fixture
+def world_of_one(world):
+    client = world().client
+    return client, client.files.create(file=CONTENT)
+
+
+def test_a_range_of_a_running_batchs_file_is_a_slice_of_what_is_settled(world, tmp_path):
+    here = world(stand_in={"latency_s": 0.05}, upstream={"max_in_flight": 4}, chunk_requests=5)
+    prompt = lambda number: f"{number} simulate:status=400" if number % 3 == 0 else f"Question {number}?"  # noqa: E731
+    file = here.client.files.create(file=requests_file(tmp_path / "r.jsonl", 150, prompt=prompt))
+    batch = here.client.batches.create(input_file_id=file.id)
+    ids, slices = (), []
+    while here.client.batches.ended(batch.id) is None:
+        record = here.client.batches.record(batch.id)
+        ids = tuple(filter(None, (record.output_file_id, record.error_file_id)))
+        for each in ids:
+            for start, end in ((0, None), (100, 2_000), (1_500, None)):
+                slices.append((each, start, end, b"".join(here.client.files.content(each, start=start, end=end))))
+
+    whole = {each: b"".join(here.client.files.content(each)) for each in ids}
+    assert len(whole) == 2
+    assert all(whole[each][start:end].startswith(some) for each, start, end, some in slices)
+    assert len({some for *_, some in slices}) > 6
+
+
+def test_files_are_listed_newest_first_by_pages_purpose_and_name(world, tmp_path):
+    here = world()
+    files = [here.client.files.create(file=(f"No-{number}.jsonl", b"{}\n")) for number in range(5)]
+    file = here.client.files.create(file=requests_file(tmp_path / "asked.jsonl", 2))
+    batch = here.client.batches.create(input_file_id=file.id, via=None)
+    output = here.client.batches.run(batch.id).output_file_id
+    ids = [output, file.id, *(each.id for each in reversed(files))]
+
+    page = here.client.files.list(limit=3)
+    assert ([each.id for each in page.data], page.has_more) == (ids[:3], True)
+    assert [each.id for each in page] == ids
+    assert [each.id for each in here.client.files.list(after=ids[4])] == ids[5:]
+    assert [each.id for each in here.client.files.list(order="asc", limit=2)] == ids[::-1]
+    assert [each.id for each in here.client.files.list(purpose="batch_output")] == [output]
+    assert [each.id for each in here.client.files.list(search="no-3")] == [files[3].id]
+    with pytest.raises(NotFound, match="file-of-nobody"):
+        here.client.files.list(after="file-of-nobody")
+
+
+REFUSED = {
+    "another purpose": ({"purpose": "batch_output"}, "purpose"),
+    "no time at all": ({"expires_after": 0}, "expires_after"),
+    "another anchor": ({"expires_after": {"anchor": "last_active_at", "seconds": 5}}, "anchor"),
+    "no seconds": ({"expires_after": {"anchor": "created_at"}}, "expires_after"),
+    "a broken gzip": ({"file": ("r.jsonl.gz", b"no gzip")}, "gzip"),
+    "a path to nowhere": ({"file": "/nowhere/r.jsonl"}, "nowhere"),
+    "an address outside the roots": ({"file": "file:///etc/passwd"}, "SOURCE_ROOTS"),
+}
+
+
+@pytest.mark.parametrize(("options", "told"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_stored_is_refused_and_leaves_nothing(options, told, world):
+    client = world().client
+
+    with pytest.raises(InvalidInput, match=told):
+        client.files.create(**{"file": CONTENT, **options})
+
+    assert client.files.list().data == []
+    assert client.engine.store.find("") == []
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2])
+def test_an_upload_that_is_interrupted_is_seen_by_nobody(writes, world):
+    here = world()
+    client, _ = mortal(here.client.engine, writes)
+
+    with pytest.raises(StorageFault):
+        client.files.create(file=CONTENT)
+
+    assert here.client.files.list().data == []
+
+
+def test_a_deleted_file_is_gone(world_of_one):
+    client, file = world_of_one
+    client.files.delete(file.id)
+
+    for ask in (client.files.retrieve, client.files.content, client.files.delete):
+        with pytest.raises(NotFound, match=file.id):
+            ask(file.id)
+    assert client.engine.store.find("") == []

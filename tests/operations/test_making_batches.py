@@ -1,0 +1,178 @@
+"""Batches: made, run, waited for, looked at and listed."""
+
+import pytest
+from some_requests import requests_file
+
+from batchline import Batchline
+from batchline.models.errors import Conflict, InvalidInput, NotFound
+from batchline.steps.hold import held
+
+
+def stored(here, tmp_path, count=20, **options):
+    return here.client.files.create(file=requests_file(tmp_path / "r.jsonl", count, **options))
+
+
+def test_a_batch_is_made_run_and_waited_for(world, tmp_path):
+    here = world()
+    file = stored(here, tmp_path, blank_every=4)
+    batch = here.client.batches.create(input_file_id=file.id, completion_window="2h", metadata={"team": "search"})
+    assert (batch.status, batch.input_file_id, batch.metadata) == ("validating", file.id, {"team": "search"})
+    assert batch.expires_at == batch.created_at + 7_200
+    assert batch.dwext.source == "api"
+
+    ended = here.client.batches.wait(batch.id, timeout_s=60)
+
+    assert (ended.status, ended.request_counts.total, ended.request_counts.completed) == ("completed", 20, 20)
+    assert ended.created_at <= ended.in_progress_at <= ended.finalizing_at <= ended.completed_at
+    assert ended.analytics.total_requests == 20
+    assert here.client.batches.retrieve(batch.id) == ended
+    assert here.client.batches.retrieve(batch.id, include=()).analytics is None
+    assert here.client.batches.report(batch.id).attempts == 20
+
+
+def test_a_batch_that_was_only_made_waits_until_somebody_runs_it(world, tmp_path):
+    here = world()
+    batch = here.client.batches.create(input_file_id=stored(here, tmp_path).id, via=None)
+
+    with pytest.raises(TimeoutError, match=batch.id):
+        here.client.batches.wait(batch.id, timeout_s=0.1, poll_interval_s=0.05)
+    assert here.simulator.counters()["received"] == 0
+
+    here.client.batches.resume(batch.id)
+    assert here.client.batches.wait(batch.id, timeout_s=60).status == "completed"
+
+
+def test_a_file_that_does_not_validate_fails_and_names_each_line(world, tmp_path):
+    here = world()
+    path = requests_file(tmp_path / "r.jsonl", 4)
+    path.write_text(path.read_text() + "\nnot json\n{}\n")
+    batch = here.client.batches.create(input_file_id=here.client.files.create(file=path).id)
+
+    ended = here.client.batches.wait(batch.id, timeout_s=60)
+
+    assert (ended.status, ended.request_counts.total) == ("failed", 0)
+    assert (ended.output_file_id, ended.error_file_id) == (None, None)
+    lines = [(error.code, error.line) for error in ended.errors.data if error.code == "invalid_json_line"]
+    assert lines == [("invalid_json_line", 6)]
+    assert {error.line for error in ended.errors.data} == {6, 7}
+    assert list(here.client.batches.results(batch.id)) == []
+    assert here.simulator.counters()["received"] == 0
+
+
+REFUSED = {
+    "window": ({"completion_window": "soon"}, InvalidInput, "completion_window"),
+    "too long a window": ({"completion_window": "30d"}, InvalidInput, "completion_window"),
+    "endpoint": ({"endpoint": "/v1/images"}, InvalidInput, "endpoint"),
+    "metadata": ({"metadata": {"x": "y" * 513}}, InvalidInput, "metadata"),
+    "too much metadata": ({"metadata": {str(n): "" for n in range(17)}}, InvalidInput, "metadata"),
+    "expiry": ({"output_expires_after": -5}, InvalidInput, "expires_after"),
+    "input": ({"input_file_id": "file-of-nobody"}, NotFound, "file-of-nobody"),
+}
+
+
+@pytest.mark.parametrize(("options", "error", "told"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_a_batch_is_refused_and_none_is_made(options, error, told, world, tmp_path):
+    here = world()
+    file = stored(here, tmp_path, 2)
+
+    with pytest.raises(error, match=told):
+        here.client.batches.create(**{"input_file_id": file.id, **options})
+
+    assert list(here.client.batches.list()) == []
+
+
+def test_a_batch_is_not_made_of_what_another_wrote(world, tmp_path):
+    here = world()
+    batch = here.client.batches.create(input_file_id=stored(here, tmp_path).id, via=None)
+    output = here.client.batches.run(batch.id).output_file_id
+
+    with pytest.raises(InvalidInput, match="batch_output"):
+        here.client.batches.create(input_file_id=output)
+
+
+def test_batches_are_listed_newest_first_page_by_page(world, tmp_path):
+    here = world()
+    file = stored(here, tmp_path, 2)
+    made = [
+        here.client.batches.create(input_file_id=file.id, metadata={"no": f"Number-{number}"}, via=None)
+        for number in range(5)
+    ]
+    ids = [batch.id for batch in reversed(made)]
+    here.client.batches.run(made[1].id)
+    here.client.batches.cancel(made[3].id)
+
+    page = here.client.batches.list(limit=2)
+    assert ([batch.id for batch in page.data], page.has_more) == (ids[:2], True)
+    assert (page.first_id, page.last_id) == (ids[0], ids[1])
+    assert [batch.id for batch in page] == ids
+    assert [batch.id for batch in here.client.batches.list(after=ids[2])] == ids[3:]
+    assert [batch.id for batch in here.client.batches.list(status="completed")] == [made[1].id]
+    assert [batch.id for batch in here.client.batches.list(status="cancelled")] == [made[3].id]
+    assert [batch.id for batch in here.client.batches.list(search="number-4")] == [made[4].id]
+    assert [batch.id for batch in here.client.batches.list(active_first=True)] == [
+        ids[0],
+        ids[2],
+        ids[4],
+        ids[1],
+        ids[3],
+    ]
+    assert here.client.batches.list(include="analytics", status="completed").data[0].analytics.total_requests == 2
+
+
+@pytest.mark.parametrize(
+    ("query", "error"),
+    [
+        ({"limit": 0}, InvalidInput),
+        ({"limit": 101}, InvalidInput),
+        ({"status": "done"}, InvalidInput),
+        ({"after": "batch-of-nobody"}, NotFound),
+        ({"colour": "red"}, InvalidInput),
+    ],
+)
+def test_a_query_that_cannot_be_is_refused(query, error, world):
+    with pytest.raises(error):
+        world().client.batches.list(**query)
+
+
+def test_what_is_over_or_runs_cannot_be_resumed(world, tmp_path):
+    here = world(stand_in={"latency_s": 0.05}, upstream={"max_in_flight": 2})
+    batch = here.client.batches.create(input_file_id=stored(here, tmp_path, 40).id)
+    while held(batch.id) is None:
+        pass
+
+    with pytest.raises(Conflict, match="is being run"):
+        here.client.batches.resume(batch.id)
+    here.client.batches.wait(batch.id, timeout_s=60)
+    with pytest.raises(Conflict, match="is completed"):
+        here.client.batches.resume(batch.id)
+
+
+def test_leaving_a_client_stops_what_it_runs_and_another_goes_on(world, tmp_path):
+    here = world(stand_in={"latency_s": 0.05}, upstream={"max_in_flight": 4})
+    engine = here.client.engine
+    with Batchline(engine=engine) as client:
+        batch = client.batches.create(input_file_id=stored(here, tmp_path, 300).id)
+        while here.simulator.counters()["received"] < 20:
+            pass
+    sent = here.simulator.counters()["received"]
+    assert here.client.batches.retrieve(batch.id).status == "in_progress"
+    with pytest.raises(Conflict, match="closed"):
+        client.batches.resume(batch.id)
+
+    assert here.client.batches.run(batch.id).status == "completed"
+    assert 20 <= sent < here.simulator.counters()["received"] == 300
+
+
+def test_an_unknown_batch_is_not_found(world):
+    batches = world().client.batches
+    for ask in (
+        batches.retrieve,
+        batches.run,
+        batches.resume,
+        batches.retry,
+        batches.wait,
+        batches.delete,
+        batches.report,
+    ):
+        with pytest.raises(NotFound, match="batch-of-nobody"):
+            ask("batch-of-nobody")
