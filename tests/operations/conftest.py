@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
+pytest.register_assert_rewrite("ledger", "lives")
 for room in ("storage", "upstream"):  # for their real servers and races, and their scripted server
     sys.path.append(str(Path(__file__).parent.parent / room))
 
