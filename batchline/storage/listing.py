@@ -117,7 +117,10 @@ def listed_ids(
         if wanted:
             conditions.append(contains(connection, source.c.search_text, wanted))
         states = [_in_state(state, source.c, query, now) for state in group.states or ()]
-        statement = _at_once(source, states, conditions) if at_once else _merged(source, states, conditions)
+        if at_once:
+            statement: Select[Any] | CompoundSelect[Any] = _at_once(source, states, conditions)
+        else:
+            statement = _merged(connection, source, states, conditions)
         found += connection.execute(statement.limit(query.limit + 1 - len(found))).scalars()
         if len(found) > query.limit:
             break
@@ -192,14 +195,21 @@ def _at_once(
 
 
 def _merged(
-    source: FromClause, states: Sequence[ColumnElement[bool]], conditions: Sequence[ColumnElement[bool]]
+    connection: Connection,
+    source: FromClause,
+    states: Sequence[ColumnElement[bool]],
+    conditions: Sequence[ColumnElement[bool]],
 ) -> Select[Any] | CompoundSelect[Any]:
     """The same, each state looked through by itself, in the order of its index."""
     if len(states) < 2:
         return _at_once(source, states, conditions)
-    # Not from a subquery: SQLite merges what comes in order only where the whole is one compound statement.
     each = (select(source.c.batch_id, source.c.created_at).where(state, *conditions) for state in states)
-    return union_all(*each).order_by(desc("created_at"), desc("batch_id"))
+    merged = union_all(*each)
+    # SQLite merges what comes in order only where it is the whole statement, PostgreSQL only where it is not.
+    if connection.dialect.name == "sqlite":
+        return merged.order_by(desc("created_at"), desc("batch_id"))
+    part = merged.subquery("merged")
+    return select(part.c.batch_id).order_by(part.c.created_at.desc(), part.c.batch_id.desc())
 
 
 def files_statement(
