@@ -11,7 +11,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import commands, figures, rates
+from bench import commands, figures, operations, rates
 from bench.figures import Row
 from bench.measuring import World
 from bench.servers import nginx, prefect_server
@@ -26,6 +26,9 @@ FIGURES = {
     "memory": figures.memory,
     "s3": figures.s3,
     "rates": rates.rates,
+    "cancel_latency": operations.cancel_latency,
+    "results_page": operations.results_page,
+    "retry_of_few": operations.retry_of_few,
     "kills": commands.kills,
     "start": commands.start,
 }
