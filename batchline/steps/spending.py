@@ -39,12 +39,13 @@ class Spending:
             self._price(number, names[number])
         self.names = list(names)
         prompt = whole_numbers(done["prompt_tokens"])
-        keys = np.stack([models, *self._places(models, prompt, done["started_at"].to_numpy("float64"))])
-        places, inverse = np.unique(keys, axis=1, return_inverse=True)
-        counts = _billed(done, prompt)
-        sums = [exact_sums(inverse.reshape(-1), each, places.shape[1]) for each in counts]
-        for key, *used in zip(places.T.tolist(), *sums, strict=True):
-            model, period, step = key
+        periods, steps = self._places(models, prompt, done["started_at"].to_numpy("float64"))
+        # One number for the three, since numpy finds distinct numbers ten times as fast as distinct rows.
+        shape = (len(names), int(periods.max(initial=0)) + 1, int(steps.max(initial=0)) + 1)
+        keys, inverse = np.unique(np.ravel_multi_index((models, periods, steps), shape), return_inverse=True)
+        sums = [exact_sums(inverse, each, len(keys)) for each in _billed(done, prompt)]
+        places = np.stack(np.unravel_index(keys, shape), axis=1).tolist()
+        for (model, period, step), *used in zip(places, *sums, strict=True):
             before = self._used[model, period, step]
             self._used[model, period, step] = TokenCounts(*map(sum, zip(before, used, strict=True)))
 
