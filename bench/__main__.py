@@ -11,7 +11,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import commands, figures, operations, rates
+from bench import commands, figures, lists, operations, rates
 from bench.figures import Row
 from bench.measuring import World
 from bench.servers import nginx, prefect_server
@@ -29,6 +29,7 @@ FIGURES = {
     "cancel_latency": operations.cancel_latency,
     "results_page": operations.results_page,
     "retry_of_few": operations.retry_of_few,
+    "lists": lists.lists,
     "kills": commands.kills,
     "start": commands.start,
 }

@@ -4,15 +4,18 @@ import itertools
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import psycopg
 
 from batchline.simulate import Simulator, SimulatorOptions
 
@@ -129,6 +132,40 @@ def s3_server(home: Path) -> Iterator[dict[str, str]]:
             "AWS_SECRET_ACCESS_KEY": "any",
             "AWS_DEFAULT_REGION": "us-east-1",
         }
+
+
+@contextmanager
+def postgres_server() -> Iterator[str]:
+    """PostgreSQL with an empty database; its URL. It is run by a user who is not root, as it asks to be."""
+    found = shutil.which("postgres")
+    programs = Path(found).parent if found else max(Path("/usr/lib/postgresql").glob("*/bin"))
+    port, user = free_port(), ("nobody" if os.geteuid() == 0 else None)
+    with tempfile.TemporaryDirectory(prefix="bench-postgres-") as place:
+        if user is not None:
+            shutil.chown(place, user)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "user": user, "cwd": place}
+        make = [programs / "initdb", "-D", f"{place}/cluster", "-U", "bench", "-A", "trust", "--locale=C.UTF-8"]
+        subprocess.run(make, check=True, **quiet)  # type: ignore[call-overload]
+        options = ["-h", "127.0.0.1", "-p", str(port), "-k", ""]
+        server = subprocess.Popen([programs / "postgres", "-D", f"{place}/cluster", *options], **quiet)  # type: ignore[call-overload]
+        try:
+            url = f"postgresql://bench@127.0.0.1:{port}/postgres"
+            _wait_for_postgres(url)
+            yield url
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait()
+
+
+def _wait_for_postgres(url: str) -> None:
+    for _ in range(600):
+        try:
+            psycopg.connect(url).close()
+        except psycopg.OperationalError:
+            time.sleep(0.1)
+        else:
+            return
+    raise TimeoutError(url)
 
 
 @contextmanager

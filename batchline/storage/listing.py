@@ -1,7 +1,7 @@
 """Which batches and files a listing shows: what is kept of each batch for that, and how it is asked for."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
@@ -16,6 +16,7 @@ from sqlalchemy import (
     desc,
     false,
     func,
+    literal,
     or_,
     select,
     true,
@@ -26,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from batchline.models.batches import ListBatchesQuery
-from batchline.models.status import ACTIVE, TERMINAL
+from batchline.models.status import TERMINAL
 from batchline.models.status import BatchStatus as S
 from batchline.storage.rows import BatchRecord, FileRecord
 from batchline.storage.schema import batches, files, listed_batches
@@ -39,20 +40,27 @@ from batchline.storage.search import (
     search_text,
 )
 
-LATE: Final = " late"
-_MAY_BE_LATE: Final = (S.COMPLETED, S.FAILED, S.CANCELLED)
-_ENDED_LATE: Final = tuple(state + LATE for state in _MAY_BE_LATE)
+_IN_PROGRESS: Final = (S.VALIDATING, S.IN_PROGRESS, S.FINALIZING)
 
-_ACTIVE: Final = tuple(sorted(ACTIVE))
-_OVER: Final = (*sorted(TERMINAL), *_ENDED_LATE)
-_SHOWN: Final = {
-    "in_progress": (S.VALIDATING, S.IN_PROGRESS, S.FINALIZING),
-    "completed": (S.COMPLETED, S.COMPLETED + LATE),
-    "failed": (S.FAILED, S.FAILED + LATE),
-    "cancelled": (S.CANCELLING, S.CANCELLED, S.CANCELLED + LATE),
-    "expired": (*_ACTIVE, S.EXPIRED, *_ENDED_LATE),
+
+class _Part(NamedTuple):
+    """Batches that one index leads through in their order: all, or those of which what is set is true."""
+
+    state: str | None = None
+    is_over: bool | None = None
+    is_late: bool | None = None
+    is_overdue: bool = False
+
+
+_SHOWN: Final[Mapping[str | None, tuple[_Part | None, _Part | None]]] = {
+    None: (_Part(is_over=False), _Part(is_over=True)),
+    "in_progress": (_Part(state=S.IN_PROGRESS), None),
+    "completed": (None, _Part(state=S.COMPLETED)),
+    "failed": (None, _Part(state=S.FAILED)),
+    "cancelled": (_Part(state=S.CANCELLING), _Part(state=S.CANCELLED)),
+    "expired": (_Part(is_over=False, is_overdue=True), _Part(is_late=True)),
 }
-"""The listed states behind each status filter; of the active ones, `expired` shows what is overdue."""
+"""What each status filter shows of the batches that are not over, and of those that are."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -68,16 +76,19 @@ def listed_row(record: BatchRecord) -> dict[str, object]:
     return {
         "batch_id": record.id,
         "created_at": record.created_at,
-        "state": _listed_state(record),
+        "state": S.IN_PROGRESS if record.status in _IN_PROGRESS else record.status,
+        "is_over": record.status in TERMINAL,
+        "is_late": _is_late(record),
         "expires_at": record.expires_at,
         "member_id": record.member_id,
         "search_text": search_text(record.id, record.input_filename, record.metadata),
     }
 
 
-def _listed_state(record: BatchRecord) -> str:
-    late = record.status in _MAY_BE_LATE and record.ended_at > record.expires_at
-    return record.status + LATE if late else str(record.status)
+def _is_late(record: BatchRecord) -> bool:
+    if record.status is S.EXPIRED:
+        return True
+    return record.status in TERMINAL and record.ended_at > record.expires_at
 
 
 def list_again(connection: Connection, record: BatchRecord) -> None:
@@ -96,13 +107,6 @@ def shown_columns(query: ListBatchesQuery) -> list[Column[Any]]:
     return [column for column in batches.c if column.name != "analytics" or "analytics" in included]
 
 
-class _Group(NamedTuple):
-    """Batches that are listed in one order: all, or those in some states, all `over` or none where that is set."""
-
-    states: Sequence[str] | None = None
-    over: bool | None = None
-
-
 def listed_ids(
     connection: Connection, query: ListBatchesQuery, *, after: BatchRecord | None, now: int
 ) -> list[str]:
@@ -110,53 +114,46 @@ def listed_ids(
     wanted = folded(query.search or "")
     if not is_storable(wanted):
         return []
-    source, at_once = _source(connection, wanted)
+    source = _source(connection, wanted)
     found: list[str] = []
-    for group in _groups(query, after):
-        conditions = _conditions(query, source.c, after=after if _holds(group, after) else None)
+    for parts, behind in _groups(query, after):
+        conditions = _conditions(query, source.c, after=behind)
         if wanted:
             conditions.append(contains(connection, source.c.search_text, wanted))
-        states = [_in_state(state, source.c, query, now) for state in group.states or ()]
-        if at_once:
-            statement: Select[Any] | CompoundSelect[Any] = _at_once(source, states, conditions)
-        else:
-            statement = _merged(connection, source, states, conditions)
-        found += connection.execute(statement.limit(query.limit + 1 - len(found))).scalars()
+        each = [_part_of(source.c, part, now) for part in parts]
+        found += connection.execute(_ordered(source, each, conditions, query.limit + 1 - len(found))).scalars()
         if len(found) > query.limit:
             break
     return found
 
 
-def _source(connection: Connection, wanted: str) -> tuple[FromClause, bool]:
-    """Where to look, and whether all states at once.
+def _source(connection: Connection, wanted: str) -> FromClause:
+    """Where to look: at all, or where SQLite's trigrams name few that may have the text, at those.
 
-    The states' indexes lead through batches in their order until the page is full. Where an index finds the text,
-    its finds are sorted instead, for which one look has to be enough.
+    PostgreSQL decides by itself which index it takes.
     """
     if not wanted:
-        return listed_batches, False
-    if connection.dialect.name == "postgresql":
-        plan_each_search(connection)
-        return listed_batches, True
-    few = few_candidates(connection, wanted)
-    return (listed_batches, False) if few is None else (few, True)
+        return listed_batches
+    if connection.dialect.name == "sqlite":
+        few = few_candidates(connection, wanted)
+        return listed_batches if few is None else few
+    plan_each_search(connection)
+    return listed_batches
 
 
-def _groups(query: ListBatchesQuery, after: BatchRecord | None) -> list[_Group]:
-    """What is listed, one group behind the other, but for what is before the cursor's."""
-    shown = None if query.status is None else _SHOWN[query.status]
+def _groups(query: ListBatchesQuery, after: BatchRecord | None) -> list[tuple[list[_Part], BatchRecord | None]]:
+    """What is listed, one group behind the other, each with the cursor where that is in it."""
+    active, over = _SHOWN[query.status]
     if not query.active_first:
-        return [_Group(shown)]
-    groups = [
-        _Group([state for state in states if shown is None or state in shown], over)
-        for over, states in ((False, _ACTIVE), (True, _OVER))
-        if over or after is None or after.status in ACTIVE
-    ]
-    return [group for group in groups if group.states]
-
-
-def _holds(group: _Group, batch: BatchRecord | None) -> bool:
-    return batch is not None and group.over in {None, batch.status in TERMINAL}
+        parts = (active, over) if query.status else (_Part(),)
+        return [([part for part in parts if part is not None], after)]
+    is_over = after is not None and after.status in TERMINAL
+    groups: list[tuple[list[_Part], BatchRecord | None]] = []
+    if active is not None and not is_over:
+        groups.append(([active], after))
+    if over is not None:
+        groups.append(([over], after if is_over else None))
+    return groups
 
 
 def _conditions(
@@ -182,34 +179,29 @@ def _second(moment: datetime, *, up: bool = False) -> int:
     return -(-since // timedelta(seconds=1)) if up else since // timedelta(seconds=1)
 
 
-def _in_state(state: str, columns: _Columns, query: ListBatchesQuery, now: int) -> ColumnElement[bool]:
-    is_in = columns.state == state
-    return and_(is_in, columns.expires_at < now) if query.status == "expired" and state in _ACTIVE else is_in
+def _part_of(columns: _Columns, part: _Part, now: int) -> ColumnElement[bool]:
+    values = {"state": part.state, "is_over": part.is_over, "is_late": part.is_late}
+    found = [columns[name] == literal(value) for name, value in values.items() if value is not None]
+    return and_(true(), *found, *([columns.expires_at < now] if part.is_overdue else ()))
 
 
-def _at_once(
-    source: FromClause, states: Sequence[ColumnElement[bool]], conditions: Sequence[ColumnElement[bool]]
-) -> Select[Any]:
-    chosen = select(source.c.batch_id).where(*conditions, or_(*states) if states else true())
-    return chosen.order_by(source.c.created_at.desc(), source.c.batch_id.desc())
-
-
-def _merged(
-    connection: Connection,
+def _ordered(
     source: FromClause,
-    states: Sequence[ColumnElement[bool]],
+    parts: Sequence[ColumnElement[bool]],
     conditions: Sequence[ColumnElement[bool]],
+    limit: int,
 ) -> Select[Any] | CompoundSelect[Any]:
-    """The same, each state looked through by itself, in the order of its index."""
-    if len(states) < 2:
-        return _at_once(source, states, conditions)
-    each = (select(source.c.batch_id, source.c.created_at).where(state, *conditions) for state in states)
-    merged = union_all(*each)
-    # SQLite merges what comes in order only where it is the whole statement, PostgreSQL only where it is not.
-    if connection.dialect.name == "sqlite":
-        return merged.order_by(desc("created_at"), desc("batch_id"))
-    part = merged.subquery("merged")
-    return select(part.c.batch_id).order_by(part.c.created_at.desc(), part.c.batch_id.desc())
+    """The newest ids of the parts together.
+
+    In the table each part is looked through by itself, in the order of its index, until so many are found; the few
+    that another index has found are sorted.
+    """
+    shown = select(source.c.batch_id, source.c.created_at).where(*conditions)
+    order: list[ColumnElement[Any]] = [desc("created_at"), desc("batch_id")]
+    if len(parts) == 1 or source is not listed_batches:
+        return shown.where(or_(*parts)).order_by(*order).limit(limit)
+    each = [shown.where(part).order_by(*order).limit(limit).subquery() for part in parts]
+    return union_all(*(select(one) for one in each)).order_by(*order).limit(limit)
 
 
 def files_statement(

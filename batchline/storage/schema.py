@@ -2,9 +2,9 @@
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Column, Double, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, MetaData, String, Table, Text, false
 
-HEAD: Final = "0003"
+HEAD: Final = "0004"
 """The newest migration; a test holds it to the scripts."""
 
 metadata = MetaData()
@@ -78,16 +78,21 @@ listed_batches = Table(
     Column("expires_at", BigInteger, nullable=False),
     Column("member_id", String(36)),
     Column("search_text", Text, nullable=False),
+    Column("is_over", Boolean, nullable=False, server_default=false()),
+    Column("is_late", Boolean, nullable=False, server_default=false()),
     Index("listed_batches_by_id", "batch_id", unique=True),
     Index("listed_batches_by_creation", "created_at", "batch_id"),
     Index("listed_batches_by_state", "state", "created_at", "batch_id"),
+    Index("listed_batches_by_end", "is_over", "created_at", "batch_id"),
+    Index("listed_batches_by_lateness", "is_late", "created_at", "batch_id"),
     Index("listed_batches_by_member", "member_id", "created_at", "batch_id"),
+    Index("listed_batches_by_member_and_end", "member_id", "is_over", "created_at", "batch_id"),
     Index("listed_batches_by_member_and_state", "member_id", "state", "created_at", "batch_id"),
 )
 """What lists look at: a narrow row for each batch, kept in step with it; its id ordered by code points.
 
-The state tells those that ended past their deadline from the others. The migrations add an index over the trigrams
-of the search text, of the database's own kind: `listed_batches_trigrams`.
+Late is what expired or ended past its deadline. The migrations add an index over the trigrams of the search text,
+of each database's own kind: `listed_batches_trigrams`.
 """
 
 doomed = Table(

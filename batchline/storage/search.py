@@ -15,6 +15,9 @@ FEW: Final = 10_000
 ASKED: Final = 32
 """So many letters of a text SQLite's trigram index is asked for; the rest is compared."""
 
+LONGEST_PATTERN: Final = 1_000
+"""So many letters of a text go into a pattern on SQLite, which refuses patterns of 50,000 bytes."""
+
 SEPARATOR: Final = "\ufdd0"
 _KEPT_AS: Final = {0: "\ufdd1", 0xFDD0: "\ufffd", 0xFDD1: "\ufffd"}
 """What stands for NUL, which PostgreSQL does not hold, and for the separator and that: they are no characters."""
@@ -68,7 +71,10 @@ def contains(connection: Connection, looked_into: ColumnElement[str], wanted: st
     """Whether the folded text is part of the column."""
     if connection.dialect.name == "postgresql":  # whose index over trigrams serves LIKE
         return looked_into.like("%" + re.sub(r"([\\%_])", r"\\\1", wanted) + "%")
-    return func.instr(looked_into, wanted) > 0
+    if len(wanted) > LONGEST_PATTERN:
+        return func.instr(looked_into, wanted) > 0
+    # Which takes two thirds of the time that `instr` takes: it leaps from first letter to first letter.
+    return looked_into.bool_op("GLOB")("*" + re.sub(r"([*?[])", r"[\1]", wanted) + "*")
 
 
 def plan_each_search(connection: Connection) -> None:

@@ -4,14 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 from botocore.retries.standard import ExponentialBackoff
-from real_servers import Postgres, S3Server, postgres_server, seaweedfs
+from real_servers import DATABASES, Postgres, S3Server, postgres_server, seaweedfs
 
 from batchline.models.settings import Settings, load_settings
 from batchline.storage.objects import ObjectStore, open_objects
 from batchline.storage.records import Records, open_records, upgrade_database
 
 STORES = ["local", pytest.param("s3", marks=pytest.mark.slow)]
-DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,8 @@ import s3fs
 
 from batchline.models.settings import Settings, load_settings
 
+DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)]
+
 PATIENCE_S = 60.0
 TRIES = 3
 SECRET = "hunter2"

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from uuid import uuid4
 
 import pytest
-from some_records import NOW, a_batch, a_full_batch
+from some_records import NOW, a_batch, a_file, a_full_batch
 
 from batchline.models.batches import ListBatchesQuery
 from batchline.models.errors import NotFound
@@ -46,6 +46,13 @@ def test_the_newest_batch_comes_first(records: Records, add: Callable) -> None:
     ids = [add() for _ in range(5)]
 
     assert listed(records) == ids[::-1]
+
+
+def test_of_one_second_the_batch_with_the_highest_id_comes_first(records: Records, add: Callable) -> None:
+    later = [add(created_at=NOW + 1) for _ in range(2)]
+    ids = [add(created_at=NOW) for _ in range(3)]
+
+    assert listed(records) == [*later[::-1], *ids[::-1]]
 
 
 def test_a_list_without_batches_is_empty(records: Records) -> None:
@@ -114,6 +121,14 @@ def test_a_cursor_that_is_no_batch_is_not_found(active_first: bool, records: Rec
 
     with pytest.raises(NotFound, match="batch-of-nobody"):
         listed(records, after="batch-of-nobody", active_first=active_first)
+
+
+@pytest.mark.parametrize("cursor", ["", "batch-\0", "batch-\ud800", "x" * 10_000])
+def test_a_cursor_that_no_database_holds_is_not_found(cursor: str, records: Records, add: Callable) -> None:
+    add()
+
+    with pytest.raises(NotFound):
+        listed(records, after=cursor)
 
 
 def test_nothing_lies_behind_the_last_batch(records: Records, add: Callable) -> None:
@@ -285,6 +300,36 @@ def test_search_takes_no_sign_for_more_than_itself(wanted: str, records: Records
     assert listed(records, search=wanted) == []
 
 
+@pytest.mark.parametrize("wanted", ["abcd", "cdef", "b\ufdd0c", "\ufdd0", "\ufdd1", "ab\ncd", "ab cd"])
+def test_no_search_reaches_from_one_text_into_the_next(wanted: str, records: Records, add: Callable) -> None:
+    add(input_filename="ab", metadata={"cd": "ef"})
+
+    assert listed(records, search=wanted) == []
+
+
+def test_a_nul_in_the_metadata_is_found(records: Records, add: Callable) -> None:
+    batch = add(metadata={"a": "b\0c"})
+    add(metadata={"a": "bc"})
+
+    assert listed(records, search="B\0C") == listed(records, search="\0") == [batch]
+
+
+@pytest.mark.parametrize("wanted", ["\ud800", "a\udfffb"])
+def test_a_lone_surrogate_is_nowhere(wanted: str, records: Records, add: Callable) -> None:
+    add(input_filename="ab")
+
+    assert listed(records, search=wanted) == []
+
+
+@pytest.mark.parametrize("length", [3, 31, 32, 33, 999, 1_000, 1_001, 60_000])
+def test_a_long_search_is_compared_to_its_end(length: int, records: Records, add: Callable) -> None:
+    text = "ab*?[]" * 10_000
+    batch = add(input_filename=text)
+
+    assert listed(records, search=text[:length].upper()) == [batch]
+    assert listed(records, search=text[: length - 1] + "~") == []
+
+
 def test_an_empty_search_shows_everything(records: Records, add: Callable) -> None:
     ids = [add(), add(metadata={"a": "b"})]
 
@@ -295,3 +340,72 @@ def test_a_listed_batch_is_as_its_record_shows_it(records: Records) -> None:
     full: BatchRecord = records.add_batch(a_full_batch())
 
     assert records.list_batches(ListBatchesQuery(), now=NOW).data == [full.to_response()]
+
+
+# Files
+
+
+@pytest.fixture
+def add_file(records: Records) -> Callable[..., str]:
+    """Record a file; its id."""
+
+    def add(**fields: object) -> str:
+        file = a_file(**fields)
+        records.add_file(file)
+        return file.id
+
+    return add
+
+
+def listed_files(records: Records, **query: object) -> list[str]:
+    """The ids of the page."""
+    return [file.id for file in records.list_files(**query)[0]]
+
+
+@pytest.mark.parametrize("order", ["desc", "asc"])
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_files_are_listed_by_age_page_by_page(
+    limit: int, order: str, records: Records, add_file: Callable
+) -> None:
+    later = [add_file(created_at=NOW + 1) for _ in range(2)]
+    ids = [*(add_file(created_at=NOW) for _ in range(3)), *later]
+    expected = ids if order == "asc" else ids[::-1]
+
+    shown, after, has_more = [], None, True
+    while has_more:
+        page, has_more = records.list_files(limit=limit, order=order, after=after)
+        shown += [file.id for file in page]
+        after = shown[-1]
+
+    assert shown == expected
+
+
+def test_files_are_listed_by_their_purpose(records: Records, add_file: Callable) -> None:
+    add_file(purpose="batch")
+    output = add_file(purpose="batch_output")
+
+    assert listed_files(records, purpose="batch_output") == [output]
+    assert listed_files(records, purpose="batch_error") == []
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_a_file_is_found_by_its_name_whatever_its_letters(name: str, records: Records, add_file: Callable) -> None:
+    wanted, filename = FOUND[name]
+    add_file(filename="another.jsonl")
+    file = add_file(filename=filename)
+
+    assert listed_files(records, search=wanted) == [file]
+
+
+@pytest.mark.parametrize("wanted", ["\0", "\ud800", "%", "_"])
+def test_no_file_is_found_by_what_is_not_in_its_name(wanted: str, records: Records, add_file: Callable) -> None:
+    add_file(filename="requests.jsonl")
+
+    assert listed_files(records, search=wanted) == []
+
+
+def test_a_cursor_that_is_no_file_is_not_found(records: Records, add_file: Callable) -> None:
+    add_file()
+
+    with pytest.raises(NotFound, match="file-of-nobody"):
+        records.list_files(after="file-of-nobody")
