@@ -64,19 +64,28 @@ class _Row(msgspec.Struct, frozen=True, gc=False):
 def results(engine: Engine, batch: BatchRecord, query: BatchResultsQuery) -> Iterator[BatchResultItem]:
     """The results that the query asks for; none before the batch is validated.
 
-    A batch that comes to its end meanwhile, with which its parts go, is read on from its files.
+    What goes while it is read, a chunk's segments when it gets its part and the parts when the batch comes to its
+    end, is read on from what has taken its place.
     """
     if batch.in_progress_at is None:
         return
     plan = whole_plan(engine.store, batch.id)
     reading = _Reading(query)
     while reading.goes_on:
+        before = _stage(engine, batch)
         try:
             yield from reading.items(engine, batch, plan)
         except (NotFound, StorageFault):
-            before, batch = batch, engine.records.get_batch(batch.id)
-            if (batch.status, batch.generation) == (before.status, before.generation):
+            batch = engine.records.get_batch(batch.id)
+            if _stage(engine, batch) == before:
                 raise
+
+
+def _stage(engine: Engine, batch: BatchRecord) -> tuple[str, int, int]:
+    """What changes whenever objects that the results are read from go."""
+    if batch.status in TERMINAL:
+        return batch.status, batch.generation, 0
+    return batch.status, batch.generation, len(finished_keys(engine.store, batch.id, batch.generation))
 
 
 class _Reading:

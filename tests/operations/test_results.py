@@ -1,9 +1,13 @@
 """Results: one item a request in input order, whatever became of it."""
 
+import threading
+
 import pytest
 from some_requests import requests_file
+from waiters import until
 
 from batchline.models.errors import InvalidInput, NotFound
+from batchline.storage import layout
 
 TOTAL = 90
 
@@ -125,6 +129,31 @@ def test_while_it_runs_each_request_says_where_it_is(world, tmp_path):
     whole = b"".join(here.client.files.content(here.client.batches.record(batch.id).output_file_id))
     assert all(whole.startswith(prefix) for prefix in prefixes)
     assert len(set(prefixes)) > 2
+
+
+def test_a_chunk_that_is_finished_while_its_segments_are_read_is_read_from_its_part(world, tmp_path, monkeypatch):
+    here = world(
+        stand_in={"latency_s": 0.05}, upstream={"max_in_flight": 4}, chunk_requests=20, flush_interval_s=0.05
+    )
+    client, store, reader = here.client, here.client.engine.store, threading.current_thread()
+    file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 200))
+    batch = client.batches.create(input_file_id=file.id)
+    original, gone = store.read, []
+
+    def read_when_it_is_gone(key, start=0, end=None):
+        if "/segments/" in key and threading.current_thread() is reader and not gone:
+            gone.append(key)
+            until(lambda: not store.exists(key))
+        return original(key, start, end)
+
+    monkeypatch.setattr(store, "read", read_when_it_is_gone)
+    while not gone:
+        assert client.batches.ended(batch.id) is None
+        items = list(client.batches.results(batch.id))
+
+    assert [item.custom_id for item in items] == [f"request-{number}" for number in range(200)]
+    first = 20 * layout.parse_segment(gone[0]).chunk
+    assert {item.status for item in items[first : first + 20]} == {"completed"}
 
 
 def test_an_unknown_batch_and_a_wrong_query_are_refused(world):
