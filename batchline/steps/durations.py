@@ -21,57 +21,81 @@ MODELS_WITH_PERCENTILES = 100
 
 
 class Distribution:
-    """One kind of duration in milliseconds: four bytes for each, and four for the group that it belongs to."""
+    """One kind of duration in milliseconds: four bytes for each."""
 
     def __init__(self) -> None:
-        self._values: list[np.ndarray] = []
-        self._groups: list[np.ndarray] = []
+        self._values = _Column("float32")
         self._sum = 0.0
-        self._count = 0
 
-    def add(self, values: np.ndarray, groups: np.ndarray) -> None:
-        """Take in durations, each with the number of its group; NaN stands for none."""
-        import numpy as np  # noqa: PLC0415 - half a second that must not delay the first request
-
-        known = ~np.isnan(values)
-        self._sum += float(values[known].sum())
-        self._count += int(known.sum())
-        self._values.append(values[known].astype("float32"))
-        self._groups.append(groups[known].astype("int32"))
+    def add(self, values: np.ndarray) -> None:
+        """Take in durations; NaN stands for none."""
+        known = values[_known(values)]
+        self._sum += float(known.sum())
+        self._values.extend(known)
 
     def mean(self) -> float | None:
         """Their mean; none of none."""
-        return self._sum / self._count if self._count else None
+        return self._sum / self._values.length if self._values.length else None
 
     def percentiles(self) -> Percentiles | None:
         """Points of all of them; none of none."""
-        return _percentiles(_joined(self._values))
+        return _percentiles(self._values.array())
+
+
+class GroupedDistribution(Distribution):
+    """The same with groups: four bytes more for each duration, for the number of its group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._groups = _Column("int32")
+
+    def add_grouped(self, values: np.ndarray, groups: np.ndarray) -> None:
+        """Take in durations, each with the number of its group; NaN stands for none."""
+        self.add(values)
+        self._groups.extend(groups[_known(values)])
 
     def percentiles_by_group(self) -> Mapping[int, Percentiles]:
-        """The same for each group, for the largest 100."""
+        """Points of each group's, for the largest 100."""
+        import numpy as np  # noqa: PLC0415 - half a second that must not delay the first request
+
+        values, groups = self._values.array(), self._groups.array()
+        sizes = np.bincount(groups)
+        largest = np.argsort(-sizes, kind="stable")[:MODELS_WITH_PERCENTILES]
+        found = {number: _percentiles(values[groups == number]) for number in largest[sizes[largest] > 0].tolist()}
+        return {number: points for number, points in found.items() if points is not None}
+
+
+class _Column:
+    """Numbers in one array that doubles when it is full: small ones kept apart would break the heap to pieces."""
+
+    def __init__(self, kind: str) -> None:
         import numpy as np  # noqa: PLC0415 - as above
 
-        values, groups = _joined(self._values), _joined(self._groups)
-        if not len(values):
-            return {}
-        order = np.argsort(groups, kind="stable")
-        numbers, starts, sizes = np.unique(groups[order], return_index=True, return_counts=True)
-        found = {}
-        for place in np.argsort(-sizes, kind="stable")[:MODELS_WITH_PERCENTILES].tolist():
-            start = starts[place]
-            points = _percentiles(values[order[start : start + sizes[place]]])
-            if points is not None:
-                found[int(numbers[place])] = points
-        return found
+        self.length = 0
+        self._array = np.empty(1_024, kind)
+
+    def extend(self, values: np.ndarray) -> None:
+        """Append the values."""
+        import numpy as np  # noqa: PLC0415 - as above
+
+        end = self.length + len(values)
+        if end > len(self._array):
+            grown = np.empty(max(end, 2 * len(self._array)), self._array.dtype)
+            grown[: self.length] = self.array()
+            self._array = grown
+        self._array[self.length : end] = values
+        self.length = end
+
+    def array(self) -> np.ndarray:
+        """All of them, as a view."""
+        return self._array[: self.length]
 
 
-def _joined(arrays: list[np.ndarray]) -> np.ndarray:
-    """The arrays as one, which also takes their place so that both are not held."""
+def _known(values: np.ndarray) -> np.ndarray:
     import numpy as np  # noqa: PLC0415 - as above
 
-    if len(arrays) != 1:
-        arrays[:] = [np.concatenate(arrays) if arrays else np.empty(0, "float32")]
-    return arrays[0]
+    known: np.ndarray = ~np.isnan(values)
+    return known
 
 
 def _percentiles(values: np.ndarray) -> Percentiles | None:
