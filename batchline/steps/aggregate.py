@@ -1,7 +1,7 @@
 """Reduces a batch's figures to its analytics and its report, a stretch of rows at a time with pandas.
 
-What is kept between stretches is sums, an array of 32-bit numbers for each kind of duration, and one for the model of
-each: some 16 MB for a million requests, whatever the answers' size.
+What is kept between stretches is sums, an array of 32-bit numbers for each kind of duration, and one for the model
+of each: some 16 MB for a million requests, whatever the answers' size.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from batchline.storage.records import BatchRecord, Doomed, FileRecord
 from batchline.storage.sources import open_source
 
 BLOCK_BYTES = 2**20
-ZSTD_PIECE_BYTES = 2**10
-"""Small, because a zstd file can grow thirty thousand times and each piece is decompressed whole."""
+ZSTD_PIECE_BYTES = 2**8
+"""Small, because zstd can grow thirty thousand times, and each piece is decompressed whole and held twice."""
 
 UPLOAD_S = 86_400
 """How long an upload may take; what is not recorded by then is swept away."""
