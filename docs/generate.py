@@ -1,4 +1,4 @@
-"""Write `docs/settings.md` from the models: `python docs/generate.py`."""
+"""Write `docs/settings.md` and `docs/commands.md` from the code: `python docs/generate.py`."""
 
 from collections.abc import Iterator
 from decimal import Decimal
@@ -10,10 +10,12 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from batchline.cli.app import app
 from batchline.models.settings import ModelPrice, Settings
 from batchline.models.upstreams import Upstream
 
-PAGE = Path(__file__).with_name("settings.md")
+SETTINGS = Path(__file__).with_name("settings.md")
+COMMANDS = Path(__file__).with_name("commands.md")
 
 KINDS: dict[object, str] = {
     bool: "true or false",
@@ -45,6 +47,19 @@ A setting is looked for in this order, and the first that is found holds:
 Names that end in `_s` are in seconds, those in `_bytes` in bytes. Lists and tables are written as JSON in the
 environment and in `.env` (`BATCHLINE_SOURCE_ROOTS='["/data", "s3://bucket/in"]'`), as what they are in TOML.
 Secrets are better kept out of files that are shared: they are never shown, logged or stored by batchline.
+
+"""
+
+COMMANDS_HEAD = """# Commands
+
+Made from the commands' own help by `python docs/generate.py`; change those, not this page.
+
+Results go to standard output, progress and messages to standard error. `--json` prints one JSON document, the
+API's objects, alone on standard output. On a terminal lists are tables, or two lines an entry where a table does
+not fit; elsewhere they are tables of unbounded width, without colours.
+
+The exit status is 0, or 2 for what cannot be done (bad usage, not found, not in that state), or 6 for a fault of
+storage, database or network. What runs or watches a batch ends as the batch did, with the statuses of `run`.
 
 """
 
@@ -100,6 +115,13 @@ def settings_page() -> str:
             *_table(ModelPrice, ("Field", "Kind", "Default", "Meaning")),
         ]
     )
+
+
+def commands_page() -> str:
+    """The whole page of commands, as Markdown."""
+    made = app.generate_docs(output_format="markdown", usage_name="batchline")
+    # Its own head repeats what `batchline --help` says; what follows is a section a command.
+    return COMMANDS_HEAD + made[made.index("## batchline run") :].rstrip() + "\n"
 
 
 def variable(name: str, field: FieldInfo) -> str:
@@ -167,4 +189,5 @@ def _text(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(settings_page(), encoding="utf-8")
+    SETTINGS.write_text(settings_page(), encoding="utf-8")
+    COMMANDS.write_text(commands_page(), encoding="utf-8")

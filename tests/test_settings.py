@@ -337,6 +337,12 @@ def test_the_page_of_settings_is_up_to_date():
     assert page == DOCS["settings_page"](), "run `python docs/generate.py`"
 
 
+def test_the_page_of_commands_is_up_to_date(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["batchline"])  # which usage lines are cut by
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert page == DOCS["commands_page"](), "run `python docs/generate.py`"
+
+
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_setting_is_on_the_page(name):
     assert f"| `{variable(name)}` |" in (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")

@@ -28,15 +28,24 @@ app.command(
 app.command("batchline.cli.validate:validate", help="Check a batch file and print every error in it.")
 app.command("batchline.cli.show:show", help="Show a batch: its state, its figures, where its files are.")
 app.command(
-    "batchline.cli.batches:app", name="batches", help="List, cancel, retry, resume, read and delete batches."
+    "batchline.cli.batches:app",
+    name="batches",
+    help="Create, list, watch, cancel, retry, read and delete batches.",
 )
 app.command("batchline.cli.files:app", name="files", help="Upload, list, read and delete files.")
 app.command(
     "batchline.cli.housekeeping:housekeeping",
-    help="Show what is to be done: expired files, leftovers, batches whose runner died; or do it.",
+    help="Show what is to be done: expired files, leftovers, batches whose runner died; or do it.\n\n"
+    "Exit status: 0 there is nothing to do, or it is done; 6 something could not be done.",
 )
 app.command("batchline.cli.simulate:simulate", help="Serve a stand-in upstream to try things on.")
 app.command("batchline.cli.db:app", name="db", help="Look after the database of records.")
+app.command(
+    "batchline.cli.completion:completion",
+    help="Print the script by which bash, zsh or fish completes commands and options.\n\nWrite it where the shell "
+    "looks: ~/.local/share/bash-completion/completions/batchline, _batchline in a folder of zsh's $fpath, or "
+    "~/.config/fish/completions/batchline.fish.",
+)
 
 
 def main() -> NoReturn:
@@ -54,7 +63,7 @@ def main() -> NoReturn:
         complain(f"{_reason(error)}; `{command} --help` tells what there is")
         status = Exit.BAD_INPUT
     except KeyboardInterrupt:
-        complain("interrupted before there was a batch; nothing was sent")
+        complain("interrupted")
         status = Exit.STOPPED
     except BrokenPipeError:
         # Whoever read our output has gone; the flush at exit would only say so again.

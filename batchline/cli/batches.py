@@ -1,93 +1,46 @@
-"""`batchline batches`: list, look at, cancel, retry, resume, read and delete batches."""
+"""`batchline batches`: create, list, look at, cancel, retry, resume, read and delete batches."""
 
 import sys
 import time
-from datetime import datetime
 from typing import Annotated
-from uuid import UUID
 
 import cyclopts
 from cyclopts import Parameter
 
 from batchline.cli.console import messages, print_json, results
-from batchline.cli.exits import Exit, exit_of_batch
-from batchline.cli.meter import span, speed
+from batchline.cli.exits import Exit
+from batchline.cli.files import say_deleted
+from batchline.cli.listing import list_
+from batchline.cli.options import Flag, seconds
+from batchline.cli.progress import Progress
 from batchline.cli.run import run
 from batchline.cli.show import show
-from batchline.cli.tables import batch_table, one_line, print_table, runner_note
-from batchline.models.batches import BatchResponse, StatusFilter
+from batchline.cli.watch import follow, watch
+from batchline.cli.words import one_line, runner_note
+from batchline.models.batches import BatchResponse
 from batchline.models.errors import InvalidInput
 from batchline.models.status import TERMINAL
 from batchline.operations import Batchline
 from batchline.storage.records import BatchRecord
 
-Flag = Annotated[bool, Parameter(negative="", show_default=False)]
-WATCH_S = 1.0
+RunFlag = Annotated[bool, Parameter(name="--run", negative="", show_default=False)]
 
 app = cyclopts.App(
-    name="batches", help="List, cancel, retry, resume, read and delete batches.", help_format="plaintext"
+    name="batches", help="Create, list, watch, cancel, retry, read and delete batches.", help_format="plaintext"
 )
+app.command(list_, name="list")
 app.command(show)
+app.command(watch)
 # By name, so that they are loaded when they are asked for; their help is then to be told here.
 app.command("batchline.cli.results:results", name="results", help="Print what became of each request.")
 app.command("batchline.cli.download:download", name="download", help="Copy a finished batch's files to a folder.")
-
-
-@app.command(name="list")
-def list_(
-    *,
-    search: str | None = None,
-    status: StatusFilter | None = None,
-    created_after: datetime | None = None,
-    created_before: datetime | None = None,
-    member_id: UUID | None = None,
-    active_first: Flag = False,
-    limit: int = 20,
-    after: str | None = None,
-    json: Flag = False,
-) -> None:
-    """List batches, newest first.
-
-    Parameters
-    ----------
-    search:
-        Only batches with that in their id, file name or metadata; case does not matter.
-    status:
-        in_progress takes in validating and finalizing, cancelled cancelling; expired are also those that are
-        overdue or ended late.
-    created_after:
-        Only batches made then or later (ISO 8601).
-    created_before:
-        Only batches made then or earlier.
-    member_id:
-        Only batches that this member made.
-    active_first:
-        Batches that are not over before those that are.
-    limit:
-        At most so many, up to 100.
-    after:
-        Only batches behind the one of that id.
-    json:
-        Print a list object of batches with their analytics.
-    """
-    client = Batchline(source="cli")
-    page = client.batches.records(
-        search=search,
-        status=status,
-        created_after=created_after,
-        created_before=created_before,
-        member_id=member_id,
-        active_first=active_first,
-        limit=limit,
-        after=after,
-        include="analytics",
-    )
-    if json:
-        print_json(page.to_json(lambda batch: batch.to_response(include_analytics=True)))
-        return
-    print_table(batch_table(page.data, lease_s=client.engine.settings.lease_s), none="no batches")
-    if page.has_more:
-        messages().print(f"there are more: --after {page.last_id}", markup=False)
+app.command(
+    "batchline.cli.cost_estimate:cost_estimate",
+    name="cost-estimate",
+    help="Estimate what a file's requests will cost, before any is sent.\n\nInput tokens are the requests' bytes "
+    "divided by four, which is rough; output is bounded by the limits that requests set. Prices are those of the "
+    "settings, else of the price list.",
+)
 
 
 @app.command
@@ -98,9 +51,13 @@ def create(
     endpoint: str = "/v1/chat/completions",
     window: str = "24h",
     metadata: dict[str, str] | None = None,
+    expires_after: str | None = None,
+    run_: RunFlag = False,
+    local: Flag = False,
+    stand_in: Flag = False,
     json: Flag = False,
-) -> None:
-    """Make a batch of an uploaded file, for somebody to run.
+) -> int:
+    """Make a batch of an uploaded file, to be run by --run or by whoever resumes it.
 
     Parameters
     ----------
@@ -112,17 +69,34 @@ def create(
         How long the batch may take, such as 90m, 24h or 7d.
     metadata:
         Up to 16 pairs of your own, each as --metadata.KEY VALUE.
+    expires_after:
+        How long to keep its output and error files, such as 30d; for ever where absent.
+    run_:
+        Run it now, as `batchline run` does.
+    local:
+        Run it now, without Prefect.
+    stand_in:
+        Run it now, against a stand-in upstream whose answers mean nothing.
     json:
-        Print the batch as JSON.
+        Print the batch as JSON, at its end where it is run.
     """
     batch = Batchline(source="cli").batches.create(
-        input_file_id=file_id, endpoint=endpoint, completion_window=window, metadata=metadata, via=None
+        input_file_id=file_id,
+        endpoint=endpoint,
+        completion_window=window,
+        metadata=metadata,
+        output_expires_after=seconds("expires-after", expires_after),
+        via=None,
     )
+    if run_ or local or stand_in:
+        messages().print(f"batch: {batch.id}", markup=False)
+        return run(resume=batch.id, local=local, stand_in=stand_in, json=json)
     _say(batch, json=json, then=f"run it with: batchline run --resume {batch.id}")
+    return Exit.OK
 
 
 @app.command
-def cancel(batch_id: str, /, *, wait: Flag = False, json: Flag = False) -> None:
+def cancel(batch_id: str, /, *, wait: Flag = False, json: Flag = False) -> int:
     """Cancel a batch: nothing more is sent, what was answered is kept.
 
     Parameters
@@ -135,14 +109,20 @@ def cancel(batch_id: str, /, *, wait: Flag = False, json: Flag = False) -> None:
         Print the batch as JSON.
     """
     client = Batchline(source="cli")
+    lease_s = client.engine.settings.lease_s
     batch = client.batches.cancel(batch_id)
-    if wait:
-        batch = client.batches.wait(batch_id)
-    then = "" if batch.status in TERMINAL else "its runner writes what was answered within the grace"
     record = client.batches.record(batch_id)
-    if runner_note(record, now=time.time(), lease_s=client.engine.settings.lease_s):
-        then = f"nobody runs it: write its files with: batchline run --resume {batch_id}"
+    if wait and batch.status not in TERMINAL:
+        record = follow(client, batch_id, until_left=True)
+        batch = record.to_response()
+    is_left = bool(runner_note(record, now=time.time(), lease_s=lease_s))
+    then = ""
+    if is_left:
+        then = f"nobody runs it: have its files written with: batchline run --resume {batch_id}"
+    elif batch.status not in TERMINAL:
+        then = "its runner writes what was answered within the grace"
     _say(batch, json=json, then=then)
+    return Exit.STOPPED if wait and is_left else Exit.OK
 
 
 @app.command
@@ -151,8 +131,9 @@ def retry(
     request_ids: tuple[str, ...] = (),
     /,
     *,
-    start: Flag = False,
+    run_: RunFlag = False,
     local: Flag = False,
+    stand_in: Flag = False,
     json: Flag = False,
 ) -> int:
     """Try requests of a finished batch again: the named ones, or all that failed, expired or were cancelled.
@@ -163,12 +144,14 @@ def retry(
         Id of the batch.
     request_ids:
         Ids of its failed requests, as the error file and `batches results` have them.
-    start:
+    run_:
         Run it now, as `batchline run` does.
     local:
         Run it now, without Prefect.
+    stand_in:
+        Run it now, against a stand-in upstream whose answers mean nothing.
     json:
-        Print the batch as JSON.
+        Print the batch as JSON, at its end where it is run.
     """
     batches = Batchline(source="cli").batches
     if request_ids:
@@ -176,16 +159,16 @@ def retry(
     else:
         batch = batches.retry(batch_id, via=None)
     counts = batch.request_counts
-    waiting = counts.total - counts.completed - counts.failed
-    if start or local:
-        messages().print(f"{waiting:,} requests to send again", markup=False)
-        return run(resume=batch_id, local=local, json=json)
-    _say(batch, json=json, then=f"{waiting:,} requests to send again: batchline run --resume {batch_id}")
+    waiting = f"{counts.total - counts.completed - counts.failed:,} requests to send again"
+    if run_ or local or stand_in:
+        messages().print(waiting, markup=False)
+        return run(resume=batch_id, local=local, stand_in=stand_in, json=json)
+    _say(batch, json=json, then=f"{waiting}: batchline run --resume {batch_id}")
     return Exit.OK
 
 
 @app.command
-def resume(batch_id: str, /, *, local: Flag = False, json: Flag = False) -> int:
+def resume(batch_id: str, /, *, local: Flag = False, stand_in: Flag = False, json: Flag = False) -> int:
     """Go on with a batch that was stopped or whose runner died; the same as `batchline run --resume`.
 
     Parameters
@@ -193,15 +176,17 @@ def resume(batch_id: str, /, *, local: Flag = False, json: Flag = False) -> int:
     batch_id:
         Id of the batch.
     local:
-        Without Prefect.
+        Run the same steps without Prefect.
+    stand_in:
+        Send to a stand-in upstream on this machine, whose answers mean nothing.
     json:
-        Print the batch as JSON at the end.
+        Print the batch with its analytics as JSON, at its end.
     """
-    return run(resume=batch_id, local=local, json=json)
+    return run(resume=batch_id, local=local, stand_in=stand_in, json=json)
 
 
 @app.command
-def delete(batch_id: str, /, *, yes: Flag = False) -> None:
+def delete(batch_id: str, /, *, yes: Flag = False, json: Flag = False) -> int:
     """Delete a batch with its output and error files; one that runs is cancelled first. Its input file stays.
 
     Parameters
@@ -210,13 +195,19 @@ def delete(batch_id: str, /, *, yes: Flag = False) -> None:
         Id of the batch.
     yes:
         Do not ask.
+    json:
+        Print that it is deleted as JSON.
     """
     client = Batchline(source="cli")
     batch = client.batches.record(batch_id)
     if not yes and not _agreed(batch):
-        return
-    client.batches.delete(batch_id)
-    messages().print(f"deleted {batch_id}", markup=False)
+        messages().print("nothing was deleted")
+        return Exit.BAD_INPUT
+    with Progress(messages()) as progress:
+        progress.doing(f"deleting {batch_id}")
+        client.batches.delete(batch_id)
+    say_deleted("batch", batch_id, json=json)
+    return Exit.OK
 
 
 def _agreed(batch: BatchRecord) -> bool:
@@ -224,44 +215,6 @@ def _agreed(batch: BatchRecord) -> bool:
         raise InvalidInput(f"batch {batch.id} is not deleted without --yes where nobody can be asked", param="yes")
     question = f"delete {batch.id} ({batch.status}, {batch.completed:,} answers)? [y/N] "
     return messages().input(question, markup=False).strip().lower() in {"y", "yes"}
-
-
-@app.command
-def watch(batch_id: str, /, *, json: Flag = False) -> int:
-    """Follow a batch that somebody runs until it is over; the exit status is that of `run`.
-
-    Parameters
-    ----------
-    batch_id:
-        Id of the batch.
-    json:
-        Print the batch with its analytics as JSON at the end.
-    """
-    client = Batchline(source="cli")
-    said, first = "", None
-    while (batch := client.batches.record(batch_id)).status not in TERMINAL:
-        settled = batch.completed + batch.failed
-        first = first or (time.monotonic(), settled)
-        words = _progress(batch, first, lease_s=client.engine.settings.lease_s)
-        if words != said:
-            messages().print(words, markup=False)
-            said = words
-        time.sleep(WATCH_S)
-    show(batch_id, json=json)
-    return exit_of_batch(batch.to_response())
-
-
-def _progress(batch: BatchRecord, first: tuple[float, int], *, lease_s: float) -> str:
-    """Where the batch is, from its record alone."""
-    settled = batch.completed + batch.failed
-    per_s = (settled - first[1]) / max(1e-3, time.monotonic() - first[0])
-    note = runner_note(batch, now=time.time(), lease_s=lease_s)
-    rate = speed(per_s) if per_s and not note else ""
-    left = (
-        f"about {span(max(1.0, (batch.total - settled) / per_s))} left" if rate and settled < batch.total else ""
-    )
-    done = f"{settled:,}/{batch.total:,} done, {batch.failed:,} failed" if batch.total else ""
-    return one_line((batch.status, done, rate, left, note))
 
 
 def _say(batch: BatchResponse, *, json: bool, then: str) -> None:

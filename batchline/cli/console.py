@@ -20,10 +20,18 @@ def results() -> Console:
     return _console(stderr=False)
 
 
+class _Console(Console):
+    """A console whose reader may go, as that of any other stream."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command's end, which knows the exit status."""
+        raise BrokenPipeError
+
+
 def _console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     # A file or a program gets each line whole; a terminal gets them broken between words.
-    return Console(stderr=stderr, highlight=False, emoji=False, soft_wrap=not stream.isatty())
+    return _Console(stderr=stderr, highlight=False, emoji=False, soft_wrap=not stream.isatty())
 
 
 def make_streams_lenient() -> None:

@@ -1,19 +1,36 @@
 """`batchline files`: the files on storage."""
 
+import re
 import sys
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 import cyclopts
+import msgspec
 from cyclopts import Parameter
 
 from batchline.cli.console import messages, print_json, results
-from batchline.cli.tables import file_table, print_table
-from batchline.models.batches import window_seconds
-from batchline.models.files import FilePurpose
+from batchline.cli.options import Flag, seconds
+from batchline.cli.output import check_free, new_file
+from batchline.cli.paging import AllFlag, page_size, print_page, say_more, shown
+from batchline.cli.progress import Progress
+from batchline.cli.tables import Column, Row, described, print_rows
+from batchline.cli.words import ago, plain, roughly
+from batchline.models.errors import InvalidInput
+from batchline.models.files import FileObject, FilePurpose
 from batchline.operations import Batchline
 
-Flag = Annotated[bool, Parameter(negative="", show_default=False)]
+COLUMNS = (
+    Column("file"),
+    Column("name", least=16),
+    Column("purpose"),
+    Column("bytes", right=True),
+    Column("age", right=True),
+    Column("expires"),
+)
+RANGE = re.compile(r"([0-9]{0,18})-([0-9]{0,18})", re.ASCII)
 
 app = cyclopts.App(name="files", help="Upload, list, read and delete files.", help_format="plaintext")
 
@@ -25,19 +42,26 @@ def upload(file: str, /, *, expires_after: str | None = None, json: Flag = False
     Parameters
     ----------
     file:
-        A path, or an s3:// address below an allowed root; plain, .gz or .zst.
+        A path, or an s3:// or file:// address below an allowed root; plain, .gz or .zst.
     expires_after:
         How long to keep it, such as 12h or 30d; for ever where absent.
     json:
         Print the file as JSON.
     """
-    kept_s = None if expires_after is None else window_seconds(expires_after)
-    stored = Batchline(source="cli").files.create(file=file, expires_after=kept_s)
+    kept_s = seconds("expires-after", expires_after)
+    client = Batchline(source="cli")
+    with Progress(messages()) as progress:
+        progress.doing(f"reading in {file}")
+        stored = client.files.create(file=file, expires_after=kept_s)
     if json:
         print_json(stored.model_dump_json())
-    else:
-        results().print(stored.id)
-        messages().print(f"{stored.filename}, {stored.bytes:,} bytes", markup=False)
+        return
+    results().print(stored.id)
+    messages().print(
+        f"{stored.filename}, {stored.bytes:,} bytes; make it a batch with: batchline batches create {stored.id}",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 @app.command(name="list")
@@ -45,8 +69,9 @@ def list_(
     *,
     purpose: FilePurpose | None = None,
     search: str | None = None,
-    limit: int = 20,
+    limit: int | None = None,
     after: str | None = None,
+    all_: AllFlag = False,
     order: Literal["asc", "desc"] = "desc",
     json: Flag = False,
 ) -> None:
@@ -57,30 +82,31 @@ def list_(
     purpose:
         Only files of that purpose.
     search:
-        Only files with that in their name.
+        Only files with that in their name; case does not matter.
     limit:
-        At most so many.
+        At most so many, 1 to 100; 20 where absent.
     after:
         Only files behind the one of that id.
+    all_:
+        All of them, however many.
     order:
         desc is newest first.
     json:
-        Print `{"object": "list", "data": […], "has_more": …}`.
+        Print a list object of files.
     """
     page = Batchline(source="cli").files.list(
-        purpose=purpose, search=search, limit=limit, after=after, order=order
+        purpose=purpose, search=search, limit=page_size(limit, all_=all_), after=after, order=order
     )
     if json:
-        print_json(page.to_json())
+        print_page(page, all_=all_, show=lambda file: file)
         return
-    print_table(file_table(page.data), none="no files")
-    if page.has_more:
-        messages().print(f"there are more: --after {page.last_id}", markup=False)
+    print_rows(_rows(shown(page, all_=all_)), COLUMNS, none="no files")
+    say_more(page, all_=all_)
 
 
 @app.command
 def show(file_id: str, /, *, json: Flag = False) -> None:
-    """Show a file's record.
+    """Show a file: its name, size, age and when it expires.
 
     Parameters
     ----------
@@ -93,40 +119,107 @@ def show(file_id: str, /, *, json: Flag = False) -> None:
     if json:
         print_json(file.model_dump_json())
     else:
-        print_table(file_table([file]), none="")
+        print_rows(_rows([file]), COLUMNS, none="")
 
 
 @app.command
-def content(file_id: str, /, *, output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None) -> None:
+def content(
+    file_id: str,
+    /,
+    *,
+    range_: Annotated[str | None, Parameter(name="--range")] = None,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    json: Flag = False,
+) -> None:
     """Write a file's content to standard output, or to a new file.
 
     Parameters
     ----------
     file_id:
         Id of the file; a running batch's output and error files hold what is settled so far.
+    range_:
+        Only these bytes, counted from 0: 0-99 are the first hundred, 100- all but those, -100 the last hundred.
     output:
-        Where to write it to; there must be nothing there.
+        Write to this file, which must not be there yet.
+    json:
+        Print what was written as JSON; needs --output.
     """
-    blocks = Batchline(source="cli").files.content(file_id)
+    if json and output is None:
+        raise InvalidInput(
+            "the content itself goes to standard output: say --output FILE with --json", param="json"
+        )
+    files = Batchline(source="cli").files
+    start, end = _bounds(range_, files.retrieve(file_id))
+    blocks = files.content(file_id, start=start, end=end)
     if output is None:
         sys.stdout.flush()
-        for block in blocks:
-            sys.stdout.buffer.write(block)
+        sys.stdout.buffer.writelines(blocks)
         sys.stdout.buffer.flush()
         return
-    with output.open("xb") as file:
-        file.writelines(blocks)
-    messages().print(f"wrote {output}", markup=False)
+    check_free(output)
+    with new_file(output) as file:
+        size_bytes = sum(map(file.write, blocks))
+    if json:
+        print_json(msgspec.json.encode({"id": file_id, "path": str(output), "bytes": size_bytes}).decode())
+    else:
+        messages().print(f"wrote {size_bytes:,} bytes to {output}", markup=False)
 
 
 @app.command
-def delete(file_id: str, /) -> None:
+def delete(file_id: str, /, *, json: Flag = False) -> None:
     """Delete a file; one that a batch needs that is not over is refused.
 
     Parameters
     ----------
     file_id:
         Id of the file.
+    json:
+        Print that it is deleted as JSON.
     """
     Batchline(source="cli").files.delete(file_id)
-    messages().print(f"deleted {file_id}", markup=False)
+    say_deleted("file", file_id, json=json)
+
+
+def say_deleted(kind: str, deleted_id: str, *, json: bool) -> None:
+    """Tell that the object is gone, as OpenAI's API does or in words."""
+    if json:
+        print_json(msgspec.json.encode({"id": deleted_id, "object": kind, "deleted": True}).decode())
+    else:
+        messages().print(f"deleted {deleted_id}", markup=False)
+
+
+def _bounds(asked: str | None, file: FileObject) -> tuple[int, int | None]:
+    """Start and end (exclusive) of the bytes that the option asks for."""
+    if asked is None:
+        return 0, None
+    match = RANGE.fullmatch(asked)
+    if match is None or asked == "-" or (match[1] and match[2] and int(match[2]) < int(match[1])):
+        raise InvalidInput(f"--range is {asked!r}; write it as 0-99, 100- or -100", param="range")
+    if match[1]:
+        return int(match[1]), int(match[2]) + 1 if match[2] else None
+    if file.status != "processed":
+        raise InvalidInput(
+            f"file {file.id} still grows; ask for bytes from its start, such as 0-99", param="range"
+        )
+    return max(0, file.bytes - int(match[2])), None
+
+
+def _rows(files: Iterable[FileObject]) -> Iterator[Row]:
+    """A row a file."""
+    now = time.time()
+    for file in files:
+        name, size, age, ends = (
+            plain(file.filename),
+            f"{file.bytes:,}",
+            ago(now - file.created_at),
+            _ends(file, now),
+        )
+        more = described((f"{size} bytes", ends and f"expires {ends}", name))
+        yield Row((file.id, name, file.purpose, size, age, ends), (file.id, file.purpose, age), more)
+
+
+def _ends(file: FileObject, now: float) -> str:
+    """When it may be deleted, if ever."""
+    if file.expires_at is None:
+        return ""
+    return f"in {roughly(file.expires_at - now)}" if file.expires_at > now else "now"

@@ -1,17 +1,19 @@
 """`batchline housekeeping`: delete what is due, go on with what was left lying."""
 
-from typing import Annotated
-
 import msgspec
-from cyclopts import Parameter
+from rich.text import Text
 
-from batchline.cli.console import messages, print_json, results
+from batchline.cli.console import messages, print_json
 from batchline.cli.exits import Exit
+from batchline.cli.options import Flag
+from batchline.cli.progress import Progress
+from batchline.cli.tables import Column, Row, described, print_rows
+from batchline.cli.words import plain
 from batchline.operations import Batchline
 from batchline.operations import housekeeping as chores_of
 from batchline.operations.housekeeping import Chore
 
-Flag = Annotated[bool, Parameter(negative="", show_default=False)]
+COLUMNS = (Column("state"), Column("chore"), Column("of"), Column("why", least=30), Column("bytes", right=True))
 
 
 def housekeeping(*, apply: Flag = False, no_resume: Flag = False, json: Flag = False) -> int:
@@ -27,21 +29,33 @@ def housekeeping(*, apply: Flag = False, no_resume: Flag = False, json: Flag = F
         Print `{"data": [{kind, subject, reason, size_bytes, done, error}, …]}`.
     """
     chores: list[Chore] = []
-    with Batchline(source="cli") as client:
-        for chore in chores_of(client, apply=apply, resume=not no_resume):
-            chores.append(chore)
-            if not json:
-                results().print(_line(chore), markup=False)
-    if json:
-        print_json(msgspec.json.encode({"data": chores}).decode())
-    elif not chores:
-        results().print("nothing to do")
-    elif not apply:
-        messages().print("nothing was changed; do it with --apply")
+    try:
+        with Batchline(source="cli") as client, Progress(messages()) as progress:
+            progress.doing("looking round")
+            for chore in chores_of(client, apply=apply, resume=not no_resume):
+                chores.append(chore)
+                progress.doing(f"{len(chores):,} chores so far")
+    finally:  # also of a round that was interrupted
+        _print(chores, apply=apply, json=json)
     return Exit.STOPPED if any(chore.error for chore in chores) else Exit.OK
 
 
-def _line(chore: Chore) -> str:
-    state = f"failed ({chore.error})" if chore.error else "done" if chore.done else "to do"
-    size = f", {chore.size_bytes:,} bytes" if chore.size_bytes else ""
-    return f"{state}: {chore.kind.replace('_', ' ')} {chore.subject}: {chore.reason}{size}"
+def _print(chores: list[Chore], *, apply: bool, json: bool) -> None:
+    if json:
+        print_json(msgspec.json.encode({"data": chores}).decode())
+        return
+    print_rows(map(_row, chores), COLUMNS, none="nothing to do")
+    if chores and not apply:
+        messages().print("nothing was changed; do it with: batchline housekeeping --apply", markup=False)
+
+
+def _row(chore: Chore) -> Row:
+    state = Text("failed", "red") if chore.error else Text("done", "green") if chore.done else Text("to do")
+    kind, subject = chore.kind.replace("_", " "), plain(chore.subject)
+    why = plain(f"{chore.reason}; {chore.error}" if chore.error else chore.reason)
+    size = f"{chore.size_bytes:,}" if chore.size_bytes else ""
+    return Row(
+        (state, kind, subject, why, size),
+        (state, kind, subject),
+        described((why, size and f"{size} bytes")),
+    )

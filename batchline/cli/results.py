@@ -7,20 +7,35 @@ import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, BinaryIO, Literal
 
+import msgspec
 from cyclopts import Parameter
+from pydantic_core import PydanticSerializationError
+from rich.text import Text
 
-from batchline.cli.console import messages
-from batchline.cli.tables import print_table, result_table
+from batchline.cli.console import messages, print_json
+from batchline.cli.options import Flag
+from batchline.cli.output import check_free, new_file, print_list
+from batchline.cli.tables import Column, Row, described, print_rows
+from batchline.cli.words import plain
 from batchline.models.batches import BatchResultItem
 from batchline.models.errors import InvalidInput
 from batchline.operations import Batchline
 
 Format = Literal["table", "jsonl", "csv", "parquet"]
-COLUMNS = ("id", "custom_id", "model", "status", "error", "input_body", "response_body")
-ROWS_AT_ONCE = 1_000
+FIELDS = ("id", "custom_id", "model", "status", "error", "input_body", "response_body")
+COLUMNS = (
+    Column("id"),
+    Column("custom_id", least=24),
+    Column("status"),
+    Column("model"),
+    Column("answer", least=40),
+)
+COLOURS = {"completed": "green", "failed": "red", "expired": "red", "cancelled": "yellow"}
+ITEMS_AT_ONCE = 1_000
 SHOWN = 100
+TEXT_CHARACTERS = 200
 
 
 def results(
@@ -33,6 +48,7 @@ def results(
     status: Literal["pending", "in_progress", "completed", "failed", "expired", "cancelled"] | None = None,
     format: Format | None = None,  # noqa: A002 - the option's name
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    json: Flag = False,
 ) -> None:
     """Print what became of each request, in input order; works while the batch runs.
 
@@ -43,41 +59,90 @@ def results(
     skip:
         Leave out so many first.
     limit:
-        At most so many; 100 as a table, all otherwise.
+        At most so many; where absent 100 as a table, else all.
     search:
         Only requests with that in their custom_id; case does not matter.
     status:
         Only requests that are in this state.
     format:
-        table, jsonl, csv or parquet; by the output's name, else a table on a terminal and jsonl elsewhere.
+        By the output's name where absent; else a table on a terminal, and JSONL elsewhere.
     output:
-        Write to this new file; Parquet needs one.
+        Write to this file, which must not be there yet; Parquet needs one.
+    json:
+        Print one JSON object, the results as its `data`; with --output, what was written.
     """
-    kind = format or _kind_of(output)
-    if kind == "parquet" and output is None:
-        raise InvalidInput(
-            "Parquet is not for a terminal: say where to with --output FILE.parquet", param="output"
-        )
+    kind = _kind(format, output, json=json)
+    if output is not None:
+        check_free(output)
     if kind == "table" and limit is None:
         limit = SHOWN
     items = Batchline(source="cli").batches.results(batch_id, skip=skip, limit=limit, search=search, status=status)
-    if kind == "table":
-        print_table(result_table(items), none="no requests")
-    elif output is None:
+    if output is not None:
+        _save(items, kind, output, batch_id, json=json)
+    elif json:
+        print_list(map(_json_of, items))
+    elif kind == "table":
+        print_rows(map(_row, items), COLUMNS, none="no requests")
+    else:
         sys.stdout.flush()
         _write(items, kind, sys.stdout.buffer)
         sys.stdout.buffer.flush()
-    else:
-        with output.open("xb") as file:
-            count = _write(items, kind, file)
-        messages().print(f"wrote {count:,} results to {output}", markup=False)
 
 
-def _kind_of(output: Path | None) -> Format:
+def _kind(asked: Format | None, output: Path | None, *, json: bool) -> Format:
+    """The format to write; raises `InvalidInput` for what cannot be together."""
+    if json and asked is not None and output is None:
+        raise InvalidInput("say either --json or --format, not both", param="format")
+    if asked == "parquet" and output is None:
+        raise InvalidInput("Parquet is not for standard output: say --output FILE.parquet", param="output")
+    if asked == "table" and output is not None:
+        raise InvalidInput("a table is for a terminal: write jsonl, csv or parquet to a file", param="format")
+    if asked is not None:
+        return asked
     if output is not None:
         kinds: dict[str, Format] = {".csv": "csv", ".parquet": "parquet"}
         return kinds.get(output.suffix.lower(), "jsonl")
     return "table" if sys.stdout.isatty() else "jsonl"
+
+
+def _row(item: BatchResultItem) -> Row:
+    """The request's row: what became of it, and the beginning of the answer or the error."""
+    custom_id, model = plain(item.custom_id), plain(item.model or "")
+    state = Text(item.status, style=COLOURS.get(item.status, "cyan"))
+    text = plain(" ".join((item.error or answer_text(item.response_body)).split())[:TEXT_CHARACTERS])
+    return Row((item.id, custom_id, state, model, text), (item.id, state, model), described((custom_id, text)))
+
+
+def answer_text(body: object) -> str:
+    """What a model said, as far as the answer's shape is known; else the whole answer."""
+    match body:
+        case {"choices": [{"message": {"content": str(text)}}, *_]} | {"choices": [{"text": str(text)}, *_]}:
+            return text
+        case {"output": [*outputs]}:
+            texts = (part for each in outputs for part in _texts(each))
+            return " ".join(texts)
+        case {"content": [*parts]}:
+            return " ".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
+        case None:
+            return ""
+    return _text_of(body)
+
+
+def _texts(output: object) -> Iterable[str]:
+    match output:
+        case {"content": [*parts]}:
+            return [str(part["text"]) for part in parts if isinstance(part, dict) and "text" in part]
+    return []
+
+
+def _save(items: Iterator[BatchResultItem], kind: Format, output: Path, batch_id: str, *, json: bool) -> None:
+    with new_file(output) as file:
+        count = _write(items, kind, file)
+    if json:
+        told = {"id": batch_id, "path": str(output), "format": kind, "results": count}
+        print_json(msgspec.json.encode(told).decode())
+    else:
+        messages().print(f"wrote {count:,} results to {output}", markup=False)
 
 
 def _write(items: Iterator[BatchResultItem], kind: Format, file: BinaryIO) -> int:
@@ -86,15 +151,25 @@ def _write(items: Iterator[BatchResultItem], kind: Format, file: BinaryIO) -> in
         return _write_parquet(items, file)
     count = 0
     if kind == "csv":
-        file.write(_csv([COLUMNS]))
-    while block := list(islice(items, ROWS_AT_ONCE)):
+        file.write(_csv([FIELDS]))
+    while block := list(islice(items, ITEMS_AT_ONCE)):
         count += len(block)
-        file.write(_csv(map(_row, block)) if kind == "csv" else b"".join(map(_json_line, block)))
+        file.write(
+            _csv(map(_fields, block)) if kind == "csv" else b"".join(_json_of(item) + b"\n" for item in block)
+        )
     return count
 
 
-def _json_line(item: BatchResultItem) -> bytes:
-    return item.model_dump_json().encode() + b"\n"
+def _json_of(item: BatchResultItem) -> bytes:
+    try:
+        return item.model_dump_json().encode()
+    except (PydanticSerializationError, ValueError):  # a lone surrogate, or deeper than pydantic goes
+        return _text_of(item.model_dump()).encode()
+
+
+def _text_of(value: object) -> str:
+    """The JSON text of a body; its lone surrogates are escaped, as they were in the file."""
+    return jsonlib.dumps(value, ensure_ascii=False).encode(errors="backslashreplace").decode()
 
 
 def _csv(rows: Iterable[Iterable[object]]) -> bytes:
@@ -103,22 +178,23 @@ def _csv(rows: Iterable[Iterable[object]]) -> bytes:
     return text.getvalue().encode()
 
 
-def _row(item: BatchResultItem) -> list[Any]:
-    """The item's columns; bodies as JSON."""
+def _fields(item: BatchResultItem) -> list[str | None]:
+    """The item's fields; bodies as JSON."""
     bodies = (item.input_body, item.response_body)
-    shown = [None if body is None else jsonlib.dumps(body, ensure_ascii=False) for body in bodies]
-    return [item.id, item.custom_id, item.model, item.status, item.error, *shown]
+    shown = [None if body is None else _text_of(body) for body in bodies]
+    error = None if item.error is None else item.error.encode(errors="backslashreplace").decode()
+    return [item.id, item.custom_id, item.model, item.status, error, *shown]
 
 
 def _write_parquet(items: Iterator[BatchResultItem], file: BinaryIO) -> int:
     import pyarrow as pa  # noqa: PLC0415 - half a second that the other formats spare
     import pyarrow.parquet as pq  # noqa: PLC0415 - as above
 
-    schema = pa.schema([(name, pa.string()) for name in COLUMNS])
+    schema = pa.schema([(name, pa.string()) for name in FIELDS])
     count = 0
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        while block := list(islice(items, ROWS_AT_ONCE)):
+        while block := list(islice(items, ITEMS_AT_ONCE)):
             count += len(block)
-            columns = zip(*map(_row, block), strict=True)
+            columns = zip(*map(_fields, block), strict=True)
             writer.write_table(pa.table([pa.array(column, pa.string()) for column in columns], schema=schema))
     return count

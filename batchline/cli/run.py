@@ -2,14 +2,14 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
-from cyclopts import Parameter
 from rich.markup import escape
 
 from batchline.cli.console import messages, print_json
 from batchline.cli.exits import Exit, exit_of_batch
 from batchline.cli.interrupt import clean_interrupt
+from batchline.cli.options import Flag
 from batchline.cli.progress import Progress
 from batchline.cli.show import report_of
 from batchline.cli.summary import print_summary
@@ -29,9 +29,8 @@ from batchline.models.status import TERMINAL
 from batchline.steps.engine import Engine, open_engine
 from batchline.steps.intake import create_batch, store_input_file
 from batchline.steps.validate import endpoint_of
-from batchline.storage.records import BatchRecord
+from batchline.storage.records import BatchRecord, open_records
 
-Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 LOOK_S = 0.5
 
 
@@ -79,6 +78,8 @@ def run(
     """
     settings = load_settings()
     wanted = _wanted(file, resume, endpoint, window, metadata, settings)
+    if resume is not None:
+        _check_known(settings, resume)
     with target_of(settings, stand_in=stand_in, resumed=resume is not None) as target:
         engine = open_engine(target.settings)
         with Progress(messages()) as progress:
@@ -122,6 +123,15 @@ def _wanted(
     except ValueError as error:
         raise InvalidInput(str(error), param="metadata") from None
     return _Wanted(file, endpoint, window or "24h", metadata)
+
+
+def _check_known(settings: Settings, batch_id: str) -> None:
+    """Raise `NotFound` before anything else is asked for."""
+    records = open_records(settings)
+    try:
+        records.get_batch(batch_id)
+    finally:
+        records.close()
 
 
 def _created(engine: Engine, wanted: _Wanted, progress: Progress) -> BatchRecord:

@@ -6,17 +6,24 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-from typed import Ended, until, world
+from typed import Ended, batch_id_in, until, world
 
 from batchline.cli import main
 from batchline.cli.console import messages, results
+from batchline.models.ids import new_batch_id, new_file_id
+from batchline.models.settings import load_settings
+from batchline.models.status import BatchStatus
+from batchline.simulate import Simulator
 from batchline.steps.engine import Engine
+from batchline.storage.records import BatchRecord, FileRecord, open_records
 
 
 @pytest.fixture
@@ -90,3 +97,59 @@ def is_healthy(url: str) -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+Command = Callable[..., Ended]
+
+
+class Batches(NamedTuple):
+    """A command on a home with batches of its own; calling it runs the command."""
+
+    command: Command
+    settings: dict[str, str]
+    batch_id: str
+
+    def __call__(self, *arguments: str | Path, **more: str) -> Ended:
+        return self.command(*arguments, **self.settings, **more)
+
+
+@pytest.fixture
+def ended(here: Command, simulator: Callable[..., Simulator], request_file: Callable[..., Path]) -> Batches:
+    """A home with a batch of 30 requests that is over, of which the fourth to the seventh failed."""
+    settings = {"OPENAI_BASE_URL": simulator().base_url}
+    told = here("run", "--local", request_file(30, refused=range(3, 7)), **settings)
+    assert told.status == 3
+    return Batches(here, settings, batch_id_in(told.out))
+
+
+@pytest.fixture
+def recorded() -> Iterator[Callable[..., BatchRecord]]:
+    """Put batches on record that nobody has run, the newest last; each as many seconds old as is said."""
+    records = open_records(load_settings())
+    file = FileRecord(
+        id=new_file_id(),
+        purpose="batch",
+        filename="r.jsonl",
+        size_bytes=1,
+        created_at=0,
+        key="x",
+        status="processed",
+    )
+    records.add_file(file)
+
+    def record(*, age_s: int = 0, **fields: object) -> BatchRecord:
+        made = int(time.time()) - age_s
+        plain: dict[str, object] = {
+            "id": new_batch_id(),
+            "status": BatchStatus.VALIDATING,
+            "endpoint": "/v1/chat/completions",
+            "input_file_id": file.id,
+            "input_filename": "r.jsonl",
+            "completion_window": "24h",
+            "created_at": made,
+            "expires_at": made + 86_400,
+        }
+        return records.add_batch(BatchRecord(**{**plain, **fields}))  # type: ignore[arg-type]
+
+    yield record
+    records.close()

@@ -1,46 +1,48 @@
-"""`batchline batches`, `files` and `housekeeping`: what people and programs see of them."""
+"""`batchline batches`: made, listed, cancelled, retried, downloaded, deleted; as people and programs see it."""
 
-import csv
-import io
 import json
-from collections.abc import Callable
+import subprocess
+import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
-from typed import Ended, batch_id_in
+from typed import COMMAND, Terminal, batch_id_in, world
 
-Command = Callable[..., Ended]
+from batchline.models.analytics import BatchAnalytics
+from batchline.models.status import BatchStatus
+from batchline.operations.batches import Batches
+
+VERBS = {"create", "list", "show", "watch", "results", "download", "cancel", "retry", "resume", "delete"}
 
 
-@pytest.fixture
-def ended(here: Command, simulator, request_file, tmp_path) -> tuple[Callable[..., Ended], str]:
-    """A command on a home with a batch of 30 requests that is over, 4 of them failed; and the batch's id."""
-    settings = {"OPENAI_BASE_URL": simulator().base_url}
-    told = here("run", "--local", request_file(30, refused=range(3, 7)), **settings)
-    assert told.status == 3
+def ids(out: str) -> list[str]:
+    """The batches in a list object."""
+    return [batch["id"] for batch in json.loads(out)["data"]]
 
-    def run(*arguments: str | Path, **more: str) -> Ended:
-        return here(*arguments, **settings, **more)
 
-    return run, batch_id_in(told.out)
+# Lists
 
 
 def test_a_list_shows_state_counts_tokens_and_cost(ended):
-    run, batch_id = ended
-    listed = run("batches", "list")
+    listed = ended("batches", "list")
 
     [head, row] = listed.out.splitlines()
-    assert head.split() == ["batch", "file", "status", "done", "age", "failed", "took", "tokens", "cost"]
-    assert row.split()[:4] == [batch_id, "requests-30.jsonl", "completed", "26/30"]
+    names = ["batch", "file", "status", "completed", "failed", "age", "took", "tokens", "cost"]
+    assert head.split() == names
+    assert row.split()[:5] == [ended.batch_id, "requests-30.jsonl", "completed", "26/30", "4"]
+    assert row.rstrip().endswith(" USD")
     assert listed.status == 0
 
 
-def test_json_is_a_list_object_with_analytics(ended):
-    run, batch_id = ended
-    found = json.loads(run("batches", "list", "--json").out)
+def test_a_persons_own_prices_have_no_currency(ended):
+    own = '{"gpt-4o-mini": {"input": "1", "output": "1"}}'
+    assert "USD" not in ended("batches", "list", BATCHLINE_PRICES=own).out
 
-    assert (found["object"], found["has_more"], found["first_id"]) == ("list", False, batch_id)
+
+def test_json_is_a_list_object_with_analytics(ended):
+    found = json.loads(ended("batches", "list", "--json").out)
+
+    assert (found["object"], found["has_more"], found["first_id"]) == ("list", False, ended.batch_id)
     assert found["data"][0]["analytics"]["total_requests"] == 26
 
 
@@ -52,146 +54,333 @@ def test_json_is_a_list_object_with_analytics(ended):
         (("--search", "REQUESTS-30"), True),
         (("--search", "nothing"), False),
         (("--created-after", "2020-01-01"), True),
-        (("--created-before", "2020-01-01T00:00:00"), False),
+        (("--created-after", "2020-01-01T12:00:00Z"), True),
+        (("--created-before", "2020-01-01T00:00:00+02:00"), False),
         (("--member-id", "00000000-0000-4000-8000-000000000000"), False),
         (("--active-first",), True),
+        (("--all",), True),
     ],
 )
 def test_every_filter_reaches_the_list(ended, filters, found):
-    run, batch_id = ended
-    shown = run("batches", "list", *filters)
+    shown = ended("batches", "list", *filters)
 
     assert shown.status == 0
-    assert (batch_id in shown.out) is found
+    assert (ended.batch_id in shown.out) is found
     assert found or shown.out == "no batches\n"
 
 
-def test_results_are_a_table_jsonl_csv_or_parquet(ended, tmp_path):
-    run, batch_id = ended
-    table = run("batches", "results", batch_id, "--format", "table", "--status", "failed").out
-    lines = [json.loads(line) for line in run("batches", "results", batch_id).out.splitlines()]
-    rows = list(csv.DictReader(io.StringIO(run("batches", "results", batch_id, "--format", "csv").out)))
-    told = run("batches", "results", batch_id, "-o", tmp_path / "r.parquet")
-    kept = pq.read_table(tmp_path / "r.parquet").to_pylist()
+def test_a_page_tells_of_more_and_the_next_goes_on_behind_it(here, recorded):
+    made = [recorded().id for _ in range(5)]
+    first = here("batches", "list", "--limit", "2", "--json")
+    rest = here("batches", "list", "--after", made[3], "--json")
+    told = here("batches", "list", "--limit", "2")
 
-    assert [line.split()[0] for line in table.splitlines()] == ["line", "4", "5", "6", "7"]
-    assert "invalid_request" in table
-    assert [line["custom_id"] for line in lines] == [f"request-{number}" for number in range(30)]
-    assert [row["id"] for row in rows] == [row["id"] for row in kept] == [line["id"] for line in lines]
-    assert (
-        json.loads(rows[0]["response_body"]) == json.loads(kept[0]["response_body"]) == lines[0]["response_body"]
+    assert ids(first.out) + ids(rest.out) == made[::-1]
+    assert f"--after {made[3]}" in told.err
+
+
+def test_all_goes_through_every_page_as_one_table_and_one_document(here, recorded):
+    made = [recorded().id for _ in range(205)]
+    found = json.loads(here("batches", "list", "--all", "--json").out)
+    lines = here("batches", "list", "--all").out.splitlines()
+
+    assert [batch["id"] for batch in found.pop("data")] == made[::-1]
+    assert found == {"object": "list", "first_id": made[-1], "last_id": made[0], "has_more": False}
+    assert [line.split()[0] for line in lines] == ["batch", *made[::-1]]
+
+
+def test_no_batches_are_an_empty_list_object(here):
+    assert json.loads(here("batches", "list", "--json", "--all").out) == {
+        "object": "list",
+        "data": [],
+        "has_more": False,
+    }
+    assert here("batches", "list").out == "no batches\n"
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "validating (waiting)"),
+        ({"status": BatchStatus.IN_PROGRESS}, "in_progress (stopped)"),
+        (
+            {"status": BatchStatus.IN_PROGRESS, "lease_owner": "h:1:x", "silent_s": 300.0},
+            "in_progress (runner died)",
+        ),
+        ({"status": BatchStatus.IN_PROGRESS, "lease_owner": "h:1:x", "silent_s": 1.0}, "in_progress "),
+        ({"status": BatchStatus.COMPLETED, "completed_at": 1}, "completed "),
+    ],
+)
+def test_a_list_tells_whether_anybody_is_at_work(here, recorded, fields, words):
+    silent_s = fields.pop("silent_s", None)
+    recorded(**fields, lease_at=None if silent_s is None else time.time() - silent_s)
+
+    [row] = here("batches", "list").out.splitlines()[1:]
+    assert words in row
+    assert ("(" in row) is ("(" in words)
+
+
+@pytest.mark.parametrize(
+    ("age_s", "words"),
+    [(5, r"[5-9] s ago"), (200, "3 min ago"), (7_300, "2 h ago"), (3 * 86_400, "3 d ago")],
+)
+def test_an_age_is_told_in_its_largest_unit(recorded, age_s, words):
+    recorded(age_s=age_s)
+    with Terminal("batches", "list") as terminal:
+        terminal.ended()
+    found = [line for line in terminal.lines if line.startswith("batch-")]
+    assert len(found) == 1
+    assert Path(words).name.split()[-2:] == found[0].split()[-2:]
+
+
+ODD_NAMES = {
+    "long": "a" * 150 + ".jsonl",
+    "of another script": "日本語のファイル名.jsonl",
+    "with markup and escapes": "[bold]red\x1b[31m\u202egnp.jsonl",
+}
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120, 200])
+@pytest.mark.parametrize("name", ODD_NAMES.values(), ids=ODD_NAMES)
+def test_a_list_fits_its_terminal_and_cuts_nothing_but_names(recorded, columns, name):
+    usage = BatchAnalytics(
+        total_requests=900_000,
+        total_prompt_tokens=1,
+        total_completion_tokens=1,
+        total_tokens=345_000_000,
+        total_cost="1234.5",
     )
-    assert told.err == f"wrote 30 results to {tmp_path / 'r.parquet'}\n"
+    batch = recorded(
+        status=BatchStatus.COMPLETED,
+        input_filename=name,
+        in_progress_at=int(time.time()) - 7_000,
+        completed_at=int(time.time()),
+        total=1_000_000,
+        completed=900_000,
+        failed=100_000,
+        analytics=usage,
+    )
+    with Terminal("batches", "list", columns=columns) as terminal:
+        status = terminal.ended()
+
+    drawn = [line.rstrip() for line in terminal.lines]
+    assert status == 0
+    assert any(line.startswith(f"{batch.id}  ") for line in drawn)
+    assert max(map(len, drawn)) <= columns
+    facts = ["completed", "900,000/1,000,000", "100,000", "345,000,000", "1 h 56 min"]
+    told = " ".join(" ".join(drawn).split())
+    assert [fact for fact in facts if fact not in told and columns >= 80] == []
+    assert "\x1b[31m" not in terminal.raw
+    assert "\u202e" not in terminal.raw
 
 
-def test_parquet_needs_a_file_and_writes_over_none(ended, tmp_path):
-    run, batch_id = ended
-    (tmp_path / "there.csv").write_text("mine")
+@pytest.mark.parametrize("options", [(), ("--json",)], ids=["table", "json"])
+def test_a_reader_that_goes_away_is_no_failure(recorded, options):
+    for _ in range(300):
+        recorded(input_filename="x" * 200)
+    piped = f"set -o pipefail; {COMMAND} batches list --all {' '.join(options)} | head -c 10"
+    ended = subprocess.run(["bash", "-c", piped], env=world(), capture_output=True, text=True, timeout=60)
 
-    assert run("batches", "results", batch_id, "--format", "parquet").status == 2
-    assert run("batches", "results", batch_id, "-o", tmp_path / "there.csv").status != 0
-    assert (tmp_path / "there.csv").read_text() == "mine"
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+# From a file to its end
+
+
+def test_a_batch_that_is_made_says_how_to_run_it(ended, request_file):
+    file_id = ended("files", "upload", request_file(5)).out.strip()
+    made = ended("batches", "create", file_id, "--metadata.night", "1", "--window", "6h")
+    shown = json.loads(ended("batches", "show", made.out.strip(), "--json").out)
+
+    assert f"batchline run --resume {made.out.strip()}" in made.err
+    assert (shown["status"], shown["metadata"], shown["completion_window"]) == ("validating", {"night": "1"}, "6h")
+    assert shown["dwext"]["source"] == "cli"
+
+
+def test_a_batch_is_made_and_run_at_once_and_its_files_expire(ended, request_file):
+    file_id = ended("files", "upload", request_file(5)).out.strip()
+    made = ended("batches", "create", file_id, "--local", "--expires-after", "3d", "--json")
+
+    batch = json.loads(made.out)
+    assert (made.status, batch["status"], batch["request_counts"]["completed"]) == (0, "completed", 5)
+    output = json.loads(ended("files", "show", batch["output_file_id"], "--json").out)
+    assert output["expires_at"] - output["created_at"] >= 3 * 86_400
+
+
+@pytest.mark.slow
+def test_run_takes_a_new_batch_and_a_retried_one_through_prefect(ended, request_file, prefect_api):
+    file_id = ended("files", "upload", request_file(4, refused=range(1))).out.strip()
+    with Terminal("batches", "create", file_id, "--run", PREFECT_API_URL=prefect_api, **ended.settings) as made:
+        assert made.ended() == 3
+    batch_id = batch_id_in(made.text)
+    with Terminal("batches", "retry", batch_id, "--run", PREFECT_API_URL=prefect_api, **ended.settings) as retried:
+        assert retried.ended() == 3
+
+    assert f"Prefect server: {prefect_api}" in " ".join(made.text.split())
+    assert "1 requests to send again" in retried.text
 
 
 def test_retry_says_how_to_go_on_and_the_list_that_nobody_runs_it(ended):
-    run, batch_id = ended
-    told = run("batches", "retry", batch_id)
+    told = ended("batches", "retry", ended.batch_id)
 
-    assert told.out == f"{batch_id}\n"
-    assert f"batchline run --resume {batch_id}" in told.err
-    assert "in_progress (stopped)" in run("batches", "list").out
-    assert run("batches", "resume", batch_id, "--local").status == 3
-    assert "completed" in run("batches", "list").out
+    assert told.out == f"{ended.batch_id}\n"
+    assert f"batchline run --resume {ended.batch_id}" in told.err
+    assert "in_progress (stopped)" in ended("batches", "list").out
+    assert ended("batches", "resume", ended.batch_id, "--local").status == 3
+    assert "completed" in ended("batches", "list").out
 
 
 def test_named_requests_are_retried_at_once(ended):
-    run, batch_id = ended
-    failed = [
-        json.loads(line)["id"]
-        for line in run("batches", "results", batch_id, "--status", "failed").out.split("\n")
-        if line
-    ]
+    lines = ended("batches", "results", ended.batch_id, "--status", "failed").out.splitlines()
+    failed = [json.loads(line)["id"] for line in lines]
 
-    told = run("batches", "retry", batch_id, *failed[:2], "--local")
+    told = ended("batches", "retry", ended.batch_id, *failed[:2], "--local")
 
     assert "2 requests to send again" in told.err
     assert told.status == 3
 
 
+def test_a_batch_that_nobody_runs_is_not_waited_for(ended):
+    ended("batches", "retry", ended.batch_id)
+    told = ended("batches", "cancel", ended.batch_id, "--wait")
+
+    assert told.status == 6
+    assert f"nobody runs it: have its files written with: batchline run --resume {ended.batch_id}" in told.err
+
+
+def test_cancel_waits_for_the_runner_to_write_the_files(ended, simulator, request_file):
+    slow = {"OPENAI_BASE_URL": simulator(latency_s=0.3).base_url, "BATCHLINE_MAX_IN_FLIGHT": "2"}
+    with Terminal("run", "--local", request_file(400), **slow) as running:
+        running.wait_for("2 in flight")
+        told = ended("batches", "cancel", batch_id_in(running.text), "--wait", "--json")
+        assert running.ended() == 5
+
+    batch = json.loads(told.out)
+    assert (told.status, batch["status"]) == (0, "cancelled")
+    assert batch["request_counts"]["failed"] > 0
+
+
+def test_a_batch_that_nobody_has_begun_is_cancelled_at_once(here, recorded):
+    told = here("batches", "cancel", recorded().id, "--json")
+    assert (told.status, json.loads(told.out)["status"]) == (0, "cancelled")
+
+
+# Files and deletion
+
+
+def test_download_copies_what_there_is(ended, tmp_path):
+    to = tmp_path / "here" / "there"
+    told = ended("batches", "download", ended.batch_id, "--to", to)
+
+    names = {path.name for path in to.iterdir()}
+    assert {"output.jsonl", "errors.jsonl", "requests.parquet", "report.json"} <= names
+    assert set(told.out.splitlines()) == {str(to / name) for name in names}
+    assert len((to / "output.jsonl").read_text().splitlines()) == 26
+
+
+def test_download_writes_over_files_only_where_it_is_told_to(ended, tmp_path):
+    (tmp_path / "errors.jsonl").write_text("mine")
+    refused = ended("batches", "download", ended.batch_id)
+    kept = (tmp_path / "errors.jsonl").read_text(), (tmp_path / "output.jsonl").exists()
+    forced = ended("batches", "download", ended.batch_id, "--force", "--json")
+
+    assert (refused.status, kept) == (2, ("mine", False))
+    assert "errors.jsonl" in refused.err
+    assert "--force" in refused.err
+    told = json.loads(forced.out)
+    assert told["id"] == ended.batch_id
+    assert {Path(file["path"]).stat().st_size for file in told["files"]} == {
+        file["bytes"] for file in told["files"]
+    }
+    assert len((tmp_path / "errors.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_download_that_breaks_off_leaves_no_file_that_looks_whole(ended, tmp_path, monkeypatch):
+    def breaking(batches, batch_id):
+        del batches, batch_id
+
+        def blocks():
+            yield b"the first half"
+            raise OSError(28, "No space left on device")
+
+        return {"output.jsonl": blocks()}
+
+    monkeypatch.setattr(Batches, "files", breaking)
+    told = ended("batches", "download", ended.batch_id, "--to", tmp_path / "to")
+
+    assert (told.status, told.out) == (6, "")
+    assert "No space left on device" in told.err
+    assert list((tmp_path / "to").iterdir()) == []
+
+
+def test_a_batch_and_its_files_are_deleted_and_its_input_stays(ended):
+    told = ended("batches", "delete", ended.batch_id, "--yes", "--json")
+    assert (told.status, json.loads(told.out)) == (0, {"id": ended.batch_id, "object": "batch", "deleted": True})
+
+    assert ended("batches", "list").out == "no batches\n"
+    [file] = json.loads(ended("files", "list", "--json").out)["data"]
+    assert file["purpose"] == "batch"
+
+
+@pytest.mark.parametrize(("answer", "is_left"), [("y", False), ("n", True), ("", True)])
+def test_a_person_is_asked_before_a_batch_is_deleted(recorded, here, answer, is_left):
+    batch = recorded()
+    with Terminal("batches", "delete", batch.id) as terminal:
+        terminal.wait_for("? [y/N] ")
+        terminal.type(f"{answer}\n")
+        status = terminal.ended()
+
+    assert f"delete {batch.id} (validating, 0 answers)?" in " ".join(terminal.text.split())
+    assert (batch.id in here("batches", "list").out) is is_left
+    assert status == (2 if is_left else 0)
+
+
+# What cannot be
+
+
 def test_what_cannot_be_done_is_one_line_and_status_2(ended):
-    run, batch_id = ended
+    Path("there.jsonl").write_text("mine")
+    batch_id = ended.batch_id
     refused = {
         ("batches", "cancel", batch_id): "completed",
         ("batches", "retry", batch_id, "req-1"): "req-1",
         ("batches", "delete", batch_id): "--yes",
-        ("batches", "show", "batch-of-nobody"): "batches list",
+        ("batches", "create", "file-of-nobody"): "file-of-nobody",
+        ("batches", "create", "file-of-nobody", "--window", "soon"): "soon",
+        ("batches", "create", "file-of-nobody", "--expires-after", "soon"): "--expires-after",
         ("batches", "list", "--limit", "101"): "limit",
+        ("batches", "list", "--limit", "5", "--all"): "--all",
         ("batches", "list", "--after", "batch-of-nobody"): "batch-of-nobody",
-        ("batches", "download", batch_id, "--to", "."): "",
-        ("files", "delete", "file-of-nobody"): "file-of-nobody",
-        ("files", "list", "--limit", "0"): "limit",
+        ("batches", "list", "--created-after", "yesterday"): "created_after",
+        ("batches", "list", "--status", "lost"): "in_progress",
+        ("batches", "lst"): "list",
+        ("batches", "results", batch_id, "-o", "there.jsonl"): "there already",
+        ("batches", "download", batch_id, "--to", "there.jsonl"): "there.jsonl",
+        ("batches", "cost-estimate", "nowhere.jsonl"): "nowhere.jsonl",
     }
-    Path("output.jsonl").write_text("mine")
     for command, word in refused.items():
-        told = run(*command)
+        told = ended(*command)
         assert (told.status, told.out) == (2, ""), command
-        assert told.err.startswith("error: ")
-        assert word in told.err
-        assert told.err.count("\n") <= 3
+        assert told.err.startswith("error: "), command
+        assert word in told.err, command
+        assert told.err.count("\n") == 1, command
+    assert Path("there.jsonl").read_text() == "mine"
 
 
-def test_download_copies_what_there_is(ended, tmp_path):
-    run, batch_id = ended
-    told = run("batches", "download", batch_id, "--to", tmp_path / "here")
+@pytest.mark.parametrize("verb", sorted(VERBS - {"create", "list"}))
+def test_a_batch_that_is_not_there_is_told_with_where_to_look(here, verb):
+    told = here("batches", verb, "batch-of-nobody", *(["--yes"] if verb == "delete" else []))
 
-    names = {path.name for path in (tmp_path / "here").iterdir()}
-    assert {"output.jsonl", "errors.jsonl", "requests.parquet", "report.json"} <= names
-    assert set(told.out.splitlines()) == {str(tmp_path / "here" / name) for name in names}
-    assert len((tmp_path / "here" / "output.jsonl").read_text().splitlines()) == 26
-    assert run("batches", "download", batch_id, "--to", tmp_path / "here", "--force").status == 0
+    assert (told.status, told.out) == (2, "")
+    assert "batch-of-nobody" in told.err
+    assert "batches list" in told.err
 
 
-def test_a_batch_and_its_files_are_deleted_and_its_input_stays(ended):
-    run, batch_id = ended
-    assert run("batches", "delete", batch_id, "--yes").status == 0
+@pytest.mark.parametrize("verb", sorted(VERBS - {"resume", "create"}))
+def test_a_database_that_fails_is_a_fault_and_not_bad_usage(here, verb, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    broken = {"BATCHLINE_DATABASE_URL": f"sqlite:///{tmp_path / 'file' / 'x.db'}"}
+    told = here("batches", verb, *(["batch-1"] if verb != "list" else []), **broken)
 
-    assert run("batches", "list").out == "no batches\n"
-    [file] = json.loads(run("files", "list", "--json").out)["data"]
-    assert file["purpose"] == "batch"
-    assert run("files", "delete", file["id"]).status == 0
-    assert run("files", "list").out == "no files\n"
-
-
-def test_a_file_is_uploaded_read_made_a_batch_of_and_cancelled(ended, request_file):
-    run, _ = ended
-    path = request_file(5)
-    uploaded = run("files", "upload", path, "--expires-after", "7d")
-    file_id = uploaded.out.strip()
-
-    assert run("files", "content", file_id).out == path.read_text()
-    assert json.loads(run("files", "show", file_id, "--json").out)["bytes"] == path.stat().st_size
-    made = json.loads(run("batches", "create", file_id, "--metadata.night", "1", "--json").out)
-    assert (made["status"], made["metadata"]) == ("validating", {"night": "1"})
-    assert json.loads(run("batches", "cancel", made["id"], "--json").out)["status"] == "cancelled"
-
-
-def test_watch_ends_as_run_does(ended):
-    run, batch_id = ended
-    watched = run("batches", "watch", batch_id)
-
-    assert watched.status == 3
-    assert batch_id in watched.out
-
-
-def test_housekeeping_changes_nothing_unless_told_to(ended):
-    run, batch_id = ended
-    assert run("housekeeping").out == "nothing to do\n"
-    run("batches", "retry", batch_id)
-    run("batches", "cancel", batch_id)
-
-    planned = run("housekeeping")
-    assert planned.out.startswith(f"to do: resume {batch_id}")
-    assert "cancelling" in run("batches", "list").out
-    done = run("housekeeping", "--apply")
-    assert done.out.startswith(f"done: resume {batch_id}")
-    assert "cancelled" in run("batches", "list").out
+    assert (told.status, told.out) == (6, "")
+    assert told.err.count("\n") == 1

@@ -172,8 +172,11 @@ class Terminal:
         until(lambda: words in self.text or self._process.poll() is not None)
         assert words in self.text, self.text
 
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
     def press_ctrl_c(self) -> None:
-        os.write(self._master, b"\x03")
+        self.type("\x03")
 
     def ended(self, timeout_s: float = PATIENCE_S) -> int:
         """Its exit status, once all that it wrote is here."""

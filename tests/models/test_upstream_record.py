@@ -99,7 +99,9 @@ def test_keys_and_headers_do_not_show():
 
 
 @pytest.mark.parametrize(
-    ("models", "serves"), [(None, True), ({"a", "b"}, True), ({"b"}, False), (set(), False)], ids=str
+    ("models", "serves"),
+    [(None, True), ({"a", "b"}, True), ({"b"}, False), (set(), False)],
+    ids=["no list", "one with it", "one without it", "an empty one"],
 )
 def test_an_upstream_without_a_list_serves_every_model(models, serves):
     assert Upstream(base_url="http://h", models=models).serves("a") is serves

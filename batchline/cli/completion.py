@@ -1,0 +1,18 @@
+"""`batchline completion`: what a shell needs to complete our words."""
+
+from typing import Literal
+
+from batchline.cli.console import print_json as write
+
+
+def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
+    """Print the script by which a shell completes commands and options.
+
+    Parameters
+    ----------
+    shell:
+        Which one.
+    """
+    from batchline.cli.app import app  # noqa: PLC0415 - it loads this command
+
+    write(app.generate_completion(prog_name="batchline", shell=shell))

@@ -1,0 +1,135 @@
+"""`batchline batches list`: which batches there are, and how they do."""
+
+import time
+from collections.abc import Iterable, Iterator
+from uuid import UUID
+
+from rich.text import Text
+
+from batchline.cli.options import Flag
+from batchline.cli.paging import AllFlag, page_size, print_page, say_more, shown
+from batchline.cli.tables import Column, Row, described, print_rows
+from batchline.cli.words import ago, cost, plain, roughly, runner_note, took
+from batchline.models.batches import StatusFilter
+from batchline.models.settings import Settings
+from batchline.models.status import BatchStatus
+from batchline.operations import Batchline
+from batchline.steps.prices import CURRENCY
+from batchline.storage.records import BatchRecord
+
+COLOURS = {
+    BatchStatus.COMPLETED: "green",
+    BatchStatus.FAILED: "red",
+    BatchStatus.EXPIRED: "red",
+    BatchStatus.CANCELLED: "yellow",
+}
+COLUMNS = (
+    Column("batch"),
+    Column("file", least=12),
+    Column("status"),
+    *(Column(name, right=True) for name in ("completed", "failed", "age", "took", "tokens", "cost")),
+)
+
+
+def list_(
+    *,
+    search: str | None = None,
+    status: StatusFilter | None = None,
+    created_after: str | None = None,
+    created_before: str | None = None,
+    member_id: UUID | None = None,
+    active_first: Flag = False,
+    limit: int | None = None,
+    after: str | None = None,
+    all_: AllFlag = False,
+    json: Flag = False,
+) -> None:
+    """List batches, newest first: state, progress, age, duration, tokens, cost.
+
+    Parameters
+    ----------
+    search:
+        Only batches with that in their id, file name or metadata; case does not matter.
+    status:
+        in_progress includes validating and finalizing, cancelled cancelling, expired what is overdue or was late.
+    created_after:
+        Only batches made then or later: a date or time in ISO 8601, in UTC where it names no zone.
+    created_before:
+        Only batches made then or earlier.
+    member_id:
+        Only batches that this member made.
+    active_first:
+        Batches that are not over before those that are.
+    limit:
+        At most so many, 1 to 100; 20 where absent.
+    after:
+        Only batches behind the one of that id.
+    all_:
+        All of them, however many.
+    json:
+        Print a list object of batches with their analytics.
+    """
+    client = Batchline(source="cli")
+    page = client.batches.records(
+        search=search,
+        status=status,
+        created_after=created_after,
+        created_before=created_before,
+        member_id=member_id,
+        active_first=active_first,
+        limit=page_size(limit, all_=all_),
+        after=after,
+        include="analytics",
+    )
+    if json:
+        print_page(page, all_=all_, show=lambda batch: batch.to_response(include_analytics=True))
+        return
+    rows = batch_rows(shown(page, all_=all_), client.engine.settings)
+    print_rows(rows, COLUMNS, none="no batches")
+    say_more(page, all_=all_)
+
+
+def batch_rows(batches: Iterable[BatchRecord], settings: Settings) -> Iterator[Row]:
+    """A row a batch."""
+    now = time.time()
+    for batch in batches:
+        yield _row(batch, settings, now)
+
+
+def _row(batch: BatchRecord, settings: Settings, now: float) -> Row:
+    state, name = _state(batch, now, settings.lease_s), plain(batch.input_filename)
+    age_s, length = now - batch.created_at, took(batch, now)
+    done = f"{batch.completed:,}/{batch.total:,}" if batch.total else ""
+    failed = f"{batch.failed:,}" if batch.failed else ""
+    tokens, price = _usage(batch, settings)
+    return Row(
+        (batch.id, name, state, done, failed, roughly(age_s), length, tokens, price),
+        (batch.id, state, ago(age_s)),
+        described(
+            (
+                done,
+                failed and f"{failed} failed",
+                length and f"took {length}",
+                tokens and f"{tokens} tokens",
+                price,
+                name,
+            )
+        ),
+    )
+
+
+def _usage(batch: BatchRecord, settings: Settings) -> tuple[str, str]:
+    """Tokens and cost, as far as they are known."""
+    usage = batch.analytics
+    if usage is None:
+        return "", ""
+    # The price list is in US dollars; a person's own prices are in whatever they are in.
+    currency = "" if settings.prices else CURRENCY
+    return f"{usage.total_tokens:,}", cost(usage.total_cost, currency) if usage.total_cost else ""
+
+
+def _state(batch: BatchRecord, now: float, lease_s: float) -> Text:
+    """The state, and whether somebody is at work on it."""
+    note = runner_note(batch, now=now, lease_s=lease_s)
+    state = Text(batch.status, style=COLOURS.get(batch.status, "cyan"))
+    return Text.assemble(state, (f" ({note})", "red")) if note else state

@@ -1,0 +1,245 @@
+"""What a file's requests would cost, told before any is sent: tokens by their size, prices by model."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from batchline.models.errors import InvalidInput
+from batchline.models.json_scan import members
+from batchline.models.settings import Settings
+from batchline.operations.client import Batchline
+from batchline.steps.intake import input_blocks
+from batchline.steps.prices import PriceBook, Rates, Tariff, TokenCounts, as_text, price_book, total
+from batchline.steps.stretches import stretches_of
+from batchline.steps.validate import BYTES_A_TOKEN
+
+WITHOUT_OUTPUT: Final = frozenset({"/v1/embeddings", "/v1/moderations"})
+"""Endpoints whose answers are not generated, so that no output is billed."""
+
+_FILE_ID: Final = re.compile(r"file-[0-9a-f]{32}")
+
+
+class ModelEstimate(msgspec.Struct, frozen=True, kw_only=True):
+    """What one model's requests would use; costs are exact decimals, absent where there is no price.
+
+    `output_tokens_at_most` and its cost are those of the requests that set a limit to their answers;
+    `without_limit` is how many set none.
+    """
+
+    model: str
+    requests: int
+    input_tokens: int
+    output_tokens_at_most: int
+    without_limit: int
+    input_cost: str | None
+    output_cost_at_most: str | None
+    price_source: str | None
+
+
+class CostEstimate(msgspec.Struct, frozen=True, kw_only=True):
+    """What a file's requests would use.
+
+    Input tokens are the requests' bytes divided by four: rough, but of the right order for English. A cost is
+    absent where a model has no price, `most` also where a request sets no limit to its answer. `currency` is
+    absent where prices are a person's own. `unreadable` lines are no requests and are not counted.
+    """
+
+    requests: int
+    unreadable: int
+    input_tokens: int
+    output_tokens_at_most: int
+    without_limit: int
+    least: str | None
+    most: str | None
+    currency: str | None
+    unpriced_models: list[str]
+    models: list[ModelEstimate]
+
+
+class _Body(msgspec.Struct):
+    model: str | None = None
+    n: object = None
+    best_of: object = None
+    max_completion_tokens: object = None
+    max_tokens: object = None
+    max_output_tokens: object = None
+
+
+class _Request(msgspec.Struct):
+    url: str
+    body: _Body
+
+
+class _Sums(msgspec.Struct):
+    """Of the requests of one model that are priced alike."""
+
+    requests: int = 0
+    size_bytes: int = 0
+    output_tokens: int = 0
+    without_limit: int = 0
+
+    @property
+    def input_tokens(self) -> int:
+        """By their size."""
+        return self.size_bytes // BYTES_A_TOKEN
+
+
+_decode = msgspec.json.Decoder(_Request).decode
+
+
+def estimate_cost(client: Batchline, file: str | Path) -> CostEstimate:
+    """Estimate what the requests would cost of the input file at that path, or of the uploaded one of that id.
+
+    Streams with constant memory. Raises `NotFound` for an unknown id, and `InvalidInput` for a file that cannot be
+    read, is no input file, or holds no request.
+    """
+    return estimate_requests(_blocks(client, file), client.engine.settings)
+
+
+def _blocks(client: Batchline, file: str | Path) -> Iterator[bytes]:
+    if Path(file).exists() or not _FILE_ID.fullmatch(str(file)):
+        return input_blocks(Path(file))
+    found = client.files.retrieve(str(file))
+    if found.purpose != "batch":
+        raise InvalidInput(
+            f"file {found.id} is {found.purpose}; costs are estimated of an input file, of purpose batch",
+            param="file",
+        )
+    return client.files.content(found.id)
+
+
+def estimate_requests(blocks: Iterator[bytes], settings: Settings) -> CostEstimate:
+    """Estimate what the requests in these bytes of a decompressed input file would cost."""
+    counting = _Counting(price_book(settings))
+    for stretch in stretches_of(blocks, max_line_bytes=settings.max_line_bytes):
+        counting.unreadable += bool(stretch.overlong)
+        for line in stretch.lines:
+            if line and not line.isspace():
+                counting.add(line)
+    if not counting.sums:
+        raise InvalidInput("the file holds no request; write one JSON object a line", param="file")
+    return counting.estimate()
+
+
+class _Counting:
+    """Sums requests by model and by the step of its tariff that their length reaches."""
+
+    def __init__(self, book: PriceBook) -> None:
+        self.sums: defaultdict[str, dict[int, _Sums]] = defaultdict(dict)
+        self.unreadable = 0
+        self._book = book
+        self._now = time.time()
+
+    def add(self, line: bytes) -> None:
+        """Count a line."""
+        request = _read(line)
+        if request is None:
+            self.unreadable += 1
+            return
+        model = request.body.model or ""
+        tariff = self._book.tariff(model)
+        size_bytes = len(line) + 1
+        step = bisect_left(tariff.starts, size_bytes // BYTES_A_TOKEN) if tariff else 0
+        sums = self.sums[model].setdefault(step, _Sums())
+        most = _most_output(request)
+        sums.requests += 1
+        sums.size_bytes += size_bytes
+        sums.output_tokens += most or 0
+        sums.without_limit += most is None
+
+    def estimate(self) -> CostEstimate:
+        """What they come to."""
+        models = [self._model(model, steps) for model, steps in sorted(self.sums.items())]
+        tariffs = [self._book.tariff(model) for model in self.sums]
+        least = _sum([model.input_cost for model in models])
+        output = _sum([model.output_cost_at_most for model in models])
+        without_limit = sum(model.without_limit for model in models)
+        return CostEstimate(
+            requests=sum(model.requests for model in models),
+            unreadable=self.unreadable,
+            input_tokens=sum(model.input_tokens for model in models),
+            output_tokens_at_most=sum(model.output_tokens_at_most for model in models),
+            without_limit=without_limit,
+            least=least,
+            most=None if without_limit else _sum([least, output]),
+            currency=_currency(tariffs),
+            unpriced_models=[model.model for model in models if model.input_cost is None],
+            models=models,
+        )
+
+    def _model(self, name: str, steps: dict[int, _Sums]) -> ModelEstimate:
+        tariff = self._book.tariff(name)
+        rates = [tariff.rates(tariff.period_at(self._now), step) if tariff else None for step in steps]
+        priced = [(each, sums) for each, sums in zip(rates, steps.values(), strict=True) if each]
+        is_priced = len(priced) == len(steps)
+        return ModelEstimate(
+            model=name,
+            requests=sum(sums.requests for sums in steps.values()),
+            input_tokens=sum(sums.input_tokens for sums in steps.values()),
+            output_tokens_at_most=sum(sums.output_tokens for sums in steps.values()),
+            without_limit=sum(sums.without_limit for sums in steps.values()),
+            input_cost=as_text(total(_input_cost(*each) for each in priced)) if is_priced else None,
+            output_cost_at_most=as_text(total(_output_cost(*each) for each in priced)) if is_priced else None,
+            price_source=tariff.source if tariff and is_priced else None,
+        )
+
+
+def _input_cost(rates: Rates, sums: _Sums) -> Decimal:
+    return rates.cost(TokenCounts(sums.requests, sums.input_tokens, 0, 0, 0, 0))
+
+
+def _output_cost(rates: Rates, sums: _Sums) -> Decimal:
+    """The most, since answers may be all reasoning or none."""
+    plain = rates.cost(TokenCounts(0, 0, 0, 0, sums.output_tokens, 0))
+    return max(plain, rates.cost(TokenCounts(0, 0, 0, 0, sums.output_tokens, sums.output_tokens)))
+
+
+def _sum(costs: list[str | None]) -> str | None:
+    """Their sum; none where one is not known."""
+    known = [Decimal(cost) for cost in costs if cost is not None]
+    return as_text(total(known)) if len(known) == len(costs) else None
+
+
+def _currency(tariffs: list[Tariff | None]) -> str | None:
+    """That of all prices, where they have one together."""
+    found = {tariff.currency for tariff in tariffs if tariff is not None}
+    return found.pop() if len(found) == 1 else None
+
+
+def _most_output(request: _Request) -> int | None:
+    """The most tokens that the answer may have; none where the request sets no limit."""
+    if request.url in WITHOUT_OUTPUT:
+        return 0
+    body = request.body
+    limits = map(_count, (body.max_completion_tokens, body.max_tokens, body.max_output_tokens))
+    limit = next((limit for limit in limits if limit is not None), None)
+    return None if limit is None else limit * max(1, _count(body.n) or 1, _count(body.best_of) or 1)
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _read(line: bytes) -> _Request | None:
+    """What is looked at of the request; none where the line is none."""
+    try:
+        return _decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:  # valid lines may be deeper, or have larger numbers, than the fast way takes
+        found = members(line)
+        body = members(found["body"])
+        values = {name: json.loads(body[name]) for name in _Body.__struct_fields__ if name in body}
+        return msgspec.convert({"url": json.loads(found["url"]), "body": values}, _Request)
+    except (KeyError, ValueError, RecursionError):
+        return None

@@ -1,0 +1,95 @@
+"""What a file would cost: tokens by size, bounds by the requests' own limits, prices by model."""
+
+import json
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from batchline import Batchline
+from batchline.models.errors import InvalidInput, NotFound
+from batchline.operations.estimate import estimate_cost
+
+PRICES = {"a": {"input": "1", "output": "2"}, "b": {"input": "10", "output": "40"}}
+
+
+def line(number: int, model: str = "a", *, url: str = "/v1/chat/completions", size: int = 400, **body) -> bytes:
+    """A request line of that many bytes, the line break included."""
+    request = {"custom_id": f"request-{number}", "method": "POST", "url": url, "body": {"model": model, **body}}
+    bare = json.dumps({**request, "pad": ""})
+    return json.dumps({**request, "pad": "x" * (size - 1 - len(bare))}).encode() + b"\n"
+
+
+@pytest.fixture
+def estimate(engine_for, simulator, tmp_path):
+    client = Batchline(engine=engine_for(simulator().base_url, prices=PRICES))
+
+    def of(*lines: bytes, name: str = "r.jsonl"):
+        path = tmp_path / name
+        path.write_bytes(b"".join(lines))
+        return estimate_cost(client, path)
+
+    of.client = client
+    yield of
+    client.close()
+
+
+def test_tokens_are_bytes_by_four_and_costs_are_exact(estimate):
+    found = estimate(line(1, max_tokens=100), line(2, "b", max_completion_tokens=50, n=3))
+
+    assert (found.requests, found.input_tokens, found.output_tokens_at_most) == (2, 200, 250)
+    a, b = found.models
+    assert (a.model, a.input_cost, a.output_cost_at_most) == ("a", "0.0001", "0.0002")
+    assert (b.model, b.input_cost, b.output_cost_at_most) == ("b", "0.001", "0.006")
+    assert Decimal(found.least) == Decimal("0.0011")
+    assert Decimal(found.most) == Decimal("0.0073")
+
+
+def test_a_request_without_a_limit_has_no_upper_bound(estimate):
+    found = estimate(line(1, max_tokens=100), line(2))
+
+    assert found.without_limit == 1
+    assert found.least is not None
+    assert found.most is None
+
+
+def test_embeddings_have_no_output(estimate):
+    found = estimate(line(1, url="/v1/embeddings"))
+
+    assert (found.without_limit, found.output_tokens_at_most) == (0, 0)
+    assert found.least == found.most
+
+
+def test_a_model_without_a_price_is_named_and_gives_no_total(estimate):
+    found = estimate(line(1, max_tokens=1), line(2, "nobodys-model", max_tokens=1))
+
+    assert found.unpriced_models == ["nobodys-model"]
+    assert (found.least, found.most) == (None, None)
+
+
+def test_lines_that_are_no_requests_are_counted_apart(estimate):
+    deep = b'{"custom_id":"d","method":"POST","url":"/v1/embeddings","body":{"model":"a","x":' + b"[" * 3_000
+    found = estimate(b"nonsense\n\n[]\n", line(1, max_tokens=1), deep + b"]" * 3_000 + b"}}\n")
+
+    assert (found.requests, found.unreadable) == (2, 2)
+
+
+def test_an_uploaded_file_is_estimated_by_its_id(estimate, tmp_path):
+    path = tmp_path / "up.jsonl"
+    path.write_bytes(line(1, max_tokens=100))
+    file = estimate.client.files.create(file=path)
+
+    assert estimate_cost(estimate.client, file.id) == estimate(line(1, max_tokens=100))
+    with pytest.raises(NotFound):
+        estimate_cost(estimate.client, "file-" + "0" * 32)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"nonsense\n"])
+def test_a_file_without_requests_is_refused(estimate, content):
+    with pytest.raises(InvalidInput, match="no request"):
+        estimate(content)
+
+
+def test_a_path_to_nothing_is_refused(estimate):
+    with pytest.raises(InvalidInput, match=r"nowhere\.jsonl"):
+        estimate_cost(estimate.client, Path("nowhere.jsonl"))
