@@ -29,6 +29,7 @@ FIGURES = {
     "cancel_latency": operations.cancel_latency,
     "results_page": operations.results_page,
     "retry_of_few": operations.retry_of_few,
+    "fairness": operations.fairness,
     "lists": lists.lists,
     "kills": commands.kills,
     "start": commands.start,

@@ -107,6 +107,38 @@ def _page_s(client: Batchline, batch_id: str, skip: int) -> float:
     return taken
 
 
+def fairness(world: World) -> Iterator[Row]:
+    """Seconds that 100 requests take alone, and beside a batch of 500,000 that was there first."""
+    taken: dict[str, list[float]] = {"alone": [], "beside": []}
+    with (
+        tempfile.TemporaryDirectory(dir=world.home) as home,
+        Simulator(SimulatorOptions(latency_s=0.1)) as upstream,
+        Batchline(load_settings(home=home, base_url=upstream.base_url, lease_s=60)) as client,
+    ):
+        few, many = (client.files.create(file=world.file(count)) for count in (100, world.count(500_000)))
+        taken["alone"] = [_few_s(client, few.id) for _ in range(ROUNDS)]
+        large = client.batches.create(input_file_id=many.id)
+        while client.batches.retrieve(large.id).request_counts.completed < 1_000:
+            time.sleep(0.1)
+        taken["beside"] = [_few_s(client, few.id) for _ in range(ROUNDS)]
+        if client.batches.ended(large.id) is not None:
+            raise RuntimeError("the large batch was over before the small ones")
+        client.batches.cancel(large.id)
+        client.batches.wait(large.id)
+    world.samples["fairness"] = {name: [{"seconds": each} for each in some] for name, some in taken.items()}
+    alone, beside = (statistics.median(some) for some in taken.values())
+    yield Row("100 requests beside 500,000, time / alone", beside / alone, most=5.0)
+
+
+def _few_s(client: Batchline, file_id: str) -> float:
+    began = time.perf_counter()
+    batch = client.batches.create(input_file_id=file_id)
+    ended = client.batches.wait(batch.id, poll_interval_s=0.02)
+    if ended.request_counts.completed != 100:
+        raise RuntimeError(f"{ended.request_counts.completed} of 100 requests succeeded")
+    return time.perf_counter() - began
+
+
 class CountingObjects(LocalObjects):
     """A local store that counts the bytes that are written to it; a copy is a link and writes none."""
 

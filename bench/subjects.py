@@ -28,7 +28,7 @@ def _timed(work: Callable[[], Any]) -> tuple[dict[str, float], Any]:
     began, cpu = time.perf_counter(), time.process_time()
     result = work()
     wall_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu
-    return {"wall_s": wall_s, "cpu_s": cpu_s}, result
+    return {"wall_s": wall_s, "cpu_s": cpu_s, "peak_mb": _peak_mb()}, result
 
 
 def _loop(options: dict[str, Any], send: Callable[[], Awaitable[Any]]) -> Callable[[], Any]:
@@ -261,7 +261,7 @@ def main() -> None:
     """Run the subject that the command line names."""
     options = json.loads(sys.argv[2])
     figures = SUBJECTS[sys.argv[1]](options)
-    figures |= {"requests": options["requests"], "peak_mb": _peak_mb()}
+    figures = {"peak_mb": _peak_mb(), **figures, "requests": options["requests"]}
     sys.stdout.write(json.dumps(figures) + "\n")
     sys.stdout.flush()
     os._exit(0)

@@ -64,11 +64,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 def chunk_requests(total: int) -> int:
     """How many requests a chunk may hold.
 
-    A fifth of the batch between 500 and 10,000: few enough tasks for Prefect (some 60 ms of server CPU each),
+    A fifth of the batch between 500 and 15,000: few enough tasks for Prefect (some 60 ms of server CPU each),
     enough of them to spread over machines. A stretch more, so that chunks, which are made of whole ones, are not
     more than that for the sake of a few lines.
     """
-    return max(500, min(10_000, -(-total // 5))) + STRETCH_LINES
+    return max(500, min(15_000, -(-total // 5))) + STRETCH_LINES
 
 
 def retry_plan(plan: Plan, lines: Sequence[int], *, most_requests: int | None, most_bytes: int) -> Plan:

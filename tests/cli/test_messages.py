@@ -34,9 +34,7 @@ WRONG = {
     "options of a new batch for an old one": Wrong(
         "run --resume batch-1 --stand-in --window 2h --endpoint /v1/responses", 2, ("--endpoint, --window",)
     ),
-    "no upstream for an old batch": Wrong(
-        "run --resume batch-1", 2, ("OPENAI_BASE_URL", "--stand-in"), {"OPENAI_BASE_URL": "", "OPENAI_API_KEY": ""}
-    ),
+    "a batch that is not there": Wrong("run --resume batch-1", 2, ("batch-1",), {"OPENAI_BASE_URL": ""}),
     "a window without a unit": Wrong("run good.jsonl --window 24", 2, ("'24'", "'90m', '24h' or '7d'")),
     "a window that is too long": Wrong("run good.jsonl --window 8d", 2, ("'8d'", "1m to 7d")),
     "an endpoint that is none": Wrong("run good.jsonl --endpoint /v1/files", 2, ("/v1/files", "/v1/embeddings")),
@@ -115,6 +113,13 @@ def test_what_cannot_be_is_told_in_one_line_without_secrets(wrong, here):
     assert line.startswith("error: ")
     assert [word for word in wrong.words if word not in line] == []
     assert SECRET not in ended.err
+
+
+def test_without_an_upstream_a_batch_does_not_go_on_and_is_told_why(here, recorded):
+    ended = here("run", "--resume", recorded().id, OPENAI_BASE_URL="", OPENAI_API_KEY="")
+
+    assert (ended.status, ended.out) == (2, "")
+    assert [word for word in ("OPENAI_BASE_URL", "--stand-in") if word not in ended.err] == []
 
 
 def test_the_installed_command_tells_the_same(some_files, here):

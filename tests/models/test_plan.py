@@ -9,7 +9,7 @@ from batchline.models.plan import Chunk, Plan, Stretch, chunk_requests, retry_pl
 
 @pytest.mark.parametrize(
     ("total", "requests"),
-    [(1, 1_000), (2_500, 1_000), (2_501, 1_001), (50_000, 10_500), (1_000_000, 10_500)],
+    [(1, 1_000), (2_500, 1_000), (2_501, 1_001), (50_000, 10_500), (1_000_000, 15_500)],
 )
 def test_a_chunk_is_a_fifth_of_the_batch_and_a_stretch_within_bounds(total, requests):
     assert chunk_requests(total) == requests
