@@ -3,21 +3,24 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Annotated, cast
 
 from prefect import flow, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.runtime import deployment, flow_run
-from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
-from pydantic import Field
 
 from batchline.models.batches import BatchDwExtResponse, BatchResponse, CreateBatchRequest
-from batchline.models.errors import BatchEnded, InvalidInput
-from batchline.models.plan import OPEN_CHUNKS
-from batchline.models.status import TERMINAL, BatchStatus
+from batchline.models.errors import InvalidInput
+from batchline.models.plan import OPEN_CHUNKS, Plan
+from batchline.models.status import TERMINAL
+from batchline.orchestration import forms
+from batchline.orchestration.artifacts import show_end
+from batchline.orchestration.crashes import batch_of_crash
+from batchline.orchestration.events import emit
+from batchline.orchestration.outcome import final_state, outcome_message, report_of
+from batchline.orchestration.supervision import supervised
 from batchline.steps.engine import Engine, open_engine
-from batchline.steps.hold import hold_batch
+from batchline.steps.hold import BatchHold, hold_batch, wait_for_lease
 from batchline.steps.intake import create_batch, store_input_from
 from batchline.steps.lifecycle import check_settled, finish, finished_parts, orders, settle
 from batchline.storage.records import BatchRecord
@@ -45,97 +48,111 @@ def using_engine(engine: Engine) -> Iterator[None]:
     persist_result=False,
 )
 def process_batch(
-    input_file_id: Annotated[str | None, Field(description="Id of an uploaded file of requests.")] = None,
-    input_uri: Annotated[
-        str | None, Field(description="Or where to read one: a path or s3:// address below an allowed root.")
-    ] = None,
-    endpoint: Annotated[
-        str, Field(description="The endpoint of every request in the file.")
-    ] = "/v1/chat/completions",
-    completion_window: Annotated[str, Field(description="How long it may take: <n>m, <n>h or <n>d.")] = "24h",
-    metadata: Annotated[dict[str, str] | None, Field(description="Up to 16 pairs of your own.")] = None,
-    batch_id: Annotated[str | None, Field(description="A batch that exists, to go on with.")] = None,
+    input_uri: forms.Text = None,
+    endpoint: forms.Endpoint = "/v1/chat/completions",
+    completion_window: forms.Window = "24h",
+    metadata: forms.Metadata = None,
+    input_file_id: forms.Text = None,
+    batch_id: forms.Text = None,
+    crashed_run: forms.Text = None,
 ) -> BatchResponse:
-    """Run a batch to its end and return it; a batch that was interrupted goes on where its parts end.
+    """Run an OpenAI-format batch file to its end, or go on with a batch where its saved answers end.
 
-    Takes one of `input_file_id`, `input_uri` and `batch_id`. A retry of the flow run goes on with the batch that
-    it made. Raises `BatchEnded` when the batch ends other than `completed`, `InvalidInput` or `NotFound` for
-    parameters that cannot be used, `Conflict` while another run has the batch, and `Interrupted` or
-    `StorageFault` when it stopped for a fault of ours: run it again.
+    Args:
+        input_uri: The file of requests: a path or an s3:// address, below a root that the settings allow.
+        endpoint: The endpoint of every request in the file.
+        completion_window: How long the batch may take; what is not answered by then is given up.
+        metadata: Up to 16 pairs of your own, one key=value a line.
+        input_file_id: Instead of the file of requests: the id of one that was uploaded, file-…
+        batch_id: Instead: the id of a batch that exists, to go on with it, batch-…
+        crashed_run: Instead: the id of a flow run that crashed, to go on with its batch.
+
+    A retry of the flow run goes on with the batch that it made. Raises `BatchEnded` when the batch ends other than
+    `completed`, `InvalidInput` or `NotFound` for parameters that cannot be used, `Conflict` while another run has
+    the batch, and `Interrupted` or `StorageFault` when it stopped for a fault of ours: run it again.
     """
     engine = _engine.get() or open_engine()
-    batch = _batch(engine, input_file_id, input_uri, endpoint, completion_window, metadata, batch_id)
-    _name_run(batch)
+    if crashed_run:
+        batch_id = batch_of_crash(engine, crashed_run).id
+    batch = _batch(engine, input_uri, input_file_id, endpoint, completion_window, metadata, batch_id)
+    _introduce(engine, batch)
     if batch.status in TERMINAL:
-        return _final_state(batch)
-    with hold_batch(engine, batch.id) as hold:
+        return _ended(engine, batch)
+    wait_for_lease(engine, batch, get_run_logger().info)
+    with hold_batch(engine, batch.id) as hold, supervised(hold):
         plan = validate(hold)
         if plan is not None:
+            _tell_beginning(hold, plan)
             check_settled(hold, plan, gathered(hold, call.map(orders(hold, plan))))
             settle(hold)
             parts = finished_parts(hold, plan)
             analytics, report = aggregate(hold, parts)
             finish(hold, write(hold, parts, report), analytics, report)
-    return _final_state(hold.batch)
+    return _ended(engine, hold.batch, now=True)
 
 
 def _batch(
     engine: Engine,
-    input_file_id: str | None,
     input_uri: str | None,
+    input_file_id: str | None,
     endpoint: str,
     completion_window: str,
-    metadata: dict[str, str] | None,
+    metadata: str | dict[str, str] | None,
     batch_id: str | None,
 ) -> BatchRecord:
     """The batch to run: the one named, the one that this flow run made before, or a new one."""
-    if batch_id is not None:
+    if batch_id:
         return engine.records.get_batch(batch_id)
     run_id = flow_run.id
     known = engine.records.batch_of_flow_run(run_id) if run_id else None
     if known is not None:
         return known
-    if (input_file_id is None) == (input_uri is None):
+    if bool(input_file_id) == bool(input_uri):
         raise InvalidInput(
             "give the batch's input as one of input_file_id and input_uri (or batch_id to go on with a batch)",
             param="input_file_id",
         )
+    pairs = forms.pairs_of(metadata)
     request = CreateBatchRequest(
         input_file_id=input_file_id or store_input_from(engine, str(input_uri)).id,
         endpoint=endpoint,
         completion_window=completion_window,
-        metadata=metadata,
+        metadata=pairs,
     )
     origin = BatchDwExtResponse(source="deployment" if deployment.id else "api")
-    return create_batch(engine, request, origin=origin, flow_run_id=run_id)
+    batch = create_batch(engine, request, origin=origin, flow_run_id=run_id)
+    emit("created", batch)
+    return batch
 
 
-def _name_run(batch: BatchRecord) -> None:
-    """Name the flow run after its batch."""
-    if flow_run.id and flow_run.name != batch.id:
+def _introduce(engine: Engine, batch: BatchRecord) -> None:
+    """Name the flow run after file and batch, and note in the batch's record which run has it."""
+    name = f"{batch.input_filename} {batch.id}"
+    if flow_run.id and flow_run.name != name:
         with get_client(sync_client=True) as client:
-            client.update_flow_run(flow_run.id, name=batch.id)
+            client.update_flow_run(flow_run.id, name=name)
+        engine.records.note_flow_run(batch.id, str(flow_run.id))
 
 
-def _final_state(batch: BatchRecord) -> BatchResponse:
-    """The flow run's state for a batch that is over, with counts and reasons in its message.
+def _tell_beginning(hold: BatchHold, plan: Plan) -> None:
+    batch = hold.batch
+    get_run_logger().info(
+        "%s of %s: %s requests in %s chunks to %s",
+        batch.id,
+        batch.input_filename,
+        f"{plan.total:,}",
+        f"{len(plan.chunks):,}",
+        ", ".join(sorted({hold.upstream_of(model) for model in plan.models})) or "the upstream",
+    )
+    emit("in_progress", batch, models=plan.models[:20])
 
-    Prefect takes a returned state for the run's own, and gives the caller what the state holds.
-    """
-    message = outcome_message(batch)
-    get_run_logger().info("%s %s", batch.id, message)
-    if batch.status is BatchStatus.COMPLETED:
-        return cast("BatchResponse", Completed(message=message, data=batch.to_response(include_analytics=True)))
-    ended = BatchEnded(f"batch {batch.id} {message}", batch_id=batch.id, status=batch.status)
-    kind = Cancelled if batch.status is BatchStatus.CANCELLED else Failed
-    return cast("BatchResponse", kind(message=message, data=ended))
 
-
-def outcome_message(batch: BatchRecord) -> str:
-    """How a batch ended, in one line for people."""
-    if batch.errors:
-        more = f" (and {len(batch.errors) - 1} more)" if len(batch.errors) > 1 else ""
-        first = batch.errors[0]
-        where = f"line {first.line}: " if first.line else ""
-        return f"{batch.status}: {where}{first.message}{more}"
-    return f"{batch.status}: {batch.completed:,} ok, {batch.failed:,} failed of {batch.total:,}"
+def _ended(engine: Engine, batch: BatchRecord, *, now: bool = False) -> BatchResponse:
+    """The flow run's final state, with what people and automations are to know of the end where it is `now`."""
+    report = report_of(engine, batch.id)
+    message = outcome_message(batch, report)
+    get_run_logger().info("%s of %s %s", batch.id, batch.input_filename, message)
+    if now:
+        emit(batch.status.value, batch, report=report)
+    show_end(engine, batch, report)
+    return final_state(batch, message)

@@ -36,11 +36,20 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     requests: int
     stretches: list[Stretch]
     only: list[int] | None = None
+    last_line: int = 0
+    """The last line of its stretches; 0 where that is not known, as in plans of earlier versions."""
 
     @property
     def first_line(self) -> int:
         """The first line that it sends."""
         return self.only[0] if self.only else self.stretches[0].first_line
+
+    @property
+    def range(self) -> str:
+        """Which lines it sends, in words."""
+        last = self.only[-1] if self.only else self.last_line
+        words = f"lines {self.first_line:,} to {last:,}" if last else f"lines from {self.first_line:,}"
+        return f"{self.requests:,} of {words}" if self.only else words
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

@@ -126,6 +126,11 @@ class Settings(BaseSettings):
     max_attempts: int = Field(default=8, ge=1, le=100, description="Its attempts for each request.")
     request_timeout_s: float = Field(default=1_800.0, gt=0, description="Its limit for one attempt.")
 
+    deployment: str = Field(
+        default="process-batch/process-batch",
+        pattern="^[^/]+/[^/]+$",
+        description="The Prefect deployment that runs batches which are started so: names of flow and deployment.",
+    )
     endpoints: tuple[str, ...] = Field(default=ENDPOINTS, description="The endpoints that batches may use.")
     min_completion_window: str = Field(default="1m", description="The shortest that a batch may ask for.")
     max_completion_window: str = Field(default="7d", description="The longest that a batch may ask for.")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, as_completed
 
@@ -13,7 +13,7 @@ from batchline.tasks.faults import RETRIES, RETRY_DELAYS_S, is_storage_fault
 
 @task(
     name="call",
-    task_run_name="requests from line {order.chunk.first_line}",
+    task_run_name="{order.chunk.range}",
     cache_policy=NO_CACHE,
     persist_result=False,
     retries=RETRIES,
@@ -22,7 +22,10 @@ from batchline.tasks.faults import RETRIES, RETRY_DELAYS_S, is_storage_fault
 )
 def call(order: ChunkOrder) -> ChunkResult:
     """Send the chunk and write its part; a repetition sends only what has no saved answer."""
-    return send_chunk(order, hold_of(order))
+    result = send_chunk(order, hold_of(order))
+    end = "" if result.finished else ", stopped before all was settled"
+    get_run_logger().info("%s ok, %s failed%s", f"{result.completed:,}", f"{result.failed:,}", end)
+    return result
 
 
 def gathered(hold: BatchHold, futures: Sequence[PrefectFuture[ChunkResult]]) -> list[ChunkResult]:

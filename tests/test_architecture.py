@@ -19,11 +19,12 @@ BELOW = {
     "storage": {"models"},
     "upstream": {"models"},
     "steps": {"models", "storage", "upstream"},
-    "tasks": {"models", "storage", "upstream", "steps"},
-    "flows": {"models", "storage", "upstream", "steps", "tasks"},
-    "operations": {"models", "storage", "upstream", "steps", "tasks", "flows"},
+    "orchestration": {"models", "storage", "upstream", "steps"},
+    "tasks": {"models", "storage", "upstream", "steps", "orchestration"},
+    "flows": {"models", "storage", "upstream", "steps", "orchestration", "tasks", "operations"},
+    "operations": {"models", "storage", "upstream", "steps", "orchestration"},
     "simulate": {"models"},
-    "cli": {"models", "storage", "upstream", "steps", "tasks", "flows", "operations", "simulate"},
+    "cli": {"models", "storage", "upstream", "steps", "orchestration", "tasks", "flows", "operations", "simulate"},
 }
 """From each room, the rooms that it may import beside itself."""
 

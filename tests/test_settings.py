@@ -31,6 +31,7 @@ TEXTS = {
     "openai_api_key": "hunter2",
     "min_completion_window": "2m",
     "max_completion_window": "6d",
+    "deployment": "process-batch/nightly",
 }
 PLAIN = {
     "max_in_flight": 3,

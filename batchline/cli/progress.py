@@ -12,8 +12,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from batchline.cli.meter import Meter, Reading, span
 from batchline.steps.hold import held
+from batchline.steps.meter import Meter, Reading, span
 
 LIVE_S = 0.25
 SAMPLE_S = 1.0

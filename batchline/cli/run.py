@@ -1,6 +1,5 @@
 """`batchline run`: a file of requests, from here to its results."""
 
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,11 +26,10 @@ from batchline.models.errors import (
 from batchline.models.settings import Settings, load_settings
 from batchline.models.status import TERMINAL
 from batchline.steps.engine import Engine, open_engine
+from batchline.steps.hold import wait_for_lease
 from batchline.steps.intake import create_batch, store_input_file
 from batchline.steps.validate import endpoint_of
 from batchline.storage.records import BatchRecord, open_records
-
-LOOK_S = 0.5
 
 
 class _Wanted(NamedTuple):
@@ -151,7 +149,7 @@ def _run(engine: Engine, batch: BatchRecord, progress: Progress, *, local: bool)
     """Run the batch with progress shown; the error that stopped it, if one did."""
     try:
         with clean_interrupt(batch.id):
-            _wait_for_lease(engine, batch, progress)
+            wait_for_lease(engine, batch, progress.doing)
             progress.follow(batch.id)
             if local:
                 from batchline.steps.local import run_local  # noqa: PLC0415 - beside its alternative
@@ -174,26 +172,6 @@ def _run(engine: Engine, batch: BatchRecord, progress: Progress, *, local: bool)
     except OSError as error:
         return Interrupted(f"the machine failed: {error}")
     return None
-
-
-def _wait_for_lease(engine: Engine, batch: BatchRecord, progress: Progress) -> None:
-    """Wait until the lease of a runner that died goes stale; raises `Conflict` as soon as that one shows life."""
-    first, said = batch.lease_at, False
-    while batch.lease_owner is not None and batch.lease_at is not None:
-        left_s = batch.lease_at + engine.settings.lease_s - time.time()
-        if left_s < 0:
-            return
-        if batch.lease_at != first:
-            raise Conflict(
-                f"batch {batch.id} is being run by another process ({batch.lease_owner}), which is alive"
-            )
-        if not said:
-            progress.doing(
-                f"another process had this batch a moment ago; waiting {left_s:.0f} s, should it be dead"
-            )
-            said = True
-        time.sleep(LOOK_S)
-        batch = engine.records.get_batch(batch.id)
 
 
 def _say_how_to_go_on(batch_id: str, error: BatchlineError, target: Target, *, local: bool) -> None:

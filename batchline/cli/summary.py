@@ -8,11 +8,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from batchline.cli.console import results
-from batchline.cli.meter import span, speed
 from batchline.models.analytics import BatchReport, Percentiles
 from batchline.models.batches import BatchResponse
 from batchline.models.status import TERMINAL, BatchStatus
 from batchline.steps.engine import Engine
+from batchline.steps.meter import span, speed
 from batchline.storage import layout
 
 COLOURS = {BatchStatus.COMPLETED: "green", BatchStatus.FAILED: "red", BatchStatus.EXPIRED: "red"}

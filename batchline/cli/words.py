@@ -5,8 +5,8 @@ from decimal import Decimal
 
 from rich.text import Text
 
-from batchline.cli.meter import span
 from batchline.models.status import TERMINAL, BatchStatus
+from batchline.steps.meter import span
 from batchline.storage.records import BatchRecord
 
 COST_PLACES = Decimal("0.0001")

@@ -33,7 +33,7 @@ from batchline.steps.sweep import sweep_now
 from batchline.storage import layout
 from batchline.storage.records import BatchRecord
 
-Via = Literal["process"]
+Via = Literal["process", "deployment"]
 POLL_S: Final = 0.5
 DELETION_PATIENCE_S: Final = 10.0
 """How much longer than the grace a deletion waits for the batch's runner to end."""
@@ -59,8 +59,9 @@ class Batches:
     ) -> BatchResponse:
         """Make a batch of an uploaded file's requests, have it run, and return it, `validating`.
 
-        `via` says where: in the background of this process, or nowhere as yet. Raises `InvalidInput` for an
-        endpoint, window or metadata that cannot be, `NotFound` for an unknown input file.
+        `via` says where: in the background of this process, as a run of the deployment that the settings name, or
+        nowhere as yet. Raises `InvalidInput` for an endpoint, window or metadata that cannot be, `NotFound` for an
+        unknown input file, and `Interrupted` where Prefect does not take it: the batch can be resumed.
         """
         request = checked(
             CreateBatchRequest,
@@ -72,7 +73,7 @@ class Batches:
         batch = create_batch(
             self._engine,
             request,
-            origin=BatchDwExtResponse(source=self._source),
+            origin=BatchDwExtResponse(source="deployment" if via == "deployment" else self._source),
             output_expires_after=seconds_of(output_expires_after),
         )
         return self._started(batch, via)
@@ -256,4 +257,8 @@ class Batches:
     def _started(self, batch: BatchRecord, via: Via | None) -> BatchResponse:
         if via == "process":
             self._runner.start(batch.id)
+        elif via == "deployment":
+            from batchline.orchestration.deployments import start_as_deployment  # noqa: PLC0415 - loads Prefect
+
+            start_as_deployment(self._engine, batch)
         return batch.to_response()

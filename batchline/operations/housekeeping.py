@@ -15,6 +15,7 @@ import msgspec
 
 from batchline.models.errors import BatchlineError, Conflict, NotFound
 from batchline.models.status import BatchStatus
+from batchline.operations.batches import Via
 from batchline.operations.client import Batchline
 from batchline.steps.sweep import objects_of, sweep
 from batchline.storage.records import BatchRecord
@@ -41,13 +42,15 @@ class Chore(msgspec.Struct, frozen=True, kw_only=True):
 Job = tuple[Chore, Callable[[], object]]
 
 
-def housekeeping(client: Batchline, *, apply: bool = False, resume: bool = True) -> Iterator[Chore]:
+def housekeeping(
+    client: Batchline, *, apply: bool = False, resume: bool = True, via: Via = "process"
+) -> Iterator[Chore]:
     """Find what is to be done, do it where `apply` says so, and yield each chore as it is found or done.
 
     A chore that fails is reported with its error, and the others are done. Batches to go on with are run one
-    after another in this process; with `resume` false they are only named.
+    after another in this process, or started `via` deployment; with `resume` false they are only named.
     """
-    for chore, do in _jobs(client):
+    for chore, do in _jobs(client, via):
         if not apply or (chore.kind == "resume" and not resume):
             yield chore
             continue
@@ -60,11 +63,11 @@ def housekeeping(client: Batchline, *, apply: bool = False, resume: bool = True)
             yield msgspec.structs.replace(chore, done=True)
 
 
-def _jobs(client: Batchline) -> Iterator[Job]:
+def _jobs(client: Batchline, via: Via) -> Iterator[Job]:
     yield from _expired_files(client)
     yield from _doomed_objects(client)
     yield from _unfinished_writes(client)
-    yield from _abandoned_batches(client)
+    yield from _abandoned_batches(client, via)
 
 
 def _expired_files(client: Batchline) -> Iterator[Job]:
@@ -108,15 +111,15 @@ def _unfinished_writes(client: Batchline) -> Iterator[Job]:
         yield chore, partial(store.discard, name)
 
 
-def _abandoned_batches(client: Batchline) -> Iterator[Job]:
+def _abandoned_batches(client: Batchline, via: Via) -> Iterator[Job]:
     settings, now = client.engine.settings, time.time()
     for batch in client.batches.records(status="in_progress", limit=100):
         if (reason := _why_resume(batch, now, settings.lease_s)) is not None:
-            yield Chore(kind="resume", subject=batch.id, reason=reason), partial(_resume, client, batch.id)
+            yield Chore(kind="resume", subject=batch.id, reason=reason), partial(_resume, client, batch.id, via)
     for batch in client.batches.records(status="cancelled", limit=100):
         if batch.status is BatchStatus.CANCELLING and not batch.is_held(now=now, lease_s=settings.lease_s):
             chore = Chore(kind="resume", subject=batch.id, reason="it was cancelled and its files are not written")
-            yield chore, partial(_resume, client, batch.id)
+            yield chore, partial(_resume, client, batch.id, via)
 
 
 def _why_resume(batch: BatchRecord, now: float, lease_s: float) -> str | None:
@@ -130,8 +133,11 @@ def _why_resume(batch: BatchRecord, now: float, lease_s: float) -> str | None:
     return "its completion window has closed" if batch.expires_at < now else None
 
 
-def _resume(client: Batchline, batch_id: str) -> None:
+def _resume(client: Batchline, batch_id: str, via: Via) -> None:
     try:
-        client.batches.run(batch_id)
+        if via == "process":
+            client.batches.run(batch_id)
+        else:
+            client.batches.resume(batch_id, via=via)
     except Conflict:  # somebody else has it by now
         return

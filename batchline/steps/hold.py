@@ -10,12 +10,12 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from batchline.models.errors import InvalidInput, LeaseLost, StorageFault
+from batchline.models.errors import Conflict, InvalidInput, LeaseLost, StorageFault
 from batchline.models.failures import ErrorCode
 from batchline.models.status import BatchStatus
 from batchline.steps.chunk import ChunkOrder
@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 BEAT_S = 1.0
 """Between heartbeats, of which a short lease has four; a cancel takes effect within about two."""
+
+LOOK_S = 0.5
+"""Between looks at the lease of a runner that may be dead."""
 
 OPEN_HEAVY_CHUNKS = 2
 """Chunks with very long lines under way at once: while one waits for its last answers, another sends."""
@@ -170,6 +173,24 @@ CANCELLED = Stop(code=ErrorCode.BATCH_CANCELLED, message="the batch was cancelle
 
 _held: dict[tuple[str, int], BatchHold] = {}
 _held_lock = threading.Lock()
+
+
+def wait_for_lease(engine: Engine, batch: BatchRecord, say: Callable[[str], object]) -> None:
+    """Wait until the lease of a runner that died goes stale; raises `Conflict` as soon as that one shows life."""
+    first, said = batch.lease_at, False
+    while batch.lease_owner is not None and batch.lease_at is not None:
+        left_s = batch.lease_at + engine.settings.lease_s - time.time()
+        if left_s < 0:
+            return
+        if batch.lease_at != first:
+            raise Conflict(
+                f"batch {batch.id} is being run by another process ({batch.lease_owner}), which is alive"
+            )
+        if not said:
+            say(f"another process had this batch a moment ago; waiting {left_s:.0f} s, should it be dead")
+            said = True
+        time.sleep(LOOK_S)
+        batch = engine.records.get_batch(batch.id)
 
 
 @contextmanager

@@ -172,7 +172,10 @@ class _Pass:
 
     def _note(self, stretch: Stretch, requests: int) -> None:
         """Keep the stretch's place, and tell of limits that it passes."""
-        self._places.append(_Place(stretch.start, stretch.end, stretch.first_line, requests, stretch.sha256))
+        last_line = stretch.first_line + max(1, len(stretch.lines)) - 1
+        self._places.append(
+            _Place(stretch.start, stretch.end, stretch.first_line, last_line, requests, stretch.sha256)
+        )
         most_bytes, most = self._settings.max_file_bytes, self._settings.max_requests
         if self.size <= most_bytes < stretch.end:
             self._fail("file_too_large", None, f"the file is longer than {most_bytes:,} bytes; split it")
@@ -254,6 +257,7 @@ class _Place(msgspec.Struct, frozen=True, gc=False):
     start: int
     end: int
     first_line: int
+    last_line: int
     requests: int
     sha256: str
 
@@ -279,5 +283,6 @@ def _chunk(index: int, places: list[_Place]) -> Chunk:
     return Chunk(
         index=index,
         requests=sum(place.requests for place in places),
+        last_line=places[-1].last_line,
         stretches=[Pinned(place.start, place.end, place.first_line, place.sha256) for place in places],
     )

@@ -160,6 +160,20 @@ class Records:
         row = self._read(lambda connection: connection.execute(statement).first())
         return None if row is None else batch_of(row)
 
+    def last_batch_of_flow_run(self, flow_run_id: str) -> BatchRecord | None:
+        """The batch that the flow run made or went on with, if it came to that."""
+        made = self.batch_of_flow_run(flow_run_id)
+        if made is not None:
+            return made
+        statement = select(batches).where(batches.c.last_flow_run_id == flow_run_id).limit(1)
+        row = self._read(lambda connection: connection.execute(statement).first())
+        return None if row is None else batch_of(row)
+
+    def note_flow_run(self, batch_id: str, flow_run_id: str) -> None:
+        """Note which flow run has the batch now; does nothing to a batch that is gone."""
+        statement = update(batches).where(batches.c.id == batch_id).values(last_flow_run_id=flow_run_id)
+        self._write(lambda connection: connection.execute(statement))
+
     def batch_of_file(self, file_id: str) -> BatchRecord | None:
         """The batch whose output or error file that is."""
         statement = select(batches).where(

@@ -78,6 +78,9 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
     final_prefix: str | None = None
     """Where the files of the last generation that was finished are."""
 
+    last_flow_run_id: str | None = None
+    """The flow run that ran it last; `flow_run_id` is the one that made it."""
+
     @property
     def ended_at(self) -> int:
         """When it came to its end, in Unix seconds; 0 while it is not over."""

@@ -4,7 +4,7 @@ from typing import Final
 
 from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, MetaData, String, Table, Text, false
 
-HEAD: Final = "0004"
+HEAD: Final = "0005"
 """The newest migration; a test holds it to the scripts."""
 
 metadata = MetaData()
@@ -62,7 +62,9 @@ batches = Table(
     Column("output_expires_after", BigInteger),
     Column("plan_key", Text),
     Column("final_prefix", Text),
+    Column("last_flow_run_id", String(64)),
     Index("batches_by_flow_run", "flow_run_id", unique=True),
+    Index("batches_by_last_flow_run", "last_flow_run_id"),
     Index("batches_by_input_file", "input_file_id"),
     Index("batches_by_output_file", "output_file_id"),
     Index("batches_by_error_file", "error_file_id"),

@@ -51,7 +51,7 @@ def test_a_batch_that_succeeds_is_a_completed_flow_run_named_after_it(simulator,
         350,
         {"team": "search"},
     )
-    assert flow_run_of(state).name == batch.id
+    assert flow_run_of(state).name == f"{stored.filename} {batch.id}"
     assert "350 ok" in (state.message or "")
 
 

@@ -65,10 +65,17 @@ def kinds() -> Iterator[BatchRecord]:
             )
 
 
+LATER = {"last_flow_run_id"}
+"""Columns of batches that came after that revision."""
+
+
 def fill(settings: Settings, made: list[BatchRecord]) -> None:
     engine = engine_of(settings)
     with engine.begin() as connection:
-        connection.execute(insert(batches), [columns_of(msgspec.structs.asdict(batch)) for batch in made])
+        rows = [columns_of(msgspec.structs.asdict(batch)) for batch in made]
+        connection.execute(
+            insert(batches), [{name: row[name] for name in row if name not in LATER} for row in rows]
+        )
     engine.dispose()
 
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import pytest
 from rich.console import Console
 
-from batchline.cli.meter import Meter, Reading, RecentRate, in_flight, span, speed
 from batchline.cli.progress import _bar
+from batchline.steps.meter import Meter, Reading, RecentRate, in_flight, span, speed
 from batchline.upstream.run import RunProgress
 
 

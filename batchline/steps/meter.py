@@ -90,13 +90,19 @@ class Meter:
             words.append(f"no answer for {span(self._rate.silent_s())}")
         return Reading(settled, total, failed, self._left(total - settled), " · ".join(words), progress.paused)
 
+    def left_s(self) -> float | None:
+        """Seconds until all is settled at the rate of the last minute; none where that is unknown."""
+        completed, failed = self._hold.counts()
+        requests, rate = self._hold.batch.total - completed - failed, self._rate.per_s()
+        return requests / rate if requests and rate and self._hold.run.stopped is None else None
+
     def _left(self, requests: int) -> str:
         if not requests:
             return "writing the files"
         if self._hold.run.stopped is not None:
             return "stopping"
-        rate = self._rate.per_s()
-        return f"about {span(max(1.0, requests / rate))} left" if rate else ""
+        left_s = self.left_s()
+        return f"about {span(max(1.0, left_s))} left" if left_s else ""
 
 
 def in_flight(progress: RunProgress) -> str:

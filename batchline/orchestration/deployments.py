@@ -1,0 +1,54 @@
+"""Starts batches as runs of the deployment that the settings name."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.exceptions import ObjectNotFound
+
+from batchline.models.errors import Interrupted
+from batchline.orchestration.events import emit
+from batchline.steps.engine import Engine
+from batchline.storage.records import BatchRecord
+
+
+def start_as_deployment(engine: Engine, batch: BatchRecord) -> str:
+    """Have a worker run the batch, and return the id of the flow run; one that waits for a worker is that again.
+
+    Raises `Interrupted` where Prefect does not take it; the batch stays as it is and can be started again.
+    """
+    name = engine.settings.deployment
+    try:
+        with get_client(sync_client=True) as client:
+            if batch.last_flow_run_id is not None and _waits(client, batch.last_flow_run_id):
+                return batch.last_flow_run_id
+            run = client.create_flow_run_from_deployment(
+                client.read_deployment_by_name(name).id,
+                parameters={"batch_id": batch.id},
+                name=f"{batch.input_filename} {batch.id}",
+                # The batch's id, and what tells one start of it from the next.
+                idempotency_key=f"{batch.id}-g{batch.generation}-{batch.last_flow_run_id or 'first'}",
+            )
+    except ObjectNotFound as error:
+        raise Interrupted(
+            f"batch {batch.id} is recorded but not started: there is no deployment {name}; make it by "
+            "`prefect deploy --all` in the checkout, or name another in BATCHLINE_DEPLOYMENT"
+        ) from error
+    except Exception as error:  # Prefect's client raises many kinds
+        raise Interrupted(
+            f"batch {batch.id} is recorded but not started: Prefect failed: {type(error).__name__}: {error}"
+        ) from error
+    engine.records.note_flow_run(batch.id, str(run.id))
+    if batch.epoch == 0:
+        emit("created", batch)
+    return str(run.id)
+
+
+def _waits(client: SyncPrefectClient, run_id: str) -> bool:
+    """Whether the flow run has not begun yet."""
+    try:
+        state = client.read_flow_run(UUID(run_id)).state
+    except ObjectNotFound:
+        return False
+    return state is not None and (state.is_scheduled() or state.is_pending())

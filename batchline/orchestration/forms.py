@@ -1,0 +1,46 @@
+"""The parameters of our flows as people fill them in: Prefect's pages make a form of each one's JSON schema.
+
+A parameter that may be left out is shown as plain text, since Prefect asks for the kind of a value that may be one
+of several. What each is for stands in the flow's docstring, where Prefect takes it from.
+"""
+
+from typing import Annotated, Final
+
+from pydantic import WithJsonSchema
+
+from batchline.models.errors import InvalidInput
+from batchline.models.settings import ENDPOINTS, load_settings
+
+WINDOWS: Final = ("1h", "3h", "6h", "12h", "24h", "2d", "3d", "7d")
+"""What the form offers; batches that programs make before they start a run may have others."""
+
+
+def _endpoints() -> list[str]:
+    """Those that the settings allow where the form is made."""
+    try:
+        return list(load_settings().endpoints)
+    except InvalidInput:  # said where the settings are needed
+        return list(ENDPOINTS)
+
+
+Text = Annotated[str | None, WithJsonSchema({"type": "string"})]
+Endpoint = Annotated[str, WithJsonSchema({"type": "string", "enum": _endpoints()})]
+Window = Annotated[str, WithJsonSchema({"type": "string", "enum": list(WINDOWS)})]
+Metadata = Annotated[str | dict[str, str] | None, WithJsonSchema({"type": "string"})]
+
+
+def pairs_of(metadata: str | dict[str, str] | None) -> dict[str, str] | None:
+    """The pairs in lines of `key=value`; raises `InvalidInput` that names a line that is none."""
+    if not isinstance(metadata, str):
+        return metadata
+    pairs: dict[str, str] = {}
+    for line in metadata.splitlines():
+        if not line.strip():
+            continue
+        key, sign, value = line.partition("=")
+        if not sign or not key.strip():
+            raise InvalidInput(f"metadata has the line {line!r}; write key=value", param="metadata")
+        if key.strip() in pairs:
+            raise InvalidInput(f"metadata has {key.strip()!r} twice", param="metadata")
+        pairs[key.strip()] = value.strip()
+    return pairs or None

@@ -1,0 +1,58 @@
+"""How a batch ended, as the state of its flow run tells."""
+
+from __future__ import annotations
+
+import logging
+from typing import cast
+
+from prefect.states import Cancelled, Completed, Failed
+from pydantic import ValidationError
+
+from batchline.models.analytics import BatchReport
+from batchline.models.batches import BatchResponse
+from batchline.models.errors import BatchEnded, NotFound, StorageFault
+from batchline.models.status import BatchStatus
+from batchline.steps.engine import Engine
+from batchline.storage import layout
+from batchline.storage.records import BatchRecord
+
+log = logging.getLogger(__name__)
+
+
+def report_of(engine: Engine, batch_id: str) -> BatchReport | None:
+    """The batch's figures; none where it has none, or they cannot be read now."""
+    try:
+        return BatchReport.model_validate_json(engine.store.read(layout.report_data_key(batch_id)))
+    except NotFound:
+        return None
+    except (StorageFault, ValidationError) as error:
+        log.warning("the report of %s cannot be read: %s", batch_id, error)
+        return None
+
+
+def outcome_message(batch: BatchRecord, report: BatchReport | None) -> str:
+    """How a batch ended, in one line for people."""
+    if batch.total:
+        counts = f"{batch.completed:,} ok, {batch.failed:,} failed"
+        codes = ", ".join(f"{code} {count:,}" for code, count in report.failures.items()) if report else ""
+        counts += f" ({codes})" if codes and batch.failed else ""
+    else:
+        counts = "nothing was sent"
+    if not batch.errors:
+        return f"{batch.status}: {counts}"
+    first = batch.errors[0]
+    where = f"line {first.line}: " if first.line else ""
+    more = f" (and {len(batch.errors) - 1} more)" if len(batch.errors) > 1 else ""
+    return f"{batch.status}: {where}{first.message}{more}; {counts}"
+
+
+def final_state(batch: BatchRecord, message: str) -> BatchResponse:
+    """The flow run's state for a batch that is over.
+
+    Prefect takes a returned state for the run's own, and gives the caller what the state holds.
+    """
+    if batch.status is BatchStatus.COMPLETED:
+        return cast("BatchResponse", Completed(message=message, data=batch.to_response(include_analytics=True)))
+    ended = BatchEnded(f"batch {batch.id} {message}", batch_id=batch.id, status=batch.status)
+    kind = Cancelled if batch.status is BatchStatus.CANCELLED else Failed
+    return cast("BatchResponse", kind(message=message, data=ended))

@@ -1,0 +1,172 @@
+"""What goes on beside a batch's steps: its progress is shown, and what Prefect and the machine ask for is done.
+
+A cancelled flow run cancels its batch, which then writes what it has. A process that is told to end stops its
+batch cleanly, so that the next run goes on with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, Final
+from uuid import UUID
+
+from prefect import get_run_logger
+from prefect.client.orchestration import get_client
+from prefect.exceptions import TerminationSignal
+from prefect.logging.loggers import LoggingAdapter
+from prefect.runtime import flow_run
+
+from batchline.models.errors import Conflict, Interrupted, NotFound, StorageFault
+from batchline.models.status import BatchStatus
+from batchline.orchestration.artifacts import ProgressArtifact
+from batchline.orchestration.events import emit
+from batchline.steps.hold import CANCELLED, BatchHold
+from batchline.steps.meter import Meter, Reading, span
+
+log = logging.getLogger(__name__)
+
+SHOWN_EVERY_S: Final = 3.0
+ASKED_EVERY_S: Final = 5.0
+"""Between looks at the flow run's state: where no worker is there to say so, a cancel is found by them."""
+
+LOGGED_EVERY_S: Final = 60.0
+AT_RISK_AFTER_S: Final = 60.0
+"""A batch's speed says little of its end before."""
+
+
+@contextmanager
+def supervised(hold: BatchHold) -> Iterator[None]:
+    """Look after the run of a batch until the block ends.
+
+    Raises `TerminationSignal` where the process was told to end and the batch was stopped for it.
+    """
+    run_id = flow_run.id
+    if run_id is None:
+        yield
+        return
+    told = threading.Event()
+    watch = _Watch(hold, str(run_id), get_run_logger())
+    with _signals(watch, told), watch:
+        try:
+            yield
+        except Interrupted as error:
+            if told.is_set():
+                raise TerminationSignal(signal.SIGTERM) from error
+            raise
+
+
+@contextmanager
+def _signals(watch: _Watch, told: threading.Event) -> Iterator[None]:
+    """At SIGTERM, which a worker sends to cancel a run and a machine to end a process, do what is meant by it.
+
+    A second one ends the process at once. Only a main thread can be told.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def obey(number: int, frame: FrameType | None) -> None:
+        del frame
+        signal.signal(number, before)
+        told.set()
+        # Not here: what the signal came upon may hold the locks that asking Prefect needs.
+        threading.Thread(target=watch.obey_signal, name="told to end", daemon=True).start()
+
+    before = signal.signal(signal.SIGTERM, obey)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Watch:
+    """A thread that shows progress and looks whether the flow run is being cancelled."""
+
+    def __init__(self, hold: BatchHold, run_id: str, logger: LoggingAdapter | logging.Logger) -> None:
+        self._hold = hold
+        self._run_id = UUID(run_id)
+        self._logger = logger
+        self._meter = Meter(hold)
+        self._artifact = ProgressArtifact(hold.batch.id, run_id)
+        self._over = threading.Event()
+        self._paused: str | None = None
+        self._at_risk = False
+        self._began = time.monotonic()
+        self._thread = threading.Thread(target=self._watch, name=f"watch {hold.batch.id}", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *error: Any) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def obey_signal(self) -> None:
+        """Cancel the batch where its flow run is being cancelled, or else stop it so that another can go on."""
+        if self._is_cancelling():
+            self._cancel()
+        else:
+            self._logger.warning("the process was told to end; answers are saved, and another run can go on")
+            self._hold.interrupt("its process was told to end")
+
+    def _watch(self) -> None:
+        asked = logged = time.monotonic()
+        while not self._over.wait(SHOWN_EVERY_S):
+            now = time.monotonic()
+            if now - asked >= ASKED_EVERY_S and self._hold.run.stopped is None:
+                asked = now
+                if self._is_cancelling():
+                    self._cancel()
+            reading = self._meter.read()
+            if reading is None:
+                continue
+            self._artifact.show(reading)
+            self._tell_pauses(reading)
+            self._tell_risk()
+            if now - logged >= LOGGED_EVERY_S:
+                logged = now
+                words = (f"{reading.settled:,} of {reading.total:,}", f"{reading.failed:,} failed", reading.left)
+                self._logger.info("%s", " · ".join(word for word in words if word))
+
+    def _is_cancelling(self) -> bool:
+        """Whether Prefect says so; it is asked again where it does not answer."""
+        try:
+            with get_client(sync_client=True) as client:
+                state = client.read_flow_run(self._run_id).state
+        except Exception as error:  # noqa: BLE001 - Prefect's client raises many kinds
+            log.debug("the flow run's state is not known: %s", error)
+            return False
+        return state is not None and (state.is_cancelling() or state.is_cancelled())
+
+    def _cancel(self) -> None:
+        hold = self._hold
+        self._logger.info("cancelled: nothing more is sent, what was answered is written")
+        with suppress(Conflict, NotFound, StorageFault):
+            hold.records.move(hold.batch.id, BatchStatus.CANCELLING, now=int(time.time()))
+            hold.run.stop(CANCELLED)
+
+    def _tell_pauses(self, reading: Reading) -> None:
+        if reading.paused == self._paused:
+            return
+        if reading.paused:
+            self._logger.warning("sending pauses: %s", reading.paused)
+        else:
+            self._logger.info("sending goes on")
+        self._paused = reading.paused
+
+    def _tell_risk(self) -> None:
+        """Say once that the batch will not be done within its window at the speed that it has."""
+        batch, left_s = self._hold.batch, self._meter.left_s()
+        if self._at_risk or left_s is None or time.monotonic() - self._began < AT_RISK_AFTER_S:
+            return
+        late_s = time.time() + left_s - batch.expires_at
+        if late_s > 0:
+            self._at_risk = True
+            self._logger.warning("at this speed the batch ends %s after its window", span(late_s))
+            emit("deadline_at_risk", batch, late_by_s=round(late_s))

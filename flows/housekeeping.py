@@ -1,0 +1,38 @@
+"""Housekeeping as a flow, for a schedule: what is due is deleted, what was left lying goes on."""
+
+from collections import Counter
+
+from prefect import flow, get_run_logger
+
+from batchline.models.errors import StorageFault
+from batchline.operations import Batchline
+from batchline.operations import housekeeping as chores_of
+from batchline.operations.housekeeping import Chore
+
+
+@flow(name="housekeeping", persist_result=False)
+def housekeeping(apply: bool = True, resume: bool = True) -> dict[str, int]:
+    """Delete expired files and what dead processes left, and have batches go on whose runner died.
+
+    Args:
+        apply: Do it; otherwise it is only told what there is to be done.
+        resume: Go on with batches whose runner died, each as a run of its own.
+
+    Returns how many chores of each kind there were. Raises `StorageFault` where some could not be done.
+    """
+    logger, kinds, failed = get_run_logger(), Counter[str](), []
+    with Batchline(source="deployment") as client:
+        for chore in chores_of(client, apply=apply, resume=resume, via="deployment"):
+            kinds[chore.kind] += 1
+            logger.log(40 if chore.error else 20, "%s", _told(chore))
+            failed += [chore] if chore.error else []
+    if not kinds:
+        logger.info("nothing to do")
+    if failed:
+        raise StorageFault(f"{len(failed)} chores could not be done, the first: {_told(failed[0])}")
+    return dict(kinds)
+
+
+def _told(chore: Chore) -> str:
+    state = "failed" if chore.error else "done" if chore.done else "to do"
+    return f"{chore.kind.replace('_', ' ')} {chore.subject}: {chore.reason}; {chore.error or state}"
