@@ -8,6 +8,7 @@ BatchlineError
 ├── Conflict        the object's state forbids it
 │   └── LeaseLost   another runner has taken the batch over
 ├── StorageFault    the object store or the database did not do its part; try again
+│   └── SourceFault     a place that files are picked up from did not
 ├── Interrupted     a run stopped before all was settled; the batch can be resumed
 └── BatchEnded      a batch ended, but not as `completed`
 ```
@@ -46,6 +47,10 @@ class LeaseLost(Conflict):
 
 class StorageFault(BatchlineError):
     """The object store or the database failed; nothing is lost and the work can be tried again."""
+
+
+class SourceFault(StorageFault):
+    """A place that files are picked up from failed; our own storage and records did not."""
 
 
 class Interrupted(BatchlineError):

@@ -5,6 +5,7 @@ import uuid6
 BATCH_PREFIX = "batch-"
 FILE_PREFIX = "file-"
 REQUEST_PREFIX = "req-"
+SYNC_PREFIX = "sync-"
 
 
 def new_batch_id() -> str:
@@ -15,6 +16,11 @@ def new_batch_id() -> str:
 def new_file_id() -> str:
     """A fresh `file-<uuid7 hex>`."""
     return FILE_PREFIX + uuid6.uuid7().hex
+
+
+def new_sync_id() -> str:
+    """A fresh `sync-<uuid7 hex>`."""
+    return SYNC_PREFIX + uuid6.uuid7().hex
 
 
 def request_prefix(batch_id: str) -> str:

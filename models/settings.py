@@ -143,7 +143,11 @@ class Settings(BaseSettings):
     max_reported_errors: int = Field(default=1_000, ge=1, description="Entries in `batch.errors.data`.")
 
     source_roots: tuple[str, ...] = Field(
-        default=(), description="Prefixes below which a flow may read an `input_uri`; none allows none."
+        default=(),
+        description="Prefixes below which an `input_uri` may be read and a folder watched; none allows none.",
+    )
+    source_still_s: float = Field(
+        default=10.0, ge=0, description="So long a local file must be unchanged before it is picked up."
     )
     chunk_requests: int | None = Field(
         default=None, ge=1, description="Requests a chunk; by size of the batch where absent."

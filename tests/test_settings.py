@@ -49,6 +49,7 @@ PLAIN = {
     "lease_s": 14.5,
     "grace_s": 15.5,
     "refusals_to_stop": 16,
+    "source_still_s": 17.5,
 }
 NESTED = {
     "upstreams": [{"name": "a", "base_url": "http://localhost:1/v1", "models": ["m"], "api_key": "hunter2"}],

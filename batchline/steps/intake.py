@@ -6,7 +6,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, BinaryIO, Protocol
+from typing import IO, BinaryIO
 
 from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
 from batchline.models.errors import InvalidInput
@@ -14,7 +14,9 @@ from batchline.models.ids import new_batch_id, new_file_id
 from batchline.models.settings import Settings
 from batchline.models.status import BatchStatus
 from batchline.steps.engine import Engine
+from batchline.steps.sweep import sweep_now
 from batchline.storage import layout
+from batchline.storage.reading import Readable
 from batchline.storage.records import BatchRecord, Doomed, FileRecord
 from batchline.storage.sources import open_source
 
@@ -28,13 +30,6 @@ UPLOAD_S = 86_400
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 
 
-class Readable(Protocol):
-    """Anything with `read(size) -> bytes`."""
-
-    def read(self, size: int, /) -> bytes:
-        """Up to `size` bytes; none at the end."""
-
-
 def store_input(
     engine: Engine, source: Readable, *, filename: str, expires_after: int | None = None
 ) -> FileRecord:
@@ -42,6 +37,18 @@ def store_input(
 
     Streams with constant memory. Raises `InvalidInput` for a stream that does not decompress or is longer than
     `max_file_bytes`; then nothing is stored.
+    """
+    record = store_content(engine, source, filename=filename, expires_after=expires_after)
+    engine.records.add_file(record)
+    return record
+
+
+def store_content(
+    engine: Engine, source: Readable, *, filename: str, expires_after: int | None = None
+) -> FileRecord:
+    """Store an input file as `store_input` does, and return the record that is still to be made of it.
+
+    Until it is made, the content is doomed.
     """
     file_id = new_file_id()
     key = layout.input_key(file_id)
@@ -54,7 +61,7 @@ def store_input(
             digest.update(block)
             file.write(block)
     now = int(time.time())
-    record = FileRecord(
+    return FileRecord(
         id=file_id,
         purpose="batch",
         filename=_plain_name(filename),
@@ -65,8 +72,12 @@ def store_input(
         key=key,
         status="processed",
     )
-    engine.records.add_file(record)
-    return record
+
+
+def drop_content(engine: Engine, record: FileRecord) -> None:
+    """Delete stored content of which no record was made."""
+    engine.records.doom(Doomed(prefix=record.key, due_at=int(time.time())))
+    sweep_now(engine, record.key)
 
 
 def store_input_from(engine: Engine, uri: str, *, expires_after: int | None = None) -> FileRecord:
@@ -173,30 +184,49 @@ def create_batch(
     Raises `InvalidInput` for an endpoint or window that the settings do not allow, `NotFound` for an unknown
     input file.
     """
-    settings = engine.settings
+    file = engine.records.get_file(request.input_file_id)
+    record = new_batch(
+        engine.settings,
+        request,
+        file,
+        origin=origin,
+        flow_run_id=flow_run_id,
+        batch_id=batch_id,
+        output_expires_after=output_expires_after,
+    )
+    return engine.records.add_batch(record, needs_input=True)
+
+
+def new_batch(
+    settings: Settings,
+    request: CreateBatchRequest,
+    file: FileRecord,
+    *,
+    origin: BatchDwExtResponse,
+    flow_run_id: str | None = None,
+    batch_id: str | None = None,
+    output_expires_after: int | None = None,
+) -> BatchRecord:
+    """A batch of that input file, `validating`, to be recorded; raises `InvalidInput` as `create_batch` does."""
     settings.checked_endpoint(request.endpoint)
     window_s = settings.checked_window_s(request.completion_window)
-    file = engine.records.get_file(request.input_file_id)
     if file.purpose != "batch":
         raise InvalidInput(
             f"file {file.id} is {file.purpose}; a batch takes an input file of purpose batch",
             param="input_file_id",
         )
     now = int(time.time())
-    return engine.records.add_batch(
-        BatchRecord(
-            id=batch_id or new_batch_id(),
-            status=BatchStatus.VALIDATING,
-            endpoint=request.endpoint,
-            input_file_id=file.id,
-            input_filename=file.filename,
-            completion_window=request.completion_window,
-            created_at=now,
-            expires_at=now + window_s,
-            metadata=request.metadata,
-            dwext=origin,
-            flow_run_id=flow_run_id,
-            output_expires_after=output_expires_after,
-        ),
-        needs_input=True,
+    return BatchRecord(
+        id=batch_id or new_batch_id(),
+        status=BatchStatus.VALIDATING,
+        endpoint=request.endpoint,
+        input_file_id=file.id,
+        input_filename=file.filename,
+        completion_window=request.completion_window,
+        created_at=now,
+        expires_at=now + window_s,
+        metadata=request.metadata,
+        dwext=origin,
+        flow_run_id=flow_run_id,
+        output_expires_after=output_expires_after,
     )

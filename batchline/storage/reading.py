@@ -1,12 +1,19 @@
-"""Ways to read a stored object: as a seekable file, and ranges of it in ascending order."""
+"""Ways to read: from whatever an input comes from; a stored object as a seekable file, or in ascending ranges."""
 
 import io
-from typing import Final
+from typing import Final, Protocol
 
 from batchline.models.errors import StorageFault
 from batchline.storage.objects import ObjectStore
 
 AHEAD_BYTES: Final = 2**20
+
+
+class Readable(Protocol):
+    """Anything with `read(size) -> bytes`."""
+
+    def read(self, size: int, /) -> bytes:
+        """Up to `size` bytes; none at the end."""
 
 
 class StoredFile(io.RawIOBase):

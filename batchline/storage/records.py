@@ -1,12 +1,11 @@
 """Records of files and batches: who may change what, each change one atomic statement."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 from sqlalchemy import (
     Connection,
-    Engine,
     Row,
     Table,
     Update,
@@ -17,26 +16,42 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy import delete as delete_from
-from sqlalchemy.exc import IntegrityError
 
 from batchline.models.batches import BatchListResponse, ListBatchesQuery
 from batchline.models.errors import Conflict, LeaseLost, NotFound
 from batchline.models.settings import Settings
 from batchline.models.status import ACTIVE, TERMINAL, BatchStatus, sources_of, timestamp_field
 from batchline.storage import layout
-from batchline.storage.database import open_database, retried, upgrade_database
+from batchline.storage.database import open_database, upgrade_database
 from batchline.storage.listing import (
     LISTED_FIELDS,
     files_statement,
     list_again,
     listed_ids,
-    listed_row,
     shown_columns,
 )
-from batchline.storage.rows import BatchRecord, Doomed, FileChanges, FileRecord, Lease, batch_of, columns_of
+from batchline.storage.rows import (
+    BatchRecord,
+    Doomed,
+    FileChanges,
+    FileRecord,
+    Lease,
+    SourceFile,
+    batch_of,
+    columns_of,
+)
 from batchline.storage.schema import batches, doomed, files, listed_batches
 from batchline.storage.search import is_storable
-from batchline.storage.statements import apply_changes, doom, is_free, leased, locked_file, needing
+from batchline.storage.source_files import SourceFiles, source_file_id
+from batchline.storage.statements import (
+    apply_changes,
+    doom,
+    insert_batch,
+    is_free,
+    leased,
+    locked_file,
+    needing,
+)
 
 __all__ = [
     "BatchRecord",
@@ -45,22 +60,15 @@ __all__ = [
     "FileRecord",
     "Lease",
     "Records",
+    "SourceFile",
     "open_records",
+    "source_file_id",
     "upgrade_database",
 ]
 
-_T = TypeVar("_T")
 
-
-class Records:
+class Records(SourceFiles):
     """Files and batches in a database that several processes share; may be used from any thread."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def close(self) -> None:
-        """Close the connections; the next use opens new ones."""
-        self._engine.dispose()
 
     def add_file(self, record: FileRecord) -> None:
         """Record a file, whose content then is doomed no more."""
@@ -130,13 +138,11 @@ class Records:
 
         With `needs_input`, raises `NotFound` where its input file has been deleted by then.
         """
-        values = columns_of({name: getattr(record, name) for name in record.__struct_fields__})
 
         def work(connection: Connection) -> None:
             if needs_input:
                 locked_file(connection, record.input_file_id)
-            connection.execute(insert(batches).values(**values))
-            connection.execute(insert(listed_batches).values(**listed_row(record)))
+            insert_batch(connection, record)
 
         try:
             self._write(work)
@@ -353,23 +359,6 @@ class Records:
         if changed is None:
             raise _refusal(batch_id, present, lease, problem)
         return batch_of(changed)
-
-    def _read(self, work: Callable[[Connection], _T]) -> _T:
-        def run() -> _T:
-            with self._engine.connect().execution_options(reads=True) as connection:
-                return work(connection)
-
-        return retried(run)
-
-    def _write(self, work: Callable[[Connection], _T]) -> _T:
-        def run() -> _T:
-            try:
-                with self._engine.begin() as connection:
-                    return work(connection)
-            except IntegrityError as error:
-                raise Conflict("there is one already") from error
-
-        return retried(run)
 
 
 def open_records(settings: Settings) -> Records:

@@ -132,6 +132,24 @@ class Lease(msgspec.Struct, frozen=True):
     epoch: int
 
 
+class SourceFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A version of a file that was picked up from a source, and the batch that was made of it."""
+
+    id: str
+    source_id: str
+    uri: str
+    version: str
+    batch_id: str
+    sync_id: str
+    taken_at: int
+    writes_back: bool
+    place: str
+    """What the names of its results start with."""
+
+    started_at: int | None = None
+    written_generation: int | None = None
+
+
 _JSON: Mapping[str, TypeAdapter[Any]] = {
     "metadata": TypeAdapter(dict[str, str]),
     "errors": TypeAdapter(tuple[BatchError, ...]),

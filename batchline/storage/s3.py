@@ -78,7 +78,7 @@ class S3Objects(ObjectStore):
                 # More at a time would ask for the size first, and could join pieces of two versions.
                 data = bytes(self._fs.cat_file(self._path(key), start=start or None, end=end, max_concurrency=1))
         except StorageFault as fault:
-            if _code(fault.__cause__) not in BEHIND_THE_END:
+            if code_of(fault.__cause__) not in BEHIND_THE_END:
                 raise
             data = b""
         return self._whole(key, start, end, data)
@@ -196,12 +196,14 @@ class S3Objects(ObjectStore):
     def walk(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every object below that prefix, asked of the server each time."""
         top = self._object_key(prefix.rstrip("/")) if prefix.strip("/") else self._prefix
+        yield from self._entries(f"{top}/" if top else "")
+
+    def _entries(self, start: str, **options: str) -> Iterator[ObjectInfo]:
+        """The objects whose keys in the bucket start so, a page of a thousand after another."""
         token: dict[str, str] = {}
         while True:
-            with self._faults(prefix):
-                page = self._fs.call_s3(
-                    "list_objects_v2", Bucket=self._bucket, Prefix=f"{top}/" if top else "", **token
-                )
+            with self._faults(start):
+                page = self._fs.call_s3("list_objects_v2", Bucket=self._bucket, Prefix=start, **options, **token)
                 more = page["IsTruncated"]
             yield from [self._listed(entry) for entry in page.get("Contents", ())]
             if not more:
@@ -329,7 +331,7 @@ def _filesystem(settings: Settings) -> s3fs.S3FileSystem:
     return filesystem
 
 
-def _code(error: BaseException | None) -> str:
+def code_of(error: BaseException | None) -> str:
     """S3's own code for the error, as far as it has one."""
     while error is not None and not isinstance(error, ClientError):
         error = error.__cause__
@@ -338,7 +340,7 @@ def _code(error: BaseException | None) -> str:
 
 def _fault(error: BaseException, uri: str, *, looks: bool) -> BatchlineError:
     """What to raise for it."""
-    if looks and isinstance(error, FileNotFoundError) and _code(error) in ABSENT:
+    if looks and isinstance(error, FileNotFoundError) and code_of(error) in ABSENT:
         return NotFound(f"there is no object at {uri} (or no such bucket)")
     return StorageFault(f"S3 fails at {uri}: {_reason(error)}")
 
@@ -346,7 +348,7 @@ def _fault(error: BaseException, uri: str, *, looks: bool) -> BatchlineError:
 def _reason(error: BaseException) -> str:
     """What is wrong, without what may be a secret or a page of it."""
     text = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
-    if _code(error) == "NoSuchBucket":
+    if code_of(error) == "NoSuchBucket":
         return "there is no such bucket; make it, or correct BATCHLINE_STORAGE_URL"
     if isinstance(error, PermissionError):
         return f"access is refused ({text}); check the access key, its secret and what it may do"
@@ -355,19 +357,22 @@ def _reason(error: BaseException) -> str:
     return text
 
 
-class _Foreign(io.RawIOBase):
-    """Another bucket's object, whose faults are ours."""
+class ForeignFile(io.RawIOBase):
+    """Another bucket's object as it is now, whose faults are ours; a successor is one of them."""
 
-    def __init__(self, uri: str, settings: Settings) -> None:
+    def __init__(self, filesystem: s3fs.S3FileSystem, uri: str) -> None:
         super().__init__()
         self._uri = uri
         with self._faults():
-            self._file = _opened(_filesystem(settings), uri.removeprefix("s3://"), cache_type="readahead")
+            self._file = _opened(filesystem, uri.removeprefix("s3://"), cache_type="readahead")
+        self.version = str(self._file.details.get("ETag", "")).strip('"')
 
     def readable(self) -> bool:
+        """True."""
         return True
 
     def readinto(self, buffer: Any, /) -> int:
+        """Fill the buffer as far as there are bytes, and return their number."""
         with self._faults():
             return int(self._file.readinto(buffer))
 
@@ -381,4 +386,4 @@ class _Foreign(io.RawIOBase):
 
 def open_foreign(uri: str, settings: Settings) -> IO[bytes]:
     """Another bucket's object as a file to read, in large blocks."""
-    return io.BufferedReader(_Foreign(uri, settings), FOREIGN_BYTES)
+    return io.BufferedReader(ForeignFile(_filesystem(settings), uri), FOREIGN_BYTES)

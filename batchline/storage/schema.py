@@ -97,6 +97,27 @@ Late is what expired or ended past its deadline. The migrations add an index ove
 of each database's own kind: `listed_batches_trigrams`.
 """
 
+source_files = Table(
+    "source_files",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("source_id", String(36), nullable=False),
+    Column("uri", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("batch_id", String(64), nullable=False),
+    Column("sync_id", String(64), nullable=False),
+    Column("taken_at", BigInteger, nullable=False),
+    Column("place", Text, nullable=False),
+    Column("place_id", String(64), nullable=False),
+    Column("writes_back", Boolean, nullable=False),
+    Column("started_at", BigInteger),
+    Column("written_generation", Integer),
+    Index("source_files_by_place", "place_id", unique=True),
+    Index("source_files_by_batch", "batch_id", unique=True),
+    Index("source_files_by_start", "source_id", "started_at"),
+)
+"""Which versions of which files were picked up: a row is written with the batch of it, and outlives that."""
+
 doomed = Table(
     "doomed",
     metadata,

@@ -17,13 +17,13 @@ def open_source(uri: str, settings: Settings) -> Iterator[IO[bytes]]:
     nothing is there.
     """
     if uri.startswith("s3://"):
-        _check_s3(uri, settings)
+        check_s3(uri, settings)
         from batchline.storage.s3 import open_foreign  # noqa: PLC0415 - half a second that a local source spares
 
         with open_foreign(uri, settings) as file:
             yield file
         return
-    path = _checked_path(uri, settings)
+    path = checked_path(uri, settings)
     try:
         file = path.open("rb")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
@@ -34,16 +34,17 @@ def open_source(uri: str, settings: Settings) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _checked_path(uri: str, settings: Settings) -> Path:
+def checked_path(uri: str, settings: Settings, *, param: str = "input_uri") -> Path:
+    """The path, links followed; raises `InvalidInput` unless it lies below an allowed root."""
     if "://" in uri and not uri.startswith("file://"):
-        raise InvalidInput(f"input_uri is {uri!r}; give a path or an s3:// address", param="input_uri")
+        raise InvalidInput(f"{param} is {uri!r}; give a path or an s3:// address", param=param)
     try:
         path = _resolved(uri)
     except (OSError, RuntimeError, ValueError) as error:  # a circle of links, no such home, a NUL
-        raise InvalidInput(f"input_uri {uri[:200]!r} can be no path: {error}", param="input_uri") from error
+        raise InvalidInput(f"{param} {uri[:200]!r} can be no path: {error}", param=param) from error
     roots = [_resolved(root) for root in settings.source_roots if not root.startswith("s3://")]
     if not any(path.is_relative_to(root) for root in roots):
-        raise _outside(uri, settings)
+        raise _outside(uri, settings, param)
     return path
 
 
@@ -51,19 +52,20 @@ def _resolved(place: str) -> Path:
     return Path(place.removeprefix("file://")).expanduser().resolve()
 
 
-def _check_s3(uri: str, settings: Settings) -> None:
+def check_s3(uri: str, settings: Settings, *, param: str = "input_uri") -> None:
+    """Raise `InvalidInput` unless the `s3://` address lies below an allowed root."""
     _, _, key = uri.removeprefix("s3://").partition("/")  # no `?` or `#` ends it, as one would end a path
     if any(name in {"", ".", ".."} for name in key.split("/")):
-        raise InvalidInput(f"input_uri is {uri!r}; its key has an empty or dotted name", param="input_uri")
+        raise InvalidInput(f"{param} is {uri!r}; its key has an empty or dotted name", param=param)
     if not any(
         uri.startswith(root.rstrip("/") + "/") for root in settings.source_roots if root.startswith("s3://")
     ):
-        raise _outside(uri, settings)
+        raise _outside(uri, settings, param)
 
 
-def _outside(uri: str, settings: Settings) -> InvalidInput:
+def _outside(uri: str, settings: Settings, param: str) -> InvalidInput:
     allowed = ", ".join(settings.source_roots) or "none"
     return InvalidInput(
-        f"input_uri {uri!r} is below no allowed root (allowed: {allowed}); add one to BATCHLINE_SOURCE_ROOTS",
-        param="input_uri",
+        f"{param} {uri!r} is below no allowed root (allowed: {allowed}); add one to BATCHLINE_SOURCE_ROOTS",
+        param=param,
     )

@@ -8,8 +8,9 @@ from sqlalchemy import delete as delete_from
 
 from batchline.models.errors import NotFound
 from batchline.models.status import ACTIVE
-from batchline.storage.rows import Doomed, FileChanges, Lease
-from batchline.storage.schema import batches, doomed, files
+from batchline.storage.listing import listed_row
+from batchline.storage.rows import BatchRecord, Doomed, FileChanges, Lease, columns_of
+from batchline.storage.schema import batches, doomed, files, listed_batches
 
 _OWN_FILES = (batches.c.output_file_id, batches.c.error_file_id)
 
@@ -31,6 +32,13 @@ def doom(connection: Connection, some: Doomed) -> None:
     """Note those objects as doomed, in the place of an earlier note."""
     connection.execute(delete_from(doomed).where(doomed.c.prefix == some.prefix))
     connection.execute(insert(doomed).values(**msgspec.structs.asdict(some)))
+
+
+def insert_batch(connection: Connection, record: BatchRecord) -> None:
+    """Add the batch, with what lists look at."""
+    values = columns_of({name: getattr(record, name) for name in record.__struct_fields__})
+    connection.execute(insert(batches).values(**values))
+    connection.execute(insert(listed_batches).values(**listed_row(record)))
 
 
 def locked_file(connection: Connection, file_id: str) -> None:
