@@ -19,12 +19,18 @@ BELOW = {
     "storage": {"models"},
     "upstream": {"models"},
     "steps": {"models", "storage", "upstream"},
+    "sources": {"models", "storage", "upstream", "steps"},
     "orchestration": {"models", "storage", "upstream", "steps"},
     "tasks": {"models", "storage", "upstream", "steps", "orchestration"},
-    "flows": {"models", "storage", "upstream", "steps", "orchestration", "tasks", "operations"},
-    "operations": {"models", "storage", "upstream", "steps", "orchestration"},
+    "operations": {"models", "storage", "upstream", "steps", "sources", "orchestration"},
+    "flows": {
+        *("models", "storage", "upstream", "steps", "sources", "orchestration", "tasks", "operations"),
+    },
     "simulate": {"models"},
-    "cli": {"models", "storage", "upstream", "steps", "orchestration", "tasks", "flows", "operations", "simulate"},
+    "cli": {
+        *("models", "storage", "upstream", "steps", "sources", "orchestration", "tasks", "flows", "operations"),
+        "simulate",
+    },
 }
 """From each room, the rooms that it may import beside itself."""
 
@@ -44,7 +50,7 @@ GATES = {
 }
 """From each library to the files that alone may import it, or folders where the name ends in a slash."""
 
-WITHOUT_PREFECT = ("models", "storage", "upstream", "steps", "simulate")
+WITHOUT_PREFECT = ("models", "storage", "upstream", "steps", "sources", "simulate")
 
 READS_ENVIRONMENT = {
     "models/settings.py",

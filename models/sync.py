@@ -1,0 +1,120 @@
+"""Rounds over a watched folder: what is asked for, what happens to each file, and the sum of it."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from batchline.models.wire import WireModel
+
+After = Literal["keep", "move", "delete"]
+SyncKind = Literal[
+    "taken",
+    "unchanged",
+    "waiting",
+    "changed",
+    "quarantined",
+    "unreadable",
+    "moved",
+    "deleted",
+    "started",
+    "written_back",
+    "failed",
+]
+
+OF_A_FILE: Final = ("taken", "unchanged", "waiting", "changed", "quarantined", "unreadable")
+"""Exactly one of these happens to each file that is found."""
+
+WORDS: Final[dict[SyncKind, str]] = {
+    "waiting": "waiting for",
+    "changed": "left to the next round",
+    "written_back": "wrote results back for",
+}
+
+
+class SyncOptions(BaseModel):
+    """What is made of each new file, and what becomes of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    endpoint: str | None = Field(default=None, description="Of every request; the first request's own if absent.")
+    completion_window: str = "24h"
+    metadata: dict[str, str] | None = None
+    write_back: bool = Field(default=False, description="Write results to the outbox when the batch is over.")
+    after: After = Field(default="keep", description="What becomes of a file of which a batch was made.")
+
+
+class SyncEvent(WireModel):
+    """Something that happened in a round."""
+
+    kind: SyncKind
+    file: str | None = Field(default=None, description="Address of the file in the watched folder.")
+    batch_id: str | None = None
+    place: str | None = Field(default=None, description="Address of what was moved or written.")
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        parts = [
+            WORDS.get(self.kind, self.kind),
+            self.file,
+            self.batch_id and f"as {self.batch_id}" if self.kind == "taken" else self.batch_id,
+            self.place and f"to {self.place}",
+            self.reason and f"({self.reason})",
+        ]
+        return _shown(" ".join(part for part in parts if part))
+
+
+class SyncSummary(WireModel):
+    """What came of a round; `events` are in order, without files that are unchanged."""
+
+    sync_id: str
+    source: str
+    dry_run: bool = False
+    found: int
+    taken: int
+    unchanged: int
+    waiting: int
+    changed: int
+    quarantined: int
+    started: int
+    written_back: int
+    failed: int = Field(description="Files that could not be read, and other things that could not be done.")
+    events: list[SyncEvent]
+
+    @property
+    def message(self) -> str:
+        """The counts that are not zero, in one line."""
+        names = ("taken", "started", "unchanged", "waiting", "changed", "quarantined", "written_back", "failed")
+        counts = [f"{getattr(self, name):,} {name.replace('_', ' ')}" for name in names if getattr(self, name)]
+        return ", ".join((f"{self.found:,} found", *counts)) + (" (dry run)" if self.dry_run else "")
+
+
+def summed(events: Iterable[SyncEvent], *, sync_id: str, source: str, dry_run: bool) -> SyncSummary:
+    """The sum of a round's events."""
+    counts: Counter[str] = Counter()
+    told = []
+    for event in events:
+        counts[event.kind] += 1
+        if event.kind != "unchanged":
+            told.append(event)
+    return SyncSummary(
+        sync_id=sync_id,
+        source=source,
+        dry_run=dry_run,
+        found=sum(counts[kind] for kind in OF_A_FILE),
+        taken=counts["taken"],
+        unchanged=counts["unchanged"],
+        waiting=counts["waiting"],
+        changed=counts["changed"],
+        quarantined=counts["quarantined"],
+        started=counts["started"],
+        written_back=counts["written_back"],
+        failed=counts["failed"] + counts["unreadable"],
+        events=told,
+    )
+
+
+def _shown(text: str) -> str:
+    """The text with line breaks and other signs that are not to be seen escaped, as a name may hold them."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)

@@ -1,0 +1,73 @@
+"""Watched folders of each kind, beside databases of each kind."""
+
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+for room in ("storage", "operations"):  # for their real servers, races and deaths
+    sys.path.append(str(Path(__file__).parent.parent / room))
+
+from folders import Folder, LocalFolder, S3Folder  # noqa: E402 - now that what it needs can be found
+from real_servers import DATABASES, Postgres, S3Server, postgres_server, seaweedfs  # noqa: E402
+
+from batchline.models.settings import load_settings  # noqa: E402
+from batchline.steps.engine import Engine  # noqa: E402
+from batchline.storage.records import upgrade_database  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def migrated(postgres: Postgres) -> str:
+    """The name of a PostgreSQL database with all tables, to copy."""
+    name = postgres.create()
+    upgrade_database(load_settings(database_url=postgres.url(name)))
+    return name
+
+
+@pytest.fixture
+def postgres_database(postgres: Postgres, migrated: str) -> Iterator[dict[str, object]]:
+    name = postgres.create(template=migrated)
+    yield {"database_url": postgres.url(name)}
+    postgres.drop(name)
+
+
+@pytest.fixture(params=DATABASES)
+def database(request: pytest.FixtureRequest) -> dict[str, object]:
+    """Settings of a database of each kind."""
+    return {} if request.param == "sqlite" else request.getfixturevalue("postgres_database")
+
+
+@pytest.fixture
+def local_folder(tmp_path: Path) -> Folder:
+    return LocalFolder(tmp_path / "data" / "inbox")
+
+
+@pytest.fixture
+def s3_folder(s3_server: S3Server) -> Folder:
+    return S3Folder(s3_server, f"{s3_server.bucket}/{uuid.uuid4().hex}/inbox")
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
+def folder(request: pytest.FixtureRequest) -> Folder:
+    """A watched folder of each kind."""
+    return request.getfixturevalue(f"{request.param}_folder")
+
+
+@pytest.fixture
+def engine(folder: Folder, engine_for: Callable[..., Engine]) -> Engine:
+    """An engine that may pick up from the folder, with an upstream that nobody asks."""
+    return engine_for("http://localhost:9", source_still_s=0, **folder.settings)

@@ -1,0 +1,286 @@
+"""Watched folders: names of every kind, what a look costs, and servers that know fewer conditions."""
+
+import gzip
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from between import Between, Handler, between
+from folders import BAD, Folder, LocalFolder, S3Folder, batches_of, inputs_of, kinds, requests, run, synced
+from hypothesis import given
+from hypothesis import strategies as st
+from real_servers import S3Server
+
+from batchline.models.settings import load_settings
+from batchline.models.sync import SyncEvent
+from batchline.steps.engine import Engine
+from batchline.storage import inbox_s3
+from batchline.storage.inbox import ENDINGS, Inbox, ending_of, open_inbox, stem_of
+
+# Names
+
+NAMES = [
+    "a b.jsonl",
+    "Größe ☃ 文.jsonl",
+    "e\u0301.jsonl",
+    "a..b.jsonl",
+    "x?#%2F&+=.jsonl",
+    "'\"<>|;$(id)`.jsonl",
+    "new\nline.jsonl",
+    "\u202egnp.jsonl",
+    "\x01.jsonl",
+    "-rf.jsonl",
+    "*.jsonl",
+    "[a].jsonl",
+    "~.jsonl",
+    "A.JSONL",
+    "x.jsonl.gz",
+    f"{'n' * 200}.jsonl",
+    f"{'文' * 66}.jsonl",
+]
+
+
+@pytest.mark.parametrize(
+    "name", [*NAMES, "b\\..\\..\\c.jsonl", f"{'n' * 249}.jsonl", f"{'文' * 83}.jsonl"], ids=ascii
+)
+def test_a_file_of_any_name_goes_all_the_ways(
+    name: str, folder: Folder, simulator: Callable, engine_for: Callable[..., Engine]
+) -> None:
+    if isinstance(folder, S3Folder) and name not in NAMES:
+        pytest.skip("the server here takes no such name")
+    engine = engine_for(simulator().base_url, source_still_s=0, **folder.settings)
+    good, bad = (gzip.compress(text) if name.endswith("gz") else text for text in (requests(), BAD))
+
+    folder.put(name, good)
+    first = run(engine, folder, after="move")
+    folder.put(name, bad)
+    second = run(engine, folder, after="move")
+
+    assert kinds(first) == ["taken", "moved", "started", "written_back"]
+    assert kinds(second) == ["quarantined"]
+    assert inputs_of(engine) == [requests()]
+    assert folder.names() == []
+    assert folder.read(folder.names("taken")[0], "taken") == good
+    assert len(folder.names("outbox")) == 1
+    assert [each.endswith(".errors.json") for each in folder.names("quarantine")] == [False, True]
+    assert all("\n" not in str(event) for event in first.events)
+
+
+@pytest.mark.parametrize("folder", ["local"], indirect=True)
+def test_a_name_that_is_not_utf8_is_told_and_left(engine: Engine, folder: LocalFolder) -> None:
+    folder.put("\udcff.jsonl", requests())
+    folder.put("a.jsonl", requests())
+
+    summary = synced(engine, folder)
+
+    assert [event.kind for event in summary.events] == ["taken", "unreadable", "started"]
+    assert summary.model_dump_json()
+
+
+@pytest.mark.parametrize("folder", ["local"], indirect=True)
+def test_a_folder_reached_by_a_link_is_the_same_source(engine: Engine, folder: LocalFolder) -> None:
+    folder.put("a.jsonl", requests())
+    (folder.path.parent / "link").symlink_to("inbox")
+    synced(engine, folder)
+    folder.uri = str(folder.path.parent / "link")
+
+    assert synced(engine, folder).unchanged == 1
+
+
+@pytest.mark.parametrize("folder", ["local"], indirect=True)
+def test_results_do_not_leave_the_roots_by_a_link(engine: Engine, folder: LocalFolder, tmp_path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (folder.path.parent / "outbox").symlink_to(tmp_path / "elsewhere")
+
+    with pytest.raises(Exception, match="below no allowed root"):
+        synced(engine, folder)
+
+
+some_names = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=250)
+
+
+@given(name=some_names, ending=st.sampled_from(["", *ENDINGS, ".JSONL", ".jsonl.GZ"]))
+def test_what_is_made_of_a_name_is_a_name(name: str, ending: str) -> None:
+    stem = stem_of(name + ending)
+
+    assert ending_of(name + ending).lower() in {"", *ENDINGS}
+    assert stem
+    assert "/" not in stem
+    assert len(f"{stem}.{'0' * 12}.jsonl.zst.errors.json".encode()) <= 255
+    assert len(f"{stem}.{'0' * 12}.output.jsonl".encode()) <= 255
+
+
+@given(st.lists(some_names, min_size=2, max_size=2, unique=True))
+def test_names_that_are_cut_stay_apart(names: list[str]) -> None:
+    one, other = (stem_of(f"{name}.jsonl") for name in names)
+
+    assert one != other
+
+
+def test_an_event_is_one_line_whatever_the_name() -> None:
+    event = SyncEvent(kind="taken", file="/in/a\nb\x1b[31m\u202e.jsonl", batch_id="batch-1")
+
+    assert str(event) == r"taken /in/a\nb\x1b[31m\u202e.jsonl as batch-1"
+
+
+# What a look costs
+
+
+@pytest.fixture
+def counted(s3_folder: S3Folder, s3_server: S3Server, engine_for: Callable[..., Engine]) -> Iterator[Any]:
+    """An engine whose way to S3 counts the requests."""
+    with between(s3_server.url) as server:
+        settings = {**s3_folder.settings, "s3_endpoint_url": server.url}
+        yield engine_for("http://localhost:9", source_still_s=0, **settings), server
+
+
+def is_list(request: str) -> bool:
+    return "list-type=2" in request
+
+
+@pytest.mark.slow
+def test_a_look_at_a_thousand_files_is_one_request(counted: Any, s3_folder: S3Folder) -> None:
+    engine, server = counted
+    for number in range(1_000):
+        s3_folder.put(f"{number:04}.jsonl", requests(1, f"File {number}"))
+    server.seen.clear()
+
+    first = synced(engine, s3_folder)
+    assert (first.taken, len([*filter(is_list, server.seen)])) == (1_000, 1)
+
+    server.seen.clear()
+    again = synced(engine, s3_folder)
+    assert (again.unchanged, len(server.seen)) == (1_000, 1)
+
+
+@pytest.mark.slow
+def test_a_look_passes_over_what_lies_below_and_what_is_called_otherwise(
+    counted: Any, s3_folder: S3Folder
+) -> None:
+    engine, server = counted
+    for number in range(1_100):
+        s3_folder.put(f"below/{number:04}.jsonl", b"x")
+    s3_folder.put("day-1.jsonl", requests())
+    s3_folder.put("week-1.jsonl", requests())
+    server.seen.clear()
+    s3_folder.uri += "/day-*.jsonl"
+
+    assert synced(engine, s3_folder).found == 1
+    assert len([*filter(is_list, server.seen)]) == 1
+
+
+# Servers that know fewer conditions
+
+
+def opened(folder: S3Folder, server: Between | None = None) -> Inbox:
+    changes = {"s3_endpoint_url": server.url} if server else {}
+    inbox, _ = open_inbox(folder.uri, load_settings(**{**folder.settings, **changes}))
+    return inbox
+
+
+@pytest.mark.slow
+def test_an_object_that_is_replaced_right_before_its_deletion_stays(
+    s3_folder: S3Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox = opened(s3_folder)
+    s3_folder.put("a.jsonl", b"old")
+    [file] = inbox.files("")
+    info = inbox._store.info
+
+    def late(key: str) -> object:
+        found = info(key)
+        s3_folder.put("a.jsonl", b"new")
+        return found
+
+    monkeypatch.setattr(inbox._store, "info", late)
+
+    assert not inbox.delete(file)
+    assert s3_folder.read("a.jsonl") == b"new"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [501, 204], ids=["refuses the condition", "passes over the condition"])
+def test_a_server_without_conditional_deletion_is_asked_for_the_version_before(
+    status: int, s3_folder: S3Folder, s3_server: S3Server
+) -> None:
+    def rule(handler: Handler) -> bool:
+        if handler.command != "DELETE" or "if-match" not in handler.headers:
+            return False
+        if status == 204:
+            s3_folder.remove("a.jsonl")
+        code = b"<Error><Code>NotImplemented</Code><Message>no</Message></Error>"
+        handler.send(status, [("content-type", "application/xml")], code if status == 501 else b"")
+        return True
+
+    with between(s3_server.url, rule) as server:
+        inbox = opened(s3_folder, server)
+        s3_folder.put("a.jsonl", b"old")
+        [file] = inbox.files("")
+        s3_folder.put("a.jsonl", b"new")
+        assert not inbox.delete(file)
+        assert s3_folder.read("a.jsonl") == b"new"
+
+        [file] = inbox.files("")
+        assert inbox.delete(file)
+        assert s3_folder.names() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [False, True])
+def test_an_object_too_large_for_one_copy_is_moved_in_pieces(
+    changes: bool, s3_folder: S3Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox_s3, "COPY_BYTES", 2**20)
+    monkeypatch.setattr(inbox_s3, "PIECE_BYTES", 5 * 2**20)
+    data = bytes(range(256)) * 45_000
+    inbox = opened(s3_folder)
+    s3_folder.put("a.jsonl", data)
+    [file] = inbox.files("")
+    if changes:
+        s3_folder.put("a.jsonl", b"new")
+
+    assert inbox.move(file, "taken", "a.jsonl") is not changes
+    assert s3_folder.names("taken") == ([] if changes else ["a.jsonl"])
+    assert s3_folder.names() == (["a.jsonl"] if changes else [])
+    assert changes or s3_folder.read("a.jsonl", "taken") == data
+    assert inbox._store.unfinished(older_than_s=0) == []
+
+
+@pytest.fixture(scope="module")
+def versioned(s3_server: S3Server) -> str:
+    """A bucket that keeps versions."""
+    client = s3_server.client()
+    client.call_s3("create_bucket", Bucket="versioned")
+    client.call_s3("put_bucket_versioning", Bucket="versioned", VersioningConfiguration={"Status": "Enabled"})
+    return "versioned"
+
+
+@pytest.mark.slow
+def test_in_a_bucket_with_versions_what_was_deleted_stays_as_an_earlier_one(
+    versioned: str, s3_server: S3Server, engine_for: Callable[..., Engine]
+) -> None:
+    folder = S3Folder(s3_server, f"{versioned}/top/inbox")
+    engine = engine_for("http://localhost:9", source_still_s=0, **folder.settings)
+    for count in (1, 2):
+        folder.put("a.jsonl", requests(count))
+    synced(engine, folder, after="delete")
+
+    assert inputs_of(engine) == [requests(2)]
+    assert folder.names() == []
+    found = folder.client.call_s3("list_object_versions", Bucket=versioned, Prefix="top/inbox/")
+    assert len(found["Versions"]) == 2
+    assert synced(engine, folder).found == 0
+
+
+@pytest.mark.slow
+def test_the_top_of_a_bucket_can_be_watched(
+    versioned: str, s3_server: S3Server, engine_for: Callable[..., Engine]
+) -> None:
+    folder = S3Folder(s3_server, versioned)
+    folder.client.pipe_file(f"{versioned}/a.jsonl", requests())
+    engine = engine_for("http://localhost:9", **{**folder.settings, "source_roots": (f"s3://{versioned}",)})
+
+    assert kinds(synced(engine, folder, after="move")) == ["taken", "moved", "started"]
+    assert synced(engine, folder).found == 0
+    assert folder.client.cat_file(f"{versioned}/taken/a.jsonl") == requests()
+    assert len(batches_of(engine)) == 1

@@ -1,0 +1,336 @@
+"""Rounds that meet each other, files that change under them, and rounds that die."""
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from folders import BAD, Folder, LocalFolder, batches_of, inputs_of, kinds, requests, run, synced
+from mortals import Life, MortalRecords, MortalStore, later
+from racing import in_processes, in_threads
+
+from batchline.models.errors import StorageFault
+from batchline.models.settings import Settings
+from batchline.models.sync import SyncOptions, SyncSummary
+from batchline.sources import sync_source
+from batchline.steps.engine import Engine, open_engine
+from batchline.steps.sweep import sweep
+from batchline.storage.inbox_local import LocalInbox
+from batchline.storage.objects import ObjectWriter
+from batchline.storage.schema import source_files
+
+FILES = 12
+
+
+@pytest.fixture
+def shared(folder: Folder, database: dict[str, object], engine_for: Callable[..., Engine]) -> Engine:
+    """An engine on each kind of database."""
+    return engine_for("http://localhost:9", source_still_s=0, **{**folder.settings, **database})
+
+
+def assert_sound(engine: Engine) -> None:
+    """What is stored is the input of a batch, and nothing else, once what is doomed is gone."""
+    later(engine)
+    for some in engine.records.doomed(now=time.time()):
+        sweep(engine, some)
+    inputs = {engine.records.get_file(batch.input_file_id).key for batch in batches_of(engine)}
+    assert {info.key for info in engine.store.find("files/")} == inputs
+
+
+# Two at once
+
+
+def one_round(number: int, settings: Settings, uri: str, after: str) -> SyncSummary:
+    """A round in a process of its own; top-level, so that such a process finds it."""
+    del number
+    options = SyncOptions(after=after)
+    return sync_source(open_engine(settings), uri, options, start=lambda batch_id: None)
+
+
+@pytest.mark.parametrize("after", ["keep", "move", "delete"])
+@pytest.mark.parametrize(
+    "apart", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["threads", "processes"]
+)
+def test_two_rounds_at_once_make_one_batch_of_each_file(
+    apart: bool, after: str, shared: Engine, folder: Folder
+) -> None:
+    for number in range(FILES):
+        folder.put(f"{number:02}.jsonl", requests(1, f"File {number}"))
+    folder.put("bad.jsonl", BAD)
+
+    if apart:
+        rounds = in_processes(2, one_round, shared.settings, folder.uri, after)
+    else:
+        rounds = in_threads(2, lambda _: synced(shared, folder, after=after))
+
+    assert [type(each) for each in rounds] == [SyncSummary] * 2
+    assert sorted(inputs_of(shared)) == sorted(requests(1, f"File {number}") for number in range(FILES))
+    assert sum(each.taken for each in rounds) == FILES
+    assert [event.reason for each in rounds for event in each.events if event.kind == "failed"] == []
+    assert_sound(shared)
+    left = [f"{number:02}.jsonl" for number in range(FILES)]
+    assert folder.names() == (left if after == "keep" else [])
+    assert folder.names("taken") == (left if after == "move" else [])
+    assert folder.names("quarantine") == ["bad.jsonl", "bad.jsonl.errors.json"]
+
+
+def test_two_files_that_want_the_same_place_at_once_both_get_one(shared: Engine, folder: Folder) -> None:
+    """The results of `a.jsonl` and `a.JSONL` would have the same name."""
+    for number in range(6):
+        folder.put(f"{number}.jsonl", requests(1, f"One {number}"))
+        folder.put(f"{number}.JSONL", requests(1, f"Other {number}"))
+
+    def take(pattern: str) -> SyncSummary:
+        return sync_source(shared, f"{folder.uri}/{pattern}", start=lambda batch_id: None)
+
+    rounds = in_threads(2, lambda number: take(("*.jsonl", "*.JSONL")[number]))
+
+    assert [each.taken for each in rounds] == [6, 6]
+    assert len(inputs_of(shared)) == 12
+
+
+# Files that change under a round
+
+
+@pytest.fixture
+def between_list_and_read(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Do something when the round has listed the files and looks up which of them it knows."""
+
+    def arrange(act: Callable[[], object]) -> None:
+        taken = engine.records.taken
+
+        def first_act(ids: Any) -> set[str]:
+            monkeypatch.setattr(engine.records, "taken", taken)
+            act()
+            return taken(ids)
+
+        monkeypatch.setattr(engine.records, "taken", first_act)
+
+    return arrange
+
+
+@pytest.fixture
+def while_reading(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Do something when the first block of the file has been read."""
+
+    def arrange(act: Callable[[], object]) -> None:
+        writer = engine.store.writer
+
+        @contextmanager
+        def acting(key: str) -> Iterator[ObjectWriter]:
+            monkeypatch.setattr(engine.store, "writer", writer)
+            with writer(key) as file:
+                act()
+                yield file
+
+        monkeypatch.setattr(engine.store, "writer", acting)
+
+    return arrange
+
+
+@pytest.fixture
+def behind_the_record(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Do something when the batch has just been recorded."""
+
+    def arrange(act: Callable[[], object]) -> None:
+        take = engine.records.take
+
+        def acting(*arguments: Any, **options: Any) -> Any:
+            monkeypatch.setattr(engine.records, "take", take)
+            picked = take(*arguments, **options)
+            act()
+            return picked
+
+        monkeypatch.setattr(engine.records, "take", acting)
+
+    return arrange
+
+
+LARGE = requests(1) + b"\n" * 20_000_000
+
+
+@pytest.mark.parametrize("moment", ["between_list_and_read", "while_reading"])
+def test_a_file_that_is_replaced_before_it_is_read_whole_is_left_to_the_next_round(
+    moment: str, engine: Engine, folder: Folder, request: pytest.FixtureRequest
+) -> None:
+    folder.put("a.jsonl", LARGE)
+    folder.put("b.jsonl", requests(2))
+    request.getfixturevalue(moment)(lambda: folder.put("a.jsonl", requests(3)))
+
+    first = synced(engine, folder, after="move")
+    assert kinds(first) == ["changed", "taken", "moved", "started"]
+    assert folder.names() == ["a.jsonl"]
+    assert inputs_of(engine) == [requests(2)]
+    assert len(engine.store.find("files/")) == 1
+
+    assert synced(engine, folder).taken == 1
+    assert inputs_of(engine) == [requests(2), requests(3)]
+
+
+@pytest.mark.parametrize("moment", ["between_list_and_read", "while_reading"])
+@pytest.mark.parametrize("folder", ["local"], indirect=True)
+def test_a_file_that_is_written_on_while_it_is_read_is_left_to_the_next_round(
+    moment: str, engine: Engine, folder: LocalFolder, request: pytest.FixtureRequest
+) -> None:
+    def write_on() -> None:
+        with (folder.path / "a.jsonl").open("ab") as file:
+            file.write(b"\n")
+
+    folder.put("a.jsonl", requests(2))
+    request.getfixturevalue(moment)(write_on)
+
+    assert kinds(synced(engine, folder)) == ["changed"]
+    assert engine.store.find("") == []
+
+
+@pytest.mark.parametrize("after", ["move", "delete"])
+def test_a_file_that_is_replaced_when_it_has_been_read_is_neither_moved_nor_deleted(
+    after: str, engine: Engine, folder: Folder, behind_the_record: Callable[..., None]
+) -> None:
+    folder.put("a.jsonl", requests(2))
+    behind_the_record(lambda: folder.put("a.jsonl", requests(3)))
+
+    first = synced(engine, folder, after=after)
+
+    assert kinds(first) == ["taken", "started"]
+    assert (folder.names(), folder.names("taken")) == (["a.jsonl"], [])
+    assert folder.read("a.jsonl") == requests(3)
+    assert synced(engine, folder, after=after).taken == 1
+    assert inputs_of(engine) == [requests(2), requests(3)]
+
+
+def test_a_file_that_vanishes_is_told(
+    engine: Engine, folder: Folder, between_list_and_read: Callable[..., None]
+) -> None:
+    folder.put("a.jsonl", requests())
+    folder.put("b.jsonl", requests())
+    between_list_and_read(lambda: folder.remove("a.jsonl"))
+
+    assert kinds(synced(engine, folder)) == ["changed", "taken", "started"]
+
+
+def test_a_bad_file_that_is_replaced_when_it_has_been_read_does_not_go_into_quarantine(
+    engine: Engine, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = engine.store.stream
+
+    def replacing(*arguments: Any, **options: Any) -> Iterator[bytes]:
+        monkeypatch.setattr(engine.store, "stream", stream)
+        folder.put("a.jsonl", requests())
+        return stream(*arguments, **options)
+
+    folder.put("a.jsonl", BAD)
+    monkeypatch.setattr(engine.store, "stream", replacing)
+
+    assert kinds(synced(engine, folder)) == ["changed"]
+    assert folder.read("a.jsonl") == requests()
+    assert synced(engine, folder).taken == 1
+
+
+def test_a_local_file_that_comes_in_the_very_moment_of_a_deletion_is_put_back(
+    local_folder: LocalFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox = LocalInbox(local_folder.path)
+    local_folder.put("a.jsonl", b"old")
+    [file] = inbox.files("")
+    rename = Path.rename
+
+    def late(path: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "rename", rename)
+        local_folder.put("a.jsonl", b"new")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+
+    assert not inbox.delete(file)
+    assert local_folder.read("a.jsonl") == b"new"
+    assert [path.name for path in local_folder.path.iterdir()] == ["a.jsonl"]
+
+
+# Deaths
+
+
+def mortal(engine: Engine, writes: int) -> Engine:
+    """The same, which dies at the write behind so many."""
+    life = Life(writes)
+    store, records = MortalStore(engine.store, life), MortalRecords(engine.records, life)
+    return Engine(settings=engine.settings, store=store, records=records)
+
+
+@pytest.mark.parametrize("after", ["keep", "move", "delete"])
+def test_a_round_that_dies_at_any_write_leaves_what_the_next_one_finishes(
+    after: str, engine: Engine, folder: Folder
+) -> None:
+    died = 0
+    for writes in range(40):
+        text = requests(1, f"Life {writes}")
+        folder.put(f"{writes}.jsonl", text)
+        try:
+            synced(mortal(engine, writes), folder, after=after)
+        except StorageFault:
+            died += 1
+        synced(engine, folder, after=after)
+
+        assert [each for each in inputs_of(engine) if each == text] == [text]
+        assert engine.records.unstarted(str(batches_of(engine)[0].dwext.source_id)) == []
+        if died and writes > died:
+            break
+    assert died >= 4
+    assert_sound(engine)
+    assert (folder.names() == []) == (after != "keep")
+
+
+def test_results_are_whole_whatever_write_a_round_dies_at(
+    folder: Folder, simulator: Callable, engine_for: Callable[..., Engine]
+) -> None:
+    settings = {**folder.settings, "lease_s": 0.5}
+    engine = engine_for(simulator().base_url, source_still_s=0, upstream={"max_attempts": 1}, **settings)
+    folder.put("a.jsonl", requests(1) + requests(2, "simulate:status=400 {}").split(b"\n", 1)[1])
+    folder.put("b.jsonl", requests(3))
+    run(engine, folder, write_back=False)
+    taken = [batch.id for batch in batches_of(engine)]
+    engine.records._note(_of(taken), writes_back=True)
+
+    for writes in (0, 1, 2):
+        engine.records._note(_of(taken), written_generation=None)
+        with suppress(StorageFault):
+            run(mortal(engine, writes), folder)
+        run(engine, folder)
+
+        assert folder.names("outbox") == ["a.errors.jsonl", "a.output.jsonl", "b.output.jsonl"]
+        assert folder.read("b.output.jsonl", "outbox").count(b"\n") == 3
+        assert run(engine, folder).written_back == 0
+
+
+def _of(batch_ids: list[str]) -> Any:
+    return source_files.c.batch_id.in_(batch_ids)
+
+
+def forever(settings: Settings, uri: str) -> None:
+    """Rounds without end, to be killed."""
+    while True:
+        one_round(0, settings, uri, "move")
+
+
+@pytest.mark.slow
+def test_rounds_that_are_killed_lose_no_file_and_take_none_twice(shared: Engine, folder: Folder) -> None:
+    spawning = multiprocessing.get_context("spawn")
+    texts = [requests(1, f"File {number}") for number in range(60)]
+    for number, text in enumerate(texts):
+        folder.put(f"{number:02}.jsonl", text)
+
+    for seen in (5, 20, 40):
+        process = spawning.Process(target=forever, args=(shared.settings, folder.uri), daemon=True)
+        process.start()
+        while len(batches_of(shared)) < seen:
+            assert process.is_alive()
+        process.kill()
+        process.join()
+    synced(shared, folder, after="move")
+
+    assert sorted(inputs_of(shared)) == sorted(texts)
+    assert (folder.names(), len(folder.names("taken"))) == ([], 60)
+    assert_sound(shared)
