@@ -26,6 +26,12 @@ app.command(
     help=f"Run a batch file to its end, or go on with a batch that was stopped.\n\n{STATUSES}",
 )
 app.command("batchline.cli.validate:validate", help="Check a batch file and print every error in it.")
+app.command(
+    "batchline.cli.sync:sync",
+    help="Make a batch of each new or changed file in a folder, exactly once, and run it.\n\n"
+    "Exit status: 0 the round is done, whatever came of the batches; 6 a file could not be read, or something "
+    "else not be done.",
+)
 app.command("batchline.cli.show:show", help="Show a batch: its state, its figures, where its files are.")
 app.command(
     "batchline.cli.batches:app",

@@ -1,0 +1,75 @@
+"""`batchline sync`: a round from the command line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from batchline.simulate import Simulator
+
+ROOTS = "BATCHLINE_SOURCE_ROOTS"
+
+
+@pytest.fixture
+def inbox(tmp_path: Path, chat_file: Callable[..., Path]) -> Path:
+    folder = tmp_path / "data/inbox"
+    folder.mkdir(parents=True)
+    chat_file(3).rename(folder / "a.jsonl")
+    (folder / "bad.jsonl").write_text("no json\n")
+    return folder
+
+
+@pytest.fixture
+def sync(here, inbox: Path, simulator: Callable[..., Simulator]):
+    """Run it on the inbox, with a stand-in upstream."""
+    settings = {
+        ROOTS: json.dumps([str(inbox.parent)]),
+        "BATCHLINE_SOURCE_STILL_S": "0",
+        "OPENAI_BASE_URL": simulator().base_url,
+    }
+    return lambda *arguments, **changes: here("sync", inbox, *arguments, **{**settings, **changes})
+
+
+def test_a_round_takes_runs_and_writes_back(sync, inbox):
+    ended = sync("--write-back", "--after", "move", "--metadata.team", "search")
+
+    assert ended.status == 0
+    assert "2 found, 1 taken, 1 started, 1 quarantined, 1 written back" in ended.out
+    events = ended.err.splitlines()
+    assert [event.split()[0] for event in events] == ["taken", "moved", "quarantined", "started", "wrote"]
+    folders = {"outbox": ["a.output.jsonl"], "taken": ["a.jsonl"], "inbox": []}
+    assert {name: sorted(path.name for path in (inbox.parent / name).iterdir()) for name in folders} == folders
+
+
+def test_json_is_the_sum_with_each_event(sync):
+    found = json.loads(sync("--json").out)
+
+    assert (found["found"], found["taken"], found["quarantined"], found["failed"]) == (2, 1, 1, 0)
+    assert [event["kind"] for event in found["events"]] == ["taken", "quarantined", "started"]
+
+
+def test_a_dry_run_changes_nothing(sync, inbox):
+    ended = sync("--dry-run", "--after", "delete")
+
+    assert ended.out.rstrip().endswith("2 found, 2 taken (dry run)")
+    assert sorted(path.name for path in inbox.iterdir()) == ["a.jsonl", "bad.jsonl"]
+
+
+def test_what_could_not_be_done_is_the_exit_status(sync, inbox):
+    (inbox.parent / "taken").write_text("a file")
+
+    assert sync("--after", "move").status == 6
+
+
+def test_a_folder_below_no_allowed_root_is_refused(sync):
+    ended = sync(**{ROOTS: "[]"})
+
+    assert ended.status == 2
+    assert ROOTS in ended.err
+
+
+@pytest.mark.parametrize("arguments", [["--endpoint", "/v1/no"], ["--window", "1y"], ["--after", "burn"]])
+def test_an_option_that_cannot_be_is_refused(arguments, sync, inbox):
+    assert sync(*arguments).status == 2
+    assert (inbox / "bad.jsonl").exists()

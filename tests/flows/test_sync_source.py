@@ -1,0 +1,137 @@
+"""The flow that watches a folder, on a real Prefect server."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+from prefect.utilities.callables import parameter_schema
+
+from batchline.flows.process_batch import process_batch
+from batchline.flows.sync_source import pairs, sync_source
+from batchline.models.errors import InvalidInput
+from batchline.models.status import BatchStatus
+from batchline.steps.engine import Engine, open_engine
+
+
+@pytest.fixture
+def inbox(tmp_path: Path, simulator: Callable, chat_file: Callable, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two files, and an environment that allows it and has an upstream."""
+    monkeypatch.setattr("batchline.steps.engine._engines", [])
+    monkeypatch.setenv("BATCHLINE_SOURCE_ROOTS", json.dumps([str(tmp_path)]))
+    monkeypatch.setenv("BATCHLINE_SOURCE_STILL_S", "0")
+    monkeypatch.setenv("OPENAI_BASE_URL", simulator().base_url)
+    folder = tmp_path / "inbox"
+    folder.mkdir()
+    for count in (2, 3):
+        path = chat_file(count)
+        path.rename(folder / path.name)
+    return folder
+
+
+def statuses(engine: Engine, summary) -> list[BatchStatus]:
+    taken = [event.batch_id for event in summary.events if event.kind == "taken"]
+    return [engine.records.get_batch(batch_id).status for batch_id in taken]
+
+
+# The form
+
+
+def test_every_parameter_is_described_and_choices_are_choices():
+    properties = parameter_schema(sync_source).model_dump()["properties"]
+
+    assert [name for name, about in properties.items() if not about.get("description")] == []
+    assert properties["after"]["enum"] == ["keep", "move", "delete"]
+    assert properties["via"]["enum"] == ["deployment", "process"]
+    assert {about.get("type") for name, about in properties.items() if name != "endpoint"} == {"string", "boolean"}
+
+
+def test_pairs_are_a_line_each():
+    assert pairs("team = search\n\nurl=a=b\n") == {"team": "search", "url": "a=b"}
+    assert pairs("") == {}
+
+
+@pytest.mark.parametrize("lines", ["team", "=x", "a=1\na=2"])
+def test_a_line_that_is_no_pair_is_refused(lines):
+    with pytest.raises(InvalidInput, match="key=value"):
+        pairs(lines)
+
+
+# Rounds
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_server")
+def test_batches_run_in_the_flow_and_are_written_back(inbox, caplog):
+    with caplog.at_level(logging.INFO):
+        state = sync_source(str(inbox), via="process", write_back=True, metadata="team=a", return_state=True)
+    summary = state.result()
+
+    assert state.is_completed()
+    assert state.message == "2 found, 2 taken, 2 started, 2 written back"
+    assert statuses(open_engine(), summary) == [BatchStatus.COMPLETED] * 2
+    assert len(list((inbox.parent / "outbox").iterdir())) == 2
+    assert len([record for record in caplog.records if record.message.startswith("taken ")]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_server")
+def test_a_batch_that_fails_does_not_fail_the_round(inbox, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:9")
+    monkeypatch.setenv("BATCHLINE_MAX_ATTEMPTS", "1")
+
+    state = sync_source(str(inbox), via="process", completion_window="1m", return_state=True)
+
+    assert state.is_completed()
+    assert state.result().started == 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_server")
+def test_batches_are_started_as_runs_of_a_deployment_once_each(inbox):
+    deployment_id = process_batch.to_deployment("process-batch").apply()
+
+    summary = sync_source(str(inbox))
+    engine = open_engine()
+    for event in summary.events:  # as after a death between the start and its note
+        if event.kind == "started":
+            engine.records._note(_of(event.batch_id), started_at=None)
+    again = sync_source(str(inbox))
+
+    assert (summary.taken, summary.started, again.taken, again.started) == (2, 2, 0, 2)
+    assert statuses(engine, summary) == [BatchStatus.VALIDATING] * 2
+    with get_client(sync_client=True) as client:
+        where = DeploymentFilter(id=DeploymentFilterId(any_=[deployment_id]))
+        runs = client.read_flow_runs(deployment_filter=where)
+    assert sorted(run.parameters["batch_id"] for run in runs) == sorted(
+        event.batch_id for event in summary.events if event.kind == "started"
+    )
+
+
+def _of(batch_id: str):
+    from batchline.storage.schema import source_files  # noqa: PLC0415
+
+    return source_files.c.batch_id == batch_id
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_server")
+def test_without_the_deployment_files_are_taken_and_the_start_is_told_and_tried_again(inbox):
+    first = sync_source(str(inbox), deployment="process-batch/none")
+    second = sync_source(str(inbox), via="process")
+
+    assert (first.taken, first.started, first.failed) == (2, 0, 1)
+    assert "there is no deployment" in first.events[-1].reason
+    assert (second.unchanged, second.started) == (2, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_server")
+def test_a_folder_that_may_not_be_watched_fails_the_run(inbox):
+    state = sync_source("/etc", return_state=True)
+
+    assert state.is_failed()
+    assert "below no allowed root" in state.message
