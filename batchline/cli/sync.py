@@ -28,7 +28,7 @@ def sync(
     write_back: Flag = False,
     after: After = "keep",
     via: Literal["process", "deployment"] = "process",
-    deployment: str = "process-batch/process-batch",
+    deployment: str | None = None,
     dry_run: Flag = False,
     json: Flag = False,
 ) -> int:
@@ -51,7 +51,7 @@ def sync(
     via:
         Run batches in this process, one after another, or start them as runs of a deployment.
     deployment:
-        The deployment, where batches are started as runs of one.
+        The deployment, where batches are started as runs of one: flow and name; by default the settings'.
     dry_run:
         Only look, and tell what would be done.
     json:
@@ -63,7 +63,7 @@ def sync(
     engine = open_engine()
     with Progress(messages()) as progress:
         progress.doing(f"looking at {uri}")
-        start = _run(engine, progress) if via == "process" else _deploy(deployment)
+        start = _run(engine, progress) if via == "process" else _deploy(engine, deployment)
         summary = sync_source(engine, uri, options, start=start, tell=_tell, dry_run=dry_run)
     if json:
         print_json(summary.model_dump_json())
@@ -81,10 +81,12 @@ def _run(engine: Engine, progress: Progress) -> Callable[[str], object]:
     return run
 
 
-def _deploy(deployment: str) -> Callable[[str], object]:
-    from batchline.flows.sync_source import start_run  # noqa: PLC0415 - Prefect takes seconds to import
+def _deploy(engine: Engine, deployment: str | None) -> Callable[[str], object]:
+    from batchline.orchestration.deployments import (  # noqa: PLC0415 - Prefect takes seconds to import
+        start_as_deployment,
+    )
 
-    return lambda batch_id: start_run(batch_id, deployment=deployment)
+    return lambda batch_id: start_as_deployment(engine, batch_id, deployment=deployment)
 
 
 def _tell(event: SyncEvent) -> None:

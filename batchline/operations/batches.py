@@ -260,5 +260,5 @@ class Batches:
         elif via == "deployment":
             from batchline.orchestration.deployments import start_as_deployment  # noqa: PLC0415 - loads Prefect
 
-            start_as_deployment(self._engine, batch)
+            start_as_deployment(self._engine, batch.id)
         return batch.to_response()

@@ -10,15 +10,16 @@ from prefect.exceptions import ObjectNotFound
 from batchline.models.errors import Interrupted
 from batchline.orchestration.events import emit
 from batchline.steps.engine import Engine
-from batchline.storage.records import BatchRecord
 
 
-def start_as_deployment(engine: Engine, batch: BatchRecord) -> str:
+def start_as_deployment(engine: Engine, batch_id: str, *, deployment: str | None = None) -> str:
     """Have a worker run the batch, and return the id of the flow run; one that waits for a worker is that again.
 
-    Raises `Interrupted` where Prefect does not take it; the batch stays as it is and can be started again.
+    The deployment is that of the settings where none is named. Raises `NotFound` for an unknown batch, and
+    `Interrupted` where Prefect does not take it; the batch stays as it is and can be started again.
     """
-    name = engine.settings.deployment
+    batch = engine.records.get_batch(batch_id)
+    name = deployment or engine.settings.deployment
     try:
         with get_client(sync_client=True) as client:
             if batch.last_flow_run_id is not None and _waits(client, batch.last_flow_run_id):

@@ -11,8 +11,7 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.utilities.callables import parameter_schema
 
 from batchline.flows.process_batch import process_batch
-from batchline.flows.sync_source import pairs, sync_source
-from batchline.models.errors import InvalidInput
+from batchline.flows.sync_source import sync_source
 from batchline.models.status import BatchStatus
 from batchline.steps.engine import Engine, open_engine
 
@@ -46,18 +45,7 @@ def test_every_parameter_is_described_and_choices_are_choices():
     assert [name for name, about in properties.items() if not about.get("description")] == []
     assert properties["after"]["enum"] == ["keep", "move", "delete"]
     assert properties["via"]["enum"] == ["deployment", "process"]
-    assert {about.get("type") for name, about in properties.items() if name != "endpoint"} == {"string", "boolean"}
-
-
-def test_pairs_are_a_line_each():
-    assert pairs("team = search\n\nurl=a=b\n") == {"team": "search", "url": "a=b"}
-    assert pairs("") == {}
-
-
-@pytest.mark.parametrize("lines", ["team", "=x", "a=1\na=2"])
-def test_a_line_that_is_no_pair_is_refused(lines):
-    with pytest.raises(InvalidInput, match="key=value"):
-        pairs(lines)
+    assert {about.get("type") for about in properties.values()} == {"string", "boolean"}
 
 
 # Rounds

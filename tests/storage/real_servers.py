@@ -130,6 +130,7 @@ def _start_seaweedfs(weed: str, home: Path, ports: list[int]) -> subprocess.Pope
         "-master.electionTimeout=1s",
         "-master.telemetry=false",
         f"-volume.port={volume}",
+        "-volume.max=100",  # each bucket takes several
         "-filer",
         f"-filer.port={filer}",
         f"-filer.localSocket={home}/filer.sock",
