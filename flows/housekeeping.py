@@ -8,20 +8,23 @@ from batchline.models.errors import StorageFault
 from batchline.operations import Batchline
 from batchline.operations import housekeeping as chores_of
 from batchline.operations.housekeeping import Chore
+from batchline.orchestration import forms
+from batchline.orchestration.blocks import settings_of
 
 
 @flow(name="housekeeping", persist_result=False)
-def housekeeping(apply: bool = True, resume: bool = True) -> dict[str, int]:
+def housekeeping(apply: bool = True, resume: bool = True, storage: forms.Text = None) -> dict[str, int]:
     """Delete expired files and what dead processes left, and have batches go on whose runner died.
 
     Args:
         apply: Do it; otherwise it is only told what there is to be done.
         resume: Go on with batches whose runner died, each as a run of its own.
+        storage: Name of a batchline-storage block; else what the environment says.
 
     Returns how many chores of each kind there were. Raises `StorageFault` where some could not be done.
     """
     logger, kinds, failed = get_run_logger(), Counter[str](), []
-    with Batchline(source="deployment") as client:
+    with Batchline(settings_of(upstreams=[], storage=storage), source="deployment") as client:
         for chore in chores_of(client, apply=apply, resume=resume, via="deployment"):
             kinds[chore.kind] += 1
             logger.log(40 if chore.error else 20, "%s", _told(chore))

@@ -15,6 +15,7 @@ from batchline.models.plan import OPEN_CHUNKS, Plan
 from batchline.models.status import TERMINAL
 from batchline.orchestration import forms
 from batchline.orchestration.artifacts import show_end
+from batchline.orchestration.blocks import settings_of
 from batchline.orchestration.crashes import batch_of_crash
 from batchline.orchestration.events import emit
 from batchline.orchestration.outcome import final_state, outcome_message, report_of
@@ -55,6 +56,8 @@ def process_batch(
     input_file_id: forms.Text = None,
     batch_id: forms.Text = None,
     crashed_run: forms.Text = None,
+    upstreams: forms.Text = None,
+    storage: forms.Text = None,
 ) -> BatchResponse:
     """Run an OpenAI-format batch file to its end, or go on with a batch where its saved answers end.
 
@@ -66,12 +69,14 @@ def process_batch(
         input_file_id: Instead of the file of requests: the id of one that was uploaded, file-…
         batch_id: Instead: the id of a batch that exists, to go on with it, batch-…
         crashed_run: Instead: the id of a flow run that crashed, to go on with its batch.
+        upstreams: Names of batchline-upstream blocks to send to, one a line; else what the environment says.
+        storage: Name of a batchline-storage block; else what the environment says.
 
     A retry of the flow run goes on with the batch that it made. Raises `BatchEnded` when the batch ends other than
     `completed`, `InvalidInput` or `NotFound` for parameters that cannot be used, `Conflict` while another run has
     the batch, and `Interrupted` or `StorageFault` when it stopped for a fault of ours: run it again.
     """
-    engine = _engine.get() or open_engine()
+    engine = _engine.get() or open_engine(settings_of(upstreams=forms.lines_of(upstreams), storage=storage))
     if crashed_run:
         batch_id = batch_of_crash(engine, crashed_run).id
     batch = _batch(engine, input_uri, input_file_id, endpoint, completion_window, metadata, batch_id)

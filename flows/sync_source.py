@@ -11,6 +11,7 @@ from batchline.flows.process_batch import process_batch, using_engine
 from batchline.models.errors import BatchEnded, BatchlineError, Interrupted
 from batchline.models.sync import After, SyncEvent, SyncOptions, SyncSummary
 from batchline.orchestration import forms
+from batchline.orchestration.blocks import settings_of
 from batchline.orchestration.deployments import start_as_deployment
 from batchline.sources import sync_source as sync
 from batchline.steps.engine import Engine, open_engine
@@ -26,6 +27,7 @@ def sync_source(
     after: After = "keep",
     via: Literal["deployment", "process"] = "deployment",
     deployment: forms.Text = None,
+    storage: forms.Text = None,
     dry_run: bool = False,
 ) -> SyncSummary:
     """Make a batch of each new or changed file, exactly once, and start it; return what came of the round.
@@ -43,9 +45,10 @@ def sync_source(
         after: What becomes of a file that was taken: it stays, is moved to the folder `taken`, or is deleted.
         via: Start batches as runs of a deployment, or run them in this flow (process), one after another.
         deployment: The deployment of process-batch whose runs they are, flow and name; else the settings'.
+        storage: Name of a batchline-storage block; else what the environment says.
         dry_run: Only look, and tell what would be done.
     """
-    log, engine = get_run_logger(), open_engine()
+    log, engine = get_run_logger(), open_engine(settings_of(upstreams=[], storage=storage))
     options = SyncOptions(
         endpoint=endpoint or None,
         completion_window=completion_window,

@@ -45,6 +45,7 @@ app.command(
     "Exit status: 0 there is nothing to do, or it is done; 6 something could not be done.",
 )
 app.command("batchline.cli.simulate:simulate", help="Serve a stand-in upstream to try things on.")
+app.command("batchline.cli.prefect_setup:app", name="prefect", help="Set up a Prefect server for our deployments.")
 app.command("batchline.cli.db:app", name="db", help="Look after the database of records.")
 app.command(
     "batchline.cli.completion:completion",

@@ -13,6 +13,7 @@ DEFAULTS = {
     "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
 }
 """Prefect's variables that suit a person at a terminal; what is set already stays."""
 
@@ -48,6 +49,19 @@ def _prepare() -> None:
     if not asked:
         for handler in logging.getLogger().handlers:
             handler.addFilter(lambda record: not record.name.startswith("prefect"))
+
+
+def configured_server() -> str:
+    """The address of the Prefect server that is configured; raises `InvalidInput` where none is."""
+    _prepare()
+    from prefect.settings import get_current_settings  # noqa: PLC0415 - Prefect takes a second
+
+    url = get_current_settings().api.url
+    if not url:
+        raise InvalidInput(
+            "no Prefect server is configured: set PREFECT_API_URL, such as http://127.0.0.1:4200/api"
+        )
+    return url
 
 
 def _server() -> TemporaryServer | None:

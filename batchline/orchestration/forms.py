@@ -29,14 +29,17 @@ Window = Annotated[str, WithJsonSchema({"type": "string", "enum": list(WINDOWS)}
 Metadata = Annotated[str | dict[str, str] | None, WithJsonSchema({"type": "string"})]
 
 
+def lines_of(text: str | None) -> list[str]:
+    """The lines that are not blank, without what surrounds them."""
+    return [line.strip() for line in (text or "").splitlines() if line.strip()]
+
+
 def pairs_of(metadata: str | dict[str, str] | None) -> dict[str, str] | None:
     """The pairs in lines of `key=value`; raises `InvalidInput` that names a line that is none."""
     if not isinstance(metadata, str):
         return metadata
     pairs: dict[str, str] = {}
-    for line in metadata.splitlines():
-        if not line.strip():
-            continue
+    for line in lines_of(metadata):
         key, sign, value = line.partition("=")
         if not sign or not key.strip():
             raise InvalidInput(f"metadata has the line {line!r}; write key=value", param="metadata")

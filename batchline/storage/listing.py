@@ -215,7 +215,7 @@ def files_statement(
     if search:
         statement = statement.where(_is_named(search) if is_storable(search) else false())
     if after is not None:
-        place = tuple_(after.created_at, after.id)
+        place = tuple_(literal(after.created_at), literal(after.id))
         statement = statement.where(key > place if order == "asc" else key < place)
     columns = (files.c.created_at, files.c.id)
     return statement.order_by(*(column.asc() if order == "asc" else column.desc() for column in columns))
