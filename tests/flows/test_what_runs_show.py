@@ -1,0 +1,145 @@
+"""What a flow run tells people and automations of its batch, and how batches are started as runs."""
+
+import json
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.objects import Artifact
+
+from batchline import Batchline
+from batchline.flows.process_batch import process_batch, using_engine
+from batchline.models.errors import Interrupted, InvalidInput, NotFound
+from batchline.orchestration import events, supervision
+from batchline.orchestration.blocks import StorageBlock, UpstreamBlock, settings_of
+from batchline.orchestration.crashes import batch_of_crash
+from batchline.orchestration.setup import set_up
+from batchline.steps.intake import store_input_file
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+
+
+def artifacts_of(run_id: UUID) -> dict[str, Artifact]:
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+        )
+    return {artifact.type: artifact for artifact in found}
+
+
+def fails_some(number: int) -> str:
+    return "simulate:status=400" if number % 10 == 3 else f"question {number}"
+
+
+def test_a_run_ends_with_its_outcome_its_figures_and_full_progress(simulator, engine_for, chat_file, monkeypatch):
+    monkeypatch.setattr(supervision, "SHOWN_EVERY_S", 0.1)
+    engine = engine_for(simulator(latency_s=0.2).base_url, upstream={"max_in_flight": 8})
+    path = chat_file(60, prompt=fails_some).rename(chat_file(1).parent / "a|b <x> _c_.jsonl")
+    stored = store_input_file(engine, path)
+
+    with using_engine(engine):
+        state = process_batch(input_file_id=stored.id, metadata="team=search", return_state=True)
+
+    assert state.message == "completed: 54 ok, 6 failed (invalid_request 6)"
+    shown = artifacts_of(state.state_details.flow_run_id)
+    page = shown["markdown"].data
+    assert "54 ok, 6 failed" in page
+    assert r"# a\|b \<x\> \_c\_.jsonl" in page
+    assert "| team | search |" in page
+    assert "| invalid_request | 6 | 400: 6 |" in page
+    figures = {row["figure"]: row["value"] for row in json.loads(shown["table"].data)}
+    assert (figures["completed"], figures["failed"], figures["attempts"]) == (54, 6, 60)
+    assert 0 < shown["progress"].data <= 100
+
+
+def test_each_turn_of_a_batch_is_an_event_with_its_figures(simulator, engine_for, chat_file, monkeypatch):
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(events, "emit_event", lambda **event: told.append(event))
+    engine = engine_for(simulator().base_url)
+    stored = store_input_file(engine, chat_file(20, prompt=fails_some))
+
+    with using_engine(engine):
+        batch = process_batch(input_file_id=stored.id)
+
+    assert [event["event"] for event in told] == ["batch.created", "batch.in_progress", "batch.completed"]
+    assert {event["resource"]["prefect.resource.id"] for event in told} == {f"batchline.batch.{batch.id}"}
+    last = told[-1]["payload"]
+    assert (last["completed"], last["failed"], last["failures"]) == (18, 2, {"invalid_request": 2})
+    assert last["total_tokens"] == batch.analytics.total_tokens
+
+
+@pytest.fixture
+def deployed() -> None:
+    process_batch.to_deployment("process-batch").apply()
+
+
+@pytest.mark.usefixtures("deployed")
+def test_a_batch_that_is_started_as_a_deployment_run_is_there_before_a_worker_has_it(
+    simulator, engine_for, chat_file
+):
+    engine = engine_for(simulator().base_url)
+    with Batchline(engine=engine) as client:
+        file = client.files.create(file=chat_file(5))
+        batch = client.batches.create(input_file_id=file.id, via="deployment")
+        record = client.batches.record(batch.id)
+        again = client.batches.resume(batch.id, via="deployment")
+
+    assert (batch.status, batch.dwext.source, again.id) == ("validating", "deployment", batch.id)
+    with get_client(sync_client=True) as prefect:
+        run = prefect.read_flow_run(UUID(record.last_flow_run_id))
+    assert run.parameters["batch_id"] == batch.id
+    assert run.name == f"{file.filename} {batch.id}"
+    assert client.batches.record(batch.id).last_flow_run_id == record.last_flow_run_id
+    assert batch_of_crash(engine, f"prefect.flow-run.{run.id}").id == batch.id
+
+
+def test_where_there_is_no_deployment_the_batch_is_kept_and_the_way_on_is_told(simulator, engine_for, chat_file):
+    engine = engine_for(simulator().base_url, deployment="process-batch/nobodys")
+    with Batchline(engine=engine) as client:
+        file = client.files.create(file=chat_file(5))
+        with pytest.raises(Interrupted, match="prefect deploy --all") as told:
+            client.batches.create(input_file_id=file.id, via="deployment")
+        (batch,) = client.batches.list()
+
+    assert batch.id in str(told.value)
+    assert batch.status == "validating"
+
+
+def test_a_crash_without_a_batch_is_told(simulator, engine_for):
+    with pytest.raises(NotFound, match="before it had a batch"):
+        batch_of_crash(engine_for(simulator().base_url), "nobody")
+
+
+def test_a_server_is_set_up_once_and_again(capsys):
+    first, second = ([each.outcome for each in set_up(notify="http://127.0.0.1:9/hook")] for _ in range(2))
+
+    assert first.count("made") == 4
+    assert second.count("made") == 0
+    with pytest.raises(InvalidInput, match="crash-after"):
+        list(set_up(crash_after_s=10))
+
+
+def test_a_batch_runs_with_blocks_by_name(simulator, engine_for, chat_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("batchline.steps.engine._engines", [])
+    monkeypatch.setenv("BATCHLINE_SOURCE_ROOTS", json.dumps([str(tmp_path)]))
+    stand_in = simulator(api_key="sk-block-1234")
+    UpstreamBlock(base_url=stand_in.base_url, api_key="sk-block-1234").save("gpus", overwrite=True)
+    StorageBlock(storage_url=str(tmp_path / "store"), database_url=f"sqlite:///{tmp_path / 'records.db'}").save(
+        "team", overwrite=True
+    )
+
+    batch = process_batch(input_uri=str(chat_file(7)), upstreams="gpus", storage="team")
+
+    assert batch.request_counts.completed == stand_in.counters()["received"] == 7
+    assert (tmp_path / "store" / "batches" / batch.id / "output.jsonl").is_file()
+
+
+def test_a_block_that_is_not_there_or_wrong_is_told_by_name():
+    with pytest.raises(InvalidInput, match="batchline-upstream/nobody"):
+        settings_of(upstreams=["nobody"], storage=None)
+    UpstreamBlock(base_url="nonsense", api_key="hunter2").save("wrong", overwrite=True)
+    with pytest.raises(InvalidInput, match="batchline-upstream/wrong") as told:
+        settings_of(upstreams=["wrong"], storage=None)
+    assert "hunter2" not in str(told.value)
