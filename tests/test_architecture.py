@@ -47,6 +47,7 @@ GATES = {
     "cyclopts": {"cli/"},
     "pandas": {"steps/"},
     "genai_prices": {"steps/prices.py"},
+    "jinja2": {"steps/report/"},
 }
 """From each library to the files that alone may import it, or folders where the name ends in a slash."""
 
@@ -58,7 +59,7 @@ READS_ENVIRONMENT = {
     "cli/prefect_run.py",
 }
 
-SLOW_TO_IMPORT = ("alembic", "boto3", "botocore", "matplotlib", "pandas", "prefect", "pyarrow", "s3fs")
+SLOW_TO_IMPORT = ("alembic", "boto3", "botocore", "jinja2", "matplotlib", "pandas", "prefect", "pyarrow", "s3fs")
 
 
 class Source(NamedTuple):

@@ -103,6 +103,9 @@ def _file_rows(batch: BatchResponse, report: BatchReport | None, engine: Engine)
         keys["errors"] = layout.errors_key(batch.id)
     if report is not None:
         keys["figures"] = layout.requests_key(batch.id)
+    page = layout.report_page_key(batch.id)
+    if batch.status in TERMINAL and engine.store.exists(page):
+        keys["report"] = page
     rows = [(name, _shown(engine.store.uri(key))) for name, key in keys.items()]
     fits = all(NAME_COLUMNS + len(place) <= results().width for _, place in rows)
     if fits or results().soft_wrap:

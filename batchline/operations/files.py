@@ -142,11 +142,12 @@ class Files:
 
 
 def _copies(store: ObjectStore, record: FileRecord) -> list[str]:
-    """Every copy of a batch's result file: the published one, and those of earlier generations."""
+    """Every copy of a batch's result file, and the report page for the error file's sake, which it quotes."""
     if record.purpose == "batch":
         return []
     folder, name = PurePosixPath(record.key).parts[1], PurePosixPath(record.key).name
-    return [info.key for info in store.find(layout.batch_prefix(folder)) if PurePosixPath(info.key).name == name]
+    names = {name, "report.html"} if record.purpose == "batch_error" else {name}
+    return [info.key for info in store.find(layout.batch_prefix(folder)) if PurePosixPath(info.key).name in names]
 
 
 def _name_of(file: bytes | BinaryIO) -> str:

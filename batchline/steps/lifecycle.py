@@ -3,6 +3,8 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
 
 import msgspec
 
@@ -13,12 +15,13 @@ from batchline.models.failures import ErrorCode
 from batchline.models.files import FilePurpose
 from batchline.models.ids import new_file_id
 from batchline.models.plan import Plan
-from batchline.models.status import TERMINAL, BatchStatus, ending
+from batchline.models.status import TERMINAL, BatchStatus, ending, timestamp_field
 from batchline.steps.aggregate import aggregate
 from batchline.steps.chunk import ChunkOrder, ChunkResult
 from batchline.steps.hold import BatchHold
 from batchline.steps.merge import merged
 from batchline.steps.parts import Part, finished_keys, part_of
+from batchline.steps.report.page import write_page
 from batchline.steps.sweep import sweep_now
 from batchline.steps.validate import Validation, validate_input
 from batchline.steps.write import Manifest, publish, read_manifest, write_files
@@ -267,22 +270,50 @@ def finish(hold: BatchHold, manifest: Manifest, analytics: BatchAnalytics, repor
     keys = layout.final_keys(manifest.prefix)
     output = (batch.output_file_id, keys.output, manifest.output_bytes)
     errors = (batch.error_file_id, keys.errors, manifest.errors_bytes)
+    now, fields = _now(), _ended_fields(hold, batch, target, manifest, analytics, report)
+    ended = msgspec.structs.replace(batch, status=target, **{str(timestamp_field(target)): now}, **fields)
+    _write_page(hold, ended, manifest, report)
     hold.batch = hold.records.move(
         batch.id,
         target,
-        now=_now(),
+        now=now,
         lease=hold.lease,
         file_changes=msgspec.structs.replace(_closing(output, errors), doomed=_needless(batch, manifest)),
-        completed=manifest.completed,
-        failed=manifest.failed,
-        output_file_id=batch.output_file_id if manifest.output_bytes else None,
-        error_file_id=batch.error_file_id if manifest.errors_bytes else None,
-        final_prefix=manifest.prefix,
-        analytics=analytics,
-        errors=_ending_errors(hold, target, report),
+        **fields,
     )
     sweep_now(hold.engine, layout.batch_prefix(batch.id))
     return hold.batch
+
+
+def _ended_fields(
+    hold: BatchHold,
+    batch: BatchRecord,
+    target: BatchStatus,
+    manifest: Manifest,
+    analytics: BatchAnalytics,
+    report: BatchReport,
+) -> dict[str, Any]:
+    """What changes in the batch's record when it ends, beside its state."""
+    return {
+        "completed": manifest.completed,
+        "failed": manifest.failed,
+        "output_file_id": batch.output_file_id if manifest.output_bytes else None,
+        "error_file_id": batch.error_file_id if manifest.errors_bytes else None,
+        "final_prefix": manifest.prefix,
+        "analytics": analytics,
+        "errors": _ending_errors(hold, target, report),
+    }
+
+
+def _write_page(hold: BatchHold, ended: BatchRecord, manifest: Manifest, report: BatchReport) -> None:
+    """Write the report as a page, of the batch as it is about to be; it ends without one where that fails."""
+    hold.check()
+    try:
+        write_page(hold.store, ended, report, manifest)
+    except Exception as error:  # noqa: BLE001 - no fault of the page's may keep a batch from its end
+        log.warning("batch %s has no report page: %s: %s", ended.id, type(error).__name__, error)
+        with suppress(StorageFault):  # an earlier generation's tells of another end
+            hold.store.delete([layout.report_page_key(ended.id)])
 
 
 def _closing(*ended: tuple[str | None, str, int]) -> FileChanges:

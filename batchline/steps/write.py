@@ -17,6 +17,7 @@ import msgspec
 from batchline.steps.figures import TEXTS, schema
 from batchline.steps.merge import Merged, Source, merged
 from batchline.steps.parts import Part
+from batchline.steps.report.samples import Failure, FirstFailures
 from batchline.storage import layout
 from batchline.storage.objects import ObjectStore, ObjectWriter
 from batchline.storage.reading import RangeReader
@@ -43,7 +44,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a finished generation of a batch is made of, in input order.
 
     `prefix` is where its files are, `base` where those are that a retry's results were laid over. `expired` counts
-    the requests that the generation's own window closed on.
+    the requests that the generation's own window closed on, `first_failures` are some of each error code.
     """
 
     batch_id: str
@@ -56,6 +57,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     output_bytes: int
     errors_bytes: int
     row_groups: list[RowGroup]
+    first_failures: list[Failure] = []
     version: int = 1
 
 
@@ -90,6 +92,7 @@ def write_files(
         output_bytes=files.output_bytes,
         errors_bytes=files.errors_bytes,
         row_groups=files.row_groups,
+        first_failures=files.first_failures.all(),
     )
     store.put(keys.manifest, msgspec.json.encode(manifest))
     return manifest
@@ -116,6 +119,7 @@ class _Files:
     def __init__(self, store: ObjectStore, keys: layout.FinalKeys, *, lines: bool) -> None:
         self.completed = self.failed = self.output_bytes = self.errors_bytes = 0
         self.row_groups: list[RowGroup] = []
+        self.first_failures = FirstFailures()
         self._store = store
         self._keys = keys
         self._lines = lines
@@ -160,7 +164,9 @@ class _Files:
             self.errors_bytes + np.cumsum(lengths * ~ok) - lengths,
         )
         place = table.schema.get_field_index("offset")
-        self._figures.write_table(table.set_column(place, "offset", pa.array(moved)).cast(schema()), rows)
+        table = table.set_column(place, "offset", pa.array(moved)).cast(schema())
+        self._figures.write_table(table, rows)
+        self.first_failures.add(table)
         self.completed += int(ok.sum())
         self.failed += int((~ok).sum())
         self.output_bytes += int(lengths[ok].sum())

@@ -153,6 +153,7 @@ def test_the_files_are_where_the_summary_says(rows):
     assert len(Path(rows["output"]).read_bytes().splitlines()) == 57
     assert len(Path(rows["errors"]).read_bytes().splitlines()) == 3
     assert Path(rows["figures"]).read_bytes().startswith(b"PAR1")
+    assert Path(rows["report"]).read_bytes().startswith(b"<!doctype html>")
 
 
 def test_an_input_that_does_not_validate_exits_with_2_and_sends_nothing(simulator, request_file):

@@ -87,6 +87,7 @@ def test_a_batch_whose_runner_died_is_named_and_run_to_its_end(writes, world, tm
         "requests.parquet",
         "manifest.json",
         "report.json",
+        "report.html",
     }
 
 

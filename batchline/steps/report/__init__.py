@@ -1,0 +1,1 @@
+"""The report of a finished batch as a page: what came of it, what it cost, what failed."""

@@ -1,0 +1,469 @@
+"""The report page: what it tells, that it tells nothing else, and that no batch fails for its sake."""
+
+import json
+import threading
+import time
+import tracemalloc
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+from reading_pages import Page
+from recording import recording
+from some_figures import CODES, tables
+from some_figures import figures as any_figures
+
+from batchline import Batchline
+from batchline.models.analytics import (
+    BatchAnalytics,
+    BatchReport,
+    DurationBin,
+    ModelFigures,
+    Percentiles,
+    ThroughputPoint,
+)
+from batchline.models.batches import BatchDwExtResponse, BatchError, CreateBatchRequest
+from batchline.models.errors import StorageFault
+from batchline.models.lines import result_line
+from batchline.models.status import TERMINAL, BatchStatus
+from batchline.steps.aggregate import aggregate
+from batchline.steps.intake import create_batch, store_input_file
+from batchline.steps.local import run_local
+from batchline.steps.report.page import make_page
+from batchline.steps.report.samples import Failure, Sample, read_samples
+from batchline.steps.report.words import TIMES
+from batchline.steps.retry import retry_batch
+from batchline.storage import layout
+from batchline.storage.records import BatchRecord
+
+HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>&amp;\u202e{{ 7 * 7 }}"
+
+
+def made(engine, path, **create):
+    request = CreateBatchRequest(
+        input_file_id=store_input_file(engine, path).id, endpoint="/v1/chat/completions", **create
+    )
+    return create_batch(engine, request, origin=BatchDwExtResponse(source="api"))
+
+
+def page_of(engine, batch):
+    page = Page(engine.store.read(layout.report_page_key(batch.id)))
+    page.assert_stands_alone()
+    page.assert_drawn_with_numbers()
+    return page
+
+
+def report_of(engine, batch):
+    return BatchReport.model_validate_json(engine.store.read(layout.report_data_key(batch.id)))
+
+
+def orders(number):
+    if number % 10 == 3:
+        return "simulate:status=422" if number % 30 == 3 else "simulate:status=400"
+    return "simulate:status=503" if number == 7 else f"Question {number}"
+
+
+# What it tells
+
+
+@pytest.fixture
+def mixed(simulator, engine_for, chat_file):
+    """A batch of a hundred with eleven failures of two kinds: its engine and record."""
+    engine = engine_for(simulator(server_error=0.1).base_url, upstream={"max_attempts": 4}, chunk_requests=30)
+    return engine, run_local(engine, made(engine, chat_file(100, prompt=orders)).id)
+
+
+def test_the_first_words_are_what_came_of_it(mixed):
+    page = page_of(*mixed)
+    assert "Completed 89 of 100 requests were answered, 11 failed." in page.words()
+    assert mixed[1].input_filename in page.words()
+
+
+def test_failures_are_told_by_code_with_counts_and_statuses(mixed):
+    page = page_of(*mixed)
+    assert page.row("invalid_request")[1:] == ["10", "90.9 % of the failures", f"400{TIMES}6, 422{TIMES}4"]
+    assert page.row("server_error")[1:] == ["1", "9.1 % of the failures", f"503{TIMES}1"]
+
+
+def test_the_first_three_failures_of_each_code_are_quoted_from_the_error_file(mixed):
+    engine, batch = mixed
+    page = page_of(engine, batch)
+    lines = [json.loads(line) for line in engine.store.read(layout.errors_key(batch.id)).splitlines()]
+    for code in ("invalid_request", "server_error"):
+        told = [line for line in lines if line["error"]["code"] == code]
+        quoted = [
+            f"line {line['id'].rpartition('-')[2]} · {line['custom_id']} · HTTP "
+            f"{line['response']['status_code']} {line['error']['message']}"
+            for line in told
+        ]
+        assert [text in page.words() for text in quoted] == [number < 3 for number in range(len(told))]
+
+
+def test_figures_are_those_of_the_report(mixed):
+    engine, batch = mixed
+    page, report = page_of(engine, batch), report_of(engine, batch)
+    [model] = report.models
+    assert page.row("gpt-4o-mini")[1:3] == [f"{model.requests}", f"{model.failed}"]
+    assert f"Tokens {batch.analytics.total_tokens:,}: prompt {model.prompt_tokens:,}, " in page.words()
+    assert f"Exact cost {batch.analytics.total_cost} USD" in page.words()
+    [retries] = [table for table in page.tables if table[0][0] == "Repeated because of"]
+    assert {row[0]: int(row[1]) for row in retries[1:]} == report.retries
+
+
+def test_the_tables_behind_the_charts_hold_every_request(mixed):
+    page = page_of(*mixed)
+    durations = next(table for table in page.tables if table[0][0] == "Duration")
+    over_time = next(table for table in page.tables if table[0][0] == "UTC")
+    for rows in (durations[1:], over_time[1:]):
+        assert [sum(int(row[column]) for row in rows) for column in (1, 2)] == [89, 11]
+
+
+# Endings
+
+
+def assert_told(engine, batch, *words):
+    page = page_of(engine, batch)
+    assert batch.status.capitalize() in page.words()
+    for some in words:
+        assert some in page.words()
+
+
+def test_a_batch_whose_requests_all_failed(simulator, engine_for, chat_file):
+    engine = engine_for(simulator().base_url)
+    batch = run_local(engine, made(engine, chat_file(5, prompt=lambda _: "simulate:status=400")).id)
+    assert batch.status is BatchStatus.FAILED
+    assert_told(engine, batch, "None of the 5 requests was answered.", "every request failed (invalid_request 5)")
+
+
+def test_a_batch_whose_key_is_refused_tells_so_and_not_the_key(simulator, engine_for, chat_file):
+    key = {"api_key": "sk-not-for-anyone", "max_in_flight": 2}
+    engine = engine_for(simulator(api_key="another").base_url, upstream=key, refusals_to_stop=3)
+    batch = run_local(engine, made(engine, chat_file(50)).id)
+    assert_told(engine, batch, "check its API key", "batch_failed")
+    assert b"sk-not-for-anyone" not in engine.store.read(layout.report_page_key(batch.id))
+
+
+def test_a_batch_that_expired(simulator, engine_for, chat_file):
+    engine = engine_for(simulator(latency_s=30.0).base_url, upstream={"max_in_flight": 4}, grace_s=0.1)
+    batch = made(engine, chat_file(20))
+    engine.records.update(batch.id, expires_at=int(time.time()) + 2)
+    ended = run_local(engine, batch.id)
+    assert ended.status is BatchStatus.EXPIRED
+    assert_told(engine, ended, "None of the 20 requests was answered.", "batch_expired")
+
+
+def test_a_batch_that_was_cancelled(simulator, engine_for, chat_file):
+    stand_in = simulator(latency_s=0.2)
+    engine = engine_for(stand_in.base_url, upstream={"max_in_flight": 4}, grace_s=0.1)
+    batch = made(engine, chat_file(200))
+    running = threading.Thread(target=run_local, args=(engine, batch.id))
+    running.start()
+    while stand_in.counters()["received"] < 8:
+        time.sleep(0.01)
+    Batchline(engine=engine).batches.cancel(batch.id)
+    running.join()
+    ended = engine.records.get_batch(batch.id)
+    assert ended.status is BatchStatus.CANCELLED
+    assert_told(engine, ended, f"{ended.completed} of 200 requests were answered", "batch_cancelled")
+
+
+def test_one_request(simulator, engine_for, chat_file):
+    engine = engine_for(simulator().base_url)
+    batch = run_local(engine, made(engine, chat_file(1)).id)
+    assert_told(engine, batch, "The one request was answered.", "What failed Nothing.")
+
+
+def test_answers_without_usage(engine_for, chat_file):
+    with recording() as server:
+        engine = engine_for(server.base_url)
+        batch = run_local(engine, made(engine, chat_file(3)).id)
+    assert_told(engine, batch, "3 answers did not tell their tokens")
+
+
+def test_a_model_without_a_price(simulator, engine_for, tmp_path):
+    engine = engine_for(simulator().base_url)
+    batch = run_local(engine, made(engine, file_of(tmp_path / "own.jsonl", "a", "our-own")).id)
+    assert_told(engine, batch, "Cost unknown no price for our-own")
+
+
+def test_a_batch_that_was_never_begun_has_no_page(simulator, engine_for, tmp_path):
+    engine = engine_for(simulator().base_url)
+    (tmp_path / "bad.jsonl").write_text("not json\n")
+    batch = run_local(engine, made(engine, tmp_path / "bad.jsonl").id)
+    assert not engine.store.exists(layout.report_page_key(batch.id))
+
+
+# What is foreign
+
+
+def file_of(path, custom_id, model, prompt="Say something."):
+    body = {"model": model, "messages": [{"role": "user", "content": prompt}]}
+    line = {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
+    path.write_text(json.dumps(line) + "\n")
+    return path
+
+
+def test_hostile_names_ids_messages_and_metadata_are_shown_as_text(simulator, engine_for, tmp_path):
+    engine = engine_for(simulator(models=("served",)).base_url)
+    path = file_of(tmp_path / f"{HOSTILE.replace('/', '')}.jsonl", HOSTILE, HOSTILE)
+    batch = run_local(engine, made(engine, path, metadata={HOSTILE[:64]: HOSTILE}).id)
+
+    page = page_of(engine, batch)
+    shown = HOSTILE.replace("\u202e", " ")
+    assert f"/chat/completions {shown} is not served" in page.words()
+    assert page.words().count(shown) >= 3
+    assert "\u202e" not in page.text
+    assert " 49" not in page.words()
+
+
+def test_a_huge_error_line_neither_fills_memory_nor_the_page(engine_for):
+    store = engine_for("http://localhost").store
+    body = json.dumps({"message": "no", "echo": 'x",\\"error\\":{"code":"y"}' * 500_000}).encode()
+    line = result_line(
+        request_id="req-1-1",
+        custom_id=b'"a"',
+        status_code=400,
+        answer_id=None,
+        body=body,
+        error_code="invalid_request",
+        message='too "long"',
+    )
+    store.put("errors.jsonl", line)
+    failure = failed(offset=0, length=len(line))
+
+    tracemalloc.start()
+    [sample] = read_samples(store, "errors.jsonl", [failure])["invalid_request"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert sample.message == 'too "long"'
+    assert len(line) > 10_000_000
+    assert peak < 500_000
+
+
+def failed(**changes):
+    values = {"line": 1, "custom_id": "a", "error_code": "invalid_request", "status_code": 400}
+    return Failure(**{**values, "offset": 0, "length": 1, **changes})
+
+
+def test_long_texts_are_cut():
+    failure = failed(custom_id="i" * 512)
+    report = BatchReport(failures={"invalid_request": 1}, models=[ModelFigures(model="m" * 10**6)])
+    page = make_page(ended(), report, {"invalid_request": [Sample(failure, "e" * 10**6)]})
+    assert len(page) < 30_000
+    assert "e" * 299 + "…" in Page(page).text
+
+
+def test_very_many_models_are_put_together():
+    models = [
+        ModelFigures(model=f"model-{n}", requests=n + 1, total_tokens=5, prompt_tokens=5) for n in range(2_000)
+    ]
+    page = Page(make_page(ended(), BatchReport(models=models), {}))
+    assert page.size < 60_000
+    rest = page.row("1,975 more models")
+    assert rest[1] == f"{sum(range(1, 1_976)):,}"
+
+
+# Crashes, faults, retries, deletions
+
+
+def breaking(monkeypatch, engine, error, *, key):
+    """Let writes of that object raise, until the returned list is cleared."""
+    put, broken = engine.store.put, [key]
+
+    def put_or_fail(name, data):
+        if name.rpartition("/")[2] in broken:
+            raise error
+        put(name, data)
+
+    monkeypatch.setattr(engine.store, "put", put_or_fail)
+    return broken
+
+
+@pytest.mark.parametrize("error", [StorageFault("the disk is full"), ValueError("a bug")], ids=["fault", "bug"])
+def test_a_batch_ends_all_the_same_where_its_page_cannot_be_made(
+    error, simulator, engine_for, chat_file, monkeypatch, caplog
+):
+    engine = engine_for(simulator().base_url)
+    breaking(monkeypatch, engine, error, key="report.html")
+    batch = run_local(engine, made(engine, chat_file(3)).id)
+    assert (batch.status, batch.completed) == (BatchStatus.COMPLETED, 3)
+    assert not engine.store.exists(layout.report_page_key(batch.id))
+    assert f"{batch.id} has no report page: {type(error).__name__}: {error}" in caplog.text
+
+
+def test_a_crash_between_page_and_end_is_repaired_by_a_resume(simulator, engine_for, chat_file, monkeypatch):
+    engine = engine_for(simulator().base_url)
+    batch = made(engine, chat_file(30, prompt=orders))
+    move = engine.records.move
+
+    def crash(batch_id, target, **fields):
+        if target in TERMINAL:
+            raise StorageFault("the database is gone")
+        return move(batch_id, target, **fields)
+
+    with monkeypatch.context() as for_once:
+        for_once.setattr(engine.records, "move", crash)
+        with pytest.raises(StorageFault):
+            run_local(engine, batch.id)
+    assert engine.store.exists(layout.report_page_key(batch.id))
+
+    time.sleep(1.1)  # so that the page that is left tells of another moment
+    ended = run_local(engine, batch.id)
+    page = page_of(engine, ended)
+    moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(ended.completed_at))
+    assert ("datetime", moment) in page.attributes
+
+
+@pytest.fixture
+def failed_once(simulator, engine_for, chat_file):
+    """A batch with failures that a retry may mend: its engine and record."""
+    engine = engine_for(simulator(server_error=0.4).base_url, upstream={"max_attempts": 1}, chunk_requests=20)
+    return engine, run_local(engine, made(engine, chat_file(60)).id)
+
+
+def test_a_retry_writes_the_page_anew(failed_once):
+    engine, before = failed_once
+    retry_batch(engine, before.id)
+    after = run_local(engine, before.id)
+    assert after.completed > before.completed
+    page = page_of(engine, after)
+    assert f"{after.completed} of 60 requests were answered, {after.failed} failed." in page.words()
+    assert "Retried once;" in page.words()
+    first = json.loads(engine.store.read(layout.errors_key(after.id)).splitlines()[0])
+    assert f"line {first['id'].rpartition('-')[2]} · {first['custom_id']} · HTTP 500" in page.words()
+
+
+def test_a_retry_whose_page_cannot_be_made_leaves_no_page_of_the_past(failed_once, monkeypatch):
+    engine, batch = failed_once
+    breaking(monkeypatch, engine, StorageFault("the disk is full"), key="report.html")
+    retry_batch(engine, batch.id)
+    assert run_local(engine, batch.id).status is BatchStatus.COMPLETED
+    assert not engine.store.exists(layout.report_page_key(batch.id))
+
+
+@pytest.mark.parametrize("deleted", ["the batch", "its error file"])
+def test_the_page_goes_with_the_batch_and_with_the_errors_that_it_quotes(deleted, mixed):
+    engine, batch = mixed
+    client = Batchline(engine=engine)
+    if deleted == "the batch":
+        client.batches.delete(batch.id)
+    else:
+        client.files.delete(batch.error_file_id)
+    assert not engine.store.exists(layout.report_page_key(batch.id))
+
+
+def test_the_page_is_among_the_batchs_files(mixed):
+    engine, batch = mixed
+    content = b"".join(Batchline(engine=engine).batches.files(batch.id)["report.html"])
+    assert content == engine.store.read(layout.report_page_key(batch.id))
+
+
+# Any report
+
+
+def ended(status=BatchStatus.COMPLETED, **changes):
+    values = {
+        "id": "batch-1",
+        "status": status,
+        "endpoint": "/v1/chat/completions",
+        "input_file_id": "file-1",
+        "input_filename": "requests.jsonl",
+        "completion_window": "24h",
+        "created_at": 1_790_000_000,
+        "expires_at": 1_790_086_400,
+        "in_progress_at": 1_790_000_001,
+        f"{status}_at": 1_790_000_060,
+        "analytics": BatchAnalytics(),
+    }
+    return BatchRecord(**{**values, **changes})
+
+
+counts = st.integers(0, 10**12)
+numbers = st.floats(0, 1e15) | st.floats()
+names = st.text(max_size=30) | st.sampled_from([HOSTILE, "x" * 3_000, "\ud800", "\0"])
+costs = st.none() | st.decimals(0, 10**9, places=9).map(str)
+by_name = st.dictionaries(names, counts, max_size=12)
+points = st.none() | st.builds(Percentiles, p50=numbers, p90=numbers, p95=numbers, p99=numbers, max=numbers)
+any_reports = st.builds(
+    BatchReport,
+    duration_ms=points,
+    ttfb_ms=points,
+    queue_ms=points,
+    durations=st.lists(
+        st.builds(DurationBin, from_ms=numbers, to_ms=numbers, completed=counts, failed=counts), max_size=240
+    ),
+    attempts=counts,
+    retries=by_name,
+    requests_by_attempts=st.dictionaries(st.integers(0, 9), counts),
+    failures=by_name,
+    failure_statuses=st.dictionaries(st.sampled_from(CODES), st.dictionaries(st.integers(0, 599), counts)),
+    models=st.lists(
+        st.builds(
+            ModelFigures,
+            model=names,
+            **dict.fromkeys(["requests", "failed", "prompt_tokens", "completion_tokens", "total_tokens"], counts),
+            duration_ms=points,
+            cost=costs,
+        ),
+        max_size=40,
+    ),
+    interval_s=numbers,
+    throughput=st.lists(
+        st.builds(
+            ThroughputPoint,
+            at=numbers,
+            requests=counts,
+            tokens=counts,
+            failed=counts,
+            in_flight=st.none() | numbers,
+        ),
+        max_size=250,
+    ),
+    **dict.fromkeys(["requests_per_s", "tokens_per_s", "completion_tokens_per_s"], numbers),
+    **dict.fromkeys(["first_started_at", "last_ended_at"], st.none() | numbers),
+    **dict.fromkeys(["without_usage", "wasted_tokens"], counts),
+    **dict.fromkeys(["wasted_cost_at_most", "known_cost"], costs),
+    unpriced_models=st.lists(names, max_size=40),
+    currency=st.sampled_from([None, "USD"]),
+)
+samples = st.dictionaries(
+    st.sampled_from(CODES),
+    st.lists(
+        st.builds(
+            Sample,
+            st.builds(failed, custom_id=names, status_code=st.none() | st.integers(100, 599)),
+            message=names,
+        ),
+        max_size=3,
+    ),
+)
+batches = st.builds(
+    ended,
+    st.sampled_from(sorted(TERMINAL)),
+    input_filename=names,
+    total=counts,
+    completed=counts,
+    failed=counts,
+    metadata=st.none() | st.dictionaries(names, names, max_size=16),
+    errors=st.none() | st.tuples(st.builds(BatchError, message=names, line=st.none() | st.integers(1, 9))),
+    analytics=st.builds(BatchAnalytics, total_tokens=counts, total_cost=costs),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(batches, any_reports, samples)
+def test_any_report_makes_a_page_that_is_well_formed_and_small(batch, report, quoted):
+    page = Page(make_page(batch, report, quoted))
+    page.assert_stands_alone()
+    page.assert_drawn_with_numbers()
+    assert page.size < 250_000
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(any_figures(), max_size=30))
+def test_what_is_aggregated_of_any_rows_makes_a_page(rows):
+    analytics, report = aggregate(tables(rows, 7), prices={})
+    ok = sum(row.ok for row in rows)
+    batch = ended(total=len(rows), completed=ok, failed=len(rows) - ok, analytics=analytics)
+    Page(make_page(batch, report, {})).assert_drawn_with_numbers()
