@@ -183,6 +183,7 @@ def _files(engine: Engine, batch: BatchRecord) -> list[str]:
     if batch.final_prefix is None:
         return []
     keys = [
+        ("report", layout.report_page_key(batch.id), batch.id),
         ("output", layout.output_key(batch.id), batch.output_file_id),
         ("errors", layout.errors_key(batch.id), batch.error_file_id),
         ("figures of each request", layout.requests_key(batch.id), batch.id),
