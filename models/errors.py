@@ -3,10 +3,12 @@
 ```
 BatchlineError
 ├── InvalidInput    what the caller gave cannot be used: a file, a parameter, a setting
-│   └── InputChanged    the stored input is not the one that was validated
+│   ├── InputChanged    the stored input is not the one that was validated
+│   └── TooLarge        an input file is longer than it may be
 ├── NotFound        no file, batch or request of that id
 ├── Conflict        the object's state forbids it
-│   └── LeaseLost   another runner has taken the batch over
+│   ├── LeaseLost   another runner has taken the batch over
+│   └── LimitReached    so much of it is under way already; try again later
 ├── StorageFault    the object store or the database did not do its part; try again
 │   └── SourceFault     a place that files are picked up from did not
 ├── Interrupted     a run stopped before all was settled; the batch can be resumed
@@ -33,6 +35,10 @@ class InputChanged(InvalidInput):
     """The stored input file differs from the one that was validated, so its plan no longer holds."""
 
 
+class TooLarge(InvalidInput):
+    """An input file is longer than a file may be, or than this caller's files may be."""
+
+
 class NotFound(BatchlineError):
     """There is no file, batch or request of the id that was asked for."""
 
@@ -43,6 +49,10 @@ class Conflict(BatchlineError):
 
 class LeaseLost(Conflict):
     """Another runner holds the batch's lease; this one must not send or write any more."""
+
+
+class LimitReached(Conflict):
+    """As much is under way as may be at once; it can be asked for again later."""
 
 
 class StorageFault(BatchlineError):

@@ -1,6 +1,7 @@
 """Files as the API shows them: OpenAI's File object."""
 
 from typing import Literal
+from uuid import UUID
 
 from pydantic import Field
 
@@ -23,9 +24,20 @@ class FileObject(WireModel):
     expires_at: int | None = Field(default=None, description="When it may be deleted, in Unix seconds.")
 
 
+class FileListResponse(WireModel):
+    """A page of files."""
+
+    object: Literal["list"] = "list"
+    data: list[FileObject]
+    first_id: str | None = None
+    last_id: str | None = None
+    has_more: bool = False
+
+
 class ListFilesQuery(CursorPagination):
     """Which files to list."""
 
     purpose: FilePurpose | None = None
     search: str | None = Field(default=None, description="Part of the filename; case does not matter.")
+    member_id: UUID | None = Field(default=None, description="Who uploaded the file, or made the batch.")
     order: Literal["asc", "desc"] = Field(default="desc", description="`desc` is newest first.")

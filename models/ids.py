@@ -5,6 +5,7 @@ import uuid6
 BATCH_PREFIX = "batch-"
 FILE_PREFIX = "file-"
 REQUEST_PREFIX = "req-"
+KEY_PREFIX = "key-"
 SYNC_PREFIX = "sync-"
 
 
@@ -31,3 +32,13 @@ def request_prefix(batch_id: str) -> str:
 def request_id(batch_id: str, line: int) -> str:
     """The id of the request on that line (from 1) of the batch's input file."""
     return f"{request_prefix(batch_id)}{line}"
+
+
+def batch_of_request(request_id: str) -> str:
+    """The id of the batch that the request's id names."""
+    return BATCH_PREFIX + request_id.removeprefix(REQUEST_PREFIX).partition("-")[0]
+
+
+def new_key_id() -> str:
+    """A fresh `key-<uuid7 hex>`."""
+    return KEY_PREFIX + uuid6.uuid7().hex

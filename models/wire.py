@@ -1,5 +1,6 @@
 """The base of every object that people and APIs see."""
 
+import json
 from typing import Any, cast
 
 from pydantic import (
@@ -10,7 +11,7 @@ from pydantic import (
     model_serializer,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, PydanticSerializationError
 
 
 class WireModel(BaseModel):
@@ -22,6 +23,13 @@ class WireModel(BaseModel):
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {key: value for key, value in handler(self).items() if value is not None}
 
+    def to_json(self) -> bytes:
+        """Its JSON, whatever bodies it holds: lone surrogates in them are escaped, as they were in the file."""
+        try:
+            return self.model_dump_json().encode()
+        except (PydanticSerializationError, ValueError):  # a lone surrogate, or deeper than pydantic goes
+            return json_text(self.model_dump()).encode()
+
     @classmethod
     def __get_pydantic_json_schema__(
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler, /
@@ -29,3 +37,8 @@ class WireModel(BaseModel):
         """Describe the fields, which the serializer's return type would hide."""
         fields = {key: value for key, value in core_schema.items() if key != "serialization"}
         return handler(cast("CoreSchema", fields))
+
+
+def json_text(value: object) -> str:
+    """The JSON text of a value; lone surrogates are escaped."""
+    return json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace").decode()

@@ -2,8 +2,6 @@
 
 from decimal import Decimal
 
-import msgspec
-
 from batchline.cli.console import messages, print_json, results
 from batchline.cli.options import Flag
 from batchline.cli.progress import Progress
@@ -35,7 +33,7 @@ def cost_estimate(file: str, /, *, json: Flag = False) -> None:
         progress.doing(f"reading {file}")
         found = estimate_cost(client, file)
     if json:
-        print_json(msgspec.json.encode(found).decode())
+        print_json(found.to_json().decode())
         return
     print_rows([_row(model, found) for model in found.models], COLUMNS, none="")
     results().print(f"\n{_total(found)}", markup=False)

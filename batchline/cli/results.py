@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json as jsonlib
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -11,7 +10,6 @@ from typing import Annotated, BinaryIO, Literal
 
 import msgspec
 from cyclopts import Parameter
-from pydantic_core import PydanticSerializationError
 from rich.text import Text
 
 from batchline.cli.console import messages, print_json
@@ -21,6 +19,7 @@ from batchline.cli.tables import Column, Row, described, print_rows
 from batchline.cli.words import plain
 from batchline.models.batches import BatchResultItem
 from batchline.models.errors import InvalidInput
+from batchline.models.wire import json_text
 from batchline.operations import Batchline
 
 Format = Literal["table", "jsonl", "csv", "parquet"]
@@ -80,7 +79,7 @@ def results(
     if output is not None:
         _save(items, kind, output, batch_id, json=json)
     elif json:
-        print_list(map(_json_of, items))
+        print_list(item.to_json() for item in items)
     elif kind == "table":
         print_rows(map(_row, items), COLUMNS, none="no requests")
     else:
@@ -125,7 +124,7 @@ def answer_text(body: object) -> str:
             return " ".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
         case None:
             return ""
-    return _text_of(body)
+    return json_text(body)
 
 
 def _texts(output: object) -> Iterable[str]:
@@ -155,21 +154,9 @@ def _write(items: Iterator[BatchResultItem], kind: Format, file: BinaryIO) -> in
     while block := list(islice(items, ITEMS_AT_ONCE)):
         count += len(block)
         file.write(
-            _csv(map(_fields, block)) if kind == "csv" else b"".join(_json_of(item) + b"\n" for item in block)
+            _csv(map(_fields, block)) if kind == "csv" else b"".join(item.to_json() + b"\n" for item in block)
         )
     return count
-
-
-def _json_of(item: BatchResultItem) -> bytes:
-    try:
-        return item.model_dump_json().encode()
-    except (PydanticSerializationError, ValueError):  # a lone surrogate, or deeper than pydantic goes
-        return _text_of(item.model_dump()).encode()
-
-
-def _text_of(value: object) -> str:
-    """The JSON text of a body; its lone surrogates are escaped, as they were in the file."""
-    return jsonlib.dumps(value, ensure_ascii=False).encode(errors="backslashreplace").decode()
 
 
 def _csv(rows: Iterable[Iterable[object]]) -> bytes:
@@ -181,7 +168,7 @@ def _csv(rows: Iterable[Iterable[object]]) -> bytes:
 def _fields(item: BatchResultItem) -> list[str | None]:
     """The item's fields; bodies as JSON."""
     bodies = (item.input_body, item.response_body)
-    shown = [None if body is None else _text_of(body) for body in bodies]
+    shown = [None if body is None else json_text(body) for body in bodies]
     error = None if item.error is None else item.error.encode(errors="backslashreplace").decode()
     return [item.id, item.custom_id, item.model, item.status, error, *shown]
 

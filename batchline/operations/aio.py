@@ -92,6 +92,7 @@ class AsyncBatches:
         completion_window: str = "24h",
         metadata: Mapping[str, str] | None = None,
         output_expires_after: ExpiresAfter | None = None,
+        idempotency_key: str | None = None,
         via: Via | None = "process",
     ) -> BatchResponse:
         """As `Batches.create`."""
@@ -102,6 +103,7 @@ class AsyncBatches:
             completion_window=completion_window,
             metadata=metadata,
             output_expires_after=output_expires_after,
+            idempotency_key=idempotency_key,
             via=via,
         )
 

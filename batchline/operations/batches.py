@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal
 
-from batchline.models.analytics import BatchReport
+from batchline.models.analytics import BatchAnalytics, BatchReport
 from batchline.models.batches import (
     BatchDwExtResponse,
     BatchResponse,
@@ -18,8 +18,10 @@ from batchline.models.batches import (
     Source,
 )
 from batchline.models.errors import Conflict, LeaseLost, NotFound
+from batchline.models.ids import batch_of_request, request_prefix
 from batchline.models.status import TERMINAL, BatchStatus
-from batchline.operations.checks import checked
+from batchline.operations.access import EVERYTHING, Access
+from batchline.operations.checks import checked, idempotency
 from batchline.operations.expiry import ExpiresAfter, seconds_of
 from batchline.operations.pages import Page
 from batchline.operations.results import results
@@ -42,10 +44,11 @@ DELETION_PATIENCE_S: Final = 10.0
 class Batches:
     """The batches of an engine's records. Made by `Batchline.batches`."""
 
-    def __init__(self, engine: Engine, runner: Runner, source: Source) -> None:
+    def __init__(self, engine: Engine, runner: Runner, source: Source, access: Access = EVERYTHING) -> None:
         self._engine = engine
         self._runner = runner
         self._source = source
+        self._access = access
 
     def create(
         self,
@@ -55,12 +58,14 @@ class Batches:
         completion_window: str = "24h",
         metadata: Mapping[str, str] | None = None,
         output_expires_after: ExpiresAfter | None = None,
+        idempotency_key: str | None = None,
         via: Via | None = "process",
     ) -> BatchResponse:
         """Make a batch of an uploaded file's requests, have it run, and return it, `validating`.
 
         `via` says where: in the background of this process, as a run of the deployment that the settings name, or
-        nowhere as yet. Raises `InvalidInput` for an endpoint, window or metadata that cannot be, `NotFound` for an
+        nowhere as yet. With an `idempotency_key` that a batch was made with before, that one is returned as it is
+        now. Raises `InvalidInput` for an endpoint, window, metadata or key that cannot be, `NotFound` for an
         unknown input file, and `Interrupted` where Prefect does not take it: the batch can be resumed.
         """
         request = checked(
@@ -70,11 +75,19 @@ class Batches:
             completion_window=completion_window,
             metadata=None if metadata is None else dict(metadata),
         )
+        expires_after_s, access, records = seconds_of(output_expires_after), self._access, self._engine.records
+        asked = idempotency(idempotency_key, request, expires_after_s, access.member_id)
+        if asked is not None and (known := records.batch_of_key(asked)) is not None:
+            return known.to_response()
+        records.get_file(input_file_id, member_id=access.only)
         batch = create_batch(
             self._engine,
             request,
             origin=BatchDwExtResponse(source="deployment" if via == "deployment" else self._source),
-            output_expires_after=seconds_of(output_expires_after),
+            output_expires_after=expires_after_s,
+            member_id=access.member_id,
+            most_open=access.max_open_batches,
+            idempotency=asked,
         )
         return self._started(batch, via)
 
@@ -84,7 +97,14 @@ class Batches:
 
     def record(self, batch_id: str) -> BatchRecord:
         """The batch as it is kept, with who runs it; raises `NotFound`."""
-        return self._engine.records.get_batch(batch_id)
+        return self._engine.records.get_batch(batch_id, member_id=self._access.only)
+
+    def analytics(self, batch_id: str) -> BatchAnalytics:
+        """The figures of a batch that is or was over; raises `NotFound`, and `Conflict` before."""
+        batch = self.record(batch_id)
+        if batch.analytics is None and batch.status not in TERMINAL:
+            raise Conflict(f"batch {batch_id} is {batch.status}; its analytics are there when it is over")
+        return batch.analytics or BatchAnalytics()
 
     def report(self, batch_id: str) -> BatchReport:
         """The figures beyond the analytics, once the batch is over; raises `NotFound` before."""
@@ -121,7 +141,10 @@ class Batches:
         return self._page(checked(ListBatchesQuery, **query), lambda record, _: record)
 
     def _page(self, query: ListBatchesQuery, shown: Callable[[BatchRecord, ListBatchesQuery], Any]) -> Page[Any]:
-        records, has_more = self._engine.records.list_records(query, now=int(time.time()))
+        if query.after is not None and self._access.confined:
+            self.record(query.after)
+        seen = query.model_copy(update={"member_id": self._access.whose(query.member_id)})
+        records, has_more = self._engine.records.list_records(seen, now=int(time.time()))
 
         def after(cursor: str | None) -> Page[Any]:
             return self._page(query.model_copy(update={"after": cursor}), shown)
@@ -133,7 +156,7 @@ class Batches:
 
         Raises `Conflict` while another runner has it, `Interrupted` or `StorageFault` when it stops early.
         """
-        return run_local(self._engine, batch_id).to_response(include_analytics=True)
+        return run_local(self._engine, self.record(batch_id).id).to_response(include_analytics=True)
 
     def resume(self, batch_id: str, *, via: Via | None = "process") -> BatchResponse:
         """Have a batch go on that is not over and that nobody runs; raises `Conflict` for another."""
@@ -150,8 +173,7 @@ class Batches:
         What was answered is kept. Does nothing to one that is cancelling or cancelled. Raises `Conflict` for one
         that is over or writes its files.
         """
-        records = self._engine.records
-        batch = records.get_batch(batch_id)
+        records, batch = self._engine.records, self.record(batch_id)
         if batch.status in {BatchStatus.CANCELLING, BatchStatus.CANCELLED}:
             return batch.to_response()
         try:
@@ -183,14 +205,27 @@ class Batches:
 
         Raises `Conflict` for a batch that is not over or in which nothing failed.
         """
-        return self._started(retry_batch(self._engine, batch_id), via)
+        return self._started(retry_batch(self._engine, self.record(batch_id).id), via)
 
     def retry_requests(
         self, batch_id: str, request_ids: Sequence[str], *, via: Via | None = "process"
     ) -> BatchResponse:
         """Try those failed requests again; raises as `retry`, and `InvalidInput` that names ids that are none."""
         asked = checked(RetryRequestsRequest, request_ids=list(request_ids))
-        return self._started(retry_batch(self._engine, batch_id, asked.request_ids), via)
+        batch = self.record(batch_id)
+        if self._access.confined:
+            self._check_requests(batch.id, asked.request_ids)
+        return self._started(retry_batch(self._engine, batch.id, asked.request_ids), via)
+
+    def _check_requests(self, batch_id: str, request_ids: Sequence[str]) -> None:
+        """Raise `NotFound` for the first request of another batch, where that one is not to be seen."""
+        prefix = request_prefix(batch_id)
+        stray = next((each for each in request_ids if not each.startswith(prefix)), None)
+        if stray is not None:
+            try:
+                self.record(batch_of_request(stray))
+            except NotFound:
+                raise NotFound(f"there is no request {stray[:80]}") from None
 
     def results(
         self,
@@ -236,6 +271,7 @@ class Batches:
         One that runs is cancelled first and its runner waited for; raises `Conflict` where that does not end.
         """
         settings, records = self._engine.settings, self._engine.records
+        self.record(batch_id)
         deadline = time.monotonic() + settings.grace_s + DELETION_PATIENCE_S
         while True:
             try:

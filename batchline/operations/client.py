@@ -7,6 +7,7 @@ from typing import Self
 
 from batchline.models.batches import Source
 from batchline.models.settings import Settings
+from batchline.operations.access import EVERYTHING, Access
 from batchline.operations.batches import Batches
 from batchline.operations.files import Files
 from batchline.operations.runner import Runner
@@ -29,12 +30,28 @@ class Batchline:
     """
 
     def __init__(
-        self, settings: Settings | None = None, *, engine: Engine | None = None, source: Source = "api"
+        self,
+        settings: Settings | None = None,
+        *,
+        engine: Engine | None = None,
+        source: Source = "api",
+        access: Access = EVERYTHING,
+        runner: Runner | None = None,
     ) -> None:
         self.engine = engine or open_engine(settings)
-        self.runner = Runner(self.engine)
-        self.files = Files(self.engine)
-        self.batches = Batches(self.engine, self.runner, source)
+        self.runner = runner or Runner(self.engine)
+        self.source = source
+        self.files = Files(self.engine, access)
+        self.batches = Batches(self.engine, self.runner, source, access)
+
+    def acting_for(self, access: Access) -> Batchline:
+        """The same client on somebody's behalf; what it starts runs where this one's batches run."""
+        return Batchline(engine=self.engine, source=self.source, access=access, runner=self.runner)
+
+    def check(self) -> None:
+        """Raise `StorageFault` unless the database and the storage answer."""
+        self.engine.records.overview.check()
+        self.engine.store.exists("readiness")
 
     def close(self) -> None:
         """Stop the batches that run in this process; what was answered is saved."""

@@ -17,6 +17,7 @@ import msgspec
 from batchline.models.errors import InvalidInput
 from batchline.models.json_scan import members
 from batchline.models.settings import Settings
+from batchline.models.wire import WireModel
 from batchline.operations.client import Batchline
 from batchline.steps.intake import input_blocks
 from batchline.steps.prices import PriceBook, Rates, Tariff, TokenCounts, as_text, price_book, total
@@ -29,7 +30,7 @@ WITHOUT_OUTPUT: Final = frozenset({"/v1/embeddings", "/v1/moderations"})
 _FILE_ID: Final = re.compile(r"file-[0-9a-f]{32}")
 
 
-class ModelEstimate(msgspec.Struct, frozen=True, kw_only=True):
+class ModelEstimate(WireModel):
     """What one model's requests would use; costs are exact decimals, absent where there is no price.
 
     `output_tokens_at_most` and its cost are those of the requests that set a limit to their answers;
@@ -41,12 +42,12 @@ class ModelEstimate(msgspec.Struct, frozen=True, kw_only=True):
     input_tokens: int
     output_tokens_at_most: int
     without_limit: int
-    input_cost: str | None
-    output_cost_at_most: str | None
-    price_source: str | None
+    input_cost: str | None = None
+    output_cost_at_most: str | None = None
+    price_source: str | None = None
 
 
-class CostEstimate(msgspec.Struct, frozen=True, kw_only=True):
+class CostEstimate(WireModel):
     """What a file's requests would use.
 
     Input tokens are the requests' bytes divided by four: rough, but of the right order for English. A cost is
@@ -59,9 +60,9 @@ class CostEstimate(msgspec.Struct, frozen=True, kw_only=True):
     input_tokens: int
     output_tokens_at_most: int
     without_limit: int
-    least: str | None
-    most: str | None
-    currency: str | None
+    least: str | None = None
+    most: str | None = None
+    currency: str | None = None
     unpriced_models: list[str]
     models: list[ModelEstimate]
 
@@ -109,7 +110,16 @@ def estimate_cost(client: Batchline, file: str | Path) -> CostEstimate:
 def _blocks(client: Batchline, file: str | Path) -> Iterator[bytes]:
     if Path(file).exists() or not _FILE_ID.fullmatch(str(file)):
         return input_blocks(Path(file))
-    found = client.files.retrieve(str(file))
+    return _stored_blocks(client, str(file))
+
+
+def estimate_stored(client: Batchline, file_id: str) -> CostEstimate:
+    """Estimate what the requests of that uploaded file would cost; raises as `estimate_cost`."""
+    return estimate_requests(_stored_blocks(client, file_id), client.engine.settings)
+
+
+def _stored_blocks(client: Batchline, file_id: str) -> Iterator[bytes]:
+    found = client.files.retrieve(file_id)
     if found.purpose != "batch":
         raise InvalidInput(
             f"file {found.id} is {found.purpose}; costs are estimated of an input file, of purpose batch",

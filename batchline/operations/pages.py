@@ -40,11 +40,11 @@ class Page(Generic[T]):
 
     def to_json(self, shown: Callable[[T], BaseModel] | None = None) -> str:
         """The list object of OpenAI's API, of the objects as they are or as they are to be shown."""
-        data = [
-            json.loads((shown(each) if shown else cast("BaseModel", each)).model_dump_json()) for each in self.data
-        ]
-        ends = {"first_id": self.first_id, "last_id": self.last_id} if data else {}
-        return json.dumps({"object": "list", "data": data, **ends, "has_more": self.has_more}, ensure_ascii=False)
+        data = ",".join(
+            (shown(each) if shown else cast("BaseModel", each)).model_dump_json() for each in self.data
+        )
+        ends = f'"first_id":{json.dumps(self.first_id)},"last_id":{json.dumps(self.last_id)},' if self.data else ""
+        return f'{{"object":"list","data":[{data}],{ends}"has_more":{json.dumps(self.has_more)}}}'
 
     def next_page(self) -> Page[T] | None:
         """The page that follows; none behind the last."""

@@ -38,6 +38,12 @@ class Engine:
             return Caller(self.settings.servers, open_transport=self.open_transport)
         return caller_for(self.settings.servers)
 
+    @property
+    def started_caller(self) -> Caller | None:
+        """The caller, if anything has been sent yet."""
+        caller: Caller | None = vars(self).get("caller")
+        return caller
+
 
 _engines: list[Engine] = []
 _lock = threading.Lock()

@@ -4,12 +4,13 @@ import gzip
 import hashlib
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO
 
 from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
-from batchline.models.errors import InvalidInput
+from batchline.models.errors import InvalidInput, StorageFault, TooLarge
 from batchline.models.ids import new_batch_id, new_file_id
 from batchline.models.settings import Settings
 from batchline.models.status import BatchStatus
@@ -17,7 +18,7 @@ from batchline.steps.engine import Engine
 from batchline.steps.sweep import sweep_now
 from batchline.storage import layout
 from batchline.storage.reading import Readable
-from batchline.storage.records import BatchRecord, Doomed, FileRecord
+from batchline.storage.records import BatchRecord, Doomed, FileRecord, Idempotency
 from batchline.storage.sources import open_source
 
 BLOCK_BYTES = 2**20
@@ -31,20 +32,40 @@ COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 
 
 def store_input(
-    engine: Engine, source: Readable, *, filename: str, expires_after: int | None = None
+    engine: Engine,
+    source: Readable,
+    *,
+    filename: str,
+    expires_after: Callable[[], int | None] = lambda: None,
+    member_id: str | None = None,
+    max_bytes: int | None = None,
 ) -> FileRecord:
     """Store an input file, decompressed where its name ends in `.gz` or `.zst`, and return its record.
 
-    Streams with constant memory. Raises `InvalidInput` for a stream that does not decompress or is longer than
-    `max_file_bytes`; then nothing is stored.
+    Streams with constant memory; `expires_after` is asked when all is read. Raises `InvalidInput` for a stream
+    that does not decompress, `TooLarge` for one that is longer than `max_bytes` or the settings' `max_file_bytes`;
+    then nothing is stored.
     """
-    record = store_content(engine, source, filename=filename, expires_after=expires_after)
+    record = store_content(
+        engine,
+        source,
+        filename=filename,
+        expires_after=expires_after,
+        member_id=member_id,
+        max_bytes=max_bytes,
+    )
     engine.records.add_file(record)
     return record
 
 
 def store_content(
-    engine: Engine, source: Readable, *, filename: str, expires_after: int | None = None
+    engine: Engine,
+    source: Readable,
+    *,
+    filename: str,
+    expires_after: Callable[[], int | None] = lambda: None,
+    member_id: str | None = None,
+    max_bytes: int | None = None,
 ) -> FileRecord:
     """Store an input file as `store_input` does, and return the record that is still to be made of it.
 
@@ -53,13 +74,13 @@ def store_content(
     file_id = new_file_id()
     key = layout.input_key(file_id)
     digest, size = hashlib.sha256(), 0
-    engine.records.doom(Doomed(prefix=key, due_at=int(time.time()) + UPLOAD_S))
-    with engine.store.writer(key) as file:
+    with _doomed_unless_stored(engine, key), engine.store.writer(key) as file:
         for block in _blocks(source, filename):
             size += len(block)
-            _check_size(size, filename, engine.settings)
+            _check_size(size, filename, engine.settings, max_bytes)
             digest.update(block)
             file.write(block)
+        expires_after_s = expires_after()
     now = int(time.time())
     return FileRecord(
         id=file_id,
@@ -67,10 +88,11 @@ def store_content(
         filename=_plain_name(filename),
         size_bytes=size,
         created_at=now,
-        expires_at=None if expires_after is None else now + expires_after,
+        expires_at=None if expires_after_s is None else now + expires_after_s,
         sha256=digest.hexdigest(),
         key=key,
         status="processed",
+        member_id=member_id,
     )
 
 
@@ -80,16 +102,28 @@ def drop_content(engine: Engine, record: FileRecord) -> None:
     sweep_now(engine, record.key)
 
 
+@contextmanager
+def _doomed_unless_stored(engine: Engine, key: str) -> Iterator[None]:
+    """Note the object as doomed until its file is on record; a write that raises leaves neither behind."""
+    engine.records.doom(Doomed(prefix=key, due_at=int(time.time()) + UPLOAD_S))
+    try:
+        yield
+    except BaseException:
+        with suppress(StorageFault):  # then later housekeeping does
+            engine.records.absolve(key)
+        raise
+
+
 def store_input_from(engine: Engine, uri: str, *, expires_after: int | None = None) -> FileRecord:
     """Store the input file at that URI, which must lie below one of the settings' `source_roots`."""
     with open_source(uri, engine.settings) as source:
-        return store_input(engine, source, filename=PurePosixPath(uri).name, expires_after=expires_after)
+        return store_input(engine, source, filename=PurePosixPath(uri).name, expires_after=lambda: expires_after)
 
 
 def store_input_file(engine: Engine, path: Path, *, expires_after: int | None = None) -> FileRecord:
     """Store the local input file at that path; raises `InvalidInput` where it cannot be read."""
     with _opened(path) as source:
-        return store_input(engine, source, filename=path.name, expires_after=expires_after)
+        return store_input(engine, source, filename=path.name, expires_after=lambda: expires_after)
 
 
 def input_blocks(path: Path) -> Iterator[bytes]:
@@ -106,9 +140,14 @@ def _opened(path: Path) -> BinaryIO:
         raise InvalidInput(f"{path} cannot be read: {reason.lower()}", param="file") from error
 
 
-def _check_size(size: int, filename: str, settings: Settings) -> None:
+def _check_size(size: int, filename: str, settings: Settings, max_bytes: int | None) -> None:
+    if max_bytes is not None and size > max_bytes:
+        raise TooLarge(
+            f"{filename} is longer than {max_bytes} bytes (decompressed), the most that you may upload; split it",
+            param="file",
+        )
     if size > settings.max_file_bytes:
-        raise InvalidInput(
+        raise TooLarge(
             f"{filename} is longer than {settings.max_file_bytes} bytes (decompressed), the most that a file may "
             "have; split it, or raise BATCHLINE_MAX_FILE_BYTES",
             param="file",
@@ -178,11 +217,14 @@ def create_batch(
     flow_run_id: str | None = None,
     batch_id: str | None = None,
     output_expires_after: int | None = None,
+    member_id: str | None = None,
+    most_open: int | None = None,
+    idempotency: Idempotency | None = None,
 ) -> BatchRecord:
-    """Record a new batch, `validating`; one that the flow run has already made is returned instead.
+    """Record a new batch, `validating`; one that the flow run or the key has already made is returned instead.
 
     Raises `InvalidInput` for an endpoint or window that the settings do not allow, `NotFound` for an unknown
-    input file.
+    input file, `LimitReached` where the member has `most_open` batches that are not over.
     """
     file = engine.records.get_file(request.input_file_id)
     record = new_batch(
@@ -193,8 +235,9 @@ def create_batch(
         flow_run_id=flow_run_id,
         batch_id=batch_id,
         output_expires_after=output_expires_after,
+        member_id=member_id,
     )
-    return engine.records.add_batch(record, needs_input=True)
+    return engine.records.add_batch(record, needs_input=True, most_open=most_open, idempotency=idempotency)
 
 
 def new_batch(
@@ -206,6 +249,7 @@ def new_batch(
     flow_run_id: str | None = None,
     batch_id: str | None = None,
     output_expires_after: int | None = None,
+    member_id: str | None = None,
 ) -> BatchRecord:
     """A batch of that input file, `validating`, to be recorded; raises `InvalidInput` as `create_batch` does."""
     settings.checked_endpoint(request.endpoint)
@@ -229,4 +273,5 @@ def new_batch(
         dwext=origin,
         flow_run_id=flow_run_id,
         output_expires_after=output_expires_after,
+        member_id=member_id,
     )

@@ -168,6 +168,7 @@ def _new_file(batch: BatchRecord, key: str, purpose: FilePurpose, now: int) -> F
         expires_at=None if expires_after is None else now + expires_after,
         key=key,
         status="uploaded",
+        member_id=batch.member_id,
     )
 
 

@@ -18,6 +18,9 @@ from batchline.storage.schema import HEAD
 
 BUSY_TIMEOUT_S = 30.0
 TRIES = 5
+SQLITE_CONNECTIONS = 40
+"""What is kept open: as many as a server has threads, because to open one takes longer than most reads."""
+
 PASSING = ("locked", "closed", "Connection refused", "starting up", "shutting down")
 """Words in the errors of a database that is away for a moment."""
 
@@ -108,7 +111,9 @@ def _engine(url: URL) -> Engine:
             raise StorageFault(f"{Path(url.database).parent} cannot be made: {error.strerror}") from error
     arguments: dict[str, Any] = {"timeout": BUSY_TIMEOUT_S} if sqlite else {"connect_timeout": 10}
     try:
-        engine = create_engine(url, connect_args=arguments, pool_pre_ping=not sqlite)
+        engine = create_engine(
+            url, connect_args=arguments, pool_pre_ping=not sqlite, pool_size=SQLITE_CONNECTIONS if sqlite else 5
+        )
     except (ArgumentError, TypeError, ValueError):
         raise _unusable("has an option behind its `?` that is wrong or not known") from None
     if sqlite:

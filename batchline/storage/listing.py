@@ -205,13 +205,15 @@ def _ordered(
 
 
 def files_statement(
-    *, after: FileRecord | None, purpose: str | None, search: str | None, order: str
+    *, after: FileRecord | None, purpose: str | None, search: str | None, order: str, member_id: str | None
 ) -> Select[Any]:
-    """The files of that purpose whose name has that in it, newest first or (`asc`) last, behind the cursor."""
+    """The files that are all of what is asked, newest first or (`asc`) last, behind the cursor."""
     key = tuple_(files.c.created_at, files.c.id)
     statement = select(files)
     if purpose is not None:
         statement = statement.where(files.c.purpose == purpose)
+    if member_id is not None:
+        statement = statement.where(files.c.member_id == member_id)
     if search:
         statement = statement.where(_is_named(search) if is_storable(search) else false())
     if after is not None:

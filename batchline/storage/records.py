@@ -1,13 +1,12 @@
 """Records of files and batches: who may change what, each change one atomic statement."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from sqlalchemy import (
     Connection,
     Row,
-    Table,
     Update,
     case,
     insert,
@@ -18,39 +17,41 @@ from sqlalchemy import (
 from sqlalchemy import delete as delete_from
 
 from batchline.models.batches import BatchListResponse, ListBatchesQuery
-from batchline.models.errors import Conflict, LeaseLost, NotFound
+from batchline.models.errors import Conflict, InvalidInput, LeaseLost, LimitReached, NotFound
 from batchline.models.settings import Settings
 from batchline.models.status import ACTIVE, TERMINAL, BatchStatus, sources_of, timestamp_field
 from batchline.storage import layout
 from batchline.storage.database import open_database, upgrade_database
+from batchline.storage.file_records import FileRecords, row_of
+from batchline.storage.keys import KeyRecords
 from batchline.storage.listing import (
     LISTED_FIELDS,
-    files_statement,
     list_again,
     listed_ids,
     shown_columns,
 )
+from batchline.storage.overview import Overview
 from batchline.storage.rows import (
     BatchRecord,
     Doomed,
     FileChanges,
     FileRecord,
+    Idempotency,
     Lease,
     SourceFile,
     batch_of,
     columns_of,
 )
-from batchline.storage.schema import batches, doomed, files, listed_batches
-from batchline.storage.search import is_storable
+from batchline.storage.schema import batches, files, idempotency_keys, listed_batches
 from batchline.storage.source_files import SourceFiles, source_file_id
 from batchline.storage.statements import (
     apply_changes,
+    check_room,
     doom,
     insert_batch,
     is_free,
     leased,
     locked_file,
-    needing,
 )
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "Doomed",
     "FileChanges",
     "FileRecord",
+    "Idempotency",
     "Lease",
     "Records",
     "SourceFile",
@@ -67,95 +69,75 @@ __all__ = [
 ]
 
 
-class Records(SourceFiles):
+class Records(FileRecords, SourceFiles):
     """Files and batches in a database that several processes share; may be used from any thread."""
 
-    def add_file(self, record: FileRecord) -> None:
-        """Record a file, whose content then is doomed no more."""
+    @property
+    def keys(self) -> KeyRecords:
+        """Members and keys, in the same database."""
+        return KeyRecords(self._engine)
 
-        def work(connection: Connection) -> None:
-            connection.execute(insert(files).values(**msgspec.structs.asdict(record)))
-            connection.execute(delete_from(doomed).where(doomed.c.prefix == record.key))
+    @property
+    def overview(self) -> Overview:
+        """Figures of all batches together."""
+        return Overview(self._engine)
 
-        self._write(work)
+    def add_batch(
+        self,
+        record: BatchRecord,
+        *,
+        needs_input: bool = False,
+        most_open: int | None = None,
+        idempotency: Idempotency | None = None,
+    ) -> BatchRecord:
+        """Record a batch and return it, or the one that the same flow run or the same key has made before.
 
-    def doom(self, some: Doomed) -> None:
-        """Note objects that are to be deleted, so that it happens even if this process dies."""
-        self._write(lambda connection: doom(connection, some))
-
-    def doomed(self, *, now: float) -> list[Doomed]:
-        """What is due to be deleted by then."""
-        statement = select(doomed.c.prefix, doomed.c.due_at, doomed.c.kept).where(doomed.c.due_at <= now)
-        rows = self._read(lambda connection: connection.execute(statement.order_by(doomed.c.id)).all())
-        return [Doomed(**row._mapping) for row in rows]  # noqa: SLF001 - SQLAlchemy's public name for it
-
-    def absolve(self, prefix: str) -> None:
-        """Note that what was doomed below that prefix is gone."""
-        self._write(lambda connection: connection.execute(delete_from(doomed).where(doomed.c.prefix == prefix)))
-
-    def get_file(self, file_id: str) -> FileRecord:
-        """The file; raises `NotFound`."""
-        row = self._read(lambda connection: _row(connection, files, file_id))
-        if row is None:
-            raise NotFound(f"there is no file {file_id}")
-        return FileRecord(**row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
-
-    def update_file(self, file_id: str, **fields: object) -> None:
-        """Change a file's record."""
-        self._write(
-            lambda connection: connection.execute(update(files).where(files.c.id == file_id).values(**fields))
-        )
-
-    def expired_files(self, *, now: int) -> list[FileRecord]:
-        """The files that were to be kept until then at most, and that no batch needs that is not over."""
-        statement = select(files).where(files.c.expires_at <= now, ~needing(files.c.id).exists())
-        rows = self._read(lambda connection: connection.execute(statement.order_by(files.c.id)).all())
-        return [FileRecord(**row._mapping) for row in rows]  # noqa: SLF001 - as above
-
-    def delete_file(self, file_id: str, *, doomed_with_it: Sequence[Doomed] = ()) -> None:
-        """Forget a file; raises `NotFound`, and `Conflict` where a batch that is not over needs it."""
-        needed = needing(file_id)
-        statement = delete_from(files).where(files.c.id == file_id, ~needed.exists()).returning(files.c.id)
-
-        def work(connection: Connection) -> tuple[Row[Any] | None, str | None, bool]:
-            locked_file(connection, file_id)
-            gone = connection.execute(statement).first()
-            if gone is not None:
-                for each in doomed_with_it:
-                    doom(connection, each)
-            user = None if gone is not None else connection.execute(needed).scalar()
-            return gone, user, _row(connection, files, file_id) is not None
-
-        gone, user, is_there = self._write(work)
-        if gone is not None:
-            return
-        if not is_there:
-            raise NotFound(f"there is no file {file_id}")
-        raise Conflict(f"file {file_id} is needed by batch {user}, which is not over; cancel the batch first")
-
-    def add_batch(self, record: BatchRecord, *, needs_input: bool = False) -> BatchRecord:
-        """Record a batch and return it, or the one that the same flow run has made before.
-
-        With `needs_input`, raises `NotFound` where its input file has been deleted by then.
+        With `needs_input`, raises `NotFound` where its input file has been deleted by then; with `most_open`,
+        `LimitReached` where its member has so many that are not over.
         """
 
         def work(connection: Connection) -> None:
             if needs_input:
                 locked_file(connection, record.input_file_id)
+            if most_open is not None:
+                check_room(connection, record.member_id, most_open)
+            if idempotency is not None:
+                asked = {**msgspec.structs.asdict(idempotency), "batch_id": record.id}
+                connection.execute(insert(idempotency_keys).values(**asked))
             insert_batch(connection, record)
 
         try:
             self._write(work)
+        except LimitReached:
+            raise
         except Conflict:
             known = self.batch_of_flow_run(record.flow_run_id) if record.flow_run_id else None
+            known = self.batch_of_key(idempotency) if idempotency else known
             if known is None:
                 raise
             return known
         return record
 
-    def get_batch(self, batch_id: str) -> BatchRecord:
-        """The batch; raises `NotFound`."""
-        row = self._read(lambda connection: _row(connection, batches, batch_id))
+    def batch_of_key(self, asked: Idempotency) -> BatchRecord | None:
+        """The batch that was made with that key, if one was; raises `InvalidInput` where another was asked for."""
+
+        def work(connection: Connection) -> tuple[Row[Any] | None, Row[Any] | None]:
+            made = connection.execute(select(idempotency_keys).where(idempotency_keys.c.key == asked.key)).first()
+            return made, None if made is None else row_of(connection, batches, made.batch_id)
+
+        made, row = self._read(work)
+        if made is None or row is None:
+            return None
+        if made.request != asked.request:
+            raise InvalidInput(
+                "this Idempotency-Key was used for another batch; use a new one for each batch",
+                param="Idempotency-Key",
+            )
+        return batch_of(row)
+
+    def get_batch(self, batch_id: str, *, member_id: str | None = None) -> BatchRecord:
+        """The batch, if it is that member's, or whose ever where none is named; raises `NotFound`."""
+        row = self._read(lambda connection: row_of(connection, batches, batch_id, member_id))
         if row is None:
             raise NotFound(f"there is no batch {batch_id}; `batchline batches list` shows which there are")
         return batch_of(row)
@@ -213,21 +195,6 @@ class Records(SourceFiles):
 
         ids, rows = self._read(work)
         return [batch_of(rows[each]) for each in ids[: query.limit] if each in rows], len(ids) > query.limit
-
-    def list_files(
-        self,
-        *,
-        after: str | None = None,
-        limit: int = 20,
-        purpose: str | None = None,
-        search: str | None = None,
-        order: str = "desc",
-    ) -> tuple[list[FileRecord], bool]:
-        """A page of files by age, and whether more follow; raises `NotFound` for a cursor that is no file."""
-        cursor = None if after is None else self.get_file(after)
-        statement = files_statement(after=cursor, purpose=purpose, search=search, order=order).limit(limit + 1)
-        rows = self._read(lambda connection: connection.execute(statement).all())
-        return [FileRecord(**row._mapping) for row in rows[:limit]], len(rows) > limit  # noqa: SLF001 - as above
 
     def move(
         self,
@@ -304,7 +271,8 @@ class Records(SourceFiles):
             batch = batch_of(row)
             own = [batch.output_file_id, batch.error_file_id]
             connection.execute(delete_from(files).where(files.c.id.in_([each for each in own if each])))
-            connection.execute(delete_from(listed_batches).where(listed_batches.c.batch_id == batch.id))
+            for table in (listed_batches, idempotency_keys):
+                connection.execute(delete_from(table).where(table.c.batch_id == batch.id))
             doom(connection, Doomed(prefix=layout.batch_prefix(batch.id), due_at=0))
             return batch
 
@@ -353,7 +321,7 @@ class Records(SourceFiles):
                 apply_changes(connection, file_changes)
             if changed is not None and not LISTED_FIELDS.isdisjoint(values):
                 list_again(connection, batch_of(changed))
-            return changed, changed if changed is not None else _row(connection, batches, batch_id)
+            return changed, changed if changed is not None else row_of(connection, batches, batch_id)
 
         changed, present = self._write(work)
         if changed is None:
@@ -364,12 +332,6 @@ class Records(SourceFiles):
 def open_records(settings: Settings) -> Records:
     """The records in the settings' database; raises as `open_database` does."""
     return Records(open_database(settings))
-
-
-def _row(connection: Connection, table: Table, known_as: str) -> Row[Any] | None:
-    if not is_storable(known_as):
-        return None
-    return connection.execute(select(table).where(table.c.id == known_as)).first()
 
 
 def _refusal(batch_id: str, row: Row[Any] | None, lease: Lease | None, problem: str) -> Exception:

@@ -16,6 +16,7 @@ from batchline.models.batches import (
     RequestCounts,
 )
 from batchline.models.files import FileObject, FilePurpose
+from batchline.models.keys import KeyObject, MemberObject, Role
 from batchline.models.status import BatchStatus
 
 
@@ -122,6 +123,34 @@ class FileChanges(msgspec.Struct, frozen=True, kw_only=True):
     dropped: tuple[str, ...] = ()
     doomed: tuple[Doomed, ...] = ()
     absolved: tuple[str, ...] = ()
+
+
+class Idempotency(msgspec.Struct, frozen=True):
+    """Digests of the key that a batch is asked for with, and of what is asked."""
+
+    key: str
+    request: str
+
+
+class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A key, without its token, and whose it is; a limit that is absent does not hold."""
+
+    id: str
+    sha256: str
+    hint: str
+    member_id: str
+    name: str
+    role: Role
+    created_at: int
+    revoked_at: int | None = None
+    max_upload_bytes: int | None = None
+    max_open_batches: int | None = None
+    requests_per_minute: int | None = None
+
+    def to_object(self) -> KeyObject:
+        """What is shown of it."""
+        member = MemberObject(id=self.member_id, name=self.name, role=self.role)
+        return KeyObject.model_validate({**msgspec.structs.asdict(self), "member": member})
 
 
 class Lease(msgspec.Struct, frozen=True):

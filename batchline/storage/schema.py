@@ -1,10 +1,10 @@
-"""The tables of files and batches. Times are Unix seconds; what is a model elsewhere is JSON text here."""
+"""The tables of files, batches and keys. Times are Unix seconds; what is a model elsewhere is JSON text here."""
 
 from typing import Final
 
 from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, MetaData, String, Table, Text, false
 
-HEAD: Final = "0006"
+HEAD: Final = "0007"
 """The newest migration; a test holds it to the scripts."""
 
 metadata = MetaData()
@@ -24,6 +24,8 @@ files = Table(
     Column("member_id", String(36)),
     Index("files_by_creation", "created_at", "id"),
     Index("files_by_purpose", "purpose", "created_at", "id"),
+    Index("files_by_member", "member_id", "created_at", "id"),
+    Index("files_by_member_and_purpose", "member_id", "purpose", "created_at", "id"),
 )
 
 batches = Table(
@@ -128,3 +130,38 @@ doomed = Table(
     Index("doomed_by_prefix", "prefix", unique=True),
 )
 """Objects that are to be deleted once they are due."""
+
+members = Table(
+    "members",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Index("members_by_name", "name", unique=True),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("sha256", String(64), nullable=False),
+    Column("hint", String(16), nullable=False),
+    Column("member_id", String(36), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("revoked_at", BigInteger),
+    Column("max_upload_bytes", BigInteger),
+    Column("max_open_batches", BigInteger),
+    Column("requests_per_minute", BigInteger),
+    Index("api_keys_by_sha256", "sha256", unique=True),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("request", String(64), nullable=False),
+    Column("batch_id", String(64), nullable=False),
+    Index("idempotency_keys_by_batch", "batch_id"),
+)
+"""What batches were asked for with: digests of the member's key and of the request."""

@@ -3,14 +3,14 @@
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Select, Update, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, Update, false, func, insert, or_, select, update
 from sqlalchemy import delete as delete_from
 
-from batchline.models.errors import NotFound
+from batchline.models.errors import LimitReached, NotFound
 from batchline.models.status import ACTIVE
 from batchline.storage.listing import listed_row
 from batchline.storage.rows import BatchRecord, Doomed, FileChanges, Lease, columns_of
-from batchline.storage.schema import batches, doomed, files, listed_batches
+from batchline.storage.schema import batches, doomed, files, listed_batches, members
 
 _OWN_FILES = (batches.c.output_file_id, batches.c.error_file_id)
 
@@ -47,6 +47,17 @@ def locked_file(connection: Connection, file_id: str) -> None:
     statement = select(files.c.id).where(files.c.id == file_id).with_for_update()
     if not known or connection.execute(statement).first() is None:
         raise NotFound(f"there is no file {file_id}")
+
+
+def check_room(connection: Connection, member_id: str | None, most_open: int) -> None:
+    """Raise `LimitReached` where so many of the member's batches are not over; others wait until this is done."""
+    connection.execute(select(members.c.id).where(members.c.id == member_id).with_for_update())
+    theirs = (listed_batches.c.member_id == member_id, listed_batches.c.is_over == false())
+    count = connection.execute(select(func.count()).select_from(listed_batches).where(*theirs)).scalar_one()
+    if count >= most_open:
+        raise LimitReached(
+            f"{count} of your batches are not over, and at most {most_open} may be; wait for one, or cancel it"
+        )
 
 
 def needing(file_id: ColumnElement[str] | str) -> Select[Any]:

@@ -13,6 +13,7 @@ from typing import Self
 from batchline.models.upstreams import Upstream
 from batchline.upstream.lane import Lane
 from batchline.upstream.run import Run
+from batchline.upstream.tally import Tally
 from batchline.upstream.transport import TransportFactory
 from batchline.upstream.transports import open_transport
 
@@ -29,6 +30,7 @@ class Caller:
         self._open_transport = open_transport
         self._loop = _new_loop()
         self._lanes: dict[str, Lane] = {}
+        self.tally = Tally()
         self._thread = threading.Thread(target=self._live, name="caller", daemon=True)
         self._thread.start()
         try:
@@ -55,10 +57,16 @@ class Caller:
             refusals_to_stop=refusals_to_stop,
             grace_s=grace_s,
             requests=requests,
+            tally=self.tally,
             on_close=self._leave,
         )
         self._loop.call_soon_threadsafe(self._join, run)
         return run
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are under way."""
+        return sum(len(lane.active) for lane in self._lanes.values())
 
     @property
     def is_open(self) -> bool:

@@ -49,7 +49,7 @@ class Lane:
         self._random = Random()  # noqa: S311 - jitter, not a secret
         self._workers: set[asyncio.Task[None]] = set()
         self._idle: list[asyncio.Future[None]] = []
-        self._active: set[Attempt] = set()
+        self.active: set[Attempt] = set()
         self._bytes = 0
         self._careful = self._has_rates = bool(self._rates)
         self._troubled = False
@@ -87,7 +87,7 @@ class Lane:
 
     def offered(self, calls: int) -> None:
         """Wake or start workers for so many calls that may be sent."""
-        room = self.limit.value - len(self._active)
+        room = self.limit.value - len(self.active)
         for _ in range(min(calls, max(0, room))):
             if self._idle:
                 self._idle.pop().set_result(None)
@@ -107,19 +107,19 @@ class Lane:
                 self._idle.append(place)
                 await place
                 continue
-            if self._idle and len(self._active) < self.limit.value:
+            if self._idle and len(self.active) < self.limit.value:
                 self.offered(1)
             attempt.task = task
             await self._send(attempt)
 
     def _next(self) -> Attempt | None:
         """What goes out next, entered as under way; none while nothing may or can."""
-        if len(self._active) >= self.limit.value:
+        if len(self.active) >= self.limit.value:
             return None
         attempt = self._weighed() if self._careful else self._fresh()
         if attempt is None:
             return None
-        self._active.add(attempt)
+        self.active.add(attempt)
         self._bytes += len(attempt.call.body)
         attempt.run.in_flight += 1
         return attempt
@@ -190,7 +190,7 @@ class Lane:
     def _has_no_room(self, attempt: Attempt) -> bool:
         """Whether the bodies under way leave none for this one; alone any may go."""
         most = self.upstream.max_request_bytes_in_flight
-        return self._bytes + len(attempt.call.body) > most and bool(self._active)
+        return self._bytes + len(attempt.call.body) > most and bool(self.active)
 
     def _affordable(self, attempt: Attempt, now: float) -> bool:
         """Whether the rates allow the attempt now; it goes first when they do otherwise."""
@@ -261,7 +261,7 @@ class Lane:
 
     def _done(self, attempt: Attempt) -> None:
         attempt.task = None
-        self._active.discard(attempt)
+        self.active.discard(attempt)
         self._bytes -= len(attempt.call.body)
         attempt.run.in_flight -= 1
 
@@ -393,7 +393,7 @@ class Lane:
 
     def abort(self, run: Run) -> None:
         """Cancel what is under way for a run."""
-        for attempt in list(self._active):
+        for attempt in list(self.active):
             if attempt.run is run and attempt.task is not None:
                 attempt.aborted = True
                 attempt.task.cancel()

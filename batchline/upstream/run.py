@@ -12,6 +12,7 @@ import msgspec
 
 from batchline.models.failures import ErrorCode
 from batchline.upstream.answers import Answer, Call
+from batchline.upstream.tally import Tally
 
 if TYPE_CHECKING:
     from batchline.upstream.lane import Lane
@@ -63,9 +64,11 @@ class Run:
         refusals_to_stop: int,
         grace_s: float,
         requests: int,
+        tally: Tally,
         on_close: Callable[["Run"], None],
     ) -> None:
         self.batch_id = batch_id
+        self.tally = tally
         self.lanes = lanes
         self.loop = loop
         self.deadline = deadline
@@ -172,6 +175,7 @@ class Run:
 
     def count(self, answer: Answer) -> None:
         """Count a settled call."""
+        self.tally.count(answer)
         if answer.code is not None:
             self.failed += 1
             return

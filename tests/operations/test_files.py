@@ -7,6 +7,7 @@ import pytest
 import zstandard
 from mortals import mortal
 from some_requests import requests_file
+from waiters import until
 
 from batchline.models.errors import InvalidInput, NotFound, StorageFault
 
@@ -79,6 +80,32 @@ def test_a_range_of_a_running_batchs_file_is_a_slice_of_what_is_settled(world, t
     assert len(whole) == 2
     assert all(whole[each][start:end].startswith(some) for each, start, end, some in slices)
     assert len({some for *_, some in slices}) > 6
+
+
+LOOKS = {
+    "content": lambda files, file_id: b"".join(files.content(file_id)).count(b"\n"),
+    "a part": lambda files, file_id: b"".join(files.content(file_id, end=10**6)).count(b"\n"),
+    "extent": lambda files, file_id: files.extent(file_id).lines,
+    "lines": lambda files, file_id: files.lines(file_id, skip=2).last,
+}
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_a_file_whose_batch_ends_while_it_is_looked_at_is_seen_whole(look, world, tmp_path, monkeypatch):
+    here = world(stand_in={"latency_s": 0.2}, upstream={"max_in_flight": 4}, chunk_requests=2)
+    client, records = here.client, here.client.engine.records
+    file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 12))
+    batch = client.batches.create(input_file_id=file.id)
+    until(lambda: client.batches.record(batch.id).output_file_id)
+    output, find = client.batches.record(batch.id).output_file_id, records.batch_of_file
+
+    def find_when_it_is_over(file_id):
+        client.batches.wait(batch.id, poll_interval_s=0.02)
+        return find(file_id)
+
+    monkeypatch.setattr(records, "batch_of_file", find_when_it_is_over)
+
+    assert look(client.files, output) == 12
 
 
 def test_files_are_listed_newest_first_by_pages_purpose_and_name(world, tmp_path):

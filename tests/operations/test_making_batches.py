@@ -1,10 +1,13 @@
 """Batches: made, run, waited for, looked at and listed."""
 
+import threading
+
 import pytest
 from some_requests import requests_file
 
 from batchline import Batchline
 from batchline.models.errors import Conflict, InvalidInput, NotFound
+from batchline.operations.runner import MOST_AT_ONCE
 from batchline.steps.hold import held
 
 
@@ -176,3 +179,13 @@ def test_an_unknown_batch_is_not_found(world):
     ):
         with pytest.raises(NotFound, match="batch-of-nobody"):
             ask("batch-of-nobody")
+
+
+def test_batches_that_wait_take_no_threads(world, tmp_path):
+    here = world(stand_in={"latency_s": 0.05})
+    file = here.client.files.create(file=requests_file(tmp_path / "r.jsonl", 1))
+
+    ids = [here.client.batches.create(input_file_id=file.id).id for _ in range(MOST_AT_ONCE * 3)]
+
+    assert sum(thread.name == "runner" for thread in threading.enumerate()) <= MOST_AT_ONCE
+    assert {here.client.batches.wait(each, timeout_s=60).status for each in ids} == {"completed"}

@@ -239,7 +239,7 @@ def test_a_compressed_local_file_is_validated_by_its_decompressed_lines(tmp_path
 
 
 def test_an_upload_that_expires_says_when(engine: Engine) -> None:
-    record = store_input(engine, io.BytesIO(b"{}"), filename="a.jsonl", expires_after=3_600)
+    record = store_input(engine, io.BytesIO(b"{}"), filename="a.jsonl", expires_after=lambda: 3_600)
 
     assert record.expires_at == record.created_at + 3_600
 

@@ -1,0 +1,31 @@
+"""On whose behalf files and batches are handled, and how much may be."""
+
+from typing import Final
+from uuid import UUID
+
+import msgspec
+
+NOBODY: Final = UUID(int=0)
+
+
+class Access(msgspec.Struct, frozen=True, kw_only=True):
+    """Who asks: what is made is `member_id`'s, and one who is `confined` sees nobody else's. Else all is open."""
+
+    member_id: str | None = None
+    confined: bool = False
+    max_upload_bytes: int | None = None
+    max_open_batches: int | None = None
+
+    @property
+    def only(self) -> str | None:
+        """The member whose files and batches alone are seen; everybody's where there is none."""
+        return self.member_id if self.confined else None
+
+    def whose(self, asked: UUID | None) -> UUID | None:
+        """Whose files or batches a list shows where those of `asked` are asked for, or everybody's for none."""
+        if self.only is None:
+            return asked
+        return UUID(self.only) if asked in {None, UUID(self.only)} else NOBODY
+
+
+EVERYTHING: Final = Access()
