@@ -27,9 +27,10 @@ BELOW = {
         *("models", "storage", "upstream", "steps", "sources", "orchestration", "tasks", "operations"),
     },
     "simulate": {"models"},
+    "api": {"models", "storage", "upstream", "operations"},
     "cli": {
         *("models", "storage", "upstream", "steps", "sources", "orchestration", "tasks", "flows", "operations"),
-        "simulate",
+        *("simulate", "api"),
     },
 }
 """From each room, the rooms that it may import beside itself."""
@@ -48,6 +49,11 @@ GATES = {
     "pandas": {"steps/"},
     "genai_prices": {"steps/prices.py"},
     "jinja2": {"steps/report/"},
+    "fastapi": {"api/"},
+    "starlette": {"api/"},
+    "uvicorn": {"api/", "cli/prefect_server.py"},
+    "python_multipart": {"api/upload.py"},
+    "prometheus_client": {"api/metrics.py"},
 }
 """From each library to the files that alone may import it, or folders where the name ends in a slash."""
 

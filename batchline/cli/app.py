@@ -44,6 +44,10 @@ app.command(
     help="Show what is to be done: expired files, leftovers, batches whose runner died; or do it.\n\n"
     "Exit status: 0 there is nothing to do, or it is done; 6 something could not be done.",
 )
+app.command(
+    "batchline.cli.serve:serve", help="Serve OpenAI's Files and Batches API, and run the batches that come in."
+)
+app.command("batchline.cli.keys:app", name="keys", help="Make, list and revoke keys of the API.")
 app.command("batchline.cli.simulate:simulate", help="Serve a stand-in upstream to try things on.")
 app.command("batchline.cli.prefect_setup:app", name="prefect", help="Set up a Prefect server for our deployments.")
 app.command("batchline.cli.db:app", name="db", help="Look after the database of records.")

@@ -1,0 +1,132 @@
+"""`/v1/batches`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain, islice
+from typing import Annotated, Final, Literal
+
+from fastapi import APIRouter, Header, Query
+from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from batchline.api.answers import Deleted, Here, json_answer, streamed_as, written
+from batchline.api.errors import documented
+from batchline.models.analytics import BatchAnalytics
+from batchline.models.batches import (
+    BatchListResponse,
+    BatchResponse,
+    BatchResultItem,
+    BatchResultsQuery,
+    CreateBatchRequest,
+    ListBatchesQuery,
+    RetryRequestsRequest,
+)
+from batchline.operations.expiry import Expiry
+
+router = APIRouter(prefix="/v1/batches", tags=["Batches"])
+
+ITEMS_AT_ONCE: Final = 100
+LINES: Final = "application/x-ndjson"
+EXAMPLE = "batch-0192f0c1a5"
+
+
+class OutputExpiry(BaseModel):
+    """How long a batch's files are kept."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    anchor: Literal["created_at"] = "created_at"
+    seconds: int = Field(ge=1, lt=10**12)
+
+
+class CreateBatchBody(CreateBatchRequest):
+    """What a new batch is made from, and how long its files are kept."""
+
+    output_expires_after: OutputExpiry | None = None
+
+
+class RetrieveQuery(BaseModel):
+    """What to tell of a batch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    include: str | None = Field(default=None, description="Comma-separated; `analytics` is known.")
+
+
+@router.post("", response_model=BatchResponse, responses=documented(409))
+def create_batch(
+    body: CreateBatchBody,
+    client: Here,
+    idempotency_key: Annotated[
+        str | None, Header(description="The same key and body give the same batch again.")
+    ] = None,
+) -> Response:
+    """Make a batch of an uploaded file's requests, and run it."""
+    kept = body.output_expires_after
+    batch = client.batches.create(
+        **body.model_dump(exclude={"output_expires_after"}),
+        output_expires_after=None if kept is None else Expiry(anchor=kept.anchor, seconds=kept.seconds),
+        idempotency_key=idempotency_key,
+    )
+    return written(batch)
+
+
+@router.get("", response_model=BatchListResponse, responses=documented())
+def list_batches(query: Annotated[ListBatchesQuery, Query()], client: Here) -> Response:
+    """List batches, newest first."""
+    return json_answer(client.batches.list(**query.model_dump()).to_json())
+
+
+@router.get("/{batch_id}", response_model=BatchResponse, responses=documented())
+def retrieve_batch(batch_id: str, query: Annotated[RetrieveQuery, Query()], client: Here) -> Response:
+    """Tell about a batch."""
+    return written(client.batches.retrieve(batch_id, include=(query.include or "").split(",")))
+
+
+@router.get("/{batch_id}/analytics", response_model=BatchAnalytics, responses=documented(409))
+def read_analytics(batch_id: str, client: Here) -> Response:
+    """Give the figures of a batch that is over."""
+    return written(client.batches.analytics(batch_id))
+
+
+@router.get(
+    "/{batch_id}/results",
+    response_class=Response,
+    responses={**documented(), 200: streamed_as(LINES, "A line of JSON for each request, in input order.")},
+)
+def read_results(batch_id: str, query: Annotated[BatchResultsQuery, Query()], client: Here) -> Response:
+    """Tell what became of each request, also while the batch runs; each line is a `BatchResultItem`."""
+    lines = _lines(client.batches.results(batch_id, **query.model_dump()))
+    first = next(lines, b"")
+    return StreamingResponse(chain([first], lines), media_type=LINES)
+
+
+def _lines(items: Iterator[BatchResultItem]) -> Iterator[bytes]:
+    while block := b"".join(item.to_json() + b"\n" for item in islice(items, ITEMS_AT_ONCE)):
+        yield block
+
+
+@router.post("/{batch_id}/cancel", response_model=BatchResponse, responses=documented(409))
+def cancel_batch(batch_id: str, client: Here) -> Response:
+    """Cancel a batch; what was answered is kept."""
+    return written(client.batches.cancel(batch_id))
+
+
+@router.post("/{batch_id}/retry", response_model=BatchResponse, responses=documented(409))
+def retry_batch(batch_id: str, client: Here) -> Response:
+    """Try all failed, expired and cancelled requests of a finished batch again."""
+    return written(client.batches.retry(batch_id))
+
+
+@router.post("/{batch_id}/retry-requests", response_model=BatchResponse, responses=documented(409))
+def retry_requests(batch_id: str, body: RetryRequestsRequest, client: Here) -> Response:
+    """Try those requests of a finished batch again."""
+    return written(client.batches.retry_requests(batch_id, body.request_ids))
+
+
+@router.delete("/{batch_id}", response_model=Deleted, responses=documented(409))
+def delete_batch(batch_id: str, client: Here) -> Response:
+    """Delete a batch with its output and error files; one that runs is cancelled first."""
+    client.batches.delete(batch_id)
+    return written(Deleted(id=batch_id, object="batch"))

@@ -1,0 +1,77 @@
+"""Bounds on what one client can hold up: requests at once, the size of a body, and the time that it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from batchline.api.errors import Refusal, answer_of, unavailable
+
+MOST_AT_ONCE: Final = 1_000
+BODY_BYTES: Final = 2**20
+NAMES_BYTES: Final = 64 * 2**20
+"""Of a body that names requests, of which there may be a million."""
+
+IDLE_S: Final = 30.0
+START_S: Final = 60.0
+LEAST_BYTES_A_S: Final = 1_024
+"""A body may take `START_S` and a second for so many bytes, and no pause in it more than `IDLE_S`."""
+
+
+class Bounds:
+    """Refuses what goes over the bounds, wherever in the app the body is read."""
+
+    def __init__(self, app: ASGIApp, *, most_at_once: int = MOST_AT_ONCE) -> None:
+        self._app = app
+        self._most_at_once = most_at_once
+        self._now = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand the request on, with a body that is bounded."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if self._now >= self._most_at_once:
+            await answer_of(unavailable("the server has too much to do; try again"))(scope, receive, send)
+            return
+        self._now += 1
+        try:
+            await self._app(scope, _Body(receive, _most_bytes(scope)), send)
+        finally:
+            self._now -= 1
+
+
+def _most_bytes(scope: Scope) -> int | None:
+    if scope["path"] == "/v1/files":
+        return None  # the file's own limit holds
+    return NAMES_BYTES if scope["path"].endswith("/retry-requests") else BODY_BYTES
+
+
+class _Body:
+    """A body on its way in; raises `Refusal` (408, 413)."""
+
+    def __init__(self, receive: Receive, most_bytes: int | None) -> None:
+        self._receive = receive
+        self._most_bytes = most_bytes
+        self._began = time.monotonic()
+        self._bytes = 0
+        self._is_read = False
+
+    async def __call__(self) -> Message:
+        """The next piece; once all is there, whatever the server tells, however long that takes."""
+        if self._is_read:
+            return await self._receive()
+        left = self._began + START_S + self._bytes / LEAST_BYTES_A_S - time.monotonic()
+        try:
+            async with asyncio.timeout(max(0.0, min(IDLE_S, left))):
+                message = await self._receive()
+        except TimeoutError:
+            raise Refusal(408, "the request came too slowly", code="request_timeout") from None
+        self._is_read = not message.get("more_body")
+        self._bytes += len(message.get("body", b""))
+        if self._most_bytes is not None and self._bytes > self._most_bytes:
+            raise Refusal(413, f"the body is longer than {self._most_bytes} bytes", code="request_too_large")
+        return message

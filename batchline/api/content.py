@@ -1,0 +1,91 @@
+"""Content of files over HTTP: whole, a range of bytes, or a stretch of lines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+from urllib.parse import quote
+
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from batchline.api.errors import Refusal
+from batchline.models.files import FileObject
+from batchline.operations import Batchline
+from batchline.operations.lines import Extent
+
+MEDIA_TYPE: Final = "application/octet-stream"
+_RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
+
+
+class ContentQuery(BaseModel):
+    """Which lines of a file to read; without any of these the file is given whole, or by byte ranges."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    skip: int | None = Field(default=None, ge=0, lt=2**53, description="Leave out so many lines first.")
+    offset: int | None = Field(default=None, ge=0, lt=2**53, description="Another name of `skip`.")
+    limit: int | None = Field(default=None, ge=1, lt=2**53, description="At most so many lines.")
+    search: str | None = Field(default=None, description="Part of a custom_id; case does not matter.")
+
+    @property
+    def is_by_line(self) -> bool:
+        """Whether lines are asked for."""
+        return bool(self.model_fields_set)
+
+
+def content_of(request: Request, file_id: str, query: ContentQuery, client: Batchline) -> Response:
+    """The answer with the content that is asked for; raises `NotFound`, and `Refusal` for a range outside."""
+    file = client.files.retrieve(file_id)
+    if query.is_by_line:
+        skip = (query.skip if query.offset is None else query.offset) or 0
+        found = client.files.lines(file_id, skip=skip, limit=query.limit, search=query.search)
+        headers = _progress(is_whole=found.is_whole, last=found.last)
+        return _streamed(found.blocks, {**_named(file), **headers})
+    extent = client.files.extent(file_id)
+    headers = {**_named(file), **_progress(is_whole=extent.is_whole, last=extent.lines), "Accept-Ranges": "bytes"}
+    span = None if "if-range" in request.headers else _range(request.headers.get("range"), extent)
+    start, end = span or (0, extent.size_bytes)
+    headers["Content-Length"] = str(end - start)
+    if span is not None:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{extent.size_bytes if extent.is_whole else '*'}"
+    blocks = client.files.content(file_id, start=start, end=end)
+    return _streamed(blocks, headers, status=200 if span is None else 206)
+
+
+def _streamed(blocks: Iterator[bytes], headers: dict[str, str], *, status: int = 200) -> Response:
+    return StreamingResponse(blocks, status, headers, media_type=MEDIA_TYPE)
+
+
+def _named(file: FileObject) -> dict[str, str]:
+    return {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}"}
+
+
+def _progress(*, is_whole: bool, last: int | None) -> dict[str, str]:
+    """Whether more may come, and which line to go on behind, as Doubleword's clients expect it."""
+    lines = {} if last is None else {"X-Last-Line": str(last)}
+    return {"X-Incomplete": "false" if is_whole else "true", **lines}
+
+
+def _range(asked: str | None, extent: Extent) -> tuple[int, int] | None:
+    """Start and end (exclusive) of the one range that is asked for; none where another kind of thing is."""
+    match = _RANGE.fullmatch(asked or "")
+    if match is None or match[0] == "bytes=-":
+        return None
+    size = extent.size_bytes
+    if not match[1]:
+        start, end = max(0, size - int(match[2])), size
+    else:
+        start, end = int(match[1]), min(size, int(match[2]) + 1 if match[2] else size)
+    if match[2] and match[1] and int(match[2]) < int(match[1]):
+        return None
+    if start >= end:
+        raise Refusal(
+            416,
+            f"the file has {size} bytes; there is nothing at {asked}",
+            headers={"Content-Range": f"bytes */{size}"},
+        )
+    return start, end

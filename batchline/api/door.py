@@ -1,0 +1,138 @@
+"""Who comes in: whoever has a key, or everybody of this machine as long as no key was made."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from batchline.api.errors import Refusal, answer_of
+from batchline.models.errors import BatchlineError
+from batchline.operations import Batchline
+from batchline.operations.allowance import Allowances
+from batchline.operations.keys import Keys, access_of
+from batchline.storage.rows import KeyRecord
+
+OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/openapi.json"})
+FOR_MANAGERS: Final = frozenset({"/metrics"})
+REMEMBERED_S: Final = 1.0
+"""How long a key that is revoked may still be taken for valid."""
+
+NO_KEY: Final = "You didn't provide an API key: send it in a header, Authorization: Bearer KEY"
+WRONG_KEY: Final = "Incorrect API key provided; `batchline keys list` on the server shows which there are"
+
+
+class Visitor(NamedTuple):
+    """Who has been let in: a client on their behalf, and whether they see everybody's."""
+
+    client: Batchline
+    is_manager: bool
+
+
+class Found(NamedTuple):
+    """What a token is: somebody's key, or nobody's where none is needed."""
+
+    key: KeyRecord | None
+    is_needed: bool = True
+
+
+class Door:
+    """Lets in who may come in, and as often as they may; the client that they get sees what they may see."""
+
+    def __init__(self, client: Batchline, *, open_without_keys: bool) -> None:
+        self._client = client
+        self._keys = Keys(client)
+        self._open_without_keys = open_without_keys
+        self._allowances = Allowances()
+        self._remembered: dict[str, tuple[float, Found]] = {}
+
+    def remembered(self, token: str) -> Found | None:
+        """What the token was found to be a moment ago."""
+        at, found = self._remembered.get(token, (float("-inf"), None))
+        return found if time.monotonic() - at < REMEMBERED_S else None
+
+    def look_up(self, token: str) -> Found:
+        """What the token is, by the records."""
+        key = self._keys.of_token(token) if token else None
+        found = Found(key, key is not None or not self._open_without_keys or self._keys.are_needed())
+        if key is not None or not found.is_needed:
+            self._remembered[token] = time.monotonic(), found
+        return found
+
+    def admit(self, found: Found, headers: Mapping[str, str], path: str) -> Visitor:
+        """The visitor with that token and those headers; raises `Refusal` (401, 403, 429)."""
+        if not found.is_needed:
+            _check_is_local(headers)
+            return Visitor(self._client, is_manager=True)
+        key = found.key
+        if key is None:
+            raise _unknown(has_token=bool(_token(headers)))
+        if wait_s := self._allowances.take(key.id, key.requests_per_minute, now=time.monotonic()):
+            raise Refusal(
+                429,
+                f"Rate limit reached: {key.requests_per_minute} requests per minute; try again in {wait_s} s",
+                code="rate_limit_exceeded",
+                headers={"Retry-After": str(wait_s)},
+            )
+        if path in FOR_MANAGERS and key.role != "manager":
+            raise Refusal(403, f"{path} is for managers", code="insufficient_permissions")
+        return Visitor(self._client.acting_for(access_of(key)), is_manager=key.role == "manager")
+
+
+def _unknown(*, has_token: bool) -> Refusal:
+    message, code = (WRONG_KEY, "invalid_api_key") if has_token else (NO_KEY, None)
+    return Refusal(401, message, code=code, headers={"WWW-Authenticate": "Bearer"})
+
+
+class Doorkeeper:
+    """Has everybody pass the door before anything else of the request is looked at."""
+
+    def __init__(self, app: ASGIApp, door: Door) -> None:
+        self._app = app
+        self._door = door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the request in, or refuse it."""
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            try:
+                visitor = await self._visitor(Headers(scope=scope), scope["path"])
+            except (Refusal, BatchlineError) as error:
+                await answer_of(error)(scope, receive, send)
+                return
+            scope.setdefault("state", {})["visitor"] = visitor
+        await self._app(scope, receive, send)
+
+    async def _visitor(self, headers: Headers, path: str) -> Visitor:
+        token = _token(headers)
+        found = self._door.remembered(token)
+        if found is None:
+            found = await run_in_threadpool(self._door.look_up, token)
+        return self._door.admit(found, headers, path)
+
+
+def _token(headers: Mapping[str, str]) -> str:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach that address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _check_is_local(headers: Mapping[str, str]) -> None:
+    """Keep web pages of others out, which a browser lets send requests to its own machine."""
+    host, origin = headers.get("host", ""), headers.get("origin")
+    if not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        raise Refusal(403, "without keys only localhost is served; make one with `batchline keys create`")
+    if origin is not None and urlsplit(origin).netloc != host:
+        raise Refusal(403, "without keys no other web pages are served; make one with `batchline keys create`")

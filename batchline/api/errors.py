@@ -1,0 +1,191 @@
+"""Every error as OpenAI's API tells it: an HTTP status and an object with message, type, param and code."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from batchline.models.errors import (
+    BatchlineError,
+    Conflict,
+    Interrupted,
+    InvalidInput,
+    LimitReached,
+    NotFound,
+    StorageFault,
+    TooLarge,
+)
+
+log = logging.getLogger(__name__)
+
+RETRY_S: Final = 30
+"""When to try again what was refused because too much is under way."""
+
+INVALID: Final = "invalid_request_error"
+
+_OF_ERRORS: Final[Mapping[type[BatchlineError], tuple[int, str | None]]] = {
+    TooLarge: (413, "file_too_large"),
+    InvalidInput: (400, None),
+    NotFound: (404, None),
+    LimitReached: (429, "too_many_open_batches"),
+    Conflict: (409, "conflict"),
+}
+"""Status and code of each error that is the caller's; the first that fits. Others are ours."""
+
+_OF_FAULTS: Final = {
+    "missing": "missing_required_parameter",
+    "extra_forbidden": "unknown_parameter",
+    "json_invalid": "invalid_json",
+}
+"""From what pydantic finds to OpenAI's code; any other is `invalid_value`."""
+
+_STATUSES: Final = {
+    400: "The request cannot be used.",
+    401: "No key, or none that is valid.",
+    403: "The key does not open this.",
+    404: "Nothing of that id, or somebody else's.",
+    405: "Not with this method.",
+    408: "The request came too slowly.",
+    409: "Its state forbids it.",
+    413: "Too large.",
+    416: "No such bytes in the file.",
+    429: "Too many requests, or too many open batches; `Retry-After` says when to come again.",
+    500: "A fault of the server's.",
+    503: "Storage or the database does not answer, or the server has too much to do; try again.",
+}
+_ALWAYS: Final = (400, 401, 403, 404, 405, 408, 413, 429, 500, 503)
+
+
+class ErrorObject(BaseModel):
+    """What went wrong."""
+
+    message: str = Field(description="What is wrong, for a person.")
+    type: str = Field(description="Whose fault it is, roughly.", examples=[INVALID])
+    param: str | None = Field(description="The parameter that caused it, if one did.")
+    code: str | None = Field(description="What is wrong, for a program, where there is a word for it.")
+
+
+class ErrorResponse(BaseModel):
+    """The body of every answer that is not a success."""
+
+    error: ErrorObject
+
+
+class Refusal(HTTPException):
+    """An answer that is no success, from this room."""
+
+    def __init__(
+        self,
+        status_code: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status_code, message, headers)
+        self.param = param
+        self.code = code
+
+
+def documented(*more: int) -> dict[int | str, dict[str, Any]]:
+    """What the OpenAPI document says of the errors of a route, those that any route may give included."""
+    statuses = sorted({*_ALWAYS, *more})
+    return {status: {"model": ErrorResponse, "description": _STATUSES[status]} for status in statuses}
+
+
+def answer_of(error: Exception) -> Response:
+    """The answer for an error. Faults of ours are logged, and told without their details."""
+    if isinstance(error, BatchlineError):
+        error = _refusal_of(error)
+    if isinstance(error, RequestValidationError):
+        error = _refusal_of_fault(error)
+    if not isinstance(error, HTTPException):
+        error = Refusal(500, "the server failed; its log says more")
+    return _answer(error)
+
+
+def _refusal_of(error: BatchlineError) -> Refusal:
+    for kind, (status, code) in _OF_ERRORS.items():
+        if isinstance(error, kind):
+            headers = {"Retry-After": str(RETRY_S)} if status == 429 else None
+            return Refusal(status, str(error), param=getattr(error, "param", None), code=code, headers=headers)
+    if isinstance(error, StorageFault | Interrupted):
+        log.error("%s", error)
+        return unavailable("storage or the database does not answer; try again")
+    log.error("%s", error, exc_info=error)
+    return Refusal(500, "the server failed; its log says more")
+
+
+def unavailable(message: str) -> Refusal:
+    """The answer for what may work a little later."""
+    return Refusal(503, message, headers={"Retry-After": "5"})
+
+
+def _refusal_of_fault(error: RequestValidationError) -> Refusal:
+    """What the framework finds wrong with a request; the first of it, as OpenAI does."""
+    fault = error.errors()[0]
+    code, message = _OF_FAULTS.get(str(fault["type"]), "invalid_value"), str(fault["msg"])
+    if code == "invalid_json":
+        return Refusal(400, f"the body is not JSON: {fault['ctx']['error']}", code=code)
+    if tuple(fault["loc"]) == ("body",):
+        return Refusal(400, "send a JSON object, with Content-Type: application/json", code=code)
+    name = ".".join(str(part) for part in fault["loc"][1:]) or None
+    message = message.removeprefix("Value error, ")
+    return Refusal(400, f"{name}: {message}" if name else message, param=name, code=code)
+
+
+def _answer(error: HTTPException) -> Response:
+    headers = dict(error.headers or {})
+    if error.status_code == 409:
+        headers["x-should-retry"] = "false"  # which OpenAI's clients otherwise do
+    kind = _type_of(error.status_code)
+    param, code = getattr(error, "param", None), getattr(error, "code", None)
+    body = ErrorObject(message=str(error.detail), type=kind, param=param, code=code)
+    content = ErrorResponse(error=body).model_dump_json()
+    return Response(content, error.status_code, headers, media_type="application/json")
+
+
+def _type_of(status: int) -> str:
+    if status == 429:
+        return "requests"
+    return "server_error" if status >= 500 else INVALID
+
+
+def _unknown_path(request: Request, error: HTTPException) -> HTTPException:
+    """Starlette's own words for a path or a method that is not there, in OpenAI's."""
+    if isinstance(error, Refusal):
+        return error
+    asked = f"{request.method} {request.url.path}"
+    if error.status_code == 404:
+        return Refusal(404, f"Invalid URL ({asked})", code="unknown_url")
+    if error.status_code == 405:
+        return Refusal(405, f"Not allowed: {asked}", code="method_not_supported", headers=error.headers)
+    return error
+
+
+def handle_errors(app: FastAPI) -> None:
+    """Let every error of the app come out as OpenAI's do."""
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        return answer_of(_unknown_path(request, error))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        return answer_of(error)
+
+    @app.exception_handler(BatchlineError)
+    async def failed(_: Request, error: BatchlineError) -> Response:
+        return answer_of(error)
+
+    @app.exception_handler(Exception)
+    async def broken(_: Request, error: Exception) -> Response:
+        return answer_of(error)

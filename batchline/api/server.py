@@ -1,0 +1,107 @@
+"""Serves the API until it is told to stop."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final
+
+import uvicorn
+
+from batchline.api.app import create_app
+from batchline.api.door import is_loopback
+from batchline.api.protocol import Protocol
+from batchline.models.errors import InvalidInput
+from batchline.operations import Batchline
+from batchline.operations.keys import Keys
+
+BACKLOG: Final = 2_048
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+SHUTDOWN_S: Final = 10
+"""How long answers may take that are under way when the server stops."""
+
+
+class Server:
+    """The API at an address, which it has from the start; batches run in this process.
+
+    Raises `InvalidInput` where it cannot listen there, for an address beyond this machine without a key, and where
+    no upstream is configured.
+    """
+
+    def __init__(self, client: Batchline, *, host: str, port: int) -> None:
+        is_local, keys = is_loopback(host), Keys(client)
+        if not is_local and not keys.can_be_used():
+            raise InvalidInput(
+                f"{host} can be reached from other machines, and there is no key: make one with `batchline keys "
+                "create NAME --role manager`, or serve at 127.0.0.1",
+                param="host",
+            )
+        _ = client.engine.caller  # which says so where there is no upstream
+        self._listener = _listening(host, port)
+        self.url = _url(self._listener)
+        self.is_open = is_local and not keys.are_needed()
+        """Whether whoever asks is let in."""
+        config = uvicorn.Config(
+            create_app(client, open_without_keys=is_local),
+            http=Protocol,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=SHUTDOWN_S,
+        )
+        self._server = _Uvicorn(config)
+
+    def run(self) -> None:
+        """Serve until SIGINT, SIGTERM or `stop`; then stop the batches that run, which can go on later."""
+        with self._listener:
+            self._server.run(sockets=[self._listener])
+
+    def stop(self) -> None:
+        """Have `run` end; may be called from any thread."""
+        self._server.should_exit = True
+
+
+class _Uvicorn(uvicorn.Server):
+    """Stops cleanly at the first signal and is killed by the second; uvicorn's own dies of the first as well."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle the signals within the block, where that can be."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            for each in SIGNALS:
+                signal.signal(each, signal.SIG_DFL)
+            self.handle_exit(number, frame)
+
+        before = {each: signal.signal(each, stop) for each in SIGNALS}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (OSError, OverflowError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise InvalidInput(
+            f"cannot listen at {host} port {port}: {reason}; choose another with --port", param="port"
+        ) from error
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"

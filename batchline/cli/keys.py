@@ -1,0 +1,114 @@
+"""`batchline keys`: who may use the API."""
+
+import time
+
+import cyclopts
+import msgspec
+
+from batchline.cli.console import messages, print_json, results
+from batchline.cli.options import Flag
+from batchline.cli.tables import Column, Row, described, print_rows
+from batchline.cli.words import ago, plain
+from batchline.models.keys import KeyLimits, KeyObject, Role
+from batchline.operations import Batchline
+from batchline.operations.checks import checked
+from batchline.operations.keys import Keys
+
+COLUMNS = tuple(Column(name) for name in ("key", "member", "role", "ends in", "age", "state", "limits"))
+
+app = cyclopts.App(name="keys", help="Make, list and revoke keys of the API.", help_format="plaintext")
+
+
+@app.command
+def create(
+    name: str,
+    /,
+    *,
+    role: Role = "member",
+    max_upload_bytes: int | None = None,
+    max_open_batches: int | None = None,
+    requests_per_minute: int | None = None,
+    json: Flag = False,
+) -> None:
+    """Make a key for a member and print it; it is shown this once.
+
+    Parameters
+    ----------
+    name:
+        Whose key it is: a new member, or one who has keys already.
+    role:
+        A member has files and batches of their own; a manager sees and touches everybody's.
+    max_upload_bytes:
+        Largest file that may be uploaded with it, decompressed.
+    max_open_batches:
+        Most batches of the member that may be unfinished when another is created.
+    requests_per_minute:
+        Most requests with it in any minute.
+    json:
+        Print the key as JSON.
+    """
+    limits = checked(
+        KeyLimits,
+        max_upload_bytes=max_upload_bytes,
+        max_open_batches=max_open_batches,
+        requests_per_minute=requests_per_minute,
+    )
+    key = _keys().create(name, role=role, limits=limits)
+    if json:
+        print_json(key.model_dump_json())
+        return
+    results().print(key.token or "", markup=False)
+    messages().print(f"{key.id} of {role} {name}; keep it, it is not shown again", markup=False)
+
+
+@app.command(name="list")
+def list_(*, json: Flag = False) -> None:
+    """List keys, newest first, the revoked ones as well.
+
+    Parameters
+    ----------
+    json:
+        Print `{"data": [key, …]}`.
+    """
+    found = _keys().list()
+    if json:
+        print_json(msgspec.json.encode({"data": [msgspec.Raw(key.to_json()) for key in found]}).decode())
+        return
+    print_rows(map(_row, found), COLUMNS, none="no keys")
+
+
+@app.command
+def revoke(key_id: str, /, *, json: Flag = False) -> None:
+    """Let a key open nothing any more, at once.
+
+    Parameters
+    ----------
+    key_id:
+        Id of the key, as `keys list` shows it.
+    json:
+        Print the key as JSON.
+    """
+    key = _keys().revoke(key_id)
+    if json:
+        print_json(key.model_dump_json())
+        return
+    messages().print(f"revoked {key.id} of {key.member.name}", markup=False)
+
+
+def _keys() -> Keys:
+    return Keys(Batchline(source="cli"))
+
+
+def _row(key: KeyObject) -> Row:
+    name, age = plain(key.member.name), ago(time.time() - key.created_at)
+    state = "revoked" if key.revoked_at else "valid"
+    limits = ", ".join(
+        f"{name.replace('_', ' ')} {limit:,}"
+        for name in KeyLimits.model_fields
+        if (limit := getattr(key, name)) is not None
+    )
+    return Row(
+        (key.id, name, key.member.role, f"…{key.hint}", age, state, limits),
+        (key.id, name, state),
+        described((key.member.role, f"…{key.hint}", age, limits)),
+    )

@@ -1,0 +1,28 @@
+"""`batchline serve`: the HTTP API."""
+
+from batchline.cli.console import messages
+from batchline.operations import Batchline
+
+
+def serve(*, host: str = "127.0.0.1", port: int = 8080) -> None:
+    """Serve OpenAI's Files and Batches API until Ctrl-C; batches run in this process.
+
+    Batches that are not over when it stops go on when it is started again.
+
+    Parameters
+    ----------
+    host:
+        Address to listen at; one that other machines reach needs a key (`batchline keys create`).
+    port:
+        Port to listen at; 0 takes a free one.
+    """
+    from batchline.api import Server  # noqa: PLC0415 - FastAPI is slow to import
+
+    server = Server(Batchline(), host=host, port=port)
+    messages().print(f"serving at {server.url}", markup=False)
+    if server.is_open:
+        messages().print(
+            "open to every program of this machine, until a key is made with: batchline keys create NAME",
+            markup=False,
+        )
+    server.run()
