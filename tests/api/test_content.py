@@ -1,0 +1,194 @@
+"""Content of files: ranges of bytes, stretches of lines, and files of batches that still run."""
+
+import json
+import re
+from itertools import product
+
+import pytest
+from serving import ENDPOINT, Served, until_over
+from some_requests import requests_file
+
+LINES = [b'{"custom_id": "request-%d", "text": "request-1"}\n' % number for number in range(300)]
+CONTENT = b"".join(LINES)
+SIZE = len(CONTENT)
+NAME = 'ä ";.jsonl'
+
+
+@pytest.fixture
+def path(served: Served) -> str:
+    return f"/v1/files/{served.client.files.create(file=(NAME, CONTENT)).id}/content"
+
+
+def test_a_file_is_given_whole_under_its_name(served: Served, path):
+    answer = served.http().get(path)
+
+    assert (answer.status_code, answer.content) == (200, CONTENT)
+    assert answer.headers["content-length"] == str(SIZE)
+    assert answer.headers["accept-ranges"] == "bytes"
+    assert answer.headers["x-incomplete"] == "false"
+    assert answer.headers["content-disposition"] == "attachment; filename*=UTF-8''%C3%A4%20%22%3B.jsonl"
+
+
+RANGES = {
+    "bytes=0-0": slice(0, 1),
+    "bytes=10-99": slice(10, 100),
+    "bytes=10-": slice(10, None),
+    "bytes=-10": slice(-10, None),
+    f"bytes=-{SIZE + 1}": slice(0, None),
+    f"bytes=5-{SIZE + 100}": slice(5, None),
+}
+
+
+@pytest.mark.parametrize("asked", RANGES)
+def test_a_range_of_bytes_is_given_with_its_place(asked, served: Served, path):
+    answer = served.http().get(path, headers={"Range": asked})
+
+    expected = CONTENT[RANGES[asked]]
+    start = SIZE - len(expected) if RANGES[asked].stop is None else RANGES[asked].start
+    assert (answer.status_code, answer.content) == (206, expected)
+    assert answer.headers["content-range"] == f"bytes {start}-{start + len(expected) - 1}/{SIZE}"
+
+
+@pytest.mark.parametrize("asked", [f"bytes={SIZE}-", "bytes=99999999-", "bytes=-0"])
+def test_a_range_behind_the_end_is_refused_with_the_size(asked, served: Served, path):
+    answer = served.http().get(path, headers={"Range": asked})
+
+    assert (answer.status_code, answer.headers["content-range"]) == (416, f"bytes */{SIZE}")
+    assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "asked", ["bytes=", "bytes=-", "bytes=5-2", "bytes=0-1,5-6", "lines=0-1", f"bytes={'9' * 40}-"]
+)
+def test_what_is_no_single_range_is_answered_with_all(asked, served: Served, path):
+    answer = served.http().get(path, headers={"Range": asked})
+
+    assert (answer.status_code, len(answer.content)) == (200, SIZE)
+
+
+def test_a_range_that_depends_on_a_version_is_answered_with_all(served: Served, path):
+    answer = served.http().get(path, headers={"Range": "bytes=0-1", "If-Range": '"x"'})
+
+    assert (answer.status_code, len(answer.content)) == (200, SIZE)
+
+
+@pytest.mark.parametrize("name", ["skip", "offset"])
+def test_lines_are_skipped_and_counted(name, served: Served, path):
+    client = served.http()
+    for skip, limit in product([0, 1, 299, 300, 301, 10**15], [None, 1, 7, 300, 10**15]):
+        answer = client.get(path, params={name: skip} | ({} if limit is None else {"limit": limit}))
+
+        expected = LINES[skip:] if limit is None else LINES[skip : skip + limit]
+        assert answer.content == b"".join(expected), (skip, limit)
+        assert answer.headers["x-last-line"] == str(min(300, skip + len(expected)))
+
+
+def test_a_search_finds_custom_ids_and_can_be_gone_on_with(served: Served, path):
+    client = served.http()
+    expected = [line for number, line in enumerate(LINES) if "st-1" in f"request-{number}"]
+
+    assert client.get(path, params={"search": "ST-1"}).content == b"".join(expected)
+    found, skip = [], 0
+    while lines := (answer := client.get(path, params={"search": "st-1", "skip": skip, "limit": 4})).content:
+        found += lines.splitlines(keepends=True)
+        skip = int(answer.headers["x-last-line"])
+    assert found == expected
+    assert client.get(path, params={"search": "text"}).content == b""
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"no json\n{}", b'{"custom_id": 1}\n\n{"custom_id": "a"}'])
+def test_lines_of_any_content_are_those_between_line_ends(content, served: Served):
+    path = f"/v1/files/{served.client.files.create(file=content).id}/content"
+    lines = content.splitlines(keepends=True)
+
+    for skip in range(4):
+        for limit in (1, 2, 9):
+            answer = served.http().get(path, params={"skip": skip, "limit": limit})
+            assert answer.content == b"".join(lines[skip : skip + limit])
+    assert served.http().get(path).content == content
+
+
+def test_a_running_batchs_file_is_followed_to_its_end_without_a_line_twice(serve, tmp_path):
+    served = serve(stand_in={"latency_s": 0.05}, upstream={"max_in_flight": 4}, chunk_requests=5)
+    client, http = served.openai(), served.http()
+    prompt = lambda n: f"{n} simulate:status=400" if n % 3 == 0 else f"{n}?"  # noqa: E731
+    file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 120, prompt=prompt), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
+    while client.batches.retrieve(batch.id).output_file_id is None:
+        pass
+    output = client.batches.retrieve(batch.id).output_file_id
+
+    got, looks, last, incomplete = b"", 0, 0, "true"
+    while incomplete == "true":
+        answer = http.get(f"/v1/files/{output}/content", params={"offset": last})
+        got, looks = got + answer.content, looks + bool(answer.content)
+        last, incomplete = int(answer.headers["x-last-line"]), answer.headers["x-incomplete"]
+        whole = http.get(f"/v1/files/{output}/content", headers={"Range": "bytes=0-"})
+        if whole.status_code == 206 and whole.headers["x-incomplete"] == "true":
+            assert re.fullmatch(r"bytes 0-\d+/\*", whole.headers["content-range"])
+
+    until_over(client, batch.id)
+    answer = http.get(f"/v1/files/{output}/content")
+    assert got == answer.content
+    assert looks > 3
+    assert last == int(answer.headers["x-last-line"]) == got.count(b"\n") == 80
+    errors = client.batches.retrieve(batch.id).error_file_id
+    assert http.get(f"/v1/files/{errors}/content").headers["x-last-line"] == "40"
+
+
+def test_results_are_lines_in_input_order_with_filters(serve, tmp_path):
+    served = serve(upstream={"max_attempts": 1})
+    client, http = served.openai(), served.http()
+    prompt = lambda n: f"{n} simulate:status=400" if n % 3 == 0 else f"{n}?"  # noqa: E731
+    file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 250, prompt=prompt), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
+    until_over(client, batch.id)
+
+    def results(**query: object) -> list[dict[str, object]]:
+        answer = http.get(f"/v1/batches/{batch.id}/results", params=query)
+        assert answer.headers["content-type"] == "application/x-ndjson"
+        return [json.loads(line) for line in answer.text.splitlines()]
+
+    assert [item["custom_id"] for item in results()] == [f"request-{number}" for number in range(250)]
+    assert len(results(status="failed")) == 84
+    assert [item["custom_id"] for item in results(search="st-24", skip=1, limit=2)] == [
+        "request-240",
+        "request-241",
+    ]
+    failed = results(status="failed", limit=1)[0]
+    assert set(failed) == {"id", "custom_id", "model", "input_body", "response_body", "error", "status"}
+    assert http.get(f"/v1/batches/{batch.id}/results", params={"status": "lost"}).status_code == 400
+
+    assert http.get(f"/v1/batches/{batch.id}").json().get("analytics") is None
+    included = http.get(f"/v1/batches/{batch.id}", params={"include": "analytics"}).json()["analytics"]
+    assert included["total_requests"] == 166
+    assert http.get(f"/v1/batches/{batch.id}/analytics").json() == included
+    retried = http.post(f"/v1/batches/{batch.id}/retry-requests", json={"request_ids": [failed["id"]]}).json()
+    assert (retried["status"], retried["request_counts"]["failed"]) == ("in_progress", 83)
+    until_over(client, batch.id)
+    assert http.post(f"/v1/batches/{batch.id}/retry").json()["request_counts"]["failed"] == 0
+    until_over(client, batch.id)
+    assert http.delete(f"/v1/batches/{batch.id}").json() == {"id": batch.id, "object": "batch", "deleted": True}
+    assert http.get(f"/v1/batches/{batch.id}/results").status_code == 404
+
+
+def test_costs_are_estimated_of_stored_input_files_only(serve, tmp_path):
+    served = serve(prices={"gpt-4o-mini": {"input": 1, "output": 2}})
+    path = requests_file(tmp_path / "r.jsonl", 10)
+    file = served.client.files.create(file=path)
+
+    estimate = served.http().get(f"/v1/files/{file.id}/cost-estimate").json()
+
+    assert (estimate["requests"], estimate["without_limit"]) == (10, 10)
+    assert "least" in estimate
+    assert "most" not in estimate
+    for other in (str(path).replace("/", "%2F"), "r.jsonl", "..%2Fr.jsonl"):
+        assert served.http().get(f"/v1/files/{other}/cost-estimate").status_code == 404
+
+
+def test_analytics_of_a_batch_that_runs_are_not_there_yet(serve, tmp_path):
+    served = serve(stand_in={"latency_s": 30}, grace_s=0)
+    file = served.client.files.create(file=requests_file(tmp_path / "r.jsonl", 1))
+    batch = served.client.batches.create(input_file_id=file.id)
+
+    assert served.http().get(f"/v1/batches/{batch.id}/analytics").status_code == 409

@@ -1,0 +1,155 @@
+"""OpenAI's own package, unchanged but for its base URL."""
+
+import asyncio
+import json
+
+import openai
+import pytest
+from serving import ENDPOINT, Served, until_over
+from some_requests import requests_file
+
+
+@pytest.fixture
+def path(tmp_path):
+    return requests_file(
+        tmp_path / "r.jsonl", 30, prompt=lambda n: f"{n} simulate:status=400" if n % 10 == 0 else f"{n}?"
+    )
+
+
+def test_a_batch_goes_from_upload_to_results(served: Served, path):
+    client = served.openai()
+    file = client.files.create(
+        file=path, purpose="batch", expires_after={"anchor": "created_at", "seconds": 3_600}
+    )
+    assert (file.filename, file.bytes, file.purpose) == ("r.jsonl", path.stat().st_size, "batch")
+    assert file.expires_at == file.created_at + 3_600
+    batch = client.batches.create(
+        input_file_id=file.id,
+        endpoint=ENDPOINT,
+        completion_window="24h",
+        metadata={"a": "b"},
+        output_expires_after={"anchor": "created_at", "seconds": 7_200},
+    )
+    assert (batch.status, batch.metadata) == ("validating", {"a": "b"})
+
+    over = until_over(client, batch.id)
+
+    assert over.status == "completed"
+    assert (over.request_counts.total, over.request_counts.completed, over.request_counts.failed) == (30, 27, 3)
+    lines = [json.loads(line) for line in client.files.content(over.output_file_id).iter_lines()]
+    assert [line["custom_id"] for line in lines] == [f"request-{n}" for n in range(30) if n % 10]
+    assert client.files.content(over.error_file_id).text.count("\n") == 3
+    output = client.files.retrieve(over.output_file_id)
+    assert (output.purpose, output.expires_at) == ("batch_output", output.created_at + 7_200)
+    assert client.files.delete(file.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(file.id)
+
+
+def test_the_asynchronous_client_does_the_same(served: Served, path):
+    async def work():
+        async with openai.AsyncOpenAI(base_url=served.url, api_key="none", max_retries=0) as client:
+            file = await client.files.create(file=path, purpose="batch")
+            batch = await client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
+            async with asyncio.timeout(60):
+                while (batch := await client.batches.retrieve(batch.id)).status != "completed":  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            content = await client.files.content(batch.output_file_id)
+            assert content.text.count("\n") == 27
+            assert [each.id async for each in client.batches.list()] == [batch.id]
+            assert (await client.files.delete(file.id)).deleted
+
+    asyncio.run(work())
+
+
+def test_lists_are_paged_by_themselves(served: Served):
+    client = served.openai()
+    files = [client.files.create(file=(f"{n}.jsonl", b"{}\n"), purpose="batch").id for n in range(5)]
+    batches = [served.client.batches.create(input_file_id=files[0], via=None).id for _ in range(5)]
+
+    assert [each.id for each in client.files.list(limit=2)] == files[::-1]
+    assert [each.id for each in client.files.list(limit=2, order="asc")] == files
+    assert [each.id for each in client.files.list(purpose="batch_output")] == []
+    assert [each.id for each in client.batches.list(limit=2)] == batches[::-1]
+
+
+def test_a_running_batch_is_cancelled_and_what_was_answered_is_kept(serve, tmp_path):
+    served = serve(stand_in={"latency_s": 0.05}, upstream={"max_in_flight": 2}, chunk_requests=5)
+    client = served.openai()
+    file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 200), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
+    while client.batches.retrieve(batch.id).request_counts.completed < 10:
+        pass
+
+    assert client.batches.cancel(batch.id).status == "cancelling"
+    assert client.batches.cancel(batch.id).status in {"cancelling", "cancelled"}
+
+    over = until_over(client, batch.id)
+    assert over.status == "cancelled"
+    answered = client.files.content(over.output_file_id).text.count("\n")
+    assert answered == over.request_counts.completed >= 10
+
+
+@pytest.mark.parametrize(
+    ("ask", "kind", "param"),
+    [
+        (lambda client: client.batches.retrieve("batch-none"), openai.NotFoundError, None),
+        (lambda client: client.files.content("file-none"), openai.NotFoundError, None),
+        (lambda client: client.batches.list(after="batch-none"), openai.NotFoundError, None),
+        (lambda client: client.batches.list(limit=101), openai.BadRequestError, "limit"),
+        (lambda client: client.files.create(file=b"{}", purpose="vision"), openai.BadRequestError, "purpose"),
+        (
+            lambda client: client.files.create(file=("r.jsonl.gz", b"no"), purpose="batch"),
+            openai.BadRequestError,
+            "file",
+        ),
+    ],
+    ids=["no batch", "no file", "no cursor", "too long a page", "another purpose", "no gzip"],
+)
+def test_errors_come_as_the_clients_own_classes(ask, kind, param, served: Served):
+    with pytest.raises(kind) as raised:
+        ask(served.openai())
+
+    assert raised.value.param == param
+    assert raised.value.type == "invalid_request_error"
+
+
+def test_a_batch_that_cannot_be_made_is_refused_by_the_parameters_name(served: Served):
+    client = served.openai()
+    file = client.files.create(file=b"{}\n", purpose="batch")
+    good = {"input_file_id": file.id, "endpoint": ENDPOINT, "completion_window": "24h"}
+    wrong = {
+        "endpoint": ({"endpoint": "/v1/files"}, openai.BadRequestError),
+        "completion_window": ({"completion_window": "8d"}, openai.BadRequestError),
+        "metadata": ({"metadata": {"k" * 65: "v"}}, openai.BadRequestError),
+        "output_expires_after.seconds": (
+            {"output_expires_after": {"anchor": "created_at", "seconds": 0}},
+            openai.BadRequestError,
+        ),
+        None: ({"input_file_id": "file-none"}, openai.NotFoundError),
+        "stream": ({"extra_body": {"stream": True}}, openai.BadRequestError),
+    }
+    for param, (changes, kind) in wrong.items():
+        with pytest.raises(kind) as raised:
+            client.batches.create(**{**good, **changes})
+        assert raised.value.param == param
+
+
+def test_a_state_that_forbids_it_is_a_conflict_that_is_not_tried_again(served: Served):
+    client = served.openai().with_options(max_retries=5)
+    file = client.files.create(file=b"{}\n", purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
+    assert until_over(client, batch.id).status == "failed"
+
+    with pytest.raises(openai.ConflictError, match="is failed"):
+        client.batches.cancel(batch.id)
+
+
+def test_models_are_those_that_the_upstreams_list(serve):
+    served = serve(upstream={"models": ["b/large", "a"], "name": "gpu"})
+    client = served.openai()
+
+    assert [(each.id, each.owned_by) for each in client.models.list()] == [("a", "gpu"), ("b/large", "gpu")]
+    assert client.models.retrieve("b/large").owned_by == "gpu"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("c")

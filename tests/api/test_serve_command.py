@@ -1,0 +1,80 @@
+"""`batchline serve`: how it starts, stops, and goes on with what was left."""
+
+import json
+import signal
+import time
+
+import openai
+import pytest
+from serving import ENDPOINT, until_over
+from some_requests import requests_file
+from typed import Running, batchline, until
+
+from batchline import Batchline
+from batchline.models.settings import load_settings
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_a_signal_and_then_stops_cleanly(number, tmp_path, simulator):
+    server = Running("serve", "--port", "0", folder=tmp_path, OPENAI_BASE_URL=simulator().base_url)
+    server.wait_for("open to every program")
+    url = server.err.partition("serving at ")[2].split()[0]
+    with openai.OpenAI(base_url=url, api_key="none") as client:
+        file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 3), purpose="batch")
+        batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
+        assert until_over(client, batch.id).status == "completed"
+
+    server.kill(number)
+
+    ended = server.ended()
+    assert (ended.status, ended.out) == (0, "")
+    assert json.loads(batchline("show", batch.id, "--json").out)["dwext"] == {"source": "api"}
+
+
+def test_a_killed_servers_batches_go_on_in_the_next(tmp_path, simulator):
+    settings = {
+        "OPENAI_BASE_URL": simulator(latency_s=0.2).base_url,
+        "BATCHLINE_LEASE_S": "2",
+        "BATCHLINE_MAX_IN_FLIGHT": "4",
+    }
+    first = Running("serve", "--port", "0", folder=tmp_path, **settings)
+    first.wait_for("serving at ")
+    with openai.OpenAI(base_url=first.err.partition("serving at ")[2].split()[0], api_key="none") as client:
+        file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 40), purpose="batch")
+        batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
+        until(lambda: client.batches.retrieve(batch.id).request_counts.completed > 2)
+    first.kill(signal.SIGKILL)
+    first.ended()
+    until(lambda: not still_held(batch.id))
+
+    second = Running("serve", "--port", "0", folder=tmp_path, **settings)
+    second.wait_for("serving at ")
+    with openai.OpenAI(base_url=second.err.partition("serving at ")[2].split()[0], api_key="none") as client:
+        over = until_over(client, batch.id)
+    second.kill(signal.SIGTERM)
+
+    assert second.ended().status == 0
+    assert (over.status, over.request_counts.completed) == ("completed", 40)
+
+
+def still_held(batch_id: str) -> bool:
+    client = Batchline(load_settings(lease_s=2))
+    return client.batches.record(batch_id).is_held(now=time.time(), lease_s=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--port", "0"], "OPENAI_BASE_URL"),
+        (["--host", "0.0.0.0", "--port", "0"], "keys create"),
+        (["--host", "127.0.0.300"], "127.0.0.300"),
+        (["--port", "99999"], "cannot listen"),
+    ],
+    ids=["no upstream", "no key", "no address", "no port"],
+)
+def test_where_it_cannot_serve_it_says_why(arguments, words):
+    settings = {} if words == "OPENAI_BASE_URL" else {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
+    ended = batchline("serve", *arguments, **settings)
+
+    assert (ended.status, ended.out) == (2, "")
+    assert words in ended.err

@@ -1,0 +1,271 @@
+"""Uploads: every shape of form, what is refused, who vanishes or dawdles, and the memory that it takes."""
+
+import contextlib
+import gzip
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from serving import Served, root_of
+from typed import Running, until
+
+from batchline.api import bounds, protocol
+from batchline.models.errors import StorageFault
+
+CONTENT = b"".join(b'{"custom_id": "%d"}\r\n--X\r\n' % number for number in range(9_000))
+"""With what looks like the beginning of a boundary in it."""
+
+
+def part(name: str, content: bytes, filename: str | None = None) -> bytes:
+    file = f'; filename="{filename}"' if filename is not None else ""
+    return f'--XY\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'.encode() + content + b"\r\n"
+
+
+END = b"--XY--\r\n"
+PURPOSE = part("purpose", b"batch")
+FILE = part("file", CONTENT, "r.jsonl")
+HEADERS = {"Content-Type": "multipart/form-data; boundary=XY"}
+
+
+def left(served: Served) -> list[object]:
+    """All that is on storage, and what is noted to be deleted."""
+    engine = served.client.engine
+    found = [*engine.store.find(""), *engine.store.unfinished(older_than_s=0)]
+    return [*found, *engine.records.doomed(now=time.time() + 10**6)]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [PURPOSE + FILE + END, FILE + PURPOSE + END, b"\r\n" + PURPOSE + FILE + END + b"epilogue"],
+    ids=["purpose first", "file first", "with more around"],
+)
+@pytest.mark.parametrize("piece", [7, 4_096, 10**9])
+def test_a_form_is_read_in_any_order_and_any_pieces(form, piece, served: Served):
+    pieces = (form[at : at + piece] for at in range(0, min(len(form), 10**9), piece))
+
+    file = served.http().post("/v1/files", content=pieces, headers=HEADERS).json()
+
+    assert (file["filename"], file["bytes"]) == ("r.jsonl", len(CONTENT))
+    assert b"".join(served.client.files.content(file["id"])) == CONTENT
+
+
+def test_an_expiry_behind_the_file_holds_and_a_compressed_file_is_decompressed(served: Served):
+    expiry = part("expires_after[seconds]", b"60") + part("expires_after[anchor]", b"created_at")
+    form = part("file", gzip.compress(CONTENT), "Größe.jsonl.gz") + expiry + PURPOSE + END
+
+    file = served.http().post("/v1/files", content=form, headers=HEADERS).json()
+
+    assert (file["filename"], file["bytes"]) == ("Größe.jsonl", len(CONTENT))
+    assert file["expires_at"] == file["created_at"] + 60
+
+
+REFUSED = {
+    "no purpose": (FILE + END, "purpose"),
+    "another purpose behind the file": (FILE + part("purpose", b"vision") + END, "purpose"),
+    "no file": (PURPOSE + END, "file"),
+    "nothing": (b"", "file"),
+    "two files": (PURPOSE + FILE + FILE + END, "file"),
+    "an unknown field": (part("purposes", b"batch") + FILE + END, "purposes"),
+    "a field without end": (part("purpose", b"b" * 2_000) + FILE + END, "purpose"),
+    "no seconds": (PURPOSE + part("expires_after[anchor]", b"created_at") + FILE + END, "expires_after[seconds]"),
+    "seconds in words": (PURPOSE + part("expires_after[seconds]", b"ten") + FILE + END, "expires_after[seconds]"),
+    "no seconds at all": (PURPOSE + part("expires_after[seconds]", b"0") + FILE + END, "expires_after"),
+    "another anchor": (
+        PURPOSE + FILE + part("expires_after[seconds]", b"9") + part("expires_after[anchor]", b"now") + END,
+        "expires_after[anchor]",
+    ),
+    "no end": (PURPOSE + FILE, None),
+    "half a file": (PURPOSE + FILE[:5_000], None),
+    "no form": (b"{}", None),
+    "no gzip": (PURPOSE + part("file", b"no", "r.gz") + END, "file"),
+}
+
+
+@pytest.mark.parametrize(("form", "param"), REFUSED.values(), ids=REFUSED)
+def test_what_is_no_upload_is_refused_and_leaves_nothing(form, param, served: Served):
+    answer = served.http().post("/v1/files", content=form, headers=HEADERS)
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
+    assert left(served) == []
+
+
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data", "multipart/mixed; boundary=XY", ""])
+def test_another_kind_of_body_is_refused(kind, served: Served):
+    answer = served.http().post("/v1/files", content=PURPOSE + FILE + END, headers={"Content-Type": kind})
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "file")
+
+
+def test_what_is_too_long_is_refused_while_it_comes(serve):
+    served = serve(max_file_bytes=2**20)
+    sent = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        yield PURPOSE + part("file", b"", "r.jsonl")[:-2]
+        while sent < 2**30:
+            sent += 2**16
+            yield b"x" * 2**16
+
+    try:
+        answer = served.http().post("/v1/files", content=endless(), headers=HEADERS)
+    except httpx.WriteError:
+        pass
+    else:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "file_too_large")
+    until(lambda: left(served) == [])
+
+
+def test_a_fault_of_storage_is_told_without_its_details(served: Served, monkeypatch):
+    def fail(_: str) -> None:
+        raise StorageFault("/secret/place: disk full")
+
+    monkeypatch.setattr(served.client.engine.store, "writer", fail)
+
+    answer = served.http().post("/v1/files", content=PURPOSE + FILE + END, headers=HEADERS)
+
+    assert (answer.status_code, answer.json()["error"]["type"]) == (503, "server_error")
+    assert "secret" not in answer.text
+    assert "retry-after" in answer.headers
+
+
+# Clients that vanish or dawdle
+
+
+def begun(served: Served, body: bytes, *, length: int = 10**6) -> socket.socket:
+    """A connection on which an upload has begun."""
+    host, _, port = root_of(served.url).removeprefix("http://").partition(":")
+    connection = socket.create_connection((host, int(port)))
+    head = f"POST /v1/files HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: {length}\r\n"
+    connection.sendall(head.encode() + b"Content-Type: multipart/form-data; boundary=XY\r\n\r\n" + body)
+    return connection
+
+
+def test_a_client_that_vanishes_leaves_nothing_behind(served: Served):
+    connection = begun(served, PURPOSE + FILE[:100_000])
+    until(lambda: left(served) != [])
+
+    connection.close()
+
+    until(lambda: left(served) == [])
+
+
+@pytest.mark.parametrize("body", [b"", PURPOSE, PURPOSE + FILE[:5_000]], ids=["no body", "no file", "half a file"])
+def test_a_client_that_falls_silent_is_given_up(body, served: Served, monkeypatch):
+    monkeypatch.setattr(bounds, "IDLE_S", 0.3)
+    with begun(served, body) as connection:
+        connection.settimeout(10)
+        answer = connection.recv(10_000)
+
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"code":"request_timeout"' in answer
+    until(lambda: left(served) == [])
+
+
+def test_a_client_that_sends_a_byte_now_and_then_is_given_up(served: Served, monkeypatch):
+    monkeypatch.setattr(bounds, "START_S", 0.5)
+    with begun(served, PURPOSE + FILE[:200]) as connection:
+        connection.settimeout(0.05)
+        answer, began = b"", time.monotonic()
+        while not answer:
+            assert time.monotonic() - began < 10
+            connection.send(b"x")
+            with contextlib.suppress(TimeoutError):
+                answer = connection.recv(10_000)
+
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    until(lambda: left(served) == [])
+
+
+@pytest.mark.parametrize("head", [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: x\r\n"])
+def test_a_client_that_does_not_finish_its_head_is_cut_off(head, served: Served, monkeypatch):
+    monkeypatch.setattr(protocol, "HEAD_S", 0.3)
+    host, _, port = root_of(served.url).removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head)
+        connection.settimeout(10)
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(100) == b""
+
+
+def test_what_is_no_http_is_told_so_in_the_form_of_all_errors(served: Served):
+    host, _, port = root_of(served.url).removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+        connection.settimeout(10)
+        answer = connection.recv(10_000)
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'{"error":{"message":' in answer
+
+
+def test_many_slow_uploads_do_not_keep_others_waiting(served: Served):
+    slow = [begun(served, PURPOSE + FILE[:70_000]) for _ in range(60)]
+    until(lambda: len(left(served)) >= 60)
+
+    began = time.monotonic()
+    assert served.http().post("/v1/files", content=PURPOSE + FILE + END, headers=HEADERS).status_code == 200
+    assert served.http().get("/v1/files").status_code == 200
+
+    assert time.monotonic() - began < 5
+    for connection in slow:
+        connection.close()
+    until(lambda: len(left(served)) == 1)
+
+
+def test_more_uploads_than_there_are_places_are_told_to_come_again(served: Served):
+    slow = [begun(served, PURPOSE + FILE[:70_000]) for _ in range(64)]
+    until(lambda: len(left(served)) >= 64)
+
+    answer = served.http().post("/v1/files", content=PURPOSE + FILE + END, headers=HEADERS)
+
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    for connection in slow:
+        connection.close()
+
+
+# What it takes
+
+
+@pytest.mark.slow
+def test_a_large_upload_takes_no_memory(tmp_path):
+    """Of the server's own process: its peak before and after 200 MB in and out."""
+    server = Running("serve", "--port", "0", folder=tmp_path, OPENAI_BASE_URL="http://127.0.0.1:9/v1")
+    try:
+        server.wait_for("serving at ")
+        url = server.err.partition("serving at ")[2].split()[0]
+        with httpx.Client(base_url=root_of(url), timeout=120, trust_env=False) as client:
+            uploaded(client, 2**20)
+            before = peak_kib(server.process.pid)
+            file = uploaded(client, 200 * 2**20)
+            with client.stream("GET", f"/v1/files/{file}/content") as answer:
+                assert sum(map(len, answer.iter_bytes())) == 200 * 2**20
+            with client.stream("GET", f"/v1/files/{file}/content?skip=1&limit=1000000") as answer:
+                assert sum(map(len, answer.iter_bytes())) > 190 * 2**20
+            grown = peak_kib(server.process.pid) - before
+        assert grown < 24 * 1_024
+    finally:
+        server.process.terminate()
+        server.ended()
+
+
+def uploaded(client: httpx.Client, size: int) -> str:
+    line = b"x" * 1_023 + b"\n"
+
+    def form() -> Iterator[bytes]:
+        yield PURPOSE + part("file", b"", "r.jsonl")[:-2]
+        for _ in range(size // 2**16):
+            yield line * 64
+        yield b"\r\n" + END
+
+    file = client.post("/v1/files", content=form(), headers=HEADERS).json()
+    assert file["bytes"] == size
+    return str(file["id"])
+
+
+def peak_kib(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0])

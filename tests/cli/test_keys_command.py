@@ -1,0 +1,67 @@
+"""`batchline keys`: made, shown once, listed, revoked."""
+
+import json
+
+import pytest
+
+from batchline import Batchline
+from batchline.operations.keys import Keys
+
+
+def test_a_key_is_printed_once_alone_on_standard_output(here):
+    ended = here("keys", "create", "alice", "--role", "manager", "--requests-per-minute", "5")
+
+    token = ended.out.strip()
+    key = Keys(Batchline()).of_token(token)
+    assert (ended.status, key.name, key.role, key.requests_per_minute) == (0, "alice", "manager", 5)
+    assert token not in ended.err
+    assert token not in here("keys", "list").out + here("keys", "list", "--json").out
+
+
+def test_keys_are_listed_newest_first_with_whose_they_are_and_their_limits(here):
+    here("keys", "create", "alice")
+    here("keys", "create", "alice", "--max-open-batches", "7")
+
+    found = json.loads(here("keys", "list", "--json").out)["data"]
+
+    assert [(key["member"]["name"], key.get("max_open_batches")) for key in found] == [
+        ("alice", 7),
+        ("alice", None),
+    ]
+    assert len({key["member"]["id"] for key in found}) == 1
+    shown = here("keys", "list").out
+    assert "max open batches 7" in shown
+    assert found[0]["id"] in shown
+
+
+def test_a_revoked_key_is_valid_no_more(here):
+    made = json.loads(here("keys", "create", "alice", "--json").out)
+
+    assert "revoked" in here("keys", "revoke", made["id"]).err
+    assert Keys(Batchline()).of_token(made["token"]) is None
+    assert "revoked" in here("keys", "list").out
+    assert json.loads(here("keys", "revoke", made["id"], "--json").out)["revoked_at"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["revoke", "key-none"], "there is no key key-none"),
+        (["create", " "], "no name"),
+        (["create", "alice", "--max-open-batches", "0"], "max_open_batches"),
+        (["create", "alice", "--role", "king"], "king"),
+        (["create", "boss"], "boss is a manager"),
+    ],
+    ids=["an unknown key", "no name", "no batches at all", "another role", "another role than before"],
+)
+def test_what_cannot_be_is_told(arguments, words, here):
+    here("keys", "create", "boss", "--role", "manager")
+
+    ended = here("keys", *arguments)
+
+    assert (ended.status, ended.out) == (2, "")
+    assert words in ended.err
+
+
+def test_no_keys_are_told_as_such(here):
+    assert here("keys", "list").out == "no keys\n"
