@@ -29,8 +29,8 @@ sys.stdin.read()
 
 
 def states_of_runs(api: str, batch_id: str) -> list[str]:
-    """The states of the flow runs with that name."""
-    asked = json.dumps({"flow_runs": {"name": {"any_": [batch_id]}}}).encode()
+    """The states of the flow runs whose name has that in it."""
+    asked = json.dumps({"flow_runs": {"name": {"like_": batch_id}}}).encode()
     request = urllib.request.Request(f"{api}/flow_runs/filter", asked, {"content-type": "application/json"})
     with urllib.request.urlopen(request) as answer:
         return [run["state_name"] for run in json.load(answer)]
