@@ -18,7 +18,7 @@ from batchline.orchestration.artifacts import show_end
 from batchline.orchestration.blocks import settings_of
 from batchline.orchestration.crashes import batch_of_crash
 from batchline.orchestration.events import emit
-from batchline.orchestration.outcome import final_state, outcome_message, report_of
+from batchline.orchestration.outcome import final_state, outcome_message, report_of, run_name
 from batchline.orchestration.supervision import supervised
 from batchline.steps.engine import Engine, open_engine
 from batchline.steps.hold import BatchHold, hold_batch, wait_for_lease
@@ -132,7 +132,7 @@ def _batch(
 
 def _introduce(engine: Engine, batch: BatchRecord) -> None:
     """Name the flow run after file and batch, and note in the batch's record which run has it."""
-    name = f"{batch.input_filename} {batch.id}"
+    name = run_name(batch)
     if flow_run.id and flow_run.name != name:
         with get_client(sync_client=True) as client:
             client.update_flow_run(flow_run.id, name=name)

@@ -9,7 +9,7 @@ from batchline.cli.summary import print_summary
 from batchline.models.analytics import BatchReport
 from batchline.models.errors import NotFound
 from batchline.steps.engine import Engine, open_engine
-from batchline.storage import layout
+from batchline.steps.lifecycle import read_report
 
 
 def show(batch_id: str, /, *, json: Annotated[bool, Parameter(negative="", show_default=False)] = False) -> None:
@@ -33,6 +33,6 @@ def show(batch_id: str, /, *, json: Annotated[bool, Parameter(negative="", show_
 def report_of(engine: Engine, batch_id: str) -> BatchReport | None:
     """The batch's report, once it is written."""
     try:
-        return BatchReport.model_validate_json(engine.store.read(layout.report_data_key(batch_id)))
+        return read_report(engine.store, batch_id)
     except NotFound:
         return None

@@ -29,6 +29,7 @@ from batchline.operations.runner import Runner
 from batchline.steps.engine import Engine
 from batchline.steps.hold import owner_name
 from batchline.steps.intake import create_batch
+from batchline.steps.lifecycle import read_report
 from batchline.steps.local import run_local
 from batchline.steps.retry import retry_batch
 from batchline.steps.sweep import sweep_now
@@ -109,7 +110,7 @@ class Batches:
     def report(self, batch_id: str) -> BatchReport:
         """The figures beyond the analytics, once the batch is over; raises `NotFound` before."""
         self.record(batch_id)
-        return BatchReport.model_validate_json(self._engine.store.read(layout.report_data_key(batch_id)))
+        return read_report(self._engine.store, batch_id)
 
     def files(self, batch_id: str) -> dict[str, Iterator[bytes]]:
         """The content of the batch's files by name, as far as there are any; none before it is over."""

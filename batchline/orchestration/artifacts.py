@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.runtime import flow_run
 
@@ -37,28 +37,27 @@ class ProgressArtifact:
         self._id: UUID | None = None
         self._shown: tuple[float, str] | None = None
 
-    def show(self, reading: Reading) -> None:
+    def show(self, reading: Reading, client: SyncPrefectClient) -> None:
         """Show how far the batch has come, where that has changed."""
         percent = round(100 * reading.settled / reading.total, 1)
         words = _progress(reading)
         if self._shown == (percent, words):
             return
         try:
-            self._write(percent, words)
+            self._write(percent, words, client)
         except Exception as error:  # noqa: BLE001 - Prefect's client raises many kinds
             log.debug("progress of %s was not shown: %s", self._key, error)
         else:
             self._shown = (percent, words)
 
-    def _write(self, percent: float, words: str) -> None:
-        with get_client(sync_client=True) as client:
-            if self._id is not None:
-                client.update_artifact(self._id, ArtifactUpdate(data=percent, description=words))
-                return
-            made = ArtifactCreate(
-                key=self._key, type="progress", description=words, data=percent, flow_run_id=self._flow_run_id
-            )
-            self._id = client.create_artifact(made).id
+    def _write(self, percent: float, words: str, client: SyncPrefectClient) -> None:
+        if self._id is not None:
+            client.update_artifact(self._id, ArtifactUpdate(data=percent, description=words))
+            return
+        made = ArtifactCreate(
+            key=self._key, type="progress", description=words, data=percent, flow_run_id=self._flow_run_id
+        )
+        self._id = client.create_artifact(made).id
 
 
 def _progress(reading: Reading) -> str:

@@ -9,6 +9,7 @@ from prefect.exceptions import ObjectNotFound
 
 from batchline.models.errors import Interrupted
 from batchline.orchestration.events import emit
+from batchline.orchestration.outcome import run_name
 from batchline.steps.engine import Engine
 
 
@@ -27,7 +28,7 @@ def start_as_deployment(engine: Engine, batch_id: str, *, deployment: str | None
             run = client.create_flow_run_from_deployment(
                 client.read_deployment_by_name(name).id,
                 parameters={"batch_id": batch.id},
-                name=f"{batch.input_filename} {batch.id}",
+                name=run_name(batch),
                 # The batch's id, and what tells one start of it from the next.
                 idempotency_key=f"{batch.id}-g{batch.generation}-{batch.last_flow_run_id or 'first'}",
             )

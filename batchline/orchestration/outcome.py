@@ -13,7 +13,7 @@ from batchline.models.batches import BatchResponse
 from batchline.models.errors import BatchEnded, NotFound, StorageFault
 from batchline.models.status import BatchStatus
 from batchline.steps.engine import Engine
-from batchline.storage import layout
+from batchline.steps.lifecycle import read_report
 from batchline.storage.records import BatchRecord
 
 log = logging.getLogger(__name__)
@@ -22,12 +22,17 @@ log = logging.getLogger(__name__)
 def report_of(engine: Engine, batch_id: str) -> BatchReport | None:
     """The batch's figures; none where it has none, or they cannot be read now."""
     try:
-        return BatchReport.model_validate_json(engine.store.read(layout.report_data_key(batch_id)))
+        return read_report(engine.store, batch_id)
     except NotFound:
         return None
     except (StorageFault, ValidationError) as error:
         log.warning("the report of %s cannot be read: %s", batch_id, error)
         return None
+
+
+def run_name(batch: BatchRecord) -> str:
+    """The name of the batch's flow runs: its file, and its id."""
+    return f"{batch.input_filename} {batch.id}"
 
 
 def outcome_message(batch: BatchRecord, report: BatchReport | None) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from prefect import get_run_logger
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import TerminationSignal
 from prefect.logging.loggers import LoggingAdapter
 from prefect.runtime import flow_run
@@ -97,7 +97,7 @@ class _Watch:
         self._over = threading.Event()
         self._paused: str | None = None
         self._at_risk = False
-        self._began = time.monotonic()
+        self._began = self._asked = self._logged = time.monotonic()
         self._thread = threading.Thread(target=self._watch, name=f"watch {hold.batch.id}", daemon=True)
 
     def __enter__(self) -> None:
@@ -109,36 +109,44 @@ class _Watch:
 
     def obey_signal(self) -> None:
         """Cancel the batch where its flow run is being cancelled, or else stop it so that another can go on."""
-        if self._is_cancelling():
+        with get_client(sync_client=True) as client:
+            cancelling = self._is_cancelling(client)
+        if cancelling:
             self._cancel()
         else:
             self._logger.warning("the process was told to end; answers are saved, and another run can go on")
             self._hold.interrupt("its process was told to end")
 
     def _watch(self) -> None:
-        asked = logged = time.monotonic()
-        while not self._over.wait(SHOWN_EVERY_S):
-            now = time.monotonic()
-            if now - asked >= ASKED_EVERY_S and self._hold.run.stopped is None:
-                asked = now
-                if self._is_cancelling():
-                    self._cancel()
-            reading = self._meter.read()
-            if reading is None:
-                continue
-            self._artifact.show(reading)
-            self._tell_pauses(reading)
-            self._tell_risk()
-            if now - logged >= LOGGED_EVERY_S:
-                logged = now
-                words = (f"{reading.settled:,} of {reading.total:,}", f"{reading.failed:,} failed", reading.left)
-                self._logger.info("%s", " · ".join(word for word in words if word))
+        if self._over.wait(SHOWN_EVERY_S):
+            return
+        # One client for all looks: to make one takes more CPU than to ask.
+        with get_client(sync_client=True) as client:
+            self._look(client)
+            while not self._over.wait(SHOWN_EVERY_S):
+                self._look(client)
 
-    def _is_cancelling(self) -> bool:
+    def _look(self, client: SyncPrefectClient) -> None:
+        now = time.monotonic()
+        if now - self._asked >= ASKED_EVERY_S and self._hold.run.stopped is None:
+            self._asked = now
+            if self._is_cancelling(client):
+                self._cancel()
+        reading = self._meter.read()
+        if reading is None:
+            return
+        self._artifact.show(reading, client)
+        self._tell_pauses(reading)
+        self._tell_risk()
+        if now - self._logged >= LOGGED_EVERY_S:
+            self._logged = now
+            words = (f"{reading.settled:,} of {reading.total:,}", f"{reading.failed:,} failed", reading.left)
+            self._logger.info("%s", " · ".join(word for word in words if word))
+
+    def _is_cancelling(self, client: SyncPrefectClient) -> bool:
         """Whether Prefect says so; it is asked again where it does not answer."""
         try:
-            with get_client(sync_client=True) as client:
-                state = client.read_flow_run(self._run_id).state
+            state = client.read_flow_run(self._run_id).state
         except Exception as error:  # noqa: BLE001 - Prefect's client raises many kinds
             log.debug("the flow run's state is not known: %s", error)
             return False

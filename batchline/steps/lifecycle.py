@@ -260,6 +260,11 @@ def write(hold: BatchHold, parts: Sequence[Part], report: BatchReport) -> Manife
     return manifest
 
 
+def read_report(store: ObjectStore, batch_id: str) -> BatchReport:
+    """The batch's figures; raises `NotFound` before they are written."""
+    return BatchReport.model_validate_json(store.read(layout.report_data_key(batch_id)))
+
+
 def finish(hold: BatchHold, manifest: Manifest, analytics: BatchAnalytics, report: BatchReport) -> BatchRecord:
     """Bring the batch to its end, drop the ids of empty files, and return its record."""
     batch = hold.records.get_batch(hold.batch.id)

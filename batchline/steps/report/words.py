@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from batchline.models.failures import ErrorCode
 from batchline.models.status import BatchStatus
+from batchline.steps import meter
 from batchline.storage.records import BatchRecord
 
 NOTHING: Final = "\N{EN DASH}"
@@ -67,14 +68,8 @@ def duration(ms: float | None) -> str:
 
 def span(seconds: float) -> str:
     """A length of time in its two largest units."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days:,} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+    days, rest_s = divmod(round(seconds), 86_400)
+    return f"{days:,} d {rest_s // 3_600} h" if days else meter.span(seconds)
 
 
 def speed(per_s: float) -> str:
