@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import shared_servers
 from hypothesis import settings
+from real_servers import Postgres, S3Server
 
 from batchline.models.settings import Settings, load_settings
 from batchline.models.upstreams import Upstream
@@ -22,6 +24,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # How long an example takes tells what else the machine has to do.
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # that is, in the process that began the run
+        shared_servers.begin()
+        config.add_cleanup(shared_servers.end)
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +76,31 @@ def engine_for() -> Iterator[Callable[..., Engine]]:
         if "caller" in engine.__dict__:
             engine.caller.close()
         engine.records.close()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> S3Server:
+    return shared_servers.s3_server()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Postgres:
+    """A server that no test may stop: other workers use it too."""
+    return shared_servers.postgres()
+
+
+@pytest.fixture(scope="session")
+def migrated(postgres: Postgres) -> str:
+    """The name of a PostgreSQL database with all tables, to copy."""
+    return shared_servers.migrated()
+
+
+@pytest.fixture
+def postgres_database(postgres: Postgres, migrated: str) -> Iterator[dict[str, object]]:
+    """Settings of a PostgreSQL database that has all tables."""
+    name = postgres.create(template=migrated)
+    yield {"database_url": postgres.url(name)}
+    postgres.drop(name)
 
 
 def chat_line(number: int, prompt: str = "Say something.", **body: object) -> str:

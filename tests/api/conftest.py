@@ -6,36 +6,21 @@ from pathlib import Path
 
 import pytest
 
-for room in ("storage", "operations", "cli"):  # for their real servers, their requests and their typed commands
+for room in ("storage", "operations", "cli"):  # for their races, their requests and their typed commands
     sys.path.append(str(Path(__file__).parent.parent / room))
 
-from real_servers import Postgres, postgres_server  # noqa: E402 - now that it can be found
-from serving import Served  # noqa: E402
+from real_servers import DATABASES  # noqa: E402
+from serving import Served  # noqa: E402 - now that what it needs can be found
 
 from batchline import Batchline  # noqa: E402
-from batchline.models.settings import load_settings  # noqa: E402
 from batchline.simulate import Simulator  # noqa: E402
 from batchline.steps.engine import Engine  # noqa: E402
-from batchline.storage.records import upgrade_database  # noqa: E402
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    with postgres_server() as server:
-        yield server
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
-def database(request: pytest.FixtureRequest) -> Iterator[dict[str, object]]:
+@pytest.fixture(params=DATABASES)
+def database(request: pytest.FixtureRequest) -> dict[str, object]:
     """Settings of each kind of database in turn."""
-    if request.param == "sqlite":
-        yield {}
-        return
-    server: Postgres = request.getfixturevalue("postgres")
-    name = server.create()
-    upgrade_database(load_settings(database_url=server.url(name)))
-    yield {"database_url": server.url(name)}
-    server.drop(name)
+    return {} if request.param == "sqlite" else request.getfixturevalue("postgres_database")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 pytest.register_assert_rewrite("accounts")
-sys.path.append(str(Path(__file__).parent.parent / "storage"))  # for its real S3 server
+sys.path.append(str(Path(__file__).parent.parent / "storage"))  # for what stands between clients and servers
 
 from accounts import made_batch  # noqa: E402 - now that it can be found
 from runners import Runner  # noqa: E402

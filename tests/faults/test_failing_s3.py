@@ -8,7 +8,7 @@ import pytest
 from accounts import check_account, check_not_over, interrupt, received, saved, until
 from between import Between, Handler, answers, between, passes_on
 from botocore.retries.standard import ExponentialBackoff
-from real_servers import S3Server, seaweedfs
+from real_servers import S3Server
 
 from batchline.models.errors import StorageFault
 from batchline.models.status import BatchStatus
@@ -21,12 +21,6 @@ pytestmark = pytest.mark.slow
 
 REQUESTS = 400
 refuse = answers(503, "SlowDown")
-
-
-@pytest.fixture(scope="module")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
-        yield server
 
 
 @pytest.fixture

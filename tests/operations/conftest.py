@@ -8,16 +8,14 @@ from typing import NamedTuple
 import pytest
 
 pytest.register_assert_rewrite("ledger", "lives")
-for room in ("storage", "upstream"):  # for their real servers and races, and their scripted server
+for room in ("storage", "upstream"):  # for their races, and their scripted server
     sys.path.append(str(Path(__file__).parent.parent / room))
 
-from real_servers import Postgres, S3Server, postgres_server, seaweedfs  # noqa: E402 - now that it can be found
+from real_servers import S3Server  # noqa: E402
 
 from batchline import Batchline  # noqa: E402
-from batchline.models.settings import load_settings  # noqa: E402
 from batchline.simulate import Simulator  # noqa: E402
 from batchline.steps.engine import Engine  # noqa: E402
-from batchline.storage.records import upgrade_database  # noqa: E402
 
 PLACES = [
     pytest.param("sqlite_and_disk", id="sqlite-disk"),
@@ -33,36 +31,14 @@ class World(NamedTuple):
     simulator: Simulator
 
 
-@pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    with postgres_server() as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def migrated(postgres: Postgres) -> str:
-    """The name of a PostgreSQL database with all tables, to copy."""
-    name = postgres.create()
-    upgrade_database(load_settings(database_url=postgres.url(name)))
-    return name
-
-
 @pytest.fixture
 def sqlite_and_disk() -> dict[str, object]:
     return {}
 
 
 @pytest.fixture
-def postgresql_and_disk(postgres: Postgres, migrated: str) -> Iterator[dict[str, object]]:
-    name = postgres.create(template=migrated)
-    yield {"database_url": postgres.url(name)}
-    postgres.drop(name)
+def postgresql_and_disk(postgres_database: dict[str, object]) -> dict[str, object]:
+    return postgres_database
 
 
 @pytest.fixture

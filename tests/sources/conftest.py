@@ -2,47 +2,18 @@
 
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-for room in ("storage", "operations"):  # for their real servers, races and deaths
+for room in ("storage", "operations"):  # for their races and deaths
     sys.path.append(str(Path(__file__).parent.parent / room))
 
 from folders import Folder, LocalFolder, S3Folder  # noqa: E402 - now that what it needs can be found
-from real_servers import DATABASES, Postgres, S3Server, postgres_server, seaweedfs  # noqa: E402
+from real_servers import DATABASES, S3Server  # noqa: E402
 
-from batchline.models.settings import load_settings  # noqa: E402
 from batchline.steps.engine import Engine  # noqa: E402
-from batchline.storage.records import upgrade_database  # noqa: E402
-
-
-@pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    with postgres_server() as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def migrated(postgres: Postgres) -> str:
-    """The name of a PostgreSQL database with all tables, to copy."""
-    name = postgres.create()
-    upgrade_database(load_settings(database_url=postgres.url(name)))
-    return name
-
-
-@pytest.fixture
-def postgres_database(postgres: Postgres, migrated: str) -> Iterator[dict[str, object]]:
-    name = postgres.create(template=migrated)
-    yield {"database_url": postgres.url(name)}
-    postgres.drop(name)
 
 
 @pytest.fixture(params=DATABASES)

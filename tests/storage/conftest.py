@@ -1,34 +1,22 @@
-"""Real servers, started once a session, and what is kept on them, new for each test."""
+"""Stores and databases of each kind, new for each test."""
 
 from collections.abc import Iterator
 
 import pytest
 from botocore.retries.standard import ExponentialBackoff
-from real_servers import DATABASES, Postgres, S3Server, postgres_server, seaweedfs
+from real_servers import DATABASES, Postgres, S3Server
 
 from batchline.models.settings import Settings, load_settings
 from batchline.storage.objects import ObjectStore, open_objects
-from batchline.storage.records import Records, open_records, upgrade_database
+from batchline.storage.records import Records, open_records
 
 STORES = ["local", pytest.param("s3", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    with postgres_server() as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
 def s3_store(s3_server: S3Server) -> ObjectStore:
     """A store on S3, one for all tests as the client takes long to make."""
-    return open_objects(s3_server.settings("stored"))
+    return open_objects(s3_server.settings())
 
 
 @pytest.fixture(params=STORES)
@@ -45,14 +33,6 @@ def without_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda self, context: 0.01)
 
 
-@pytest.fixture(scope="session")
-def migrated(postgres: Postgres) -> str:
-    """The name of a PostgreSQL database with all tables, to copy."""
-    name = postgres.create()
-    upgrade_database(load_settings(database_url=postgres.url(name)))
-    return name
-
-
 @pytest.fixture
 def empty_postgres(postgres: Postgres) -> Iterator[Settings]:
     """Settings with an empty PostgreSQL database."""
@@ -62,11 +42,9 @@ def empty_postgres(postgres: Postgres) -> Iterator[Settings]:
 
 
 @pytest.fixture
-def ready_postgres(postgres: Postgres, migrated: str) -> Iterator[Settings]:
+def ready_postgres(postgres_database: dict[str, object]) -> Settings:
     """Settings with a PostgreSQL database that has all tables."""
-    name = postgres.create(template=migrated)
-    yield load_settings(database_url=postgres.url(name))
-    postgres.drop(name)
+    return load_settings(**postgres_database)
 
 
 @pytest.fixture(params=DATABASES)

@@ -6,13 +6,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from racing import in_processes, in_threads
-from real_servers import SECRET, Postgres, free_ports
+from real_servers import SECRET, Postgres, free_ports, start_postgres
 from some_records import NOW, a_batch, a_file
 
 import batchline.storage.migrations
@@ -298,23 +299,37 @@ def test_a_database_of_a_newer_version_is_refused_as_such(
 # A server that comes and goes
 
 
+@pytest.fixture(scope="module")
+def own_postgres() -> Iterator[Postgres]:
+    """A server that nobody else uses."""
+    with TemporaryDirectory(prefix="batchline-postgres-") as home:
+        server = start_postgres(Path(home))
+        yield server
+        server.stop()
+
+
 @pytest.fixture
-def restartable(postgres: Postgres) -> Iterator[Postgres]:
-    yield postgres
-    postgres.stop()
-    postgres.start()
+def restartable(own_postgres: Postgres) -> Iterator[Postgres]:
+    """A server that a test may leave stopped."""
+    yield own_postgres
+    own_postgres.restart()
+
+
+@pytest.fixture
+def kept_there(restartable: Postgres) -> Settings:
+    """Settings with a database of that server that has all tables."""
+    settings = load_settings(database_url=restartable.url(restartable.create()))
+    upgrade_database(settings)
+    return settings
 
 
 @pytest.mark.slow
-def test_after_a_restart_of_postgresql_the_next_call_works(
-    restartable: Postgres, ready_postgres: Settings
-) -> None:
-    records = open_records(ready_postgres)
+def test_after_a_restart_of_postgresql_the_next_call_works(restartable: Postgres, kept_there: Settings) -> None:
+    records = open_records(kept_there)
     batch = records.add_batch(a_batch())
     in_threads(4, lambda _: records.get_batch(batch.id))  # several connections in the pool
 
-    restartable.stop()
-    restartable.start()
+    restartable.restart()
 
     assert records.update(batch.id, total=7).total == 7
     assert records.get_batch(batch.id).total == 7
@@ -323,9 +338,9 @@ def test_after_a_restart_of_postgresql_the_next_call_works(
 
 @pytest.mark.slow
 def test_a_call_during_a_short_restart_of_postgresql_waits_for_it(
-    restartable: Postgres, ready_postgres: Settings
+    restartable: Postgres, kept_there: Settings
 ) -> None:
-    records = open_records(ready_postgres)
+    records = open_records(kept_there)
     batch = records.add_batch(a_batch())
     restartable.stop()
     coming = threading.Timer(0.4, restartable.start)
@@ -338,9 +353,9 @@ def test_a_call_during_a_short_restart_of_postgresql_waits_for_it(
 
 @pytest.mark.slow
 def test_while_postgresql_is_gone_a_call_is_a_fault_before_long(
-    restartable: Postgres, ready_postgres: Settings
+    restartable: Postgres, kept_there: Settings
 ) -> None:
-    records = open_records(ready_postgres)
+    records = open_records(kept_there)
     batch = records.add_batch(a_batch())
     restartable.stop()
 

