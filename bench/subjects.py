@@ -156,7 +156,8 @@ def local(options: dict[str, Any]) -> dict[str, Any]:
 
 def flow(options: dict[str, Any]) -> dict[str, Any]:
     """A batch as a flow run on the server that PREFECT_API_URL names."""
-    from batchline.flows.process_batch import process_batch, using_engine
+    from batchline.flows.process_batch import process_batch
+    from batchline.steps.engine import using_engine
 
     engine, file_id = _prepared(options)
     engine.caller.open_run("warm", deadline=None, refusals_to_stop=1, grace_s=0, requests=0).close()

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
@@ -159,6 +159,8 @@ def _kind_name(annotation: Any) -> str:
     if isinstance(annotation, UnionType):
         (annotation,) = (part for part in get_args(annotation) if part is not NoneType)
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return ", ".join(arguments[:-1]) + f" or {arguments[-1]}"
     if origin is dict:
         return f"table of {_kind_name(arguments[1])}s"
     if origin in {list, tuple, frozenset}:

@@ -1,9 +1,5 @@
 """One batch as one flow run: validate, call chunk by chunk, aggregate, write."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-
 from prefect import flow, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.runtime import deployment, flow_run
@@ -15,32 +11,20 @@ from batchline.models.plan import OPEN_CHUNKS, Plan
 from batchline.models.status import TERMINAL
 from batchline.orchestration import forms
 from batchline.orchestration.artifacts import show_end
-from batchline.orchestration.blocks import settings_of
+from batchline.orchestration.blocks import BlockNames
 from batchline.orchestration.crashes import batch_of_crash
 from batchline.orchestration.events import emit
 from batchline.orchestration.outcome import final_state, outcome_message, report_of, run_name
 from batchline.orchestration.supervision import supervised
-from batchline.steps.engine import Engine, open_engine
+from batchline.steps.engine import Engine, engine_in_use, open_engine
 from batchline.steps.hold import BatchHold, hold_batch, wait_for_lease
 from batchline.steps.intake import create_batch, store_input_from
 from batchline.steps.lifecycle import check_settled, finish, finished_parts, orders, settle
 from batchline.storage.records import BatchRecord
 from batchline.tasks.aggregate import aggregate
-from batchline.tasks.call import call, gathered
+from batchline.tasks.call import call_all
 from batchline.tasks.validate import validate
 from batchline.tasks.write import write
-
-_engine: ContextVar[Engine | None] = ContextVar("engine", default=None)
-
-
-@contextmanager
-def using_engine(engine: Engine) -> Iterator[None]:
-    """Let flows that start inside work with that engine instead of the environment's."""
-    token = _engine.set(engine)
-    try:
-        yield
-    finally:
-        _engine.reset(token)
 
 
 @flow(
@@ -76,7 +60,8 @@ def process_batch(
     `completed`, `InvalidInput` or `NotFound` for parameters that cannot be used, `Conflict` while another run has
     the batch, and `Interrupted` or `StorageFault` when it stopped for a fault of ours: run it again.
     """
-    engine = _engine.get() or open_engine(settings_of(upstreams=forms.lines_of(upstreams), storage=storage))
+    blocks = BlockNames(upstreams=tuple(forms.lines_of(upstreams)), storage=storage or None)
+    engine = engine_in_use() or open_engine(blocks.settings())
     if crashed_run:
         batch_id = batch_of_crash(engine, crashed_run).id
     batch = _batch(engine, input_uri, input_file_id, endpoint, completion_window, metadata, batch_id)
@@ -88,7 +73,7 @@ def process_batch(
         plan = validate(hold)
         if plan is not None:
             _tell_beginning(hold, plan)
-            check_settled(hold, plan, gathered(hold, call.map(orders(hold, plan))))
+            check_settled(hold, plan, call_all(hold, orders(hold, plan), blocks))
             settle(hold)
             parts = finished_parts(hold, plan)
             analytics, report = aggregate(hold, parts)

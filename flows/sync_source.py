@@ -7,14 +7,14 @@ from typing import Literal, cast
 from prefect import flow, get_run_logger
 from prefect.states import Completed
 
-from batchline.flows.process_batch import process_batch, using_engine
+from batchline.flows.process_batch import process_batch
 from batchline.models.errors import BatchEnded, BatchlineError, Interrupted
 from batchline.models.sync import After, SyncEvent, SyncOptions, SyncSummary
 from batchline.orchestration import forms
 from batchline.orchestration.blocks import settings_of
 from batchline.orchestration.deployments import start_as_deployment
 from batchline.sources import sync_source as sync
-from batchline.steps.engine import Engine, open_engine
+from batchline.steps.engine import Engine, open_engine, using_engine
 
 
 @flow(name="sync-source", flow_run_name="sync {uri}", persist_result=False)

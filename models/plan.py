@@ -13,6 +13,10 @@ OPEN_CHUNKS: Final = 8
 """Chunks under way at once in a process: a few that send, the others waiting for their slowest answers."""
 
 
+CHUNKS_A_SENDER: Final = 4
+"""Chunks for each of several processes, which end at different times."""
+
+
 class Stretch(msgspec.Struct, frozen=True, array_like=True):
     """Some whole lines of the input file, from line `first_line` (from 1) on.
 
@@ -70,20 +74,23 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     version: int = 1
 
 
-def chunk_requests(total: int) -> int:
-    """How many requests a chunk may hold.
+def chunk_requests(total: int, *, senders: int = 1) -> int:
+    """How many requests a chunk may hold in a batch that so many processes send.
 
-    A fifth of the batch between 500 and 15,000: few enough tasks for Prefect (some 60 ms of server CPU each),
-    enough of them to spread over machines. A stretch more, so that chunks, which are made of whole ones, are not
-    more than that for the sake of a few lines.
+    A fifth of the batch between 500 and 15,000, for several processes a fourth of the share of each: few enough
+    tasks for Prefect (some 60 ms of server CPU each), enough of them to keep all processes at work to the end. A
+    stretch more, so that chunks, which are made of whole ones, are not more than that for the sake of a few lines.
     """
-    return max(500, min(15_000, -(-total // 5))) + STRETCH_LINES
+    wanted = max(5, CHUNKS_A_SENDER * senders)
+    return max(500, min(15_000, -(-total // wanted))) + STRETCH_LINES
 
 
-def retry_plan(plan: Plan, lines: Sequence[int], *, most_requests: int | None, most_bytes: int) -> Plan:
+def retry_plan(
+    plan: Plan, lines: Sequence[int], *, most_requests: int | None, most_bytes: int, senders: int = 1
+) -> Plan:
     """The plan of a retry of the requests on those lines (ascending) of a batch that was planned so."""
     stretches = [stretch for chunk in plan.chunks for stretch in chunk.stretches]
-    most = most_requests or chunk_requests(len(lines))
+    most = most_requests or chunk_requests(len(lines), senders=senders)
     chunks: list[Chunk] = []
     held: list[Stretch] = []
     only: list[int] = []

@@ -4,11 +4,12 @@ Strongest first: arguments, environment variables, `.env`, `batchline.toml` in t
 `config.toml` in the home directory of batchline, the defaults below.
 """
 
+import json
 import os
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -131,6 +132,16 @@ class Settings(BaseSettings):
         pattern="^[^/]+/[^/]+$",
         description="The Prefect deployment that runs batches which are started so: names of flow and deployment.",
     )
+    task_runner: Literal["threads", "processes", "dask", "ray"] = Field(
+        default="threads",
+        description="What sends a flow's chunks: its process's threads, more processes, or a Dask or Ray cluster.",
+    )
+    task_runner_address: str | None = Field(
+        default=None, description="Of the Dask scheduler or Ray cluster; one on this machine where absent."
+    )
+    processes: int | None = Field(
+        default=None, ge=1, le=1_000, description="Of that cluster, or on this machine; one a core where absent."
+    )
     endpoints: tuple[str, ...] = Field(default=ENDPOINTS, description="The endpoints that batches may use.")
     min_completion_window: str = Field(default="1m", description="The shortest that a batch may ask for.")
     max_completion_window: str = Field(default="7d", description="The longest that a batch may ask for.")
@@ -176,6 +187,11 @@ class Settings(BaseSettings):
         here = _toml_source(settings_cls, Path("batchline.toml"))
         at_home = _toml_source(settings_cls, home_directory() / "config.toml")
         return init_settings, env_settings, dotenv_settings, here, at_home
+
+    @property
+    def senders(self) -> int:
+        """How many processes send a batch's chunks."""
+        return 1 if self.task_runner == "threads" else self.processes or os.cpu_count() or 1
 
     @field_validator("home")
     @classmethod
@@ -283,6 +299,29 @@ def load_settings(**overrides: Any) -> Settings:
         raise InvalidInput(f"settings are wrong: {error}; lists and tables are written as JSON there") from None
     except UnicodeDecodeError:
         raise InvalidInput("settings cannot be read: .env is not UTF-8") from None
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """The environment variables, secrets included, that give another process the settings that were chosen."""
+    chosen = settings.model_dump(include=settings.model_fields_set)
+    return {
+        str(Settings.model_fields[name].validation_alias or f"BATCHLINE_{name.upper()}"): text
+        for name, value in chosen.items()
+        if value is not None and (text := _as_text(value))
+    }
+
+
+def _as_text(value: Any) -> str:
+    plain = _plain(value)
+    return plain if isinstance(plain, str) else json.dumps(plain, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, frozenset | tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path | Decimal) else value
 
 
 def _wrong(error: ValidationError, *, named: Callable[[str], str] = str) -> InvalidInput:

@@ -1,13 +1,19 @@
 """The second step, mapped over chunks: send a chunk's requests."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from prefect import get_run_logger, task
+from prefect import get_run_logger, task, unmapped
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, as_completed
 
-from batchline.steps.chunk import ChunkOrder, ChunkResult, send_chunk
+from batchline.models.errors import Interrupted
+from batchline.orchestration.blocks import BlockNames
+from batchline.orchestration.runners import task_runner
+from batchline.steps.chunk import ChunkOrder, ChunkResult, Hold, send_chunk
+from batchline.steps.engine import open_engine
 from batchline.steps.hold import BatchHold, hold_of
+from batchline.steps.joined import joined
 from batchline.tasks.faults import RETRIES, RETRY_DELAYS_S, is_storage_fault
 
 
@@ -20,20 +26,44 @@ from batchline.tasks.faults import RETRIES, RETRY_DELAYS_S, is_storage_fault
     retry_delay_seconds=RETRY_DELAYS_S,
     retry_condition_fn=is_storage_fault,
 )
-def call(order: ChunkOrder) -> ChunkResult:
+def call(order: ChunkOrder, blocks: BlockNames) -> ChunkResult:
     """Send the chunk and write its part; a repetition sends only what has no saved answer."""
-    result = send_chunk(order, hold_of(order))
+    with _hold(order, blocks) as hold:
+        result = send_chunk(order, hold)
     end = "" if result.finished else ", stopped before all was settled"
     get_run_logger().info("%s ok, %s failed%s", f"{result.completed:,}", f"{result.failed:,}", end)
     return result
 
 
-def gathered(hold: BatchHold, futures: Sequence[PrefectFuture[ChunkResult]]) -> list[ChunkResult]:
-    """The results of all chunks; the first that fails for good stops the others, and is raised at the end."""
+@contextmanager
+def _hold(order: ChunkOrder, blocks: BlockNames) -> Iterator[Hold]:
+    """This process's hold on the batch, or its part in the hold of another; that one's blocks are loaded here."""
+    here = hold_of(order)
+    if here is not None:
+        yield here
+        return
+    with joined(open_engine(blocks.settings()), order) as hold:
+        yield hold
+
+
+def call_all(hold: BatchHold, orders: Sequence[ChunkOrder], blocks: BlockNames) -> list[ChunkResult]:
+    """Send all chunks, where the settings say; the first that fails for good stops the others, and is raised."""
+    if not orders:
+        return []
+    with task_runner(hold.engine.settings) as runner:
+        if runner is None:
+            return _gathered(hold, call.map(orders, unmapped(blocks)))
+        hold.share()
+        results = _gathered(hold, runner.map(call, {"order": orders, "blocks": unmapped(blocks)}))  # type: ignore[arg-type]
+    hold.hear()
+    return results
+
+
+def _gathered(hold: BatchHold, futures: Sequence[PrefectFuture[ChunkResult]]) -> list[ChunkResult]:
     failure: BaseException | None = None
     results = []
     for future in as_completed(list(futures)):
-        result = future.result(raise_on_failure=False)
+        result = _result(future)
         if isinstance(result, BaseException):
             failure = failure or result
             hold.interrupt(str(failure))
@@ -42,3 +72,13 @@ def gathered(hold: BatchHold, futures: Sequence[PrefectFuture[ChunkResult]]) -> 
     if failure is not None:
         raise failure
     return results
+
+
+def _result(future: PrefectFuture[ChunkResult]) -> ChunkResult | BaseException:
+    """The task's result, or what it or its process failed of."""
+    try:
+        return future.result(raise_on_failure=False)
+    except Exception as error:  # noqa: BLE001 - each kind of task runner has its own for a process that died
+        lost = Interrupted(f"a process that sent chunks was lost: {type(error).__name__}: {error}")
+        lost.__cause__ = error
+        return lost

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from batchline.models.errors import InvalidInput
-from batchline.models.settings import ModelPrice, Settings, home_directory, load_settings
+from batchline.models.settings import ModelPrice, Settings, environment_of, home_directory, load_settings
 from batchline.models.upstreams import Upstream
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +32,8 @@ TEXTS = {
     "min_completion_window": "2m",
     "max_completion_window": "6d",
     "deployment": "process-batch/nightly",
+    "task_runner": "dask",
+    "task_runner_address": "tcp://scheduler:8786",
 }
 PLAIN = {
     "max_in_flight": 3,
@@ -50,6 +52,7 @@ PLAIN = {
     "grace_s": 15.5,
     "refusals_to_stop": 16,
     "source_still_s": 17.5,
+    "processes": 18,
 }
 NESTED = {
     "upstreams": [{"name": "a", "base_url": "http://localhost:1/v1", "models": ["m"], "api_key": "hunter2"}],
@@ -77,6 +80,7 @@ WRONG = {
     "prices": '{"m": {"input": "hunter2"}}',
     "endpoints": "hunter2",
     "source_roots": "hunter2",
+    "task_runner_address": None,
 }
 """A wrong text for each setting; none where every text is right. For those that are missing, any word is wrong."""
 
@@ -121,6 +125,15 @@ def test_there_is_an_example_of_every_setting():
 @pytest.mark.parametrize("name", FIELDS)
 def test_an_example_is_not_the_default(name):
     assert expected(name) != getattr(Settings(), name)
+
+
+def test_another_process_is_given_all_that_was_chosen(monkeypatch):
+    chosen = Settings.model_validate({FIELDS[name].validation_alias or name: EXAMPLES[name] for name in FIELDS})
+
+    for name, text in environment_of(chosen).items():
+        monkeypatch.setenv(name, text)
+
+    assert load_settings() == chosen
 
 
 @pytest.mark.parametrize("name", FIELDS)

@@ -7,7 +7,8 @@ from batchline.cli.console import messages
 from batchline.cli.prefect_server import TemporaryServer
 from batchline.cli.progress import Progress
 from batchline.models.errors import BatchlineError, Interrupted, InvalidInput
-from batchline.steps.engine import Engine
+from batchline.models.settings import environment_of
+from batchline.steps.engine import Engine, using_engine
 
 DEFAULTS = {
     "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",
@@ -22,9 +23,11 @@ def run_flow(engine: Engine, batch_id: str, progress: Progress) -> None:
     """Run the flow for the batch; raises what stopped it, or `BatchEnded` as the flow does."""
     progress.doing("loading Prefect")
     _prepare()
+    if engine.settings.task_runner != "threads":  # the processes that will send are told by their environment
+        os.environ.update(environment_of(engine.settings))
     server = _server()
     progress.doing("starting a temporary Prefect server" if server else "starting the flow run")
-    from batchline.flows.process_batch import process_batch, using_engine  # noqa: PLC0415 - it takes a second
+    from batchline.flows.process_batch import process_batch  # noqa: PLC0415 - it takes a second
 
     if server is not None:
         server.ready()

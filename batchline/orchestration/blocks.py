@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
+import msgspec
 from prefect.blocks.core import Block
 from prefect.blocks.fields import SecretDict
 from prefect.blocks.webhook import Webhook
@@ -14,7 +15,7 @@ from batchline.models.errors import InvalidInput
 from batchline.models.settings import Settings, load_settings
 from batchline.models.upstreams import Upstream
 
-__all__ = ["BLOCKS", "StorageBlock", "UpstreamBlock", "Webhook", "settings_of"]
+__all__ = ["BLOCKS", "BlockNames", "StorageBlock", "UpstreamBlock", "Webhook", "settings_of"]
 
 
 class UpstreamBlock(Block):
@@ -64,6 +65,17 @@ class StorageBlock(Block):
         """The settings that it stands for; what it leaves open is as the environment says."""
         fields = {field: getattr(self, field) for field in type(self).model_fields}
         return {name: value for name, value in fields.items() if value is not None}
+
+
+class BlockNames(msgspec.Struct, frozen=True, kw_only=True):
+    """Names of the blocks that a run uses; all that its other processes are told of them."""
+
+    upstreams: tuple[str, ...] = ()
+    storage: str | None = None
+
+    def settings(self) -> Settings:
+        """As `settings_of` makes them."""
+        return settings_of(upstreams=self.upstreams, storage=self.storage)
 
 
 BLOCKS: Final[tuple[type[Block], ...]] = (UpstreamBlock, StorageBlock, Webhook)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from threading import BoundedSemaphore
 from typing import Protocol
@@ -65,6 +65,9 @@ class Hold(Protocol):
     run: Run
     flush_interval_s: float
     flush_bytes: int
+    sender: str
+    """By what name this process's parts are told from those of others that send for the same runner."""
+
     heavy: BoundedSemaphore
     """Held while a chunk with a very long line is sent, of which a batch may have few open."""
 
@@ -80,6 +83,9 @@ class Hold(Protocol):
     def is_first_try(self, chunk: int) -> bool:
         """Whether the chunk has not been tried under this hold before; asking makes it so."""
 
+    def note(self, chunk: int, completed: int, failed: int) -> None:
+        """Hear of requests of the chunk that are settled, those that an earlier try had settled included."""
+
 
 def send_chunk(order: ChunkOrder, hold: Hold) -> ChunkResult:
     """Settle every request of the chunk, write its part, and say how it ended.
@@ -87,11 +93,13 @@ def send_chunk(order: ChunkOrder, hold: Hold) -> ChunkResult:
     Safe to repeat: a finished part is left as it is, and of an unfinished one only requests without a saved
     answer are sent. Raises `InputChanged`, `LeaseLost` or `StorageFault`; what was answered before is saved.
     """
-    keys = layout.part_keys(order.batch_id, order.generation, order.chunk.index, order.epoch)
+    keys = layout.part_keys(order.batch_id, order.generation, order.chunk.index, order.epoch, sender=hold.sender)
     first_try = hold.is_first_try(order.chunk.index)
     untouched = order.fresh and first_try
     if not untouched and hold.store.exists(keys.figures):
-        return _result(part_of(hold.store, keys.figures))
+        part = part_of(hold.store, keys.figures)
+        hold.note(part.chunk, part.completed, part.failed)
+        return _result(part)
     with hold.heavy if is_heavy(order.chunk) else nullcontext(), Spool() as spool:
         old = [] if untouched else _recover(order, hold, spool, counted=not first_try)
         saver = _Saver(order, hold, spool)
@@ -121,6 +129,7 @@ def _recover(order: ChunkOrder, hold: Hold, spool: Spool, *, counted: bool) -> l
         found = spool.recover(segment)
         if not counted:
             hold.recovered(found)
+        _note(order, hold, found)
         keys.append(key)
     if keys:
         log.info(
@@ -145,9 +154,16 @@ def _send(order: ChunkOrder, hold: Hold, spool: Spool, saver: "_Saver") -> None:
             answers = feed.wait(saver.next_flush_in_s())
             if answers:
                 lines = [_line(prefix, answer) for answer in answers]
-                spool.add([figures_of(answer) for answer in answers], lines)
+                rows = [figures_of(answer) for answer in answers]
+                spool.add(rows, lines)
+                _note(order, hold, rows)
             saver.tend()
             hold.check()
+
+
+def _note(order: ChunkOrder, hold: Hold, rows: Sequence[Figures]) -> None:
+    completed = sum(row.ok for row in rows)
+    hold.note(order.chunk.index, completed, len(rows) - completed)
 
 
 def _fill(feed: Feed, todo: Iterator[list[Call]]) -> None:
@@ -228,7 +244,9 @@ class _Saver:
         hold = self._hold
         while True:
             try:
-                return write_part(hold.store, keys, chunk=self._order.chunk.index, spool=self._spool)
+                return write_part(
+                    hold.store, keys, chunk=self._order.chunk.index, spool=self._spool, sender=hold.sender
+                )
             except StorageFault as fault:
                 self._bear(fault)
                 if hold.run.interrupted:

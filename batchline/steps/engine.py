@@ -1,6 +1,9 @@
 """What every step works with: the settings and the things that they open, once a process."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -59,3 +62,21 @@ def open_engine(settings: Settings | None = None) -> Engine:
         engine = Engine(settings=settings, store=open_objects(settings), records=open_records(settings))
         _engines.append(engine)
         return engine
+
+
+_in_use: ContextVar[Engine | None] = ContextVar("engine", default=None)
+
+
+@contextmanager
+def using_engine(engine: Engine) -> Iterator[None]:
+    """Let flows that start inside work with that engine instead of the environment's."""
+    token = _in_use.set(engine)
+    try:
+        yield
+    finally:
+        _in_use.reset(token)
+
+
+def engine_in_use() -> Engine | None:
+    """The engine that flows are to work with, if one was chosen for them."""
+    return _in_use.get()

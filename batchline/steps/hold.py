@@ -1,7 +1,8 @@
 """A process's hold on a batch: the lease, its heartbeat, and the run that sends for it.
 
 One runner at a time holds a batch's lease. Its heartbeat carries the counts out and the wish to cancel in;
-when it cannot be kept up, sending stops before another runner may begin.
+when it cannot be kept up, sending stops before another runner may begin. Where other processes send the chunks, it
+also carries what they report in, and out to them that they are to stop.
 """
 
 import logging
@@ -21,7 +22,9 @@ from batchline.models.status import BatchStatus
 from batchline.steps.chunk import ChunkOrder
 from batchline.steps.engine import Engine
 from batchline.steps.figures import Figures
+from batchline.steps.shared import Elsewhere, SenderReport, encode_report, refusal, reports_of
 from batchline.storage.records import BatchRecord, Lease
+from batchline.storage.senders import RUNNER
 from batchline.upstream.run import Run, RunProgress, Stop
 
 log = logging.getLogger(__name__)
@@ -58,6 +61,9 @@ class BatchHold:
             grace_s=settings.grace_s,
             requests=total,
         )
+        self.sender = RUNNER
+        self._elsewhere: Elsewhere | None = None
+        self._reported = 0
         self._names: dict[str | None, str] = {}
         self._settled_before = [0, 0]
         self._tried: set[int] = set()
@@ -119,15 +125,40 @@ class BatchHold:
             self._tried.add(chunk)
             return is_first
 
+    def note(self, chunk: int, completed: int, failed: int) -> None:
+        """Nothing: the run counts what is settled in this process."""
+
+    def share(self) -> None:
+        """Let other processes send chunks: from now on they are heard, and told when to stop."""
+        self._elsewhere = Elsewhere()
+
+    def hear(self) -> None:
+        """Take in what other processes have reported; stop where an upstream refuses all that they send."""
+        if self._elsewhere is None:
+            return
+        self._reported += 1
+        mine = SenderReport(number=self._reported, stopped=self.run.stopped)
+        told = self.records.report_sender(
+            self.batch.id, self.lease.epoch, RUNNER, encode_report(mine).decode()
+        ).reports
+        told.pop(RUNNER)
+        reports = reports_of(told)
+        self._elsewhere.hear(reports)
+        if (stop := refusal(reports.values())) is not None:
+            self.run.stop(stop)
+
     def progress(self) -> RunProgress:
-        """How far this process's run has come, without what was settled before."""
-        return self.run.snapshot()
+        """How far this run has come, in all of its processes, without what was settled before."""
+        mine = self.run.snapshot()
+        return mine if self._elsewhere is None else self._elsewhere.with_theirs(mine)
 
     def counts(self) -> tuple[int, int]:
         """Requests completed and failed so far, those of earlier runs included."""
         now = self.run.snapshot()
+        theirs = (0, 0) if self._elsewhere is None else self._elsewhere.counts()
         with self._lock:
-            return self._settled_before[0] + now.completed, self._settled_before[1] + now.failed
+            completed, failed = self._settled_before
+        return completed + now.completed + theirs[0], failed + now.failed + theirs[1]
 
     def interrupt(self, why: str) -> None:
         """Stop sending and leave what is unsettled for another run."""
@@ -137,6 +168,7 @@ class BatchHold:
         while not self._released.wait(self._beat_s):
             began = time.monotonic()
             try:
+                self.hear()
                 completed, failed = self.counts()
                 status = self.records.beat(self.lease, now=time.time(), completed=completed, failed=failed)
             except LeaseLost as lost:
@@ -219,13 +251,10 @@ def _registered(hold: BatchHold) -> Iterator[None]:
             del _held[key]
 
 
-def hold_of(order: ChunkOrder) -> BatchHold:
-    """Find this process's hold for a chunk; raises `LeaseLost` where the run that ordered it is over."""
+def hold_of(order: ChunkOrder) -> BatchHold | None:
+    """This process's hold for a chunk; none where another process has it, or the run that ordered it is over."""
     with _held_lock:
-        hold = _held.get((order.batch_id, order.epoch))
-    if hold is None:
-        raise LeaseLost(f"batch {order.batch_id}: the run that ordered chunk {order.chunk.index} is over")
-    return hold
+        return _held.get((order.batch_id, order.epoch))
 
 
 def held(batch_id: str) -> BatchHold | None:

@@ -43,8 +43,11 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     expired: int
 
 
-def write_part(store: ObjectStore, keys: layout.PartKeys, *, chunk: int, spool: Spool) -> Part:
-    """Write a chunk's part from its spool and return it; safe to repeat."""
+def write_part(store: ObjectStore, keys: layout.PartKeys, *, chunk: int, spool: Spool, sender: str = "") -> Part:
+    """Write a chunk's part from its spool and return it; safe to repeat.
+
+    Where the sender has a name, and another was first, it is that one's part that is returned.
+    """
     rows: list[Figures] = []
     offsets: list[int] = []
     lengths: list[int] = []
@@ -62,7 +65,14 @@ def write_part(store: ObjectStore, keys: layout.PartKeys, *, chunk: int, spool: 
     failed = len(rows) - completed
     expired = sum(row.error_code == ErrorCode.BATCH_EXPIRED for row in rows) if failed else 0
     counts = {"completed": completed, "failed": failed, "expired": expired}
-    store.put(keys.figures, _parquet(rows, offsets, lengths, counts))
+    figures_file = _parquet(rows, offsets, lengths, {**counts, "sender": sender})
+    if not sender:
+        store.put(keys.figures, figures_file)
+    elif not store.put_new(keys.figures, figures_file):
+        part = part_of(store, keys.figures)
+        if part.keys != keys:
+            drop(store, [keys.output, keys.errors])
+        return part
     return Part(chunk=chunk, keys=keys, **counts)
 
 
@@ -95,13 +105,13 @@ def _blocks(records: Iterator[tuple[Figures, bytes]]) -> Iterator[list[tuple[Fig
         yield block
 
 
-def _parquet(rows: list[Figures], offsets: list[int], lengths: list[int], counts: Mapping[str, int]) -> bytes:
+def _parquet(rows: list[Figures], offsets: list[int], lengths: list[int], notes: Mapping[str, object]) -> bytes:
     import pyarrow.parquet as pq  # noqa: PLC0415 - half a second that must not delay the first request
 
     table = table_of(rows, offsets=offsets, lengths=lengths)
     buffer = io.BytesIO()
     pq.write_table(
-        table.replace_schema_metadata({name: str(count) for name, count in counts.items()}),
+        table.replace_schema_metadata({name: str(note) for name, note in notes.items()}),
         buffer,
         compression="snappy",
         use_dictionary=list(TEXTS),
@@ -115,13 +125,14 @@ def part_of(store: ObjectStore, key: str) -> Part:
     import pyarrow.parquet as pq  # noqa: PLC0415 - as above
 
     name = layout.parse_part(key)
-    counts = pq.read_schema(io.BytesIO(store.read(key))).metadata
+    notes = pq.read_schema(io.BytesIO(store.read(key))).metadata
+    sender = notes.get(b"sender", b"").decode()
     return Part(
         chunk=name.chunk,
-        keys=layout.part_keys(name.batch_id, name.generation, name.chunk, name.epoch),
-        completed=int(counts[b"completed"]),
-        failed=int(counts[b"failed"]),
-        expired=int(counts[b"expired"]),
+        keys=layout.part_keys(name.batch_id, name.generation, name.chunk, name.epoch, sender=sender),
+        completed=int(notes[b"completed"]),
+        failed=int(notes[b"failed"]),
+        expired=int(notes[b"expired"]),
     )
 
 

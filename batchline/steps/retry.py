@@ -117,6 +117,7 @@ def _start(engine: Engine, batch: BatchRecord, lines: list[int]) -> BatchRecord:
         lines,
         most_requests=settings.chunk_requests,
         most_bytes=settings.chunk_bytes,
+        senders=settings.senders,
     )
     token = uuid.uuid4().hex
     key = layout.retry_plan_key(batch.id, batch.generation + 1, token)

@@ -246,7 +246,7 @@ class _Pass:
 
     def chunks(self, settings: Settings) -> list[Chunk]:
         """The chunks of a file without errors."""
-        most = settings.chunk_requests or chunk_requests(self.requests)
+        most = settings.chunk_requests or chunk_requests(self.requests, senders=settings.senders)
         groups = _grouped(self._places, most_requests=most, most_bytes=settings.chunk_bytes)
         return [_chunk(index, places) for index, places in enumerate(groups)]
 

@@ -5,13 +5,16 @@ files/<file id>/content.jsonl
 batches/<batch id>/plan.json
 batches/<batch id>/g<generation>/segments/<chunk>.e<epoch>.<n>.jsonl      while a chunk runs
 batches/<batch id>/g<generation>/parts/<chunk>.e<epoch>.{output.jsonl,errors.jsonl,parquet}
+batches/<batch id>/g<generation>/parts/<chunk>.e<epoch>.<sender>.{output.jsonl,errors.jsonl}
 batches/<batch id>/{output.jsonl,errors.jsonl,requests.parquet,manifest.json,report.json,report.html}
 batches/<batch id>/g<generation>/plan.<token>.json                        of a retry
 batches/<batch id>/g<generation>/final.<epoch>/{output.jsonl,errors.jsonl,requests.parquet,manifest.json}
 batches/<batch id>/first.<token>/{output.jsonl,errors.jsonl,requests.parquet,manifest.json}
 ```
 
-Names carry the retry generation and the lease's epoch, so that no runner overwrites what another wrote. What is
+Names carry the retry generation and the lease's epoch, so that no runner overwrites what another wrote; those of
+lines the sender too, where several processes send for one runner: of two that send the same chunk, since one was
+taken for dead, the first to write the part's figures has made the part. What is
 directly below the batch is for everybody; of a retried batch these are copies of the newest generation. The
 first generation's are moved aside by the first retry, to a place that no generation's clean-up touches.
 """
@@ -88,10 +91,11 @@ def parts_prefix(batch_id: str, generation: int) -> str:
     return f"batches/{batch_id}/g{generation}/parts/"
 
 
-def part_keys(batch_id: str, generation: int, chunk: int, epoch: int) -> PartKeys:
-    """The objects of one part."""
+def part_keys(batch_id: str, generation: int, chunk: int, epoch: int, *, sender: str = "") -> PartKeys:
+    """The objects of one part, with lines by that sender; the runner's own process has no name."""
     stem = f"{parts_prefix(batch_id, generation)}{chunk:06}.e{epoch}"
-    return PartKeys(f"{stem}.output.jsonl", f"{stem}.errors.jsonl", f"{stem}.parquet")
+    lines = f"{stem}.{sender}" if sender else stem
+    return PartKeys(f"{lines}.output.jsonl", f"{lines}.errors.jsonl", f"{stem}.parquet")
 
 
 def parse_part(key: str) -> PartName:

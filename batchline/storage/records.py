@@ -43,6 +43,7 @@ from batchline.storage.rows import (
     columns_of,
 )
 from batchline.storage.schema import batches, files, idempotency_keys, listed_batches
+from batchline.storage.senders import Senders, forget_senders
 from batchline.storage.source_files import SourceFiles, source_file_id
 from batchline.storage.statements import (
     apply_changes,
@@ -69,7 +70,7 @@ __all__ = [
 ]
 
 
-class Records(FileRecords, SourceFiles):
+class Records(FileRecords, SourceFiles, Senders):
     """Files and batches in a database that several processes share; may be used from any thread."""
 
     @property
@@ -271,6 +272,7 @@ class Records(FileRecords, SourceFiles):
             batch = batch_of(row)
             own = [batch.output_file_id, batch.error_file_id]
             connection.execute(delete_from(files).where(files.c.id.in_([each for each in own if each])))
+            forget_senders(connection, batch.id)
             for table in (listed_batches, idempotency_keys):
                 connection.execute(delete_from(table).where(table.c.batch_id == batch.id))
             doom(connection, Doomed(prefix=layout.batch_prefix(batch.id), due_at=0))
@@ -299,7 +301,12 @@ class Records(FileRecords, SourceFiles):
     def release(self, lease: Lease) -> None:
         """Give the lease back, so that another may take it at once; a lost one is let be."""
         statement = leased(update(batches), lease).values(lease_owner=None, lease_at=None)
-        self._write(lambda connection: connection.execute(statement))
+
+        def work(connection: Connection) -> None:
+            if connection.execute(statement).rowcount:
+                forget_senders(connection, lease.batch_id)
+
+        self._write(work)
 
     def _change(
         self,

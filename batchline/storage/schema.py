@@ -4,7 +4,7 @@ from typing import Final
 
 from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, MetaData, String, Table, Text, false
 
-HEAD: Final = "0007"
+HEAD: Final = "0008"
 """The newest migration; a test holds it to the scripts."""
 
 metadata = MetaData()
@@ -119,6 +119,16 @@ source_files = Table(
     Index("source_files_by_start", "source_id", "started_at"),
 )
 """Which versions of which files were picked up: a row is written with the batch of it, and outlives that."""
+
+senders = Table(
+    "senders",
+    metadata,
+    Column("batch_id", String(64), primary_key=True),
+    Column("epoch", Integer, primary_key=True, autoincrement=False),
+    Column("sender", String(32), primary_key=True),
+    Column("report", Text, nullable=False),
+)
+"""What the processes that send chunks of a batch tell the one that has its lease, and the other way round."""
 
 doomed = Table(
     "doomed",

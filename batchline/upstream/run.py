@@ -81,6 +81,8 @@ class Run:
         self.prompt_tokens = self.completion_tokens = self.total_tokens = 0
         self._refusals_to_stop = min(refusals_to_stop, requests) if requests else refusals_to_stop
         self.refused_in_a_row = 0
+        self.succeeded_elsewhere = False
+        """Whether another process that sends for the batch has been answered."""
         self._on_close = on_close
         self._lock = threading.Lock()
         self._deadline_timer: asyncio.TimerHandle | None = None
@@ -188,7 +190,8 @@ class Run:
     def refused(self, upstream: str, status_code: int) -> None:
         """Note a 401 or 403; stop when the upstream refuses everything."""
         self.refused_in_a_row += 1
-        if self.completed == 0 and self.refused_in_a_row >= self._refusals_to_stop:
+        unanswered = self.completed == 0 and not self.succeeded_elsewhere
+        if unanswered and self.refused_in_a_row >= self._refusals_to_stop:
             self.stop(
                 Stop(
                     ErrorCode.BATCH_FAILED,

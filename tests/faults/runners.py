@@ -1,6 +1,5 @@
 """Processes of their own that run a batch, to be killed and paused."""
 
-import json
 import os
 import signal
 import subprocess
@@ -8,7 +7,7 @@ import sys
 import tempfile
 from contextlib import suppress
 
-from batchline.models.settings import Settings
+from batchline.models.settings import Settings, environment_of
 
 # What writes parts is loaded beforehand, as in a process that has run for longer: it takes as long as a flush.
 LOCALLY = """
@@ -35,7 +34,7 @@ class Runner:
         self._told = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill
         self._process = subprocess.Popen(
             [sys.executable, "-c", program, batch_id],
-            env={**os.environ, **as_environment(settings), **environment},
+            env={**os.environ, **environment_of(settings), **environment},
             stdin=subprocess.DEVNULL,
             stdout=self._told,
             stderr=subprocess.STDOUT,
@@ -67,12 +66,3 @@ class Runner:
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
             self._process.send_signal(number)
-
-
-def as_environment(settings: Settings) -> dict[str, str]:
-    """The environment variables that make those settings, as far as they were chosen."""
-    chosen = settings.model_dump(mode="json", include=settings.model_fields_set, exclude={"openai_base_url"})
-    return {
-        f"BATCHLINE_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
-        for name, value in chosen.items()
-    }

@@ -9,10 +9,10 @@ from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ANALYTICS_ENABLED, 
 from prefect.testing.utilities import prefect_test_harness
 from runners import AS_FLOW
 
-from batchline.flows.process_batch import process_batch, using_engine
+from batchline.flows.process_batch import process_batch
 from batchline.models.status import BatchStatus
 from batchline.simulate import Simulator
-from batchline.steps.engine import Engine
+from batchline.steps.engine import Engine, using_engine
 from batchline.storage.records import BatchRecord
 
 pytestmark = pytest.mark.slow

@@ -10,10 +10,11 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.runtime import flow_run
 
-from batchline.flows.process_batch import process_batch, using_engine
+from batchline.flows.process_batch import process_batch
 from batchline.models.batches import BatchDwExtResponse, BatchResponse, CreateBatchRequest
 from batchline.models.errors import BatchEnded, Interrupted, InvalidInput, StorageFault
 from batchline.models.status import BatchStatus
+from batchline.steps.engine import using_engine
 from batchline.steps.intake import create_batch, store_input_file
 from batchline.steps.retry import retry_batch
 from batchline.storage import layout

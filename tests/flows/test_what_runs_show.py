@@ -10,12 +10,13 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.client.schemas.objects import Artifact
 
 from batchline import Batchline
-from batchline.flows.process_batch import process_batch, using_engine
+from batchline.flows.process_batch import process_batch
 from batchline.models.errors import Interrupted, InvalidInput, NotFound
 from batchline.orchestration import events, supervision
 from batchline.orchestration.blocks import StorageBlock, UpstreamBlock, settings_of
 from batchline.orchestration.crashes import batch_of_crash
 from batchline.orchestration.setup import set_up
+from batchline.steps.engine import using_engine
 from batchline.steps.intake import store_input_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]

@@ -1,0 +1,70 @@
+"""Records of the processes that send a batch's chunks for the runner that has its lease."""
+
+import msgspec
+from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import delete as delete_from
+
+from batchline.models.errors import LeaseLost
+from batchline.models.status import BatchStatus
+from batchline.storage.schema import batches, senders
+from batchline.storage.transactions import Transactions
+
+RUNNER = ""
+"""The name by which the lease's own process speaks to the senders."""
+
+
+class SharedLease(msgspec.Struct, frozen=True):
+    """A lease as a sender sees it, and what all who share it have reported.
+
+    It was kept last at `kept_at`, by the runner's clock in Unix seconds.
+    """
+
+    kept_at: float
+    status: BatchStatus
+    completed: int
+    reports: dict[str, str]
+
+
+class Senders(Transactions):
+    """What the processes that share the sending of a batch have reported under its lease's epoch."""
+
+    def report_sender(self, batch_id: str, epoch: int, sender: str, report: str) -> SharedLease:
+        """Put the sender's report in the place of its last; how the lease is, and what the others reported.
+
+        Raises `LeaseLost` where the lease of that epoch is held no more.
+        """
+        mine = (senders.c.batch_id == batch_id, senders.c.epoch == epoch, senders.c.sender == sender)
+        row = {"batch_id": batch_id, "epoch": epoch, "sender": sender, "report": report}
+        held = select(batches.c.lease_at, batches.c.status, batches.c.completed).where(
+            batches.c.id == batch_id, batches.c.epoch == epoch, batches.c.lease_owner.is_not(None)
+        )
+
+        def work(connection: Connection) -> SharedLease | None:
+            lease = connection.execute(held).first()
+            if lease is None:
+                return None
+            if not connection.execute(update(senders).where(*mine).values(report=report)).rowcount:
+                connection.execute(insert(senders).values(**row))
+            reports = _reports(connection, batch_id, epoch)
+            return SharedLease(lease.lease_at, BatchStatus(lease.status), lease.completed, reports)
+
+        found = self._write(work)
+        if found is None:
+            raise LeaseLost(f"batch {batch_id}: the run that ordered its chunks is over")
+        return found
+
+    def sender_reports(self, batch_id: str, epoch: int) -> dict[str, str]:
+        """What each sender has reported last."""
+        return self._read(lambda connection: _reports(connection, batch_id, epoch))
+
+
+def _reports(connection: Connection, batch_id: str, epoch: int) -> dict[str, str]:
+    found = select(senders.c.sender, senders.c.report).where(
+        senders.c.batch_id == batch_id, senders.c.epoch == epoch
+    )
+    return {row.sender: row.report for row in connection.execute(found)}
+
+
+def forget_senders(connection: Connection, batch_id: str) -> None:
+    """Drop what was reported of the batch."""
+    connection.execute(delete_from(senders).where(senders.c.batch_id == batch_id))

@@ -1,0 +1,273 @@
+"""A batch whose chunks other processes send: they stop with the runner, count to it, and make no part twice."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import cycle
+
+import msgspec
+import pytest
+from accounts import check_account, received, until
+from runners import Runner
+
+from batchline.models.errors import Interrupted, InvalidInput, LeaseLost
+from batchline.models.status import BatchStatus
+from batchline.steps.chunk import ChunkOrder, ChunkResult, send_chunk
+from batchline.steps.engine import Engine
+from batchline.steps.hold import BatchHold, hold_batch
+from batchline.steps.hold import held as held_here
+from batchline.steps.joined import joined
+from batchline.steps.lifecycle import orders, run_steps, validate_batch
+from batchline.storage import layout
+from batchline.storage.records import BatchRecord
+
+pytestmark = pytest.mark.slow
+
+SENDER = """
+import sys
+import msgspec, pyarrow.parquet
+from batchline.steps.chunk import ChunkOrder, send_chunk
+from batchline.steps.engine import open_engine
+from batchline.steps.joined import joined
+order = msgspec.json.decode(sys.argv[1], type=ChunkOrder)
+with joined(open_engine(), order) as part:
+    send_chunk(order, part)
+"""
+
+
+def send(engine: Engine, order: ChunkOrder) -> ChunkResult:
+    """Send the chunk as a process that has not the batch's lease does."""
+    with joined(engine, order) as part:
+        return send_chunk(order, part)
+
+
+def sent_by(hold: BatchHold, senders: Sequence[Engine], todo: Sequence[ChunkOrder]) -> list[ChunkResult]:
+    """Have the engines send the chunks in turn, all at once."""
+    hold.share()
+    with ThreadPoolExecutor() as pool:
+        futures = [pool.submit(send, engine, order) for order, engine in zip(todo, cycle(senders), strict=False)]
+        results = [future.result() for future in futures]
+    hold.hear()
+    return results
+
+
+@pytest.fixture
+def run_by(batch_of: Callable[..., BatchRecord]) -> Iterator[Callable[..., tuple[BatchRecord, Future]]]:
+    """Start a batch of so many requests whose chunks those engines send; its record, and what it ends in."""
+    with ThreadPoolExecutor() as pool:
+
+        def start(engine: Engine, senders: Sequence[Engine], count: int) -> tuple[BatchRecord, Future]:
+            batch = batch_of(engine, count)
+
+            def work() -> BatchRecord:
+                with hold_batch(engine, batch.id) as hold:
+                    return run_steps(hold, send_all=lambda todo: sent_by(hold, senders, todo))
+
+            return batch, pool.submit(work)
+
+        yield start
+
+
+@contextmanager
+def held(engine: Engine, batch: BatchRecord) -> Iterator[tuple[BatchHold, list[ChunkOrder]]]:
+    """Hold the batch, validated, with the chunks that are to be sent."""
+    with hold_batch(engine, batch.id) as hold:
+        plan = validate_batch(hold)
+        assert plan is not None
+        hold.share()
+        yield hold, orders(hold, plan)
+
+
+def test_requests_that_others_send_are_counted_and_each_settled_once(simulator, engine_for, run_by):
+    stand_in = simulator(latency_s=0.3)
+    runner, *senders = [
+        engine_for(stand_in.base_url, upstream={"max_in_flight": 30, "name": name}, chunk_requests=100)
+        for name in ("runner", "first", "second")
+    ]
+
+    batch, end = run_by(runner, senders, 600)
+
+    until(lambda: 0 < runner.records.get_batch(batch.id).completed < 600)
+    check_account(runner, end.result(), 600)
+    assert received(stand_in) == 600
+    assert runner.started_caller is None or not runner.caller.tally.outcomes
+    assert not runner.records.sender_reports(batch.id, 1)
+
+
+def test_progress_is_that_of_all_processes_together(simulator, engine_for, batch_of):
+    engine, *senders = [
+        engine_for(simulator(latency_s=0.5).base_url, upstream={"max_in_flight": 20}, chunk_requests=100)
+        for _ in range(3)
+    ]
+    with held(engine, batch_of(engine, 400)) as (hold, todo), ThreadPoolExecutor() as pool:
+        for order, sender in zip(todo, cycle(senders), strict=False):
+            pool.submit(send, sender, order)
+
+        until(lambda: hold.progress().in_flight == 40)
+        until(lambda: hold.progress().total_tokens > 0)
+        until(lambda: hold.counts() == (400, 0))
+
+        until(lambda: hold.progress().in_flight == 0)
+
+
+def test_a_cancel_stops_all_processes_and_what_they_had_not_sent_is_settled_as_cancelled(
+    simulator, engine_for, run_by
+):
+    stand_in = simulator(latency_s=0.3)
+    runner, *senders = [
+        engine_for(stand_in.base_url, upstream={"max_in_flight": 5}, chunk_requests=100) for _ in range(3)
+    ]
+    batch, end = run_by(runner, senders, 600)
+    until(lambda: received(stand_in) > 20)
+
+    runner.records.move(batch.id, BatchStatus.CANCELLING, now=int(time.time()))
+
+    ended = end.result()
+    assert ended.status is BatchStatus.CANCELLED
+    check_account(runner, ended, 600)
+    assert received(stand_in) < 200
+
+
+def test_a_runner_that_is_interrupted_takes_the_others_with_it_and_another_goes_on(simulator, engine_for, run_by):
+    stand_in = simulator(latency_s=0.2)
+    runner, sender = [
+        engine_for(stand_in.base_url, upstream={"max_in_flight": 10}, chunk_requests=100) for _ in range(2)
+    ]
+    batch, end = run_by(runner, [sender], 400)
+    until(lambda: received(stand_in) > 50)
+
+    held_here(batch.id).interrupt("its process was told to end")
+
+    with pytest.raises(Interrupted, match="its process was told to end"):
+        end.result()
+    assert received(stand_in) < 300
+    with hold_batch(runner, batch.id) as hold:
+        ended = run_steps(hold, send_all=lambda todo: sent_by(hold, [sender], todo))
+    check_account(runner, ended, 400)
+    assert received(stand_in) == 400
+
+
+def test_nothing_is_sent_for_a_runner_that_is_gone(simulator, engine_for, batch_of):
+    stand_in = simulator(latency_s=0.2)
+    runner, sender = [
+        engine_for(stand_in.base_url, upstream={"max_in_flight": 5}, chunk_requests=200) for _ in range(2)
+    ]
+    with ThreadPoolExecutor() as pool:
+        with held(runner, batch_of(runner, 200)) as (_, todo):
+            sending = pool.submit(send, sender, todo[0])
+            until(lambda: received(stand_in) > 10)
+
+        with pytest.raises(LeaseLost, match="the run that ordered its chunks is over"):
+            sending.result()
+    before = received(stand_in)
+    with pytest.raises(LeaseLost, match="the run that ordered its chunks is over"):
+        send(sender, todo[0])
+    assert received(stand_in) == before < 100
+
+
+def test_a_runner_that_shows_no_life_is_sent_for_half_its_lease_at_most(
+    simulator, engine_for, batch_of, monkeypatch
+):
+    stand_in = simulator(latency_s=0.1)
+    runner, sender = [
+        engine_for(stand_in.base_url, upstream={"max_in_flight": 2}, chunk_requests=400, lease_s=2.0)
+        for _ in range(2)
+    ]
+    with ThreadPoolExecutor() as pool, held(runner, batch_of(runner, 400)) as (hold, todo):
+        sending = pool.submit(send, sender, todo[0])
+        until(lambda: received(stand_in) > 4)
+        silenced_at = time.monotonic()
+        monkeypatch.setattr(hold.records, "beat", lambda *_, **__: BatchStatus.IN_PROGRESS)
+
+        with pytest.raises(LeaseLost, match="shows no life"):
+            sending.result()
+        stopped = received(stand_in)
+
+    assert time.monotonic() - silenced_at < 10
+    assert stopped < 2 * 1.5 / 0.1 + 10
+
+
+def test_of_two_that_send_the_same_chunk_the_first_to_end_makes_its_part(simulator, engine_for, batch_of):
+    quick, slow = simulator(latency_s=0.01), simulator(latency_s=0.3)
+    runner, first, second = [
+        engine_for(stand_in.base_url, chunk_requests=100) for stand_in in (quick, quick, slow)
+    ]
+    batch = batch_of(runner, 100)
+    with ThreadPoolExecutor() as pool, held(runner, batch) as (_, [order]):
+        late = pool.submit(send, second, order)
+        until(lambda: received(slow) > 10)
+        early = send(first, order)
+
+        assert late.result() == early
+        keys = {info.key for info in runner.store.find(layout.parts_prefix(batch.id, 0))}
+    assert sorted(key.rpartition(".")[2] for key in keys) == ["jsonl", "parquet"]
+    with hold_batch(runner, batch.id) as hold:
+        ended = run_steps(hold, send_all=lambda todo: sent_by(hold, [first], todo))
+    check_account(runner, ended, 100)
+
+
+def test_an_upstream_that_refuses_everything_everywhere_fails_the_batch(simulator, engine_for, run_by):
+    stand_in = simulator(api_key="right", latency_s=0.05)
+    runner, *senders = [
+        engine_for(
+            stand_in.base_url,
+            upstream={"max_in_flight": 4, "api_key": "wrong"},
+            chunk_requests=100,
+            refusals_to_stop=10,
+        )
+        for _ in range(3)
+    ]
+
+    _, end = run_by(runner, senders, 400)
+
+    ended = end.result()
+    assert ended.status is BatchStatus.FAILED
+    assert [error.code for error in ended.errors] == ["batch_failed"]
+    check_account(runner, ended, 400)
+    assert received(stand_in) < 100
+
+
+def test_one_that_is_refused_stops_nobody_once_another_was_answered(simulator, engine_for, batch_of):
+    open_door, closed = simulator(), simulator(api_key="right", latency_s=0.1)
+    runner = engine_for(open_door.base_url, chunk_requests=100)
+    refused = engine_for(closed.base_url, upstream={"api_key": "wrong"}, chunk_requests=100, refusals_to_stop=10)
+    with held(runner, batch_of(runner, 200)) as (hold, [first, second]):
+        assert send(runner, first).completed == 100
+
+        result = send(refused, second)
+
+        assert (result.failed, result.finished) == (100, True)
+        hold.hear()
+        assert hold.run.stopped is None
+
+
+def test_a_chunk_whose_sender_was_killed_is_gone_on_with_elsewhere(simulator, engine_for, batch_of):
+    stand_in = simulator(latency_s=0.1)
+    runner, sender = [
+        engine_for(stand_in.base_url, upstream={"max_in_flight": 8}, chunk_requests=200) for _ in range(2)
+    ]
+    batch = batch_of(runner, 200)
+    with hold_batch(runner, batch.id) as hold:
+
+        def send_all(todo: Sequence[ChunkOrder]) -> list[ChunkResult]:
+            [order] = todo
+            process = Runner(runner.settings, msgspec.json.encode(order).decode(), program=SENDER)
+            until(lambda: received(stand_in) > 80)
+            process.kill()
+            return sent_by(hold, [sender], todo)
+
+        ended = run_steps(hold, send_all=send_all)
+
+    check_account(runner, ended, 200)
+    assert received(stand_in) <= 200 + 8 + 8 * (0.2 / 0.1 + 1)
+
+
+def test_a_process_with_other_records_is_told_what_it_lacks(simulator, engine_for, batch_of, tmp_path):
+    runner = engine_for(simulator().base_url)
+    stranger = engine_for(simulator().base_url, home=tmp_path / "elsewhere")
+    with (
+        held(runner, batch_of(runner, 10)) as (_, [order]),
+        pytest.raises(InvalidInput, match="need the same BATCHLINE_DATABASE_URL"),
+    ):
+        send(stranger, order)

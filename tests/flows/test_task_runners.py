@@ -1,0 +1,104 @@
+"""The same batch, sent by other processes: of this machine, of a Dask cluster, of a Ray cluster."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from distributed import Client, LocalCluster
+from real_servers import free_ports
+
+from batchline.flows.process_batch import process_batch
+from batchline.models.errors import InvalidInput
+from batchline.models.settings import environment_of
+from batchline.models.status import BatchStatus
+from batchline.simulate import Simulator
+from batchline.steps.engine import Engine, using_engine
+from batchline.steps.intake import store_input_file
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+
+TOTAL = 900
+
+
+def run(engine: Engine, path: Path):
+    stored = store_input_file(engine, path)
+    with using_engine(engine):
+        return process_batch(input_file_id=stored.id, return_state=True)
+
+
+@pytest.fixture
+def engine_of(
+    engine_for: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[Engine, Simulator]]:
+    """An engine whose settings are the environment's too, where the processes that send find them."""
+
+    def make(stand_in: Simulator, **settings: object) -> Engine:
+        engine = engine_for(
+            stand_in.base_url, upstream={"max_in_flight": 16}, chunk_requests=100, processes=2, **settings
+        )
+        for name, text in environment_of(engine.settings).items():
+            monkeypatch.setenv(name, text)
+        return engine
+
+    return make
+
+
+def check_output(engine: Engine, batch) -> None:
+    assert (batch.status, batch.request_counts.completed) == (BatchStatus.COMPLETED, TOTAL)
+    key = engine.records.get_file(batch.output_file_id).key
+    lines = [json.loads(line)["custom_id"] for line in engine.store.read(key).splitlines()]
+    assert lines == [f"request-{number}" for number in range(TOTAL)]
+
+
+@pytest.mark.parametrize("kind", ["processes", "dask", "ray"])
+def test_a_batch_is_sent_by_the_processes_that_the_settings_name(kind, simulator, engine_of, chat_file):
+    stand_in = simulator(latency_s=0.2)
+    engine = engine_of(stand_in, task_runner=kind)
+
+    state = run(engine, chat_file(TOTAL))
+
+    check_output(engine, state.result())
+    assert stand_in.counters()["received"] == TOTAL
+    assert engine.started_caller is None or engine.caller.tally.outcomes.total() == 0
+
+
+@pytest.fixture
+def cluster() -> Iterator[Callable[[int], LocalCluster]]:
+    """Start a cluster at that port, whose workers have the environment of that moment."""
+    options = {"n_workers": 2, "threads_per_worker": 2, "dashboard_address": None, "memory_limit": 0}
+    with ExitStack() as stack:
+        yield lambda port: stack.enter_context(LocalCluster(scheduler_port=port, **options))
+
+
+def test_a_dask_worker_that_is_killed_loses_little_and_another_goes_on(simulator, engine_of, chat_file, cluster):
+    stand_in = simulator(latency_s=0.2)
+    (port,) = free_ports(1)
+    engine = engine_of(stand_in, task_runner="dask", task_runner_address=f"tcp://127.0.0.1:{port}")
+    cluster(port)
+    with ThreadPoolExecutor(1) as pool:
+        ending = pool.submit(run, engine, chat_file(TOTAL))
+        while stand_in.counters()["received"] < TOTAL / 3:
+            assert not ending.done()
+            time.sleep(0.02)
+        with Client(f"tcp://127.0.0.1:{port}", set_as_default=False) as client:
+            victim = min(client.run(os.getpid).values())
+        os.kill(victim, signal.SIGKILL)
+
+        check_output(engine, ending.result().result())
+    assert stand_in.counters()["received"] <= TOTAL + 16 + 16 * (0.2 / 0.2 + 2)
+
+
+def test_a_cluster_that_is_not_there_is_said_before_anything_is_sent(simulator, engine_of, chat_file):
+    stand_in = simulator()
+    engine = engine_of(stand_in, task_runner="dask", task_runner_address="tcp://127.0.0.1:9")
+
+    with pytest.raises(InvalidInput, match=r"tcp://127\.0\.0\.1:9.*is it running"):
+        run(engine, chat_file(10)).result()
+
+    assert stand_in.counters()["received"] == 0
