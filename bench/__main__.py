@@ -11,7 +11,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import commands, figures, lists, operations, rates
+from bench import commands, figures, lists, operations, rates, scale
 from bench.figures import Row
 from bench.measuring import World
 from bench.servers import nginx, prefect_server
@@ -31,6 +31,8 @@ FIGURES = {
     "retry_of_few": operations.retry_of_few,
     "fairness": operations.fairness,
     "lists": lists.lists,
+    "processes": scale.processes,
+    "prefect_cost": scale.prefect_cost,
     "kills": commands.kills,
     "start": commands.start,
 }

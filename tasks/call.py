@@ -9,7 +9,7 @@ from prefect.futures import PrefectFuture, as_completed
 
 from batchline.models.errors import Interrupted
 from batchline.orchestration.blocks import BlockNames
-from batchline.orchestration.runners import task_runner
+from batchline.orchestration.runners import chunks_go_to, task_runner
 from batchline.steps.chunk import ChunkOrder, ChunkResult, Hold, send_chunk
 from batchline.steps.engine import open_engine
 from batchline.steps.hold import BatchHold, hold_of
@@ -53,6 +53,7 @@ def call_all(hold: BatchHold, orders: Sequence[ChunkOrder], blocks: BlockNames) 
     with task_runner(hold.engine.settings) as runner:
         if runner is None:
             return _gathered(hold, call.map(orders, unmapped(blocks)))
+        get_run_logger().info("%s", chunks_go_to(hold.engine.settings))
         hold.share()
         results = _gathered(hold, runner.map(call, {"order": orders, "blocks": unmapped(blocks)}))  # type: ignore[arg-type]
     hold.hear()

@@ -9,7 +9,7 @@ import io
 import json
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from batchline.steps.lifecycle import read_plan, whole_plan
 from batchline.steps.merge import row_groups
 from batchline.steps.parts import finished_keys, part_of, segments_of
 from batchline.steps.requests import model_of, stretches
+from batchline.steps.shared import reports_of
 from batchline.steps.spool import records_of
 from batchline.steps.write import read_manifest
 from batchline.storage import layout
@@ -162,12 +163,7 @@ def _table_rows(table: pa.Table, output: str, errors: str) -> Iterator[_Row]:
 def _running(engine: Engine, batch: BatchRecord, plan: Plan, skip: int) -> Iterator[_Row]:
     """The plan's requests, from that one on, as far as they are settled on storage."""
     done = finished_keys(engine.store, batch.id, batch.generation)
-    open_chunks = [chunk.index for chunk in plan.chunks if chunk.index not in done]
-    held = (
-        set(open_chunks[:OPEN_CHUNKS])
-        if batch.is_held(now=time.time(), lease_s=engine.settings.lease_s)
-        else set()
-    )
+    held = _held(engine, batch, [chunk.index for chunk in plan.chunks if chunk.index not in done])
     for chunk in plan.chunks:
         if skip >= chunk.requests:
             skip -= chunk.requests
@@ -179,6 +175,15 @@ def _running(engine: Engine, batch: BatchRecord, plan: Plan, skip: int) -> Itera
             rows = _open_rows(engine, batch, plan, chunk, waiting)
         yield from islice(rows, skip, None)
         skip = 0
+
+
+def _held(engine: Engine, batch: BatchRecord, unfinished: Sequence[int]) -> set[int]:
+    """Which of the unfinished chunks are being sent: those that other processes report, else the first few."""
+    if not batch.is_held(now=time.time(), lease_s=engine.settings.lease_s):
+        return set()
+    reports = reports_of(engine.records.sender_reports(batch.id, batch.epoch))
+    reported = {chunk for report in reports.values() for chunk in report.chunks}
+    return reported or set(unfinished[:OPEN_CHUNKS])
 
 
 def _part_rows(store: ObjectStore, key: str) -> Iterator[_Row]:

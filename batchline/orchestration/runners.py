@@ -36,6 +36,14 @@ def task_runner(settings: Settings) -> Iterator[TaskRunner[Any] | None]:
         yield runner
 
 
+def chunks_go_to(settings: Settings) -> str:
+    """What sends a batch's chunks, in words."""
+    if settings.task_runner_address:
+        return f"chunks go to the {settings.task_runner.capitalize()} cluster at {settings.task_runner_address}"
+    through = "" if settings.task_runner == "processes" else f" of {settings.task_runner.capitalize()}"
+    return f"chunks go to {settings.senders} processes{through} on this machine"
+
+
 def _processes(settings: Settings) -> TaskRunner[Any]:
     return ProcessPoolTaskRunner(max_workers=settings.senders)
 
