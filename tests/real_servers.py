@@ -17,8 +17,10 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+import botocore.session
 import psycopg
 import pytest
 import s3fs
@@ -32,8 +34,9 @@ TRIES = 3
 SECRET = "hunter2"
 """The secret of every server here; no message may hold it."""
 
-_started: list[subprocess.Popen[bytes]] = []
-"""Kept, as Python complains of a process that is forgotten before it has ended."""
+
+# What is known of Amazon's services takes a client a tenth of a second to read; here all read it together.
+botocore.session.create_loader = cache(botocore.session.create_loader)
 
 
 def free_ports(count: int) -> list[int]:
@@ -57,13 +60,23 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def wait_until(done: Callable[[], bool], server: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until(
+    done: Callable[[], bool], server: subprocess.Popen[bytes], log: Path, *, patience_s: float = PATIENCE_S
+) -> None:
     """Wait for the server; raises `RuntimeError` with the end of its log where it dies or is not ready in time."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while not done():
         if server.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"{server.args} is not up ({server.poll()}): {log.read_text()[-2_000:]}")
         time.sleep(0.05)
+
+
+def keep(server: subprocess.Popen[bytes]) -> None:
+    """Let a server outlive the test that has started it: Python complains where a process is forgotten."""
+    _kept.append(server)
+
+
+_kept: list[subprocess.Popen[bytes]] = []
 
 
 # S3
@@ -124,7 +137,7 @@ def start_seaweedfs(home: Path) -> S3Server:
             if not left:
                 raise
         else:
-            _started.append(process)
+            keep(process)
             return server
     raise AssertionError("the last try returns or raises")
 

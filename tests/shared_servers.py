@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from real_prefect import Prefect, start_prefect
 from real_servers import Postgres, S3Server, start_postgres, start_seaweedfs
 
 from batchline.models.settings import load_settings
@@ -21,6 +22,7 @@ from batchline.storage.records import upgrade_database
 KINDS: dict[str, tuple[type, Callable[[Path], Any]]] = {
     "s3": (S3Server, start_seaweedfs),
     "postgres": (Postgres, start_postgres),
+    "prefect": (Prefect, start_prefect),
 }
 _PLACE = "TESTS_SERVERS_PLACE"
 """The variable that tells the workers of a run where they note what they have started."""
@@ -51,6 +53,11 @@ def s3_server() -> S3Server:
 def postgres() -> Postgres:
     """The run's PostgreSQL, which no test may stop."""
     return _server("postgres")
+
+
+def prefect() -> Prefect:
+    """The run's Prefect server, without a worker."""
+    return _server("prefect")
 
 
 def migrated() -> str:

@@ -1,20 +1,12 @@
-"""Files of requests, and a Prefect server as a person starts one."""
+"""Files of requests, and the command in this process."""
 
-import contextlib
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from typed import Ended, batch_id_in, until, world
+from typed import Ended, batch_id_in
 
 from batchline.cli import main
 from batchline.cli.console import messages, results
@@ -65,38 +57,6 @@ def forget_consoles() -> None:
     """Let the next command look at its streams anew."""
     messages.cache_clear()
     results.cache_clear()
-
-
-@pytest.fixture(scope="session")
-def prefect_api() -> Iterator[str]:
-    """`prefect server start`, and the URL of its API."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    prefect = str(Path(sys.executable).with_name("prefect"))
-    server = subprocess.Popen(
-        [prefect, "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui"],
-        env=world({"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    url = f"http://127.0.0.1:{port}/api"
-    try:
-        until(lambda: is_healthy(url), timeout_s=120)
-        yield url
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
-def is_healthy(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 Command = Callable[..., Ended]

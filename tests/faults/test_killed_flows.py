@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from accounts import check_account, received, until
-from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ANALYTICS_ENABLED, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
+from prefect_settings import using_prefect
 from runners import AS_FLOW
 
 from batchline.flows.process_batch import process_batch
@@ -24,13 +23,11 @@ FLUSH_S = 0.3
 LATE_S = 0.2
 
 
-@pytest.fixture(scope="module")
-def prefect_url() -> Iterator[str]:
-    with (
-        temporary_settings({PREFECT_SERVER_ANALYTICS_ENABLED: False}),
-        prefect_test_harness(server_startup_timeout=120),
-    ):
-        yield str(PREFECT_API_URL.value())
+@pytest.fixture(autouse=True)
+def prefect_server(prefect_api: str) -> Iterator[None]:
+    """Where this process's runs are told, too."""
+    with using_prefect(prefect_api):
+        yield
 
 
 @pytest.fixture
@@ -61,10 +58,10 @@ def go_on(engine: Engine, batch: BatchRecord) -> BatchRecord:
 
 
 def test_a_flow_run_that_was_killed_is_gone_on_with_where_its_answers_end(
-    prefect_url: str, stand_in: Simulator, engine: Engine, batch_of: Callable, start: Callable
+    prefect_api: str, stand_in: Simulator, engine: Engine, batch_of: Callable, start: Callable
 ) -> None:
     batch = batch_of(engine, REQUESTS)
-    runner = start(engine, batch, program=AS_FLOW, PREFECT_API_URL=prefect_url)
+    runner = start(engine, batch, program=AS_FLOW, PREFECT_API_URL=prefect_api)
     until(lambda: received(stand_in) > 250)
     runner.kill()
 

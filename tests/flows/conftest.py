@@ -1,16 +1,12 @@
-"""A real Prefect server on a temporary database, once a session."""
+"""Flows that run in this process use a real Prefect server."""
 
 from collections.abc import Iterator
 
 import pytest
-from prefect.settings import PREFECT_SERVER_ANALYTICS_ENABLED, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
+from prefect_settings import using_prefect
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    with (
-        temporary_settings({PREFECT_SERVER_ANALYTICS_ENABLED: False}),
-        prefect_test_harness(server_startup_timeout=120),
-    ):
+def prefect_server(prefect_api: str) -> Iterator[None]:
+    with using_prefect(prefect_api):
         yield

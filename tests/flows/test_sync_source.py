@@ -67,14 +67,15 @@ def test_batches_run_in_the_flow_and_are_written_back(inbox, caplog):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server")
-def test_a_batch_that_fails_does_not_fail_the_round(inbox, monkeypatch):
-    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:9")
+def test_a_batch_that_fails_does_not_fail_the_round(inbox, simulator, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", simulator(server_error=1.0).base_url)
     monkeypatch.setenv("BATCHLINE_MAX_ATTEMPTS", "1")
 
-    state = sync_source(str(inbox), via="process", completion_window="1m", return_state=True)
+    state = sync_source(str(inbox), via="process", return_state=True)
 
     assert state.is_completed()
     assert state.result().started == 2
+    assert statuses(open_engine(), state.result()) == [BatchStatus.FAILED] * 2
 
 
 @pytest.mark.slow
@@ -94,9 +95,9 @@ def test_batches_are_started_as_runs_of_a_deployment_once_each(inbox):
     with get_client(sync_client=True) as client:
         where = DeploymentFilter(id=DeploymentFilterId(any_=[deployment_id]))
         runs = client.read_flow_runs(deployment_filter=where)
-    assert sorted(run.parameters["batch_id"] for run in runs) == sorted(
-        event.batch_id for event in summary.events if event.kind == "started"
-    )
+    ours = [event.batch_id for event in summary.events if event.kind == "started"]
+    begun = [run.parameters["batch_id"] for run in runs]  # other tests' batches may be among them
+    assert sorted(each for each in begun if each in ours) == sorted(ours)
 
 
 def _of(batch_id: str):
