@@ -1,6 +1,7 @@
 """Batches made for a test, and whether what became of them adds up."""
 
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -114,8 +115,13 @@ def _numbers(lines: list[dict]) -> list[int]:
 
 def saved(engine: Engine, batch: BatchRecord) -> int:
     """How many requests have an answer on storage, in finished parts and in segments."""
-    lines: set[str] = set()
-    for info in engine.store.find(f"batches/{batch.id}/g{batch.generation}"):
-        if info.key.endswith(".jsonl"):
-            lines |= {line for line in engine.store.read(info.key).decode().splitlines() if line.startswith("{")}
-    return len({json.loads(line)["id"] for line in lines})
+    prefix = f"batches/{batch.id}/g{batch.generation}"
+    keys = [info.key for info in engine.store.find(prefix) if info.key.endswith(".jsonl")]
+    lines = [line for key in keys if _counts(engine, key) for line in engine.store.read(key).splitlines()]
+    return len({json.loads(line)["id"] for line in lines if line.startswith(b"{")})
+
+
+def _counts(engine: Engine, key: str) -> bool:
+    """Whether a rerun takes over what is there; a part's figures are written last."""
+    stem = re.sub(r"\.(output|errors)\.jsonl$", "", key)
+    return stem == key or engine.store.exists(f"{stem}.parquet")
