@@ -12,6 +12,8 @@ for room in ("storage", "upstream"):  # for their races, and their scripted serv
     sys.path.append(str(Path(__file__).parent.parent / room))
 
 from real_servers import S3Server  # noqa: E402
+from some_requests import requests_file  # noqa: E402
+from waiters import Waiter  # noqa: E402
 
 from batchline import Batchline  # noqa: E402
 from batchline.simulate import Simulator  # noqa: E402
@@ -71,3 +73,29 @@ def world(
     yield open_world
     for client in opened:
         client.close()
+
+
+@pytest.fixture
+def waiter() -> Iterator[Waiter]:
+    """A stand-in that answers so many requests and no more; its prompts are `<file> <number>`."""
+    made = Waiter()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def waiting_batch(
+    world: Callable[..., World], waiter: Waiter, tmp_path: Path
+) -> Iterator[Callable[..., tuple[Batchline, str]]]:
+    """Run a batch of so many requests that the waiter answers none of yet, and save each answer at once."""
+
+    def begin(count: int, **settings: object) -> tuple[Batchline, str]:
+        waiter.answer_only(0)
+        slowly = {"base_url": waiter.base_url, "max_in_flight": 4, "max_attempts": 1}
+        client = world(upstream=slowly, flush_interval_s=0.05, **settings).client
+        path = requests_file(tmp_path / "r.jsonl", count, prompt="Question {}".format)
+        file = client.files.create(file=path)
+        return client, client.batches.create(input_file_id=file.id).id
+
+    yield begin
+    waiter.go_on()

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+from itertools import product
 
 import pytest
 import zstandard
@@ -34,27 +35,31 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_a_file_can_be_given_in_many_ways(way, world, tmp_path):
+def test_a_file_can_be_given_in_many_ways(world, tmp_path):
     client = world(source_roots=[str(tmp_path)]).client
-    given = way(tmp_path)
+    for way, give in WAYS.items():
+        given = give(tmp_path)
 
-    file = client.files.create(file=given)
+        file = client.files.create(file=given)
 
-    if isinstance(given, io.IOBase):
-        given.close()
-    assert (file.bytes, file.purpose, file.object) == (len(CONTENT), "batch", "file")
-    assert file.filename in {"r.jsonl", "named.jsonl", "input.jsonl"}
-    assert client.files.retrieve(file.id) == file
-    assert b"".join(client.files.content(file.id)) == CONTENT
+        if isinstance(given, io.IOBase):
+            given.close()
+        assert (file.bytes, file.purpose, file.object) == (len(CONTENT), "batch", "file"), way
+        assert file.filename in {"r.jsonl", "named.jsonl", "input.jsonl"}, way
+        assert client.files.retrieve(file.id) == file, way
+        assert b"".join(client.files.content(file.id)) == CONTENT, way
 
 
-@pytest.mark.parametrize("start", [0, 1, 1_000, len(CONTENT) - 1, len(CONTENT), len(CONTENT) + 5])
-@pytest.mark.parametrize("end", [None, 0, 7, 1_001, len(CONTENT), len(CONTENT) + 5])
-def test_a_range_is_a_slice(world_of_one, start, end):
+STARTS = [0, 1, 1_000, len(CONTENT) - 1, len(CONTENT), len(CONTENT) + 5]
+ENDS = [None, 0, 7, 1_001, len(CONTENT), len(CONTENT) + 5]
+
+
+def test_a_range_is_a_slice(world_of_one):
     client, file = world_of_one
 
-    assert b"".join(client.files.content(file.id, start=start, end=end)) == CONTENT[start:end]
+    for start, end in product(STARTS, ENDS):
+        found = b"".join(client.files.content(file.id, start=start, end=end))
+        assert found == CONTENT[start:end], (start, end)
 
 
 @pytest.fixture
@@ -63,23 +68,28 @@ def world_of_one(world):
     return client, client.files.create(file=CONTENT)
 
 
-def test_a_range_of_a_running_batchs_file_is_a_slice_of_what_is_settled(world, tmp_path):
-    here = world(stand_in={"latency_s": 0.05}, upstream={"max_in_flight": 4}, chunk_requests=5)
-    prompt = lambda number: f"{number} simulate:status=400" if number % 3 == 0 else f"Question {number}?"  # noqa: E731
-    file = here.client.files.create(file=requests_file(tmp_path / "r.jsonl", 150, prompt=prompt))
-    batch = here.client.batches.create(input_file_id=file.id)
-    ids, slices = (), []
-    while here.client.batches.ended(batch.id) is None:
-        record = here.client.batches.record(batch.id)
-        ids = tuple(filter(None, (record.output_file_id, record.error_file_id)))
-        for each in ids:
+def test_a_range_of_a_running_batchs_file_is_a_slice_of_what_is_settled(waiting_batch, waiter):
+    waiter.manner = lambda number: 400 if number % 3 == 0 else 200
+    client, batch_id = waiting_batch(150, chunk_requests=10)
+    until(lambda: client.batches.record(batch_id).error_file_id)
+    record, slices = client.batches.record(batch_id), []
+    for answered in (10, 40, 80, 120):
+        waiter.answer_only(answered)
+        until(lambda answered=answered: settled(client, batch_id) == answered, every_s=0.05)
+        for each in (record.output_file_id, record.error_file_id):
             for start, end in ((0, None), (100, 2_000), (1_500, None)):
-                slices.append((each, start, end, b"".join(here.client.files.content(each, start=start, end=end))))
+                slices.append((each, start, end, b"".join(client.files.content(each, start=start, end=end))))
+    waiter.go_on()
+    client.batches.wait(batch_id, timeout_s=60)
 
-    whole = {each: b"".join(here.client.files.content(each)) for each in ids}
-    assert len(whole) == 2
+    whole = {each: b"".join(client.files.content(each)) for each in (record.output_file_id, record.error_file_id)}
     assert all(whole[each][start:end].startswith(some) for each, start, end, some in slices)
-    assert len({some for *_, some in slices}) > 6
+    assert len({some for *_, some in slices}) > 12
+
+
+def settled(client, batch_id):
+    """How many requests have been answered, one way or the other."""
+    return sum(item.status in {"completed", "failed"} for item in client.batches.results(batch_id))
 
 
 LOOKS = {
@@ -138,15 +148,14 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("options", "told"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_stored_is_refused_and_leaves_nothing(options, told, world):
+def test_what_cannot_be_stored_is_refused_and_leaves_nothing(world):
     client = world().client
+    for options, told in REFUSED.values():
+        with pytest.raises(InvalidInput, match=told):
+            client.files.create(**{"file": CONTENT, **options})
 
-    with pytest.raises(InvalidInput, match=told):
-        client.files.create(**{"file": CONTENT, **options})
-
-    assert client.files.list().data == []
-    assert client.engine.store.find("") == []
+        assert client.files.list().data == [], told
+        assert client.engine.store.find("") == [], told
 
 
 @pytest.mark.parametrize("writes", [0, 1, 2])

@@ -295,13 +295,6 @@ class LivesAndDeaths(Lives):
         assert [key for key in keys if not key.startswith(tuple(owned))] == []
 
 
-@pytest.fixture
-def waiter() -> Iterator[Waiter]:
-    made = Waiter()
-    yield made
-    made.stop()
-
-
 def test_whatever_is_done_in_whatever_order_the_contract_holds(
     waiter: Waiter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

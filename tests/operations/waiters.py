@@ -15,12 +15,12 @@ Manner = Callable[[int], int]
 PATIENCE_S = 30.0
 
 
-def until(condition: Callable[[], object], *, patience_s: float = PATIENCE_S) -> None:
+def until(condition: Callable[[], object], *, patience_s: float = PATIENCE_S, every_s: float = 0.005) -> None:
     """Return once it is true; fails when it takes too long."""
     give_up_at = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < give_up_at, "it never came about"
-        time.sleep(0.005)
+        time.sleep(every_s)
 
 
 class Waiter:
@@ -29,7 +29,7 @@ class Waiter:
     def __init__(self) -> None:
         self.told: list[str] = []
         self.manner: Manner = lambda _: 200
-        self._most = None
+        self._most: int | None = None
         self._open = threading.Event()
         self._open.set()
         self._lock = threading.Lock()
@@ -49,7 +49,7 @@ class Waiter:
         self._open.set()
 
     def answer_only(self, most: int) -> None:
-        """Answer so many requests, and let the others wait until `go_on`."""
+        """Answer so many requests of all, and let the others wait until there may be more, or for `go_on`."""
         self._most = most
         self._open.clear()
 
@@ -63,11 +63,14 @@ class Waiter:
             self.told.append(prompt)
         status = self.manner(int(prompt.split()[1]))
         act = reply() if status == 200 else refusal(status)
-        return act if self._most is None or place < self._most else self._later(act)
+        return act if self._may_answer(place) else self._later(place, act)
 
-    def _later(self, act: Act) -> Act:
+    def _may_answer(self, place: int) -> bool:
+        return self._open.is_set() or self._most is None or place < self._most
+
+    def _later(self, place: int, act: Act) -> Act:
         async def wait(writer: asyncio.StreamWriter) -> bool:
-            while not self._open.is_set():  # noqa: ASYNC110 - the event belongs to the test's thread
+            while not self._may_answer(place):  # noqa: ASYNC110 - the test's thread decides
                 await asyncio.sleep(0.005)
             return await act(writer)
 
