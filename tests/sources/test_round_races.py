@@ -50,12 +50,13 @@ def one_round(number: int, settings: Settings, uri: str, after: str) -> SyncSumm
     return sync_source(open_engine(settings), uri, options, start=lambda batch_id: None)
 
 
-@pytest.mark.parametrize("after", ["keep", "move", "delete"])
-@pytest.mark.parametrize(
-    "apart", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["threads", "processes"]
-)
+IN_THREADS = [pytest.param(after, False, id=f"threads-{after}") for after in ("keep", "move", "delete")]
+IN_PROCESSES = [pytest.param("move", True, id="processes-move", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("after", "apart"), [*IN_THREADS, *IN_PROCESSES])
 def test_two_rounds_at_once_make_one_batch_of_each_file(
-    apart: bool, after: str, shared: Engine, folder: Folder
+    after: str, apart: bool, shared: Engine, folder: Folder
 ) -> None:
     for number in range(FILES):
         folder.put(f"{number:02}.jsonl", requests(1, f"File {number}"))
