@@ -6,7 +6,7 @@ from prefect.runtime import deployment, flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from batchline.models.batches import BatchDwExtResponse, BatchResponse, CreateBatchRequest
-from batchline.models.errors import InvalidInput
+from batchline.models.errors import BatchlineError, Interrupted, InvalidInput
 from batchline.models.plan import OPEN_CHUNKS, Plan
 from batchline.models.status import TERMINAL
 from batchline.orchestration import forms
@@ -16,7 +16,7 @@ from batchline.orchestration.crashes import batch_of_crash
 from batchline.orchestration.events import emit
 from batchline.orchestration.outcome import final_state, outcome_message, report_of, run_name
 from batchline.orchestration.supervision import supervised
-from batchline.steps.engine import Engine, engine_in_use, open_engine
+from batchline.steps.engine import Engine, engine_in_use, open_engine, using_engine
 from batchline.steps.hold import BatchHold, hold_batch, wait_for_lease
 from batchline.steps.intake import create_batch, store_input_from
 from batchline.steps.lifecycle import check_settled, finish, finished_parts, orders, settle
@@ -79,6 +79,20 @@ def process_batch(
             analytics, report = aggregate(hold, parts)
             finish(hold, write(hold, parts, report), analytics, report)
     return _ended(engine, hold.batch, now=True)
+
+
+def run_batch(engine: Engine, batch_id: str) -> None:
+    """Run the flow for the batch in this process; raises `BatchEnded` or what stopped it, as the flow does.
+
+    What else ends the flow run is raised as `Interrupted`.
+    """
+    with using_engine(engine):
+        state = process_batch(batch_id=batch_id, return_state=True)
+    result = state.result(raise_on_failure=False)
+    if isinstance(result, BatchlineError):
+        raise result
+    if isinstance(result, BaseException):
+        raise Interrupted(f"the flow run ended {state.name}: {result}") from result
 
 
 def _batch(

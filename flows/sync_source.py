@@ -1,20 +1,21 @@
 """Picks up new files from a watched folder: one batch for each, run here or as deployment runs."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Literal, cast
 
 from prefect import flow, get_run_logger
 from prefect.states import Completed
 
-from batchline.flows.process_batch import process_batch
-from batchline.models.errors import BatchEnded, BatchlineError, Interrupted
+from batchline.flows.process_batch import run_batch
+from batchline.models.errors import BatchEnded
 from batchline.models.sync import After, SyncEvent, SyncOptions, SyncSummary
 from batchline.orchestration import forms
 from batchline.orchestration.blocks import settings_of
 from batchline.orchestration.deployments import start_as_deployment
 from batchline.sources import sync_source as sync
-from batchline.steps.engine import Engine, open_engine, using_engine
+from batchline.steps.engine import Engine, open_engine
 
 
 @flow(name="sync-source", flow_run_name="sync {uri}", persist_result=False)
@@ -58,7 +59,7 @@ def sync_source(
     )
     start: Callable[[str], object] = partial(start_as_deployment, engine, deployment=deployment)
     if via == "process":
-        start = partial(run_here, engine)
+        start = partial(_run_here, engine)
 
     def tell(event: SyncEvent) -> None:
         if event.kind in {"failed", "unreadable"}:
@@ -71,12 +72,7 @@ def sync_source(
     return cast("SyncSummary", Completed(message=summary.message, data=summary))
 
 
-def run_here(engine: Engine, batch_id: str) -> None:
+def _run_here(engine: Engine, batch_id: str) -> None:
     """Run the batch to its end, however it ends; raises what stops it before."""
-    with using_engine(engine):
-        state = process_batch(batch_id=batch_id, return_state=True)
-    result = state.result(raise_on_failure=False)
-    if isinstance(result, BatchlineError) and not isinstance(result, BatchEnded):
-        raise result
-    if isinstance(result, BaseException) and not isinstance(result, BatchEnded):
-        raise Interrupted(f"the flow run ended {state.name}: {result}") from result
+    with suppress(BatchEnded):
+        run_batch(engine, batch_id)

@@ -8,7 +8,7 @@ from batchline.cli.prefect_server import TemporaryServer
 from batchline.cli.progress import Progress
 from batchline.models.errors import BatchlineError, Interrupted, InvalidInput
 from batchline.models.settings import environment_of
-from batchline.steps.engine import Engine, using_engine
+from batchline.steps.engine import Engine
 
 DEFAULTS = {
     "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",
@@ -27,21 +27,17 @@ def run_flow(engine: Engine, batch_id: str, progress: Progress) -> None:
         os.environ.update(environment_of(engine.settings))
     server = _server()
     progress.doing("starting a temporary Prefect server" if server else "starting the flow run")
-    from batchline.flows.process_batch import process_batch  # noqa: PLC0415 - it takes a second
+    from batchline.flows.process_batch import run_batch  # noqa: PLC0415 - it takes a second
 
     if server is not None:
         server.ready()
         progress.doing("starting the flow run")
     try:
-        with using_engine(engine):
-            state = process_batch(batch_id=batch_id, return_state=True)
-        result = state.result(raise_on_failure=False)
+        run_batch(engine, batch_id)
+    except BatchlineError:
+        raise
     except Exception as error:  # Prefect's client raises many kinds where its server fails
         raise Interrupted(f"Prefect failed: {type(error).__name__}: {error}") from error
-    if isinstance(result, BatchlineError):
-        raise result
-    if isinstance(result, BaseException):
-        raise Interrupted(f"the flow run ended {state.name}: {result}") from result
 
 
 def _prepare() -> None:

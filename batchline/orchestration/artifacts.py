@@ -16,7 +16,8 @@ from batchline.models.analytics import BatchReport, DurationBin, Percentiles
 from batchline.models.batches import BatchResponse
 from batchline.orchestration.outcome import outcome_message
 from batchline.steps.engine import Engine
-from batchline.steps.meter import Reading, span, speed
+from batchline.steps.meter import Reading, speed
+from batchline.steps.report.words import duration
 from batchline.storage import layout
 from batchline.storage.records import BatchRecord
 
@@ -136,13 +137,7 @@ def _points(report: BatchReport) -> str:
 
 
 def _times(points: Percentiles) -> list[str]:
-    return [_ms(ms) for ms in (points.p50, points.p90, points.p95, points.p99, points.max)]
-
-
-def _ms(ms: float) -> str:
-    if ms < 1_000:
-        return f"{ms:.0f} ms" if ms >= 10 else f"{ms:.1f} ms"
-    return f"{ms / 1e3:.1f} s" if ms < 60_000 else span(ms / 1e3)
+    return [duration(ms) for ms in (points.p50, points.p90, points.p95, points.p99, points.max)]
 
 
 def _picture(bins: list[DurationBin]) -> str:
@@ -151,11 +146,12 @@ def _picture(bins: list[DurationBin]) -> str:
     groups = [bins[at : at + together] for at in range(0, len(bins), together)]
     counts = [sum(each.completed + each.failed for each in group) for group in groups]
     most = max(counts)
-    width = max(len(_ms(group[-1].to_ms)) for group in groups)
+    ends = [duration(group[-1].to_ms) for group in groups]
+    width = max(map(len, ends))
     # The count comes before the bar, whose characters are of another width in some fonts.
     lines = [
-        f"up to {_ms(group[-1].to_ms):>{width}}  {count:>{len(f'{most:,}')},}  {'█' * -(-count * BAR // most)}"
-        for group, count in zip(groups, counts, strict=True)
+        f"up to {end:>{width}}  {count:>{len(f'{most:,}')},}  {'█' * -(-count * BAR // most)}"
+        for end, count in zip(ends, counts, strict=True)
     ]
     return "\n".join(["```text", *lines, "```"])
 
