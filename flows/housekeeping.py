@@ -10,6 +10,7 @@ from batchline.operations import housekeeping as chores_of
 from batchline.operations.housekeeping import Chore
 from batchline.orchestration import forms
 from batchline.orchestration.blocks import settings_of
+from batchline.orchestration.run_log import tell_errors_plainly
 
 
 @flow(name="housekeeping", persist_result=False)
@@ -23,6 +24,7 @@ def housekeeping(apply: bool = True, resume: bool = True, storage: forms.Text = 
 
     Returns how many chores of each kind there were. Raises `StorageFault` where some could not be done.
     """
+    tell_errors_plainly()
     logger, kinds, failed = get_run_logger(), Counter[str](), []
     with Batchline(settings_of(upstreams=[], storage=storage), source="deployment") as client:
         for chore in chores_of(client, apply=apply, resume=resume, via="deployment"):

@@ -15,6 +15,7 @@ from batchline.orchestration.blocks import BlockNames
 from batchline.orchestration.crashes import batch_of_crash
 from batchline.orchestration.events import emit
 from batchline.orchestration.outcome import final_state, outcome_message, report_of, run_name
+from batchline.orchestration.run_log import tell_errors_plainly
 from batchline.orchestration.supervision import supervised
 from batchline.steps.engine import Engine, engine_in_use, open_engine, using_engine
 from batchline.steps.hold import BatchHold, hold_batch, wait_for_lease
@@ -60,6 +61,7 @@ def process_batch(
     `completed`, `InvalidInput` or `NotFound` for parameters that cannot be used, `Conflict` while another run has
     the batch, and `Interrupted` or `StorageFault` when it stopped for a fault of ours: run it again.
     """
+    tell_errors_plainly()
     blocks = BlockNames(upstreams=tuple(forms.lines_of(upstreams)), storage=storage or None)
     engine = engine_in_use() or open_engine(blocks.settings())
     if crashed_run:

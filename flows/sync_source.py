@@ -14,6 +14,7 @@ from batchline.models.sync import After, SyncEvent, SyncOptions, SyncSummary
 from batchline.orchestration import forms
 from batchline.orchestration.blocks import settings_of
 from batchline.orchestration.deployments import start_as_deployment
+from batchline.orchestration.run_log import tell_errors_plainly
 from batchline.sources import sync_source as sync
 from batchline.steps.engine import Engine, open_engine
 
@@ -49,6 +50,7 @@ def sync_source(
         storage: Name of a batchline-storage block; else what the environment says.
         dry_run: Only look, and tell what would be done.
     """
+    tell_errors_plainly()
     log, engine = get_run_logger(), open_engine(settings_of(upstreams=[], storage=storage))
     options = SyncOptions(
         endpoint=endpoint or None,

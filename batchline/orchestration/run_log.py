@@ -1,0 +1,34 @@
+"""What a flow run's log says of our own errors: each once, and with a traceback only where that helps."""
+
+from __future__ import annotations
+
+import logging
+
+from batchline.models.errors import BatchEnded, BatchlineError, Conflict, InvalidInput, NotFound
+
+ASKED_WRONGLY = (InvalidInput, NotFound, Conflict)
+"""Errors of those who started the run: their messages say what to do, and a traceback says no more."""
+
+UNEXPECTED = "Engine execution exited with unexpected exception"
+"""What Prefect's engine says at the end of a run of a deployment, of an error that it has told before."""
+
+
+def tell_errors_plainly() -> None:
+    """Keep from the log of this process's flow runs what makes a batch that failed look like a fault of ours."""
+    logging.getLogger("prefect.flow_runs").addFilter(_PLAIN)
+
+
+class _Plain(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Drop what is told already, and tracebacks that nobody needs."""
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, BatchlineError):
+            return True
+        if isinstance(error, BatchEnded) or record.msg == UNEXPECTED:
+            return False
+        if isinstance(error, ASKED_WRONGLY):
+            record.exc_info = None
+        return True
+
+
+_PLAIN = _Plain()

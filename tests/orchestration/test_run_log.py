@@ -1,0 +1,32 @@
+"""What the log of a flow run says of errors of ours."""
+
+import logging
+
+import pytest
+from prefect.settings import PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
+
+from batchline.models.errors import BatchEnded, Conflict, InvalidInput, StorageFault
+from batchline.models.status import BatchStatus
+from batchline.orchestration.run_log import UNEXPECTED, tell_errors_plainly
+
+ENDED = BatchEnded("batch b failed: 3 failed", batch_id="b", status=BatchStatus.FAILED)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "told"),
+    [
+        (ENDED, UNEXPECTED, None),
+        (InvalidInput("no such window"), "Encountered exception during execution", False),
+        (Conflict("another has it"), UNEXPECTED, None),
+        (StorageFault("the disk is full"), "Encountered exception during execution", True),
+        (StorageFault("the disk is full"), UNEXPECTED, None),
+        (ValueError("a fault"), UNEXPECTED, True),
+    ],
+    ids=["a batch's end", "asked wrongly", "said before", "fault", "fault, said before", "not ours"],
+)
+def test_each_error_is_told_once_and_with_a_traceback_where_that_helps(error, message, told, caplog):
+    tell_errors_plainly()
+    with temporary_settings({PREFECT_LOGGING_TO_API_ENABLED: False}), caplog.at_level(logging.ERROR):
+        logging.getLogger("prefect.flow_runs").error(message, exc_info=error)
+
+    assert [bool(record.exc_info) for record in caplog.records] == ([] if told is None else [told])
