@@ -8,8 +8,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from batchline.models.batches import BatchDwExtResponse, BatchResponse, CreateBatchRequest
 from batchline.models.errors import BatchlineError, Interrupted, InvalidInput
 from batchline.models.plan import OPEN_CHUNKS, Plan
-from batchline.models.status import TERMINAL
-from batchline.orchestration import forms
+from batchline.models.status import TERMINAL, BatchStatus
+from batchline.orchestration import forms, last_word
 from batchline.orchestration.artifacts import show_end
 from batchline.orchestration.blocks import BlockNames
 from batchline.orchestration.crashes import batch_of_crash
@@ -71,7 +71,7 @@ def process_batch(
     if batch.status in TERMINAL:
         return _ended(engine, batch)
     wait_for_lease(engine, batch, get_run_logger().info)
-    with hold_batch(engine, batch.id) as hold, supervised(hold):
+    with hold_batch(engine, batch.id) as hold, supervised(hold) as told_to_end:
         plan = validate(hold)
         if plan is not None:
             _tell_beginning(hold, plan)
@@ -80,7 +80,7 @@ def process_batch(
             parts = finished_parts(hold, plan)
             analytics, report = aggregate(hold, parts)
             finish(hold, write(hold, parts, report), analytics, report)
-    return _ended(engine, hold.batch, now=True)
+    return _ended(engine, hold.batch, now=True, by_worker=told_to_end.is_set())
 
 
 def run_batch(engine: Engine, batch_id: str) -> None:
@@ -153,12 +153,17 @@ def _tell_beginning(hold: BatchHold, plan: Plan) -> None:
     emit("in_progress", batch, models=plan.models[:20])
 
 
-def _ended(engine: Engine, batch: BatchRecord, *, now: bool = False) -> BatchResponse:
-    """The flow run's final state, with what people and automations are to know of the end where it is `now`."""
+def _ended(engine: Engine, batch: BatchRecord, *, now: bool = False, by_worker: bool = False) -> BatchResponse:
+    """The flow run's final state, with what people and automations are to know of the end where it is `now`.
+
+    Where it is a worker that cancels the run, the message is said again when the worker has set its own state.
+    """
     report = report_of(engine, batch.id)
     message = outcome_message(batch, report)
     get_run_logger().info("%s of %s %s", batch.id, batch.input_filename, message)
     if now:
         emit(batch.status.value, batch, report=report)
     show_end(engine, batch, report)
+    if by_worker and batch.status is BatchStatus.CANCELLED:
+        last_word.leave(str(flow_run.id), message)
     return final_state(batch, message)

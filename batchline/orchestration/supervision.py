@@ -41,20 +41,19 @@ AT_RISK_AFTER_S: Final = 60.0
 
 
 @contextmanager
-def supervised(hold: BatchHold) -> Iterator[None]:
-    """Look after the run of a batch until the block ends.
+def supervised(hold: BatchHold) -> Iterator[threading.Event]:
+    """Look after the run of a batch until the block ends; the event is set once the process is told to end.
 
     Raises `TerminationSignal` where the process was told to end and the batch was stopped for it.
     """
-    run_id = flow_run.id
+    run_id, told = flow_run.id, threading.Event()
     if run_id is None:
-        yield
+        yield told
         return
-    told = threading.Event()
     watch = _Watch(hold, str(run_id), get_run_logger())
     with _signals(watch, told), watch:
         try:
-            yield
+            yield told
         except Interrupted as error:
             if told.is_set():
                 raise TerminationSignal(signal.SIGTERM) from error

@@ -1,0 +1,155 @@
+"""A Prefect server with our deployments and automations, and workers for it, each in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+from real_servers import free_ports
+
+from batchline import Batchline
+from batchline.models.settings import load_settings
+from batchline.simulate import Simulator, SimulatorOptions
+
+ROOT = Path(__file__).parent.parent.parent
+BIN = Path(sys.executable).parent
+PATIENCE_S = 150.0
+
+
+class Site(NamedTuple):
+    """A Prefect server with our deployments, and everything that its workers are told by their environment."""
+
+    api: str
+    environment: dict[str, str]
+    inbox: Path
+    simulator: Simulator
+
+    @property
+    def log(self) -> Path:
+        """What workers have written."""
+        return self.inbox.parent / "workers.log"
+
+    def worker(self) -> subprocess.Popen[bytes]:
+        return self.started("prefect", "worker", "start", "--pool", "batchline")
+
+    def started(self, *command: str) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                [str(BIN / command[0]), *command[1:]],
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                cwd=self.inbox.parent,
+                start_new_session=True,
+            )
+
+    def do(self, *command: str) -> str:
+        """What the command has written; it is to succeed."""
+        done = subprocess.run(
+            [str(BIN / command[0]), *command[1:]], env=self.environment, cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        answer = httpx.request(method, f"{self.api}{path}", json=body, timeout=30)
+        answer.raise_for_status()
+        return answer.json()
+
+    def start(self, **parameters: str) -> str:
+        deployment = self.call("GET", "/deployments/name/process-batch/process-batch")["id"]
+        run = self.call("POST", f"/deployments/{deployment}/create_flow_run", {"parameters": parameters})
+        return str(run["id"])
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """The runs of process-batch by id, the oldest first."""
+        wanted = {"flows": {"name": {"any_": ["process-batch"]}}, "sort": "START_TIME_ASC"}
+        return {run["id"]: run for run in self.call("POST", "/flow_runs/filter", wanted)}
+
+    def client(self) -> Batchline:
+        return Batchline(load_settings(home=self.environment["BATCHLINE_HOME"], base_url=self.simulator.base_url))
+
+
+def until(condition: Callable[[], Any], *, patience_s: float = PATIENCE_S) -> Any:
+    give_up_at = time.monotonic() + patience_s
+    while not (found := condition()):
+        assert time.monotonic() < give_up_at, "it never came about"
+        time.sleep(0.2)
+    return found
+
+
+def is_up(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def opened_site(home: Path) -> Iterator[Site]:
+    """A server that was set up by the documented commands."""
+    (free_port,) = free_ports(1)
+    api = f"http://127.0.0.1:{free_port}/api"
+    (home / "inbox").mkdir()
+    with Simulator(SimulatorOptions(latency_s=0.1)) as simulator:
+        environment = {
+            **os.environ,
+            "PREFECT_API_URL": api,
+            "PREFECT_HOME": str(home / "prefect"),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "DO_NOT_TRACK": "1",
+            "BATCHLINE_HOME": str(home / "batchline"),
+            "BATCHLINE_SOURCE_ROOTS": json.dumps([str(home / "inbox")]),
+            "BATCHLINE_SOURCE_STILL_S": "0",
+            "BATCHLINE_LEASE_S": "5",
+            "BATCHLINE_FLUSH_INTERVAL_S": "0.2",
+            "BATCHLINE_MAX_IN_FLIGHT": "16",
+            "OPENAI_BASE_URL": simulator.base_url,
+        }
+        server = subprocess.Popen(
+            [str(BIN / "prefect"), "server", "start", "--port", str(free_port)],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            until(lambda: is_up(f"{api}/health"))
+            made = Site(api, environment, home / "inbox", simulator)
+            made.do("batchline", "prefect", "setup", "--crash-after", "45")
+            made.do("prefect", "deploy", "--all", "--no-prompt")
+            yield made
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process and all that it started, without a chance to clean up."""
+    for each in [*children_of(process.pid), process.pid]:
+        try:
+            os.kill(each, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+
+
+def children_of(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout.split()
+    return [each for child in map(int, found) for each in [*children_of(child), child]]
+
+
+def write_requests(path: Path, count: int, *, prompt: str = "") -> Path:
+    """A file of so many chat requests."""
+    with path.open("w") as file:
+        for number in range(count):
+            body = {"model": "m", "messages": [{"role": "user", "content": f"{path.name} {number} {prompt}"}]}
+            request = {"custom_id": f"r-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+            file.write(json.dumps(request) + "\n")
+    return path
