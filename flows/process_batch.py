@@ -67,11 +67,12 @@ def process_batch(
     if crashed_run:
         batch_id = batch_of_crash(engine, crashed_run).id
     batch = _batch(engine, input_uri, input_file_id, endpoint, completion_window, metadata, batch_id)
-    _introduce(engine, batch)
+    _name_run(batch)
     if batch.status in TERMINAL:
         return _ended(engine, batch)
     wait_for_lease(engine, batch, get_run_logger().info)
     with hold_batch(engine, batch.id) as hold, supervised(hold) as told_to_end:
+        _note_run(hold)
         plan = validate(hold)
         if plan is not None:
             _tell_beginning(hold, plan)
@@ -131,13 +132,18 @@ def _batch(
     return batch
 
 
-def _introduce(engine: Engine, batch: BatchRecord) -> None:
-    """Name the flow run after file and batch, and note in the batch's record which run has it."""
+def _name_run(batch: BatchRecord) -> None:
+    """Name the flow run after file and batch."""
     name = run_name(batch)
     if flow_run.id and flow_run.name != name:
         with get_client(sync_client=True) as client:
             client.update_flow_run(flow_run.id, name=name)
-        engine.records.note_flow_run(batch.id, str(flow_run.id))
+
+
+def _note_run(hold: BatchHold) -> None:
+    """Note in the batch's record which flow run has it; one that was refused would hide the one that has."""
+    if flow_run.id and hold.batch.last_flow_run_id != str(flow_run.id):
+        hold.records.note_flow_run(hold.batch.id, str(flow_run.id))
 
 
 def _tell_beginning(hold: BatchHold, plan: Plan) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterator
+from typing import Any, Final
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
@@ -19,32 +20,39 @@ MOST_IN_A_ROW: Final = 10
 def batch_of_crash(engine: Engine, run_id: str) -> BatchRecord:
     """The batch that the crashed flow run had; its id may be that of an event's resource, `prefect.flow-run.…`.
 
-    Raises `NotFound` where it had none, and `Conflict` after too many runs that crashed in a row.
+    A run that died before it took the batch was started for it, or for a run that had it. Raises `NotFound` where
+    there was none, and `Conflict` after too many runs that crashed in a row.
     """
-    run_id = run_id.removeprefix("prefect.flow-run.")
-    batch = engine.records.last_batch_of_flow_run(run_id)
+    crashes = list(_crashes_in_a_row(run_id))
+    batch = next((found for each in crashes if (found := _batch_of(engine, *each)) is not None), None)
     if batch is None:
-        raise NotFound(f"flow run {run_id} crashed before it had a batch; start it again with its parameters")
-    crashes = _crashes_in_a_row(run_id)
-    if crashes > MOST_IN_A_ROW:
+        raise NotFound(
+            f"flow run {crashes[0][0]} crashed before it had a batch; start it again with its parameters"
+        )
+    if len(crashes) > MOST_IN_A_ROW:
         raise Conflict(
-            f"batch {batch.id}: {crashes} runs crashed one after another; see why, then go on with: "
+            f"batch {batch.id}: {len(crashes)} runs crashed one after another; see why, then go on with: "
             f"batchline run --resume {batch.id}"
         )
     return batch
 
 
-def _crashes_in_a_row(run_id: str) -> int:
-    """How many crashes led to this one: each run that goes on after a crash names the run that crashed."""
-    crashes, before = 0, UUID(run_id)
+def _batch_of(engine: Engine, run_id: str, parameters: dict[str, Any]) -> BatchRecord | None:
+    batch_id = parameters.get("batch_id")
+    return engine.records.get_batch(batch_id) if batch_id else engine.records.last_batch_of_flow_run(run_id)
+
+
+def _crashes_in_a_row(run_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Id and parameters of the run and of those before it; one that goes on after a crash names what crashed."""
+    named: str | None = run_id
     with get_client(sync_client=True) as client:
-        while crashes <= MOST_IN_A_ROW:
-            crashes += 1
-            try:
-                named = client.read_flow_run(before).parameters.get("crashed_run")
-            except ObjectNotFound:
-                break
+        for _ in range(MOST_IN_A_ROW + 1):
             if named is None:
-                break
-            before = UUID(named.removeprefix("prefect.flow-run."))
-    return crashes
+                return
+            run_id = named.removeprefix("prefect.flow-run.")
+            try:
+                parameters = client.read_flow_run(UUID(run_id)).parameters
+            except (ObjectNotFound, ValueError):  # it was deleted since, or never was one
+                parameters = {}
+            yield run_id, parameters
+            named = parameters.get("crashed_run")

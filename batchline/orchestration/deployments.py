@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Final
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -11,6 +12,9 @@ from batchline.models.errors import Interrupted
 from batchline.orchestration.events import emit
 from batchline.orchestration.outcome import run_name
 from batchline.steps.engine import Engine
+
+TAG: Final = "batchline"
+"""On our deployments and their runs: those send a heartbeat every 30 s, so that their death is soon known."""
 
 
 def start_as_deployment(engine: Engine, batch_id: str, *, deployment: str | None = None) -> str:
@@ -42,7 +46,7 @@ def start_as_deployment(engine: Engine, batch_id: str, *, deployment: str | None
             f"batch {batch.id} is recorded but not started: Prefect failed: {type(error).__name__}: {error}"
         ) from error
     engine.records.note_flow_run(batch.id, str(run.id))
-    if batch.epoch == 0:
+    if batch.epoch == 0 and batch.last_flow_run_id is None:
         emit("created", batch)
     return str(run.id)
 

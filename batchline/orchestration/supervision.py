@@ -176,4 +176,5 @@ class _Watch:
         if late_s > 0:
             self._at_risk = True
             self._logger.warning("at this speed the batch ends %s after its window", span(late_s))
-            emit("deadline_at_risk", batch, late_by_s=round(late_s))
+            completed, failed = self._hold.counts()
+            emit("deadline_at_risk", batch, completed=completed, failed=failed, late_by_s=round(late_s))

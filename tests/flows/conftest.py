@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 from prefect_settings import using_prefect
-
 from prefect_site import Site, opened_site
 
 

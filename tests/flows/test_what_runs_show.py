@@ -8,16 +8,19 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.client.schemas.objects import Artifact
+from prefect.states import Cancelled
 
 from batchline import Batchline
 from batchline.flows.process_batch import process_batch
+from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
 from batchline.models.errors import Interrupted, InvalidInput, NotFound
 from batchline.orchestration import events, supervision
 from batchline.orchestration.blocks import StorageBlock, UpstreamBlock, settings_of
 from batchline.orchestration.crashes import batch_of_crash
 from batchline.orchestration.setup import set_up
 from batchline.steps.engine import using_engine
-from batchline.steps.intake import store_input_file
+from batchline.steps.hold import hold_batch
+from batchline.steps.intake import create_batch, store_input_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
@@ -71,6 +74,25 @@ def test_each_turn_of_a_batch_is_an_event_with_its_figures(simulator, engine_for
     assert last["total_tokens"] == batch.analytics.total_tokens
 
 
+def test_a_batch_that_will_be_late_is_told_of_once_with_what_is_done(
+    simulator, engine_for, chat_file, monkeypatch
+):
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(events, "emit_event", lambda **event: told.append(event))
+    monkeypatch.setattr(supervision, "SHOWN_EVERY_S", 0.1)
+    monkeypatch.setattr(supervision, "AT_RISK_AFTER_S", 0.5)
+    monkeypatch.setattr(supervision.Meter, "left_s", lambda self: 3_600.0)
+    engine = engine_for(simulator(latency_s=0.2).base_url, upstream={"max_in_flight": 8})
+    stored = store_input_file(engine, chat_file(60))
+
+    with using_engine(engine):
+        process_batch(input_file_id=stored.id, completion_window="1m")
+
+    (late,) = (event["payload"] for event in told if event["event"] == "batch.deadline_at_risk")
+    assert 0 < late["completed"] < late["total"] == 60
+    assert 3_500 < late["late_by_s"] < 3_600
+
+
 @pytest.fixture
 def deployed() -> None:
     process_batch.to_deployment("process-batch").apply()
@@ -94,6 +116,36 @@ def test_a_batch_that_is_started_as_a_deployment_run_is_there_before_a_worker_ha
     assert run.name == f"{file.filename} {batch.id}"
     assert client.batches.record(batch.id).last_flow_run_id == record.last_flow_run_id
     assert batch_of_crash(engine, f"prefect.flow-run.{run.id}").id == batch.id
+
+
+@pytest.mark.usefixtures("deployed")
+def test_a_batch_is_created_once_however_often_it_is_started(simulator, engine_for, chat_file, monkeypatch):
+    told: list[str] = []
+    monkeypatch.setattr(events, "emit_event", lambda event, **more: told.append(event))
+    with Batchline(engine=engine_for(simulator().base_url)) as client, get_client(sync_client=True) as prefect:
+        file = client.files.create(file=chat_file(5))
+        batch = client.batches.create(input_file_id=file.id, via="deployment")
+        first = client.batches.record(batch.id).last_flow_run_id
+        prefect.set_flow_run_state(UUID(first), Cancelled())
+        client.batches.resume(batch.id, via="deployment")
+
+    assert client.batches.record(batch.id).last_flow_run_id != first
+    assert told == ["batch.created"]
+
+
+def test_a_run_that_was_refused_does_not_hide_the_one_that_has_the_batch(simulator, engine_for, chat_file):
+    engine = engine_for(simulator(latency_s=0.3).base_url, upstream={"max_in_flight": 1}, lease_s=1.0)
+    stored = store_input_file(engine, chat_file(10))
+    request = CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
+    batch = create_batch(engine, request, origin=BatchDwExtResponse(source="api"))
+    with using_engine(engine), hold_batch(engine, batch.id) as hold:
+        hold.records.note_flow_run(batch.id, "the one that has it")
+        refused = process_batch(batch_id=batch.id, return_state=True)
+
+    assert "is being run by another process" in refused.message
+    assert engine.records.get_batch(batch.id).last_flow_run_id == "the one that has it"
+    crashed = batch_of_crash(engine, f"prefect.flow-run.{refused.state_details.flow_run_id}")
+    assert crashed.id == batch.id
 
 
 def test_where_there_is_no_deployment_the_batch_is_kept_and_the_way_on_is_told(simulator, engine_for, chat_file):
