@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 
 from batchline.cli.console import messages
 from batchline.cli.prefect_server import TemporaryServer
@@ -17,6 +18,9 @@ DEFAULTS = {
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
 }
 """Prefect's variables that suit a person at a terminal; what is set already stays."""
+
+CLOUD = re.compile("//api[.]([^/]+)/api/accounts/([^/]+)/workspaces/([^/]+)")
+"""The API of Prefect Cloud, whose pages have another address."""
 
 
 def run_flow(engine: Engine, batch_id: str, progress: Progress) -> None:
@@ -61,6 +65,14 @@ def configured_server() -> str:
             "no Prefect server is configured: set PREFECT_API_URL, such as http://127.0.0.1:4200/api"
         )
     return url
+
+
+def page_of(flow_run_id: str) -> str | None:
+    """The address of the flow run's page, where the environment names the server; Prefect itself is not asked."""
+    pages = os.environ.get("PREFECT_UI_URL")
+    if not pages and (api := os.environ.get("PREFECT_API_URL")):
+        pages = CLOUD.sub(r"//app.\1/account/\2/workspace/\3", api.rstrip("/").removesuffix("/api"))
+    return f"{pages.rstrip('/')}/runs/flow-run/{flow_run_id}" if pages else None
 
 
 def _server() -> TemporaryServer | None:

@@ -20,11 +20,13 @@ SHOWN_ERRORS = 20
 NAME_COLUMNS = 12
 
 
-def print_summary(batch: BatchResponse, report: BatchReport | None, engine: Engine) -> None:
-    """Print a batch's figures, where its files are, and its errors."""
+def print_summary(
+    batch: BatchResponse, report: BatchReport | None, engine: Engine, *, places: tuple[tuple[str, str], ...] = ()
+) -> None:
+    """Print a batch's figures, where its files and those other things are, and its errors."""
     for name, value in (*_state_rows(batch), *_usage_rows(batch, report, engine), *_report_rows(report)):
         _print_row(name, value)
-    for name, value in _file_rows(batch, report, engine):
+    for name, value in (*places, *_file_rows(batch, report, engine)):
         _print_row(name, escape(value), whole=True)
     errors = batch.errors.data if batch.errors else []
     for error in errors[:SHOWN_ERRORS]:

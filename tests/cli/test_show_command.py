@@ -97,3 +97,37 @@ def test_a_batch_that_runs_is_shown_with_what_is_pending(simulator, request_file
 def test_what_only_looks_leaves_a_fresh_home_without_batches(command, request_file, tmp_path, here):
     here(command, Path(request_file(2)))
     assert not (tmp_path / "home" / "storage").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "page"),
+    [
+        ({}, "{run}"),
+        ({"PREFECT_API_URL": "http://api.corp:4200/api"}, "http://api.corp:4200/runs/flow-run/{run}"),
+        (
+            {"PREFECT_API_URL": "https://api.prefect.cloud/api/accounts/a-1/workspaces/w-2"},
+            "https://app.prefect.cloud/account/a-1/workspace/w-2/runs/flow-run/{run}",
+        ),
+        (
+            {"PREFECT_API_URL": "http://prefect:4200/api", "PREFECT_UI_URL": "https://prefect.corp/"},
+            "https://prefect.corp/runs/flow-run/{run}",
+        ),
+    ],
+    ids=["no server", "own server", "cloud", "pages elsewhere"],
+)
+def test_a_batch_names_its_flow_runs_by_their_pages(variables, page, request_file, here, monkeypatch):
+    for name in ("PREFECT_API_URL", "PREFECT_UI_URL"):
+        monkeypatch.delenv(name, raising=False)
+    engine = open_engine()
+    stored = store_input_file(engine, request_file(3))
+    request = CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
+    made = create_batch(engine, request, origin=BatchDwExtResponse(source="api"), flow_run_id="11-first")
+    first = here("show", made.id, **variables)
+    engine.records.note_flow_run(made.id, "22-last")
+
+    last, as_json = here("show", made.id, **variables), here("show", made.id, "--json", **variables)
+
+    assert f"flow run    {page.format(run='11-first')}\n" in first.out
+    assert "first run" not in first.out
+    assert f"flow run    {page.format(run='22-last')}\nfirst run   {page.format(run='11-first')}\n" in last.out
+    assert "22-last" not in as_json.out
