@@ -1,5 +1,6 @@
 """Options that several commands have, and how their words are read."""
 
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -20,3 +21,8 @@ def seconds(option: str, length: str | None) -> int | None:
         raise InvalidInput(
             f"--{option} is {length!r}; write a number and m, h or d, such as '90m', '12h' or '30d'", param=option
         ) from None
+
+
+def address(place: str) -> str:
+    """The place as other processes find it: a path is made absolute."""
+    return place if "://" in place else str(Path(place).absolute())

@@ -1,13 +1,19 @@
-"""`batchline prefect setup`: what a Prefect server needs beside `prefect deploy`."""
+"""`batchline prefect setup` and `chain`: what a Prefect server needs beside `prefect deploy`."""
+
+from typing import TYPE_CHECKING
 
 import cyclopts
 import msgspec
 
 from batchline.cli.console import messages, print_json
-from batchline.cli.options import Flag
+from batchline.cli.options import Flag, address
 from batchline.cli.prefect_run import configured_server
 from batchline.cli.progress import Progress
 from batchline.cli.tables import Column, Row, print_rows
+from batchline.models.settings import load_settings
+
+if TYPE_CHECKING:
+    from batchline.orchestration.automations import Made
 
 app = cyclopts.App(name="prefect", help="Set up a Prefect server for our deployments.", help_format="plaintext")
 COLUMNS = (Column("what"), Column("name"), Column("outcome"))
@@ -15,7 +21,7 @@ COLUMNS = (Column("what"), Column("name"), Column("outcome"))
 
 @app.command
 def setup(
-    *, work_pool: str = "batchline", crash_after: int = 90, notify: str | None = None, json: Flag = False
+    *, work_pool: str = "batchline", crash_after: int = 90, notify: tuple[str, ...] = (), json: Flag = False
 ) -> None:
     """Make the work pool, the block types and the automations that are missing on the configured server.
 
@@ -29,7 +35,8 @@ def setup(
     crash_after:
         Seconds without a heartbeat after which a deployment's run counts as crashed, so that its batch goes on.
     notify:
-        A URL that is sent the end of each batch and word of those that will be late, such as a chat's webhook.
+        Who is told of the end of each batch and of those that will be late: a URL that gets JSON, or type and name
+        of a block on Prefect's page Blocks, such as slack-webhook/ops or sendgrid-email/team. May be repeated.
     json:
         Print `{"data": [{what, name, outcome}, …]}`.
     """
@@ -42,6 +49,43 @@ def setup(
         for each in set_up(work_pool=work_pool, crash_after_s=crash_after, notify=notify):
             made.append(each)
             progress.doing(f"{each.what} {each.name}")
+    _print_made(made, json=json)
+
+
+@app.command
+def chain(
+    first: str, then: str, /, *, endpoint: str = "/v1/chat/completions", window: str = "24h", json: Flag = False
+) -> None:
+    """Have a batch of one file start each time a batch of another completes.
+
+    It is an automation of the configured server: to end it, delete that on Prefect's page Automations.
+
+    Parameters
+    ----------
+    first:
+        Name of the file whose batches are waited for, such as first.jsonl.
+    then:
+        The file to run then: a path or an s3:// address, below a root that the worker's settings allow.
+    endpoint:
+        The endpoint of every request in it.
+    window:
+        How long that batch may take.
+    json:
+        Print `{"data": [{what, name, outcome}]}`.
+    """
+    settings = load_settings()
+    settings.checked_endpoint(endpoint)
+    settings.checked_window_s(window)
+    configured_server()
+    with Progress(messages()) as progress:
+        progress.doing("loading Prefect")
+        from batchline.orchestration.chains import chain as make_chain  # noqa: PLC0415 - as above
+
+        made = make_chain(first, address(then), deployment=settings.deployment, endpoint=endpoint, window=window)
+    _print_made([made], json=json)
+
+
+def _print_made(made: list["Made"], *, json: bool) -> None:
     if json:
         print_json(msgspec.json.encode({"data": made}).decode())
         return

@@ -16,6 +16,7 @@ from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
 from batchline.models.errors import Interrupted, InvalidInput, NotFound
 from batchline.orchestration import events, supervision
 from batchline.orchestration.blocks import StorageBlock, UpstreamBlock, settings_of
+from batchline.orchestration.chains import chain
 from batchline.orchestration.crashes import batch_of_crash
 from batchline.orchestration.setup import set_up
 from batchline.steps.engine import using_engine
@@ -166,12 +167,40 @@ def test_a_crash_without_a_batch_is_told(simulator, engine_for):
 
 
 def test_a_server_is_set_up_once_and_again(capsys):
-    first, second = ([each.outcome for each in set_up(notify="http://127.0.0.1:9/hook")] for _ in range(2))
+    first, second = ([each.outcome for each in set_up(notify=["http://127.0.0.1:9/hook"])] for _ in range(2))
 
     assert first.count("made") == 4
     assert second.count("made") == 0
     with pytest.raises(InvalidInput, match="crash-after"):
         list(set_up(crash_after_s=10))
+
+
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [
+        ("slack-webhook/nobody", "there is no block 'slack-webhook/nobody'"),
+        ("storage", "there is no block 'storage'"),
+        ("batchline-upstream/mute", "cannot notify"),
+    ],
+    ids=["unknown", "no name", "of another kind"],
+)
+def test_who_cannot_be_notified_is_told_by_name(target, why):
+    UpstreamBlock(base_url="http://127.0.0.1:9").save("mute", overwrite=True)
+
+    with pytest.raises(InvalidInput, match=why):
+        list(set_up(notify=[target]))
+
+
+@pytest.mark.usefixtures("deployed")
+def test_a_chain_is_made_once_and_needs_the_deployment():
+    options = {"endpoint": "/v1/embeddings", "window": "6h"}
+    made = [
+        chain("a.jsonl", "/jobs/b.jsonl", deployment="process-batch/process-batch", **options) for _ in range(2)
+    ]
+
+    assert [each.outcome for each in made] == ["made", "renewed"]
+    with pytest.raises(InvalidInput, match="there is no deployment process-batch/nobodys"):
+        chain("a.jsonl", "/jobs/b.jsonl", deployment="process-batch/nobodys", **options)
 
 
 def test_a_batch_runs_with_blocks_by_name(simulator, engine_for, chat_file, tmp_path, monkeypatch):

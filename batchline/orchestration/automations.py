@@ -1,0 +1,87 @@
+"""Automations on a Prefect server: made where they are missing, renewed where they are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Final, Literal
+
+import msgspec
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+
+from batchline.models.errors import BatchlineError, Interrupted
+from batchline.orchestration.events import RESOURCE
+
+
+class Made(msgspec.Struct, frozen=True, kw_only=True):
+    """Something on the server: what it is, and whether it was made, changed or there already."""
+
+    what: str
+    name: str
+    outcome: Literal["made", "renewed", "was there"]
+
+
+HEARTBEAT: Final = "prefect.flow-run.heartbeat"
+ENDS: Final = ("Completed", "Failed", "Cancelled", "Crashed")
+
+
+@contextmanager
+def connected() -> Iterator[SyncPrefectClient]:
+    """A client of the configured server; what fails there is raised as `Interrupted`."""
+    try:
+        with get_client(sync_client=True) as client:
+            yield client
+    except BatchlineError:
+        raise
+    except Exception as error:  # Prefect's client raises many kinds
+        raise Interrupted(f"Prefect failed: {type(error).__name__}: {error}") from error
+
+
+def put(client: SyncPrefectClient, wanted: AutomationCore) -> Made:
+    """Make the automation, or renew the one of its name."""
+    known = client.read_automations_by_name(wanted.name)
+    if known:
+        client.update_automation(known[0].id, wanted)
+        return Made(what="automation", name=wanted.name, outcome="renewed")
+    client.create_automation(wanted)
+    return Made(what="automation", name=wanted.name, outcome="made")
+
+
+def on_batches(*events: str, file: str | None = None) -> EventTrigger:
+    """A trigger for each of those events of any batch, or of those of one file name."""
+    match = {"prefect.resource.id": f"{RESOURCE}.*"} | ({"prefect.resource.name": file} if file else {})
+    return EventTrigger(
+        expect={f"batch.{event}" for event in events},
+        match=ResourceSpecification(match),
+        for_each={"prefect.resource.id"},
+        posture=Posture.Reactive,
+        threshold=1,
+        within=timedelta(0),
+    )
+
+
+def without_heartbeat(which: str, related: dict[str, str], within_s: int) -> AutomationCore:
+    """Count runs as crashed whose heartbeats end without a word: nobody else tells when a machine dies.
+
+    What goes on with their batches is a trigger of the deployment.
+    """
+    return AutomationCore(
+        name=f"batchline: runs {which} crash without heartbeats",
+        description=f"After {within_s} s without a heartbeat. Made by `batchline prefect setup`.",
+        trigger=EventTrigger(
+            after={HEARTBEAT},
+            expect={HEARTBEAT, *(f"prefect.flow-run.{end}" for end in ENDS)},
+            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            match_related=ResourceSpecification(dict(related)),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=within_s),
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"no heartbeat for {within_s} s")],
+    )

@@ -1,0 +1,110 @@
+"""What follows from events: people are told, the next batch starts, a folder is looked at; and what logs say."""
+
+import json
+import subprocess
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect_site import Site, children_of, kill, until, write_requests
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+ARRIVED = """
+import sys
+from prefect.events import emit_event
+emit_event("batchline.file-arrived", {"prefect.resource.id": "jobs"}, payload={"uri": sys.argv[1]})
+"""
+
+
+class Mailbox(ThreadingHTTPServer):
+    """What came in, by path: JSON, each with its content type."""
+
+    def __init__(self) -> None:
+        self.got: dict[str, list[tuple[str | None, Any]]] = {"/hook": [], "/chat": []}
+        super().__init__(("127.0.0.1", 0), Letters)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+    def texts(self, path: str) -> str:
+        return json.dumps(self.got[path])
+
+
+class Letters(BaseHTTPRequestHandler):
+    server: Mailbox
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.got[self.path].append((self.headers["content-type"], json.loads(body)))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def mailbox() -> Iterator[Mailbox]:
+    with Mailbox() as box:
+        threading.Thread(target=box.serve_forever, daemon=True).start()
+        yield box
+        box.shutdown()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def worker(site: Site) -> Iterator[subprocess.Popen[bytes]]:
+    process = site.worker()
+    yield process
+    kill(process)
+
+
+def test_people_are_told_of_each_end_and_the_next_batch_starts(site, mailbox):
+    with temporary_settings({PREFECT_API_URL: site.api}):
+        CustomWebhookNotificationBlock(
+            name="ops", url=f"{mailbox.url}/chat", json_data={"subject": "{{subject}}", "body": "{{body}}"}
+        ).save("ops")
+    first = write_requests(site.inbox / 'a "first".jsonl', 30)
+    second = write_requests(site.inbox / "second.jsonl", 7, prompt="simulate:status=400")
+    site.do("batchline", "prefect", "setup", "--notify", f"{mailbox.url}/hook", "--notify", "custom-webhook/ops")
+    site.do("batchline", "prefect", "chain", first.name, str(second))
+
+    run = site.start(input_uri=str(first))
+
+    until(lambda: all("second.jsonl" in mailbox.texts(path) for path in ("/hook", "/chat")))
+    told = {post["batch"]["file"]: (kind, post) for kind, post in mailbox.got["/hook"]}
+    kind, post = told[first.name]
+    assert (kind, post["event"], post["batch"]["completed"]) == ("application/json", "batch.completed", 30)
+    assert post["text"] == 'a "first".jsonl: completed, 30 ok, 0 failed of 30'
+    assert post["url"].endswith(f"/runs/flow-run/{run}")
+    assert told["second.jsonl"][1]["batch"]["failures"] == {"invalid_request": 7}
+    chat = {post["subject"]: post["body"] for _, post in mailbox.got["/chat"]}
+    assert "every request failed" in chat["second.jsonl: failed, 0 ok, 7 failed of 7"]
+
+
+def test_the_log_of_a_batch_that_failed_ends_in_words_of_ours(site, worker):
+    run = site.start(input_uri=str(write_requests(site.inbox / "refused.jsonl", 3, prompt="simulate:status=400")))
+    outside = site.start(input_uri="/etc/passwd")
+
+    until(lambda: {site.runs()[each]["state_type"] for each in (run, outside)} == {"FAILED"})
+    until(lambda: not children_of(worker.pid))
+
+    log = site.log.read_text()
+    assert "Finished in state Failed('failed: every request failed (invalid_request 3)" in log
+    assert "below no allowed root" in log
+    assert "Traceback" not in log
+
+
+def test_a_file_that_is_told_of_becomes_a_batch_without_waiting_for_the_schedule(site):
+    folder = site.inbox / "arrivals"
+    folder.mkdir()
+    write_requests(folder / "arrived.jsonl", 5)
+
+    site.do("python", "-c", ARRIVED, str(folder))
+
+    with site.client() as client:
+        (batch,) = until(lambda: client.batches.list(search="arrived.jsonl").data)
+        ended = client.batches.wait(batch.id, timeout_s=120)
+    assert (ended.status, ended.dwext.source, ended.dwext.source_file) == ("completed", "sync", "arrived.jsonl")
