@@ -12,12 +12,13 @@ from batchline.models.settings import environment_of
 from batchline.steps.engine import Engine
 
 DEFAULTS = {
-    "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
 }
 """Prefect's variables that suit a person at a terminal; what is set already stays."""
+
+QUIET = {"PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL"}
 
 CLOUD = re.compile("//api[.]([^/]+)/api/accounts/([^/]+)/workspaces/([^/]+)")
 """The API of Prefect Cloud, whose pages have another address."""
@@ -31,32 +32,46 @@ def run_flow(engine: Engine, batch_id: str, progress: Progress) -> None:
         os.environ.update(environment_of(engine.settings))
     server = _server()
     progress.doing("starting a temporary Prefect server" if server else "starting the flow run")
+    from prefect import tags  # noqa: PLC0415 - it takes a second
+
     from batchline.flows.process_batch import run_batch  # noqa: PLC0415 - it takes a second
 
     if server is not None:
         server.ready()
         progress.doing("starting the flow run")
     try:
-        run_batch(engine, batch_id)
+        with tags(*_tags()):
+            run_batch(engine, batch_id)
     except BatchlineError:
         raise
     except Exception as error:  # Prefect's client raises many kinds where its server fails
         raise Interrupted(f"Prefect failed: {type(error).__name__}: {error}") from error
 
 
-def _prepare() -> None:
-    """Set what Prefect reads when it is imported, and keep its log for its server and for those who ask."""
+def _prepare(*, quiet: bool = True) -> None:
+    """Set what Prefect reads when it is imported; `quiet` keeps its log for its server and for those who ask."""
     asked = "PREFECT_LOGGING_LEVEL" in os.environ or os.environ.get("PREFECT_DEBUG_MODE")
-    for name, value in DEFAULTS.items():
+    for name, value in {**DEFAULTS, **(QUIET if quiet else {})}.items():
         os.environ.setdefault(name, value)
-    if not asked:
+    if quiet and not asked:
         for handler in logging.getLogger().handlers:
             handler.addFilter(lambda record: not record.name.startswith("prefect"))
 
 
-def configured_server() -> str:
+def _tags() -> tuple[str, ...]:
+    """The tag by which a run that sends heartbeats often enough is soon known to be dead."""
+    from prefect.settings import get_current_settings  # noqa: PLC0415 - Prefect takes a second
+
+    from batchline.orchestration.deployments import TAG  # noqa: PLC0415 - as above
+    from batchline.orchestration.setup import HEARTBEAT_S  # noqa: PLC0415 - as above
+
+    between_s = get_current_settings().flows.heartbeat_frequency
+    return (TAG,) if between_s is not None and between_s <= HEARTBEAT_S else ()
+
+
+def configured_server(*, quiet: bool = True) -> str:
     """The address of the Prefect server that is configured; raises `InvalidInput` where none is."""
-    _prepare()
+    _prepare(quiet=quiet)
     from prefect.settings import get_current_settings  # noqa: PLC0415 - Prefect takes a second
 
     url = get_current_settings().api.url

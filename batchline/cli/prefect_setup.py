@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from batchline.orchestration.automations import Made
 
 app = cyclopts.App(name="prefect", help="Set up a Prefect server for our deployments.", help_format="plaintext")
+app.command("batchline.cli.prefect_serve:serve", help="Run our deployments on this machine, without a worker.")
 COLUMNS = (Column("what"), Column("name"), Column("outcome"))
 
 

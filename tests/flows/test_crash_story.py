@@ -103,3 +103,16 @@ def test_a_run_that_is_cancelled_in_prefect_ends_its_batch_with_what_was_answere
 def states_of(site: Site, run: str) -> list[str | None]:
     """The messages of the run's states, the oldest first."""
     return [state["message"] for state in site.call("GET", f"/flow_run_states/?flow_run_id={run}")]
+
+
+def test_a_run_that_was_killed_under_batchline_prefect_serve_is_gone_on_with(site):
+    served = site.started("batchline", "prefect", "serve", "--limit", "2")
+    try:
+        until(lambda: b"Ctrl-C ends it" in site.log.read_bytes())
+        run = started(site, "served.jsonl")
+
+        os.kill(flow_process(served), signal.SIGKILL)
+
+        check_ended(site, run, "served.jsonl")
+    finally:
+        kill(served)

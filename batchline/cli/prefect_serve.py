@@ -1,0 +1,64 @@
+"""`batchline prefect serve`: our deployments on one machine, without a checkout, a work pool or a worker."""
+
+import asyncio
+import contextlib
+import signal
+from typing import TYPE_CHECKING, Any
+
+from batchline.cli.console import messages
+from batchline.cli.options import address
+from batchline.cli.prefect_run import configured_server
+from batchline.models.errors import Interrupted, InvalidInput
+
+if TYPE_CHECKING:
+    from prefect.runner import Runner
+
+NOT_BATCHES = 2
+"""A round of the folder and the keeping of the house do not wait for batches."""
+
+
+def serve(*, limit: int = 8, watch: str | None = None) -> None:
+    """Run batches here, as runs of the deployments that this makes on the configured server, until Ctrl-C.
+
+    The deployments are those of prefect.yaml. `batchline prefect setup` is to be done too, once a server.
+
+    Parameters
+    ----------
+    limit:
+        Most batches at once.
+    watch:
+        A folder, below an allowed root, of which each new file becomes a batch; it is looked at every minute.
+    """
+    if limit < 1:
+        raise InvalidInput(f"--limit is {limit}; write 1 or more", param="limit")
+    url = configured_server(quiet=False)
+    messages().print(f"Prefect server: {url}", markup=False)
+    from batchline.flows.deployments import deployments  # noqa: PLC0415 - Prefect takes seconds to import
+
+    runner = _runner(limit=limit + NOT_BATCHES)
+    served = deployments(limit=limit, watch=address(watch) if watch else None)
+    try:
+        for deployment in served:
+            runner.add_deployment(deployment)
+    except Exception as error:  # Prefect's client raises many kinds
+        raise Interrupted(f"Prefect failed: {type(error).__name__}: {error}") from error
+    names = ", ".join(deployment.full_name for deployment in served)
+    messages().print(f"serving {names}; Ctrl-C ends it", markup=False)
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(runner.start())
+    messages().print(
+        "ended; batches that ran go on where their saved answers end, once this runs again", markup=False
+    )
+
+
+def _runner(*, limit: int) -> "Runner":
+    from prefect.runner import Runner  # noqa: PLC0415 - Prefect takes seconds to import
+
+    class Serving(Runner):
+        """It ends on SIGTERM as on Ctrl-C; Prefect's own runner calls a coroutine there that nobody awaits."""
+
+        def handle_sigterm(self, *args: Any, **kwargs: Any) -> None:
+            del args, kwargs
+            signal.raise_signal(signal.SIGINT)
+
+    return Serving(name="batchline", limit=limit, pause_on_shutdown=False)

@@ -1,0 +1,68 @@
+"""The deployments of prefect.yaml, for a process that runs them itself, without checkout, work pool and worker."""
+
+from datetime import timedelta
+
+from prefect.deployments.runner import RunnerDeployment
+from prefect.events import DeploymentEventTrigger
+from prefect.schedules import Interval, Schedule
+from prefect.types.entrypoint import EntrypointType
+
+from batchline.flows.housekeeping import housekeeping
+from batchline.flows.process_batch import process_batch
+from batchline.flows.sync_source import sync_source
+from batchline.orchestration.deployments import TAG
+
+
+def deployments(*, limit: int = 8, watch: str | None = None) -> list[RunnerDeployment]:
+    """What to give to `prefect.serve`: the three flows, with their triggers and schedules.
+
+    `limit` batches run at once. The folder to `watch` is looked at every minute; without one that schedule is off.
+    """
+    return [_process_batch(limit), _sync_source(watch), _housekeeping()]
+
+
+def _process_batch(limit: int) -> RunnerDeployment:
+    goes_on = DeploymentEventTrigger(
+        expect={"prefect.flow-run.Crashed"},
+        match={"prefect.resource.id": "prefect.flow-run.*"},
+        match_related={"prefect.resource.role": "flow", "prefect.resource.name": process_batch.name},
+        parameters={"crashed_run": "{{ event.resource.id }}"},
+    )
+    return RunnerDeployment.from_flow(
+        process_batch,
+        "process-batch",
+        description="Run an OpenAI-format batch file against the configured upstreams.",
+        tags=[TAG],
+        concurrency_limit=limit,
+        triggers=[goes_on],
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+
+
+def _sync_source(watch: str | None) -> RunnerDeployment:
+    arrived = DeploymentEventTrigger(
+        expect={"batchline.file-arrived"},
+        match={"prefect.resource.id": "*"},
+        parameters={"uri": "{{ event.payload.uri }}"},
+    )
+    return RunnerDeployment.from_flow(
+        sync_source,
+        "sync-source",
+        description="Make a batch of each new or changed file in a folder or an S3 prefix.",
+        tags=[TAG],
+        parameters={"uri": watch or ""},
+        schedule=Schedule(interval=timedelta(seconds=60), active=watch is not None),
+        triggers=[arrived],
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+
+
+def _housekeeping() -> RunnerDeployment:
+    return RunnerDeployment.from_flow(
+        housekeeping,
+        "housekeeping",
+        description="Delete what has expired and what dead processes left; go on with batches whose runner died.",
+        tags=[TAG],
+        schedule=Interval(timedelta(seconds=900)),
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )

@@ -1,0 +1,45 @@
+"""What is served without a worker is what prefect.yaml deploys."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from batchline.flows.deployments import deployments
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def deployed() -> dict[str, dict[str, Any]]:
+    return {each["name"]: each for each in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}
+
+
+def test_served_and_deployed_are_the_same():
+    for served in deployments():
+        written = deployed()[served.name]
+        assert served.entrypoint == written["entrypoint"].replace("/", ".").replace(".py:", ".").replace(
+            "flows.", "batchline.flows.", 1
+        )
+        assert (served.tags, served.description) == (written["tags"], written["description"])
+        assert served.concurrency_limit == written.get("concurrency_limit")
+        assert served.parameters == written.get("parameters", {})
+        assert [
+            {"interval": each.schedule.interval.total_seconds(), "active": each.active}
+            for each in served.schedules or []
+        ] == written.get("schedules", [])
+        for trigger, wanted in zip(served.triggers, written.get("triggers", []), strict=True):
+            assert [*trigger.expect] == wanted["expect"]
+            assert trigger.match.model_dump() == wanted["match"]
+            assert trigger.match_related.model_dump() == wanted.get("match_related", {})
+            assert trigger.parameters == wanted["parameters"]
+
+
+def test_all_that_is_deployed_is_served():
+    assert [each.name for each in deployments()] == [*deployed()]
+
+
+def test_a_folder_to_watch_turns_its_schedule_on():
+    sync = {each.name: each for each in deployments(watch="/jobs/inbox", limit=3)}["sync-source"]
+
+    assert sync.parameters == {"uri": "/jobs/inbox"}
+    assert [each.active for each in sync.schedules] == [True]
