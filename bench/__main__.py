@@ -11,7 +11,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import commands, figures, lists, operations, rates, scale
+from bench import commands, figures, lists, operations, rates, scale, serving
 from bench.figures import Row
 from bench.measuring import World
 from bench.servers import nginx, prefect_server
@@ -33,6 +33,9 @@ FIGURES = {
     "lists": lists.lists,
     "processes": scale.processes,
     "prefect_cost": scale.prefect_cost,
+    "api_reads": serving.api_reads,
+    "api_uploads": serving.api_uploads,
+    "api_start": serving.api_start,
     "kills": commands.kills,
     "start": commands.start,
 }

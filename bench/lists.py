@@ -172,11 +172,18 @@ def _fill(settings: Settings, count: int) -> list[str]:
         records.add_batch(msgspec.structs.replace(batch, status=S.VALIDATING))
         if batch.status is not S.VALIDATING:
             records.move(batch.id, S.IN_PROGRESS, now=batch.created_at + 1)
+    records.close()
+    settle(settings)
+    return ids
+
+
+def settle(settings: Settings) -> None:
+    """Have PostgreSQL look at its tables, as it does by itself within a minute."""
+    engine = open_database(settings)
     if engine.dialect.name == "postgresql":
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(text("VACUUM ANALYZE"))  # as the server does by itself within a minute
-    records.close()
-    return ids
+            connection.execute(text("VACUUM ANALYZE"))
+    engine.dispose()
 
 
 def _input_of(batch: BatchRecord) -> FileRecord:
@@ -198,6 +205,13 @@ def _batches(count: int) -> Iterator[BatchRecord]:
         created = NOW - YEAR_S + YEAR_S * number // count
         active = number >= count - 2 * FRESH
         yield _active(chance, created) if active else _over(chance, created, number / count)
+
+
+def finished_batches(count: int) -> Iterator[BatchRecord]:
+    """A year's batches, oldest first, all of them over."""
+    chance = random.Random(count)
+    for number in range(count):
+        yield _over(chance, NOW - YEAR_S + YEAR_S * number // count, number / count)
 
 
 def _active(chance: random.Random, created: int) -> BatchRecord:

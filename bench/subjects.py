@@ -234,6 +234,22 @@ def validation(options: dict[str, Any]) -> dict[str, Any]:
     return {**figures, "megabytes": path.stat().st_size / 1e6}
 
 
+def written(options: dict[str, Any]) -> dict[str, Any]:
+    """The file's bytes put into the storage, and nothing else."""
+    from batchline.models.settings import load_settings
+    from batchline.storage.objects import open_objects
+
+    store = open_objects(load_settings(base_url=options["base_url"]))
+    store.put("bench/warm", b"up")
+
+    def write() -> None:
+        with Path(options["file"]).open("rb") as file, store.writer("bench/written") as target:
+            while block := file.read(2**20):
+                target.write(block)
+
+    return _timed(write)[0]
+
+
 SUBJECTS: dict[str, Subject] = {
     "own": own,
     "pyreqwest": pyreqwest,
@@ -243,6 +259,7 @@ SUBJECTS: dict[str, Subject] = {
     "flow": flow,
     "calm": calm,
     "validation": validation,
+    "written": written,
 }
 
 

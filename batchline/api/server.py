@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 
@@ -23,6 +23,18 @@ BACKLOG: Final = 2_048
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 SHUTDOWN_S: Final = 10
 """How long answers may take that are under way when the server stops."""
+
+SERVING: Final[Mapping[str, Any]] = {
+    "http": Protocol,
+    "ws": "none",
+    "lifespan": "on",
+    "log_config": None,
+    "access_log": False,
+    "server_header": False,
+    "backlog": BACKLOG,
+    "timeout_graceful_shutdown": SHUTDOWN_S,
+}
+"""uvicorn's options."""
 
 
 class Server:
@@ -45,18 +57,7 @@ class Server:
         self.url = _url(self._listener)
         self.is_open = is_local and not keys.are_needed()
         """Whether whoever asks is let in."""
-        config = uvicorn.Config(
-            create_app(client, open_without_keys=is_local),
-            http=Protocol,
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            backlog=BACKLOG,
-            timeout_graceful_shutdown=SHUTDOWN_S,
-        )
-        self._server = _Uvicorn(config)
+        self._server = _Uvicorn(uvicorn.Config(create_app(client, open_without_keys=is_local), **SERVING))
 
     def run(self) -> None:
         """Serve until SIGINT, SIGTERM or `stop`; then stop the batches that run, which can go on later."""

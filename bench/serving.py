@@ -1,0 +1,268 @@
+"""Figures of the HTTP API: reads against a bare route, uploads against the storage, how soon a batch begins."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+
+from batchline import Batchline
+from batchline.models.settings import Settings, load_settings
+from batchline.operations.keys import Keys
+from batchline.simulate import Simulator
+from batchline.storage.records import upgrade_database
+from bench.figures import Row
+from bench.lists import finished_batches, settle
+from bench.measuring import Run, measure
+from bench.servers import postgres_server, s3_server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from bench.measuring import World
+
+BATCHES: Final = 1_000
+ROUNDS: Final = 5
+CONNECTIONS: Final = 32
+SECONDS: Final = 2
+UPLOAD_REQUESTS: Final = 400_000
+"""In a file of some 200 MB."""
+
+NOBODY: Final = "http://127.0.0.1:9/v1"
+PAGES: Final = {"a batch": "", "a list of 20": "?limit=20", "a list of 100": "?limit=100"}
+
+
+class Key(NamedTuple):
+    """A member's key."""
+
+    token: str
+    member_id: str
+
+
+def api_reads(world: World) -> Iterator[Row]:
+    """Requests a second of GET, with a key, against a bare FastAPI route that returns the same bytes."""
+    with tempfile.TemporaryDirectory(dir=world.home) as home:
+        yield from _reads(world, "SQLite", {"BATCHLINE_HOME": home})
+    with postgres_server() as url, tempfile.TemporaryDirectory(dir=world.home) as home:
+        upgrade_database(load_settings(database_url=url))
+        yield from _reads(world, "PostgreSQL", {"BATCHLINE_HOME": home, "BATCHLINE_DATABASE_URL": url})
+
+
+def _reads(world: World, name: str, environment: dict[str, str]) -> Iterator[Row]:
+    settings = _settings(environment)
+    key = _key(settings)
+    newest = _fill(settings, key)
+    with ExitStack() as stack:
+        url = stack.enter_context(_served(environment | {"OPENAI_BASE_URL": NOBODY}))
+        paths = {page: f"batches{query or '/' + newest}" for page, query in PAGES.items()}
+        answers = {page: _got(f"{url}/{path}", key) for page, path in paths.items()}
+        bare = stack.enter_context(_bare(world.home, answers))
+        compared = {
+            page: {"ours": f"{url}/{path}", "bare": f"{bare}/{_file_name(page)}"} for page, path in paths.items()
+        }
+        for page, urls in compared.items():
+            if _got(urls["bare"], key) != answers[page]:
+                raise RuntimeError(f"the bare route gives another body for {page}")
+        for page, urls in compared.items():
+            rates = _interleaved(
+                world, f"GET {page}, {name}", {who: _load(each, key) for who, each in urls.items()}
+            )
+            yield Row(f"GET {page}, {name}", rates["ours"], unit="/s")
+            yield Row(f"GET {page}, {name}: requests/s / a bare route's", rates["ours"] / rates["bare"], least=0.5)
+
+
+def _interleaved(world: World, figure: str, measures: Mapping[str, Callable[[], float]]) -> dict[str, float]:
+    """Take each in turn, so many rounds after one that does not count; the medians."""
+    samples: dict[str, list[float]] = {name: [] for name in measures}
+    for number in range((2 if world.quick else ROUNDS) + 1):
+        for name, once in measures.items():
+            rate = once()
+            if number:
+                samples[name].append(rate)
+                print(f"    {figure}, {name}: {rate:,.0f}", file=sys.stderr)
+    world.samples[figure] = {name: [{"rate": rate} for rate in rates] for name, rates in samples.items()}
+    return {name: statistics.median(rates) for name, rates in samples.items()}
+
+
+def _load(url: str, key: Key) -> Callable[[], float]:
+    """Requests a second that the server answers, every one with a 200."""
+    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", "-H", f"Authorization: Bearer {key.token}", url]
+
+    def loaded() -> float:
+        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        if "Non-2xx" in told or "Socket errors" in told:
+            raise RuntimeError(told)
+        found = re.search(r"Requests/sec:\s+([\d.]+)", told)
+        if found is None:
+            raise RuntimeError(told)
+        return float(found[1])
+
+    return loaded
+
+
+def _got(url: str, key: Key) -> bytes:
+    answer = httpx.get(url, headers={"Authorization": f"Bearer {key.token}"}, trust_env=False)
+    answer.raise_for_status()
+    return answer.content
+
+
+# What is on record
+
+
+def _settings(environment: Mapping[str, str]) -> Settings:
+    return load_settings(
+        home=Path(environment["BATCHLINE_HOME"]), database_url=environment.get("BATCHLINE_DATABASE_URL", "")
+    )
+
+
+def _key(settings: Settings) -> Key:
+    with Batchline(settings) as client:
+        made = Keys(client).create("bench")
+    if made.token is None:
+        raise RuntimeError("the key has no token")
+    return Key(made.token, made.member.id)
+
+
+def _fill(settings: Settings, key: Key) -> str:
+    """Record batches of the key's member, that are over; the newest's id."""
+    with Batchline(settings) as client:
+        for batch in finished_batches(BATCHES):
+            client.engine.records.add_batch(msgspec.structs.replace(batch, member_id=key.member_id))
+        newest = client.batches.list(limit=1).data[0].id
+    settle(settings)
+    return newest
+
+
+# Servers
+
+
+@contextmanager
+def _served(environment: Mapping[str, str]) -> Iterator[str]:
+    """`batchline serve` in that environment; its URL."""
+    command = [sys.executable, "-c", "from batchline.cli import main; main()", "serve", "--port", "0"]
+    server = subprocess.Popen(
+        command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        told = server.stderr.readline() if server.stderr else ""
+        if "serving at " not in told:
+            raise RuntimeError(f"the server did not start: {told}")
+        yield told.partition("serving at ")[2].strip()
+    finally:
+        server.kill()
+        server.wait()
+
+
+@contextmanager
+def _bare(home: Path, answers: Mapping[str, bytes]) -> Iterator[str]:
+    """A FastAPI with a route that returns those bytes by name; its URL."""
+    with tempfile.TemporaryDirectory(dir=home) as folder:
+        for name, data in answers.items():
+            Path(folder, _file_name(name)).write_bytes(data)
+        server = subprocess.Popen([sys.executable, "-m", "bench.bare", folder], stdout=subprocess.PIPE, text=True)
+        try:
+            yield server.stdout.readline().strip() if server.stdout else ""
+        finally:
+            server.kill()
+            server.wait()
+
+
+def _file_name(page: str) -> str:
+    return page.replace(" ", "-")
+
+
+# Uploads
+
+
+def api_uploads(world: World) -> Iterator[Row]:
+    """MB a second of an upload, against writing the same bytes to the same storage."""
+    requests = world.count(UPLOAD_REQUESTS)
+    with tempfile.TemporaryDirectory(dir=world.home) as home:
+        yield from _uploads(world, "disk", requests, {"BATCHLINE_HOME": home})
+    with tempfile.TemporaryDirectory(dir=world.home) as home, s3_server(Path(home)) as environment:
+        yield from _uploads(world, "S3", requests, {"BATCHLINE_HOME": home, **environment})
+
+
+def _uploads(world: World, name: str, requests: int, environment: dict[str, str]) -> Iterator[Row]:
+    path = world.file(requests)
+    key = _key(load_settings(home=Path(environment["BATCHLINE_HOME"])))
+    size, run = path.stat().st_size, Run("written", requests, environment=environment)
+    with _served(environment | {"OPENAI_BASE_URL": NOBODY}) as url:
+        measures = {
+            "ours": lambda: _upload(url, key, path),
+            "plain": lambda: size / 1e6 / measure(world, run)["wall_s"],
+        }
+        rates = _interleaved(world, f"upload to {name}", measures)
+    yield Row(f"upload of {size / 1e6:,.0f} MB to {name}", rates["ours"], unit=" MB/s")
+    yield Row(f"upload to {name}: MB/s / writing the same there", rates["ours"] / rates["plain"], least=0.5)
+
+
+def _upload(url: str, key: Key, path: Path) -> float:
+    """Send the file as a form, as fast as the server takes it."""
+    boundary, parts = "a-boundary", urlsplit(url)
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--{boundary}\r\n'
+    head += 'Content-Disposition: form-data; name="file"; filename="requests.jsonl"\r\n\r\n'
+    tail, size = f"\r\n--{boundary}--\r\n", path.stat().st_size
+    request = (
+        f"POST {parts.path}/files HTTP/1.1\r\nHost: {parts.netloc}\r\nAuthorization: Bearer {key.token}\r\n"
+        f"Content-Type: multipart/form-data; boundary={boundary}\r\nConnection: close\r\n"
+        f"Content-Length: {len(head) + size + len(tail)}\r\n\r\n{head}"
+    )
+    began = time.perf_counter()
+    with socket.create_connection((parts.hostname or "", parts.port or 0)) as connection, path.open("rb") as file:
+        connection.sendall(request.encode())
+        connection.sendfile(file)
+        connection.sendall(tail.encode())
+        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+    taken = time.perf_counter() - began
+    made = json.loads(answer.partition(b"\r\n\r\n")[2])
+    if made.get("bytes") != size:
+        raise RuntimeError(answer.decode())
+    return size / 1e6 / taken
+
+
+# How soon
+
+
+def api_start(world: World) -> Iterator[Row]:
+    """Seconds from asking for a batch to the first request that the upstream gets."""
+    for requests in (100, 50_000):
+        with (
+            tempfile.TemporaryDirectory(dir=world.home) as home,
+            Simulator() as upstream,
+            _served({"BATCHLINE_HOME": home, "OPENAI_BASE_URL": upstream.base_url}) as url,
+            httpx.Client(trust_env=False, timeout=60) as client,
+        ):
+            with world.file(requests).open("rb") as file:
+                made = client.post(f"{url}/files", files={"file": file}, data={"purpose": "batch"}).json()
+            taken = [_start_s(client, url, made["id"], upstream) for _ in range(ROUNDS)]
+        world.samples[f"create to first request, {requests:,}"] = {"ours": [{"seconds": each} for each in taken]}
+        yield Row(
+            f"create to the first request at the upstream, {requests:,}", statistics.median(taken), unit=" s"
+        )
+
+
+def _start_s(client: httpx.Client, url: str, file_id: str, upstream: Simulator) -> float:
+    upstream.reset()
+    began = time.perf_counter()
+    body = {"input_file_id": file_id, "endpoint": "/v1/chat/completions"}
+    batch = client.post(f"{url}/batches", json=body).raise_for_status().json()
+    while not upstream.counters()["received"]:
+        time.sleep(0.001)
+    taken = time.perf_counter() - began
+    while client.get(f"{url}/batches/{batch['id']}").json()["status"] != "completed":
+        time.sleep(0.1)
+    return taken
