@@ -1,4 +1,4 @@
-"""`/v1/batches`."""
+"""`/v1/batches`, but for the reads that are asked again and again."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from batchline.api.answers import Deleted, Here, json_answer, streamed_as, written
+from batchline.api.answers import Deleted, Here, streamed_as, written
 from batchline.api.errors import documented
 from batchline.models.analytics import BatchAnalytics
 from batchline.models.batches import (
-    BatchListResponse,
     BatchResponse,
     BatchResultItem,
     BatchResultsQuery,
     CreateBatchRequest,
-    ListBatchesQuery,
     RetryRequestsRequest,
 )
 from batchline.operations.expiry import Expiry
@@ -46,14 +44,6 @@ class CreateBatchBody(CreateBatchRequest):
     output_expires_after: OutputExpiry | None = None
 
 
-class RetrieveQuery(BaseModel):
-    """What to tell of a batch."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    include: str | None = Field(default=None, description="Comma-separated; `analytics` is known.")
-
-
 @router.post("", response_model=BatchResponse, responses=documented(409))
 def create_batch(
     body: CreateBatchBody,
@@ -70,18 +60,6 @@ def create_batch(
         idempotency_key=idempotency_key,
     )
     return written(batch)
-
-
-@router.get("", response_model=BatchListResponse, responses=documented())
-def list_batches(query: Annotated[ListBatchesQuery, Query()], client: Here) -> Response:
-    """List batches, newest first."""
-    return json_answer(client.batches.list(**query.model_dump()).to_json())
-
-
-@router.get("/{batch_id}", response_model=BatchResponse, responses=documented())
-def retrieve_batch(batch_id: str, query: Annotated[RetrieveQuery, Query()], client: Here) -> Response:
-    """Tell about a batch."""
-    return written(client.batches.retrieve(batch_id, include=(query.include or "").split(",")))
 
 
 @router.get("/{batch_id}/analytics", response_model=BatchAnalytics, responses=documented(409))

@@ -41,6 +41,7 @@ class Batchline:
         self.engine = engine or open_engine(settings)
         self.runner = runner or Runner(self.engine)
         self.source = source
+        self.access = access
         self.files = Files(self.engine, access)
         self.batches = Batches(self.engine, self.runner, source, access)
 

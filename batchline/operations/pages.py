@@ -40,11 +40,8 @@ class Page(Generic[T]):
 
     def to_json(self, shown: Callable[[T], BaseModel] | None = None) -> str:
         """The list object of OpenAI's API, of the objects as they are or as they are to be shown."""
-        data = ",".join(
-            (shown(each) if shown else cast("BaseModel", each)).model_dump_json() for each in self.data
-        )
-        ends = f'"first_id":{json.dumps(self.first_id)},"last_id":{json.dumps(self.last_id)},' if self.data else ""
-        return f'{{"object":"list","data":[{data}],{ends}"has_more":{json.dumps(self.has_more)}}}'
+        texts = [(shown(each) if shown else cast("BaseModel", each)).model_dump_json() for each in self.data]
+        return list_json(",".join(texts), [each.id for each in self.data], has_more=self.has_more)
 
     def next_page(self) -> Page[T] | None:
         """The page that follows; none behind the last."""
@@ -55,3 +52,9 @@ class Page(Generic[T]):
         while page is not None:
             yield from page.data
             page = page.next_page()
+
+
+def list_json(data: str, ids: Sequence[str], *, has_more: bool) -> str:
+    """The list object of OpenAI's API, of its objects as JSON and their ids."""
+    ends = f'"first_id":{json.dumps(ids[0])},"last_id":{json.dumps(ids[-1])},' if ids else ""
+    return f'{{"object":"list","data":[{data}],{ends}"has_more":{json.dumps(has_more)}}}'

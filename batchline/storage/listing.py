@@ -1,18 +1,23 @@
 """Which batches and files a listing shows: what is kept of each batch for that, and how it is asked for."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
+    BigInteger,
     Column,
     ColumnElement,
     CompoundSelect,
     Connection,
     FromClause,
+    Integer,
     Select,
+    String,
     and_,
+    bindparam,
     desc,
     false,
     func,
@@ -62,6 +67,9 @@ _SHOWN: Final[Mapping[str | None, tuple[_Part | None, _Part | None]]] = {
 }
 """What each status filter shows of the batches that are not over, and of those that are."""
 
+WALKS: Final = 256
+"""So many kinds of questions are kept ready; there are some hundred."""
+
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 LISTED_FIELDS: Final = frozenset(
@@ -107,24 +115,53 @@ def shown_columns(query: ListBatchesQuery) -> list[Column[Any]]:
     return [column for column in batches.c if column.name != "analytics" or "analytics" in included]
 
 
+class Walk(NamedTuple):
+    """What leads through a list: its parts, and which bounds there are; their values come with each question."""
+
+    parts: tuple[_Part, ...]
+    is_behind: bool
+    has_newest: bool
+    has_oldest: bool
+    is_members: bool
+
+
+class Stretch(NamedTuple):
+    """A statement that gives ids of batches in their order, with their `created_at`, and what it is asked with."""
+
+    ids: Select[Any] | CompoundSelect[Any]
+    values: dict[str, Any]
+    walk: Walk | None
+    """What the statement follows from, if from nothing else."""
+
+
 def listed_ids(
     connection: Connection, query: ListBatchesQuery, *, after: BatchRecord | None, now: int
 ) -> list[str]:
     """The ids of the page's batches in their order, with one more where more follow."""
-    wanted = folded(query.search or "")
-    if not is_storable(wanted):
-        return []
-    source = _source(connection, wanted)
     found: list[str] = []
-    for parts, behind in _groups(query, after):
-        conditions = _conditions(query, source.c, after=behind)
-        if wanted:
-            conditions.append(contains(connection, source.c.search_text, wanted))
-        each = [_part_of(source.c, part, now) for part in parts]
-        found += connection.execute(_ordered(source, each, conditions, query.limit + 1 - len(found))).scalars()
+    for stretch in stretches(connection, query, after=after, now=now):
+        most = query.limit + 1 - len(found)
+        found += connection.execute(stretch.ids, {**stretch.values, "most": most}).scalars()
         if len(found) > query.limit:
             break
     return found
+
+
+def stretches(
+    connection: Connection, query: ListBatchesQuery, *, after: BatchRecord | None, now: int
+) -> Iterator[Stretch]:
+    """The statements that give the list one behind the other, each with `most` ids at most."""
+    wanted = folded(query.search or "")
+    if not is_storable(wanted):
+        return
+    source = _source(connection, wanted)
+    for parts, behind in _groups(query, after):
+        walk, values = _walk(query, tuple(parts), after=behind)
+        values["now"] = now
+        if wanted:
+            yield Stretch(_ids(source, walk, [contains(connection, source.c.search_text, wanted)]), values, None)
+        else:
+            yield Stretch(all_ids(walk), values, walk)
 
 
 def _source(connection: Connection, wanted: str) -> FromClause:
@@ -156,21 +193,22 @@ def _groups(query: ListBatchesQuery, after: BatchRecord | None) -> list[tuple[li
     return groups
 
 
-def _conditions(
-    query: ListBatchesQuery, columns: _Columns, *, after: BatchRecord | None
-) -> list[ColumnElement[bool]]:
-    """What batches have to be but for their state and their texts, with as few bounds of time as will do."""
-    found: list[ColumnElement[bool]] = []
+def _walk(
+    query: ListBatchesQuery, parts: tuple[_Part, ...], *, after: BatchRecord | None
+) -> tuple[Walk, dict[str, Any]]:
+    """The walk through those parts, with as few bounds of time as will do, and what its bounds are."""
+    values: dict[str, Any] = {}
     newest = None if query.created_before is None else _second(query.created_before)
-    if after is not None and (newest is None or after.created_at <= newest):
-        found.append(tuple_(columns.created_at, columns.batch_id) < (after.created_at, after.id))
+    is_behind = after is not None and (newest is None or after.created_at <= newest)
+    if is_behind and after is not None:
+        values |= {"after_at": after.created_at, "after_id": after.id}
     elif newest is not None:
-        found.append(columns.created_at <= newest)
+        values["newest"] = newest
     if query.created_after is not None:
-        found.append(columns.created_at >= _second(query.created_after, up=True))
+        values["oldest"] = _second(query.created_after, up=True)
     if query.member_id is not None:
-        found.append(columns.member_id == str(query.member_id))
-    return found
+        values["member"] = str(query.member_id)
+    return Walk(parts, is_behind, "newest" in values, "oldest" in values, "member" in values), values
 
 
 def _second(moment: datetime, *, up: bool = False) -> int:
@@ -179,29 +217,49 @@ def _second(moment: datetime, *, up: bool = False) -> int:
     return -(-since // timedelta(seconds=1)) if up else since // timedelta(seconds=1)
 
 
-def _part_of(columns: _Columns, part: _Part, now: int) -> ColumnElement[bool]:
-    values = {"state": part.state, "is_over": part.is_over, "is_late": part.is_late}
-    found = [columns[name] == literal(value) for name, value in values.items() if value is not None]
-    return and_(true(), *found, *([columns.expires_at < now] if part.is_overdue else ()))
+@lru_cache(maxsize=WALKS)
+def all_ids(walk: Walk) -> Select[Any] | CompoundSelect[Any]:
+    """Made once for each kind of question: to make it takes longer than to run it."""
+    return _ids(listed_batches, walk, ())
 
 
-def _ordered(
-    source: FromClause,
-    parts: Sequence[ColumnElement[bool]],
-    conditions: Sequence[ColumnElement[bool]],
-    limit: int,
+def _ids(
+    source: FromClause, walk: Walk, conditions: Sequence[ColumnElement[bool]]
 ) -> Select[Any] | CompoundSelect[Any]:
-    """The newest ids of the parts together.
+    """The newest ids of the walk's parts together.
 
     In the table each part is looked through by itself, in the order of its index, until so many are found; the few
     that another index has found are sorted.
     """
-    shown = select(source.c.batch_id, source.c.created_at).where(*conditions)
+    shown = select(source.c.batch_id, source.c.created_at).where(*_bounds(source.c, walk), *conditions)
     order: list[ColumnElement[Any]] = [desc("created_at"), desc("batch_id")]
+    most = bindparam("most", type_=Integer)
+    parts = [_part_of(source.c, part) for part in walk.parts]
     if len(parts) == 1 or source is not listed_batches:
-        return shown.where(or_(*parts)).order_by(*order).limit(limit)
-    each = [shown.where(part).order_by(*order).limit(limit).subquery() for part in parts]
-    return union_all(*(select(one) for one in each)).order_by(*order).limit(limit)
+        return shown.where(or_(*parts)).order_by(*order).limit(most)
+    each = [shown.where(part).order_by(*order).limit(most).subquery() for part in parts]
+    return union_all(*(select(one) for one in each)).order_by(*order).limit(most)
+
+
+def _bounds(columns: _Columns, walk: Walk) -> list[ColumnElement[bool]]:
+    """What batches have to be but for their state and their texts."""
+    found: list[ColumnElement[bool]] = []
+    if walk.is_behind:
+        place = tuple_(bindparam("after_at", type_=BigInteger), bindparam("after_id", type_=String))
+        found.append(tuple_(columns.created_at, columns.batch_id) < place)
+    if walk.has_newest:
+        found.append(columns.created_at <= bindparam("newest"))
+    if walk.has_oldest:
+        found.append(columns.created_at >= bindparam("oldest"))
+    if walk.is_members:
+        found.append(columns.member_id == bindparam("member"))
+    return found
+
+
+def _part_of(columns: _Columns, part: _Part) -> ColumnElement[bool]:
+    values = {"state": part.state, "is_over": part.is_over, "is_late": part.is_late}
+    found = [columns[name] == literal(value) for name, value in values.items() if value is not None]
+    return and_(true(), *found, *([columns.expires_at < bindparam("now")] if part.is_overdue else ()))
 
 
 def files_statement(

@@ -31,6 +31,7 @@ from batchline.storage.listing import (
     shown_columns,
 )
 from batchline.storage.overview import Overview
+from batchline.storage.rendering import Rendering
 from batchline.storage.rows import (
     BatchRecord,
     Doomed,
@@ -64,6 +65,7 @@ __all__ = [
     "Lease",
     "Records",
     "SourceFile",
+    "no_batch",
     "open_records",
     "source_file_id",
     "upgrade_database",
@@ -77,6 +79,11 @@ class Records(FileRecords, SourceFiles, Senders):
     def keys(self) -> KeyRecords:
         """Members and keys, in the same database."""
         return KeyRecords(self._engine)
+
+    @property
+    def rendering(self) -> Rendering:
+        """Batches as the API's JSON, from the same database."""
+        return Rendering(self._engine)
 
     @property
     def overview(self) -> Overview:
@@ -140,7 +147,7 @@ class Records(FileRecords, SourceFiles, Senders):
         """The batch, if it is that member's, or whose ever where none is named; raises `NotFound`."""
         row = self._read(lambda connection: row_of(connection, batches, batch_id, member_id))
         if row is None:
-            raise NotFound(f"there is no batch {batch_id}; `batchline batches list` shows which there are")
+            raise no_batch(batch_id)
         return batch_of(row)
 
     def batch_of_flow_run(self, flow_run_id: str) -> BatchRecord | None:
@@ -334,6 +341,11 @@ class Records(FileRecords, SourceFiles, Senders):
         if changed is None:
             raise _refusal(batch_id, present, lease, problem)
         return batch_of(changed)
+
+
+def no_batch(batch_id: str) -> NotFound:
+    """What is raised for a batch that is not there, or not for whoever asks."""
+    return NotFound(f"there is no batch {batch_id}; `batchline batches list` shows which there are")
 
 
 def open_records(settings: Settings) -> Records:

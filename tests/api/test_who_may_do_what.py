@@ -169,6 +169,19 @@ def test_a_manager_sees_and_touches_everybodys(alices: Alices):
             until_over(alices.served.openai(alices.manager), alices.batch)
 
 
+def test_members_who_ask_at_the_same_moment_see_their_own_only(alices: Alices):
+    def one(number: int) -> tuple[str, int, int]:
+        token = (alices.alice, alices.bob, alices.manager)[number % 3]
+        headers = {"Authorization": f"Bearer {token}"}
+        with httpx.Client(base_url=alices.served.url, headers=headers, trust_env=False, timeout=60) as client:
+            found = client.get(f"/batches/{alices.batch}").status_code
+            return token, found, len(client.get("/batches").json()["data"])
+
+    found = {*at_once(one, 30)}
+
+    assert found == {(alices.alice, 200, 1), (alices.bob, 404, 0), (alices.manager, 200, 1)}
+
+
 # Who comes in
 
 

@@ -79,8 +79,9 @@ class Look(NamedTuple):
     rows: int
 
 
-def looks(records: Records, **query: object) -> list[Look]:
-    """What is run for a page, all but the reading of the batches that are on it."""
+def looks(records: Records, *, rendered: bool = False, **query: object) -> list[Look]:
+    """What is run for a page, of records or `rendered`, all but the reading of the batches that are on it."""
+    asked_for = ListBatchesQuery.model_validate({"limit": LIMIT, **query})
     run: list[tuple[str, Any]] = []
 
     def note(connection: Any, cursor: Any, statement: str, parameters: Any, *_: object) -> None:
@@ -88,7 +89,10 @@ def looks(records: Records, **query: object) -> list[Look]:
 
     event.listen(records._engine, "before_cursor_execute", note)
     try:
-        records.list_batches(ListBatchesQuery.model_validate({"limit": LIMIT, **query}), now=NOW)
+        if rendered:
+            records.rendering.pages([(asked_for, None)], now=NOW)
+        else:
+            records.list_batches(asked_for, now=NOW)
     finally:
         event.remove(records._engine, "before_cursor_execute", note)
     asked = [each for each in run if "listed_batches" in each[0]]
@@ -176,6 +180,17 @@ def test_a_page_goes_through_an_index_and_no_further_than_it_needs(name: str, de
     # PostgreSQL knows how frequent a state is, and walks through all where it is frequent.
     chosen = index if many._engine.dialect.name == "sqlite" else ""
     assert f"listed_batches_by_{chosen}" in found[-1].plan
+
+
+@pytest.mark.parametrize("name", ["nothing", "expired", "a member's, active first"])
+def test_a_rendered_page_looks_up_no_batches_but_its_own(name: str, many: Records) -> None:
+    found = looks(many, rendered=True, **FILTERS[name][1])
+
+    assert found
+    for look in found:
+        assert "Seq Scan" not in look.plan, look.plan
+        assert "SCAN batches" not in look.plan
+        assert look.rows <= 2 * MOST_ROWS[many._engine.dialect.name], look.plan
 
 
 @pytest.mark.parametrize("name", FILTERS)

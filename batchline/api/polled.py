@@ -1,0 +1,65 @@
+"""What clients ask again and again while their batches run: `GET /v1/batches` and `GET /v1/batches/{id}`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+
+from batchline.api.answers import json_answer
+from batchline.api.blocks import Blocks
+from batchline.api.errors import documented
+from batchline.api.quick import QuickRoute
+from batchline.models.batches import BatchListResponse, BatchResponse, ListBatchesQuery
+from batchline.operations.polling import AskedBatch, AskedPage, batches_json, pages_json
+
+router = APIRouter(prefix="/v1/batches", tags=["Batches"], route_class=QuickRoute)
+
+
+class RetrieveQuery(BaseModel):
+    """What to tell of a batch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    include: str | None = Field(default=None, description="Comma-separated; `analytics` is known.")
+
+
+class Reads:
+    """Reads of batches for all clients of an app."""
+
+    def __init__(self) -> None:
+        self.batches: Blocks[AskedBatch, str] = Blocks(batches_json)
+        self.pages: Blocks[AskedPage, str] = Blocks(pages_json)
+
+    def close(self) -> None:
+        """Let their threads end."""
+        self.batches.close()
+        self.pages.close()
+
+
+@router.get("", response_model=BatchListResponse, responses=documented())
+async def list_batches(request: Request, query: Annotated[ListBatchesQuery, Query()]) -> Response:
+    """List batches, newest first."""
+    asked = AskedPage(request.state.visitor.client, query)
+    if query.search is not None:  # which may take long: it is for nobody else to wait for
+        return json_answer(await run_in_threadpool(_searched, asked))
+    reads: Reads = request.app.state.reads
+    return json_answer(await reads.pages.ask(asked))
+
+
+@router.get("/{batch_id}", response_model=BatchResponse, responses=documented())
+async def retrieve_batch(request: Request, batch_id: str, query: Annotated[RetrieveQuery, Query()]) -> Response:
+    """Tell about a batch."""
+    with_analytics = "analytics" in (query.include or "").split(",")
+    reads: Reads = request.app.state.reads
+    return json_answer(await reads.batches.ask(AskedBatch(request.state.visitor.client, batch_id, with_analytics)))
+
+
+def _searched(asked: AskedPage) -> str:
+    (found,) = pages_json([asked])
+    if isinstance(found, Exception):
+        raise found
+    return found

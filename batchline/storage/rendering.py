@@ -1,0 +1,181 @@
+"""Batches as the API's JSON, made by the database: what is read often never becomes an object here."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
+    Connection,
+    CursorResult,
+    Dialect,
+    Select,
+    String,
+    Text,
+    bindparam,
+    cast,
+    func,
+    literal_column,
+    select,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by
+
+from batchline.models.batches import ListBatchesQuery
+from batchline.storage.listing import WALKS, Stretch, Walk, all_ids, stretches
+from batchline.storage.prepared import Prepared, prepared
+from batchline.storage.rows import BatchRecord
+from batchline.storage.schema import batches
+from batchline.storage.search import is_storable
+from batchline.storage.transactions import Transactions
+
+BEGINNING: Final = (
+    '{"object":"batch","endpoint":%s,"id":"%s","input_file_id":"%s","completion_window":"%s","status":"%s",'
+    '"created_at":%s,"expires_at":%s,"request_counts":{"total":%s,"completed":%s,"failed":%s}'
+)
+ALWAYS: Final = (
+    *("id", "input_file_id", "completion_window", "status", "created_at", "expires_at"),
+    *("total", "completed", "failed"),
+)
+"""What goes into that behind the endpoint: numbers, and texts without anything that JSON would escape."""
+
+IDS: Final = ("output_file_id", "error_file_id")
+TIMES: Final = (
+    *("in_progress_at", "finalizing_at", "completed_at", "failed_at", "expired_at"),
+    *("cancelling_at", "cancelled_at"),
+)
+JSON: Final = ("metadata", "dwext", "analytics")
+"""What is kept as JSON is shown as it is: no database looks into it, nor refuses what it may have."""
+
+
+SEPARATOR: Final = ",\n"
+"""Between objects of a list, and nowhere within one: JSON writes the ends of lines in texts otherwise."""
+
+_SEPARATOR: Final = literal_column(f"'{SEPARATOR}'", Text)
+
+
+class Rendered(NamedTuple):
+    """A batch as JSON, with its analytics apart, and whose it is."""
+
+    text: str
+    analytics: str | None
+    member_id: str | None
+
+    def to_json(self, *, include_analytics: bool) -> str:
+        """The whole, with its analytics where there are any and they are asked for."""
+        if self.analytics is None or not include_analytics:
+            return self.text
+        return f'{self.text[:-1]},"analytics":{self.analytics}}}'
+
+
+class RenderedPage(NamedTuple):
+    """Batches of a page as JSON, with commas between, and their ids, in their order."""
+
+    text: str
+    ids: list[str]
+    has_more: bool
+
+
+class Rendering(Transactions):
+    """Batches as JSON. Made by `Records.rendering`."""
+
+    def batches(self, ids: Sequence[str]) -> dict[str, Rendered]:
+        """Those of the batches that there are."""
+        asked = [each for each in ids if is_storable(each)]
+
+        def work(connection: Connection) -> dict[str, Rendered]:
+            values = {"ids": asked if connection.dialect.name == "postgresql" else json.dumps(asked)}
+            rows = _by_ids(connection.dialect).run(connection, values)
+            return {row[0]: Rendered(*row[1:]) for row in rows}
+
+        return self._read(work)
+
+    def pages(
+        self, asked: Sequence[tuple[ListBatchesQuery, BatchRecord | None]], *, now: int
+    ) -> list[RenderedPage]:
+        """The page that each query asks for, behind its cursor where it has one; all of the same moment."""
+        return self._read(
+            lambda connection: [_page(connection, query, after=after, now=now) for query, after in asked]
+        )
+
+
+def _page(connection: Connection, query: ListBatchesQuery, *, after: BatchRecord | None, now: int) -> RenderedPage:
+    texts: list[str] = []
+    ids: list[str] = []
+    with_analytics = "analytics" in (query.include or "").split(",")
+    for stretch in stretches(connection, query, after=after, now=now):
+        values = {**stretch.values, "most": query.limit + 1 - len(ids)}
+        text, lines = _found(connection, stretch, values, with_analytics=with_analytics).one()
+        if lines is not None:
+            texts.append(text)
+            ids += lines.split(SEPARATOR)
+        if len(ids) > query.limit:
+            texts[-1] = texts[-1].rpartition(SEPARATOR)[0]
+            return RenderedPage(SEPARATOR.join(filter(None, texts)), ids[: query.limit], has_more=True)
+    return RenderedPage(SEPARATOR.join(texts), ids, has_more=False)
+
+
+def _found(
+    connection: Connection, stretch: Stretch, values: Mapping[str, object], *, with_analytics: bool
+) -> CursorResult[Any]:
+    """The texts and the ids of the stretch's batches: one row."""
+    dialect = connection.dialect
+    if stretch.walk is None:
+        statement = _texts(dialect.name, stretch.ids, with_analytics=with_analytics)
+        return connection.execute(statement, values)
+    return _texts_by(dialect, stretch.walk, with_analytics=with_analytics).run(connection, values)
+
+
+@lru_cache(maxsize=2 * WALKS)
+def _texts_by(dialect: Dialect, walk: Walk, *, with_analytics: bool) -> Prepared:
+    return prepared(_texts(dialect.name, all_ids(walk), with_analytics=with_analytics), dialect)
+
+
+@lru_cache(maxsize=2)
+def _by_ids(dialect: Dialect) -> Prepared:
+    """One statement however many ids there are."""
+    among: ColumnElement[bool] = batches.c.id.in_(
+        select(func.json_each(bindparam("ids")).table_valued("value").c.value)
+    )
+    if dialect.name == "postgresql":
+        among = batches.c.id == func.any(bindparam("ids", type_=ARRAY(String)))
+    shown = _shown(dialect.name, with_analytics=False)
+    return prepared(select(batches.c.id, shown, batches.c.analytics, batches.c.member_id).where(among), dialect)
+
+
+def _texts(dialect: str, ids: Select[Any] | CompoundSelect[Any], *, with_analytics: bool) -> Select[Any]:
+    """All texts of those batches as one, and all ids, in their order, since each row costs a change of threads."""
+    page = ids.subquery("page")
+    # PostgreSQL's index is of texts in their common order, and is passed by where one is in that of code points.
+    known_as = page.c.batch_id.collate("default") if dialect == "postgresql" else page.c.batch_id
+    # Looked up one by one: a join might be begun at the other end, with all batches that there are.
+    shown = select(_shown(dialect, with_analytics=with_analytics)).where(batches.c.id == known_as)
+    columns = (shown.scalar_subquery(), page.c.batch_id)
+    if dialect == "postgresql":
+        order = (page.c.created_at.desc(), page.c.batch_id.desc())
+        return select(*(func.string_agg(each, aggregate_order_by(_SEPARATOR, *order)) for each in columns))
+    # Which takes the rows as they come: by the page's limit, in the page's order.
+    return select(*(func.group_concat(each, _SEPARATOR) for each in columns))
+
+
+def _shown(dialect: str, *, with_analytics: bool) -> ColumnElement[str]:
+    """The batch as `BatchResponse` writes it, but for the order of its fields."""
+    on_postgresql = dialect == "postgresql"
+    quoted = cast(func.to_json(batches.c.endpoint), Text) if on_postgresql else func.json_quote(batches.c.endpoint)
+    always = [quoted, *(batches.c[name] for name in ALWAYS)]
+    there = [
+        *(_where_there(f',"{name}":"', batches.c[name], '"') for name in IDS),
+        *(_where_there(f',"{name}":', batches.c[name]) for name in TIMES),
+        _where_there(',"errors":{"data":', batches.c.errors, "}"),
+        *(_where_there(f',"{name}":', batches.c[name]) for name in JSON[: 3 if with_analytics else 2]),
+    ]
+    template = literal_column("'" + BEGINNING + "%s" * len(there) + "}'", Text)
+    return (func.format if on_postgresql else func.printf)(template, *always, *there, type_=Text)
+
+
+def _where_there(before: str, column: ColumnElement[Any], after: str = "") -> ColumnElement[str]:
+    """The column's text between those; nothing where there is none."""
+    start, end = (literal_column(f"'{text}'", Text) for text in (before, after))
+    text = start + cast(column, Text)
+    return func.coalesce(text + end if after else text, literal_column("''", Text), type_=Text)
