@@ -5,6 +5,8 @@ from uuid import UUID
 
 import msgspec
 
+from batchline.storage.records import Room
+
 NOBODY: Final = UUID(int=0)
 
 
@@ -20,6 +22,12 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     def only(self) -> str | None:
         """The member whose files and batches alone are seen; everybody's where there is none."""
         return self.member_id if self.confined else None
+
+    def room(self, member_id: str | None) -> Room | None:
+        """How many may be open when one of that member's batches is opened; others' batches are not counted."""
+        if self.max_open_batches is None or member_id != self.member_id:
+            return None
+        return Room(member_id, self.max_open_batches)
 
     def whose(self, asked: UUID | None) -> UUID | None:
         """Whose files or batches a list shows where those of `asked` are asked for, or everybody's for none."""

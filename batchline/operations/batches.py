@@ -87,7 +87,7 @@ class Batches:
             origin=BatchDwExtResponse(source="deployment" if via == "deployment" else self._source),
             output_expires_after=expires_after_s,
             member_id=access.member_id,
-            most_open=access.max_open_batches,
+            room=access.room(access.member_id),
             idempotency=asked,
         )
         return self._started(batch, via)
@@ -204,9 +204,12 @@ class Batches:
     def retry(self, batch_id: str, *, via: Via | None = "process") -> BatchResponse:
         """Try all failed, expired and cancelled requests of a batch that is over again; it is `in_progress` then.
 
-        Raises `Conflict` for a batch that is not over or in which nothing failed.
+        Raises `Conflict` for a batch that is not over or in which nothing failed, and `LimitReached` where as many
+        of the member's batches are open as may be.
         """
-        return self._started(retry_batch(self._engine, self.record(batch_id).id), via)
+        batch = self.record(batch_id)
+        room = self._access.room(batch.member_id)
+        return self._started(retry_batch(self._engine, batch.id, room=room), via)
 
     def retry_requests(
         self, batch_id: str, request_ids: Sequence[str], *, via: Via | None = "process"
@@ -216,7 +219,8 @@ class Batches:
         batch = self.record(batch_id)
         if self._access.confined:
             self._check_requests(batch.id, asked.request_ids)
-        return self._started(retry_batch(self._engine, batch.id, asked.request_ids), via)
+        room = self._access.room(batch.member_id)
+        return self._started(retry_batch(self._engine, batch.id, asked.request_ids, room=room), via)
 
     def _check_requests(self, batch_id: str, request_ids: Sequence[str]) -> None:
         """Raise `NotFound` for the first request of another batch, where that one is not to be seen."""

@@ -18,7 +18,7 @@ from batchline.steps.engine import Engine
 from batchline.steps.sweep import sweep_now
 from batchline.storage import layout
 from batchline.storage.reading import Readable
-from batchline.storage.records import BatchRecord, Doomed, FileRecord, Idempotency
+from batchline.storage.records import BatchRecord, Doomed, FileRecord, Idempotency, Room
 from batchline.storage.sources import open_source
 
 BLOCK_BYTES = 2**20
@@ -218,13 +218,13 @@ def create_batch(
     batch_id: str | None = None,
     output_expires_after: int | None = None,
     member_id: str | None = None,
-    most_open: int | None = None,
+    room: Room | None = None,
     idempotency: Idempotency | None = None,
 ) -> BatchRecord:
     """Record a new batch, `validating`; one that the flow run or the key has already made is returned instead.
 
     Raises `InvalidInput` for an endpoint or window that the settings do not allow, `NotFound` for an unknown
-    input file, `LimitReached` where the member has `most_open` batches that are not over.
+    input file, `LimitReached` where the `room` for open batches is taken up.
     """
     file = engine.records.get_file(request.input_file_id)
     record = new_batch(
@@ -237,7 +237,7 @@ def create_batch(
         output_expires_after=output_expires_after,
         member_id=member_id,
     )
-    return engine.records.add_batch(record, needs_input=True, most_open=most_open, idempotency=idempotency)
+    return engine.records.add_batch(record, needs_input=True, room=room, idempotency=idempotency)
 
 
 def new_batch(

@@ -20,7 +20,7 @@ from batchline.steps.merge import row_groups
 from batchline.steps.sweep import sweep
 from batchline.steps.write import Manifest, read_manifest
 from batchline.storage import layout
-from batchline.storage.records import BatchRecord, Doomed, FileChanges
+from batchline.storage.records import BatchRecord, Doomed, FileChanges, Room
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,12 +30,15 @@ MADE_WITHIN_S = 86_400
 """How long the making of a retry may take; what is not needed by then is swept away."""
 
 
-def retry_batch(engine: Engine, batch_id: str, request_ids: Sequence[str] | None = None) -> BatchRecord:
+def retry_batch(
+    engine: Engine, batch_id: str, request_ids: Sequence[str] | None = None, *, room: Room | None = None
+) -> BatchRecord:
     """Put the named failed requests of a finished batch back to pending, all of them by default; its record.
 
     The batch is `in_progress` with a new window; somebody has to run it. Raises `Conflict` for a batch that is
     not over or has nothing to retry, `InvalidInput` for an id that is unknown, of another batch or of a request
-    that did not fail, and `NotFound` where the input is gone; then nothing has changed.
+    that did not fail, `NotFound` where the input is gone, and `LimitReached` where the `room` for open batches is
+    taken up; then nothing has changed.
     """
     batch = engine.records.get_batch(batch_id)
     if batch.status not in TERMINAL:
@@ -46,7 +49,7 @@ def retry_batch(engine: Engine, batch_id: str, request_ids: Sequence[str] | None
     _check_files(engine, batch, base)
     lines, ok = _outcomes(engine, base)
     chosen = lines[~ok].tolist() if request_ids is None else _chosen(batch, request_ids, lines, ok)
-    return _start(engine, batch, chosen)
+    return _start(engine, batch, chosen, room)
 
 
 def _why_nothing(batch: BatchRecord) -> str:
@@ -104,7 +107,7 @@ def _chosen(batch: BatchRecord, request_ids: Sequence[str], lines: np.ndarray, o
     return sorted(chosen)
 
 
-def _start(engine: Engine, batch: BatchRecord, lines: list[int]) -> BatchRecord:
+def _start(engine: Engine, batch: BatchRecord, lines: list[int], room: Room | None) -> BatchRecord:
     """Write the retry's plan and make the batch `in_progress` with it."""
     settings, store, now = engine.settings, engine.store, int(time.time())
     new_files = {
@@ -129,6 +132,7 @@ def _start(engine: Engine, batch: BatchRecord, lines: list[int]) -> BatchRecord:
             now=now,
             generation=batch.generation,
             file_changes=FileChanges(added=tuple(new_files.values()), changed=_moved(batch, base), absolved=made),
+            room=room,
             expires_at=now + settings.checked_window_s(batch.completion_window),
             failed=batch.failed - len(lines),
             plan_key=key,

@@ -39,6 +39,7 @@ from batchline.storage.rows import (
     FileRecord,
     Idempotency,
     Lease,
+    Room,
     SourceFile,
     batch_of,
     columns_of,
@@ -64,6 +65,7 @@ __all__ = [
     "Idempotency",
     "Lease",
     "Records",
+    "Room",
     "SourceFile",
     "no_batch",
     "open_records",
@@ -95,20 +97,20 @@ class Records(FileRecords, SourceFiles, Senders):
         record: BatchRecord,
         *,
         needs_input: bool = False,
-        most_open: int | None = None,
+        room: Room | None = None,
         idempotency: Idempotency | None = None,
     ) -> BatchRecord:
         """Record a batch and return it, or the one that the same flow run or the same key has made before.
 
-        With `needs_input`, raises `NotFound` where its input file has been deleted by then; with `most_open`,
-        `LimitReached` where its member has so many that are not over.
+        With `needs_input`, raises `NotFound` where its input file has been deleted by then; `LimitReached` where
+        the `room` is taken up.
         """
 
         def work(connection: Connection) -> None:
             if needs_input:
                 locked_file(connection, record.input_file_id)
-            if most_open is not None:
-                check_room(connection, record.member_id, most_open)
+            if room is not None:
+                check_room(connection, room)
             if idempotency is not None:
                 asked = {**msgspec.structs.asdict(idempotency), "batch_id": record.id}
                 connection.execute(insert(idempotency_keys).values(**asked))
@@ -237,11 +239,19 @@ class Records(FileRecords, SourceFiles, Senders):
         return Lease(batch_id, owner, batch.epoch)
 
     def retry(
-        self, batch_id: str, *, now: int, generation: int, file_changes: FileChanges, **fields: object
+        self,
+        batch_id: str,
+        *,
+        now: int,
+        generation: int,
+        file_changes: FileChanges,
+        room: Room | None = None,
+        **fields: object,
     ) -> BatchRecord:
         """Make a finished batch `in_progress` again, as the generation after that one, and return it.
 
-        The marks of its end are cleared. Raises `Conflict` where it is not over or another retry came first.
+        The marks of its end are cleared. Raises `Conflict` where it is not over or another retry came first, and
+        `LimitReached` where the `room` is taken up.
         """
         statement = update(batches).where(
             batches.c.status.in_([str(state) for state in TERMINAL]), batches.c.generation == generation
@@ -259,7 +269,7 @@ class Records(FileRecords, SourceFiles, Senders):
                 "status": BatchStatus.IN_PROGRESS,
             }
         )
-        return self._change(statement, batch_id, None, values, "cannot be retried", file_changes)
+        return self._change(statement, batch_id, None, values, "cannot be retried", file_changes, room)
 
     def delete_batch(self, batch_id: str, *, now: float, lease_s: float) -> BatchRecord:
         """Forget a batch and its output and error files, and return what it was.
@@ -323,6 +333,7 @@ class Records(FileRecords, SourceFiles, Senders):
         values: Mapping[str, object],
         problem: str,
         file_changes: FileChanges | None = None,
+        room: Room | None = None,
     ) -> BatchRecord:
         guarded = statement.where(batches.c.id == batch_id)
         if lease is not None:
@@ -330,6 +341,8 @@ class Records(FileRecords, SourceFiles, Senders):
         guarded = guarded.values(**values).returning(*batches.c)
 
         def work(connection: Connection) -> tuple[Row[Any] | None, Row[Any] | None]:
+            if room is not None:
+                check_room(connection, room)
             changed = connection.execute(guarded).first()
             if changed is not None and file_changes is not None:
                 apply_changes(connection, file_changes)

@@ -125,6 +125,13 @@ class FileChanges(msgspec.Struct, frozen=True, kw_only=True):
     absolved: tuple[str, ...] = ()
 
 
+class Room(msgspec.Struct, frozen=True):
+    """How many batches of a member may be open, which are those that are not over."""
+
+    member_id: str | None
+    most_open: int
+
+
 class Idempotency(msgspec.Struct, frozen=True):
     """Digests of the key that a batch is asked for with, and of what is asked."""
 

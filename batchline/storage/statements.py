@@ -9,7 +9,7 @@ from sqlalchemy import delete as delete_from
 from batchline.models.errors import LimitReached, NotFound
 from batchline.models.status import ACTIVE
 from batchline.storage.listing import listed_row
-from batchline.storage.rows import BatchRecord, Doomed, FileChanges, Lease, columns_of
+from batchline.storage.rows import BatchRecord, Doomed, FileChanges, Lease, Room, columns_of
 from batchline.storage.schema import batches, doomed, files, listed_batches, members
 
 _OWN_FILES = (batches.c.output_file_id, batches.c.error_file_id)
@@ -49,14 +49,15 @@ def locked_file(connection: Connection, file_id: str) -> None:
         raise NotFound(f"there is no file {file_id}")
 
 
-def check_room(connection: Connection, member_id: str | None, most_open: int) -> None:
-    """Raise `LimitReached` where so many of the member's batches are not over; others wait until this is done."""
-    connection.execute(select(members.c.id).where(members.c.id == member_id).with_for_update())
-    theirs = (listed_batches.c.member_id == member_id, listed_batches.c.is_over == false())
+def check_room(connection: Connection, room: Room) -> None:
+    """Raise `LimitReached` where no more of the member's batches may be open; others wait until this is done."""
+    connection.execute(select(members.c.id).where(members.c.id == room.member_id).with_for_update())
+    theirs = (listed_batches.c.member_id == room.member_id, listed_batches.c.is_over == false())
     count = connection.execute(select(func.count()).select_from(listed_batches).where(*theirs)).scalar_one()
-    if count >= most_open:
+    if count >= room.most_open:
         raise LimitReached(
-            f"{count} of your batches are not over, and at most {most_open} may be; wait for one, or cancel it"
+            f"{count} of your batches are not over, and at most {room.most_open} may be; wait for one, or cancel "
+            "it"
         )
 
 

@@ -10,6 +10,7 @@ import openai
 import pytest
 from serving import ENDPOINT, Served, at_once, until_over
 from some_requests import requests_file
+from typed import until
 
 from batchline import Batchline
 from batchline.api import Server, create_app, door
@@ -301,6 +302,39 @@ def test_no_more_batches_are_open_than_the_key_allows_however_many_ask_at_once(s
     with pytest.raises(openai.RateLimitError) as raised:
         client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
     assert int(raised.value.response.headers["retry-after"]) > 0
+
+
+def test_a_batch_that_is_retried_is_open_again_and_counts_as_such(serve, database, tmp_path):
+    served = serve(stand_in={"latency_s": 30}, grace_s=0, **database)
+    token = served.key("alice", max_open_batches=2)
+    client, alice = served.openai(token), served.http(token)
+    file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 1), purpose="batch")
+    ids = [begun_and_cancelled(client, served, file.id) for _ in range(6)]
+
+    def retry(number: int) -> int:
+        path, body = f"/v1/batches/{ids[number]}", {"request_ids": [f"req-{ids[number].removeprefix('batch-')}-1"]}
+        if number % 2:
+            return alice.post(f"{path}/retry").status_code
+        return alice.post(f"{path}/retry-requests", json=body).status_code
+
+    statuses = at_once(retry, 6)
+
+    assert sorted(statuses) == [200] * 2 + [429] * 4
+    refused = ids[statuses.index(429)]
+    answer = alice.post(f"/v1/batches/{refused}/retry")
+    assert answer.json()["error"]["code"] == "too_many_open_batches"
+    assert client.batches.retrieve(refused).status == "cancelled"
+    manager = served.http(served.key("boss", "manager", max_open_batches=1))
+    assert manager.post(f"/v1/batches/{refused}/retry").status_code == 200
+
+
+def begun_and_cancelled(client: openai.OpenAI, served: Served, file_id: str) -> str:
+    sent = served.simulator.counters()["received"]
+    batch = client.batches.create(input_file_id=file_id, endpoint=ENDPOINT, completion_window="24h")
+    until(lambda: served.simulator.counters()["received"] > sent)
+    client.batches.cancel(batch.id)
+    assert until_over(client, batch.id).status == "cancelled"
+    return batch.id
 
 
 def test_no_larger_file_is_taken_than_the_key_allows(served: Served):
