@@ -159,10 +159,10 @@ def _kind_name(annotation: Any) -> str:
     if isinstance(annotation, UnionType):
         (annotation,) = (part for part in get_args(annotation) if part is not NoneType)
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Literal:
-        return ", ".join(arguments[:-1]) + f" or {arguments[-1]}"
     if origin is dict:
         return f"table of {_kind_name(arguments[1])}s"
+    if origin is Literal:
+        return " or ".join(f"`{each}`" for each in arguments)
     if origin in {list, tuple, frozenset}:
         return f"list of {_kind_name(arguments[0])}s"
     return KINDS[annotation]

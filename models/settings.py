@@ -142,6 +142,10 @@ class Settings(BaseSettings):
     processes: int | None = Field(
         default=None, ge=1, le=1_000, description="Of that cluster, or on this machine; one a core where absent."
     )
+    serve_via: Literal["process", "deployment"] = Field(
+        default="process",
+        description="Where `batchline serve` runs batches: in its own process, or as runs of `deployment`.",
+    )
     endpoints: tuple[str, ...] = Field(default=ENDPOINTS, description="The endpoints that batches may use.")
     min_completion_window: str = Field(default="1m", description="The shortest that a batch may ask for.")
     max_completion_window: str = Field(default="7d", description="The longest that a batch may ask for.")

@@ -34,6 +34,7 @@ TEXTS = {
     "deployment": "process-batch/nightly",
     "task_runner": "dask",
     "task_runner_address": "tcp://scheduler:8786",
+    "serve_via": "deployment",
 }
 PLAIN = {
     "max_in_flight": 3,

@@ -20,7 +20,7 @@ from batchline.operations.keeper import Keeper
 
 
 def create_app(client: Batchline, *, open_without_keys: bool = False) -> FastAPI:
-    """The API over that client, which is closed with it; batches run in this process.
+    """The API over that client, which is closed with it; batches run where its run.
 
     `open_without_keys` lets in whoever asks at a loopback address, until a key is made.
     """

@@ -38,10 +38,10 @@ SERVING: Final[Mapping[str, Any]] = {
 
 
 class Server:
-    """The API at an address, which it has from the start; batches run in this process.
+    """The API at an address, which it has from the start; batches run where the client's run.
 
     Raises `InvalidInput` where it cannot listen there, for an address beyond this machine without a key, and where
-    no upstream is configured.
+    nothing is configured that batches could be run by.
     """
 
     def __init__(self, client: Batchline, *, host: str, port: int) -> None:
@@ -52,7 +52,7 @@ class Server:
                 "create NAME --role manager`, or serve at 127.0.0.1",
                 param="host",
             )
-        _ = client.engine.caller  # which says so where there is no upstream
+        client.runner.check()
         self._listener = _listening(host, port)
         self.url = _url(self._listener)
         self.is_open = is_local and not keys.are_needed()

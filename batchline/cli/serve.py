@@ -1,13 +1,14 @@
 """`batchline serve`: the HTTP API."""
 
 from batchline.cli.console import messages
-from batchline.operations import Batchline
+from batchline.operations.deployed import serving_client
 
 
 def serve(*, host: str = "127.0.0.1", port: int = 8080) -> None:
-    """Serve OpenAI's Files and Batches API until Ctrl-C; batches run in this process.
+    """Serve OpenAI's Files and Batches API until Ctrl-C, and run the batches.
 
-    Batches that are not over when it stops go on when it is started again.
+    They run in this process, and go on when it is started again; or, with BATCHLINE_SERVE_VIA=deployment, as runs
+    of the Prefect deployment that BATCHLINE_DEPLOYMENT names.
 
     Parameters
     ----------
@@ -18,7 +19,7 @@ def serve(*, host: str = "127.0.0.1", port: int = 8080) -> None:
     """
     from batchline.api import Server  # noqa: PLC0415 - FastAPI is slow to import
 
-    server = Server(Batchline(), host=host, port=port)
+    server = Server(serving_client(), host=host, port=port)
     messages().print(f"serving at {server.url}", markup=False)
     if server.is_open:
         messages().print(

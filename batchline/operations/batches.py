@@ -25,7 +25,7 @@ from batchline.operations.checks import checked, idempotency
 from batchline.operations.expiry import ExpiresAfter, seconds_of
 from batchline.operations.pages import Page
 from batchline.operations.results import results
-from batchline.operations.runner import Runner
+from batchline.operations.runner import Starter
 from batchline.steps.engine import Engine
 from batchline.steps.hold import owner_name
 from batchline.steps.intake import create_batch
@@ -45,7 +45,7 @@ DELETION_PATIENCE_S: Final = 10.0
 class Batches:
     """The batches of an engine's records. Made by `Batchline.batches`."""
 
-    def __init__(self, engine: Engine, runner: Runner, source: Source, access: Access = EVERYTHING) -> None:
+    def __init__(self, engine: Engine, runner: Starter, source: Source, access: Access = EVERYTHING) -> None:
         self._engine = engine
         self._runner = runner
         self._source = source

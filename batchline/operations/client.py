@@ -10,7 +10,7 @@ from batchline.models.settings import Settings
 from batchline.operations.access import EVERYTHING, Access
 from batchline.operations.batches import Batches
 from batchline.operations.files import Files
-from batchline.operations.runner import Runner
+from batchline.operations.runner import Runner, Starter
 from batchline.steps.engine import Engine, open_engine
 
 
@@ -36,10 +36,10 @@ class Batchline:
         engine: Engine | None = None,
         source: Source = "api",
         access: Access = EVERYTHING,
-        runner: Runner | None = None,
+        runner: Starter | None = None,
     ) -> None:
         self.engine = engine or open_engine(settings)
-        self.runner = runner or Runner(self.engine)
+        self.runner: Starter = runner or Runner(self.engine)
         self.source = source
         self.access = access
         self.files = Files(self.engine, access)

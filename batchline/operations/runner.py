@@ -6,6 +6,7 @@ import atexit
 import logging
 import threading
 from collections import deque
+from typing import Protocol
 
 from batchline.models.errors import BatchlineError, Conflict
 from batchline.steps.engine import Engine
@@ -20,8 +21,27 @@ MOST_AT_ONCE = 16
 INTERRUPT_S = 0.5
 
 
+class Starter(Protocol):
+    """What has batches run, here or elsewhere."""
+
+    def check(self) -> None:
+        """Raise `InvalidInput` where the settings do not allow to run any."""
+
+    def start(self, batch_id: str) -> None:
+        """Have the batch run to its end, unless it does already; raises `Conflict` once it is closed."""
+
+    def is_running(self, batch_id: str) -> bool:
+        """Whether it is at work on the batch, or has just seen to it."""
+
+    def error_of(self, batch_id: str) -> BaseException | None:
+        """What stopped the batch's run here, if something did."""
+
+    def close(self) -> None:
+        """Start nothing more, and stop what runs here."""
+
+
 class Runner:
-    """Starts batches and knows which of them it runs."""
+    """Runs batches here, and knows which of them it runs."""
 
     def __init__(self, engine: Engine, *, most_at_once: int = MOST_AT_ONCE) -> None:
         self._engine = engine
@@ -33,6 +53,10 @@ class Runner:
         self._again: set[str] = set()
         self._errors: dict[str, BaseException] = {}
         self._closing = False
+
+    def check(self) -> None:
+        """Raise `InvalidInput` where no upstream is configured."""
+        _ = self._engine.caller
 
     def start(self, batch_id: str) -> None:
         """Run the batch to its end in the background; where it runs here already, look again at that one's end."""

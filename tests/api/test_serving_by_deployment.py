@@ -1,0 +1,235 @@
+"""`batchline serve` whose batches are runs of the deployment, on a real Prefect server with a worker."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import openai
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelled, Completed, Crashed, Pending, Running, Scheduled
+from real_servers import free_ports
+from serving import ENDPOINT, until_over
+from some_records import a_batch
+from some_requests import requests_file
+from typed import Running as Command
+from typed import batchline, until
+
+from batchline import Batchline
+from batchline.flows.process_batch import process_batch
+from batchline.models.settings import load_settings
+from batchline.models.status import BatchStatus
+from batchline.orchestration.due import needs_run
+from batchline.simulate import Simulator
+
+ROOT = Path(__file__).parent.parent.parent
+BIN = Path(sys.executable).parent
+SERVER_S = 120
+QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+class Prefect:
+    """A Prefect server with our deployments that stops and starts again, and what commands are to know of it."""
+
+    def __init__(self, home: Path, upstream: Simulator) -> None:
+        (self.port,) = free_ports(1)
+        self.api = f"http://127.0.0.1:{self.port}/api"
+        self.environment = {
+            "PREFECT_API_URL": self.api,
+            "PREFECT_HOME": str(home / "prefect"),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "DO_NOT_TRACK": "1",
+            "BATCHLINE_HOME": str(home / "batchline"),
+            "BATCHLINE_SERVE_VIA": "deployment",
+            "OPENAI_BASE_URL": upstream.base_url,
+        }
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def start_server(self) -> subprocess.Popen[bytes]:
+        server = self._start("server", "start", "--port", str(self.port))
+        until(self._is_up, SERVER_S)
+        return server
+
+    def start_worker(self) -> None:
+        self._start("worker", "start", "--pool", "batchline")
+
+    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        command = [str(BIN / "prefect"), *arguments]
+        self._processes.append(subprocess.Popen(command, env=os.environ | self.environment, **QUIET))  # type: ignore[call-overload]
+        return self._processes[-1]
+
+    def _is_up(self) -> bool:
+        try:
+            return httpx.get(f"{self.api}/health", timeout=5, trust_env=False).is_success
+        except httpx.HTTPError:
+            return False
+
+    def deploy(self) -> None:
+        for command in (["batchline", "prefect", "setup"], ["prefect", "deploy", "--all", "--no-prompt"]):
+            done = subprocess.run(
+                [str(BIN / command[0]), *command[1:]],
+                env=os.environ | self.environment,
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+
+    def runs_of(self, batch_id: str) -> list[dict[str, Any]]:
+        wanted = {"flow_runs": {"name": {"like_": batch_id}}, "sort": "START_TIME_ASC"}
+        answer = httpx.post(f"{self.api}/flow_runs/filter", json=wanted, timeout=30, trust_env=False)
+        return list(answer.raise_for_status().json())
+
+    def stop(self) -> None:
+        for process in self._processes:
+            with_children = process.poll() is None
+            if with_children:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+class Site(NamedTuple):
+    """A server of ours beside Prefect's, the stand-in upstream, and a client."""
+
+    prefect: Prefect
+    prefect_server: subprocess.Popen[bytes]
+    simulator: Simulator
+    server: Command
+    openai: openai.OpenAI
+    home: Path
+
+    def create(self, name: str, count: int = 3, **options: Any) -> openai.types.Batch:
+        path = requests_file(self.home / f"{name}.jsonl", count, **options)
+        file = self.openai.files.create(file=path, purpose="batch")
+        return self.openai.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    home = tmp_path_factory.mktemp("site")
+    with Simulator() as simulator:
+        prefect = Prefect(home, simulator)
+        server = None
+        try:
+            prefect_server = prefect.start_server()
+            prefect.deploy()
+            prefect.start_worker()
+            server = Command("serve", "--port", "0", folder=home, **prefect.environment)
+            server.wait_for("serving at ")
+            url = server.err.partition("serving at ")[2].split()[0]
+            with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
+                yield Site(prefect, prefect_server, simulator, server, client, home)
+        finally:
+            if server is not None:
+                server.kill(signal.SIGKILL)
+                server.ended()
+            prefect.stop()
+
+
+def test_a_batch_is_a_run_of_the_deployment_and_so_is_its_retry(site: Site):
+    prompt = lambda number: f"{number} simulate:status=400" if number == 1 else f"{number}?"  # noqa: E731
+    batch = site.create("failing", prompt=prompt)
+
+    over = until_over(site.openai, batch.id, timeout_s=SERVER_S)
+
+    assert (batch.status, over.status) == ("validating", "completed")
+    assert (over.request_counts.completed, over.request_counts.failed) == (2, 1)
+    assert json.loads(over.to_json())["dwext"] == {"source": "api"}
+    (run,) = site.prefect.runs_of(batch.id)
+    assert run["idempotency_key"].startswith(batch.id)
+    assert run["deployment_id"]
+
+    retried = site.openai.post(f"/batches/{batch.id}/retry", cast_to=openai.types.Batch)
+    assert retried.status == "in_progress"
+    until(lambda: len(site.prefect.runs_of(batch.id)) == 2, SERVER_S)
+    assert until_over(site.openai, batch.id, timeout_s=SERVER_S).request_counts.failed == 1
+    assert len({run["id"] for run in site.prefect.runs_of(batch.id)}) == 2
+
+
+def test_what_is_created_while_prefect_is_away_is_started_once_when_it_is_back(site: Site):
+    os.killpg(site.prefect_server.pid, signal.SIGKILL)
+    site.prefect_server.wait()
+
+    batch = site.create("patient")
+    site.server.wait_for("Prefect failed")
+    assert site.openai.batches.retrieve(batch.id).status == "validating"
+
+    site.prefect.start_server()
+    assert until_over(site.openai, batch.id, timeout_s=SERVER_S).status == "completed"
+    assert len(site.prefect.runs_of(batch.id)) == 1
+
+
+def test_a_batch_that_is_cancelled_before_a_worker_has_it_stays_so(site: Site):
+    received = site.simulator.counters()["received"]
+    batch = site.create("cancelled")
+    until(lambda: site.prefect.runs_of(batch.id), SERVER_S)
+    site.openai.batches.cancel(batch.id)
+
+    until(lambda: [run["state_type"] for run in site.prefect.runs_of(batch.id)] == ["CANCELLED"], SERVER_S)
+
+    assert site.openai.batches.retrieve(batch.id).status == "cancelled"
+    assert site.simulator.counters()["received"] == received
+
+
+def test_runs_go_on_when_the_server_stops(site: Site):
+    batch = site.create("going on", 5)
+    until(lambda: site.prefect.runs_of(batch.id), SERVER_S)
+
+    site.server.kill(signal.SIGTERM)
+
+    assert site.server.ended().status == 0
+    settings = load_settings(home=site.home / "batchline", base_url=site.simulator.base_url)
+    with Batchline(settings) as client:
+        assert client.batches.wait(batch.id, timeout_s=SERVER_S).request_counts.completed == 5
+
+
+@pytest.mark.parametrize(
+    ("state", "batch", "later_s", "expected"),
+    [
+        (None, {}, 0, True),
+        (Scheduled(), {}, 0, False),
+        (Scheduled(), {}, 3_600, False),
+        (Pending(), {}, 0, False),
+        (Pending(), {}, 3_600, True),
+        (Running(), {}, 0, False),
+        (Running(), {}, 3_600, True),
+        (Running(), {"lease_owner": "one that is dead", "lease_at": 1.0}, 0, True),
+        (Completed(), {}, 0, True),
+        (Crashed(), {}, 0, True),
+        (Cancelled(), {}, 0, False),
+        (Cancelled(), {"status": BatchStatus.CANCELLING}, 0, True),
+        (Cancelled(), {}, 100_000, True),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_another_run_is_started_only_where_none_will_run_the_batch(state, batch, later_s, expected, site: Site):
+    with temporary_settings({PREFECT_API_URL: site.prefect.api}):
+        run_id = uuid.uuid4()
+        if state is not None:
+            with get_client(sync_client=True) as client:
+                run_id = client.create_flow_run(process_batch, state=state).id
+        now = int(time.time())
+        record = a_batch(last_flow_run_id=str(run_id), created_at=now, expires_at=now + 86_400, **batch)
+
+        assert needs_run(record, now=now + later_s) is expected
+
+
+def test_without_a_prefect_server_it_does_not_start():
+    ended = batchline(
+        "serve", "--port", "0", BATCHLINE_SERVE_VIA="deployment", OPENAI_BASE_URL="http://127.0.0.1:9/v1"
+    )
+
+    assert (ended.status, ended.out) == (2, "")
+    assert "PREFECT_API_URL" in ended.err
