@@ -8,25 +8,21 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from heapq import heappop, heappush
 from random import Random
-from typing import Final
 
 from batchline.models.backoff import backoff_s, retry_after_s
 from batchline.models.failures import REFUSED_STATUSES, ErrorCode, is_retried
 from batchline.models.upstreams import Upstream
 from batchline.upstream.answers import read_reply, reread_without
 from batchline.upstream.attempt import Attempt
-from batchline.upstream.limits import AdaptiveLimit, Breaker, Hold
+from batchline.upstream.limits import FREE_OUTAGE_ATTEMPTS, OUTAGE_STATUSES, AdaptiveLimit, Breaker, Hold
 from batchline.upstream.rates import Rates
 from batchline.upstream.run import Run
 from batchline.upstream.transport import Reply, TooLate, Transport, TransportFailure, secrets_of
 
 log = logging.getLogger(__name__)
-
-OUTAGE_STATUSES: Final = frozenset({502, 503, 504})
-FREE_OUTAGE_ATTEMPTS: Final = 30
-"""Attempts of one request that an outage may cost it for nothing, where the server may have seen them."""
 
 
 class Lane:
@@ -39,7 +35,7 @@ class Lane:
         self._loop = loop
         self._hold = Hold()
         self._breaker = Breaker()
-        self._rates = Rates(upstream, loop.time())
+        self.rates = Rates(upstream, loop.time())
         self._waiting: Attempt | None = None
         self._retry_turn = True
         self._runs: deque[Run] = deque()
@@ -51,11 +47,14 @@ class Lane:
         self._idle: list[asyncio.Future[None]] = []
         self.active: set[Attempt] = set()
         self._bytes = 0
-        self._careful = self._has_rates = bool(self._rates)
+        self._careful = self._has_rates = bool(self.rates)
         self._troubled = False
         self._alarm: asyncio.Handle | None = None
         self._alarm_at = 0.0
         self._closing = False
+        self.waits_for: str | None = None
+        self.on_need: Callable[[], object] | None = None
+        """What to call when there is something to send and nothing is allotted; None where nobody allots."""
 
     def join(self, run: Run) -> None:
         """Take in a run's calls from now on."""
@@ -68,14 +67,14 @@ class Lane:
 
     def paused(self) -> str | None:
         """Why nothing is sent at the moment, for a person; none while all is well."""
-        now = self._loop.time()
-        if (why := self._breaker.why) is not None:
-            wait_s = max(0.0, self._breaker.probe_at - now)
-            return f"upstream {self.upstream.name} is down ({why}); next try in {wait_s:.0f} s"
-        if self._hold.until - now > 1.0:
-            wait_s = self._hold.until - now
-            return f"upstream {self.upstream.name} limits the rate; going on in {wait_s:.0f} s"
-        return self._rates.reason(now)
+        now, name = self._loop.time(), self.upstream.name
+        outage, hold = self._breaker.reason(name, now), self._hold.reason(name, now)
+        return outage or hold or self.waits_for or self.rates.reason(now)
+
+    def has_pending(self) -> bool:
+        """Whether anything waits to be sent, for the first time or again."""
+        waits = bool(self._retries) or self._waiting is not None
+        return waits or any(run.has_pending(self.upstream.name) for run in self._runs)
 
     async def close(self) -> None:
         """End the workers and close the connections."""
@@ -87,6 +86,8 @@ class Lane:
 
     def offered(self, calls: int) -> None:
         """Wake or start workers for so many calls that may be sent."""
+        if self.limit.value < 1 and self.on_need is not None:
+            self.on_need()
         room = self.limit.value - len(self.active)
         for _ in range(min(calls, max(0, room))):
             if self._idle:
@@ -196,12 +197,12 @@ class Lane:
         """Whether the rates allow the attempt now; it goes first when they do otherwise."""
         if not self._has_rates:
             return True
-        wait_s = self._rates.wait_s(attempt.call.body, now)
+        wait_s = self.rates.wait_s(attempt.call.body, now)
         if wait_s > 0:
             self._waiting = attempt
             self._wake_at(now + wait_s)
             return False
-        attempt.held = self._rates.take(attempt.call.body, now)
+        attempt.held = self.rates.take(attempt.call.body, now)
         return True
 
     def _put_back(self, attempt: Attempt, due: float) -> None:
@@ -267,7 +268,7 @@ class Lane:
 
     def _unsendable(self, attempt: Attempt) -> None:
         """Settle what may not be sent any more, or let it wait where only the lease is in doubt."""
-        self._rates.settle(attempt.held, None, self._loop.time(), refused=True)
+        self.rates.settle(attempt.held, None, self._loop.time(), refused=True)
         if attempt.run.stopped is not None:
             attempt.feed.settle_unsent(attempt.call, attempt.number, attempt.retries)
         else:
@@ -277,7 +278,7 @@ class Lane:
         reading = read_reply(reply)
         if attempt.held is not None:
             refused = reply.status_code == 429
-            self._rates.settle(attempt.held, reading.usage, self._loop.time(), refused=refused)
+            self.rates.settle(attempt.held, reading.usage, self._loop.time(), refused=refused)
         if reading.code is None:
             self._succeeded(attempt.run)
             attempt.feed.settle(attempt.answered(reading, reply, duration_s))

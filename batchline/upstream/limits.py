@@ -7,12 +7,19 @@ from typing import Final
 
 CUT: Final = 0.7
 CUT_EVERY_S: Final = 1.0
+WANTED: Final = 1.25
+"""How much of a limit that was cut is wanted of a cap that others share: room to rise again."""
+
 HOLD_FIRST_S: Final = 0.25
 HOLD_MOST_S: Final = 60.0
 PROBE_FIRST_S: Final = 0.5
 PROBE_MOST_S: Final = 15.0
 PROBE_REACHED_MOST_S: Final = 2.0
 """While the server can be reached: the outage may be requests that it always fails, which want to be done with."""
+
+OUTAGE_STATUSES: Final = frozenset({502, 503, 504})
+FREE_OUTAGE_ATTEMPTS: Final = 30
+"""Attempts of one request that an outage may cost it for nothing, where the server may have seen them."""
 
 REFUSED_TO_TRIP: Final = 5
 FAILED_TO_TRIP: Final = 10
@@ -25,6 +32,7 @@ class AdaptiveLimit:
         self._floor = floor
         self._ceiling = ceiling
         self._value = float(ceiling)
+        self._allotted = ceiling
         self._cut_at = float("-inf")
         self.value = ceiling
 
@@ -35,19 +43,29 @@ class AdaptiveLimit:
 
     @property
     def is_cut(self) -> bool:
-        """Whether it is below its ceiling."""
-        return self.value < self._ceiling
+        """Whether push-back holds it below its ceiling."""
+        return self._value < self._ceiling
+
+    @property
+    def wanted(self) -> int:
+        """What could be used: the ceiling, or a little more than a limit that was cut."""
+        return min(self._ceiling, int(self._value * WANTED) + 1)
+
+    def allot(self, most: int | None) -> None:
+        """Allow no more than so many, 0 included, whatever the upstream takes; None allows the ceiling again."""
+        self._allotted = self._ceiling if most is None else most
+        self._set(self._value)
 
     def succeeded(self) -> None:
         """Raise the limit by one for every limit's worth of successes."""
-        if self.value < self._ceiling:
+        if self._value < self._ceiling:
             self._set(self._value + 1.0 / self._value)
 
     def pushed_back(self, now: float) -> None:
         """Cut the limit, at most once a second: requests sent together fail together."""
         if now - self._cut_at >= CUT_EVERY_S:
             self._cut_at = now
-            self._set(self._value * CUT)
+            self._set(min(self._value, max(1, self._allotted)) * CUT)
 
     def restart(self) -> None:
         """Begin again low, after an outage."""
@@ -55,7 +73,7 @@ class AdaptiveLimit:
 
     def _set(self, value: float) -> None:
         self._value = max(float(self._floor), min(float(self._ceiling), value))
-        self.value = int(self._value)
+        self.value = min(int(self._value), self._allotted)
 
 
 class Hold:
@@ -72,6 +90,11 @@ class Hold:
         elif now >= self.until:
             self.until = now + self._next_s
             self._next_s = min(self._next_s * 2, HOLD_MOST_S)
+
+    def reason(self, name: str, now: float) -> str | None:
+        """What to tell people while it holds for more than a moment."""
+        wait_s = self.until - now
+        return f"upstream {name} limits the rate; going on in {wait_s:.0f} s" if wait_s > 1.0 else None
 
     def succeeded(self) -> None:
         """Let the next hold be short again."""
@@ -94,6 +117,11 @@ class Breaker:
     def is_open(self) -> bool:
         """Whether only probes are sent."""
         return self.why is not None
+
+    def reason(self, name: str, now: float) -> str | None:
+        """What to tell people of the outage."""
+        wait_s = max(0.0, self.probe_at - now)
+        return None if self.why is None else f"upstream {name} is down ({self.why}); next try in {wait_s:.0f} s"
 
     def succeeded(self) -> bool:
         """Note that the upstream answers; whether that ended an outage."""

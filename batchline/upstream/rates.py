@@ -7,6 +7,7 @@ Bookkeeping: times are handed in, in monotonic seconds.
 
 import re
 from collections import deque
+from math import ceil
 from typing import Final
 
 import msgspec
@@ -46,26 +47,61 @@ class Cap:
     """At most so many units in any period, spent evenly."""
 
     def __init__(self, per_period: int, now: float, *, period_s: float = PERIOD_S) -> None:
-        self._most = per_period
+        self._whole = self._most = per_period
+        self._period_s = period_s
         self._window_s = period_s * (1 + MARGIN)
         self._slot_s = period_s / SLOTS
-        self._per_s = per_period / period_s
-        self._room = max(1.0, self._per_s * BURST_S * period_s / PERIOD_S)
+        self._set_pace(per_period)
         self._level = self._room
         self._level_at = now
         self._log: deque[Spent] = deque()
         self._spent = 0.0
+        self._last_at = float("-inf")
+        self.waiting_units = 0.0
+        """What the request costs that waits until it may be sent; 0 while none does."""
+
+    def _set_pace(self, per_period: int) -> None:
+        self._per_s = per_period / self._period_s
+        self._room = max(1.0, self._per_s * BURST_S * self._period_s / PERIOD_S)
+
+    def allot(self, most: int | None, now: float, *, pace: int = 0) -> None:
+        """Spend no more than so many in a period, 0 included, and that at a pace of its own; None is all again."""
+        self._pace_s(0.0, now)
+        self._most = self._whole if most is None else most
+        self._set_pace(self._whole if most is None else max(1, pace))
+        if most is not None and self._last_at == float("-inf"):
+            self._last_at = now
+
+    def spent(self, now: float) -> int:
+        """What was spent in the period that ends now."""
+        self._forget(now)
+        return ceil(self._spent)
 
     def wait_s(self, units: float, now: float) -> float:
         """Seconds until so many units may be spent; more than the cap may be when nothing else is."""
         self._forget(now)
-        units = min(units, self._most)
-        wait_s = max(self._pace_s(units, now), self._room_s(units, now))
-        return wait_s if wait_s > LEAST_WAIT_S else 0.0
+        if units > self._most:
+            wait_s = self._alone_s(units, now)
+        else:
+            wait_s = max(self._pace_s(units, now), self._room_s(units, now))
+        if wait_s <= LEAST_WAIT_S:
+            return 0.0
+        self.waiting_units = units
+        return wait_s
+
+    def _alone_s(self, units: float, now: float) -> float:
+        """Until as much time has gone by without spending as makes up for more than is allotted."""
+        if self._most < 1:
+            return self._period_s
+        last_at = self._log[-1].at if self._log else self._last_at
+        periods = min(units, self._whole) / self._most
+        return max(0.0, last_at + self._window_s * max(1.0, periods) - now)
 
     def _forget(self, now: float) -> None:
         while self._log and self._log[0].at + self._window_s <= now:
-            self._spent -= self._log.popleft().units
+            entry = self._log.popleft()
+            self._spent -= entry.units
+            self._last_at = entry.at
         if not self._log:
             self._spent = 0.0  # what rounding has left
 
@@ -88,6 +124,7 @@ class Cap:
 
     def take(self, units: float, now: float) -> Spent:
         """Spend units; the entry that they are kept in, for `correct`."""
+        self.waiting_units = 0.0
         self._level -= units
         self._spent += units
         if not self._log or now > self._log[-1].at:
@@ -116,31 +153,31 @@ class Rates:
 
     def __init__(self, upstream: Upstream, now: float, *, period_s: float = PERIOD_S) -> None:
         self.name = upstream.name
-        self._requests = _cap(upstream.requests_per_minute, now, period_s)
-        self._tokens = _cap(upstream.tokens_per_minute, now, period_s)
+        self.requests = _cap(upstream.requests_per_minute, now, period_s)
+        self.tokens = _cap(upstream.tokens_per_minute, now, period_s)
         self._learnt = 0
         self._mean = self._factor = 1.0
         self.blocked_until = 0.0
 
     def __bool__(self) -> bool:
-        return self._requests is not None or self._tokens is not None
+        return self.requests is not None or self.tokens is not None
 
     def wait_s(self, body: bytes, now: float) -> float:
         """Seconds until a request with that body may be sent."""
-        requests = self._requests.wait_s(1, now) if self._requests else 0.0
-        tokens = self._tokens.wait_s(self._estimate(body), now) if self._tokens else 0.0
+        requests = self.requests.wait_s(1, now) if self.requests else 0.0
+        tokens = self.tokens.wait_s(self._estimate(body), now) if self.tokens else 0.0
         wait_s = max(requests, tokens)
         self.blocked_until = now + wait_s
         return wait_s
 
     def take(self, body: bytes, now: float) -> Held | None:
         """Spend a request, and its tokens by estimate; what is to be settled later."""
-        if self._requests:
-            self._requests.take(1, now)
-        if not self._tokens:
+        if self.requests:
+            self.requests.take(1, now)
+        if not self.tokens:
             return None
         units = self._estimate(body)
-        return Held(self._tokens.take(units, now), units, _raw_estimate(body))
+        return Held(self.tokens.take(units, now), units, _raw_estimate(body))
 
     def _estimate(self, body: bytes) -> float:
         return max(1.0, _raw_estimate(body) * self._factor)
@@ -151,10 +188,10 @@ class Rates:
         A request that was refused for its rate cost none; what another failure cost is not known, and the estimate
         stands.
         """
-        if held is None or self._tokens is None or (usage is None and not refused):
+        if held is None or self.tokens is None or (usage is None and not refused):
             return
         used = 0.0 if usage is None else float(usage.total_tokens)
-        self._tokens.correct(held.entry, used - held.units, now)
+        self.tokens.correct(held.entry, used - held.units, now)
         if usage is not None:
             self._learn(used / held.raw)
 

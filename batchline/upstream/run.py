@@ -175,6 +175,10 @@ class Run:
             self._deadline_timer.cancel()
         self._on_close(self)
 
+    def has_pending(self, lane: str) -> bool:
+        """Whether calls wait that were never sent on that lane."""
+        return any(feed.pending[lane] for feed in self.feeds)
+
     def count(self, answer: Answer) -> None:
         """Count a settled call."""
         self.tally.count(answer)

@@ -147,3 +147,75 @@ def test_a_run_with_few_requests_is_not_kept_waiting_by_the_retries_of_a_large_o
 
     assert {answer.code for answer in answers} == {None}
     assert len(server.received) - began <= 6 * 40
+
+
+SHARES = st.lists(st.tuples(st.floats(0, 40), st.integers(0, 100)), min_size=1, max_size=40)
+
+
+@given(SHARES)
+@settings(max_examples=150, deadline=None)
+def test_a_share_that_changes_is_never_overspent_where_what_was_spent_is_kept(changes):
+    """As sharing does: a share goes down no further than to what the last minute has spent."""
+    cap, now, sent = Cap(100, 0.0), 0.0, []
+    cap.allot(0, 0.0)
+    share = 0
+    for length, wanted in changes:
+        share = max(wanted, min(share, cap.spent(now)))
+        cap.allot(share, now, pace=max(1, wanted))
+        until = now + length
+        while share and now < until:
+            if (wait_s := cap.wait_s(1, now)) > 0:
+                now += wait_s
+            else:
+                cap.take(1, now)
+                sent.append((now, share))
+        now = max(now, until)
+        assert cap.spent(now) <= share
+
+    for at, held in sent:
+        assert sum(at - PERIOD_S <= other <= at for other, _ in sent) <= held
+
+
+def test_what_a_shrinking_share_gives_up_and_its_heir_takes_make_up_the_whole_cap():
+    """One has spent all of the cap; another comes and is to have half: neither waits for the other."""
+    first, second, now = Cap(600, 0.0), Cap(600, 0.0), 0.0
+    sent = {1: 0, 2: 0}
+    second.allot(0, 0.0)
+
+    def send(number: int, cap: Cap) -> None:
+        while cap.wait_s(1, now) <= 0:
+            cap.take(1, now)
+            sent[number] += 1
+
+    while now < 60:
+        send(1, first)
+        now += 0.05
+    before = sent[1]
+    while now < 120:
+        held = max(300, first.spent(now))
+        first.allot(held, now, pace=300)
+        second.allot(600 - held, now, pace=300)
+        send(1, first)
+        send(2, second)
+        now += 0.05
+
+    assert sent[1] - before + sent[2] >= 0.95 * 600
+    assert sent[2] >= 0.9 * 300
+
+
+def test_a_share_of_nothing_spends_nothing_and_the_whole_cap_comes_back():
+    cap = Cap(60, 0.0)
+    cap.allot(0, 0.0)
+    assert cap.wait_s(1, 0.0) > 1
+
+    cap.allot(None, 1.0)
+    assert cap.wait_s(1, 1.0) == 0
+
+
+def test_a_request_above_the_share_waits_for_as_many_minutes_as_make_up_for_it():
+    cap = Cap(1_000, 0.0)
+    cap.allot(250, 0.0, pace=250)
+
+    assert 3.9 * PERIOD_S < cap.wait_s(1_000, 0.0) < 4.1 * PERIOD_S
+    cap.allot(1_000, 0.0, pace=1_000)
+    assert cap.wait_s(1_000, 0.0) < 1.1 * PERIOD_S

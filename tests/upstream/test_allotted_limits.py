@@ -1,0 +1,50 @@
+"""A limit on requests at once that is allotted from outside, beside its own adapting."""
+
+from calling import made_calls, open_run, some_bodies, until
+
+from batchline.upstream.limits import AdaptiveLimit
+
+
+def test_the_smaller_of_what_is_allotted_and_what_the_upstream_takes_holds():
+    limit = AdaptiveLimit(floor=1, ceiling=100)
+    limit.allot(40)
+    assert limit.value == 40
+    limit.pushed_back(10.0)
+    assert limit.value == 28
+
+    limit.allot(10)
+    assert limit.value == 10
+    limit.allot(None)
+    assert limit.value == 28
+
+
+def test_a_limit_that_was_cut_rises_again_under_what_is_allotted():
+    limit = AdaptiveLimit(floor=1, ceiling=20)
+    limit.allot(10)
+    limit.pushed_back(10.0)
+    while limit.is_cut:
+        limit.succeeded()
+
+    assert limit.value == 10
+    assert limit.wanted == 20
+
+
+def test_no_more_is_sent_at_once_than_is_allotted(caller_of, gated, gate):
+    caller = caller_of(gated.base_url, max_in_flight=8)
+    lane = caller._lanes["default"]
+
+    def allot(most: int) -> None:
+        lane.limit.allot(most)
+        lane.offered(lane.limit.value)
+
+    caller._loop.call_soon_threadsafe(allot, 0)
+    with open_run(caller) as run, run.open_feed(0) as feed:
+        feed.put(made_calls(some_bodies(20)))
+        until(lane.has_pending)
+        assert gated.received == []
+        for most in (3, 1, 5):
+            caller._loop.call_soon_threadsafe(allot, most)
+            until(lambda most=most: len(gated.received) >= most)
+        gate.set()
+        until(lambda: len(gated.received) == 20)
+        assert gated.most_at_once == 5
