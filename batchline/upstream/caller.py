@@ -5,14 +5,20 @@ Chunks hand it blocks of calls and take blocks of answers; nothing crosses betwe
 
 import asyncio
 import atexit
+import concurrent.futures
+import contextlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Self
 
 from batchline.models.upstreams import Upstream
 from batchline.upstream.lane import Lane
+from batchline.upstream.lane_share import Timing
+from batchline.upstream.ledger import Ledger
 from batchline.upstream.run import Run
+from batchline.upstream.sharing import Sharing
 from batchline.upstream.tally import Tally
 from batchline.upstream.transport import TransportFactory
 from batchline.upstream.transports import open_transport
@@ -30,6 +36,8 @@ class Caller:
         self._open_transport = open_transport
         self._loop = _new_loop()
         self._lanes: dict[str, Lane] = {}
+        self._sharing: Sharing | None = None
+        self._sharing_lock = threading.Lock()
         self.tally = Tally()
         self._thread = threading.Thread(target=self._live, name="caller", daemon=True)
         self._thread.start()
@@ -63,6 +71,17 @@ class Caller:
         self._loop.call_soon_threadsafe(self._join, run)
         return run
 
+    def share(
+        self,
+        open_ledger: Callable[[], AbstractContextManager[Ledger]],
+        *,
+        timing: Timing = Timing(),  # noqa: B008 - frozen
+    ) -> None:
+        """Share the upstreams' caps with all processes that the ledger counts, until the end; safe to repeat."""
+        with self._sharing_lock:
+            if self._sharing is None:
+                self._sharing = Sharing(self._lanes.values(), self._loop, open_ledger, timing=timing)
+
     @property
     def in_flight(self) -> int:
         """How many requests are under way."""
@@ -77,7 +96,11 @@ class Caller:
         """End the thread and close the connections; what is under way is dropped. Never hangs."""
         if self._loop.is_closed() or not self._thread.is_alive():
             return
-        asyncio.run_coroutine_threadsafe(self._shut(), self._loop)
+        with contextlib.suppress(concurrent.futures.TimeoutError):
+            asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result(CLOSE_S)
+        if self._sharing is not None:
+            self._sharing.close()
+        self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(CLOSE_S)
 
     def _live(self) -> None:
@@ -92,13 +115,9 @@ class Caller:
             self._lanes[upstream.name] = Lane(upstream, self._open_transport(upstream), self._loop)
 
     async def _shut(self) -> None:
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_S / 2):
                 await asyncio.gather(*(lane.close() for lane in self._lanes.values()), return_exceptions=True)
-        except TimeoutError:
-            pass
-        finally:
-            self._loop.call_soon(self._loop.stop)
 
     def _join(self, run: Run) -> None:
         for lane in self._lanes.values():

@@ -79,6 +79,7 @@ class Lane:
     async def close(self) -> None:
         """End the workers and close the connections."""
         self._closing = True
+        self._idle.clear()  # each would be cancelled, and one that is cannot be woken
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
@@ -88,8 +89,7 @@ class Lane:
         """Wake or start workers for so many calls that may be sent."""
         if self.limit.value < 1 and self.on_need is not None:
             self.on_need()
-        room = self.limit.value - len(self.active)
-        for _ in range(min(calls, max(0, room))):
+        for _ in range(min(calls, self.limit.value - len(self.active))):
             if self._idle:
                 self._idle.pop().set_result(None)
             elif len(self._workers) < self.upstream.max_in_flight:

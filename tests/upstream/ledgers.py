@@ -1,0 +1,128 @@
+"""A ledger in memory, which keeps leases as Prefect's server does and can forget them, end, and fail."""
+
+import itertools
+import threading
+import time
+from dataclasses import dataclass, field
+
+from batchline.models.upstreams import Upstream
+from batchline.upstream.ledger import LedgerFault, Standing
+
+
+@dataclass
+class Limit:
+    limit: int
+    identity: str
+    taken: int = 0
+    in_force: bool = True
+    most_taken: int = 0
+
+
+@dataclass
+class Lease:
+    limit: Limit
+    slots: int
+    ends_at: float
+
+
+@dataclass
+class MemoryLedger:
+    """For any number of callers of one test; `fails` makes every question fail."""
+
+    limits: dict[str, Limit] = field(default_factory=dict)
+    leases: dict[str, Lease] = field(default_factory=dict)
+    fails: bool = False
+    asked: int = 0
+
+    def __post_init__(self) -> None:
+        self._numbers = itertools.count()
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> "MemoryLedger":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Serve on: others may use it."""
+
+    def taken(self, what: str) -> int:
+        """Slots that are taken of the limit on that."""
+        with self._lock:
+            self._end_leases()
+            return sum(limit.taken for name, limit in self.limits.items() if name.endswith(what))
+
+    def set(self, what: str, **fields: object) -> None:
+        """Change the limit on that, as a person does."""
+        with self._lock:
+            for limit in (limit for name, limit in self.limits.items() if name.endswith(what)):
+                for name, value in fields.items():
+                    setattr(limit, name, value)
+
+    def forget_leases(self) -> None:
+        """What a server does that keeps them in memory and is started anew."""
+        with self._lock:
+            self.leases.clear()
+
+    def _end_leases(self) -> None:
+        now = time.monotonic()
+        for name, lease in list(self.leases.items()):
+            if lease.ends_at < now:
+                lease.limit.taken -= lease.slots
+                del self.leases[name]
+
+    def _ask(self) -> None:
+        self.asked += 1
+        if self.fails:
+            raise LedgerFault("it is made to fail")
+        self._end_leases()
+
+    def name(self, upstream: Upstream, what: str) -> str:
+        return f"{upstream.name}-{what}"
+
+    def look(self, names: list[str]) -> dict[str, Standing]:
+        with self._lock:
+            self._ask()
+            found = {name: limit for name, limit in self.limits.items() if name in names}
+            return {
+                name: Standing(limit.limit, limit.taken, limit.in_force, limit.identity)
+                for name, limit in found.items()
+            }
+
+    def create(self, name: str, limit: int) -> None:
+        with self._lock:
+            self._ask()
+            self.limits.setdefault(name, Limit(limit, str(next(self._numbers))))
+
+    def take(self, name: str, slots: int, lease_s: float) -> str | None:
+        with self._lock:
+            self._ask()
+            limit = self.limits[name]
+            if limit.taken + slots > limit.limit:
+                return None
+            limit.taken += slots
+            limit.most_taken = max(limit.most_taken, limit.taken)
+            lease = str(next(self._numbers))
+            self.leases[lease] = Lease(limit, slots, time.monotonic() + lease_s)
+            return lease
+
+    def renew(self, lease: str, lease_s: float) -> bool:
+        with self._lock:
+            self._ask()
+            if lease in self.leases:
+                self.leases[lease].ends_at = time.monotonic() + lease_s
+            return lease in self.leases
+
+    def give_back(self, lease: str) -> None:
+        with self._lock:
+            self._ask()
+            if lease in self.leases and self.leases[lease].limit.limit == 0:
+                raise LedgerFault("slots are divided by the limit, as Prefect does")
+            if (known := self.leases.pop(lease, None)) is not None:
+                known.limit.taken -= known.slots
+
+    def give_back_slots(self, name: str, slots: int) -> None:
+        with self._lock:
+            self._ask()
+            self.limits[name].taken = max(0, self.limits[name].taken - slots)
+
+    def how_to_change(self, name: str, limit: int | None) -> str:
+        return f"set {name} to {limit}"

@@ -1,0 +1,234 @@
+"""Several callers of one upstream that share its caps by a ledger; leases are of a second or so."""
+
+import logging
+import time
+from contextlib import ExitStack
+
+import pytest
+from calling import answers_of, made_calls, open_run, some_bodies, until
+from ledgers import MemoryLedger
+from scripted_server import reply
+
+from batchline.upstream.caller import Caller
+from batchline.upstream.lane_share import Timing
+from batchline.upstream.rates import Rates
+
+QUICK = Timing(look_s=0.05, calm_s=0.1, idle_s=0.3, lease_s=1.5, lapse_s=1.0, start_s=0.5)
+PERIOD_S = 2.0
+
+
+@pytest.fixture
+def ledger() -> MemoryLedger:
+    return MemoryLedger()
+
+
+@pytest.fixture
+def sharing_of(caller_of, ledger):
+    """Make callers that share; each stands for a process."""
+
+    def make(base_url: str, *, timing: Timing = QUICK, period_s: float = PERIOD_S, **options: object) -> Caller:
+        caller = caller_of(base_url, **options)
+        lane = caller._lanes["default"]
+        lane.rates = Rates(lane.upstream, lane._loop.time(), period_s=period_s)
+        caller.share(lambda: ledger, timing=timing)
+        return caller
+
+    return make
+
+
+def limit_of(caller: Caller) -> int:
+    return caller._lanes["default"].limit.value
+
+
+def all_answers(callers: list[Caller], requests: int) -> int:
+    """Have each send so many requests at the same time; how many succeeded."""
+    with ExitStack() as stack:
+        feeds = [stack.enter_context(stack.enter_context(open_run(each)).open_feed(0)) for each in callers]
+        for feed in feeds:
+            feed.put(made_calls(some_bodies(requests)))
+            feed.end()
+        return sum(answer.code is None for answer in answers_of(*feeds, patience_s=90))
+
+
+@pytest.mark.parametrize(("cap", "processes"), [(9, 3), (2, 3), (1, 2)])
+def test_no_more_is_under_way_at_once_than_the_cap_and_all_get_done(sharing_of, serve, ledger, cap, processes):
+    server = serve(lambda _: reply(after_s=0.02))
+    callers = [sharing_of(server.base_url, max_in_flight=cap) for _ in range(processes)]
+
+    assert all_answers(callers, 60) == 60 * processes
+    assert server.most_at_once == cap
+
+
+def test_no_sliding_period_holds_more_requests_than_the_cap(sharing_of, serve):
+    server = serve(lambda _: reply())
+    callers = [sharing_of(server.base_url, requests_per_minute=60) for _ in range(3)]
+
+    assert all_answers(callers, 70) == 210
+    times = sorted(request.at for request in server.received)
+    assert max(sum(at <= other < at + 0.9 * PERIOD_S for other in times) for at in times) <= 60
+
+
+def test_a_process_that_is_alone_has_the_cap_and_the_next_comes_to_half_of_it(sharing_of, gated, ledger):
+    first = sharing_of(gated.base_url, max_in_flight=16)
+    with open_run(first) as run, run.open_feed(0) as feed:
+        feed.put(made_calls(some_bodies(100)))
+        until(lambda: limit_of(first) == 16 and ledger.taken("in-flight") == 16)
+        second = sharing_of(gated.base_url, max_in_flight=16)
+        with open_run(second) as other, other.open_feed(0) as more:
+            more.put(made_calls(some_bodies(100)))
+            until(lambda: limit_of(first) == 8)
+            assert ledger.taken("in-flight") == 16, "what is under way is still held"
+            assert limit_of(second) == 0
+
+
+def test_an_idle_process_gives_back_all_and_takes_it_up_again(sharing_of, serve, ledger):
+    server = serve(lambda _: reply())
+    caller = sharing_of(server.base_url)
+    assert all_answers([caller], 10) == 10
+    until(lambda: ledger.taken("in-flight") == ledger.taken("processes") == 0)
+    asked = ledger.asked
+    time.sleep(5 * QUICK.calm_s)
+    assert ledger.asked == asked, "nothing is asked without work"
+
+    assert all_answers([caller], 10) == 10
+
+
+def test_what_a_process_spent_counts_on_after_its_end(sharing_of, serve, ledger):
+    server = serve(lambda _: reply())
+    first = sharing_of(server.base_url, requests_per_minute=1_280, period_s=60.0)
+    assert all_answers([first], 40) == 40
+    first.close()
+
+    assert ledger.taken("in-flight") == ledger.taken("processes") == 0
+    assert 40 <= ledger.taken("requests-per-minute") <= 60
+    until(lambda: ledger.taken("requests-per-minute") == 0)
+
+
+def test_leases_are_renewed_and_those_of_a_dead_process_end(sharing_of, gated, ledger):
+    caller = sharing_of(gated.base_url, max_in_flight=8)
+    with open_run(caller) as run, run.open_feed(0) as feed:
+        feed.put(made_calls(some_bodies(20)))
+        until(lambda: ledger.taken("in-flight") == 8)
+        name = next(name for name in ledger.limits if name.endswith("in-flight"))
+        assert ledger.take(name, 1, QUICK.lease_s) is None
+        time.sleep(1.5 * QUICK.lease_s)
+        assert ledger.taken("in-flight") == 8
+        ledger.fails = True
+        until(lambda: ledger.taken("in-flight") == 0)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_leases_that_the_ledger_forgot_are_kept_and_given_back_once(sharing_of, serve, ledger, processes):
+    server = serve(lambda _: reply(after_s=0.02))
+    callers = [sharing_of(server.base_url, max_in_flight=8) for _ in range(processes)]
+    with ExitStack() as stack:
+        for each in callers:
+            feed = stack.enter_context(stack.enter_context(open_run(each)).open_feed(0))
+            feed.put(made_calls(some_bodies(5_000)))
+        until(lambda: sum(limit_of(each) for each in callers) == 8)
+        ledger.forget_leases()
+        time.sleep(QUICK.lease_s)
+        assert ledger.taken("in-flight") == 8
+    for each in callers:
+        each.close()
+
+    assert ledger.taken("in-flight") == ledger.taken("processes") == 0
+    assert server.most_at_once <= 8
+
+
+def test_without_the_ledger_what_is_held_is_kept_and_then_the_fair_share(sharing_of, serve, ledger, caplog):
+    server = serve(lambda _: reply(after_s=0.02))
+    callers = [sharing_of(server.base_url, max_in_flight=8) for _ in range(2)]
+    with ExitStack() as stack:
+        for each in callers:
+            feed = stack.enter_context(stack.enter_context(open_run(each)).open_feed(0))
+            feed.put(made_calls(some_bodies(5_000)))
+        until(lambda: [limit_of(each) for each in callers] == [4, 4])
+        ledger.set("in-flight", limit=6)
+        until(lambda: [limit_of(each) for each in callers] == [3, 3])
+        with caplog.at_level(logging.WARNING):
+            ledger.fails = True
+            time.sleep(1.2 * QUICK.lease_s)
+            assert [limit_of(each) for each in callers] == [3, 3]
+        assert caplog.text.count("cannot be shared at the moment") == 2
+        ledger.fails = False
+        until(lambda: ledger.taken("in-flight") == 6)
+
+
+def test_a_ledger_that_never_answered_holds_nothing_up_for_long(sharing_of, serve, ledger):
+    ledger.fails = True
+    server = serve(lambda _: reply())
+
+    assert all_answers([sharing_of(server.base_url)], 10) == 10
+
+
+def test_a_fault_of_sharing_ends_it_and_not_the_batch(caller_of, serve, caplog):
+    server = serve(lambda _: reply())
+    caller = caller_of(server.base_url)
+
+    def broken() -> MemoryLedger:
+        raise RuntimeError("no such thing")
+
+    caller.share(broken, timing=QUICK)
+
+    assert all_answers([caller], 10) == 10
+    assert "budgets are shared no more" in caplog.text
+
+
+def test_a_limit_that_a_person_changes_is_followed_and_0_is_a_pause_with_its_reason(
+    sharing_of, serve, ledger, monkeypatch
+):
+    monkeypatch.setattr("batchline.upstream.lane_share.TOLD_AFTER_S", 0.1)
+    server = serve(lambda _: reply(after_s=0.02))
+    caller = sharing_of(server.base_url, max_in_flight=8)
+    with open_run(caller) as run, run.open_feed(0) as feed:
+        feed.put(made_calls(some_bodies(5_000)))
+        until(lambda: limit_of(caller) == 8)
+        ledger.set("in-flight", limit=0)
+        until(lambda: run.snapshot().paused is not None)
+        assert run.snapshot().paused == (
+            "upstream default waits: limit default-in-flight is 0; to go on: set default-in-flight to None"
+        )
+        until(lambda: run.snapshot().in_flight == 0)
+        ledger.set("in-flight", limit=3)
+        until(lambda: limit_of(caller) == 3)
+        assert run.snapshot().paused is None
+        ledger.set("in-flight", limit=100)
+        until(lambda: limit_of(caller) == 8)
+
+
+def test_a_smaller_limit_than_the_settings_is_told_of_with_what_to_do(sharing_of, serve, ledger, caplog):
+    ledger.create("default-in-flight", 2)
+    server = serve(lambda _: reply(after_s=0.01))
+
+    assert all_answers([sharing_of(server.base_url, max_in_flight=8)], 20) == 20
+    assert server.most_at_once == 2
+    assert caplog.text.count("To raise it: set default-in-flight to 8") == 1
+
+
+def test_a_limit_that_is_not_in_force_is_not_shared(sharing_of, gated, ledger):
+    caller = sharing_of(gated.base_url, max_in_flight=8)
+    with open_run(caller) as run, run.open_feed(0) as feed:
+        feed.put(made_calls(some_bodies(20)))
+        until(lambda: limit_of(caller) == 8)
+        ledger.set("in-flight", limit=2, in_force=False)
+        time.sleep(5 * QUICK.calm_s)
+        assert limit_of(caller) == 8
+
+
+def test_a_limit_that_was_deleted_is_made_again_and_taken_anew(sharing_of, gated, ledger):
+    caller = sharing_of(gated.base_url, max_in_flight=8)
+    with open_run(caller) as run, run.open_feed(0) as feed:
+        feed.put(made_calls(some_bodies(20)))
+        until(lambda: limit_of(caller) == 8)
+        ledger.limits.clear()
+        until(lambda: ledger.taken("in-flight") == 8 and limit_of(caller) == 8)
+
+
+def test_one_that_needs_few_leaves_the_rest_to_the_other(sharing_of, serve, ledger):
+    server = serve(lambda _: reply(after_s=0.5))
+    few, many = (sharing_of(server.base_url, max_in_flight=16) for _ in range(2))
+    with open_run(few) as run, run.open_feed(0) as feed, open_run(many) as other, other.open_feed(0) as more:
+        feed.put(made_calls(some_bodies(2)))
+        more.put(made_calls(some_bodies(400)))
+        until(lambda: limit_of(many) >= 13)
