@@ -12,6 +12,7 @@ from batchline.models.status import TERMINAL, BatchStatus
 from batchline.orchestration import forms, last_word
 from batchline.orchestration.artifacts import show_end
 from batchline.orchestration.blocks import BlockNames
+from batchline.orchestration.budgets import share_budgets
 from batchline.orchestration.crashes import batch_of_crash
 from batchline.orchestration.events import emit
 from batchline.orchestration.outcome import final_state, outcome_message, report_of, run_name
@@ -70,6 +71,7 @@ def process_batch(
     _name_run(batch)
     if batch.status in TERMINAL:
         return _ended(engine, batch)
+    share_budgets(engine)
     wait_for_lease(engine, batch, get_run_logger().info)
     with hold_batch(engine, batch.id) as hold, supervised(hold) as told_to_end:
         _note_run(hold)

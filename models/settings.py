@@ -127,6 +127,16 @@ class Settings(BaseSettings):
     max_attempts: int = Field(default=8, ge=1, le=100, description="Its attempts for each request.")
     request_timeout_s: float = Field(default=1_800.0, gt=0, description="Its limit for one attempt.")
 
+    share_budgets: bool = Field(
+        default=True,
+        description="Let an upstream's caps hold over all processes and machines, by way of Prefect's server.",
+    )
+    prefect_api_url: str | None = Field(
+        default=None,
+        validation_alias="PREFECT_API_URL",
+        description="Prefect's own setting: the server by which `batchline serve` shares budgets.",
+    )
+
     deployment: str = Field(
         default="process-batch/process-batch",
         pattern="^[^/]+/[^/]+$",

@@ -9,6 +9,7 @@ from prefect.futures import PrefectFuture, as_completed
 
 from batchline.models.errors import Interrupted
 from batchline.orchestration.blocks import BlockNames
+from batchline.orchestration.budgets import share_budgets
 from batchline.orchestration.runners import chunks_go_to, task_runner
 from batchline.steps.chunk import ChunkOrder, ChunkResult, Hold, send_chunk
 from batchline.steps.engine import open_engine
@@ -42,7 +43,9 @@ def _hold(order: ChunkOrder, blocks: BlockNames) -> Iterator[Hold]:
     if here is not None:
         yield here
         return
-    with joined(open_engine(blocks.settings()), order) as hold:
+    engine = open_engine(blocks.settings())
+    share_budgets(engine)
+    with joined(engine, order) as hold:
         yield hold
 
 

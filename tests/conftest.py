@@ -38,6 +38,7 @@ def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("BATCHLINE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("BATCHLINE_SHARE_BUDGETS", "false")  # those of tests/orchestration/test_budgets.py apart
     monkeypatch.chdir(tmp_path)
 
 

@@ -53,6 +53,8 @@ class Server:
                 param="host",
             )
         client.runner.check()
+        if client.engine.settings.serve_via == "process":
+            client.share_budgets()
         self._listener = _listening(host, port)
         self.url = _url(self._listener)
         self.is_open = is_local and not keys.are_needed()

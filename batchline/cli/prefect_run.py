@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from dataclasses import replace
 
 from batchline.cli.console import messages
 from batchline.cli.prefect_server import TemporaryServer
@@ -37,6 +38,9 @@ def run_flow(engine: Engine, batch_id: str, progress: Progress) -> None:
     from batchline.flows.process_batch import run_batch  # noqa: PLC0415 - it takes a second
 
     if server is not None:
+        # Nobody else knows the server, so there is nobody to share budgets with.
+        alone = engine.settings.model_copy(update={"share_budgets": False})
+        engine = replace(engine, settings=alone)
         server.ready()
         progress.doing("starting the flow run")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Self
 
@@ -12,6 +13,7 @@ from batchline.operations.batches import Batches
 from batchline.operations.files import Files
 from batchline.operations.runner import Runner, Starter
 from batchline.steps.engine import Engine, open_engine
+from batchline.upstream.ledger import Ledger
 
 
 class Batchline:
@@ -54,6 +56,15 @@ class Batchline:
         self.engine.records.overview.check()
         self.engine.store.exists("readiness")
 
+    def share_budgets(self) -> None:
+        """Let the upstreams' caps hold over all processes that use the Prefect server of the settings, if any.
+
+        Its client takes seconds to import: that is done in the background, and sending begins after it.
+        """
+        settings = self.engine.settings
+        if settings.share_budgets and settings.prefect_api_url:
+            self.engine.caller.share(_prefect_ledger)
+
     def close(self) -> None:
         """Stop the batches that run in this process; what was answered is saved."""
         self.runner.close()
@@ -65,3 +76,9 @@ class Batchline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _prefect_ledger() -> AbstractContextManager[Ledger]:
+    from batchline.orchestration.budgets import PrefectLedger  # noqa: PLC0415 - Prefect takes seconds to import
+
+    return PrefectLedger()

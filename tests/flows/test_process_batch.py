@@ -232,3 +232,21 @@ def test_a_batch_made_in_a_flow_belongs_to_its_run(simulator, engine_for, chat_f
         made = parent()
 
     assert engine.records.get_batch(f"batch-{made.hex}").flow_run_id is not None
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_caps_are_shared_on_the_server_where_the_settings_let_it(simulator, engine_for, chat_file, share):
+    upstream = {"name": f"shared-{share}", "requests_per_minute": 100_000}
+    engine = engine_for(simulator(latency_s=0.05).base_url, upstream=upstream, share_budgets=share)
+
+    assert run_flow(engine, input_file_id=store_input_file(engine, chat_file(20)).id).is_completed()
+    engine.caller.close()
+
+    with get_client(sync_client=True) as client:
+        limits = client.read_global_concurrency_limits(limit=200)
+    names = {limit.name: limit.active_slots for limit in limits if f"shared-{share}" in limit.name}
+    prefix = f"batchline-shared-{share}"
+    assert set(names) == (
+        {f"{prefix}-in-flight", f"{prefix}-processes", f"{prefix}-requests-per-minute"} if share else set()
+    )
+    assert names.get(f"{prefix}-in-flight", 0) == names.get(f"{prefix}-processes", 0) == 0

@@ -1,0 +1,157 @@
+"""Budgets of upstreams over all processes and machines: Prefect's global concurrency limits as their ledger."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from typing import Final, Self
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
+
+from batchline.models.upstreams import Upstream
+from batchline.steps.engine import Engine
+from batchline.upstream.ledger import LedgerFault, Standing
+
+PAGE: Final = 200
+"""Limits that Prefect lists at once."""
+
+PATIENCE_S: Final = 10.0
+LARGEST_LIMIT: Final = 2**31 - 1
+NO_ROOM: Final = (422, 423)
+LAPSED: Final = 410
+
+
+def share_budgets(engine: Engine) -> None:
+    """Have the engine's caller share its upstreams' caps by way of the Prefect server that is configured.
+
+    Not where the settings say no, and not without a server that stays: the one that Prefect starts for a single
+    program is known to nobody else. Safe to repeat.
+    """
+    if engine.settings.share_budgets and get_current_settings().api.url:
+        engine.caller.share(PrefectLedger)
+
+
+class PrefectLedger:
+    """A `Ledger` that is used as a context, by one thread."""
+
+    def __init__(self) -> None:
+        self._client = get_client(sync_client=True, httpx_settings={"timeout": PATIENCE_S})
+        # What fails is tried again at the next look, and what is held is good for minutes.
+        self._settings = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1})
+
+    def __enter__(self) -> Self:
+        self._settings.__enter__()
+        self._client.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._client.__exit__(None, None, None)
+        self._settings.__exit__(None, None, None)
+
+    def name(self, upstream: Upstream, what: str) -> str:
+        """`batchline-<upstream>-<what>`, with the server's place for the one that was given no name."""
+        return f"batchline-{_place(upstream) if upstream.name == 'default' else upstream.name}-{what}"
+
+    def look(self, names: list[str]) -> dict[str, Standing]:
+        """The limits of those names, by one question where there are not very many of others."""
+        with _faults():
+            listed = self._client.read_global_concurrency_limits(limit=PAGE)
+            found = {limit.name: limit for limit in listed if limit.name in names}
+            if len(listed) == PAGE:
+                found |= {limit.name: limit for name in names if name not in found for limit in self._read(name)}
+        return {name: _standing(limit) for name, limit in found.items()}
+
+    def _read(self, name: str) -> Iterator[GlobalConcurrencyLimitResponse]:
+        try:
+            yield self._client.read_global_concurrency_limit_by_name(name)
+        except ObjectNotFound:
+            return
+
+    def create(self, name: str, limit: int) -> None:
+        """Make a limit, unless it exists."""
+        wanted = GlobalConcurrencyLimitCreate(name=name, limit=min(limit, LARGEST_LIMIT))
+        with _faults():
+            try:
+                self._client.create_global_concurrency_limit(wanted)
+            except ObjectAlreadyExists:
+                return
+
+    def take(self, name: str, slots: int, lease_s: float) -> str | None:
+        """Take slots for so long; the lease, or none where not so many are free."""
+        with _faults():
+            try:
+                answer = self._client.increment_concurrency_slots_with_lease(
+                    names=[name], slots=slots, mode="concurrency", lease_duration=lease_s
+                ).json()
+            except PrefectHTTPStatusError as error:
+                if error.response.status_code in NO_ROOM:
+                    return None
+                raise
+            lease = str(answer["lease_id"])
+            if answer["limits"]:
+                return lease
+            # The limit is gone, and Prefect gives any number of slots of nothing.
+            self._client.release_concurrency_slots_with_lease(UUID(lease))
+            return None
+
+    def renew(self, lease: str, lease_s: float) -> bool:
+        """Prolong a lease; false where it is not known (any more)."""
+        with _faults():
+            try:
+                self._client.renew_concurrency_lease(UUID(lease), lease_s)
+            except PrefectHTTPStatusError as error:
+                if error.response.status_code == LAPSED:
+                    return False
+                raise
+            return True
+
+    def give_back(self, lease: str) -> None:
+        """Give back what was taken under a lease; one that is not known is no fault."""
+        with _faults():
+            self._client.release_concurrency_slots_with_lease(UUID(lease))
+
+    def give_back_slots(self, name: str, slots: int) -> None:
+        """Give back slots whose lease is no longer known."""
+        with _faults():
+            self._client.release_concurrency_slots(names=[name], slots=slots, occupancy_seconds=1.0)
+
+    def how_to_change(self, name: str, limit: int | None) -> str:
+        """The command by which a person sets the limit."""
+        return f"prefect gcl update {name} --limit {'N' if limit is None else limit}"
+
+
+@contextmanager
+def _faults() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Prefect's client raises many kinds
+        raise LedgerFault(f"Prefect fails: {type(error).__name__}: {error}") from error
+
+
+def _standing(limit: GlobalConcurrencyLimitResponse) -> Standing:
+    """The limit as it counts here; one whose slots come back by themselves, a rate limit, is not ours to share."""
+    in_force = limit.active and limit.slot_decay_per_second == 0
+    return Standing(limit.limit, limit.active_slots, in_force, str(limit.id))
+
+
+def _place(upstream: Upstream) -> str:
+    """Host and port; this machine's name for a server that only this machine can reach."""
+    parts = urlsplit(upstream.base_url)
+    host = parts.hostname or ""
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return f"{socket.gethostname() if _is_loopback(host) else host}-{port}".replace(":", ".").lower()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

@@ -1,0 +1,41 @@
+"""A process that sends requests to an upstream and shares its caps: `python sharer.py OPTIONS-AS-JSON`.
+
+Says `first` at its first answer, and at the end how many requests succeeded.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from batchline.models.upstreams import Upstream
+from batchline.orchestration.budgets import PrefectLedger
+from batchline.upstream.caller import Caller
+from batchline.upstream.lane_share import Timing
+from batchline.upstream.rates import Rates
+
+sys.path.append(str(Path(__file__).parent.parent / "upstream"))
+
+from calling import made_calls, open_run, some_bodies
+
+
+def main(options: dict) -> None:
+    requests, period_s = options.pop("requests"), options.pop("period_s")
+    upstream = Upstream.model_validate(options)
+    with Caller([upstream]) as caller:
+        lane = caller._lanes[upstream.name]
+        lane.rates = Rates(upstream, lane._loop.time(), period_s=period_s)
+        caller.share(PrefectLedger, timing=Timing(look_s=0.5, calm_s=1.0, lease_s=60.0))
+        succeeded = 0
+        with open_run(caller) as run, run.open_feed(0) as feed:
+            feed.put(made_calls(some_bodies(requests), upstream=upstream.name))
+            feed.end()
+            while not feed.drained:
+                answers = feed.wait(0.1)
+                if answers and not succeeded:
+                    sys.stdout.write("first\n")
+                succeeded += sum(answer.code is None for answer in answers)
+    sys.stdout.write(f"{succeeded}\n")
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
