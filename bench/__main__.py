@@ -11,7 +11,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import commands, figures, lists, operations, rates, scale, serving
+from bench import budgets, commands, figures, lists, operations, rates, scale, serving
 from bench.figures import Row
 from bench.measuring import World
 from bench.servers import nginx, prefect_server
@@ -26,6 +26,8 @@ FIGURES = {
     "memory": figures.memory,
     "s3": figures.s3,
     "rates": rates.rates,
+    "sharing_cost": budgets.cost,
+    "shared_caps": budgets.caps,
     "cancel_latency": operations.cancel_latency,
     "results_page": operations.results_page,
     "retry_of_few": operations.retry_of_few,

@@ -163,6 +163,7 @@ def flow(options: dict[str, Any]) -> dict[str, Any]:
     engine.caller.open_run("warm", deadline=None, refusals_to_stop=1, grace_s=0, requests=0).close()
     with using_engine(engine):
         figures, batch = _timed(lambda: process_batch(input_file_id=file_id))
+    engine.caller.close()  # and give back its share of the caps, for whoever comes next
     return {**figures, "ok": batch.request_counts.completed, **_sending(engine, batch, figures)}
 
 
@@ -213,6 +214,41 @@ def _minutes(table: Any) -> dict[str, float]:
     }
 
 
+def sharing(options: dict[str, Any]) -> dict[str, Any]:
+    """Requests to an upstream whose caps are shared with other processes, each started at a time that is kept."""
+    import numpy as np
+
+    from batchline.models.upstreams import Upstream
+    from batchline.orchestration.budgets import PrefectLedger
+    from batchline.steps.requests import calls
+    from batchline.upstream.caller import Caller
+
+    body = _body(options)
+    line = json.dumps({"custom_id": "r", "method": "POST", "url": PATH, "body": json.loads(body)}).encode()
+    upstream = Upstream(base_url=options["base_url"], **options["upstream"])
+    made = calls(
+        [(number, line) for number in range(options["requests"])],
+        endpoint=PATH,
+        only_model=None,
+        upstream_of=lambda _: upstream.name,
+    )
+    started: list[float] = []
+    with Caller([upstream]) as caller:
+        caller.share(PrefectLedger)
+        run = caller.open_run("shared", deadline=None, refusals_to_stop=1, grace_s=0, requests=len(made))
+
+        def work() -> None:
+            with run, run.open_feed(0) as feed:
+                feed.put(made)
+                feed.end()
+                while not feed.drained:
+                    started.extend(answer.started_at for answer in feed.wait(0.5) if answer.started_at)
+
+        figures, _ = _timed(work)
+    np.save(options["starts"], np.array(started))
+    return {**figures, "ok": len(started)}
+
+
 def validation(options: dict[str, Any]) -> dict[str, Any]:
     """Reading and checking a file, and nothing else."""
     from batchline.models.settings import load_settings
@@ -258,6 +294,7 @@ SUBJECTS: dict[str, Subject] = {
     "local": local,
     "flow": flow,
     "calm": calm,
+    "sharing": sharing,
     "validation": validation,
     "written": written,
 }

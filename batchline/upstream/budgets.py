@@ -12,7 +12,7 @@ from typing import Final, Protocol
 import msgspec
 
 from batchline.upstream.lane import Lane
-from batchline.upstream.rates import Cap
+from batchline.upstream.rates import PERIOD_S, Cap
 
 MODEST_AFTER_S: Final = 60.0
 """A cap that has held nothing back for so long is wanted only as far as it is used."""
@@ -32,6 +32,8 @@ class Budget(Protocol):
     what: str
     words: str
     cap: int
+    counts_for_s: float
+    """So long what was used counts on."""
 
     def used(self) -> int:
         """Slots that cannot be given back yet."""
@@ -63,6 +65,7 @@ class InFlight:
 
     what = "in-flight"
     words = "requests at once"
+    counts_for_s = 0.0
 
     def __init__(self, lane: Lane) -> None:
         self.cap = lane.upstream.max_in_flight
@@ -93,6 +96,8 @@ class PerMinute:
     While a share shrinks, what is left of it may still be spent, at the smaller one's pace: as the last minute is
     forgotten, slot after slot becomes free for others, and neither they nor this process stand still meanwhile.
     """
+
+    counts_for_s = PERIOD_S
 
     def __init__(self, what: str, words: str, cap: int, rate: Cap, lane: Lane) -> None:
         self.what = what

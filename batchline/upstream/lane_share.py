@@ -33,9 +33,11 @@ class Timing(msgspec.Struct, frozen=True):
     calm_s: float = 3.0
     idle_s: float = 5.0
     start_s: float = 30.0
-    lease_s: float = 300.0
+    lease_s: float = 60.0
+    """Prefect's shortest: so long nobody has what a process held that was killed."""
+
     lapse_s: float = 60.0
-    """Of what a process spent in the minute before its end: all of that minute, and Prefect's shortest lease."""
+    """Of what a process spent in the minute before its end: all of that minute, and again Prefect's shortest."""
 
 
 class LaneShare:

@@ -5,7 +5,7 @@ import logging
 from batchline.upstream.budgets import Budget, Demand
 from batchline.upstream.ledger import Ledger, Standing
 from batchline.upstream.shares import YIELDS, pieces, share
-from batchline.upstream.slots import Slots
+from batchline.upstream.slots import RENEWED_AT, Slots
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,8 @@ class Portion:
 
     def __init__(self, budget: Budget, name: str, ledger: Ledger, lease_s: float) -> None:
         self.budget = budget
-        self.slots = Slots(name, ledger, lease_s)
+        # What remains of it at a process's death is at least what was not yet due for renewal.
+        self.slots = Slots(name, ledger, max(lease_s, budget.counts_for_s / (1 - RENEWED_AT)))
         self.limit = 0
         self.target = 0
         self.is_shared = True
