@@ -32,13 +32,17 @@ class Upstream(BaseModel):
     )
     headers: dict[str, SecretStr] = Field(default_factory=dict, description="Sent with every request.")
 
-    max_in_flight: int = Field(default=64, ge=1, le=10_000, description="Most requests under way at once.")
+    max_in_flight: int = Field(
+        default=64, ge=1, le=10_000, description="Most requests under way at once, of all who share it."
+    )
     min_in_flight: int = Field(default=1, ge=1, description="The adaptive limit does not go below.")
     requests_per_minute: int | None = Field(
-        default=None, ge=1, description="Most requests to start in a minute; no such limit where absent."
+        default=None,
+        ge=1,
+        description="Most requests to start in any minute, likewise; no such limit where absent.",
     )
     tokens_per_minute: int | None = Field(
-        default=None, ge=1, description="Most tokens to spend in a minute; no such limit where absent."
+        default=None, ge=1, description="Most tokens to spend in any minute, likewise; no such limit where absent."
     )
 
     connect_timeout_s: float = Field(default=10.0, gt=0, description="Until a connection stands.")
