@@ -17,8 +17,9 @@ from batchline.storage.objects import ObjectStore
 from batchline.storage.records import BatchRecord
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from jinja2 import BaseLoader, Environment, Template
 
+FOLDER: Final = Path(__file__).parent
 SHOWN_MODELS: Final = 25
 SHOWN_ERRORS: Final = 20
 
@@ -31,38 +32,48 @@ def write_page(store: ObjectStore, batch: BatchRecord, report: BatchReport, mani
 
 def make_page(batch: BatchRecord, report: BatchReport, samples: Mapping[str, Sequence[Sample]]) -> bytes:
     """The page of a batch that is over, with some of its failed requests by error code."""
-    shown = sorted(report.models, key=lambda model: (-model.requests, model.model))
-    page = _template().render(
-        batch=batch,
-        report=report,
-        usage=batch.analytics,
-        outcome=outcome(batch),
-        took_s=_took_s(batch),
-        errors=(batch.errors or ())[:SHOWN_ERRORS],
-        samples=samples,
-        meanings=MEANINGS,
-        histogram=histogram(report),
-        timeline=timeline(report),
-        models=shown[:SHOWN_MODELS],
-        other_models=_together(shown[SHOWN_MODELS:]),
-        files=_files(batch),
-    )
+    page = _template().render(told_of(batch, report, samples), files=_files(batch), files_at="")
     return page.encode("utf-8", errors="replace")
+
+
+def told_of(batch: BatchRecord, report: BatchReport, samples: Mapping[str, Sequence[Sample]]) -> dict[str, Any]:
+    """What `outcome.html`, `sections.html` and `details.html` tell of a batch that is over.
+
+    They also need `files_at`: what the links to its files start with.
+    """
+    shown = sorted(report.models, key=lambda model: (-model.requests, model.model))
+    return {
+        "batch": batch,
+        "report": report,
+        "usage": batch.analytics,
+        "outcome": outcome(batch),
+        "took_s": _took_s(batch),
+        "errors": (batch.errors or ())[:SHOWN_ERRORS],
+        "samples": samples,
+        "meanings": MEANINGS,
+        "histogram": histogram(report),
+        "timeline": timeline(report),
+        "models": shown[:SHOWN_MODELS],
+        "other_models": _together(shown[SHOWN_MODELS:]),
+    }
 
 
 @cache
 def _template() -> Template:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415 - only needed at the end
+    from jinja2 import FileSystemLoader  # noqa: PLC0415 - only needed at the end
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    return environment(FileSystemLoader(FOLDER)).get_template("page.html")
+
+
+def environment(loader: BaseLoader) -> Environment:
+    """What templates are rendered by, those of other rooms that look like this page as well."""
+    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415 - only needed at the end
+
+    made = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(FILTERS)
-    return environment.get_template("page.html")
+    made.filters.update(FILTERS)
+    return made
 
 
 def _took_s(batch: BatchRecord) -> int | None:
