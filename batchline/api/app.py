@@ -35,12 +35,13 @@ def create_app(client: Batchline, *, open_without_keys: bool = False) -> FastAPI
     app.state.client = client
     app.state.uploads = Uploads()
     app.state.reads = polled.Reads()
+    app.state.door = Door(client, open_without_keys=open_without_keys)
     for room in (files, batches, models, health):
         app.include_router(room.router)
     app.router.routes[:0] = polled.router.routes  # first, and not within a router, which looks for a route twice
     handle_errors(app)
     app.add_middleware(Bounds)
-    app.add_middleware(Doorkeeper, door=Door(client, open_without_keys=open_without_keys))
+    app.add_middleware(Doorkeeper, door=app.state.door)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     return app
 

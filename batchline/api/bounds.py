@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,11 +22,18 @@ LEAST_BYTES_A_S: Final = 1_024
 """A body may take `START_S` and a second for so many bytes, and no pause in it more than `IDLE_S`."""
 
 
+def _takes_files(path: str) -> bool:
+    return path == "/v1/files"
+
+
 class Bounds:
     """Refuses what goes over the bounds, wherever in the app the body is read."""
 
-    def __init__(self, app: ASGIApp, *, most_at_once: int = MOST_AT_ONCE) -> None:
+    def __init__(
+        self, app: ASGIApp, *, most_at_once: int = MOST_AT_ONCE, takes_files: Callable[[str], bool] = _takes_files
+    ) -> None:
         self._app = app
+        self._takes_files = takes_files
         self._most_at_once = most_at_once
         self._now = 0
 
@@ -39,15 +47,14 @@ class Bounds:
             return
         self._now += 1
         try:
-            await self._app(scope, _Body(receive, _most_bytes(scope)), send)
+            await self._app(scope, _Body(receive, self._most_bytes(scope["path"])), send)
         finally:
             self._now -= 1
 
-
-def _most_bytes(scope: Scope) -> int | None:
-    if scope["path"] == "/v1/files":
-        return None  # the file's own limit holds
-    return NAMES_BYTES if scope["path"].endswith("/retry-requests") else BODY_BYTES
+    def _most_bytes(self, path: str) -> int | None:
+        if self._takes_files(path):
+            return None  # the file's own limit holds
+        return NAMES_BYTES if path.endswith("/retry-requests") else BODY_BYTES
 
 
 class _Body:

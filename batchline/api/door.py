@@ -33,6 +33,8 @@ class Visitor(NamedTuple):
 
     client: Batchline
     is_manager: bool
+    name: str | None = None
+    """The member's; none where no key is needed."""
 
 
 class Found(NamedTuple):
@@ -82,7 +84,7 @@ class Door:
             )
         if path in FOR_MANAGERS and key.role != "manager":
             raise Refusal(403, f"{path} is for managers", code="insufficient_permissions")
-        return Visitor(self._client.acting_for(access_of(key)), is_manager=key.role == "manager")
+        return Visitor(self._client.acting_for(access_of(key)), key.role == "manager", key.name)
 
 
 def _unknown(*, has_token: bool) -> Refusal:

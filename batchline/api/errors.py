@@ -102,14 +102,19 @@ def documented(*more: int) -> dict[int | str, dict[str, Any]]:
 
 
 def answer_of(error: Exception) -> Response:
-    """The answer for an error. Faults of ours are logged, and told without their details."""
+    """The answer for an error."""
+    return _answer(told(error))
+
+
+def told(error: Exception) -> HTTPException:
+    """The error as the caller is told it. Faults of ours are logged, and told without their details."""
     if isinstance(error, BatchlineError):
         error = _refusal_of(error)
     if isinstance(error, RequestValidationError):
         error = _refusal_of_fault(error)
     if not isinstance(error, HTTPException):
         error = Refusal(500, "the server failed; its log says more")
-    return _answer(error)
+    return error
 
 
 def _refusal_of(error: BatchlineError) -> Refusal:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
 
 import uvicorn
+from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from batchline.api.app import create_app
 from batchline.api.door import is_loopback
@@ -21,6 +23,7 @@ from batchline.operations.keys import Keys
 
 BACKLOG: Final = 2_048
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+Face = Callable[[FastAPI], ASGIApp]
 SHUTDOWN_S: Final = 10
 """How long answers may take that are under way when the server stops."""
 
@@ -40,11 +43,12 @@ SERVING: Final[Mapping[str, Any]] = {
 class Server:
     """The API at an address, which it has from the start; batches run where the client's run.
 
+    `face` puts more before the API, such as pages for people.
     Raises `InvalidInput` where it cannot listen there, for an address beyond this machine without a key, and where
     nothing is configured that batches could be run by.
     """
 
-    def __init__(self, client: Batchline, *, host: str, port: int) -> None:
+    def __init__(self, client: Batchline, *, host: str, port: int, face: Face | None = None) -> None:
         is_local, keys = is_loopback(host), Keys(client)
         if not is_local and not keys.can_be_used():
             raise InvalidInput(
@@ -59,7 +63,8 @@ class Server:
         self.url = _url(self._listener)
         self.is_open = is_local and not keys.are_needed()
         """Whether whoever asks is let in."""
-        self._server = _Uvicorn(uvicorn.Config(create_app(client, open_without_keys=is_local), **SERVING))
+        api = create_app(client, open_without_keys=is_local)
+        self._server = _Uvicorn(uvicorn.Config(face(api) if face else api, **SERVING))
 
     def run(self) -> None:
         """Serve until SIGINT, SIGTERM or `stop`; then stop the batches that run, which can go on later."""

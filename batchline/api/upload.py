@@ -26,9 +26,13 @@ FIELDS: Final = frozenset({"purpose", "expires_after[anchor]", "expires_after[se
 
 
 class Form:
-    """A form as it is parsed: small fields, and the bytes of one file."""
+    """The form of a request as it is parsed: small fields, and the bytes of one file.
 
-    def __init__(self, boundary: bytes) -> None:
+    It has the API's fields and those that are named beside them. Raises `Refusal` where the request has no form.
+    """
+
+    def __init__(self, request: Request, *, beside: frozenset[str] = frozenset()) -> None:
+        self._known = FIELDS | beside
         self.fields: dict[str, bytes] = {}
         self.filename: str | None = None
         self.is_whole = False
@@ -45,7 +49,7 @@ class Form:
             "on_part_data": lambda data, start, end: self._add(data[start:end]),
             "on_end": self._end,
         }
-        self._parser = MultipartParser(boundary, callbacks, max_header_size=HEADER_BYTES)  # type: ignore[arg-type]
+        self._parser = MultipartParser(_boundary(request), callbacks, max_header_size=HEADER_BYTES)  # type: ignore[arg-type]
 
     def feed(self, data: bytes) -> list[bytes]:
         """Parse what came, and return what of it is the file's; raises `Refusal` for what is no form."""
@@ -75,7 +79,7 @@ class Form:
             if self.filename is not None:
                 raise Refusal(400, "there are two files; send one", param="file")
             self.filename = options.get(b"filename", b"").decode(errors="replace").replace("\0", "")
-        elif self._name not in FIELDS:
+        elif self._name not in self._known:
             raise Refusal(400, f"Unknown parameter: '{self._name}'.", param=self._name, code="unknown_parameter")
         else:
             self.fields[self._name] = b""
@@ -118,11 +122,15 @@ class Uploads:
 
     async def receive(self, request: Request, client: Batchline) -> FileObject:
         """Store the file of the request's form; where the client leaves, nothing stays behind."""
+        return await self.receive_form(Form(request), request, client)
+
+    async def receive_form(self, form: Form, request: Request, client: Batchline) -> FileObject:
+        """The same, where the form's other fields are wanted as well."""
         if self._now >= self._most_at_once:
             raise unavailable("too many files are being uploaded; try again")
         self._now += 1
         try:
-            return await self._received(Form(_boundary(request)), request.stream(), client)
+            return await self._received(form, request.stream(), client)
         except ClientDisconnect:
             raise Refusal(400, "the client has left") from None
         finally:

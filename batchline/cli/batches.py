@@ -16,11 +16,12 @@ from batchline.cli.progress import Progress
 from batchline.cli.run import run
 from batchline.cli.show import show
 from batchline.cli.watch import follow, watch
-from batchline.cli.words import one_line, runner_note
+from batchline.cli.words import one_line
 from batchline.models.batches import BatchResponse
 from batchline.models.errors import InvalidInput
 from batchline.models.status import TERMINAL
 from batchline.operations import Batchline
+from batchline.operations.progress import runner_note
 from batchline.storage.records import BatchRecord
 
 RunFlag = Annotated[bool, Parameter(name="--run", negative="", show_default=False)]

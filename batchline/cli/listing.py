@@ -9,11 +9,12 @@ from rich.text import Text
 from batchline.cli.options import Flag
 from batchline.cli.paging import AllFlag, page_size, print_page, say_more, shown
 from batchline.cli.tables import Column, Row, described, print_rows
-from batchline.cli.words import ago, cost, plain, roughly, runner_note, took
+from batchline.cli.words import ago, cost, plain, roughly, took
 from batchline.models.batches import StatusFilter
 from batchline.models.settings import Settings
 from batchline.models.status import BatchStatus
 from batchline.operations import Batchline
+from batchline.operations.progress import runner_note
 from batchline.steps.prices import CURRENCY
 from batchline.storage.records import BatchRecord
 

@@ -9,9 +9,9 @@ from batchline.cli.exits import Exit, exit_of_batch
 from batchline.cli.options import Flag
 from batchline.cli.progress import Progress
 from batchline.cli.show import show
-from batchline.cli.words import runner_note
 from batchline.models.status import TERMINAL, BatchStatus
 from batchline.operations import Batchline
+from batchline.operations.progress import runner_note
 from batchline.steps.meter import Reading, RecentRate, span, speed
 from batchline.storage.records import BatchRecord
 

@@ -5,7 +5,7 @@ from decimal import Decimal
 
 from rich.text import Text
 
-from batchline.models.status import TERMINAL, BatchStatus
+from batchline.models.status import TERMINAL
 from batchline.steps.meter import span
 from batchline.storage.records import BatchRecord
 
@@ -31,15 +31,6 @@ def roughly(seconds: float) -> str:
         if seconds >= length:
             return f"{seconds // length:.0f} {unit}"
     return f"{max(0.0, seconds):.0f} s"
-
-
-def runner_note(batch: BatchRecord, *, now: float, lease_s: float) -> str:
-    """Why a batch that is not over does not move; empty where it does, or is over."""
-    if batch.status in TERMINAL or batch.is_held(now=now, lease_s=lease_s):
-        return ""
-    if batch.lease_owner is not None:
-        return "runner died"
-    return "waiting" if batch.status is BatchStatus.VALIDATING else "stopped"
 
 
 def took(batch: BatchRecord, now: float) -> str:

@@ -31,8 +31,10 @@ from batchline.steps.hold import owner_name
 from batchline.steps.intake import create_batch
 from batchline.steps.lifecycle import read_report
 from batchline.steps.local import run_local
+from batchline.steps.report.samples import Sample, read_samples
 from batchline.steps.retry import retry_batch
 from batchline.steps.sweep import sweep_now
+from batchline.steps.write import read_manifest
 from batchline.storage import layout
 from batchline.storage.records import BatchRecord
 
@@ -111,6 +113,16 @@ class Batches:
         """The figures beyond the analytics, once the batch is over; raises `NotFound` before."""
         self.record(batch_id)
         return read_report(self._engine.store, batch_id)
+
+    def failures(self, batch_id: str) -> dict[str, list[Sample]]:
+        """Some failed requests of each error code, once the batch is over; raises `NotFound` before."""
+        batch, store = self.record(batch_id), self._engine.store
+        if batch.final_prefix is None or batch.status not in TERMINAL:
+            raise NotFound(f"batch {batch_id} is {batch.status}; its failures are there when it is over")
+        if batch.error_file_id is None:
+            return {}
+        manifest = read_manifest(store, batch.final_prefix)
+        return read_samples(store, layout.final_keys(manifest.prefix).errors, manifest.first_failures)
 
     def files(self, batch_id: str) -> dict[str, Iterator[bytes]]:
         """The content of the batch's files by name, as far as there are any; none before it is over."""

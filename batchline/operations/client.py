@@ -51,6 +51,10 @@ class Batchline:
         """The same client on somebody's behalf; what it starts runs where this one's batches run."""
         return Batchline(engine=self.engine, source=self.source, access=access, runner=self.runner)
 
+    def coming_from(self, source: Source) -> Batchline:
+        """The same client, for batches of which that is to be known."""
+        return Batchline(engine=self.engine, source=source, access=self.access, runner=self.runner)
+
     def check(self) -> None:
         """Raise `StorageFault` unless the database and the storage answer."""
         self.engine.records.overview.check()

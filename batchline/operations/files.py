@@ -22,6 +22,7 @@ from batchline.steps.intake import store_input, store_input_file, store_input_fr
 from batchline.steps.lifecycle import read_plan
 from batchline.steps.parts import finished_keys, part_of
 from batchline.steps.sweep import sweep_now
+from batchline.steps.validate import Validation, validate_input
 from batchline.steps.write import read_manifest
 from batchline.storage import layout
 from batchline.storage.objects import ObjectStore
@@ -158,6 +159,21 @@ class Files:
         size = record.size_bytes
         if at < min(size, size if end is None else end):
             yield from self._engine.store.stream(record.key, at, size if end is None else min(size, end))
+
+    def check(self, file_id: str, *, endpoint: str | None = None) -> Validation:
+        """What is wrong with an input file, as a batch to that endpoint would find, or to the one that it names.
+
+        Raises `NotFound`, and `InvalidInput` for an endpoint that is not allowed.
+        """
+        engine, record = self._engine, self.record(file_id)
+        return validate_input(
+            lambda: engine.store.stream(record.key, 0, record.size_bytes),
+            batch_id="",
+            input_key=record.key,
+            endpoint=None if endpoint is None else engine.settings.checked_endpoint(endpoint),
+            settings=engine.settings,
+            max_errors=engine.settings.max_reported_errors,
+        )
 
     def extent(self, file_id: str) -> Extent:
         """How much of the file can be read now; raises `NotFound`."""

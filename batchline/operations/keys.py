@@ -8,7 +8,7 @@ import time
 
 from batchline.models.errors import InvalidInput
 from batchline.models.ids import new_key_id
-from batchline.models.keys import KeyLimits, KeyObject, Role
+from batchline.models.keys import KeyLimits, KeyObject, MemberObject, Role
 from batchline.operations.access import Access
 from batchline.operations.client import Batchline
 from batchline.storage.rows import KeyRecord
@@ -44,6 +44,11 @@ class Keys:
         )
         self._records.add(key)
         return key.to_object().model_copy(update={"token": token})
+
+    def members(self) -> list[MemberObject]:
+        """Everybody for whom a key was ever made, by name."""
+        found = {key.member_id: key.to_object().member for key in self._records.all()}
+        return sorted(found.values(), key=lambda member: member.name)
 
     def list(self) -> list[KeyObject]:
         """Every key, the revoked ones as well, newest first."""

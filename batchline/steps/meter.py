@@ -61,6 +61,10 @@ class RecentRate:
         (began, first), (now, last) = self._points[0], self._points[-1]
         return (last - first) / max(now - began, 1e-3)
 
+    def watched_s(self) -> float:
+        """Seconds between its points."""
+        return self._points[-1][0] - self._points[0][0] if self._points else 0.0
+
     def silent_s(self) -> float:
         """Seconds since the count last grew."""
         return self._points[-1][0] - self._grew_at if self._points else 0.0

@@ -177,3 +177,21 @@ def test_a_deleted_file_is_gone(world_of_one):
         with pytest.raises(NotFound, match=file.id):
             ask(file.id)
     assert client.engine.store.find("") == []
+
+
+def test_a_file_is_checked_as_a_batch_would_check_it(world, tmp_path):
+    client = world().client
+    good = client.files.create(file=requests_file(tmp_path / "good.jsonl", 3))
+    bad = client.files.create(file=b"{\n[]\n")
+
+    found = client.files.check(good.id)
+    assert found.plan is not None
+    assert (found.plan.total, found.plan.endpoint) == (3, "/v1/chat/completions")
+    assert {error.code for error in client.files.check(good.id, endpoint="/v1/embeddings").errors} == {
+        "mismatched_url"
+    }
+    assert [error.line for error in client.files.check(bad.id).errors] == [1, 2]
+    with pytest.raises(InvalidInput, match="allowed are"):
+        client.files.check(good.id, endpoint="/v1/odd")
+    with pytest.raises(NotFound):
+        client.files.check("file-1")

@@ -1,0 +1,81 @@
+"""How a batch that is not over gets on: speed, time left, and why it does not move."""
+
+import time
+from collections.abc import Callable
+
+import msgspec
+import pytest
+from waiters import until
+
+from batchline import Batchline
+from batchline.models.status import BatchStatus
+from batchline.operations.progress import Watch, runner_note
+from batchline.storage.records import BatchRecord
+
+HELD = {"lease_owner": "a:1:x", "lease_at": 1_000.0}
+
+
+def record(**fields: object) -> BatchRecord:
+    known = {"id": "batch-1", "status": BatchStatus.IN_PROGRESS, "endpoint": "/v1/x", "input_file_id": "file-1"}
+    more = {"input_filename": "x", "completion_window": "24h", "created_at": 1, "expires_at": 2}
+    return BatchRecord(**{**known, **more, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "note"),
+    [
+        ({**HELD}, ""),
+        ({"status": BatchStatus.COMPLETED}, ""),
+        ({**HELD, "lease_at": 1.0}, "runner died"),
+        ({"status": BatchStatus.VALIDATING}, "waiting"),
+        ({}, "stopped"),
+    ],
+    ids=["it runs", "over", "silent", "not begun", "let go"],
+)
+def test_why_a_batch_does_not_move(fields, note):
+    assert runner_note(record(**fields), now=1_010, lease_s=60) == note
+
+
+@pytest.fixture
+def watch(engine_for) -> Watch:
+    return Watch(engine_for("http://127.0.0.1:9/v1"))
+
+
+def test_speed_is_that_since_the_start_until_it_was_watched(watch: Watch):
+    batch = record(total=1_000, completed=90, failed=10, in_progress_at=int(time.time()) - 50)
+    seen = watch.look(batch)
+    assert (seen.settled, seen.run) == (100, None)
+    assert seen.per_s == pytest.approx(2, rel=0.1)
+    assert seen.left_s == pytest.approx(450, rel=0.1)
+
+
+def test_then_it_is_the_speed_of_late(watch: Watch):
+    batch = record(total=1_000, completed=100, in_progress_at=int(time.time()) - 1_000)
+    watch.look(batch)
+    time.sleep(1.2)
+    seen = watch.look(msgspec.structs.replace(batch, completed=700))
+    assert seen.per_s is not None
+    assert seen.per_s > 100
+
+
+@pytest.mark.parametrize(
+    "fields", [{"generation": 1}, {"in_progress_at": None}, {"status": BatchStatus.FINALIZING}]
+)
+def test_a_speed_that_cannot_be_known_is_not_told(fields, watch: Watch):
+    seen = watch.look(record(**{"total": 9, "completed": 5, "in_progress_at": 1, **fields}))
+    assert (seen.per_s, seen.left_s) == (None, None)
+
+
+def test_the_process_that_runs_it_knows_more(simulator: Callable, engine_for: Callable, chat_file: Callable):
+    engine = engine_for(simulator(latency_s=0.3).base_url)
+    with Batchline(engine=engine) as client:
+        file = client.files.create(file=chat_file(2_000))
+        batch = client.batches.create(input_file_id=file.id)
+        watch = Watch(engine)
+
+        def some() -> bool:
+            run = watch.look(client.batches.record(batch.id)).run
+            return run is not None and run.completed > 0
+
+        until(some)
+        client.batches.cancel(batch.id)
