@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 LINKED = ("flows", "models", "tasks")
-SHIPPED = {".py", ".typed", ".mako", ".ini", ".html", ".css", ".js", ".json"}
+SHIPPED = {".py", ".typed", ".mako", ".ini", ".html", ".css", ".js", ".json", ".svg"}
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]

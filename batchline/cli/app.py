@@ -45,7 +45,8 @@ app.command(
     "Exit status: 0 there is nothing to do, or it is done; 6 something could not be done.",
 )
 app.command(
-    "batchline.cli.serve:serve", help="Serve OpenAI's Files and Batches API, and run the batches that come in."
+    "batchline.cli.serve:serve",
+    help="Serve OpenAI's Files and Batches API and pages for people, and run the batches that come in.",
 )
 app.command("batchline.cli.keys:app", name="keys", help="Make, list and revoke keys of the API.")
 app.command("batchline.cli.simulate:simulate", help="Serve a stand-in upstream to try things on.")

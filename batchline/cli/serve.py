@@ -1,11 +1,11 @@
-"""`batchline serve`: the HTTP API."""
+"""`batchline serve`: the HTTP API and the pages."""
 
 from batchline.cli.console import messages
 from batchline.operations.deployed import serving_client
 
 
 def serve(*, host: str = "127.0.0.1", port: int = 8080) -> None:
-    """Serve OpenAI's Files and Batches API until Ctrl-C, and run the batches.
+    """Serve OpenAI's Files and Batches API and pages for people until Ctrl-C, and run the batches.
 
     They run in this process, and go on when it is started again; or, with BATCHLINE_SERVE_VIA=deployment, as runs
     of the Prefect deployment that BATCHLINE_DEPLOYMENT names.
@@ -18,9 +18,11 @@ def serve(*, host: str = "127.0.0.1", port: int = 8080) -> None:
         Port to listen at; 0 takes a free one.
     """
     from batchline.api import Server  # noqa: PLC0415 - FastAPI is slow to import
+    from batchline.web import with_pages  # noqa: PLC0415 - as above
 
-    server = Server(serving_client(), host=host, port=port)
+    server = Server(serving_client(), host=host, port=port, face=with_pages)
     messages().print(f"serving at {server.url}", markup=False)
+    messages().print(f"pages for people at {server.url.removesuffix('v1')}", markup=False)
     if server.is_open:
         messages().print(
             "open to every program of this machine, until a key is made with: batchline keys create NAME",

@@ -12,6 +12,7 @@ import openai
 
 from batchline import Batchline
 from batchline.api import Server
+from batchline.api.server import Face
 from batchline.models.keys import KeyLimits, Role
 from batchline.operations.keys import Keys
 from batchline.simulate import Simulator
@@ -22,9 +23,9 @@ OVER = {"completed", "failed", "expired", "cancelled"}
 
 
 @contextmanager
-def running(client: Batchline) -> Iterator[str]:
+def running(client: Batchline, face: Face | None = None) -> Iterator[str]:
     """The base URL of the API over that client, which ends with the block."""
-    server = Server(client, host="127.0.0.1", port=0)
+    server = Server(client, host="127.0.0.1", port=0, face=face)
     thread = threading.Thread(target=server.run, name="server")
     thread.start()
     try:
@@ -43,11 +44,11 @@ def root_of(url: str) -> str:
 class Served:
     """An API that runs, with the client under it, which sees everything, and clients that end with it."""
 
-    def __init__(self, client: Batchline, simulator: Simulator) -> None:
+    def __init__(self, client: Batchline, simulator: Simulator, face: Face | None = None) -> None:
         self.client = client
         self.simulator = simulator
         self._stack = ExitStack()
-        self.url = self._stack.enter_context(running(client))
+        self.url = self._stack.enter_context(running(client, face))
 
     def close(self) -> None:
         self._stack.close()

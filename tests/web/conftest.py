@@ -1,0 +1,102 @@
+"""The pages on this test's own directory, and a browser to look at them with."""
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# For their servers, requests, pages and commands.
+for room in ("storage", "upstream", "operations", "steps", "cli", "api"):
+    sys.path.append(str(Path(__file__).parent.parent / room))
+
+from browsing import Person  # noqa: E402 - now that it can be found
+from serving import Served, root_of  # noqa: E402
+
+from batchline import Batchline  # noqa: E402
+from batchline.models.settings import load_settings  # noqa: E402
+from batchline.models.upstreams import Upstream  # noqa: E402
+from batchline.simulate import Simulator, SimulatorOptions  # noqa: E402
+from batchline.steps.engine import Engine  # noqa: E402
+from batchline.storage.objects import open_objects  # noqa: E402
+from batchline.storage.records import open_records  # noqa: E402
+from batchline.web import with_pages  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ARGUMENTS = (
+    *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+)
+
+
+def _served(home: Path, stand_in: dict[str, object], settings: dict[str, object]) -> Iterator[Served]:
+    with ExitStack() as stack:
+        target = Simulator(SimulatorOptions.model_validate(stand_in))
+        target.start()
+        stack.callback(target.stop)
+        address = settings.pop("base_url", target.base_url)
+        upstream = {"base_url": address, "max_attempts": 3, "backoff_base_s": 0.01, "backoff_cap_s": 0.05}
+        known = {"home": home, "upstreams": [Upstream.model_validate(upstream)], "flush_interval_s": 0.2}
+        chosen = load_settings(**{**known, **settings})
+        engine = Engine(settings=chosen, store=open_objects(chosen), records=open_records(chosen))
+        stack.callback(engine.records.close)
+        served = Served(Batchline(engine=engine), target, with_pages)
+        stack.callback(served.close)
+        yield served
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
+    """Serve API and pages on this test's own directory; `stand_in` are options of the simulator."""
+    with ExitStack() as stack:
+
+        def start(*, stand_in: dict[str, object] | None = None, **settings: object) -> Served:
+            return stack.enter_context(contextmanager(_served)(tmp_path / "home", stand_in or {}, settings))
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Pages that a module's tests share, where no key is needed."""
+    yield from _served(tmp_path_factory.mktemp("open"), {}, {})
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Pages that a module's tests share, where a key is needed."""
+    for found in _served(tmp_path_factory.mktemp("keyed"), {}, {}):
+        found.key("first")
+        yield found
+
+
+@pytest.fixture
+def person(served: Served) -> Iterator[Person]:
+    """Somebody at a browser without scripts, where no key is needed."""
+    with Person(root_of(served.url)) as found:
+        yield found
+
+
+@pytest.fixture
+def guest(keyed: Served) -> Iterator[Person]:
+    """Somebody at a browser without scripts who has not signed in."""
+    with Person(root_of(keyed.url)) as found:
+        yield found
+
+
+# Not for the session: as long as it is driven, other tests could not run loops of their own.
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A headless Chromium, driven by playwright, which brings none of its own along."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install .[dev]"
+    )
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium (on Debian: apt-get install chromium)")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=[*ARGUMENTS])
+        yield browser
+        browser.close()

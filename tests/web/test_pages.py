@@ -1,0 +1,334 @@
+"""What the pages show: batches in every state, lists and their filters, results, files, and big numbers."""
+
+import time
+
+import pytest
+from browsing import Person
+from serving import ENDPOINT, Served, until_over
+from some_requests import requests_file
+from typed import until
+
+from batchline import Batchline
+from batchline.models.analytics import BatchAnalytics
+from batchline.models.batches import BatchResponse
+from batchline.models.status import BatchStatus
+from batchline.storage import objects
+
+STATES = {
+    BatchStatus.VALIDATING: "Checking",
+    BatchStatus.IN_PROGRESS: "In progress",
+    BatchStatus.FINALIZING: "Writing files",
+    BatchStatus.COMPLETED: "Completed",
+    BatchStatus.FAILED: "Failed",
+    BatchStatus.EXPIRED: "Expired",
+    BatchStatus.CANCELLING: "Cancelling",
+    BatchStatus.CANCELLED: "Cancelled",
+}
+
+
+def some_fail(number: int) -> str:
+    return f"{number} simulate:status=400" if number % 3 == 1 else f"Question {number}?"
+
+
+def made(
+    served: Served, folder, count: int = 6, *, name: str = "r.jsonl", prompt=some_fail, **create
+) -> BatchResponse:
+    """A batch that has run."""
+    file = served.client.files.create(file=requests_file(folder / name, count, prompt=prompt))
+    batch = served.client.batches.create(input_file_id=file.id, **create)
+    return served.client.batches.wait(batch.id, timeout_s=60)
+
+
+def unrun(served: Served, **record) -> BatchResponse:
+    """A batch that nobody runs, as its record says."""
+    file = served.client.files.create(file=("waiting.jsonl", b"{}\n"))
+    # From the command line, so that the server leaves it alone.
+    client = Batchline(engine=served.client.engine, source="cli")
+    batch = client.batches.create(input_file_id=file.id, via=None)
+    served.client.engine.records.update(batch.id, **record)
+    return batch
+
+
+def test_a_batch_tells_its_outcome_times_files_and_failures(served: Served, person: Person, tmp_path):
+    batch = made(served, tmp_path, metadata={"night": "2026-11-26"})
+
+    page = person.open(f"/batches/{batch.id}")
+
+    page.assert_drawn_with_numbers()
+    words = page.words()
+    assert "4 of 6 requests were answered, 2 failed." in words
+    for step in ("Created", "Sending", "Writing", "Completed"):
+        assert step in words
+    assert "line 2 · request-1 · HTTP 400" in words
+    assert page.row("invalid_request")[1] == "2"
+    assert "night 2026-11-26" in words
+    assert "Came from api" in words
+    assert page.form(f"/batches/{batch.id}/retry").buttons == 1
+    assert f"/batches/{batch.id}/cancel" not in page.html
+    for name in ("report.html", "report.json", "requests.parquet"):
+        answer = person.http.get(f"/batches/{batch.id}/{name}")
+        assert answer.content == b"".join(served.client.batches.files(batch.id)[name])
+        assert answer.headers["content-disposition"].startswith(
+            "inline" if name == "report.html" else "attachment"
+        )
+    for file_id in (batch.input_file_id, batch.output_file_id, batch.error_file_id):
+        answer = person.http.get(f"/files/{file_id}/content")
+        assert answer.content == b"".join(served.client.files.content(str(file_id)))
+        assert answer.headers["content-disposition"].startswith("attachment")
+        assert f"/files/{file_id}" in page.html
+
+
+def test_the_links_of_the_report_lead_to_the_files_beside_it(served: Served, person: Person, tmp_path):
+    batch = made(served, tmp_path)
+    report = person.http.get(f"/batches/{batch.id}/report.html")
+    for name in ("output.jsonl", "errors.jsonl", "requests.parquet", "report.json"):
+        assert f'href="{name}"' in report.text
+        assert person.http.get(f"/batches/{batch.id}/{name}").status_code == 200
+    assert person.open(f"/batches/{batch.id}/plan.json").status == 404
+
+
+def test_a_running_batch_tells_how_far_it_is_and_can_be_cancelled(serve, tmp_path):
+    served = serve(stand_in={"latency_s": 0.5}, flush_interval_s=0.1)
+    file = served.client.files.create(file=requests_file(tmp_path / "r.jsonl", 400))
+    batch = served.client.batches.create(input_file_id=file.id)
+    with Person(served.url.removesuffix("/v1")) as person:
+        until(
+            lambda: (
+                "0 of 400 requests are done" not in (words := person.open(f"/batches/{batch.id}").words())
+                and "of 400 requests are done" in words
+            )
+        )
+        page = person.open(f"/batches/{batch.id}")
+        assert ("data-live", "2") in page.attributes
+        assert "In flight" in page.words()
+        assert "Tokens so far" in page.words()
+        assert "400" in person.open("/", status="in_progress").words()
+        results = person.open(f"/batches/{batch.id}/results", status="in_progress")
+        assert "request-" in results.html
+
+        cancelled = person.send(page, f"/batches/{batch.id}/cancel")
+
+        assert cancelled.answer.url.path == f"/batches/{batch.id}"
+        assert served.client.batches.wait(batch.id, timeout_s=60).status == "cancelled"
+        over = person.open(f"/batches/{batch.id}")
+        assert ("data-live", "") in over.attributes
+        assert "Cancelled" in over.words()
+
+
+@pytest.mark.parametrize("status", BatchStatus)
+def test_every_state_is_told_in_words(status, served: Served, person: Person):
+    batch = unrun(served, status=status)
+    page = person.open(f"/batches/{batch.id}")
+    assert (page.status, STATES[status] in page.words()) == (200, True)
+    assert STATES[status] in person.open("/", search=batch.id).row(STATES[status])[0]
+
+
+def test_a_batch_that_nobody_runs_says_how_it_goes_on(served: Served, person: Person):
+    batch = unrun(served, status=BatchStatus.IN_PROGRESS, total=9, in_progress_at=int(time.time()))
+    page = person.open(f"/batches/{batch.id}")
+    assert f"batchline run --resume {batch.id}" in page.words()
+    assert "0 of 9 requests are done" in page.words()
+
+
+def test_a_file_that_did_not_validate_is_told_line_by_line(served: Served, person: Person):
+    file = served.client.files.create(file=("bad.jsonl", b'{"custom_id": "a"\n\n[]\n'))
+    batch = served.client.batches.create(input_file_id=file.id)
+    served.client.batches.wait(batch.id, timeout_s=60)
+
+    page = person.open(f"/batches/{batch.id}")
+
+    assert "nothing was sent" in page.words()
+    assert [row[0] for row in page.tables[0]] == ["Line", "1", "3"]
+    assert page.tables[0][2][2] == "invalid_json_line"
+    assert "2 errors in the file" in person.open("/", search=batch.id).words()
+
+
+def test_numbers_of_a_million_and_long_names_are_told_whole(served: Served, person: Person):
+    usage = BatchAnalytics(total_tokens=1_005_339_119, total_cost="237.6527829")
+    unrun(
+        served,
+        status=BatchStatus.COMPLETED,
+        total=1_000_000,
+        completed=998_412,
+        failed=1_588,
+        analytics=usage,
+        input_filename="a" * 300 + ".jsonl",
+    )
+    words = person.open("/", search="aaaaaaaa").words()
+    assert "998,412 of 1,000,000 · 1,588 failed" in words
+    assert "1.01 G" in words
+    assert "237.65" in words
+    assert "a" * 119 + "…" in words
+    assert "a" * 121 not in words
+
+
+# Lists
+
+
+def test_empty_lists_lead_to_the_first_batch(serve):
+    with Person(serve().url.removesuffix("/v1")) as person:
+        page = person.open("/")
+        assert "There are no batches yet" in page.words()
+        assert page.form("/new").kind == "multipart/form-data"
+        assert "No batch is like that" in person.open("/", search="x").words()
+        assert "/new" in person.open("/files").links()
+
+
+def test_batches_are_filtered_by_status_text_and_day(served: Served, person: Person):
+    for name, status in (("apples", BatchStatus.COMPLETED), ("pears", BatchStatus.FAILED)):
+        unrun(served, status=status, input_filename=name, **{f"{status}_at": 1})
+    today = time.strftime("%Y-%m-%d", time.gmtime())
+
+    def shown(**query: str) -> set[str]:
+        page = person.open("/", **query)
+        return {name for name in ("apples", "pears") if name in page.html}
+
+    assert shown() == {"apples", "pears"}
+    assert shown(status="completed") == {"apples"}
+    assert shown(status="failed", search="pea") == {"pears"}
+    assert shown(search="APPLE") == {"apples"}
+    assert shown(created_from=today, created_to=today) == {"apples", "pears"}
+    assert shown(created_to="2026-01-01") == set()
+    assert shown(created_from="2999-01-01") == set()
+    assert shown(status="", search="", created_from="") == {"apples", "pears"}
+
+
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("/?status=odd", "status"),
+        ("/?created_from=soon", "created_after"),
+        ("/?member=bob", "member_id"),
+        ("/?after=batch-1", "batch-1"),
+        ("/files?purpose=fun", "purpose"),
+    ],
+)
+def test_a_filter_that_cannot_be_is_told(path, names, person: Person):
+    page = person.open(path)
+    assert page.status in {400, 404}
+    assert names in page.words()
+
+
+def test_lists_go_on_page_by_page_with_their_filters(served: Served, person: Person):
+    ids = [unrun(served, status=BatchStatus.COMPLETED, completed_at=1).id for _ in range(25)]
+
+    first = person.open("/", status="completed", order="newest")
+    (more,) = (link for link in first.links() if "after=" in link)
+    second = person.open(more.replace("&amp;", "&"))
+
+    assert "status=completed" in more
+    assert [each in first.html for each in ids] == [False] * 5 + [True] * 20
+    assert [each in second.html for each in ids] == [True] * 5 + [False] * 20
+    assert "/?status=completed&order=newest" in second.links()
+    files = person.open("/files")
+    assert sum("after=" in link for link in files.links()) == 1
+
+
+def test_running_batches_come_first_unless_the_newest_are_wanted(served: Served, person: Person):
+    running = unrun(served, status=BatchStatus.IN_PROGRESS, created_at=1, input_filename="in turn").id
+    over = unrun(served, status=BatchStatus.COMPLETED, completed_at=1, input_filename="in turn").id
+    first = person.open("/", search="in turn").html
+    assert first.index(running) < first.index(over)
+    newest = person.open("/", order="newest", search="in turn").html
+    assert newest.index(over) < newest.index(running)
+
+
+def test_the_list_reads_no_files(served: Served, person: Person, tmp_path, monkeypatch):
+    batch = made(served, tmp_path)
+    monkeypatch.setattr(objects.LocalObjects, "read", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(objects.LocalObjects, "stream", lambda *_, **__: 1 / 0)
+    page = person.open("/", search=batch.id)
+    assert (page.status, "4 of 6" in page.words()) == (200, True)
+
+
+# Results
+
+
+def test_results_are_searched_filtered_paged_and_kept(served: Served, person: Person, tmp_path):
+    batch = made(served, tmp_path, 60)
+    path = f"/batches/{batch.id}/results"
+
+    first = person.open(path, limit=50)
+    assert "Requests 1 to 50 of 60" in first.words()
+    assert first.html.count('name="request_id"') == 17
+    (following,) = (link for link in first.links() if "skip=50" in link)
+    assert "Requests 51 to 60 of 60" in person.open(following.replace("&amp;", "&")).words()
+
+    failed = person.open(path, status="failed", search="request-1")
+    assert {f"request-{n}" in failed.html for n in (1, 10, 13, 16, 19)} == {True}
+    assert "request-11" not in failed.html
+    lines = person.http.get(f"{path}.jsonl", params={"status": "failed", "search": "request-1"}).text.splitlines()
+    assert len(lines) == 5
+    assert "No request is like that" in person.open(path, search="zzz").words()
+    assert person.open(path, status="odd").status == 400
+    assert person.open(path, skip="-1").status == 400
+
+
+def test_a_result_holds_prompt_answer_and_json(served: Served, person: Person, tmp_path):
+    batch = made(served, tmp_path, 3)
+    (item,) = served.client.batches.results(batch.id, limit=1)
+
+    page = person.open(f"/batches/{batch.id}/results")
+
+    answer = item.response_body["choices"][0]["message"]["content"]
+    assert "Question 0?" in page.words()
+    assert page.words().count(" ".join(answer.split())) >= 2  # in words and in JSON
+    assert '"finish_reason": "stop"' in page.words()
+    assert "invalid_request: status 400 as ordered" in page.words()
+    (alone,) = (link for link in page.links() if "skip=0&limit=1" in link)
+    assert item.id in person.http.get(alone.replace("&amp;", "&")).text
+
+
+def test_chosen_requests_are_tried_again_and_the_others_are_not(served: Served, person: Person, tmp_path):
+    batch = made(served, tmp_path, 6)
+    page = person.open(f"/batches/{batch.id}/results", status="failed")
+    ids = [value for name, value in page.attributes if name == "value" and str(value).startswith("req-")]
+
+    none = person.send(page, f"/batches/{batch.id}/retry-requests")
+    again = person.send(page, f"/batches/{batch.id}/retry-requests", request_id=[str(ids[0])])
+
+    assert (none.status, "no request is chosen" in none.html) == (400, True)
+    assert again.answer.url.path == f"/batches/{batch.id}"
+    over = served.client.batches.wait(batch.id, timeout_s=60)
+    assert over.request_counts.failed == 2
+    assert "Retried once" in person.open(f"/batches/{batch.id}").words()
+
+
+# Files, and what is for good
+
+
+def test_a_file_shows_how_it_starts_and_is_deleted_after_a_question(served: Served, person: Person, tmp_path):
+    file = served.client.files.create(file=requests_file(tmp_path / "r.jsonl", 30))
+    page = person.open(f"/files/{file.id}")
+    assert "request-19" in page.html
+    assert "request-20" not in page.html
+    assert f"/new?file={file.id}" in page.links()
+
+    asked = person.open(f"/files/{file.id}/delete")
+    assert served.client.files.retrieve(file.id).id == file.id
+    gone = person.send(asked, f"/files/{file.id}/delete")
+
+    assert (gone.answer.url.path, file.id in gone.html) == ("/files", False)
+    assert file not in served.client.files.list().data
+
+
+def test_a_batch_is_deleted_after_a_question(served: Served, person: Person, tmp_path):
+    batch = made(served, tmp_path)
+    gone = person.send(person.open(f"/batches/{batch.id}/delete"), f"/batches/{batch.id}/delete")
+    assert gone.answer.url.path == "/"
+    assert batch.id not in {each.id for each in served.client.batches.list().data}
+
+
+def test_what_the_state_forbids_is_told_with_a_way_on(served: Served, person: Person, tmp_path):
+    batch = made(served, tmp_path)
+    page = person.post(f"/batches/{batch.id}/cancel")
+    assert (page.status, "completed" in page.words(), "/" in page.links()) == (409, True, True)
+
+
+def test_the_api_knows_that_a_batch_was_made_on_the_page(served: Served, person: Person, tmp_path):
+    content = requests_file(tmp_path / "r.jsonl", 2).read_bytes()
+    started = person.send(person.upload("r.jsonl", content), "/batches")
+    api = served.openai()
+    batch = until_over(api, started.answer.url.path.rpartition("/")[2])
+    assert batch.endpoint == ENDPOINT
+    assert batch.to_dict()["dwext"] == {"source": "frontend"}

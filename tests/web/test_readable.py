@@ -1,0 +1,79 @@
+"""Prompts and answers out of bodies of every dialect, and of no dialect at all."""
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from batchline.web.readable import MOST_LETTERS, answered_in, asked_in, raw
+
+TEXT_PART = {"type": "text", "text": "b"}
+IMAGE_PART = {"type": "image_url", "image_url": {"url": "data:"}}
+
+ASKED = {
+    "chat": (
+        {"messages": [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]},
+        [("system", "a"), ("user", "b")],
+    ),
+    "parts": ({"messages": [{"role": "user", "content": [TEXT_PART, IMAGE_PART]}]}, [("user", "b\n[image_url]")]),
+    "completion": ({"prompt": "a"}, [("prompt", "a")]),
+    "completions": ({"prompt": ["a", "b"]}, [("prompt", "a\nb")]),
+    "embeddings": ({"input": ["a", "b"]}, [("input", "a\nb")]),
+    "response": ({"instructions": "a", "input": "b"}, [("system", "a"), ("input", "b")]),
+    "response of messages": ({"input": [{"role": "user", "content": [TEXT_PART]}]}, [("user", "b")]),
+    "anthropic": (
+        {"system": "a", "messages": [{"role": "user", "content": "b"}]},
+        [("system", "a"), ("user", "b")],
+    ),
+    "tokens": ({"input": [1, 2]}, []),
+    "nothing": ({}, []),
+}
+ANSWERED = {
+    "chat": ({"choices": [{"message": {"role": "assistant", "content": "a"}}]}, [("assistant", "a")]),
+    "reasoning": ({"choices": [{"message": {"reasoning_content": "a", "content": "b"}}]},
+                  [("reasoning", "a"), ("assistant", "b")]),
+    "refusal": ({"choices": [{"message": {"content": None, "refusal": "no"}}]}, [("refusal", "no")]),
+    "tools": ({"choices": [{"message": {"tool_calls": [{"id": 1}]}}]}, [("tool calls", '[{"id": 1}]')]),
+    "completion": ({"choices": [{"text": "a"}, {"text": "b"}]}, [("assistant", "a"), ("assistant", "b")]),
+    "response": ({"output": [{"role": "assistant", "content": [TEXT_PART]}]}, [("assistant", "b")]),
+    "anthropic": ({"content": [TEXT_PART]}, [("assistant", "b")]),
+    "embeddings": ({"data": [{"embedding": [0.5] * 1536}]}, [("embedding", "1,536 numbers")]),
+    "moderation": ({"results": [{"flagged": True}]}, [("moderation", "flagged")]),
+    "no JSON": ("<html>", [("answer", "<html>")]),
+    "nothing": (None, []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "expected"), ASKED.values(), ids=ASKED)
+def test_what_is_asked(body, expected):
+    assert [(said.who, said.text) for said in asked_in(body)] == expected
+
+
+@pytest.mark.parametrize(("body", "expected"), ANSWERED.values(), ids=ANSWERED)
+def test_what_is_answered(body, expected):
+    assert [(said.who, said.text) for said in answered_in(body)] == expected
+
+
+NAMES = st.sampled_from(["messages", "content", "role", "choices", "message", "text", "input", "output", "data",
+                         "embedding", "results", "flagged", "prompt", "type", "tool_calls", "system"])  # fmt: skip
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+BODIES = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(NAMES, inner), max_leaves=12)
+
+
+@given(BODIES)
+def test_no_body_is_too_odd_to_be_looked_at(body):
+    for said in (*asked_in(body), *answered_in(body), raw(body)):
+        assert isinstance(said.text, str)
+        assert len(said.text) <= MOST_LETTERS
+
+
+def test_a_long_text_is_cut_and_says_so():
+    (said,) = asked_in({"prompt": "x" * (MOST_LETTERS + 1)})
+    assert (len(said.text), said.is_cut) == (MOST_LETTERS, True)
+    assert raw({"prompt": "x" * (MOST_LETTERS + 1)}).is_cut
+
+
+def test_json_of_any_depth_is_shown_as_far_as_it_goes():
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert raw(deep).is_cut
