@@ -33,9 +33,9 @@ ENTRYPOINTS = [
 LOAD = """
 import sys
 from prefect.flows import load_flow_from_entrypoint
-flow = load_flow_from_entrypoint(sys.argv[1])
+flows = [load_flow_from_entrypoint(each) for each in sys.argv[1:]]
 import batchline
-print(flow.name, batchline.__file__)
+print(*(flow.name for flow in flows), batchline.__file__)
 """
 
 
@@ -62,13 +62,13 @@ def checkout(tmp_path) -> Path:
     return tmp_path / "checkout"
 
 
-def load(entrypoint: str, *, cwd: Path, home: Path, path: Path | None = None) -> str:
-    """What a fresh Python prints that loads the entrypoint as Prefect does."""
+def load(*entrypoints: str, cwd: Path, home: Path, path: Path | None = None) -> str:
+    """What a fresh Python prints that loads the entrypoints as Prefect does."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "PYTHON"))}
     env |= {"PREFECT_HOME": str(home), "PREFECT_LOGGING_LEVEL": "WARNING", "DO_NOT_TRACK": "1"}
     if path is not None:
         env["PYTHONPATH"] = str(path)
-    command = [sys.executable, "-P", "-c", LOAD, entrypoint]
+    command = [sys.executable, "-P", "-c", LOAD, *entrypoints]
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -143,25 +143,22 @@ def test_an_entrypoint_loads_from_a_bare_checkout(entrypoint, checkout, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("entrypoint", ENTRYPOINTS)
-def test_an_entrypoint_loads_from_a_bare_checkout_beside_strangers_of_the_same_names(
-    entrypoint, checkout, tmp_path
-):
+def test_entrypoints_load_from_a_bare_checkout_beside_strangers_of_the_same_names(checkout, tmp_path):
     strangers = tmp_path / "site"
     strangers.mkdir()
     for room in LINKED:
         (strangers / f"{room}.py").write_text("raise ImportError('a stranger')\n")
-    assert str(checkout / "batchline") in load(entrypoint, cwd=checkout, home=tmp_path / "home", path=strangers)
+    found = load(*ENTRYPOINTS, cwd=checkout, home=tmp_path / "home", path=strangers)
+    assert str(checkout / "batchline") in found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("entrypoint", ENTRYPOINTS)
-def test_an_entrypoint_loads_from_the_installed_wheel(entrypoint, wheel, tmp_path):
+def test_entrypoints_load_from_the_installed_wheel(wheel, tmp_path):
     site = tmp_path / "site"
     install = ["install", "--quiet", "--no-index", "--no-deps", "--target", str(site), str(wheel)]
     subprocess.run([sys.executable, "-m", "pip", *install], check=True, capture_output=True)
-    module = "batchline." + entrypoint.replace("/", ".").replace(".py:", ":")
-    assert str(site / "batchline") in load(module, cwd=tmp_path, home=tmp_path / "home", path=site)
+    modules = [f"batchline.{each.replace('/', '.').replace('.py:', ':')}" for each in ENTRYPOINTS]
+    assert str(site / "batchline") in load(*modules, cwd=tmp_path, home=tmp_path / "home", path=site)
 
 
 @pytest.mark.parametrize("entrypoint", ENTRYPOINTS)

@@ -7,6 +7,7 @@ from itertools import product
 import pytest
 from serving import ENDPOINT, Served, until_over
 from some_requests import requests_file
+from typed import until
 
 LINES = [b'{"custom_id": "request-%d", "text": "request-1"}\n' % number for number in range(300)]
 CONTENT = b"".join(LINES)
@@ -39,31 +40,32 @@ RANGES = {
 }
 
 
-@pytest.mark.parametrize("asked", RANGES)
-def test_a_range_of_bytes_is_given_with_its_place(asked, served: Served, path):
-    answer = served.http().get(path, headers={"Range": asked})
+def test_a_range_of_bytes_is_given_with_its_place(served: Served, path):
+    client = served.http()
+    for asked, place in RANGES.items():
+        answer = client.get(path, headers={"Range": asked})
 
-    expected = CONTENT[RANGES[asked]]
-    start = SIZE - len(expected) if RANGES[asked].stop is None else RANGES[asked].start
-    assert (answer.status_code, answer.content) == (206, expected)
-    assert answer.headers["content-range"] == f"bytes {start}-{start + len(expected) - 1}/{SIZE}"
-
-
-@pytest.mark.parametrize("asked", [f"bytes={SIZE}-", "bytes=99999999-", "bytes=-0"])
-def test_a_range_behind_the_end_is_refused_with_the_size(asked, served: Served, path):
-    answer = served.http().get(path, headers={"Range": asked})
-
-    assert (answer.status_code, answer.headers["content-range"]) == (416, f"bytes */{SIZE}")
-    assert answer.json()["error"]["message"]
+        expected = CONTENT[place]
+        start = SIZE - len(expected) if place.stop is None else place.start
+        assert (answer.status_code, answer.content) == (206, expected), asked
+        assert answer.headers["content-range"] == f"bytes {start}-{start + len(expected) - 1}/{SIZE}"
 
 
-@pytest.mark.parametrize(
-    "asked", ["bytes=", "bytes=-", "bytes=5-2", "bytes=0-1,5-6", "lines=0-1", f"bytes={'9' * 40}-"]
-)
-def test_what_is_no_single_range_is_answered_with_all(asked, served: Served, path):
-    answer = served.http().get(path, headers={"Range": asked})
+def test_a_range_behind_the_end_is_refused_with_the_size(served: Served, path):
+    client = served.http()
+    for asked in (f"bytes={SIZE}-", "bytes=99999999-", "bytes=-0"):
+        answer = client.get(path, headers={"Range": asked})
 
-    assert (answer.status_code, len(answer.content)) == (200, SIZE)
+        assert (answer.status_code, answer.headers["content-range"]) == (416, f"bytes */{SIZE}"), asked
+        assert answer.json()["error"]["message"]
+
+
+def test_what_is_no_single_range_is_answered_with_all(served: Served, path):
+    client = served.http()
+    for asked in ("bytes=", "bytes=-", "bytes=5-2", "bytes=0-1,5-6", "lines=0-1", f"bytes={'9' * 40}-"):
+        answer = client.get(path, headers={"Range": asked})
+
+        assert (answer.status_code, len(answer.content)) == (200, SIZE), asked
 
 
 def test_a_range_that_depends_on_a_version_is_answered_with_all(served: Served, path):
@@ -96,16 +98,16 @@ def test_a_search_finds_custom_ids_and_can_be_gone_on_with(served: Served, path)
     assert client.get(path, params={"search": "text"}).content == b""
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"no json\n{}", b'{"custom_id": 1}\n\n{"custom_id": "a"}'])
-def test_lines_of_any_content_are_those_between_line_ends(content, served: Served):
-    path = f"/v1/files/{served.client.files.create(file=content).id}/content"
-    lines = content.splitlines(keepends=True)
+def test_lines_of_any_content_are_those_between_line_ends(served: Served):
+    client = served.http()
+    for content in (b"", b"\n", b"no json\n{}", b'{"custom_id": 1}\n\n{"custom_id": "a"}'):
+        path = f"/v1/files/{served.client.files.create(file=content).id}/content"
+        lines = content.splitlines(keepends=True)
 
-    for skip in range(4):
-        for limit in (1, 2, 9):
-            answer = served.http().get(path, params={"skip": skip, "limit": limit})
-            assert answer.content == b"".join(lines[skip : skip + limit])
-    assert served.http().get(path).content == content
+        for skip, limit in product(range(4), (1, 2, 9)):
+            answer = client.get(path, params={"skip": skip, "limit": limit})
+            assert answer.content == b"".join(lines[skip : skip + limit]), (content, skip, limit)
+        assert client.get(path).content == content
 
 
 def test_a_running_batchs_file_is_followed_to_its_end_without_a_line_twice(serve, tmp_path):
@@ -114,8 +116,7 @@ def test_a_running_batchs_file_is_followed_to_its_end_without_a_line_twice(serve
     prompt = lambda n: f"{n} simulate:status=400" if n % 3 == 0 else f"{n}?"  # noqa: E731
     file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 120, prompt=prompt), purpose="batch")
     batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
-    while client.batches.retrieve(batch.id).output_file_id is None:
-        pass
+    until(lambda: client.batches.retrieve(batch.id).output_file_id)
     output = client.batches.retrieve(batch.id).output_file_id
 
     got, looks, last, incomplete = b"", 0, 0, "true"

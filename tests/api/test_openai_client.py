@@ -7,6 +7,7 @@ import openai
 import pytest
 from serving import ENDPOINT, Served, until_over
 from some_requests import requests_file
+from typed import until
 
 
 @pytest.fixture
@@ -78,8 +79,7 @@ def test_a_running_batch_is_cancelled_and_what_was_answered_is_kept(serve, tmp_p
     client = served.openai()
     file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 200), purpose="batch")
     batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
-    while client.batches.retrieve(batch.id).request_counts.completed < 10:
-        pass
+    until(lambda: client.batches.retrieve(batch.id).request_counts.completed >= 10)
 
     assert client.batches.cancel(batch.id).status == "cancelling"
     assert client.batches.cancel(batch.id).status in {"cancelling", "cancelled"}

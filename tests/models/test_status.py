@@ -36,9 +36,8 @@ LEGAL = {
 }
 
 
-@pytest.mark.parametrize(("current", "target"), [*product(BatchStatus, BatchStatus)], ids=str)
-def test_a_batch_moves_where_the_table_lets_it(current, target):
-    assert may_move(current, target) is ((current, target) in LEGAL)
+def test_a_batch_moves_where_the_table_lets_it():
+    assert {pair for pair in product(BatchStatus, BatchStatus) if may_move(*pair)} == LEGAL
 
 
 @pytest.mark.parametrize("target", BatchStatus)

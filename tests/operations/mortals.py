@@ -1,12 +1,12 @@
 """Ways to die: a store and records that fail for good at a chosen write, and processes that are killed."""
 
-import multiprocessing
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import msgspec
+from racing import forking
 
 from batchline import Batchline
 from batchline.models.errors import StorageFault
@@ -145,13 +145,10 @@ def later(engine: Engine) -> None:
 
 # Processes
 
-_forking = multiprocessing.get_context("forkserver")
-_forking.set_forkserver_preload(["mortals", "pyarrow.parquet", "pandas", "alembic"])
-
 
 def begun(settings: Settings, batch_id: str) -> Any:
-    """A process that runs the batch; it forks from one in which everything is loaded."""
-    process = _forking.Process(target=_run, args=(settings, batch_id), daemon=True)
+    """A process that runs the batch."""
+    process = forking.Process(target=_run, args=(settings, batch_id), daemon=True)
     process.start()
     return process
 

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 from some_requests import requests_file
+from waiters import until
 
 from batchline import Batchline
 from batchline.models.errors import Conflict, InvalidInput, NotFound
@@ -133,8 +134,7 @@ def test_a_query_that_cannot_be_is_refused(world):
 def test_what_is_over_or_runs_cannot_be_resumed(world, tmp_path):
     here = world(stand_in={"latency_s": 0.05}, upstream={"max_in_flight": 2})
     batch = here.client.batches.create(input_file_id=stored(here, tmp_path, 40).id)
-    while held(batch.id) is None:
-        pass
+    until(lambda: held(batch.id))
 
     with pytest.raises(Conflict, match="is being run"):
         here.client.batches.resume(batch.id)
@@ -148,8 +148,7 @@ def test_leaving_a_client_stops_what_it_runs_and_another_goes_on(world, tmp_path
     engine = here.client.engine
     with Batchline(engine=engine) as client:
         batch = client.batches.create(input_file_id=stored(here, tmp_path, 300).id)
-        while here.simulator.counters()["received"] < 20:
-            pass
+        until(lambda: here.simulator.counters()["received"] >= 20)
     sent = here.simulator.counters()["received"]
     assert here.client.batches.retrieve(batch.id).status == "in_progress"
     with pytest.raises(Conflict, match="closed"):

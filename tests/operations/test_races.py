@@ -7,6 +7,7 @@ import pytest
 from mortals import begun
 from racing import in_processes, in_threads
 from some_requests import lines_of, numbers_of, requests_file
+from waiters import until
 
 from batchline import Batchline
 from batchline.models.batches import BatchResponse
@@ -94,8 +95,7 @@ def test_two_cancels_are_one(apart, world, tmp_path):
     here = world(stand_in={"latency_s": 0.1}, upstream={"max_in_flight": 2}, lease_s=4.0)
     batch = made(here, tmp_path, 300)
     here.client.batches.resume(batch.id)
-    while not here.simulator.counters()["received"]:
-        pass
+    until(lambda: here.simulator.counters()["received"])
 
     done = at_once(here, "cancel", batch.id, apart=apart)
 
@@ -249,8 +249,7 @@ def test_a_batch_whose_process_was_killed_is_taken_over_once_by_one_of_two(world
     here = world(stand_in={"latency_s": 0.05}, upstream={"max_in_flight": 2}, lease_s=1.0, flush_interval_s=0.1)
     batch = made(here, tmp_path, 60)
     process = begun(here.client.engine.settings, batch.id)
-    while here.simulator.counters()["received"] < 10:
-        pass
+    until(lambda: here.simulator.counters()["received"] >= 10)
     process.kill()
     process.join()
     with pytest.raises(Conflict, match="is being run by another"):

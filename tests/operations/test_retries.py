@@ -2,6 +2,7 @@
 
 import pytest
 from some_requests import lines_of, numbers_of, requests_file
+from waiters import until
 
 from batchline.models.errors import Conflict, InvalidInput, NotFound
 from batchline.models.ids import request_id
@@ -162,8 +163,7 @@ def test_a_cancelled_batch_keeps_what_was_answered(world, tmp_path):
     here = world(stand_in={"latency_s": 0.2}, upstream={"max_in_flight": 4}, grace_s=0.0)
     file = here.client.files.create(file=requests_file(tmp_path / "r.jsonl", 200))
     batch = here.client.batches.create(input_file_id=file.id)
-    while not here.simulator.counters()["received"]:
-        pass
+    until(lambda: here.simulator.counters()["received"])
     here.client.batches.cancel(batch.id)
     batch = here.client.batches.wait(batch.id, timeout_s=30)
     assert batch.status == "cancelled"

@@ -1,6 +1,5 @@
 """Rounds that meet each other, files that change under them, and rounds that die."""
 
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 from folders import BAD, Folder, LocalFolder, batches_of, inputs_of, kinds, requests, run, synced
 from mortals import Life, MortalRecords, MortalStore, later
-from racing import in_processes, in_threads
+from racing import forking, in_processes, in_threads
 
 from batchline.models.errors import StorageFault
 from batchline.models.settings import Settings
@@ -318,20 +317,20 @@ def forever(settings: Settings, uri: str) -> None:
 
 @pytest.mark.slow
 def test_rounds_that_are_killed_lose_no_file_and_take_none_twice(shared: Engine, folder: Folder) -> None:
-    spawning = multiprocessing.get_context("spawn")
-    texts = [requests(1, f"File {number}") for number in range(60)]
+    texts = [requests(1, f"File {number}") for number in range(40)]
     for number, text in enumerate(texts):
         folder.put(f"{number:02}.jsonl", text)
 
-    for seen in (5, 20, 40):
-        process = spawning.Process(target=forever, args=(shared.settings, folder.uri), daemon=True)
+    for seen in (4, 14, 26):
+        process = forking.Process(target=forever, args=(shared.settings, folder.uri), daemon=True)
         process.start()
         while len(batches_of(shared)) < seen:
             assert process.is_alive()
+            time.sleep(0.05)
         process.kill()
         process.join()
     synced(shared, folder, after="move")
 
     assert sorted(inputs_of(shared)) == sorted(texts)
-    assert (folder.names(), len(folder.names("taken"))) == ([], 60)
+    assert (folder.names(), len(folder.names("taken"))) == ([], 40)
     assert_sound(shared)
