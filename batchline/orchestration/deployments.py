@@ -14,7 +14,10 @@ from batchline.orchestration.outcome import run_name
 from batchline.steps.engine import Engine
 
 TAG: Final = "batchline"
-"""On our deployments and their runs: those send a heartbeat every 30 s, so that their death is soon known."""
+"""On our deployments' runs, and on others that send heartbeats as often, so that their death is soon known."""
+
+HEARTBEAT_S: Final = 30
+"""Between the heartbeats of those runs, as prefect.yaml and the commands set it."""
 
 
 def start_as_deployment(engine: Engine, batch_id: str, *, deployment: str | None = None) -> str:

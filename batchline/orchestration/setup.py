@@ -13,11 +13,8 @@ from prefect.exceptions import ObjectNotFound
 from batchline.models.errors import InvalidInput
 from batchline.orchestration.automations import Made, connected, put, without_heartbeat
 from batchline.orchestration.blocks import BLOCKS
-from batchline.orchestration.deployments import TAG
+from batchline.orchestration.deployments import HEARTBEAT_S, TAG
 from batchline.orchestration.notices import notices
-
-HEARTBEAT_S: Final = 30
-"""Between the heartbeats of our deployments' runs, as prefect.yaml sets it, and of those of `batchline run`."""
 
 DEFAULT_HEARTBEAT_S: Final = 180
 """Between those of runs that are started elsewhere: Prefect's own default."""
