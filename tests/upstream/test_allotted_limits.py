@@ -1,6 +1,9 @@
 """A limit on requests at once that is allotted from outside, beside its own adapting."""
 
-from calling import made_calls, open_run, some_bodies, until
+import asyncio
+
+from calling import call_all, made_calls, open_run, some_bodies, until
+from scripted_server import reply
 
 from batchline.upstream.limits import AdaptiveLimit
 
@@ -48,3 +51,17 @@ def test_no_more_is_sent_at_once_than_is_allotted(caller_of, gated, gate):
         gate.set()
         until(lambda: len(gated.received) == 20)
         assert gated.most_at_once == 5
+
+
+def test_what_is_allotted_while_a_lane_closes_wakes_nobody(caller_of, serve):
+    caller = caller_of(serve(lambda _: reply()).base_url, max_in_flight=4)
+    call_all(caller, some_bodies(4))
+    lane = caller._lanes["default"]
+
+    async def close_and_allot() -> None:
+        closing = asyncio.ensure_future(lane.close())
+        await asyncio.sleep(0)
+        lane.offered(4)
+        await closing
+
+    asyncio.run_coroutine_threadsafe(close_and_allot(), caller._loop).result(10)

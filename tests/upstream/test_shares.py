@@ -120,6 +120,13 @@ def test_a_limit_that_cannot_be_parted_evenly_goes_round(limit, processes):
     assert sum(had.values()) > 0.8 * 1_000 * limit
 
 
+def test_who_has_more_than_the_fair_share_leaves_some_free_for_who_comes():
+    shares = {"limit": 64, "processes": 2, "wanted": 64, "luck": 0.5}
+    assert share(taken=52, held=40, **shares) == 50
+    assert share(taken=62, held=50, **shares) == 50
+    assert share(taken=64, held=50, **shares) == 32
+
+
 @pytest.mark.parametrize("limit", [1, 2, 64, 100_000])
 def test_a_process_that_is_alone_has_everything(limit):
     world = World(limit, 1)

@@ -12,6 +12,7 @@ from scripted_server import reply
 from batchline.upstream.caller import Caller
 from batchline.upstream.lane_share import Timing
 from batchline.upstream.rates import Rates
+from batchline.upstream.slots import Slots
 
 QUICK = Timing(look_s=0.05, calm_s=0.1, idle_s=0.3, lease_s=1.5, lapse_s=1.0, start_s=0.5)
 PERIOD_S = 2.0
@@ -173,6 +174,40 @@ def test_a_fault_of_sharing_ends_it_and_not_the_batch(caller_of, serve, caplog):
 
     assert all_answers([caller], 10) == 10
     assert "budgets are shared no more" in caplog.text
+
+
+@pytest.mark.parametrize("renewed", [False, True])
+def test_slots_whose_lease_was_forgotten_are_given_back_all_the_same(ledger, renewed):
+    """Prefect takes back an unknown lease and says nothing of it, and its slots stay taken."""
+    ledger.create("presence", 5)
+    ledger.create("cap", 5)
+    presence, slots = Slots("presence", ledger, 60.0), Slots("cap", ledger, 60.0)
+    presence.take(1)
+    slots.take(3)
+    slots.take(2)
+    ledger.forget_leases()
+    if renewed:
+        presence.remembered_since()
+        presence.renew(free=4)
+
+    slots.set_aside(5)
+    slots.give_back(presence.remembered_since())
+    assert ledger.taken("cap") == 0
+
+
+def test_a_minute_with_a_limit_of_0_spends_nothing_of_what_is_still_held(sharing_of, serve, ledger):
+    server = serve(lambda _: reply(after_s=0.01))
+    caller = sharing_of(server.base_url, requests_per_minute=200)
+    with open_run(caller) as run, run.open_feed(0) as feed:
+        feed.put(made_calls(some_bodies(5_000)))
+        until(lambda: len(server.received) > 20)
+        ledger.set("requests-per-minute", limit=0)
+        until(lambda: caller._lanes["default"].rates.requests._most == 0)
+        sent = len(server.received)
+        time.sleep(PERIOD_S)
+        assert len(server.received) <= sent + 1
+        ledger.set("requests-per-minute", limit=200)
+        until(lambda: len(server.received) > sent + 20)
 
 
 def test_a_limit_that_a_person_changes_is_followed_and_0_is_a_pause_with_its_reason(
