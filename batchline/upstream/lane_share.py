@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from random import Random
 from typing import Final
 
@@ -121,8 +122,13 @@ class LaneShare:
         self._on_loop(self._tell)
         return before != [portion.slots.held for portion in self._portions]
 
-    def _see(self) -> None:
-        """Look at all limits, making those that are missing, and take a place among the processes or leave it."""
+    def prepare(self) -> None:
+        """Make what limits are missing before there is work, which then begins the sooner."""
+        with suppress(LedgerFault):
+            self._standings()
+
+    def _standings(self) -> dict[str, Standing]:
+        """How all limits stand; those that are missing are made."""
         caps = {portion.name: portion.budget.cap for portion in self._portions}
         caps[self._presence.name] = MANY_PROCESSES
         standings = self._ledger.look(list(caps))
@@ -132,6 +138,11 @@ class LaneShare:
             standings = self._ledger.look(list(caps))
         if still := caps.keys() - standings.keys():
             raise LedgerFault(f"there is no limit {min(still)}, though it was made")
+        return standings
+
+    def _see(self) -> None:
+        """Look at all limits, and take a place among the processes or leave it."""
+        standings = self._standings()
         processes = self._present(standings[self._presence.name])
         for portion in self._portions:
             portion.see(standings[portion.name], processes)

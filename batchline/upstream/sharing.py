@@ -76,6 +76,8 @@ class Sharing:
 
     def _share(self, ledger: Ledger) -> None:
         shares = [LaneShare(lane, ledger, self._timing, self._on_loop, self._wake.set) for lane in self._lanes]
+        for each in shares:
+            each.prepare()
         while not self._closing:
             self._wake.clear()
             pause_s = min((each.look() for each in shares), default=None)
