@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from hosts import HUB, Host, Relay, two_hosts
+from prefect_site import ROOT, is_up, until
 from real_servers import Postgres, S3Server, free_ports
-from test_crash_story import ROOT, is_up, until
 
 from batchline import Batchline
 from batchline.models.settings import Settings, environment_of, load_settings
