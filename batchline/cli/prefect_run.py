@@ -36,6 +36,7 @@ def run_flow(engine: Engine, batch_id: str, progress: Progress) -> None:
     from prefect import tags  # noqa: PLC0415 - it takes a second
 
     from batchline.flows.process_batch import run_batch  # noqa: PLC0415 - it takes a second
+    from batchline.orchestration.refusals import words_of  # noqa: PLC0415 - as above
 
     if server is not None:
         # Nobody else knows the server, so there is nobody to share budgets with.
@@ -49,7 +50,7 @@ def run_flow(engine: Engine, batch_id: str, progress: Progress) -> None:
     except BatchlineError:
         raise
     except Exception as error:  # Prefect's client raises many kinds where its server fails
-        raise Interrupted(f"Prefect failed: {type(error).__name__}: {error}") from error
+        raise Interrupted(words_of(error)) from error
 
 
 def _prepare(*, quiet: bool = True) -> None:

@@ -34,6 +34,7 @@ def serve(*, limit: int = 8, watch: str | None = None) -> None:
     url = configured_server(quiet=False)
     messages().print(f"Prefect server: {url}", markup=False)
     from batchline.flows.deployments import deployments  # noqa: PLC0415 - Prefect takes seconds to import
+    from batchline.orchestration.refusals import words_of  # noqa: PLC0415 - as above
 
     runner = _runner(limit=limit + NOT_BATCHES)
     served = deployments(limit=limit, watch=address(watch) if watch else None)
@@ -41,7 +42,7 @@ def serve(*, limit: int = 8, watch: str | None = None) -> None:
         for deployment in served:
             runner.add_deployment(deployment)
     except Exception as error:  # Prefect's client raises many kinds
-        raise Interrupted(f"Prefect failed: {type(error).__name__}: {error}") from error
+        raise Interrupted(words_of(error)) from error
     names = ", ".join(deployment.full_name for deployment in served)
     messages().print(f"serving {names}; Ctrl-C ends it", markup=False)
     with contextlib.suppress(KeyboardInterrupt):

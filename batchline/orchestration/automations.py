@@ -16,6 +16,7 @@ from prefect.events.schemas.events import ResourceSpecification
 
 from batchline.models.errors import BatchlineError, Interrupted
 from batchline.orchestration.events import RESOURCE
+from batchline.orchestration.refusals import words_of
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +40,7 @@ def connected() -> Iterator[SyncPrefectClient]:
     except BatchlineError:
         raise
     except Exception as error:  # Prefect's client raises many kinds
-        raise Interrupted(f"Prefect failed: {type(error).__name__}: {error}") from error
+        raise Interrupted(words_of(error)) from error
 
 
 def put(client: SyncPrefectClient, wanted: AutomationCore) -> Made:

@@ -11,6 +11,7 @@ from prefect.exceptions import ObjectNotFound
 from batchline.models.errors import Interrupted
 from batchline.orchestration.events import emit
 from batchline.orchestration.outcome import run_name
+from batchline.orchestration.refusals import words_of
 from batchline.steps.engine import Engine
 
 TAG: Final = "batchline"
@@ -45,9 +46,7 @@ def start_as_deployment(engine: Engine, batch_id: str, *, deployment: str | None
             "`prefect deploy --all` in the checkout, or name another in BATCHLINE_DEPLOYMENT"
         ) from error
     except Exception as error:  # Prefect's client raises many kinds
-        raise Interrupted(
-            f"batch {batch.id} is recorded but not started: Prefect failed: {type(error).__name__}: {error}"
-        ) from error
+        raise Interrupted(f"batch {batch.id} is recorded but not started: {words_of(error)}") from error
     engine.records.note_flow_run(batch.id, str(run.id))
     if batch.epoch == 0 and batch.last_flow_run_id is None:
         emit("created", batch)

@@ -11,6 +11,7 @@ from prefect.settings import get_current_settings
 
 from batchline.models.errors import Interrupted, InvalidInput
 from batchline.models.status import BatchStatus
+from batchline.orchestration.refusals import words_of
 from batchline.storage.records import BatchRecord
 
 STARTS_WITHIN_S = 300.0
@@ -53,4 +54,4 @@ def _state(run_id: str) -> State | None:
     except ObjectNotFound:
         return None
     except Exception as error:  # Prefect's client raises many kinds
-        raise Interrupted(f"Prefect failed: {type(error).__name__}: {error}") from error
+        raise Interrupted(words_of(error)) from error

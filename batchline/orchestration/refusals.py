@@ -1,0 +1,24 @@
+"""What a failure of Prefect's client means, in words for a person."""
+
+from __future__ import annotations
+
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import get_current_settings
+
+
+def words_of(error: Exception) -> str:
+    """What went wrong between us and Prefect's server; for a server that refuses us, what to set."""
+    if isinstance(error, PrefectHTTPStatusError) and error.response.status_code in {401, 403}:
+        return _refusal()
+    return f"Prefect failed: {type(error).__name__}: {error}"
+
+
+def _refusal() -> str:
+    api = get_current_settings().api
+    if api.auth_string or api.key:
+        given = "PREFECT_API_AUTH_STRING" if api.auth_string else "PREFECT_API_KEY"
+        return f"the Prefect server at {api.url} refuses what {given} holds; set it to what the server knows"
+    return (
+        f"the Prefect server at {api.url} lets nobody in without credentials; set PREFECT_API_AUTH_STRING to the "
+        "server's PREFECT_SERVER_API_AUTH_STRING (or PREFECT_API_KEY, at Prefect Cloud)"
+    )
