@@ -26,6 +26,26 @@ settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
 
+LONGEST = (
+    "flows/test_crash_story.py",
+    "cli/test_run_with_prefect.py",
+    "operations/test_life_of_batches.py",
+    "api/test_document.py",
+    "sources/test_round_races.py",
+    "cli/test_interrupts.py",
+    "operations/test_races.py",
+    "storage/test_list_properties.py",
+    "faults/test_kills.py",
+    "operations/test_retries.py",
+)
+"""The files that are begun first, lest one is left when the other workers are done; the slowest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    begun = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: begun.get(item.path, len(LONGEST)))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # that is, in the process that began the run
         shared_servers.begin()

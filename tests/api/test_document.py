@@ -77,7 +77,7 @@ def test_everything_that_a_batch_is_made_of_is_named(document):
 @pytest.mark.parametrize("known", [False, True], ids=["no ids", "known ids"])
 def test_the_server_does_what_the_document_says(known, served: Served, tmp_path):
     arguments = ["run", f"{root_of(served.url)}/openapi.json", f"--checks={','.join(CHECKS)}"]
-    arguments += ["--max-examples=40", "--generation-deterministic", "--no-color", "--warnings=off"]
+    arguments += ["--max-examples=15", "--generation-deterministic", "--no-color", "--warnings=off"]
     config = tmp_path / "schemathesis.toml"
     config.write_text(known_ids(served, tmp_path) if known else "")
     if known:

@@ -12,7 +12,7 @@ from batchline import Batchline
 from batchline.models.errors import StorageFault
 from batchline.operations.keeper import go_on
 
-CLIENTS = 60
+CLIENTS = 30
 
 
 def test_clients_create_poll_and_cancel_at_once_and_no_batch_is_lost(serve, database, tmp_path):

@@ -154,17 +154,14 @@ def forget_all(records: Records) -> None:
         connection.execute(delete(listed_batches))
 
 
-@pytest.fixture(params=[search.FEW, -1], ids=["few", "many"])
-def few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """How many finds of its index SQLite sorts, before it walks the list instead."""
-    monkeypatch.setattr(search, "FEW", request.param)
-    return request.param
+FEW_OR_NONE = st.sampled_from([search.FEW, -1])
+"""How many finds of its index SQLite sorts, before it walks the list instead."""
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_list_shows_what_a_plain_filter_shows_page_by_page(
-    few: int, records: Records, data: st.DataObject
+    records: Records, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
 ) -> None:
     forget_all(records)
     made = data.draw(st.lists(some_batches(), min_size=4, max_size=10), label="made")
@@ -178,6 +175,7 @@ def test_a_list_shows_what_a_plain_filter_shows_page_by_page(
     kept = [records.get_batch(batch.id) for batch in made if batch.id not in gone]
 
     for query in data.draw(st.lists(some_queries(kept), min_size=6, max_size=6), label="queries"):
+        monkeypatch.setattr(search, "FEW", data.draw(FEW_OR_NONE, label="few"))
         pages = [*in_pages(records, query)]
         assert [each for page in pages for each in page] == in_order(kept, query)
         assert all(len(page) == query.limit for page in pages[:-1])
