@@ -22,6 +22,12 @@ from batchline.operations import Batchline
 from batchline.operations.keys import Keys
 
 BACKLOG: Final = 2_048
+KEEP_ALIVE_S: Final = 75
+"""How long a connection may rest between requests: longer than clients and proxies keep one that they use again.
+
+Who sends on a connection at the moment in which it is closed gets no answer, and cannot tell what became of that.
+"""
+
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 Face = Callable[[FastAPI], ASGIApp]
 SHUTDOWN_S: Final = 10
@@ -35,6 +41,7 @@ SERVING: Final[Mapping[str, Any]] = {
     "access_log": False,
     "server_header": False,
     "backlog": BACKLOG,
+    "timeout_keep_alive": KEEP_ALIVE_S,
     "timeout_graceful_shutdown": SHUTDOWN_S,
 }
 """uvicorn's options."""

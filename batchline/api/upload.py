@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import Final
 
 from python_multipart.exceptions import FormParserError
@@ -20,6 +21,9 @@ from batchline.operations.expiry import Expiry
 from batchline.operations.files import UploadOptions
 
 MOST_AT_ONCE: Final = 64
+PLACE_S: Final = 20.0
+"""How long an upload waits for one of the places; many small ones that come together then all have theirs."""
+
 FIELD_BYTES: Final = 1_024
 HEADER_BYTES: Final = 8_192
 FIELDS: Final = frozenset({"purpose", "expires_after[anchor]", "expires_after[seconds]"})
@@ -116,9 +120,8 @@ class Uploads:
     """Stores uploads, so many at once, each by a thread of its own."""
 
     def __init__(self, most_at_once: int = MOST_AT_ONCE) -> None:
-        self._most_at_once = most_at_once
         self._threads = ThreadPoolExecutor(most_at_once, thread_name_prefix="upload")
-        self._now = 0
+        self._places = asyncio.Semaphore(most_at_once)
 
     async def receive(self, request: Request, client: Batchline) -> FileObject:
         """Store the file of the request's form; where the client leaves, nothing stays behind."""
@@ -126,15 +129,23 @@ class Uploads:
 
     async def receive_form(self, form: Form, request: Request, client: Batchline) -> FileObject:
         """The same, where the form's other fields are wanted as well."""
-        if self._now >= self._most_at_once:
-            raise unavailable("too many files are being uploaded; try again")
-        self._now += 1
+        async with self._place():
+            try:
+                return await self._received(form, request.stream(), client)
+            except ClientDisconnect:
+                raise Refusal(400, "the client has left") from None
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
         try:
-            return await self._received(form, request.stream(), client)
-        except ClientDisconnect:
-            raise Refusal(400, "the client has left") from None
+            async with asyncio.timeout(PLACE_S):
+                await self._places.acquire()
+        except TimeoutError:
+            raise unavailable("too many files are being uploaded; try again") from None
+        try:
+            yield
         finally:
-            self._now -= 1
+            self._places.release()
 
     async def _received(self, form: Form, pieces: AsyncIterator[bytes], client: Batchline) -> FileObject:
         async for data in pieces:

@@ -1,49 +1,85 @@
 """Many clients at once, servers that stop and start, and figures of both."""
 
+import asyncio
+import signal
 import time
 from collections import Counter
+from typing import Any
 
+import httpx
 import openai
-from serving import ENDPOINT, Served, at_once, running, until_over
+import pytest
+from serving import ENDPOINT, OVER, Served, root_of, running, until_over
 from some_requests import requests_file
+from typed import running as running_command
 from typed import until
 
 from batchline import Batchline
 from batchline.models.errors import StorageFault
 from batchline.operations.keeper import go_on
 
-CLIENTS = 30
+CLIENTS = 200
+POLL_S = 1.5
 
 
-def test_clients_create_poll_and_cancel_at_once_and_no_batch_is_lost(serve, database, tmp_path):
-    served = serve(stand_in={"latency_s": 0.01}, **database)
-    path = requests_file(tmp_path / "r.jsonl", 3)
+@pytest.mark.slow
+def test_clients_create_poll_and_cancel_at_once_and_no_batch_is_lost(database, simulator, tmp_path):
+    """In a process of their own, as they are in life; no client is refused anything but a cancel that is late."""
+    settings = {f"BATCHLINE_{name.upper()}": str(value) for name, value in database.items()}
+    upstream = simulator(latency_s=0.01).base_url
+    content = requests_file(tmp_path / "r.jsonl", 3).read_bytes()
+    with running_command("serve", "--port", "0", OPENAI_BASE_URL=upstream, **settings) as server:
+        server.wait_for("serving at ")
+        url = root_of(server.err.partition("serving at ")[2].split()[0])
 
-    def one(number: int) -> tuple[str, str]:
-        with openai.OpenAI(base_url=served.url, api_key="none", max_retries=0, timeout=120) as client:
-            file = client.files.create(file=path, purpose="batch")
-            batch = client.batches.create(
-                input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h", metadata={"n": str(number)}
-            )
-            client.batches.list(limit=5)
-            if number % 3 == 0:
-                cancelled_or_over(client, batch.id)
-            return batch.id, until_over(client, batch.id, timeout_s=180).status
+        ended, listed = asyncio.run(all_clients(url, content))
 
-    ended = dict(at_once(one, CLIENTS))
-
+        server.kill(signal.SIGTERM)
+        assert server.ended().status == 0
     assert len(ended) == CLIENTS
     assert set(ended.values()) <= {"completed", "cancelled"}
     assert Counter(ended.values())["completed"] >= CLIENTS * 2 // 3
-    listed = {batch.id: batch.status for batch in served.openai().batches.list(limit=100)}
     assert listed == ended
 
 
-def cancelled_or_over(client: openai.OpenAI, batch_id: str) -> None:
-    try:
-        client.batches.cancel(batch_id)
-    except openai.ConflictError as error:
-        assert "is completed" in str(error) or "is finalizing" in str(error)  # noqa: PT017 - either may be
+async def all_clients(url: str, content: bytes) -> tuple[dict[str, str], dict[str, str]]:
+    """How each client's batch has ended, and what a list of all tells."""
+    limits = httpx.Limits(max_connections=CLIENTS, max_keepalive_connections=CLIENTS)
+    async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False, limits=limits) as http:
+        async with asyncio.TaskGroup() as group:
+            clients = [group.create_task(one_client(http, content, number)) for number in range(CLIENTS)]
+        ended = dict(client.result() for client in clients)
+        listed: dict[str, str] = {}
+        page: dict[str, Any] = {"has_more": True}
+        while page["has_more"]:
+            after = {"after": page["last_id"]} if listed else {}
+            page = told(await http.get("/v1/batches", params={"limit": 100, **after}))
+            listed |= {batch["id"]: batch["status"] for batch in page["data"]}
+    return ended, listed
+
+
+async def one_client(http: httpx.AsyncClient, content: bytes, number: int) -> tuple[str, str]:
+    """The client's batch and how it ended; each third client cancels its own."""
+    form = {"files": {"file": ("r.jsonl", content)}, "data": {"purpose": "batch"}}
+    file = told(await http.post("/v1/files", **form))
+    asked = {"input_file_id": file["id"], "endpoint": ENDPOINT, "metadata": {"n": str(number)}}
+    batch = told(await http.post("/v1/batches", json=asked))
+    told(await http.get("/v1/batches", params={"limit": 5}))
+    if number % 3 == 0:
+        answer = await http.post(f"/v1/batches/{batch['id']}/cancel")
+        assert answer.status_code == 200 or "is completed" in answer.text or "is finalizing" in answer.text
+    async with asyncio.timeout(180):
+        while batch["status"] not in OVER:
+            await asyncio.sleep(POLL_S)
+            batch = told(await http.get(f"/v1/batches/{batch['id']}"))
+    assert batch["metadata"] == {"n": str(number)}
+    return batch["id"], batch["status"]
+
+
+def told(answer: httpx.Response) -> dict[str, Any]:
+    """What the answer says; fails for one that is no success."""
+    assert answer.status_code == 200, answer.text
+    return answer.json()
 
 
 # Servers that stop and start

@@ -13,7 +13,7 @@ import pytest
 from serving import Served, root_of
 from typed import Running, until
 
-from batchline.api import bounds, protocol
+from batchline.api import bounds, protocol, upload
 from batchline.models.errors import StorageFault
 
 CONTENT = b"".join(b'{"custom_id": "%d"}\r\n--X\r\n' % number for number in range(9_000))
@@ -223,13 +223,29 @@ def test_many_slow_uploads_do_not_keep_others_waiting(served: Served):
     until(lambda: len(left(served)) == 1)
 
 
-def test_more_uploads_than_there_are_places_are_told_to_come_again(served: Served):
+def test_more_uploads_than_there_are_places_are_told_to_come_again(served: Served, monkeypatch):
+    monkeypatch.setattr(upload, "PLACE_S", 0.3)
     slow = [begun(served, PURPOSE + FILE[:70_000]) for _ in range(64)]
     until(lambda: len(left(served)) >= 64)
 
     answer = served.http().post("/v1/files", content=PURPOSE + FILE + END, headers=HEADERS)
 
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    for connection in slow:
+        connection.close()
+
+
+def test_an_upload_waits_for_a_place_that_becomes_free(served: Served):
+    slow = [begun(served, PURPOSE + FILE[:70_000]) for _ in range(64)]
+    until(lambda: len(left(served)) >= 64)
+
+    with begun(served, PURPOSE + FILE + END, length=len(PURPOSE + FILE + END)) as waiting:
+        waiting.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            waiting.recv(1)
+        slow.pop().close()
+        waiting.settimeout(15)
+        assert waiting.recv(10_000).startswith(b"HTTP/1.1 200 ")
     for connection in slow:
         connection.close()
 
