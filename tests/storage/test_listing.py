@@ -284,6 +284,16 @@ FOUND = {
 }
 
 
+@pytest.mark.parametrize(("wanted", "name"), [("STRASSE", "Hauptstraße"), ("straße", "STRASSE"), ("σας", "ΣΑΣ")])
+def test_search_knows_letters_whose_case_is_not_simple(
+    wanted: str, name: str, records: Records, add: Callable
+) -> None:
+    add(input_filename="Stras e.jsonl")
+    there = add(input_filename=f"{name}.jsonl")
+
+    assert listed(records, search=wanted) == [there]
+
+
 @pytest.mark.parametrize("name", FOUND)
 @pytest.mark.parametrize("place", ["filename", "metadata"])
 def test_search_finds_a_text_whatever_its_letters(name: str, place: str, records: Records, add: Callable) -> None:
