@@ -27,7 +27,13 @@ settings.load_profile("tests")
 
 
 LONGEST = (
+    "flows/test_two_hosts.py",
     "flows/test_crash_story.py",
+    "flows/test_automations.py",
+    "flows/test_task_runners.py",
+    "orchestration/test_budgets.py",
+    "api/test_serving_by_deployment.py",
+    "web/test_in_chromium.py",
     "cli/test_run_with_prefect.py",
     "operations/test_life_of_batches.py",
     "api/test_document.py",
