@@ -59,7 +59,7 @@ def test_what_is_under_way_longer_than_the_grace_expires_too(
 
     ended = run_local(engine, batch.id)
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20  # and not the 30 s that an answer takes
     assert ended.status is BatchStatus.EXPIRED
     assert error_codes(engine, ended) == {"batch_expired": 20}
     check_account(engine, ended, 20)
@@ -158,7 +158,7 @@ def test_a_cancel_gives_what_is_under_way_no_more_than_the_grace(
     began = time.monotonic()
     ended = run.result()
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20  # and not the 30 s that an answer takes
     assert ended.status is BatchStatus.CANCELLED
     assert error_codes(engine, ended) == {"batch_cancelled": 100}
     check_account(engine, ended, 100)
