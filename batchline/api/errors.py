@@ -143,8 +143,18 @@ def _refusal_of_fault(error: RequestValidationError) -> Refusal:
     if tuple(fault["loc"]) == ("body",):
         return Refusal(400, "send a JSON object, with Content-Type: application/json", code=code)
     name = ".".join(str(part) for part in fault["loc"][1:]) or None
-    message = message.removeprefix("Value error, ")
-    return Refusal(400, f"{name}: {message}" if name else message, param=name, code=code)
+    return Refusal(400, _fault_in_words(name, code, message.removeprefix("Value error, ")), param=name, code=code)
+
+
+def _fault_in_words(name: str | None, code: str, message: str) -> str:
+    """What pydantic tells, by OpenAI's words where it has any, and with the parameter's name once."""
+    if name is None:
+        return message
+    if code == "unknown_parameter":
+        return f"Unknown parameter: '{name}'."
+    if code == "missing_required_parameter":
+        return f"Missing required parameter: '{name}'."
+    return message if message.startswith(f"{name} ") else f"{name}: {message}"
 
 
 def _answer(error: HTTPException) -> Response:
@@ -170,7 +180,7 @@ def _unknown_path(request: Request, error: HTTPException) -> HTTPException:
         return error
     asked = f"{request.method} {request.url.path}"
     if error.status_code == 404:
-        return Refusal(404, f"Invalid URL ({asked})", code="unknown_url")
+        return Refusal(404, f"Invalid URL ({asked}); /openapi.json tells what there is", code="unknown_url")
     if error.status_code == 405:
         return Refusal(405, f"Not allowed: {asked}", code="method_not_supported", headers=error.headers)
     return error

@@ -84,7 +84,9 @@ class Form:
                 raise Refusal(400, "there are two files; send one", param="file")
             self.filename = options.get(b"filename", b"").decode(errors="replace").replace("\0", "")
         elif self._name not in self._known:
-            raise Refusal(400, f"Unknown parameter: '{self._name}'.", param=self._name, code="unknown_parameter")
+            known = ", ".join(["file", *sorted(self._known, reverse=True)])
+            message = f"Unknown parameter: '{self._name}'; the form may have {known}"
+            raise Refusal(400, message, param=self._name, code="unknown_parameter")
         else:
             self.fields[self._name] = b""
 

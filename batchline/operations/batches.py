@@ -194,7 +194,7 @@ class Batches:
         except Conflict:
             batch = records.get_batch(batch_id)
             if batch.status not in {BatchStatus.CANCELLING, BatchStatus.CANCELLED}:
-                raise
+                raise Conflict(f"batch {batch_id} is {batch.status} and cannot be cancelled") from None
         if batch.in_progress_at is None:
             batch = self._end_unbegun(batch)
         return batch.to_response()

@@ -1,0 +1,60 @@
+"""What a person reads who has got something wrong: the name, once, and what to write instead."""
+
+import pytest
+from serving import ENDPOINT, Served, until_over
+
+WRONG = {
+    "a field too many": ("POST", "/v1/batches", {"window": "1h"}, "Unknown parameter: 'window'."),
+    "a field too few": ("POST", "/v1/batches", {"endpoint": None}, "Missing required parameter: 'endpoint'."),
+    "a wrong window": (
+        "POST",
+        "/v1/batches",
+        {"completion_window": "1 day"},
+        "completion_window is '1 day'; write a number and m, h or d, such as '90m', '24h' or '7d'",
+    ),
+    "a wrong value within": (
+        "POST",
+        "/v1/batches",
+        {"metadata": {"a": 1}},
+        "metadata.a: Input should be a valid string",
+    ),
+    "a parameter misspelt": ("GET", "/v1/batches?limits=3", None, "Unknown parameter: 'limits'."),
+    "no such path": (
+        "POST",
+        "/v1/chat/completions",
+        {},
+        "Invalid URL (POST /v1/chat/completions); /openapi.json tells what there is",
+    ),
+}
+
+
+@pytest.mark.parametrize(("method", "path", "changes", "words"), WRONG.values(), ids=WRONG)
+def test_a_message_says_what_is_wrong(method, path, changes, words, served: Served):
+    good = {"input_file_id": "file-none", "endpoint": ENDPOINT}
+    body = None if changes is None else {name: value for name, value in {**good, **changes}.items() if value}
+
+    answer = served.http().request(method, path, json=body)
+
+    assert answer.json()["error"]["message"] == words
+
+
+def test_a_field_of_a_form_that_there_is_not_is_told_with_those_that_there_are(served: Served):
+    form = {"purpose": "batch", "expires_after": '{"seconds": 60}'}
+
+    answer = served.http().post("/v1/files", data=form, files={"file": ("r.jsonl", b"{}")})
+
+    assert answer.json()["error"]["message"] == (
+        "Unknown parameter: 'expires_after'; the form may have file, purpose, expires_after[seconds], "
+        "expires_after[anchor]"
+    )
+
+
+def test_what_cannot_be_cancelled_is_told_by_its_state(served: Served):
+    client = served.openai()
+    file = client.files.create(file=b"{}\n", purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
+    until_over(client, batch.id)
+
+    answer = served.http().post(f"/v1/batches/{batch.id}/cancel")
+
+    assert answer.json()["error"]["message"] == f"batch {batch.id} is failed and cannot be cancelled"
