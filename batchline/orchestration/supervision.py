@@ -56,6 +56,7 @@ def supervised(hold: BatchHold) -> Iterator[threading.Event]:
             yield told
         except Interrupted as error:
             if told.is_set():
+                hold.engine.caller.leave_shares()  # the signal ends the process without a chance to do so later
                 raise TerminationSignal(signal.SIGTERM) from error
             raise
 

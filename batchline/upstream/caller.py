@@ -92,14 +92,18 @@ class Caller:
         """Whether runs may be opened."""
         return self._thread.is_alive()
 
+    def leave_shares(self) -> None:
+        """Give back this process's share of the caps, which ends and is not to send any more. Never hangs."""
+        if self._sharing is not None:
+            self._sharing.close()
+
     def close(self) -> None:
         """End the thread and close the connections; what is under way is dropped. Never hangs."""
         if self._loop.is_closed() or not self._thread.is_alive():
             return
         with contextlib.suppress(concurrent.futures.TimeoutError):
             asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result(CLOSE_S)
-        if self._sharing is not None:
-            self._sharing.close()
+        self.leave_shares()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(CLOSE_S)
 
