@@ -22,6 +22,7 @@ from sqlalchemy import (
     false,
     func,
     literal,
+    literal_column,
     or_,
     select,
     true,
@@ -67,8 +68,8 @@ _SHOWN: Final[Mapping[str | None, tuple[_Part | None, _Part | None]]] = {
 }
 """What each status filter shows of the batches that are not over, and of those that are."""
 
-WALKS: Final = 256
-"""So many kinds of questions are kept ready; there are some hundred."""
+WALKS: Final = 512
+"""So many kinds of questions are kept ready: some hundred, and some lengths of pages."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -115,6 +116,9 @@ def shown_columns(query: ListBatchesQuery) -> list[Column[Any]]:
     return [column for column in batches.c if column.name != "analytics" or "analytics" in included]
 
 
+Ids = Select[Any] | CompoundSelect[Any]
+
+
 class Walk(NamedTuple):
     """What leads through a list: its parts, and which bounds there are; their values come with each question."""
 
@@ -126,12 +130,23 @@ class Walk(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """A statement that gives ids of batches in their order, with their `created_at`, and what it is asked with."""
+    """Batches of a list that one statement finds, and the values that it is asked with."""
 
-    ids: Select[Any] | CompoundSelect[Any]
+    walk: Walk
     values: dict[str, Any]
-    walk: Walk | None
-    """What the statement follows from, if from nothing else."""
+    source: FromClause
+    conditions: tuple[ColumnElement[bool], ...] = ()
+
+    @property
+    def is_common(self) -> bool:
+        """Whether its walk is all that its statement follows from."""
+        return not self.conditions
+
+    def ids(self, most: int) -> Ids:
+        """The statement that gives so many ids at most, in their order, with their `created_at`."""
+        if self.is_common:
+            return common_ids(self.walk, most)
+        return _ids(self.source, self.walk, self.conditions, most)
 
 
 def listed_ids(
@@ -140,8 +155,7 @@ def listed_ids(
     """The ids of the page's batches in their order, with one more where more follow."""
     found: list[str] = []
     for stretch in stretches(connection, query, after=after, now=now):
-        most = query.limit + 1 - len(found)
-        found += connection.execute(stretch.ids, {**stretch.values, "most": most}).scalars()
+        found += connection.execute(stretch.ids(query.limit + 1 - len(found)), stretch.values).scalars()
         if len(found) > query.limit:
             break
     return found
@@ -150,18 +164,15 @@ def listed_ids(
 def stretches(
     connection: Connection, query: ListBatchesQuery, *, after: BatchRecord | None, now: int
 ) -> Iterator[Stretch]:
-    """The statements that give the list one behind the other, each with `most` ids at most."""
+    """The stretches that make up the list, one behind the other."""
     wanted = folded(query.search or "")
     if not is_storable(wanted):
         return
     source = _source(connection, wanted)
+    searched = (contains(connection, source.c.search_text, wanted),) if wanted else ()
     for parts, behind in _groups(query, after):
         walk, values = _walk(query, tuple(parts), after=behind)
-        values["now"] = now
-        if wanted:
-            yield Stretch(_ids(source, walk, [contains(connection, source.c.search_text, wanted)]), values, None)
-        else:
-            yield Stretch(all_ids(walk), values, walk)
+        yield Stretch(walk, {**values, "now": now}, source, searched)
 
 
 def _source(connection: Connection, wanted: str) -> FromClause:
@@ -218,14 +229,12 @@ def _second(moment: datetime, *, up: bool = False) -> int:
 
 
 @lru_cache(maxsize=WALKS)
-def all_ids(walk: Walk) -> Select[Any] | CompoundSelect[Any]:
+def common_ids(walk: Walk, most: int) -> Ids:
     """Made once for each kind of question: to make it takes longer than to run it."""
-    return _ids(listed_batches, walk, ())
+    return _ids(listed_batches, walk, (), most)
 
 
-def _ids(
-    source: FromClause, walk: Walk, conditions: Sequence[ColumnElement[bool]]
-) -> Select[Any] | CompoundSelect[Any]:
+def _ids(source: FromClause, walk: Walk, conditions: Sequence[ColumnElement[bool]], most: int) -> Ids:
     """The newest ids of the walk's parts together.
 
     In the table each part is looked through by itself, in the order of its index, until so many are found; the few
@@ -233,12 +242,13 @@ def _ids(
     """
     shown = select(source.c.batch_id, source.c.created_at).where(*_bounds(source.c, walk), *conditions)
     order: list[ColumnElement[Any]] = [desc("created_at"), desc("batch_id")]
-    most = bindparam("most", type_=Integer)
+    # Written out, since PostgreSQL makes a plan to keep only where it knows how few rows are wanted.
+    limit = literal_column(str(most), Integer)
     parts = [_part_of(source.c, part) for part in walk.parts]
     if len(parts) == 1 or source is not listed_batches:
-        return shown.where(or_(*parts)).order_by(*order).limit(most)
-    each = [shown.where(part).order_by(*order).limit(most).subquery() for part in parts]
-    return union_all(*(select(one) for one in each)).order_by(*order).limit(most)
+        return shown.where(or_(*parts)).order_by(*order).limit(limit)
+    each = [shown.where(part).order_by(*order).limit(limit).subquery() for part in parts]
+    return union_all(*(select(one) for one in each)).order_by(*order).limit(limit)
 
 
 def _bounds(columns: _Columns, walk: Walk) -> list[ColumnElement[bool]]:

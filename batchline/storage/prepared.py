@@ -1,11 +1,11 @@
 """Statements that are asked again and again: compiled once, and run as their database takes them."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, CursorResult, Dialect
+from sqlalchemy import Connection, Dialect, Select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.elements import ClauseElement
 
 
 class Prepared(NamedTuple):
@@ -15,17 +15,38 @@ class Prepared(NamedTuple):
     places: tuple[str, ...] | None
     constants: Mapping[str, object]
 
-    def run(self, connection: Connection, values: Mapping[str, object]) -> CursorResult[Any]:
-        """Execute it with those values; raises as the connection does."""
-        bound = {**self.constants, **values}
-        if self.places is None:
-            return connection.exec_driver_sql(self.text, bound)
-        return connection.exec_driver_sql(self.text, tuple(bound[name] for name in self.places))
+    def bound(self, values: Mapping[str, object]) -> Any:
+        """Those values as the driver takes them."""
+        named = {**self.constants, **values}
+        return named if self.places is None else tuple(named[name] for name in self.places)
 
 
-def prepared(statement: ClauseElement, dialect: Dialect) -> Prepared:
+Question = tuple[Prepared, Mapping[str, object]]
+"""A statement and its values."""
+
+
+def prepared(statement: Select[Any], dialect: Dialect) -> Prepared:
     """The statement for that database; its results come as the driver gives them."""
-    compiled = cast("SQLCompiler", statement.compile(dialect=dialect))
+    compiled: SQLCompiler = statement.compile(dialect=dialect)
     places = tuple(compiled.positiontup or ()) if dialect.positional else None
     constants = {name: value for name, value in compiled.params.items() if value is not None}
     return Prepared(compiled.string, places, constants)
+
+
+def answers(connection: Connection, questions: Sequence[Question]) -> list[list[tuple[Any, ...]]]:
+    """The rows of each, all of one moment; PostgreSQL is sent them at once, so that there is one wait for all.
+
+    Raises as the connection does.
+    """
+    driver: Any = connection.connection.driver_connection
+    asked = [(statement.text, statement.bound(values)) for statement, values in questions]
+    try:
+        if connection.dialect.name == "postgresql" and len(asked) > 1:
+            with driver.pipeline():
+                return [cursor.fetchall() for cursor in [driver.execute(*each) for each in asked]]
+        return [driver.execute(*each).fetchall() for each in asked]
+    except connection.dialect.loaded_dbapi.Error as error:
+        is_lost = bool(getattr(driver, "closed", False))
+        if is_lost:
+            connection.invalidate(error)
+        raise DBAPIError(None, None, error, connection_invalidated=is_lost) from error

@@ -1,15 +1,13 @@
 """Batches as the API's JSON, made by the database: what is read often never becomes an object here."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
-    CompoundSelect,
     Connection,
-    CursorResult,
     Dialect,
     Select,
     String,
@@ -23,8 +21,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by
 
 from batchline.models.batches import ListBatchesQuery
-from batchline.storage.listing import WALKS, Stretch, Walk, all_ids, stretches
-from batchline.storage.prepared import Prepared, prepared
+from batchline.storage.listing import WALKS, Ids, Walk, common_ids, stretches
+from batchline.storage.prepared import Prepared, Question, answers, prepared
 from batchline.storage.rows import BatchRecord
 from batchline.storage.schema import batches
 from batchline.storage.search import is_storable
@@ -77,6 +75,45 @@ class RenderedPage(NamedTuple):
     has_more: bool
 
 
+class _Page:
+    """A page while it is put together."""
+
+    def __init__(
+        self, connection: Connection, query: ListBatchesQuery, after: BatchRecord | None, now: int
+    ) -> None:
+        self._dialect = connection.dialect
+        self._stretches = stretches(connection, query, after=after, now=now)
+        self._limit = query.limit
+        self._with_analytics = "analytics" in (query.include or "").split(",")
+        self._texts: list[str] = []
+        self._ids: list[str] = []
+
+    def next(self) -> Question | None:
+        """What is to be asked next, if the page is not whole; its answer is one row, for `add`."""
+        stretch = None if len(self._ids) > self._limit else next(self._stretches, None)
+        if stretch is None:
+            return None
+        most = self._limit + 1 - len(self._ids)
+        if stretch.is_common:
+            common = _common_texts(self._dialect, stretch.walk, most, with_analytics=self._with_analytics)
+            return common, stretch.values
+        texts = _texts(self._dialect.name, stretch.ids(most), with_analytics=self._with_analytics)
+        return prepared(texts, self._dialect), stretch.values
+
+    def add(self, text: str | None, ids: str | None) -> None:
+        """Go on with those batches."""
+        if text is not None and ids is not None:
+            self._texts.append(text)
+            self._ids += ids.split(SEPARATOR)
+
+    def whole(self) -> RenderedPage:
+        """The page, without the batch that tells that more follow."""
+        has_more = len(self._ids) > self._limit
+        if has_more:
+            self._texts[-1] = self._texts[-1].rpartition(SEPARATOR)[0]
+        return RenderedPage(SEPARATOR.join(filter(None, self._texts)), self._ids[: self._limit], has_more)
+
+
 class Rendering(Transactions):
     """Batches as JSON. Made by `Records.rendering`."""
 
@@ -86,7 +123,7 @@ class Rendering(Transactions):
 
         def work(connection: Connection) -> dict[str, Rendered]:
             values = {"ids": asked if connection.dialect.name == "postgresql" else json.dumps(asked)}
-            rows = _by_ids(connection.dialect).run(connection, values)
+            (rows,) = answers(connection, [(_by_ids(connection.dialect), values)])
             return {row[0]: Rendered(*row[1:]) for row in rows}
 
         return self._read(work)
@@ -95,41 +132,24 @@ class Rendering(Transactions):
         self, asked: Sequence[tuple[ListBatchesQuery, BatchRecord | None]], *, now: int
     ) -> list[RenderedPage]:
         """The page that each query asks for, behind its cursor where it has one; all of the same moment."""
-        return self._read(
-            lambda connection: [_page(connection, query, after=after, now=now) for query, after in asked]
-        )
 
+        def work(connection: Connection) -> list[RenderedPage]:
+            connection.begin()  # for the driver is asked, past what begins by itself
+            pages = [_Page(connection, query, after, now) for query, after in asked]
+            left = [(page, question) for page in pages if (question := page.next()) is not None]
+            while left:
+                found = answers(connection, [question for _, question in left])
+                for (page, _), ((text, ids),) in zip(left, found, strict=True):
+                    page.add(text, ids)
+                left = [(page, question) for page, _ in left if (question := page.next()) is not None]
+            return [page.whole() for page in pages]
 
-def _page(connection: Connection, query: ListBatchesQuery, *, after: BatchRecord | None, now: int) -> RenderedPage:
-    texts: list[str] = []
-    ids: list[str] = []
-    with_analytics = "analytics" in (query.include or "").split(",")
-    for stretch in stretches(connection, query, after=after, now=now):
-        values = {**stretch.values, "most": query.limit + 1 - len(ids)}
-        text, lines = _found(connection, stretch, values, with_analytics=with_analytics).one()
-        if lines is not None:
-            texts.append(text)
-            ids += lines.split(SEPARATOR)
-        if len(ids) > query.limit:
-            texts[-1] = texts[-1].rpartition(SEPARATOR)[0]
-            return RenderedPage(SEPARATOR.join(filter(None, texts)), ids[: query.limit], has_more=True)
-    return RenderedPage(SEPARATOR.join(texts), ids, has_more=False)
-
-
-def _found(
-    connection: Connection, stretch: Stretch, values: Mapping[str, object], *, with_analytics: bool
-) -> CursorResult[Any]:
-    """The texts and the ids of the stretch's batches: one row."""
-    dialect = connection.dialect
-    if stretch.walk is None:
-        statement = _texts(dialect.name, stretch.ids, with_analytics=with_analytics)
-        return connection.execute(statement, values)
-    return _texts_by(dialect, stretch.walk, with_analytics=with_analytics).run(connection, values)
+        return self._read(work)
 
 
 @lru_cache(maxsize=2 * WALKS)
-def _texts_by(dialect: Dialect, walk: Walk, *, with_analytics: bool) -> Prepared:
-    return prepared(_texts(dialect.name, all_ids(walk), with_analytics=with_analytics), dialect)
+def _common_texts(dialect: Dialect, walk: Walk, most: int, *, with_analytics: bool) -> Prepared:
+    return prepared(_texts(dialect.name, common_ids(walk, most), with_analytics=with_analytics), dialect)
 
 
 @lru_cache(maxsize=2)
@@ -144,7 +164,7 @@ def _by_ids(dialect: Dialect) -> Prepared:
     return prepared(select(batches.c.id, shown, batches.c.analytics, batches.c.member_id).where(among), dialect)
 
 
-def _texts(dialect: str, ids: Select[Any] | CompoundSelect[Any], *, with_analytics: bool) -> Select[Any]:
+def _texts(dialect: str, ids: Ids, *, with_analytics: bool) -> Select[Any]:
     """All texts of those batches as one, and all ids, in their order, since each row costs a change of threads."""
     page = ids.subquery("page")
     # PostgreSQL's index is of texts in their common order, and is passed by where one is in that of code points.

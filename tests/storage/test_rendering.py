@@ -7,6 +7,7 @@ import pytest
 from some_records import NOW, a_batch, a_full_batch
 
 from batchline.models.batches import BatchError, BatchResponse, ListBatchesQuery
+from batchline.models.errors import StorageFault
 from batchline.storage.records import BatchRecord, Records
 
 FULL = a_full_batch()
@@ -89,3 +90,17 @@ def test_pages_that_are_asked_for_together_are_each_their_own(records: Records) 
     assert json.loads(f"[{behind.text}]") == [expected(batch) for batch in made[2:]]
     assert json.loads(f"[{all_.text}]") == [expected(batch, include_analytics=False) for batch in made]
     assert none == ("", [], False)
+
+
+def test_a_fault_of_the_database_is_told_as_one_and_what_follows_is_answered(records: Records) -> None:
+    batch = records.add_batch(a_batch())
+    asked = [(ListBatchesQuery(), None)] * 3
+    with records._engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE listed_batches RENAME TO gone")
+
+    with pytest.raises(StorageFault, match="listed_batches"):
+        records.rendering.pages(asked, now=NOW)
+
+    with records._engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE gone RENAME TO listed_batches")
+    assert [page.ids for page in records.rendering.pages(asked, now=NOW)] == [[batch.id]] * 3
