@@ -97,6 +97,8 @@ def test_a_running_batch_is_cancelled_and_what_was_answered_is_kept(serve, tmp_p
         (lambda client: client.files.content("file-none"), openai.NotFoundError, None),
         (lambda client: client.batches.list(after="batch-none"), openai.NotFoundError, None),
         (lambda client: client.batches.list(limit=101), openai.BadRequestError, "limit"),
+        (lambda client: client.batches.list(extra_query={"odd": "1"}), openai.BadRequestError, "odd"),
+        (lambda client: client.batches.retrieve("b", extra_query={"odd": "1"}), openai.BadRequestError, "odd"),
         (lambda client: client.files.create(file=b"{}", purpose="vision"), openai.BadRequestError, "purpose"),
         (
             lambda client: client.files.create(file=("r.jsonl.gz", b"no"), purpose="batch"),
@@ -104,7 +106,16 @@ def test_a_running_batch_is_cancelled_and_what_was_answered_is_kept(serve, tmp_p
             "file",
         ),
     ],
-    ids=["no batch", "no file", "no cursor", "too long a page", "another purpose", "no gzip"],
+    ids=[
+        "no batch",
+        "no file",
+        "no cursor",
+        "long page",
+        "odd query",
+        "odd query of one",
+        "another purpose",
+        "no gzip",
+    ],
 )
 def test_errors_come_as_the_clients_own_classes(ask, kind, param, served: Served):
     with pytest.raises(kind) as raised:
