@@ -32,17 +32,30 @@ from bench.servers import postgres_server, s3_server
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from bench.measuring import World
+    from bench.measuring import Sample, World
 
 BATCHES: Final = 1_000
 ROUNDS: Final = 5
 CONNECTIONS: Final = 32
-SECONDS: Final = 2
+SECONDS: Final = 3
 UPLOAD_REQUESTS: Final = 400_000
 """In a file of some 200 MB."""
 
 NOBODY: Final = "http://127.0.0.1:9/v1"
-PAGES: Final = {"a batch": "", "a list of 20": "?limit=20", "a list of 100": "?limit=100"}
+
+
+class Page(NamedTuple):
+    """What is asked for, and how much of a bare route's rate it is to reach."""
+
+    query: str
+    least: float | None
+
+
+PAGES: Final = {
+    "a batch": Page("", 0.5),
+    "a list of 20": Page("?limit=20", 0.5),
+    "a list of 100": Page("?limit=100", None),
+}
 
 
 class Key(NamedTuple):
@@ -66,51 +79,60 @@ def _reads(world: World, name: str, environment: dict[str, str]) -> Iterator[Row
     key = _key(settings)
     newest = _fill(settings, key)
     with ExitStack() as stack:
-        url = stack.enter_context(_served(environment | {"OPENAI_BASE_URL": NOBODY}))
-        paths = {page: f"batches{query or '/' + newest}" for page, query in PAGES.items()}
+        url, ours = stack.enter_context(_served(environment | {"OPENAI_BASE_URL": NOBODY}))
+        paths = {name: f"batches{page.query or '/' + newest}" for name, page in PAGES.items()}
         answers = {page: _got(f"{url}/{path}", key) for page, path in paths.items()}
-        bare = stack.enter_context(_bare(world.home, answers))
-        compared = {
-            page: {"ours": f"{url}/{path}", "bare": f"{bare}/{_file_name(page)}"} for page, path in paths.items()
-        }
-        for page, urls in compared.items():
-            if _got(urls["bare"], key) != answers[page]:
+        bare_url, bare = stack.enter_context(_bare(world.home, answers))
+        for page, path in paths.items():
+            bare_path = f"{bare_url}/{_file_name(page)}"
+            if _got(bare_path, key) != answers[page]:
                 raise RuntimeError(f"the bare route gives another body for {page}")
-        for page, urls in compared.items():
-            rates = _interleaved(
-                world, f"GET {page}, {name}", {who: _load(each, key) for who, each in urls.items()}
-            )
-            yield Row(f"GET {page}, {name}", rates["ours"], unit="/s")
-            yield Row(f"GET {page}, {name}: requests/s / a bare route's", rates["ours"] / rates["bare"], least=0.5)
+            measures = {"ours": _load(f"{url}/{path}", key, ours), "bare": _load(bare_path, key, bare)}
+            got = _interleaved(world, f"GET {page}, {name}", measures)
+            ratio, cpu = (got["ours"][each] / got["bare"][each] for each in ("rate", "cpu_us"))
+            yield Row(f"GET {page}, {name}", got["ours"]["rate"], unit="/s")
+            yield Row(f"GET {page}, {name}: requests/s / a bare route's", ratio, least=PAGES[page].least)
+            yield Row(f"GET {page}, {name}: CPU of a request / a bare one's", cpu)
 
 
-def _interleaved(world: World, figure: str, measures: Mapping[str, Callable[[], float]]) -> dict[str, float]:
+def _interleaved(world: World, figure: str, measures: Mapping[str, Callable[[], Sample]]) -> dict[str, Sample]:
     """Take each in turn, so many rounds after one that does not count; the medians."""
-    samples: dict[str, list[float]] = {name: [] for name in measures}
+    samples: dict[str, list[Sample]] = {name: [] for name in measures}
     for number in range((2 if world.quick else ROUNDS) + 1):
         for name, once in measures.items():
-            rate = once()
+            sample = once()
             if number:
-                samples[name].append(rate)
-                print(f"    {figure}, {name}: {rate:,.0f}", file=sys.stderr)
-    world.samples[figure] = {name: [{"rate": rate} for rate in rates] for name, rates in samples.items()}
-    return {name: statistics.median(rates) for name, rates in samples.items()}
+                samples[name].append(sample)
+                print(f"    {figure}, {name}: {sample['rate']:,.0f}", file=sys.stderr)
+    world.samples[figure] = samples
+    return {
+        name: {key: statistics.median(sample[key] for sample in some) for key in some[0]}
+        for name, some in samples.items()
+    }
 
 
-def _load(url: str, key: Key) -> Callable[[], float]:
-    """Requests a second that the server answers, every one with a 200."""
+def _load(url: str, key: Key, server: int) -> Callable[[], Sample]:
+    """Requests a second that the server answers, every one with a 200, and the CPU that it takes for each."""
     command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", "-H", f"Authorization: Bearer {key.token}", url]
 
-    def loaded() -> float:
+    def loaded() -> Sample:
+        before = _cpu_s(server)
         told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         if "Non-2xx" in told or "Socket errors" in told:
             raise RuntimeError(told)
-        found = re.search(r"Requests/sec:\s+([\d.]+)", told)
-        if found is None:
+        cpu_s = _cpu_s(server) - before
+        rate, count = (re.search(pattern, told) for pattern in (r"Requests/sec:\s+([\d.]+)", r"(\d+) requests in"))
+        if rate is None or count is None:
             raise RuntimeError(told)
-        return float(found[1])
+        return {"rate": float(rate[1]), "cpu_us": 1e6 * cpu_s / int(count[1])}
 
     return loaded
+
+
+def _cpu_s(process: int) -> float:
+    """What the process has used, user and system."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _got(url: str, key: Key) -> bytes:
@@ -150,8 +172,8 @@ def _fill(settings: Settings, key: Key) -> str:
 
 
 @contextmanager
-def _served(environment: Mapping[str, str]) -> Iterator[str]:
-    """`batchline serve` in that environment; its URL."""
+def _served(environment: Mapping[str, str]) -> Iterator[tuple[str, int]]:
+    """`batchline serve` in that environment; its URL and its process."""
     command = [sys.executable, "-c", "from batchline.cli import main; main()", "serve", "--port", "0"]
     server = subprocess.Popen(
         command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -160,21 +182,21 @@ def _served(environment: Mapping[str, str]) -> Iterator[str]:
         told = server.stderr.readline() if server.stderr else ""
         if "serving at " not in told:
             raise RuntimeError(f"the server did not start: {told}")
-        yield told.partition("serving at ")[2].strip()
+        yield told.partition("serving at ")[2].strip(), server.pid
     finally:
         server.kill()
         server.wait()
 
 
 @contextmanager
-def _bare(home: Path, answers: Mapping[str, bytes]) -> Iterator[str]:
-    """A FastAPI with a route that returns those bytes by name; its URL."""
+def _bare(home: Path, answers: Mapping[str, bytes]) -> Iterator[tuple[str, int]]:
+    """A FastAPI with a route that returns those bytes by name; its URL and its process."""
     with tempfile.TemporaryDirectory(dir=home) as folder:
         for name, data in answers.items():
             Path(folder, _file_name(name)).write_bytes(data)
         server = subprocess.Popen([sys.executable, "-m", "bench.bare", folder], stdout=subprocess.PIPE, text=True)
         try:
-            yield server.stdout.readline().strip() if server.stdout else ""
+            yield server.stdout.readline().strip() if server.stdout else "", server.pid
         finally:
             server.kill()
             server.wait()
@@ -200,14 +222,15 @@ def _uploads(world: World, name: str, requests: int, environment: dict[str, str]
     path = world.file(requests)
     key = _key(load_settings(home=Path(environment["BATCHLINE_HOME"])))
     size, run = path.stat().st_size, Run("written", requests, environment=environment)
-    with _served(environment | {"OPENAI_BASE_URL": NOBODY}) as url:
-        measures = {
-            "ours": lambda: _upload(url, key, path),
-            "plain": lambda: size / 1e6 / measure(world, run)["wall_s"],
+    with _served(environment | {"OPENAI_BASE_URL": NOBODY}) as (url, _):
+        measures: dict[str, Callable[[], Sample]] = {
+            "ours": lambda: {"rate": _upload(url, key, path)},
+            "plain": lambda: {"rate": size / 1e6 / measure(world, run)["wall_s"]},
         }
-        rates = _interleaved(world, f"upload to {name}", measures)
-    yield Row(f"upload of {size / 1e6:,.0f} MB to {name}", rates["ours"], unit=" MB/s")
-    yield Row(f"upload to {name}: MB/s / writing the same there", rates["ours"] / rates["plain"], least=0.5)
+        got = _interleaved(world, f"upload to {name}", measures)
+    ours, plain = (got[each]["rate"] for each in measures)
+    yield Row(f"upload of {size / 1e6:,.0f} MB to {name}", ours, unit=" MB/s")
+    yield Row(f"upload to {name}: MB/s / writing the same there", ours / plain, least=0.5)
 
 
 def _upload(url: str, key: Key, path: Path) -> float:
@@ -243,7 +266,7 @@ def api_start(world: World) -> Iterator[Row]:
         with (
             tempfile.TemporaryDirectory(dir=world.home) as home,
             Simulator() as upstream,
-            _served({"BATCHLINE_HOME": home, "OPENAI_BASE_URL": upstream.base_url}) as url,
+            _served({"BATCHLINE_HOME": home, "OPENAI_BASE_URL": upstream.base_url}) as (url, _),
             httpx.Client(trust_env=False, timeout=60) as client,
         ):
             with world.file(requests).open("rb") as file:
