@@ -99,7 +99,7 @@ def test_those_who_want_all_have_the_same_after_a_few_looks(limit, processes, se
     each, step = limit // processes, grain(limit)
     low = each // step * step
     paused = sum(world.pauses.get(name, 0) > 0 for name in world.held)
-    assert min(world.held.values()) >= low - (step if paused else 0) - (step - 1)
+    assert min(world.held.values()) >= low - 2 * step - (step - 1)  # one may have yielded, and taken back a part
     assert max(world.held.values()) <= low + 2 * step + limit // 32
     assert world.taken >= limit - 2 * step - max(1, limit // 32) - paused * step
 
