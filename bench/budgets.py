@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import numpy as np
 
 from bench.figures import Row
-from bench.measuring import Run, compare
+from bench.measuring import Run, compare, server_cpu_s
 from bench.servers import stand_in
 
 if TYPE_CHECKING:
@@ -97,19 +95,6 @@ def _used(starts: list[np.ndarray]) -> float:
 
 def _cpu_of_server(world: World, work: Callable[[], None]) -> float:
     """CPU seconds that Prefect's server takes during the work."""
-    before = _server_cpu_s(world)
+    before = server_cpu_s(world)
     work()
-    return _server_cpu_s(world) - before
-
-
-def _server_cpu_s(world: World) -> float:
-    """CPU seconds of the processes that were started to listen on the server's port."""
-    port, ticks = str(urlsplit(world.prefect_url).port).encode(), 0
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            if port in (place / "cmdline").read_bytes().split(b"\0"):
-                fields = (place / "stat").read_text().rpartition(")")[2].split()
-                ticks += int(fields[11]) + int(fields[12])
-        except OSError:
-            continue
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return server_cpu_s(world) - before

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import urlsplit
 
 Sample = dict[str, float]
 WORDS = (
@@ -123,3 +124,16 @@ def _line(number: int, chance: random.Random) -> str:
     }
     line = {"custom_id": f"r-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
     return json.dumps(line)
+
+
+def server_cpu_s(world: World) -> float:
+    """CPU seconds of the processes that were started to listen on the port of Prefect's server."""
+    port, ticks = str(urlsplit(world.prefect_url).port).encode(), 0
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if port in (place / "cmdline").read_bytes().split(b"\0"):
+                fields = (place / "stat").read_text().rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])
+        except OSError:
+            continue
+    return ticks / os.sysconf("SC_CLK_TCK")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.figures import Row
-from bench.measuring import Run, compare, measure
+from bench.measuring import Run, compare, measure, server_cpu_s
 from bench.servers import stand_in
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ ALONE = {"BATCHLINE_SHARE_BUDGETS": "false"}
 """Each process may have as many requests under way as it likes."""
 
 RUNNING = 8
-HZ = 100.0
 
 
 def processes(world: World) -> Iterator[Row]:
@@ -52,54 +50,39 @@ def processes(world: World) -> Iterator[Row]:
 
 def prefect_cost(world: World) -> Iterator[Row]:
     """CPU seconds of Prefect's server: of a batch of 50,000, and of batches that run for long."""
-    server = int((world.home / "prefect.pid").read_text())
     taken = []
     for _ in range(3):
-        idle = _idle_cpu_s(server)
-        before, began = _cpu_s(server), time.monotonic()
+        idle = _idle_cpu_s(world)
+        before, began = server_cpu_s(world), time.monotonic()
         measure(world, Run("flow", world.count(50_000)))
-        taken.append(_cpu_s(server) - before - idle * (time.monotonic() - began))
+        taken.append(server_cpu_s(world) - before - idle * (time.monotonic() - began))
     world.samples["prefect_cost"] = {"of 50,000": [{"cpu_s": each} for each in taken]}
     yield Row("CPU of Prefect's server for a batch of 50,000", sorted(taken)[1], unit=" s")
-    share = _share_of_running(world, server)
+    share = _share_of_running(world)
     world.samples["prefect_cost"]["running"] = [{"cpu": share}]
     yield Row("CPU of Prefect's server for a batch that runs, of a core", share)
     yield Row("batches running at once that take half a core of it", 0.5 / share)
 
 
-def _share_of_running(world: World, server: int) -> float:
+def _share_of_running(world: World) -> float:
     """What of a core one of several batches takes that are in the midst of sending."""
     seconds = 20 if world.quick else 60
     with stand_in(latency_s=1.0) as url, ThreadPoolExecutor(RUNNING) as pool:
-        idle = _idle_cpu_s(server)
+        idle = _idle_cpu_s(world)
         run = Run("flow", 64 * (seconds + 40), base_url=url, environment=ALONE)
         world.file(run.requests)
         ending = [pool.submit(measure, world, run) for _ in range(RUNNING)]
         time.sleep(25)  # they are all sending by then
-        before, began = _cpu_s(server), time.monotonic()
+        before, began = server_cpu_s(world), time.monotonic()
         time.sleep(seconds)
-        taken, passed = _cpu_s(server) - before, time.monotonic() - began
+        taken, passed = server_cpu_s(world) - before, time.monotonic() - began
         for each in ending:
             each.result()
     return (taken / passed - idle) / RUNNING
 
 
-def _idle_cpu_s(server: int) -> float:
+def _idle_cpu_s(world: World) -> float:
     """CPU seconds a second of the server without anything to do."""
-    before = _cpu_s(server)
+    before = server_cpu_s(world)
     time.sleep(10)
-    return (_cpu_s(server) - before) / 10
-
-
-def _cpu_s(server: int) -> float:
-    """User and system time of the process and its children."""
-    total = 0.0
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if server in (int(folder.name), int(fields[1]), int(fields[2])):
-                total += (int(fields[11]) + int(fields[12])) / HZ
-    return total
+    return (server_cpu_s(world) - before) / 10

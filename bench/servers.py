@@ -102,8 +102,7 @@ def prefect_server(home: Path) -> Iterator[str]:
         "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
     }
     command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
-    with _running(command, f"http://127.0.0.1:{port}/api/health", environment=environment) as pid:
-        home.joinpath("prefect.pid").write_text(str(pid))
+    with _running(command, f"http://127.0.0.1:{port}/api/health", environment=environment):
         yield f"http://127.0.0.1:{port}/api"
 
 
@@ -172,13 +171,12 @@ def _wait_for_postgres(url: str) -> None:
 @contextmanager
 def _running(
     command: list[str], url: str, *, environment: dict[str, str] | None = None, any_answer: bool = False
-) -> Iterator[int]:
-    """Run a server that answers at that address; its process id."""
+) -> Iterator[None]:
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     server = subprocess.Popen(command, env=environment, start_new_session=True, **quiet)  # type: ignore[call-overload]
     try:
         _wait_for(url, server, any_answer=any_answer)
-        yield server.pid
+        yield
     finally:
         os.killpg(server.pid, 9)
         server.wait()

@@ -36,6 +36,21 @@ def window_seconds(window: str) -> int:
     return int(match[1]) * _WINDOW_UNIT_S[match[2]]
 
 
+def metadata_of(text: str) -> dict[str, str]:
+    """Metadata as it is typed, one `key=value` a line; raises `InvalidInput` for a line that is no pair."""
+    pairs: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        key, sign, value = (part.strip() for part in line.partition("="))
+        if not sign or not key:
+            raise InvalidInput(f"metadata: line {number} is no pair; write key=value", param="metadata")
+        if key in pairs:
+            raise InvalidInput(f"metadata: line {number} has {key} a second time", param="metadata")
+        pairs[key] = value
+    return pairs
+
+
 def checked_metadata(metadata: dict[str, str] | None) -> dict[str, str] | None:
     """The metadata as given; raises `ValueError` where it is over OpenAI's limits (16 pairs, 64, 512)."""
     if metadata is None:

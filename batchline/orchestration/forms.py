@@ -8,6 +8,7 @@ from typing import Annotated, Final
 
 from pydantic import WithJsonSchema
 
+from batchline.models.batches import metadata_of
 from batchline.models.errors import InvalidInput
 from batchline.models.settings import ENDPOINTS, load_settings
 
@@ -36,14 +37,4 @@ def lines_of(text: str | None) -> list[str]:
 
 def pairs_of(metadata: str | dict[str, str] | None) -> dict[str, str] | None:
     """The pairs in lines of `key=value`; raises `InvalidInput` that names a line that is none."""
-    if not isinstance(metadata, str):
-        return metadata
-    pairs: dict[str, str] = {}
-    for line in lines_of(metadata):
-        key, sign, value = line.partition("=")
-        if not sign or not key.strip():
-            raise InvalidInput(f"metadata has the line {line!r}; write key=value", param="metadata")
-        if key.strip() in pairs:
-            raise InvalidInput(f"metadata has {key.strip()!r} twice", param="metadata")
-        pairs[key.strip()] = value.strip()
-    return pairs or None
+    return metadata_of(metadata) or None if isinstance(metadata, str) else metadata

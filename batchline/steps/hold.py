@@ -16,62 +16,38 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from batchline.models.errors import Conflict, InvalidInput, LeaseLost, StorageFault
+from batchline.models.errors import Conflict, LeaseLost, StorageFault
 from batchline.models.failures import ErrorCode
 from batchline.models.status import BatchStatus
 from batchline.steps.chunk import ChunkOrder
 from batchline.steps.engine import Engine
 from batchline.steps.figures import Figures
+from batchline.steps.sending import Sending
 from batchline.steps.shared import Elsewhere, SenderReport, encode_report, refusal, reports_of
 from batchline.storage.records import BatchRecord, Lease
 from batchline.storage.senders import RUNNER
-from batchline.upstream.run import Run, RunProgress, Stop
+from batchline.upstream.run import RunProgress, Stop
 
 log = logging.getLogger(__name__)
-
-BEAT_S = 1.0
-"""Between heartbeats, of which a short lease has four; a cancel takes effect within about two."""
 
 LOOK_S = 0.5
 """Between looks at the lease of a runner that may be dead."""
 
-OPEN_HEAVY_CHUNKS = 2
-"""Chunks with very long lines under way at once: while one waits for its last answers, another sends."""
 
-
-class BatchHold:
+class BatchHold(Sending):
     """The lease of one batch, kept alive by a thread, with the run that sends the batch's requests."""
 
-    def __init__(
-        self, engine: Engine, batch: BatchRecord, lease: Lease, *, claimed_at: float, total: int = 0
-    ) -> None:
-        settings = engine.settings
-        self.engine = engine
-        self.batch = batch
+    without_upstream = "no upstream serves model {model!r} any more; add it to an upstream's models"
+
+    def __init__(self, engine: Engine, batch: BatchRecord, lease: Lease, *, claimed_at: float) -> None:
+        super().__init__(engine, batch, sender=RUNNER, requests=0)
         self.lease = lease
-        self.store = engine.store
-        self.records = engine.records
-        self.flush_interval_s = settings.flush_interval_s
-        self.flush_bytes = settings.flush_bytes
-        self.heavy = threading.BoundedSemaphore(OPEN_HEAVY_CHUNKS)
-        self.run: Run = engine.caller.open_run(
-            batch.id,
-            deadline=None if settings.run_past_window else batch.expires_at,
-            refusals_to_stop=settings.refusals_to_stop,
-            grace_s=settings.grace_s,
-            requests=total,
-        )
-        self.sender = RUNNER
         self._elsewhere: Elsewhere | None = None
         self._reported = 0
-        self._names: dict[str | None, str] = {}
         self._settled_before = [0, 0]
         self._tried: set[int] = set()
-        self._lost: LeaseLost | None = None
-        self._beat_s = min(BEAT_S, settings.lease_s / 4)
         self._beaten(claimed_at)
         self._released = threading.Event()
-        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._keep, name=f"heartbeat {batch.id}", daemon=True)
 
     def __enter__(self) -> Self:
@@ -91,21 +67,6 @@ class BatchHold:
                 self.records.release(self.lease)
             except (StorageFault, LeaseLost) as fault:
                 log.warning("lease of %s not released: %s; it goes stale by itself", self.batch.id, fault)
-
-    def upstream_of(self, model: str | None) -> str:
-        """The name of the upstream that serves the model; raises `InvalidInput` if none does (any more)."""
-        name = self._names.get(model)
-        if name is None:
-            upstream = self.engine.settings.upstream_for(model)
-            if upstream is None:
-                raise InvalidInput(f"no upstream serves model {model!r} any more; add it to an upstream's models")
-            name = self._names[model] = upstream.name
-        return name
-
-    def check(self) -> None:
-        """Raise `LeaseLost` once another runner has the batch, or may have it."""
-        if self._lost is not None:
-            raise self._lost
 
     def recovered(self, figures: Iterable[Figures]) -> None:
         """Count requests that an earlier run had settled."""

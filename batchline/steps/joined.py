@@ -18,48 +18,33 @@ from batchline.models.status import BatchStatus
 from batchline.steps.chunk import ChunkOrder
 from batchline.steps.engine import Engine
 from batchline.steps.figures import Figures
-from batchline.steps.hold import BEAT_S, CANCELLED, OPEN_HEAVY_CHUNKS
+from batchline.steps.hold import CANCELLED
+from batchline.steps.sending import Sending
 from batchline.steps.shared import SenderReport, at_rest, encode_report, refusal, reports_of, settled
 from batchline.storage.records import BatchRecord
 from batchline.storage.senders import RUNNER
-from batchline.upstream.run import Run, Stop
+from batchline.upstream.run import Stop
 
 log = logging.getLogger(__name__)
 
 
-class JoinedHold:
+class JoinedHold(Sending):
     """What sending chunks takes in a process that has not the batch's lease; used by several chunks at once."""
 
+    without_upstream = "no upstream of this process serves model {model!r}; give all the same settings"
+
     def __init__(self, engine: Engine, batch: BatchRecord, epoch: int) -> None:
-        settings = engine.settings
-        self.store = engine.store
-        self.flush_interval_s = settings.flush_interval_s
-        self.flush_bytes = settings.flush_bytes
-        self.heavy = threading.BoundedSemaphore(OPEN_HEAVY_CHUNKS)
-        self.sender = uuid.uuid4().hex[:8]
+        super().__init__(engine, batch, sender=uuid.uuid4().hex[:8], requests=batch.total)
         self.users = 0
-        self._engine = engine
-        self._batch = batch
         self._epoch = epoch
-        self._names: dict[str | None, str] = {}
         self._chunks: dict[int, tuple[int, int]] = {}
-        self._lost: LeaseLost | None = None
         self._kept_at: float | None = None
         self._looked_at = time.monotonic()
         self._alive_at = float("-inf")
-        self._lock = threading.Lock()
         self._exchanging = threading.Lock()
         self._number = 0
         self._over = threading.Event()
-        self.run: Run = engine.caller.open_run(
-            batch.id,
-            deadline=None if settings.run_past_window else batch.expires_at,
-            refusals_to_stop=settings.refusals_to_stop,
-            grace_s=settings.grace_s,
-            requests=batch.total,
-        )
         self.run.renew(0.0)
-        self._beat_s = min(BEAT_S, settings.lease_s / 4)
         self._thread = threading.Thread(target=self._keep, name=f"joined {batch.id}", daemon=True)
 
     def begin(self) -> None:
@@ -81,24 +66,7 @@ class JoinedHold:
         except LeaseLost as lost:
             self._lose(lost)
         except StorageFault as fault:
-            log.warning("report on batch %s failed: %s", self._batch.id, fault)
-
-    def upstream_of(self, model: str | None) -> str:
-        """The name of the upstream that serves the model; raises `InvalidInput` if none does here."""
-        name = self._names.get(model)
-        if name is None:
-            upstream = self._engine.settings.upstream_for(model)
-            if upstream is None:
-                raise InvalidInput(
-                    f"no upstream of this process serves model {model!r}; give all the same settings"
-                )
-            name = self._names[model] = upstream.name
-        return name
-
-    def check(self) -> None:
-        """Raise `LeaseLost` once the runner is gone, or may be."""
-        if self._lost is not None:
-            raise self._lost
+            log.warning("report on batch %s failed: %s", self.batch.id, fault)
 
     def recovered(self, figures: Iterable[Figures]) -> None:
         """Nothing: what is found of a chunk is counted by `note`."""
@@ -122,15 +90,15 @@ class JoinedHold:
     def _keep(self) -> None:
         while not self._over.wait(self._beat_s):
             self.report()
-            if self._lost is None and time.monotonic() - self._alive_at > self._engine.settings.lease_s:
+            if self._lost is None and time.monotonic() - self._alive_at > self.engine.settings.lease_s:
                 self._lose(
-                    LeaseLost(f"batch {self._batch.id}: its runner shows no life; another will go on with it")
+                    LeaseLost(f"batch {self.batch.id}: its runner shows no life; another will go on with it")
                 )
 
     def _exchange(self) -> None:
         began = time.monotonic()
         text = encode_report(self._report()).decode()
-        lease = self._engine.records.report_sender(self._batch.id, self._epoch, self.sender, text)
+        lease = self.records.report_sender(self.batch.id, self._epoch, self.sender, text)
         self._note_life(lease.kept_at, began)
         reports = reports_of(lease.reports)
         if lease.completed or any(settled([report])[0] for report in reports.values()):
@@ -157,7 +125,7 @@ class JoinedHold:
         elif kept_at != self._kept_at:
             self._alive_at = self._looked_at
         self._kept_at, self._looked_at = kept_at, began
-        self.run.renew(self._alive_at + self._engine.settings.lease_s / 2 - time.monotonic())
+        self.run.renew(self._alive_at + self.engine.settings.lease_s / 2 - time.monotonic())
 
     def _obey(self, status: BatchStatus, reports: dict[str, SenderReport]) -> None:
         runner = reports.pop(RUNNER, SenderReport())

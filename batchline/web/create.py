@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from batchline.api.errors import told
 from batchline.api.upload import Form, Uploads
-from batchline.models.batches import MAX_METADATA_PAIRS
+from batchline.models.batches import MAX_METADATA_PAIRS, metadata_of
 from batchline.models.errors import BatchlineError, InvalidInput, NotFound
 from batchline.models.files import FileObject
 from batchline.operations import Batchline
@@ -84,7 +84,7 @@ def create_batch(request: Request, client: Here, form: Sent) -> Response:
             input_file_id=sent.get("file", ""),
             endpoint=sent.get("endpoint", ""),
             completion_window=sent.get("window", "").strip() or WINDOW,
-            metadata=_pairs(sent.get("metadata", "")) or None,
+            metadata=metadata_of(sent.get("metadata", "")) or None,
             idempotency_key=sent.get("once") or None,
         )
     except InvalidInput as error:
@@ -93,21 +93,6 @@ def create_batch(request: Request, client: Here, form: Sent) -> Response:
             return _drop_zone(request, client, problem=str(error), status=400)
         return _start_form(request, client, file, None, sent=sent, problem=error)
     return RedirectResponse(f"/batches/{batch.id}", 303)
-
-
-def _pairs(text: str) -> dict[str, str]:
-    """Metadata as it is typed; raises `InvalidInput` for a line that is no pair."""
-    found: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        name, equals, value = (part.strip() for part in line.partition("="))
-        if not line.strip():
-            continue
-        if not equals or not name:
-            raise InvalidInput(f"line {number} is no pair; write name = value", param="metadata")
-        if name in found:
-            raise InvalidInput(f"line {number} has {name} a second time", param="metadata")
-        found[name] = value
-    return found
 
 
 def _drop_zone(

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from hosts import HUB, Host, Relay, two_hosts
-from prefect_site import ROOT, is_up, until
+from prefect_site import ROOT, is_up, until, write_requests
 from real_servers import Postgres, S3Server, free_ports
 
 from batchline import Batchline
@@ -110,12 +110,7 @@ def client(site: Site) -> Iterator[Batchline]:
 
 
 def upload(client: Batchline, path: Path) -> str:
-    with path.open("w") as file:
-        for number in range(TOTAL):
-            body = {"model": "m", "messages": [{"role": "user", "content": f"{path.name} {number}"}]}
-            request = {"custom_id": f"r-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
-            file.write(json.dumps(request) + "\n")
-    return client.files.create(file=path).id
+    return client.files.create(file=write_requests(path, TOTAL)).id
 
 
 def check_whole(client: Batchline, batch_id: str) -> None:
