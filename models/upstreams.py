@@ -51,7 +51,12 @@ class Upstream(BaseModel):
     )
     total_timeout_s: float = Field(default=1_800.0, gt=0, description="One attempt, from start to end.")
 
-    max_attempts: int = Field(default=8, ge=1, le=100, description="Attempts for a request, the first included.")
+    max_attempts: int = Field(
+        default=8,
+        ge=1,
+        le=100,
+        description="Attempts for a request, the first included; those that found no connection do not count.",
+    )
     backoff_base_s: float = Field(
         default=0.5,
         gt=0,

@@ -336,7 +336,7 @@ class Lane:
         outage = failure.code is not ErrorCode.INVALID_RESPONSE and not failure.begun
         if outage:
             self._breaker.failed(now, failure.message, sent=failure.sent, fresh=attempt.number == 1)
-        free = outage and self._breaker.is_open
+        free = outage and (self._breaker.is_open or not failure.sent)
         if not self._retry(attempt, failure.code, wait_s=None, free=free, sent=failure.sent):
             attempt.feed.settle(attempt.failed(failure, duration_s))
         self._end_probe()
@@ -346,7 +346,8 @@ class Lane:
     ) -> bool:
         """Let the attempt wait for its next try; false where it has none left, or none before the deadline.
 
-        A free attempt, lost to an outage, does not count: without bound where it was never sent.
+        A free attempt, never sent or lost to an outage, does not count: without bound where it was never sent,
+        since a few of those in a row are an outage, which the probes sit out.
         """
         run = attempt.run
         if run.stopped is not None or attempt.feed.is_closed:

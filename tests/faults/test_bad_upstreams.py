@@ -23,12 +23,22 @@ def some_bad(order: str) -> Callable[[int], str]:
 # Away
 
 
-@pytest.mark.parametrize("down_from_s", [0.0, 0.5], ids=["at the start", "midway"])
+@pytest.mark.parametrize(
+    ("down_from_s", "max_attempts"),
+    [
+        pytest.param(0.0, 1, id="at the start, when nothing is sent"),
+        pytest.param(0.5, 2, id="midway, when some are sent before it is known"),
+    ],
+)
 def test_an_outage_costs_no_request_and_no_attempts(
-    down_from_s: float, simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable
+    down_from_s: float,
+    max_attempts: int,
+    simulator: Callable[..., Simulator],
+    engine_for: Callable,
+    batch_of: Callable,
 ) -> None:
     stand_in = simulator(latency_s=0.05, down_from_s=down_from_s, down_for_s=1.0)
-    engine = engine_for(stand_in.base_url, upstream={"max_attempts": 2, "max_in_flight": 16})
+    engine = engine_for(stand_in.base_url, upstream={"max_attempts": max_attempts, "max_in_flight": 16})
     batch = batch_of(engine, 300)
 
     ended = run_local(engine, batch.id)

@@ -110,6 +110,7 @@ def opened_site(home: Path) -> Iterator[Site]:
             "BATCHLINE_LEASE_S": "5",
             "BATCHLINE_FLUSH_INTERVAL_S": "0.2",
             "BATCHLINE_MAX_IN_FLIGHT": "16",
+            "BATCHLINE_SHARE_BUDGETS": "false",  # the share of a run that was killed is missing for a minute
             "OPENAI_BASE_URL": simulator.base_url,
         }
         server = subprocess.Popen(

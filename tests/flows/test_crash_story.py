@@ -7,11 +7,22 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect_site import PATIENCE_S, Site, children_of, kill, until, write_requests
 
-TOTAL = 2_000
+TOTAL = 1_200
+
+PROGRAM = """
+import os, sys
+os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = "30"
+from prefect import tags
+from batchline.flows.process_batch import process_batch
+with tags("batchline"):
+    process_batch(input_uri=sys.argv[1])
+"""
+"""As docs/prefect.md has it."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -47,17 +58,37 @@ def started(site: Site, name: str) -> str:
 
 def check_ended(site: Site, first_run: str, name: str) -> None:
     """Wait for the batch to end in another run; each request has one line then, and few were sent twice."""
+    last = check_whole(site, name)
+    assert site.simulator.counters()["received"] < TOTAL + 300
+    assert crash_before(last) == first_run
+    assert site.runs()[first_run]["state_type"] == "CRASHED"
+
+
+def check_whole(site: Site, name: str) -> dict[str, Any]:
+    """Wait for the batch to end with one line for each request; the run that brought it there."""
     with site.client() as client:
         (batch,) = client.batches.list(search=name)
         ended = client.batches.wait(batch.id, timeout_s=PATIENCE_S)
         lines = b"".join(client.files.content(ended.output_file_id)).splitlines()
     assert ended.status == "completed"
     assert [json.loads(line)["custom_id"] for line in lines] == [f"r-{number}" for number in range(TOTAL)]
-    assert site.simulator.counters()["received"] < TOTAL + 300
     runs = until(
         lambda: [run for run in site.runs().values() if run["state_type"] == "COMPLETED" and name in run["name"]]
     )
-    assert runs[-1]["parameters"]["crashed_run"].endswith(first_run)
+    return runs[-1]
+
+
+def crash_before(run: dict[str, Any]) -> str:
+    """The run that crashed and had this one started."""
+    return str(run["parameters"]["crashed_run"]).rpartition(".")[2]
+
+
+def check_line(site: Site, first_run: str, name: str) -> None:
+    """The same where the batch may have died more than once: crash follows crash back to the first run."""
+    run = check_whole(site, name)
+    while (before := crash_before(run)) != first_run:
+        run = site.runs()[before]
+        assert run["state_type"] == "CRASHED"
     assert site.runs()[first_run]["state_type"] == "CRASHED"
 
 
@@ -69,15 +100,52 @@ def test_a_run_that_was_killed_under_a_living_worker_is_gone_on_with(site, worke
     check_ended(site, run, "killed.jsonl")
 
 
-def test_a_run_whose_worker_died_with_it_is_gone_on_with_by_the_next(site, worker):
-    run = started(site, "orphaned.jsonl")
+def killed_with_its_worker(site: Site, name: str) -> str:
+    worker = site.worker()
+    run = started(site, name)
     time.sleep(2)  # a heartbeat has been sent
-
     kill(worker)
+    return run
+
+
+def ended_with_its_worker(site: Site, name: str) -> str:
+    """The worker is told to end by SIGTERM, which gives its flows no chance."""
+    worker = site.worker()
+    run = started(site, name)
+    flow = flow_process(worker)
+    time.sleep(2)
+    worker.send_signal(signal.SIGTERM)
+    until(lambda: not Path(f"/proc/{flow}").exists())
+    kill(worker)
+    return run
+
+
+def killed_as_a_program(site: Site, name: str) -> str:
+    """A program of somebody's runs the flow itself."""
+    site.simulator.reset()
+    path = write_requests(site.inbox / name, TOTAL)
+    program = site.started("python", "-c", PROGRAM, str(path))
+    until(lambda: site.simulator.counters()["received"] > 200)
+    (run,) = [run["id"] for run in site.runs().values() if name in run["name"]]
+    time.sleep(2)
+    kill(program)
+    return str(run)
+
+
+def test_runs_that_died_with_whoever_ran_them_are_gone_on_with_by_the_next_worker(site):
+    received, died = 0, {}
+    for die in (killed_with_its_worker, ended_with_its_worker, killed_as_a_program):
+        name = f"{die.__name__}.jsonl"
+        died[name] = die(site, name)
+        received += site.simulator.counters()["received"]
+    site.simulator.reset()
 
     successor = site.worker()
+
     try:
-        check_ended(site, run, "orphaned.jsonl")
+        for name, run in died.items():
+            check_line(site, run, name)
+        assert received + site.simulator.counters()["received"] < 3 * (TOTAL + 300)
     finally:
         kill(successor)
 

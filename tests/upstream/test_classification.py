@@ -147,17 +147,19 @@ def test_tokens_of_an_attempt_that_failed_count_as_wasted(call_one: Callable) ->
 def test_an_address_where_nothing_listens_is_a_connection_error(caller_of: Callable) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        caller = caller_of(f"http://127.0.0.1:{taken.getsockname()[1]}", max_attempts=2)
+        caller = caller_of(f"http://127.0.0.1:{taken.getsockname()[1]}", max_attempts=1)
 
-        [answer] = call_all(caller, some_bodies(1))
+        [answer] = call_all(caller, some_bodies(1), deadline=time.time() + 0.5)
 
-    assert (answer.code, answer.attempts) == ("connection_error", 2)
+    assert set(answer.retries) == {"connection_error"}
 
 
 def test_a_host_without_an_address_is_a_connection_error(caller_of: Callable) -> None:
-    [answer] = call_all(caller_of("http://nowhere.invalid", max_attempts=2), some_bodies(1))
+    caller = caller_of("http://nowhere.invalid", max_attempts=1)
 
-    assert (answer.code, answer.attempts) == ("connection_error", 2)
+    [answer] = call_all(caller, some_bodies(1), deadline=time.time() + 1.0)
+
+    assert set(answer.retries) == {"connection_error"}
 
 
 def test_a_server_that_never_takes_the_connection_is_a_timeout(caller_of: Callable) -> None:
@@ -171,11 +173,11 @@ def test_a_server_that_never_takes_the_connection_is_a_timeout(caller_of: Callab
             filler.connect_ex(address)
 
         caller = caller_of(f"http://127.0.0.1:{address[1]}", max_attempts=1, connect_timeout_s=0.3)
-        [answer] = call_all(caller, some_bodies(1))
+        [answer] = call_all(caller, some_bodies(1), deadline=time.time() + 1.0)
         for filler in fillers:
             filler.close()
 
-    assert answer.code == "timeout"
+    assert set(answer.retries) == {"timeout"}
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
