@@ -30,7 +30,7 @@ from bench.measuring import Run, measure
 from bench.servers import postgres_server, s3_server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from bench.measuring import Sample, World
 
@@ -45,17 +45,20 @@ NOBODY: Final = "http://127.0.0.1:9/v1"
 
 
 class Page(NamedTuple):
-    """What is asked for, and how much of a bare route's rate it is to reach."""
+    """What is asked for, the least of a bare route's rate, and whether by one member or by many in turn."""
 
     query: str
     least: float | None
+    is_of_many: bool = False
 
 
 PAGES: Final = {
     "a batch": Page("", 0.5),
     "a list of 20": Page("?limit=20", 0.5),
+    "a list of 20 of each member": Page("?limit=20", None, is_of_many=True),
     "a list of 100": Page("?limit=100", None),
 }
+MEMBERS: Final = 32
 
 
 class Key(NamedTuple):
@@ -76,8 +79,8 @@ def api_reads(world: World) -> Iterator[Row]:
 
 def _reads(world: World, name: str, environment: dict[str, str]) -> Iterator[Row]:
     settings = _settings(environment)
-    key = _key(settings)
-    newest = _fill(settings, key)
+    key, *others = keys = [_key(settings) for _ in range(MEMBERS)]
+    newest = _fill(settings, key, others)
     with ExitStack() as stack:
         url, ours = stack.enter_context(_served(environment | {"OPENAI_BASE_URL": NOBODY}))
         paths = {name: f"batches{page.query or '/' + newest}" for name, page in PAGES.items()}
@@ -87,7 +90,11 @@ def _reads(world: World, name: str, environment: dict[str, str]) -> Iterator[Row
             bare_path = f"{bare_url}/{_file_name(page)}"
             if _got(bare_path, key) != answers[page]:
                 raise RuntimeError(f"the bare route gives another body for {page}")
-            measures = {"ours": _load(f"{url}/{path}", key, ours), "bare": _load(bare_path, key, bare)}
+            asking = keys if PAGES[page].is_of_many else [key]
+            measures = {
+                "ours": _load(world.home, f"{url}/{path}", asking, ours),
+                "bare": _load(world.home, bare_path, asking, bare),
+            }
             got = _interleaved(world, f"GET {page}, {name}", measures)
             ratio, cpu = (got["ours"][each] / got["bare"][each] for each in ("rate", "cpu_us"))
             yield Row(f"GET {page}, {name}", got["ours"]["rate"], unit="/s")
@@ -111,9 +118,21 @@ def _interleaved(world: World, figure: str, measures: Mapping[str, Callable[[], 
     }
 
 
-def _load(url: str, key: Key, server: int) -> Callable[[], Sample]:
+IN_TURN: Final = """
+local turn = 0
+request = function()
+  turn = turn % #keys + 1
+  return wrk.format("GET", nil, {["Authorization"] = "Bearer " .. keys[turn]})
+end
+"""
+"""For wrk: requests with each of the keys in turn."""
+
+
+def _load(home: Path, url: str, keys: Sequence[Key], server: int) -> Callable[[], Sample]:
     """Requests a second that the server answers, every one with a 200, and the CPU that it takes for each."""
-    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", "-H", f"Authorization: Bearer {key.token}", url]
+    script = Path(home, f"keys-{len(keys)}.lua")
+    script.write_text(f"local keys = {{{', '.join(json.dumps(key.token) for key in keys)}}}\n{IN_TURN}")
+    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", "-s", str(script), url]
 
     def loaded() -> Sample:
         before = _cpu_s(server)
@@ -158,11 +177,12 @@ def _key(settings: Settings) -> Key:
     return Key(made.token, made.member.id)
 
 
-def _fill(settings: Settings, key: Key) -> str:
-    """Record batches of the key's member, that are over; the newest's id."""
+def _fill(settings: Settings, key: Key, others: Sequence[Key]) -> str:
+    """Record batches that are over, most of the key's member, some of each other's; the newest of the former."""
     with Batchline(settings) as client:
-        for batch in finished_batches(BATCHES):
-            client.engine.records.add_batch(msgspec.structs.replace(batch, member_id=key.member_id))
+        members = [other.member_id for other in others for _ in range(30)] + [key.member_id] * BATCHES
+        for member_id, batch in zip(members, finished_batches(len(members)), strict=True):
+            client.engine.records.add_batch(msgspec.structs.replace(batch, member_id=member_id))
         newest = client.batches.list(limit=1).data[0].id
     settle(settings)
     return newest

@@ -43,28 +43,31 @@ def batches_json(asked: Sequence[AskedBatch]) -> list[str | Exception]:
 
 
 def pages_json(asked: Sequence[AskedPage]) -> list[str | Exception]:
-    """Each page as JSON, or the error of it, in their order; all are of one database."""
-    cursors = [_cursor(each) for each in asked]
-    pages = asked[0].client.engine.records.rendering.pages(
-        [
-            (_seen(each), cursor)
-            for each, cursor in zip(asked, cursors, strict=True)
-            if not isinstance(cursor, BatchlineError)
-        ],
-        now=int(time.time()),
-    )
-    texts = (list_json(page.text, page.ids, has_more=page.has_more) for page in pages)
-    return [cursor if isinstance(cursor, BatchlineError) else next(texts) for cursor in cursors]
+    """Each page as JSON, or the error of it, in their order; all are of one database.
+
+    Who ask for the same and may see the same share an answer, as many do that watch a list.
+    """
+    cursors: dict[ListBatchesQuery, BatchRecord | None] = {}
+    wanted: list[ListBatchesQuery | BatchlineError] = []
+    for each in asked:
+        try:
+            query = _seen(each)
+            cursors[query] = _cursor(each)
+        except BatchlineError as error:
+            wanted.append(error)
+        else:
+            wanted.append(query)
+    pages = asked[0].client.engine.records.rendering.pages(list(cursors.items()), now=int(time.time()))
+    texts = {
+        query: list_json(page.text, page.ids, has_more=page.has_more)
+        for query, page in zip(cursors, pages, strict=True)
+    }
+    return [each if isinstance(each, BatchlineError) else texts[each] for each in wanted]
 
 
-def _cursor(asked: AskedPage) -> BatchRecord | BatchlineError | None:
-    """The batch behind which the page starts, where one is named, or why it cannot be that."""
-    if asked.query.after is None:
-        return None
-    try:
-        return asked.client.batches.record(asked.query.after)
-    except BatchlineError as error:
-        return error
+def _cursor(asked: AskedPage) -> BatchRecord | None:
+    """The batch behind which the page starts, where one is named; raises where it cannot be that."""
+    return None if asked.query.after is None else asked.client.batches.record(asked.query.after)
 
 
 def _seen(asked: AskedPage) -> ListBatchesQuery:
