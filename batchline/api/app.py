@@ -14,6 +14,7 @@ from batchline.api import batches, files, health, models, polled
 from batchline.api.bounds import Bounds
 from batchline.api.door import OPEN_PATHS, Door, Doorkeeper
 from batchline.api.errors import handle_errors
+from batchline.api.request_ids import IdentifyingApp, in_answers
 from batchline.api.upload import Uploads
 from batchline.operations import Batchline
 from batchline.operations.keeper import Keeper
@@ -24,7 +25,7 @@ def create_app(client: Batchline, *, open_without_keys: bool = False) -> FastAPI
 
     `open_without_keys` lets in whoever asks at a loopback address, until a key is made.
     """
-    app = FastAPI(
+    app = IdentifyingApp(
         title="batchline",
         description="OpenAI's Files and Batches API, over any OpenAI-compatible server.",
         version=version("batchline"),
@@ -70,5 +71,6 @@ def _described(app: FastAPI) -> dict[str, Any]:
             for route in routes.values():
                 route["responses"].pop("422", None)
                 route["security"] = [] if path in OPEN_PATHS else [{"key": []}]
+        in_answers(document)
         app.openapi_schema = document
     return app.openapi_schema

@@ -12,6 +12,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from batchline.api.request_ids import request_id
 from batchline.models.errors import (
     BatchlineError,
     Conflict,
@@ -113,7 +114,7 @@ def told(error: Exception) -> HTTPException:
     if isinstance(error, RequestValidationError):
         error = _refusal_of_fault(error)
     if not isinstance(error, HTTPException):
-        error = Refusal(500, "the server failed; its log says more")
+        error = _failed(error)
     return error
 
 
@@ -123,10 +124,14 @@ def _refusal_of(error: BatchlineError) -> Refusal:
             headers = {"Retry-After": str(RETRY_S)} if status == 429 else None
             return Refusal(status, str(error), param=getattr(error, "param", None), code=code, headers=headers)
     if isinstance(error, StorageFault | Interrupted):
-        log.error("%s", error)
+        log.error("%s: %s", request_id.get(), error)
         return unavailable("storage or the database does not answer; try again")
-    log.error("%s", error, exc_info=error)
-    return Refusal(500, "the server failed; its log says more")
+    return _failed(error)
+
+
+def _failed(error: Exception) -> Refusal:
+    log.error("%s: %s", request_id.get(), error, exc_info=error)
+    return Refusal(500, f"the server failed; its log says more of {request_id.get()}")
 
 
 def unavailable(message: str) -> Refusal:

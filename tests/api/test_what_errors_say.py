@@ -1,5 +1,8 @@
 """What a person reads who has got something wrong: the name, once, and what to write instead."""
 
+import re
+
+import openai
 import pytest
 from serving import ENDPOINT, Served, until_over
 
@@ -58,3 +61,31 @@ def test_what_cannot_be_cancelled_is_told_by_its_state(served: Served):
     answer = served.http().post(f"/v1/batches/{batch.id}/cancel")
 
     assert answer.json()["error"]["message"] == f"batch {batch.id} is failed and cannot be cancelled"
+
+
+def test_every_answer_has_an_id_that_openais_client_finds(served: Served):
+    client = served.openai()
+
+    file = client.files.create(file=b"{}\n", purpose="batch")
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.batches.retrieve("batch-none")
+
+    ids = [file._request_id, missing.value.request_id, served.http().get("/openapi.json").headers["x-request-id"]]
+    assert all(re.fullmatch("req_[0-9a-f]{32}", each or "") for each in ids)
+    assert len({*ids}) == 3
+
+
+def test_a_fault_of_the_servers_is_told_without_details_and_logged_under_the_requests_id(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def broken(*_: object) -> None:
+        raise RuntimeError("a secret detail")
+
+    monkeypatch.setattr(type(served.client.files), "retrieve", broken)
+
+    answer = served.http().get("/v1/files/file-1")
+
+    request_id = answer.headers["x-request-id"]
+    assert answer.status_code == 500
+    assert answer.json()["error"]["message"] == f"the server failed; its log says more of {request_id}"
+    assert f"{request_id}: a secret detail" in caplog.text

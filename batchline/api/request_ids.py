@@ -1,0 +1,45 @@
+"""An id for each request: its answer has it as `x-request-id`, where OpenAI's clients look, and so has the log."""
+
+from __future__ import annotations
+
+import secrets
+from contextvars import ContextVar
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.types import Message, Receive, Scope, Send
+
+request_id: ContextVar[str] = ContextVar("request_id", default="req_none")
+"""The request that is being answered."""
+
+
+class IdentifyingApp(FastAPI):
+    """A FastAPI whose every answer has its request's id, those to what failed too."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the request."""
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        name = f"req_{secrets.token_hex(16)}"
+        request_id.set(name)
+
+        async def send_named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers: list[tuple[bytes, bytes]] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", name.encode()),
+                ]
+                message["headers"] = headers
+            await send(message)
+
+        await super().__call__(scope, receive, send_named)
+
+
+def in_answers(document: dict[str, Any]) -> None:
+    """Describe the header in an OpenAPI document, with every answer."""
+    header = {"description": "The request's id, which the server's log has too.", "schema": {"type": "string"}}
+    for routes in document["paths"].values():
+        for route in routes.values():
+            for answer in route["responses"].values():
+                answer.setdefault("headers", {})["x-request-id"] = header
