@@ -1,6 +1,7 @@
 """Fixtures that several rooms share."""
 
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,9 @@ from batchline.storage.records import open_records
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background job ignores Ctrl-C and passes that on to the commands that the tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Each command that a test starts would compile all of our modules anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # How long an example takes tells what else the machine has to do.
 settings.register_profile("tests", deadline=None)

@@ -346,8 +346,7 @@ class Lane:
     ) -> bool:
         """Let the attempt wait for its next try; false where it has none left, or none before the deadline.
 
-        A free attempt, never sent or lost to an outage, does not count: without bound where it was never sent,
-        since a few of those in a row are an outage, which the probes sit out.
+        A free attempt, never sent or lost to an outage, does not count; one that was never sent has no bound.
         """
         run = attempt.run
         if run.stopped is not None or attempt.feed.is_closed:

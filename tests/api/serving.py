@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import httpx
 import openai
+from waiting import pauses
 
 from batchline import Batchline
 from batchline.api import Server
@@ -85,8 +86,9 @@ def at_once(work: Callable[[int], T], count: int) -> list[T]:
 
 def until_over(client: openai.OpenAI, batch_id: str, *, timeout_s: float = 60) -> openai.types.Batch:
     """Poll until the batch is over, as a program does."""
-    deadline = time.monotonic() + timeout_s
-    while (batch := client.batches.retrieve(batch_id)).status not in OVER:
-        assert time.monotonic() < deadline, batch
-        time.sleep(0.02)
-    return batch
+    for pause_s in pauses(timeout_s, most_s=0.25):
+        batch = client.batches.retrieve(batch_id)
+        if batch.status in OVER:
+            return batch
+        time.sleep(pause_s)
+    raise AssertionError(batch)

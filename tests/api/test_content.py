@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 from serving import ENDPOINT, Served, until_over
 from some_requests import requests_file
-from typed import until
+from waiting import until
 
 LINES = [b'{"custom_id": "request-%d", "text": "request-1"}\n' % number for number in range(300)]
 CONTENT = b"".join(LINES)

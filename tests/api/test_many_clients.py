@@ -12,14 +12,14 @@ import pytest
 from serving import ENDPOINT, OVER, Served, root_of, running, until_over
 from some_requests import requests_file
 from typed import running as running_command
-from typed import until
+from waiting import until
 
 from batchline import Batchline
 from batchline.models.errors import StorageFault
 from batchline.operations.keeper import go_on
 
 CLIENTS = 200
-POLL_S = 1.5
+POLL_S = 3.0
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import openai
 import pytest
 from serving import ENDPOINT, Served, until_over
 from some_requests import requests_file
-from typed import until
+from waiting import until
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import openai
 import pytest
 from serving import ENDPOINT, until_over
 from some_requests import requests_file
-from typed import Running, batchline, until
+from typed import Running, batchline
+from waiting import until
 
 from batchline import Batchline
 from batchline.models.settings import load_settings

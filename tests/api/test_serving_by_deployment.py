@@ -22,7 +22,8 @@ from serving import ENDPOINT, until_over
 from some_records import a_batch
 from some_requests import requests_file
 from typed import Running as Command
-from typed import batchline, until
+from typed import batchline
+from waiting import until
 
 from batchline import Batchline
 from batchline.flows.process_batch import process_batch

@@ -10,7 +10,7 @@ from itertools import product
 import httpx
 import pytest
 from serving import Served, root_of
-from typed import until
+from waiting import until
 
 from batchline.api import bounds, protocol, upload
 from batchline.models.errors import StorageFault

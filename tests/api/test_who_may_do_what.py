@@ -10,7 +10,7 @@ import openai
 import pytest
 from serving import ENDPOINT, Served, at_once, until_over
 from some_requests import requests_file
-from typed import until
+from waiting import until
 
 from batchline import Batchline
 from batchline.api import Server, create_app, door

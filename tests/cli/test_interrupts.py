@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from typed import COMMAND, Ended, batchline, running, until
+from typed import COMMAND, Ended, batchline, running
+from waiting import until
 
 from batchline.models.settings import load_settings
 from batchline.models.status import BatchStatus

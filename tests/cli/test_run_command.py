@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from typed import Ended, batch_id_in, batchline, running, until
+from typed import Ended, batch_id_in, batchline, running
+from waiting import until
 
 from batchline.models.batches import BatchResponse
 from batchline.models.status import BatchStatus

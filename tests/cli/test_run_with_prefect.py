@@ -10,7 +10,8 @@ import sys
 import urllib.request
 
 import pytest
-from typed import Terminal, batchline, until, world
+from typed import Terminal, batchline, world
+from waiting import until
 
 from batchline.cli.prefect_server import TemporaryServer
 from batchline.models.errors import Interrupted

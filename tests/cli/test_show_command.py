@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from typed import Ended, batch_id_in, batchline, running, until
+from typed import Ended, batch_id_in, batchline, running
+from waiting import until
 
 from batchline.models.batches import BatchDwExtResponse, BatchResponse, CreateBatchRequest
 from batchline.simulate import Simulator

@@ -4,7 +4,8 @@ import re
 from typing import NamedTuple
 
 import pytest
-from typed import ESCAPES, Terminal, until
+from typed import ESCAPES, Terminal
+from waiting import until
 
 from batchline.simulate import Simulator, SimulatorOptions
 

@@ -14,10 +14,12 @@ import tempfile
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Self
+
+from waiting import until
 
 COMMAND = str(Path(sys.executable).with_name("batchline"))
 PATIENCE_S = 60.0
@@ -183,11 +185,3 @@ class Terminal:
         status = self._process.wait(timeout_s)
         self._reader.join(timeout_s)
         return status
-
-
-def until(true: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
-    """Return once it is true; fails when it takes too long."""
-    ends = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < ends, "it took too long"
-        time.sleep(0.02)

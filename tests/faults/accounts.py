@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
 from batchline.models.errors import Conflict, Interrupted
@@ -50,14 +51,6 @@ def interrupt(batch: BatchRecord, run: Future[BatchRecord], *, once: Callable[[]
     hold.interrupt("enough for today")
     with pytest.raises(Interrupted):
         run.result()
-
-
-def until(condition: Callable[[], object], *, patience_s: float = PATIENCE_S, every_s: float = 0.01) -> None:
-    """Return once it is true; fails when it takes too long."""
-    give_up_at = time.monotonic() + patience_s
-    while not condition():
-        assert time.monotonic() < give_up_at, "it never came about"
-        time.sleep(every_s)
 
 
 def received(stand_in: Simulator) -> int:

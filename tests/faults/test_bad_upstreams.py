@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable
 
 import pytest
-from accounts import check_account, error_codes, errors_of, output_of, received, until
+from accounts import check_account, error_codes, errors_of, output_of, received
+from waiting import until
 
 from batchline.models.status import BatchStatus
 from batchline.simulate import Simulator

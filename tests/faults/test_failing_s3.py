@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from accounts import check_account, check_not_over, interrupt, received, saved, until
+from accounts import check_account, check_not_over, interrupt, received, saved
 from between import Between, Handler, answers, between, passes_on
 from botocore.retries.standard import ExponentialBackoff
 from real_servers import S3Server
+from waiting import until
 
 from batchline.models.errors import StorageFault
 from batchline.models.status import BatchStatus

@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable
 
 import pytest
-from accounts import check_account, check_not_over, received, resumed, saved, until
+from accounts import check_account, check_not_over, received, resumed, saved
+from waiting import until
 
 from batchline.models.errors import LeaseLost, StorageFault
 from batchline.models.status import BatchStatus

@@ -4,9 +4,10 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from accounts import check_account, received, until
+from accounts import check_account, received
 from prefect_settings import using_prefect
 from runners import AS_FLOW
+from waiting import until
 
 from batchline.flows.process_batch import process_batch
 from batchline.models.status import BatchStatus

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from accounts import check_account, made_batch, resumed, until
+from accounts import check_account, made_batch, resumed
+from waiting import until
 
 from batchline.models.status import BatchStatus
 from batchline.simulate import Simulator

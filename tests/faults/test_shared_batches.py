@@ -8,8 +8,9 @@ from itertools import cycle
 
 import msgspec
 import pytest
-from accounts import check_account, received, until
+from accounts import check_account, received
 from runners import Runner
+from waiting import until
 
 from batchline.models.errors import Interrupted, InvalidInput, LeaseLost
 from batchline.models.status import BatchStatus

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
-from accounts import check_account, received, resumed, until
+from accounts import check_account, received, resumed
+from waiting import until
 
 from batchline.models.errors import Conflict
 from batchline.models.status import BatchStatus

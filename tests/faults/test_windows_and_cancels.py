@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from accounts import check_account, error_codes, interrupt, made_batch, received, resumed, until
+from accounts import check_account, error_codes, interrupt, made_batch, received, resumed
+from waiting import until
 
 from batchline.models.batches import ListBatchesQuery
 from batchline.models.status import BatchStatus

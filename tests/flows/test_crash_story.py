@@ -27,11 +27,29 @@ with tags("batchline"):
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-@pytest.fixture
-def worker(site: Site) -> Iterator[subprocess.Popen[bytes]]:
-    process = site.worker()
-    yield process
-    kill(process)
+class Workers:
+    """At most one worker at a time: each process of Prefect's takes seconds to start."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._last: subprocess.Popen[bytes] | None = None
+
+    def living(self) -> subprocess.Popen[bytes]:
+        """The worker, or a new one where that has died."""
+        if self._last is None or self._last.poll() is not None:
+            self._last = self._site.worker()
+        return self._last
+
+    def end(self) -> None:
+        if self._last is not None:
+            kill(self._last)
+
+
+@pytest.fixture(scope="module")
+def workers(site: Site) -> Iterator[Workers]:
+    made = Workers(site)
+    yield made
+    made.end()
 
 
 def flow_process(worker: subprocess.Popen[bytes]) -> int:
@@ -92,7 +110,8 @@ def check_line(site: Site, first_run: str, name: str) -> None:
     assert site.runs()[first_run]["state_type"] == "CRASHED"
 
 
-def test_a_run_that_was_killed_under_a_living_worker_is_gone_on_with(site, worker):
+def test_a_run_that_was_killed_under_a_living_worker_is_gone_on_with(site, workers):
+    worker = workers.living()
     run = started(site, "killed.jsonl")
 
     os.kill(flow_process(worker), signal.SIGKILL)
@@ -100,17 +119,17 @@ def test_a_run_that_was_killed_under_a_living_worker_is_gone_on_with(site, worke
     check_ended(site, run, "killed.jsonl")
 
 
-def killed_with_its_worker(site: Site, name: str) -> str:
-    worker = site.worker()
+def killed_with_its_worker(site: Site, workers: Workers, name: str) -> str:
+    worker = workers.living()
     run = started(site, name)
     time.sleep(2)  # a heartbeat has been sent
     kill(worker)
     return run
 
 
-def ended_with_its_worker(site: Site, name: str) -> str:
+def ended_with_its_worker(site: Site, workers: Workers, name: str) -> str:
     """The worker is told to end by SIGTERM, which gives its flows no chance."""
-    worker = site.worker()
+    worker = workers.living()
     run = started(site, name)
     flow = flow_process(worker)
     time.sleep(2)
@@ -120,7 +139,7 @@ def ended_with_its_worker(site: Site, name: str) -> str:
     return run
 
 
-def killed_as_a_program(site: Site, name: str) -> str:
+def killed_as_a_program(site: Site, _: Workers, name: str) -> str:
     """A program of somebody's runs the flow itself."""
     site.simulator.reset()
     path = write_requests(site.inbox / name, TOTAL)
@@ -132,25 +151,23 @@ def killed_as_a_program(site: Site, name: str) -> str:
     return str(run)
 
 
-def test_runs_that_died_with_whoever_ran_them_are_gone_on_with_by_the_next_worker(site):
+def test_runs_that_died_with_whoever_ran_them_are_gone_on_with_by_the_next_worker(site, workers):
     received, died = 0, {}
-    for die in (killed_with_its_worker, ended_with_its_worker, killed_as_a_program):
+    for die in (ended_with_its_worker, killed_with_its_worker, killed_as_a_program):
         name = f"{die.__name__}.jsonl"
-        died[name] = die(site, name)
+        died[name] = die(site, workers, name)
         received += site.simulator.counters()["received"]
     site.simulator.reset()
 
-    successor = site.worker()
+    workers.living()
 
-    try:
-        for name, run in died.items():
-            check_line(site, run, name)
-        assert received + site.simulator.counters()["received"] < 3 * (TOTAL + 300)
-    finally:
-        kill(successor)
+    for name, run in died.items():
+        check_line(site, run, name)
+    assert received + site.simulator.counters()["received"] < 3 * (TOTAL + 300)
 
 
-def test_a_run_that_is_cancelled_in_prefect_ends_its_batch_with_what_was_answered(site, worker):
+def test_a_run_that_is_cancelled_in_prefect_ends_its_batch_with_what_was_answered(site, workers):
+    workers.living()
     run = started(site, "cancelled.jsonl")
 
     state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
@@ -173,7 +190,8 @@ def states_of(site: Site, run: str) -> list[str | None]:
     return [state["message"] for state in site.call("GET", f"/flow_run_states/?flow_run_id={run}")]
 
 
-def test_a_run_that_was_killed_under_batchline_prefect_serve_is_gone_on_with(site):
+def test_a_run_that_was_killed_under_batchline_prefect_serve_is_gone_on_with(site, workers):
+    workers.end()
     served = site.started("batchline", "prefect", "serve", "--limit", "2")
     try:
         until(lambda: b"Ctrl-C ends it" in site.log.read_bytes())

@@ -21,8 +21,7 @@ from batchline.steps.engine import Engine  # noqa: E402
 
 PLACES = [
     pytest.param("sqlite_and_disk", id="sqlite-disk"),
-    pytest.param("postgresql_and_disk", id="postgresql-disk", marks=pytest.mark.slow),
-    pytest.param("sqlite_and_s3", id="sqlite-s3", marks=pytest.mark.slow),
+    pytest.param("postgresql_and_s3", id="postgresql-s3", marks=pytest.mark.slow),
 ]
 
 
@@ -39,14 +38,9 @@ def sqlite_and_disk() -> dict[str, object]:
 
 
 @pytest.fixture
-def postgresql_and_disk(postgres_database: dict[str, object]) -> dict[str, object]:
-    return postgres_database
-
-
-@pytest.fixture
-def sqlite_and_s3(s3_server: S3Server) -> dict[str, object]:
+def postgresql_and_s3(postgres_database: dict[str, object], s3_server: S3Server) -> dict[str, object]:
     place = s3_server.settings()
-    return place.model_dump(include=place.model_fields_set)
+    return place.model_dump(include=place.model_fields_set) | postgres_database
 
 
 @pytest.fixture(params=PLACES)

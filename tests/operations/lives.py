@@ -18,7 +18,8 @@ from ledger import GOOD, PENDING, Known, Upload
 from mortals import mortal
 from racing import in_threads
 from some_requests import chat_line
-from waiters import Waiter, until
+from waiters import Waiter
+from waiting import until
 
 from batchline import Batchline
 from batchline.models.batches import BatchResponse

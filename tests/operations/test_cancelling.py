@@ -7,7 +7,7 @@ import time
 
 import pytest
 from some_requests import lines_of, numbers_of, requests_file
-from waiters import until
+from waiting import until
 
 from batchline.models.errors import Conflict, NotFound, StorageFault
 from batchline.models.status import BatchStatus

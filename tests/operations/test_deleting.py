@@ -2,7 +2,7 @@
 
 import pytest
 from some_requests import requests_file
-from waiters import until
+from waiting import until
 
 from batchline.models.errors import Conflict, NotFound
 from batchline.steps.hold import held

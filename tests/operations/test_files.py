@@ -8,7 +8,7 @@ import pytest
 import zstandard
 from mortals import mortal
 from some_requests import requests_file
-from waiters import until
+from waiting import until
 
 from batchline.models.errors import InvalidInput, NotFound, StorageFault
 

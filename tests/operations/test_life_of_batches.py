@@ -19,7 +19,8 @@ from hypothesis.stateful import (
 from ledger import PENDING, Known, check
 from lives import WHICH, Lives, chosen, ending_of
 from mortals import begun, later, let_die
-from waiters import Waiter, until
+from waiters import Waiter
+from waiting import until
 
 from batchline.models.errors import BatchlineError
 from batchline.models.settings import load_settings

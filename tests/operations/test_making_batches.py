@@ -4,7 +4,7 @@ import threading
 
 import pytest
 from some_requests import requests_file
-from waiters import until
+from waiting import until
 
 from batchline import Batchline
 from batchline.models.errors import Conflict, InvalidInput, NotFound

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
-from waiters import until
+from waiting import until
 
 from batchline import Batchline
 from batchline.models.status import BatchStatus

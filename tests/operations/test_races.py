@@ -7,7 +7,7 @@ import pytest
 from mortals import begun
 from racing import in_processes, in_threads
 from some_requests import lines_of, numbers_of, requests_file
-from waiters import until
+from waiting import until
 
 from batchline import Batchline
 from batchline.models.batches import BatchResponse

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 from some_requests import requests_file
-from waiters import until
+from waiting import until
 
 from batchline.models.errors import InvalidInput, NotFound
 from batchline.storage import layout

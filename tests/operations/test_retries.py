@@ -2,7 +2,7 @@
 
 import pytest
 from some_requests import lines_of, numbers_of, requests_file
-from waiters import until
+from waiting import until
 
 from batchline.models.errors import Conflict, InvalidInput, NotFound
 from batchline.models.ids import request_id

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import threading
-import time
 from collections.abc import Callable
 
 from scripted_server import Act, Received, ScriptedServer, refusal, reply
@@ -13,14 +12,6 @@ Manner = Callable[[int], int]
 
 
 PATIENCE_S = 30.0
-
-
-def until(condition: Callable[[], object], *, patience_s: float = PATIENCE_S, every_s: float = 0.005) -> None:
-    """Return once it is true; fails when it takes too long."""
-    give_up_at = time.monotonic() + patience_s
-    while not condition():
-        assert time.monotonic() < give_up_at, "it never came about"
-        time.sleep(every_s)
 
 
 class Waiter:

@@ -26,8 +26,9 @@ from batchline.upstream.ledger import LedgerFault
 
 sys.path.append(str(Path(__file__).parent.parent / "upstream"))
 
-from calling import made_calls, open_run, some_bodies, until
+from calling import made_calls, open_run, some_bodies
 from scripted_server import Act, Received, ScriptedServer, gated, reply
+from waiting import until
 
 pytestmark = pytest.mark.slow
 

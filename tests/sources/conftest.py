@@ -11,15 +11,15 @@ for room in ("storage", "operations"):  # for their races and deaths
     sys.path.append(str(Path(__file__).parent.parent / room))
 
 from folders import Folder, LocalFolder, S3Folder  # noqa: E402 - now that what it needs can be found
-from real_servers import DATABASES, S3Server  # noqa: E402
+from real_servers import S3Server  # noqa: E402
 
 from batchline.steps.engine import Engine  # noqa: E402
 
 
-@pytest.fixture(params=DATABASES)
-def database(request: pytest.FixtureRequest) -> dict[str, object]:
-    """Settings of a database of each kind."""
-    return {} if request.param == "sqlite" else request.getfixturevalue("postgres_database")
+@pytest.fixture
+def database(folder: Folder, request: pytest.FixtureRequest) -> dict[str, object]:
+    """Settings of a database: of each kind beside one kind of folder, since neither knows of the other."""
+    return {} if isinstance(folder, LocalFolder) else request.getfixturevalue("postgres_database")
 
 
 @pytest.fixture

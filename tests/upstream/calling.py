@@ -67,10 +67,3 @@ def call_all(
 def open_run(caller: Caller, *, grace_s: float = 5.0, **options: object) -> Run:
     chosen = {"deadline": None, "refusals_to_stop": 20, "requests": 1_000, **options}
     return caller.open_run("batch-1", grace_s=grace_s, **chosen)
-
-
-def until(condition: Callable[[], bool], *, patience_s: float = 10.0) -> None:
-    give_up_at = time.monotonic() + patience_s
-    while not condition():
-        assert time.monotonic() < give_up_at, "it never came about"
-        time.sleep(0.01)

@@ -2,8 +2,9 @@
 
 import asyncio
 
-from calling import call_all, made_calls, open_run, some_bodies, until
+from calling import call_all, made_calls, open_run, some_bodies
 from scripted_server import reply
+from waiting import until
 
 from batchline.upstream.limits import AdaptiveLimit
 

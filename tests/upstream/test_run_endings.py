@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from calling import answers_of, call_all, made_calls, open_run, some_bodies, until
+from calling import answers_of, call_all, made_calls, open_run, some_bodies
 from scripted_server import ScriptedServer, refusal, reply
+from waiting import until
 
 from batchline.models.failures import ErrorCode
 from batchline.upstream.run import Stop

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 
 import pytest
-from calling import answers_of, call_all, made_calls, open_run, some_bodies, until
+from calling import answers_of, call_all, made_calls, open_run, some_bodies
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scripted_server import ScriptedServer, chunked, cut_off, raw, refusal, reply, silence
+from waiting import until
 
 from batchline.models.upstreams import Upstream
 

@@ -5,9 +5,10 @@ import time
 from contextlib import ExitStack
 
 import pytest
-from calling import answers_of, made_calls, open_run, some_bodies, until
+from calling import answers_of, made_calls, open_run, some_bodies
 from ledgers import MemoryLedger
 from scripted_server import reply
+from waiting import until
 
 from batchline.upstream.caller import Caller
 from batchline.upstream.lane_share import Timing

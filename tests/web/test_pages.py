@@ -6,7 +6,7 @@ import pytest
 from browsing import Person
 from serving import ENDPOINT, Served, until_over
 from some_requests import requests_file
-from typed import until
+from waiting import until
 
 from batchline import Batchline
 from batchline.models.analytics import BatchAnalytics

@@ -1,0 +1,35 @@
+"""Waiting for what comes about: the longer it takes, the more rarely it is asked: asking takes CPU from it."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+PATIENCE_S = 60.0
+
+
+def until(
+    condition: Callable[[], T],
+    patience_s: float = PATIENCE_S,
+    *,
+    every_s: float | None = None,
+    most_s: float = 0.1,
+) -> T:
+    """What the condition gives once it is true; fails when that takes too long.
+
+    It is asked every `every_s`, or, without, after pauses that grow to `most_s`.
+    """
+    for pause_s in pauses(patience_s, most_s):
+        found = condition()
+        if found:
+            return found
+        time.sleep(pause_s if every_s is None else every_s)
+    raise AssertionError(f"it never came about in {patience_s:g} s")
+
+
+def pauses(patience_s: float, most_s: float) -> Iterator[float]:
+    """Seconds to pause for, again and again until the patience has ended: a tenth of what has passed, or so."""
+    began = time.monotonic()
+    while (passed := time.monotonic() - began) < patience_s:
+        yield min(most_s, max(0.005, passed / 10))
