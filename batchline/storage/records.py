@@ -358,7 +358,7 @@ class Records(FileRecords, SourceFiles, Senders):
 
 def no_batch(batch_id: str) -> NotFound:
     """What is raised for a batch that is not there, or not for whoever asks."""
-    return NotFound(f"there is no batch {batch_id}; the list of batches shows which there are")
+    return NotFound(f"there is no batch {batch_id}; `batchline batches list` shows which there are")
 
 
 def open_records(settings: Settings) -> Records:

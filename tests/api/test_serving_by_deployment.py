@@ -59,7 +59,7 @@ class Prefect:
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start_server(self) -> subprocess.Popen[bytes]:
-        server = self._start("server", "start", "--port", str(self.port))
+        server = self._start("server", "start", "--port", str(self.port), "--no-ui")
         until(self._is_up, SERVER_S)
         return server
 

@@ -116,7 +116,7 @@ def opened_site(home: Path) -> Iterator[Site]:
             "OPENAI_BASE_URL": simulator.base_url,
         }
         server = subprocess.Popen(
-            [str(BIN / "prefect"), "server", "start", "--port", str(free_port)],
+            [str(BIN / "prefect"), "server", "start", "--port", str(free_port), "--no-ui"],
             env=environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
