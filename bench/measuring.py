@@ -128,12 +128,17 @@ def _line(number: int, chance: random.Random) -> str:
 
 def server_cpu_s(world: World) -> float:
     """CPU seconds of the processes that were started to listen on the port of Prefect's server."""
-    port, ticks = str(urlsplit(world.prefect_url).port).encode(), 0
+    port, taken = str(urlsplit(world.prefect_url).port).encode(), 0.0
     for place in Path("/proc").glob("[0-9]*"):
         try:
             if port in (place / "cmdline").read_bytes().split(b"\0"):
-                fields = (place / "stat").read_text().rpartition(")")[2].split()
-                ticks += int(fields[11]) + int(fields[12])
+                taken += cpu_s(int(place.name))
         except OSError:
             continue
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return taken
+
+
+def cpu_s(process: int) -> float:
+    """CPU seconds that the process has taken, user and system; raises `OSError` where there is none."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

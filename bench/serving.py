@@ -26,7 +26,7 @@ from batchline.simulate import Simulator
 from batchline.storage.records import upgrade_database
 from bench.figures import Row
 from bench.lists import finished_batches, settle
-from bench.measuring import Run, measure
+from bench.measuring import Run, cpu_s, measure
 from bench.servers import postgres_server, s3_server
 
 if TYPE_CHECKING:
@@ -135,23 +135,17 @@ def _load(home: Path, url: str, keys: Sequence[Key], server: int) -> Callable[[]
     command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", "-s", str(script), url]
 
     def loaded() -> Sample:
-        before = _cpu_s(server)
+        before = cpu_s(server)
         told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         if "Non-2xx" in told or "Socket errors" in told:
             raise RuntimeError(told)
-        cpu_s = _cpu_s(server) - before
+        taken_s = cpu_s(server) - before
         rate, count = (re.search(pattern, told) for pattern in (r"Requests/sec:\s+([\d.]+)", r"(\d+) requests in"))
         if rate is None or count is None:
             raise RuntimeError(told)
-        return {"rate": float(rate[1]), "cpu_us": 1e6 * cpu_s / int(count[1])}
+        return {"rate": float(rate[1]), "cpu_us": 1e6 * taken_s / int(count[1])}
 
     return loaded
-
-
-def _cpu_s(process: int) -> float:
-    """What the process has used, user and system."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _got(url: str, key: Key) -> bytes:

@@ -55,7 +55,7 @@ class Upstream(BaseModel):
         default=8,
         ge=1,
         le=100,
-        description="Attempts for a request, the first included; those that found no connection do not count.",
+        description="Attempts for a request, the first included; one that finds no connection uses up none.",
     )
     backoff_base_s: float = Field(
         default=0.5,

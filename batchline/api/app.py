@@ -14,7 +14,7 @@ from batchline.api import batches, files, health, models, polled
 from batchline.api.bounds import Bounds
 from batchline.api.door import OPEN_PATHS, Door, Doorkeeper
 from batchline.api.errors import handle_errors
-from batchline.api.request_ids import IdentifyingApp, in_answers
+from batchline.api.request_ids import DESCRIBED, IdentifyingApp
 from batchline.api.upload import Uploads
 from batchline.operations import Batchline
 from batchline.operations.keeper import Keeper
@@ -71,6 +71,7 @@ def _described(app: FastAPI) -> dict[str, Any]:
             for route in routes.values():
                 route["responses"].pop("422", None)
                 route["security"] = [] if path in OPEN_PATHS else [{"key": []}]
-        in_answers(document)
+                for answer in route["responses"].values():
+                    answer["headers"] = answer.get("headers", {}) | DESCRIBED
         app.openapi_schema = document
     return app.openapi_schema

@@ -114,7 +114,8 @@ def told(error: Exception) -> HTTPException:
     if isinstance(error, RequestValidationError):
         error = _refusal_of_fault(error)
     if not isinstance(error, HTTPException):
-        error = _failed(error)
+        log.error("%s: %s", request_id.get(), error)  # the server adds how it came about
+        error = _failed()
     return error
 
 
@@ -126,11 +127,11 @@ def _refusal_of(error: BatchlineError) -> Refusal:
     if isinstance(error, StorageFault | Interrupted):
         log.error("%s: %s", request_id.get(), error)
         return unavailable("storage or the database does not answer; try again")
-    return _failed(error)
-
-
-def _failed(error: Exception) -> Refusal:
     log.error("%s: %s", request_id.get(), error, exc_info=error)
+    return _failed()
+
+
+def _failed() -> Refusal:
     return Refusal(500, f"the server failed; its log says more of {request_id.get()}")
 
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import secrets
 from contextvars import ContextVar
-from typing import Any
+from typing import Final
 
 from fastapi import FastAPI
 from starlette.types import Message, Receive, Scope, Send
 
 request_id: ContextVar[str] = ContextVar("request_id", default="req_none")
 """The request that is being answered."""
+
+DESCRIBED: Final = {
+    "x-request-id": {
+        "description": "The request's id, which the server's log has too.",
+        "schema": {"type": "string"},
+    }
+}
+"""The header in an OpenAPI document."""
 
 
 class IdentifyingApp(FastAPI):
@@ -26,20 +34,7 @@ class IdentifyingApp(FastAPI):
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers: list[tuple[bytes, bytes]] = [
-                    *message.get("headers", ()),
-                    (b"x-request-id", name.encode()),
-                ]
-                message["headers"] = headers
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", name.encode())]
             await send(message)
 
         await super().__call__(scope, receive, send_named)
-
-
-def in_answers(document: dict[str, Any]) -> None:
-    """Describe the header in an OpenAPI document, with every answer."""
-    header = {"description": "The request's id, which the server's log has too.", "schema": {"type": "string"}}
-    for routes in document["paths"].values():
-        for route in routes.values():
-            for answer in route["responses"].values():
-                answer.setdefault("headers", {})["x-request-id"] = header

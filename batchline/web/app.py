@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from batchline.api.bounds import Bounds
 from batchline.api.door import FOR_MANAGERS, OPEN_PATHS
+from batchline.api.request_ids import IdentifyingApp
 from batchline.operations import Batchline
 from batchline.operations.progress import Watch
 from batchline.web import batch, create, files, listing, results, signing, static
@@ -40,7 +41,7 @@ def _is_of_the_api(path: str) -> bool:
 def with_pages(api: FastAPI) -> ASGIApp:
     """The API with the pages beside it, which let in whom it lets in, as often."""
     client: Batchline = api.state.client
-    pages = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    pages = IdentifyingApp(openapi_url=None, docs_url=None, redoc_url=None)
     pages.state.door = api.state.door
     pages.state.uploads = api.state.uploads
     pages.state.checks = Checks()

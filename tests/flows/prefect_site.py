@@ -59,12 +59,11 @@ class Site(NamedTuple):
         return done.stdout
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        answer = httpx.request(method, f"{self.api}{path}", json=body, timeout=30)
-        for _ in range(5):
+        for _ in range(6):
+            answer = httpx.request(method, f"{self.api}{path}", json=body, timeout=30)
             if answer.status_code != 503:  # SQLite is locked while runs write as well
                 break
             time.sleep(1)
-            answer = httpx.request(method, f"{self.api}{path}", json=body, timeout=30)
         return answer.raise_for_status().json()
 
     def start(self, **parameters: str) -> str:

@@ -43,6 +43,7 @@ class Workers:
     def end(self) -> None:
         if self._last is not None:
             kill(self._last)
+            self._last = None
 
 
 @pytest.fixture(scope="module")

@@ -204,6 +204,7 @@ def test_a_fault_is_told_without_its_details(person: Person, monkeypatch):
     monkeypatch.setattr(listing, "page", lambda *_, **__: 1 / 0)
     page = person.open("/")
     assert (page.status, "The server failed" in page.html) == (500, True)
+    assert re.search("its log says more of req_[0-9a-f]{32}", page.html)
     assert "division" not in page.html
 
 
