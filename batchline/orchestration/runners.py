@@ -21,6 +21,9 @@ CONNECT_S: Final = 10.0
 WORKERS_S: Final = 60.0
 """For a cluster's first worker to appear."""
 
+FIGURES_AT: Final = "127.0.0.1:0"
+"""Where a Dask cluster of our own serves its figures; by default all clusters of a machine want the same port."""
+
 
 @contextmanager
 def task_runner(settings: Settings) -> Iterator[TaskRunner[Any] | None]:
@@ -62,6 +65,7 @@ def _dask(settings: Settings) -> TaskRunner[Any]:
         "n_workers": settings.senders,
         "threads_per_worker": max(LEAST_OPEN, OPEN_CHUNKS // settings.senders),
         "dashboard_address": None,
+        "scheduler_kwargs": {"dashboard_address": FIGURES_AT},
         "memory_limit": 0,
         "silence_logs": logging.ERROR,
     }

@@ -3,10 +3,11 @@
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -33,9 +34,7 @@ def run(engine: Engine, path: Path):
 
 
 @pytest.fixture
-def engine_of(
-    engine_for: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[Engine, Simulator]]:
+def engine_of(engine_for: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Engine]:
     """An engine whose settings are the environment's too, where the processes that send find them."""
 
     def make(stand_in: Simulator, **settings: object) -> Engine:
@@ -56,6 +55,17 @@ def check_output(engine: Engine, batch) -> None:
     assert lines == [f"request-{number}" for number in range(TOTAL)]
 
 
+@pytest.fixture
+def another_cluster() -> Iterator[None]:
+    """Someone else's cluster on this machine, at the port where Dask's schedulers serve HTTP unless told otherwise."""
+    with socket.socket() as taken:
+        with suppress(OSError):
+            taken.bind(("127.0.0.1", 8787))
+            taken.listen()
+        yield
+
+
+@pytest.mark.usefixtures("another_cluster")
 @pytest.mark.parametrize("kind", ["processes", "dask", "ray"])
 def test_a_batch_is_sent_by_the_processes_that_the_settings_name(kind, simulator, engine_of, chat_file):
     stand_in = simulator(latency_s=0.2)
@@ -71,7 +81,7 @@ def test_a_batch_is_sent_by_the_processes_that_the_settings_name(kind, simulator
 @pytest.fixture
 def cluster() -> Iterator[Callable[[int], LocalCluster]]:
     """Start a cluster at that port, whose workers have the environment of that moment."""
-    options = {"n_workers": 2, "threads_per_worker": 2, "dashboard_address": None, "memory_limit": 0}
+    options = {"n_workers": 2, "threads_per_worker": 2, "dashboard_address": "127.0.0.1:0", "memory_limit": 0}
     with ExitStack() as stack:
         yield lambda port: stack.enter_context(LocalCluster(scheduler_port=port, **options))
 
