@@ -57,7 +57,7 @@ def check_output(engine: Engine, batch) -> None:
 
 @pytest.fixture
 def another_cluster() -> Iterator[None]:
-    """Someone else's cluster on this machine, at the port where Dask's schedulers serve HTTP unless told otherwise."""
+    """Someone else's cluster on this machine, at the port that Dask schedulers want."""
     with socket.socket() as taken:
         with suppress(OSError):
             taken.bind(("127.0.0.1", 8787))
