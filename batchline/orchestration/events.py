@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from prefect.events import emit_event
+from prefect.runtime import flow_run
+from prefect.utilities.urls import url_for
 
 from batchline.models.analytics import BatchReport
 from batchline.models.status import TERMINAL
@@ -26,8 +28,14 @@ def emit(what: str, batch: BatchRecord, *, report: BatchReport | None = None, **
             "batchline.endpoint": batch.endpoint,
             "batchline.source": batch.dwext.source if batch.dwext else "api",
         },
-        payload={**_figures(batch, report), **more},
+        payload={**_figures(batch, report), **_page(), **more},
     )
+
+
+def _page() -> dict[str, str]:
+    """Where this process knows the run's page to be: a server that was told no address of its own knows none."""
+    page = url_for("flow-run", flow_run.id) if flow_run.id else None
+    return {"run_url": page} if page else {}
 
 
 def _figures(batch: BatchRecord, report: BatchReport | None) -> dict[str, Any]:

@@ -25,14 +25,17 @@ SUBJECT: Final = (
     "event.payload.completed, event.payload.failed, event.payload.total) }}"
     "{% if event.payload.late_by_s %}, {{ event.payload.late_by_s }} s late at this speed{% endif %}"
 )
+PAGE: Final = "{% set page = (flow_run | ui_url if flow_run else none) or event.payload.get('run_url') %}"
+"""The run's page as the server knows it, else as the run did."""
+
 BODY: Final = (
-    SUBJECT + "{% if event.payload.error %}\n{{ event.payload.error }}{% endif %}"
-    "\n{{ event.payload.batch_id }}{% if flow_run %}\n{{ flow_run | ui_url }}{% endif %}"
+    PAGE + SUBJECT + "{% if event.payload.error %}\n{{ event.payload.error }}{% endif %}"
+    "\n{{ event.payload.batch_id }}{% if page %}\n{{ page }}{% endif %}"
 )
 PAYLOAD: Final = (
-    "{% set text %}" + SUBJECT + "{% endset %}"
+    PAGE + "{% set text %}" + SUBJECT + "{% endset %}"
     '{"text": {{ text | string | tojson }}, "event": {{ event.event | tojson }}, '
-    '"url": {{ (flow_run | ui_url if flow_run else none) | tojson }}, "batch": {{ event.payload | tojson }}}'
+    '"url": {{ page | tojson }}, "batch": {{ event.payload | tojson }}}'
 )
 """What a webhook is sent: `text` is what chat services show, `batch` the event's figures."""
 
