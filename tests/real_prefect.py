@@ -1,18 +1,25 @@
-"""A real Prefect server, with a home and a port of its own."""
+"""A real Prefect server, with a home and a port of its own; and such a home, to copy, as it takes long to make."""
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import urllib.error
 import urllib.request
-from contextlib import suppress
+from collections.abc import Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from real_servers import free_ports, keep, wait_until
 
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
 OWN = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+DATABASE = "prefect.db"
+CRASH_AFTER_S = 45
+"""What has no heartbeat for so long has crashed, on a server with our deployments."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +35,14 @@ class Prefect:
             os.killpg(self.process, signal.SIGKILL)
 
 
-def start_prefect(home: Path) -> Prefect:
+def start_prefect(home: Path, *, port: int | None = None, changes: Mapping[str, str] | None = None) -> Prefect:
     """`prefect server start`, as a person starts one."""
-    [port] = free_ports(1)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    with home.joinpath("log").open("wb") as log:
+    if port is None:
+        [port] = free_ports(1)
+    with home.joinpath("log").open("ab") as log:
         process = subprocess.Popen(
-            [Path(sys.executable).with_name("prefect"), "server", "start", f"--port={port}", "--no-ui"],
-            env={**kept, **OWN, "PREFECT_HOME": str(home)},
+            [BIN / "prefect", "server", "start", f"--port={port}", "--no-ui"],
+            env={**_environment(home), **(changes or {})},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -44,7 +51,7 @@ def start_prefect(home: Path) -> Prefect:
     url = f"http://127.0.0.1:{port}/api"
     server = Prefect(url, process.pid)
     try:
-        wait_until(lambda: _is_healthy(url), process, home / "log", patience_s=180)
+        wait_until(lambda: is_healthy(url), process, home / "log", patience_s=180)
     except RuntimeError:
         server.stop()
         raise
@@ -52,7 +59,43 @@ def start_prefect(home: Path) -> Prefect:
     return server
 
 
-def _is_healthy(url: str) -> bool:
+def make_home(home: Path) -> None:
+    """Make a server's database, with all tables."""
+    home.mkdir()
+    _do("prefect", "server", "database", "upgrade", "--yes", environment=_environment(home))
+
+
+def deploy(home: Path) -> None:
+    """Put our deployments into a server's database, by the documented commands."""
+    server = start_prefect(home)
+    try:
+        environment = _environment(home) | {"PREFECT_API_URL": server.url}
+        _do("batchline", "prefect", "setup", "--crash-after", str(CRASH_AFTER_S), environment=environment)
+        _do("prefect", "deploy", "--all", "--no-prompt", environment=environment)
+    finally:
+        server.stop()
+
+
+def copy_home(home: Path, to: Path) -> None:
+    """Copy the database of a server that does not run."""
+    to.mkdir(exist_ok=True)
+    with closing(sqlite3.connect(home / DATABASE)) as whole, closing(sqlite3.connect(to / DATABASE)) as copy:
+        whole.backup(copy)
+
+
+def _environment(home: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    return {**kept, **OWN, "PREFECT_HOME": str(home)}
+
+
+def _do(command: str, *arguments: str, environment: Mapping[str, str]) -> None:
+    done = subprocess.run([BIN / command, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stdout + done.stderr)
+
+
+def is_healthy(url: str) -> bool:
+    """Whether the server with that API answers."""
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
             return bool(answer.status == 200)

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from real_prefect import Prefect, start_prefect
+from real_prefect import Prefect, copy_home, deploy, make_home, start_prefect
 from real_servers import Postgres, S3Server, start_postgres, start_seaweedfs
 
 from batchline.models.settings import load_settings
@@ -72,12 +72,45 @@ def migrated() -> str:
     return str(_made_once("migrated", make))
 
 
+def prefect_home(home: Path, *, deployed: bool = False) -> Path:
+    """Make a home of a Prefect server whose database has all tables, and our deployments where they are wanted.
+
+    To make either takes a server some ten seconds of CPU.
+    """
+    copy_home(_deployed_home() if deployed else _empty_home(), home)
+    return home
+
+
+def _empty_home() -> Path:
+    home = Path(os.environ[_PLACE]) / "prefect-empty"
+
+    def make() -> str:
+        make_home(home)
+        return str(home)
+
+    return Path(_made_once(home.name, make))
+
+
+def _deployed_home() -> Path:
+    home = Path(os.environ[_PLACE]) / "prefect-deployed"
+
+    def make() -> str:
+        copy_home(_empty_home(), home)
+        deploy(home)
+        return str(home)
+
+    return Path(_made_once(home.name, make))
+
+
 def _server(kind: str) -> Any:
     shape, start = KINDS[kind]
     home = Path(os.environ[_PLACE]) / kind
 
     def make() -> dict[str, object]:
-        home.mkdir()
+        if kind == "prefect":
+            prefect_home(home)
+        else:
+            home.mkdir()
         return asdict(start(home))
 
     return shape(**_made_once(kind, make))

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -17,8 +16,10 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Completed, Crashed, Pending, Running, Scheduled
+from real_prefect import BIN, Prefect, is_healthy, start_prefect
 from real_servers import free_ports
 from serving import ENDPOINT, until_over
+from shared_servers import prefect_home
 from some_records import a_batch
 from some_requests import requests_file
 from typed import Running as Command
@@ -32,23 +33,22 @@ from batchline.models.status import BatchStatus
 from batchline.orchestration.due import needs_run
 from batchline.simulate import Simulator
 
-ROOT = Path(__file__).parent.parent.parent
-BIN = Path(sys.executable).parent
 SERVER_S = 120
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-class Prefect:
+class Deployed:
     """A Prefect server with our deployments that stops and starts again, and what commands are to know of it."""
 
     def __init__(self, home: Path, upstream: Simulator) -> None:
         (self.port,) = free_ports(1)
+        self.home = prefect_home(home / "prefect", deployed=True)
         self.api = f"http://127.0.0.1:{self.port}/api"
         self.environment = {
             "PREFECT_API_URL": self.api,
-            "PREFECT_HOME": str(home / "prefect"),
+            "PREFECT_HOME": str(self.home),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "DO_NOT_TRACK": "1",
@@ -56,37 +56,21 @@ class Prefect:
             "BATCHLINE_SERVE_VIA": "deployment",
             "OPENAI_BASE_URL": upstream.base_url,
         }
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._server: Prefect | None = None
+        self._workers: list[subprocess.Popen[bytes]] = []
 
-    def start_server(self) -> subprocess.Popen[bytes]:
-        server = self._start("server", "start", "--port", str(self.port), "--no-ui")
-        until(self._is_up, SERVER_S)
-        return server
+    def start_server(self) -> None:
+        self._server = start_prefect(self.home, port=self.port)
+
+    def stop_server(self) -> None:
+        if self._server is not None:
+            self._server.stop()
+            until(lambda: not is_healthy(self.api), SERVER_S)
+            self._server = None
 
     def start_worker(self) -> None:
-        self._start("worker", "start", "--pool", "batchline")
-
-    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        command = [str(BIN / "prefect"), *arguments]
-        self._processes.append(subprocess.Popen(command, env=os.environ | self.environment, **QUIET))  # type: ignore[call-overload]
-        return self._processes[-1]
-
-    def _is_up(self) -> bool:
-        try:
-            return httpx.get(f"{self.api}/health", timeout=5, trust_env=False).is_success
-        except httpx.HTTPError:
-            return False
-
-    def deploy(self) -> None:
-        for command in (["batchline", "prefect", "setup"], ["prefect", "deploy", "--all", "--no-prompt"]):
-            done = subprocess.run(
-                [str(BIN / command[0]), *command[1:]],
-                env=os.environ | self.environment,
-                cwd=ROOT,
-                capture_output=True,
-                text=True,
-            )
-            assert done.returncode == 0, done.stdout + done.stderr
+        command = [str(BIN / "prefect"), "worker", "start", "--pool", "batchline"]
+        self._workers.append(subprocess.Popen(command, env=os.environ | self.environment, **QUIET))  # type: ignore[call-overload]
 
     def runs_of(self, batch_id: str) -> list[dict[str, Any]]:
         wanted = {"flow_runs": {"name": {"like_": batch_id}}, "sort": "START_TIME_ASC"}
@@ -94,18 +78,17 @@ class Prefect:
         return list(answer.raise_for_status().json())
 
     def stop(self) -> None:
-        for process in self._processes:
-            with_children = process.poll() is None
-            if with_children:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        for worker in self._workers:
+            if worker.poll() is None:
+                os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait()
+        self.stop_server()
 
 
 class Site(NamedTuple):
     """A server of ours beside Prefect's, the stand-in upstream, and a client."""
 
-    prefect: Prefect
-    prefect_server: subprocess.Popen[bytes]
+    prefect: Deployed
     simulator: Simulator
     server: Command
     openai: openai.OpenAI
@@ -121,17 +104,16 @@ class Site(NamedTuple):
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     home = tmp_path_factory.mktemp("site")
     with Simulator() as simulator:
-        prefect = Prefect(home, simulator)
+        prefect = Deployed(home, simulator)
         server = None
         try:
-            prefect_server = prefect.start_server()
-            prefect.deploy()
+            prefect.start_server()
             prefect.start_worker()
             server = Command("serve", "--port", "0", folder=home, **prefect.environment)
             server.wait_for("serving at ")
             url = server.err.partition("serving at ")[2].split()[0]
             with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
-                yield Site(prefect, prefect_server, simulator, server, client, home)
+                yield Site(prefect, simulator, server, client, home)
         finally:
             if server is not None:
                 server.kill(signal.SIGKILL)
@@ -160,8 +142,7 @@ def test_a_batch_is_a_run_of_the_deployment_and_so_is_its_retry(site: Site):
 
 
 def test_what_is_created_while_prefect_is_away_is_started_once_when_it_is_back(site: Site):
-    os.killpg(site.prefect_server.pid, signal.SIGKILL)
-    site.prefect_server.wait()
+    site.prefect.stop_server()
 
     batch = site.create("patient")
     site.server.wait_for("Prefect failed")

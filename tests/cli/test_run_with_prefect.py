@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
-from typed import Terminal, batchline, world
+from shared_servers import prefect_home
+from typed import PREFECT_HOME, Terminal, batchline, world
 from waiting import until
 
 from batchline.cli.prefect_server import TemporaryServer
@@ -27,6 +29,12 @@ server.ready()
 print(server.url, flush=True)
 sys.stdin.read()
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def made_home() -> None:
+    """Spare each temporary server the making of its database."""
+    prefect_home(Path(PREFECT_HOME))
 
 
 def states_of_runs(api: str, batch_id: str) -> list[str]:

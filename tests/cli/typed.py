@@ -41,7 +41,7 @@ class Ended(NamedTuple):
 
 COLOURS = ("FORCE_COLOR", "NO_COLOR", "TTY_")
 PREFECT_HOME = tempfile.mkdtemp(prefix="prefect-")
-"""One for all tests: to make its database takes a server some seconds."""
+"""One for all tests."""
 atexit.register(shutil.rmtree, PREFECT_HOME, ignore_errors=True)
 
 

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,14 +11,13 @@ from typing import Any, NamedTuple
 
 import httpx
 import waiting
-from real_servers import free_ports
+from real_prefect import BIN, ROOT, start_prefect
+from shared_servers import prefect_home
 
 from batchline import Batchline
 from batchline.models.settings import load_settings
 from batchline.simulate import Simulator, SimulatorOptions
 
-ROOT = Path(__file__).parent.parent.parent
-BIN = Path(sys.executable).parent
 PATIENCE_S = 150.0
 
 
@@ -85,24 +83,16 @@ def until(condition: Callable[[], Any], *, patience_s: float = PATIENCE_S) -> An
     return waiting.until(condition, patience_s, most_s=0.5)
 
 
-def is_up(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=5).status_code == 200
-    except httpx.HTTPError:
-        return False
-
-
 def opened_site(home: Path) -> Iterator[Site]:
     """A server that was set up by the documented commands."""
-    (free_port,) = free_ports(1)
-    api = f"http://127.0.0.1:{free_port}/api"
     (home / "inbox").mkdir()
+    prefect = prefect_home(home / "prefect", deployed=True)
+    server = start_prefect(prefect)
     with Simulator(SimulatorOptions(latency_s=0.1)) as simulator:
         environment = {
             **os.environ,
-            "PREFECT_API_URL": api,
-            "PREFECT_HOME": str(home / "prefect"),
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_API_URL": server.url,
+            "PREFECT_HOME": str(prefect),
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "DO_NOT_TRACK": "1",
             "BATCHLINE_HOME": str(home / "batchline"),
@@ -114,22 +104,10 @@ def opened_site(home: Path) -> Iterator[Site]:
             "BATCHLINE_SHARE_BUDGETS": "false",  # the share of a run that was killed is missing for a minute
             "OPENAI_BASE_URL": simulator.base_url,
         }
-        server = subprocess.Popen(
-            [str(BIN / "prefect"), "server", "start", "--port", str(free_port), "--no-ui"],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
         try:
-            until(lambda: is_up(f"{api}/health"))
-            made = Site(api, environment, home / "inbox", simulator)
-            made.do("batchline", "prefect", "setup", "--crash-after", "45")
-            made.do("prefect", "deploy", "--all", "--no-prompt")
-            yield made
+            yield Site(server.url, environment, home / "inbox", simulator)
         finally:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
+            server.stop()
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from prefect_site import BIN, ROOT, is_up, until, write_requests
+from prefect_site import until, write_requests
+from real_prefect import BIN, ROOT, is_healthy
 from real_servers import Postgres, free_ports
 
 from batchline import Batchline
@@ -156,7 +157,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> Iterat
             made.do(SERVER_COMMANDS[0], made.environment(0))
             server = made.start(SERVER_COMMANDS[1], made.environment(0))
             try:
-                until(lambda: is_up(f"http://127.0.0.1:{made.port}/api/health"))
+                until(lambda: is_healthy(f"http://127.0.0.1:{made.port}/api"))
                 for command in CLIENT_COMMANDS[:-1]:
                     made.do(command, made.environment(1))
                 yield made

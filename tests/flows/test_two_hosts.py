@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,14 +12,14 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from hosts import HUB, Host, Relay, two_hosts
-from prefect_site import ROOT, is_up, until, write_requests
+from prefect_site import until, write_requests
+from real_prefect import BIN, CRASH_AFTER_S, ROOT, is_healthy
 from real_servers import Postgres, S3Server, free_ports
 
 from batchline import Batchline
 from batchline.models.settings import Settings, environment_of, load_settings
 from batchline.simulate import Simulator, SimulatorOptions
 
-BIN = Path(sys.executable).parent
 TOTAL = 1_200
 PATIENCE_S = 240.0
 
@@ -91,9 +90,9 @@ def site(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server, postgres
             )
         stack.callback(server.wait)
         stack.callback(server.kill)
-        until(lambda: is_up(f"{api}/health"))
+        until(lambda: is_healthy(api))
         for command in (
-            ["batchline", "prefect", "setup", "--crash-after", "45"],
+            ["batchline", "prefect", "setup", "--crash-after", str(CRASH_AFTER_S)],
             ["prefect", "deploy", "--all", "--no-prompt"],
         ):
             subprocess.run([BIN / command[0], *command[1:]], env=here, cwd=ROOT, check=True, capture_output=True)

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from real_prefect import start_prefect
+from shared_servers import prefect_home
 
 from batchline import Batchline
 from batchline.models.upstreams import Upstream
@@ -50,33 +51,16 @@ def serving(script: Callable[[Received], Act]) -> Iterator[ScriptedServer]:
 @pytest.fixture(scope="module")
 def prefect(tmp_path_factory) -> Iterator[tuple[str, Path]]:
     """A server that keeps leases in files and looks every second for those that have ended; its URL and home."""
-    home = tmp_path_factory.mktemp("prefect")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    environment = {
-        **os.environ,
-        "PREFECT_HOME": str(home),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-        "PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "1",
-    }
-    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port), "--no-ui"]
-    log = (home / "log").open("wb")
-    server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        until(lambda: _answers(f"http://127.0.0.1:{port}/api/health"), patience_s=120)
-        yield f"http://127.0.0.1:{port}/api", home
-    finally:
-        os.killpg(server.pid, 9)
-        server.wait()
-        log.close()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url, trust_env=False).is_success
-    except httpx.HTTPError:
-        return False
+    home = prefect_home(tmp_path_factory.mktemp("prefect"))
+    server = start_prefect(
+        home,
+        changes={
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+            "PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "1",
+        },
+    )
+    yield server.url, home
+    server.stop()
 
 
 @pytest.fixture
