@@ -47,22 +47,18 @@ def pages_json(asked: Sequence[AskedPage]) -> list[str | Exception]:
 
     Who ask for the same and may see the same share an answer, as many do that watch a list.
     """
-    cursors: dict[ListBatchesQuery, BatchRecord | None] = {}
-    wanted: list[ListBatchesQuery | BatchlineError] = []
-    for each in asked:
+    views = [(each.query, each.client.access.only) for each in asked]
+    answers: dict[object, str | Exception] = {}
+    wanted: dict[object, tuple[ListBatchesQuery, BatchRecord | None]] = {}
+    for view, each in dict(zip(views, asked, strict=True)).items():
         try:
-            query = _seen(each)
-            cursors[query] = _cursor(each)
+            wanted[view] = _seen(each), _cursor(each)
         except BatchlineError as error:
-            wanted.append(error)
-        else:
-            wanted.append(query)
-    pages = asked[0].client.engine.records.rendering.pages(list(cursors.items()), now=int(time.time()))
-    texts = {
-        query: list_json(page.text, page.ids, has_more=page.has_more)
-        for query, page in zip(cursors, pages, strict=True)
-    }
-    return [each if isinstance(each, BatchlineError) else texts[each] for each in wanted]
+            answers[view] = error
+    pages = asked[0].client.engine.records.rendering.pages(list(wanted.values()), now=int(time.time()))
+    for seen, page in zip(wanted, pages, strict=True):
+        answers[seen] = list_json(page.text, page.ids, has_more=page.has_more)
+    return [answers[view] for view in views]
 
 
 def _cursor(asked: AskedPage) -> BatchRecord | None:

@@ -1,5 +1,6 @@
 """Opening the database of records, and bringing its schema up to date."""
 
+import math
 import sqlite3
 import threading
 import time
@@ -10,7 +11,9 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, SQLAlchemyError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from batchline.models.errors import InvalidInput, StorageFault
 from batchline.models.settings import Settings
@@ -20,6 +23,9 @@ BUSY_TIMEOUT_S = 30.0
 TRIES = 5
 SQLITE_CONNECTIONS = 40
 """What is kept open: as many as a server has threads, because to open one takes longer than most reads."""
+
+RESTED_S = 1.0
+"""A connection that was used within that time is used again as it is: to ask it first takes three round trips."""
 
 PASSING = ("locked", "closed", "Connection refused", "starting up", "shutting down")
 """Words in the errors of a database that is away for a moment."""
@@ -111,14 +117,32 @@ def _engine(url: URL) -> Engine:
             raise StorageFault(f"{Path(url.database).parent} cannot be made: {error.strerror}") from error
     arguments: dict[str, Any] = {"timeout": BUSY_TIMEOUT_S} if sqlite else {"connect_timeout": 10}
     try:
-        engine = create_engine(
-            url, connect_args=arguments, pool_pre_ping=not sqlite, pool_size=SQLITE_CONNECTIONS if sqlite else 5
-        )
+        engine = create_engine(url, connect_args=arguments, pool_size=SQLITE_CONNECTIONS if sqlite else 5)
     except (ArgumentError, TypeError, ValueError):
         raise _unusable("has an option behind its `?` that is wrong or not known") from None
     if sqlite:
         _tune_sqlite(engine)
+    else:
+        _ask_the_rested(engine)
     return engine
+
+
+def _ask_the_rested(engine: Engine) -> None:
+    """Find out whether a connection that has rested still is one; one lost sooner shows when it is used."""
+
+    @event.listens_for(engine, "checkin")
+    def note(connection: object, record: ConnectionPoolEntry) -> None:
+        del connection
+        record.info["rests_since"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def ask(connection: DBAPIConnection, record: ConnectionPoolEntry, proxy: object) -> None:
+        del proxy
+        if time.monotonic() - record.info.get("rests_since", math.inf) > RESTED_S:
+            try:
+                engine.dialect.do_ping(connection)
+            except engine.dialect.loaded_dbapi.Error as error:
+                raise InvalidatePoolError from error
 
 
 def _tune_sqlite(engine: Engine) -> None:

@@ -34,7 +34,7 @@ def prepared(statement: Select[Any], dialect: Dialect) -> Prepared:
 
 
 def answers(connection: Connection, questions: Sequence[Question]) -> list[list[tuple[Any, ...]]]:
-    """The rows of each, all of one moment; PostgreSQL is sent them at once, so that there is one wait for all.
+    """The rows of each; PostgreSQL is sent the statements at once, so that there is one wait for all.
 
     Raises as the connection does.
     """

@@ -126,12 +126,12 @@ class Rendering(Transactions):
             (rows,) = answers(connection, [(_by_ids(connection.dialect), values)])
             return {row[0]: Rendered(*row[1:]) for row in rows}
 
-        return self._read(work)
+        return self._look(work)
 
     def pages(
         self, asked: Sequence[tuple[ListBatchesQuery, BatchRecord | None]], *, now: int
     ) -> list[RenderedPage]:
-        """The page that each query asks for, behind its cursor where it has one; all of the same moment."""
+        """The page that each query asks for, behind its cursor where it has one."""
 
         def work(connection: Connection) -> list[RenderedPage]:
             connection.begin()  # for the driver is asked, past what begins by itself
@@ -144,7 +144,8 @@ class Rendering(Transactions):
                 left = [(page, question) for page, _ in left if (question := page.next()) is not None]
             return [page.whole() for page in pages]
 
-        return self._read(work)
+        is_searched = any(query.search is not None for query, _ in asked)
+        return self._read(work) if is_searched else self._look(work)
 
 
 @lru_cache(maxsize=2 * WALKS)

@@ -1,5 +1,6 @@
 """Opening the database: URLs, the schema and its migrations, and a server that comes and goes."""
 
+import math
 import sqlite3
 import threading
 import time
@@ -324,7 +325,11 @@ def kept_there(restartable: Postgres) -> Settings:
 
 
 @pytest.mark.slow
-def test_after_a_restart_of_postgresql_the_next_call_works(restartable: Postgres, kept_there: Settings) -> None:
+@pytest.mark.parametrize("rested_s", [0.0, math.inf], ids=["asked", "used as it is"])
+def test_after_a_restart_of_postgresql_the_next_call_works(
+    rested_s: float, restartable: Postgres, kept_there: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchline.storage.database.RESTED_S", rested_s)
     records = open_records(kept_there)
     batch = records.add_batch(a_batch())
     in_threads(4, lambda _: records.get_batch(batch.id))  # several connections in the pool
@@ -333,6 +338,9 @@ def test_after_a_restart_of_postgresql_the_next_call_works(restartable: Postgres
 
     assert records.update(batch.id, total=7).total == 7
     assert records.get_batch(batch.id).total == 7
+    in_threads(4, lambda _: records.get_batch(batch.id))
+    restartable.restart()
+    assert list(records.rendering.batches([batch.id])) == [batch.id]
     records.close()
 
 
