@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import time
 from collections.abc import Mapping
@@ -53,14 +54,24 @@ class Door:
         self._open_without_keys = open_without_keys
         self._allowances = Allowances()
         self._remembered: dict[str, tuple[float, Found]] = {}
+        self._looking: dict[str, asyncio.Event] = {}
 
-    def remembered(self, token: str) -> Found | None:
-        """What the token was found to be a moment ago."""
+    async def find(self, token: str) -> Found:
+        """What the token is: as was found a moment ago, or by the records, which one asks for all that wait."""
+        if (looking := self._looking.get(token)) is not None:
+            await looking.wait()
         at, found = self._remembered.get(token, (float("-inf"), None))
-        return found if time.monotonic() - at < REMEMBERED_S else None
+        if found is not None and time.monotonic() - at < REMEMBERED_S:
+            return found
+        self._looking[token] = looked = asyncio.Event()
+        try:
+            return await run_in_threadpool(self._look_up, token)
+        finally:
+            looked.set()
+            if self._looking.get(token) is looked:
+                del self._looking[token]
 
-    def look_up(self, token: str) -> Found:
-        """What the token is, by the records."""
+    def _look_up(self, token: str) -> Found:
         key = self._keys.of_token(token) if token else None
         found = Found(key, key is not None or not self._open_without_keys or self._keys.are_needed())
         if key is not None or not found.is_needed:
@@ -111,11 +122,7 @@ class Doorkeeper:
         await self._app(scope, receive, send)
 
     async def _visitor(self, headers: Headers, path: str) -> Visitor:
-        token = _token(headers)
-        found = self._door.remembered(token)
-        if found is None:
-            found = await run_in_threadpool(self._door.look_up, token)
-        return self._door.admit(found, headers, path)
+        return self._door.admit(await self._door.find(_token(headers)), headers, path)
 
 
 def _token(headers: Mapping[str, str]) -> str:

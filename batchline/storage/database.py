@@ -24,6 +24,7 @@ TRIES = 5
 SQLITE_CONNECTIONS = 40
 """What is kept open: as many as a server has threads, because to open one takes longer than most reads."""
 
+CONNECT_S = 10
 RESTED_S = 1.0
 """A connection that was used within that time is used again as it is: to ask it first takes three round trips."""
 
@@ -115,7 +116,7 @@ def _engine(url: URL) -> Engine:
             Path(url.database).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageFault(f"{Path(url.database).parent} cannot be made: {error.strerror}") from error
-    arguments: dict[str, Any] = {"timeout": BUSY_TIMEOUT_S} if sqlite else {"connect_timeout": 10}
+    arguments: dict[str, Any] = {"timeout": BUSY_TIMEOUT_S} if sqlite else {"connect_timeout": CONNECT_S}
     try:
         engine = create_engine(url, connect_args=arguments, pool_size=SQLITE_CONNECTIONS if sqlite else 5)
     except (ArgumentError, TypeError, ValueError):
@@ -125,6 +126,23 @@ def _engine(url: URL) -> Engine:
     else:
         _ask_the_rested(engine)
     return engine
+
+
+def looking(engine: Engine) -> Engine:
+    """An engine on the same database, to read what a statement finds by itself.
+
+    Its connections to PostgreSQL stand in no transaction, which would take two round trips more.
+    """
+    if engine.dialect.name == "sqlite":
+        return engine.execution_options(reads=True)
+    beside = create_engine(
+        engine.url,
+        connect_args={"connect_timeout": CONNECT_S},
+        isolation_level="AUTOCOMMIT",
+        pool_reset_on_return=None,
+    )
+    _ask_the_rested(beside)
+    return beside
 
 
 def _ask_the_rested(engine: Engine) -> None:

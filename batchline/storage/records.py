@@ -1,11 +1,12 @@
 """Records of files and batches: who may change what, each change one atomic statement."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from sqlalchemy import (
     Connection,
+    Engine,
     Row,
     Update,
     case,
@@ -77,15 +78,20 @@ __all__ = [
 class Records(FileRecords, SourceFiles, Senders):
     """Files and batches in a database that several processes share; may be used from any thread."""
 
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self.rendering: Final = Rendering(engine)
+        """Batches as the API's JSON, from the same database."""
+
+    def close(self) -> None:
+        """Close the connections; the next use opens new ones."""
+        super().close()
+        self.rendering.close()
+
     @property
     def keys(self) -> KeyRecords:
         """Members and keys, in the same database."""
         return KeyRecords(self._engine)
-
-    @property
-    def rendering(self) -> Rendering:
-        """Batches as the API's JSON, from the same database."""
-        return Rendering(self._engine)
 
     @property
     def overview(self) -> Overview:

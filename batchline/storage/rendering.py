@@ -1,14 +1,15 @@
 """Batches as the API's JSON, made by the database: what is read often never becomes an object here."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     Dialect,
+    Engine,
     Select,
     String,
     Text,
@@ -21,12 +22,15 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by
 
 from batchline.models.batches import ListBatchesQuery
+from batchline.storage.database import looking, retried
 from batchline.storage.listing import WALKS, Ids, Walk, common_ids, stretches
 from batchline.storage.prepared import Prepared, Question, answers, prepared
 from batchline.storage.rows import BatchRecord
 from batchline.storage.schema import batches
 from batchline.storage.search import is_storable
 from batchline.storage.transactions import Transactions
+
+T = TypeVar("T")
 
 BEGINNING: Final = (
     '{"object":"batch","endpoint":%s,"id":"%s","input_file_id":"%s","completion_window":"%s","status":"%s",'
@@ -117,6 +121,15 @@ class _Page:
 class Rendering(Transactions):
     """Batches as JSON. Made by `Records.rendering`."""
 
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self._looking = looking(engine)
+
+    def close(self) -> None:
+        """Close the connections; the next use opens new ones."""
+        super().close()
+        self._looking.dispose()
+
     def batches(self, ids: Sequence[str]) -> dict[str, Rendered]:
         """Those of the batches that there are."""
         asked = [each for each in ids if is_storable(each)]
@@ -134,7 +147,8 @@ class Rendering(Transactions):
         """The page that each query asks for, behind its cursor where it has one."""
 
         def work(connection: Connection) -> list[RenderedPage]:
-            connection.begin()  # for the driver is asked, past what begins by itself
+            if connection.dialect.name == "sqlite":
+                connection.begin()  # for the driver is asked, past what begins by itself
             pages = [_Page(connection, query, after, now) for query, after in asked]
             left = [(page, question) for page in pages if (question := page.next()) is not None]
             while left:
@@ -146,6 +160,13 @@ class Rendering(Transactions):
 
         is_searched = any(query.search is not None for query, _ in asked)
         return self._read(work) if is_searched else self._look(work)
+
+    def _look(self, work: Callable[[Connection], T]) -> T:
+        def run() -> T:
+            with self._looking.connect() as connection:
+                return work(connection)
+
+        return retried(run)
 
 
 @lru_cache(maxsize=2 * WALKS)

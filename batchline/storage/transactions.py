@@ -17,8 +17,6 @@ class Transactions:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        on_postgresql = engine.dialect.name == "postgresql"
-        self._looking = engine.execution_options(isolation_level="AUTOCOMMIT") if on_postgresql else engine
 
     def close(self) -> None:
         """Close the connections; the next use opens new ones."""
@@ -27,15 +25,6 @@ class Transactions:
     def _read(self, work: Callable[[Connection], _T]) -> _T:
         def run() -> _T:
             with self._engine.connect().execution_options(reads=True) as connection:
-                return work(connection)
-
-        return retried(run)
-
-    def _look(self, work: Callable[[Connection], _T]) -> _T:
-        """Read what a statement alone finds; on PostgreSQL a transaction around it takes two round trips."""
-
-        def run() -> _T:
-            with self._looking.connect().execution_options(reads=True) as connection:
                 return work(connection)
 
         return retried(run)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 from urllib.parse import quote, urlsplit
 
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -54,9 +53,7 @@ class Gate:
 
 async def visitor_with(door: Door, token: str, request: Request) -> Visitor | None:
     """Whoever has that key, counted as a use of it; none for no key. Raises `Refusal` (403, 429)."""
-    found = door.remembered(token)
-    if found is None:
-        found = await run_in_threadpool(door.look_up, token)
+    found = await door.find(token)
     if found.is_needed and found.key is None:
         return None
     return door.admit(found, request.headers, request.url.path)
