@@ -21,6 +21,8 @@ MAX_METADATA_PAIRS = 16
 MAX_METADATA_KEY = 64
 MAX_METADATA_VALUE = 512
 
+ANALYTICS = "analytics"
+
 _WINDOW = re.compile(r"([1-9][0-9]{0,8})([mhd])", re.ASCII)
 _WINDOW_UNIT_S = {"m": 60, "h": 3_600, "d": 86_400}
 
@@ -178,13 +180,33 @@ class BatchListResponse(WireModel):
 StatusFilter = Literal["in_progress", "completed", "failed", "cancelled", "expired"]
 
 
-class ListBatchesQuery(CursorPagination):
+class Included(BaseModel):
+    """What to tell of a batch beside itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    include: str | None = Field(default=None, description="Comma-separated; `analytics` is known.")
+
+    @field_validator("include")
+    @classmethod
+    def _is_known(cls, include: str | None) -> str | None:
+        for name in (include or "").split(","):
+            if name.strip() not in {ANALYTICS, ""}:
+                raise ValueError(f"include has {name.strip()!r}; there is {ANALYTICS!r} to include")
+        return include
+
+    @property
+    def with_analytics(self) -> bool:
+        """Whether the batch's analytics are asked for."""
+        return any(name.strip() == ANALYTICS for name in (self.include or "").split(","))
+
+
+class ListBatchesQuery(CursorPagination, Included):
     """Which batches to list."""
 
     search: str | None = Field(
         default=None, description="Part of a batch id, input filename or metadata; case does not matter."
     )
-    include: str | None = Field(default=None, description="Comma-separated; `analytics` is known.")
     member_id: UUID | None = Field(default=None, description="Who made the batch.")
     status: StatusFilter | None = Field(
         default=None,

@@ -6,25 +6,16 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from batchline.api.answers import json_answer
 from batchline.api.blocks import Blocks
 from batchline.api.errors import documented
 from batchline.api.quick import QuickRoute
-from batchline.models.batches import BatchListResponse, BatchResponse, ListBatchesQuery
+from batchline.models.batches import BatchListResponse, BatchResponse, Included, ListBatchesQuery
 from batchline.operations.polling import AskedBatch, AskedPage, batches_json, pages_json
 
 router = APIRouter(prefix="/v1/batches", tags=["Batches"], route_class=QuickRoute)
-
-
-class RetrieveQuery(BaseModel):
-    """What to tell of a batch."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    include: str | None = Field(default=None, description="Comma-separated; `analytics` is known.")
 
 
 class Reads:
@@ -51,11 +42,11 @@ async def list_batches(request: Request, query: Annotated[ListBatchesQuery, Quer
 
 
 @router.get("/{batch_id}", response_model=BatchResponse, responses=documented())
-async def retrieve_batch(request: Request, batch_id: str, query: Annotated[RetrieveQuery, Query()]) -> Response:
+async def retrieve_batch(request: Request, batch_id: str, query: Annotated[Included, Query()]) -> Response:
     """Tell about a batch."""
-    with_analytics = "analytics" in (query.include or "").split(",")
     reads: Reads = request.app.state.reads
-    return json_answer(await reads.batches.ask(AskedBatch(request.state.visitor.client, batch_id, with_analytics)))
+    asked = AskedBatch(request.state.visitor.client, batch_id, query.with_analytics)
+    return json_answer(await reads.batches.ask(asked))
 
 
 def _searched(asked: AskedPage) -> str:

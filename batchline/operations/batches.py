@@ -146,7 +146,7 @@ class Batches:
         """
         return self._page(
             checked(ListBatchesQuery, **query),
-            lambda record, asked: record.to_response(include_analytics="analytics" in (asked.include or "")),
+            lambda record, asked: record.to_response(include_analytics=asked.with_analytics),
         )
 
     def records(self, **query: Any) -> Page[BatchRecord]:

@@ -112,8 +112,7 @@ _Columns = ReadOnlyColumnCollection[str, Any]
 
 def shown_columns(query: ListBatchesQuery) -> list[Column[Any]]:
     """The columns of batches that the page shows: all, but for analytics that the query does not include."""
-    included = (query.include or "").split(",")
-    return [column for column in batches.c if column.name != "analytics" or "analytics" in included]
+    return [column for column in batches.c if column.name != "analytics" or query.with_analytics]
 
 
 Ids = Select[Any] | CompoundSelect[Any]

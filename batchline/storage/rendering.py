@@ -88,7 +88,7 @@ class _Page:
         self._dialect = connection.dialect
         self._stretches = stretches(connection, query, after=after, now=now)
         self._limit = query.limit
-        self._with_analytics = "analytics" in (query.include or "").split(",")
+        self._with_analytics = query.with_analytics
         self._texts: list[str] = []
         self._ids: list[str] = []
 

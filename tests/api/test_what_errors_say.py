@@ -22,6 +22,18 @@ WRONG = {
         "metadata.a: Input should be a valid string",
     ),
     "a parameter misspelt": ("GET", "/v1/batches?limits=3", None, "Unknown parameter: 'limits'."),
+    "nothing to include": (
+        "GET",
+        "/v1/batches?include=analytics,usage",
+        None,
+        "include has 'usage'; there is 'analytics' to include",
+    ),
+    "nothing to include in one": (
+        "GET",
+        "/v1/batches/batch-1?include=x",
+        None,
+        "include has 'x'; there is 'analytics' to include",
+    ),
     "no such path": (
         "POST",
         "/v1/chat/completions",
