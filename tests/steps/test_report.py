@@ -467,3 +467,12 @@ def test_what_is_aggregated_of_any_rows_makes_a_page(rows):
     ok = sum(row.ok for row in rows)
     batch = ended(total=len(rows), completed=ok, failed=len(rows) - ok, analytics=analytics)
     Page(make_page(batch, report, {})).assert_drawn_with_numbers()
+
+
+@pytest.mark.parametrize("in_flight", [5e-324, 1e-300, 0.0])
+def test_next_to_nothing_in_flight_is_drawn_as_nothing(in_flight):
+    _, report = aggregate(tables([], 7), prices={})
+    point = ThroughputPoint(at=0.0, requests=1, tokens=1, failed=0, in_flight=in_flight)
+    report = report.model_copy(update={"throughput": [point, point], "interval_s": 1.0})
+
+    Page(make_page(ended(), report, {})).assert_drawn_with_numbers()

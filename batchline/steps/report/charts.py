@@ -15,6 +15,9 @@ STEPS_S: Final = (
     *(0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1_200, 1_800, 3_600, 7_200, 10_800, 21_600, 43_200),
     86_400,
 )
+LEAST: Final = 1e-9
+"""What is below is drawn as nothing."""
+
 WIDE: Final = 1_000
 """Units that the width of a path's picture has; it is stretched to what there is."""
 
@@ -227,7 +230,7 @@ def _area(values: Sequence[float], top: float, height: float, floors: Sequence[f
 def _levels(values: Sequence[float], height: float) -> tuple[float, list[Tick]]:
     """The value at the top, and two or three round ones at their distances from it."""
     most = max((value for value in values if isfinite(value)), default=0.0)
-    if most <= 0:
+    if most < LEAST:
         return 1.0, []
     power = 10.0 ** floor(log10(most))
     step = next(step for step in (0.5, 1, 2, 5) if most / (step * power) <= 3.5) * power
