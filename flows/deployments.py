@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events import DeploymentEventTrigger
 from prefect.schedules import Interval, Schedule
@@ -63,6 +64,7 @@ def _housekeeping() -> RunnerDeployment:
         "housekeeping",
         description="Delete what has expired and what dead processes left; go on with batches whose runner died.",
         tags=[TAG],
+        concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
         schedule=Interval(timedelta(seconds=900)),
         entrypoint_type=EntrypointType.MODULE_PATH,
     )

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from prefect.deployments.runner import RunnerDeployment
 
 from batchline.flows.deployments import deployments
 
@@ -21,7 +22,7 @@ def test_served_and_deployed_are_the_same():
             "flows.", "batchline.flows.", 1
         )
         assert (served.tags, served.description) == (written["tags"], written["description"])
-        assert served.concurrency_limit == written.get("concurrency_limit")
+        assert (served.concurrency_limit, collision_of(served)) == limit_of(written)
         assert served.parameters == written.get("parameters", {})
         assert [
             {"interval": each.schedule.interval.total_seconds(), "active": each.active}
@@ -32,6 +33,15 @@ def test_served_and_deployed_are_the_same():
             assert trigger.match.model_dump() == wanted["match"]
             assert trigger.match_related.model_dump() == wanted.get("match_related", {})
             assert trigger.parameters == wanted["parameters"]
+
+
+def collision_of(served: RunnerDeployment) -> str | None:
+    return served.concurrency_options.collision_strategy.value if served.concurrency_options else None
+
+
+def limit_of(written: dict[str, Any]) -> tuple[int | None, str | None]:
+    limit = written.get("concurrency_limit")
+    return (limit["limit"], limit["collision_strategy"]) if isinstance(limit, dict) else (limit, None)
 
 
 def test_all_that_is_deployed_is_served():
