@@ -61,7 +61,7 @@ def start_prefect(home: Path, *, port: int | None = None, changes: Mapping[str, 
 
 def make_home(home: Path) -> None:
     """Make a server's database, with all tables."""
-    home.mkdir()
+    home.mkdir(exist_ok=True)
     _do("prefect", "server", "database", "upgrade", "--yes", environment=_environment(home))
 
 

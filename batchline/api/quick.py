@@ -15,7 +15,8 @@ from starlette.responses import Response
 from starlette.routing import request_response
 
 REMEMBERED: Final = 1_000
-"""Queries that are not checked again: who polls asks for the same."""
+REMEMBERED_BYTES: Final = 512
+"""So many queries, none longer than that, are not checked again: who polls asks for the same."""
 
 Function = Callable[..., Coroutine[Any, Any, Response]]
 
@@ -40,13 +41,13 @@ class QuickRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             asked: bytes = request.scope["query_string"]
-            query = _checked(model, asked) if asked else nothing_asked
+            check = _remembered if len(asked) <= REMEMBERED_BYTES else _checked
+            query = check(model, asked) if asked else nothing_asked
             return await function(request=request, query=query, **request.path_params)
 
         return handle
 
 
-@lru_cache(maxsize=REMEMBERED)
 def _checked(model: type[BaseModel], asked: bytes) -> BaseModel:
     """The query, which nobody can change; raises as FastAPI does for one that cannot be."""
     try:
@@ -54,3 +55,6 @@ def _checked(model: type[BaseModel], asked: bytes) -> BaseModel:
     except ValidationError as error:
         faults = [{**fault, "loc": ("query", *fault["loc"])} for fault in error.errors(include_url=False)]
         raise RequestValidationError(faults) from None
+
+
+_remembered = lru_cache(maxsize=REMEMBERED)(_checked)

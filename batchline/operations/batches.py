@@ -13,6 +13,7 @@ from batchline.models.batches import (
     BatchResultItem,
     BatchResultsQuery,
     CreateBatchRequest,
+    Included,
     ListBatchesQuery,
     RetryRequestsRequest,
     Source,
@@ -95,8 +96,9 @@ class Batches:
         return self._started(batch, via)
 
     def retrieve(self, batch_id: str, *, include: Sequence[str] = ("analytics",)) -> BatchResponse:
-        """The batch, with its analytics; raises `NotFound`."""
-        return self.record(batch_id).to_response(include_analytics="analytics" in include)
+        """The batch, with its analytics; raises `NotFound`, `InvalidInput` for what there is not to include."""
+        asked = checked(Included, include=include if isinstance(include, str) else ",".join(include))
+        return self.record(batch_id).to_response(include_analytics=asked.with_analytics)
 
     def record(self, batch_id: str) -> BatchRecord:
         """The batch as it is kept, with who runs it; raises `NotFound`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, Final
+from uuid import UUID
 
 from prefect.events import emit_event
 from prefect.runtime import flow_run
@@ -15,10 +16,13 @@ from batchline.storage.records import BatchRecord
 RESOURCE: Final = "batchline.batch"
 
 
-def emit(what: str, batch: BatchRecord, *, report: BatchReport | None = None, **more: Any) -> None:
+def emit(
+    what: str, batch: BatchRecord, *, report: BatchReport | None = None, run_id: UUID | None = None, **more: Any
+) -> None:
     """Send the event `batch.<what>`, with the batch as its resource.
 
-    Prefect sends it in the background, and adds the flow run in which it happened.
+    Prefect sends it in the background, and adds the flow run in which it happened; `run_id` names that where
+    another thread than the run's own calls.
     """
     emit_event(
         event=f"batch.{what}",
@@ -28,13 +32,13 @@ def emit(what: str, batch: BatchRecord, *, report: BatchReport | None = None, **
             "batchline.endpoint": batch.endpoint,
             "batchline.source": batch.dwext.source if batch.dwext else "api",
         },
-        payload={**_figures(batch, report), **_page(), **more},
+        payload={**_figures(batch, report), **_page(str(run_id) if run_id else flow_run.id), **more},
     )
 
 
-def _page() -> dict[str, str]:
+def _page(run_id: str | None) -> dict[str, str]:
     """Where this process knows the run's page to be: a server that was told no address of its own knows none."""
-    page = url_for("flow-run", flow_run.id) if flow_run.id else None
+    page = url_for("flow-run", run_id) if run_id else None
     return {"run_url": page} if page else {}
 
 

@@ -178,4 +178,11 @@ class _Watch:
             self._at_risk = True
             self._logger.warning("at this speed the batch ends %s after its window", span(late_s))
             completed, failed = self._hold.counts()
-            emit("deadline_at_risk", batch, completed=completed, failed=failed, late_by_s=round(late_s))
+            emit(
+                "deadline_at_risk",
+                batch,
+                run_id=self._run_id,
+                completed=completed,
+                failed=failed,
+                late_by_s=round(late_s),
+            )

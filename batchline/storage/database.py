@@ -131,7 +131,7 @@ def _engine(url: URL) -> Engine:
 def looking(engine: Engine) -> Engine:
     """An engine on the same database, to read what a statement finds by itself.
 
-    Its connections to PostgreSQL stand in no transaction, which would take two round trips more.
+    Its connections to PostgreSQL, five at most, stand in no transaction, which would take two round trips more.
     """
     if engine.dialect.name == "sqlite":
         return engine.execution_options(reads=True)
@@ -140,6 +140,7 @@ def looking(engine: Engine) -> Engine:
         connect_args={"connect_timeout": CONNECT_S},
         isolation_level="AUTOCOMMIT",
         pool_reset_on_return=None,
+        max_overflow=0,
     )
     _ask_the_rested(beside)
     return beside

@@ -36,7 +36,8 @@ def prepared(statement: Select[Any], dialect: Dialect) -> Prepared:
 def answers(connection: Connection, questions: Sequence[Question]) -> list[list[tuple[Any, ...]]]:
     """The rows of each; PostgreSQL is sent the statements at once, so that there is one wait for all.
 
-    Raises as the connection does.
+    Raises as the connection does, which is closed then: the driver takes what it had sent behind a statement that
+    failed for known to the server. With a connection that is lost, all that are idle are given up.
     """
     driver: Any = connection.connection.driver_connection
     asked = [(statement.text, statement.bound(values)) for statement, values in questions]
@@ -47,6 +48,7 @@ def answers(connection: Connection, questions: Sequence[Question]) -> list[list[
         return [driver.execute(*each).fetchall() for each in asked]
     except connection.dialect.loaded_dbapi.Error as error:
         is_lost = bool(getattr(driver, "closed", False))
+        connection.invalidate(error)
         if is_lost:
-            connection.invalidate(error)
+            connection.engine.dispose()
         raise DBAPIError(None, None, error, connection_invalidated=is_lost) from error

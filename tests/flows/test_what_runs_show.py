@@ -87,11 +87,12 @@ def test_a_batch_that_will_be_late_is_told_of_once_with_what_is_done(
     stored = store_input_file(engine, chat_file(60))
 
     with using_engine(engine):
-        process_batch(input_file_id=stored.id, completion_window="1m")
+        state = process_batch(input_file_id=stored.id, completion_window="1m", return_state=True)
 
     (late,) = (event["payload"] for event in told if event["event"] == "batch.deadline_at_risk")
     assert 0 < late["completed"] < late["total"] == 60
     assert 3_500 < late["late_by_s"] < 3_600
+    assert late["run_url"].endswith(f"/runs/flow-run/{state.state_details.flow_run_id}")
 
 
 @pytest.fixture

@@ -3,12 +3,15 @@
 import json
 
 import msgspec
+import psycopg
 import pytest
 from some_records import NOW, a_batch, a_full_batch
 
 from batchline.models.batches import BatchError, BatchResponse, ListBatchesQuery
 from batchline.models.errors import StorageFault
-from batchline.storage.records import BatchRecord, Records
+from batchline.models.settings import load_settings
+from batchline.models.status import BatchStatus
+from batchline.storage.records import BatchRecord, Records, open_records
 
 FULL = a_full_batch()
 ODD = "Größe 😀 \"'\\ %s %% {} \n\r\t\0\x7f\u2028"
@@ -104,3 +107,22 @@ def test_a_fault_of_the_database_is_told_as_one_and_what_follows_is_answered(rec
     with records._engine.begin() as connection:
         connection.exec_driver_sql("ALTER TABLE gone RENAME TO listed_batches")
     assert [page.ids for page in records.rendering.pages(asked, now=NOW)] == [[batch.id]] * 3
+
+
+@pytest.mark.slow
+def test_after_faults_in_blocks_of_pages_each_is_answered_alone_and_together(postgres_database) -> None:
+    """PostgreSQL's driver prepares what is asked often; a fault keeps the statements behind it from being so."""
+    url = postgres_database["database_url"]
+    records = open_records(load_settings(database_url=f"{url}?options=-c%20statement_timeout%3D100"))
+    batch = records.add_batch(a_batch(status=BatchStatus.COMPLETED, completed_at=NOW))
+    asked = [(ListBatchesQuery(), None), (ListBatchesQuery(status="completed"), None)]
+    records.rendering.pages(asked, now=NOW)
+    with psycopg.connect(url) as locker:
+        locker.execute("LOCK TABLE listed_batches IN ACCESS EXCLUSIVE MODE")
+        for _ in range(8):
+            with pytest.raises(StorageFault, match="statement timeout"):
+                records.rendering.pages(asked, now=NOW)
+
+    for some in ([asked[0]], [asked[1]], asked):
+        assert [page.ids for page in records.rendering.pages(some, now=NOW)] == [[batch.id]] * len(some)
+    records.close()
