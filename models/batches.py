@@ -6,10 +6,10 @@ Field for field the shapes of dwctl's batch models; their sources are OpenAI's B
 
 import re
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from batchline.models.analytics import BatchAnalytics
 from batchline.models.errors import InvalidInput
@@ -53,6 +53,18 @@ def metadata_of(text: str) -> dict[str, str]:
     return pairs
 
 
+def well_formed(text: str) -> str:
+    """The text; raises `ValueError` for half of a surrogate pair in it, which JSON may bring and nothing keeps."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{ascii(text)[:100]} is no text: it has one half of a surrogate pair") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(well_formed)]
+
+
 def checked_metadata(metadata: dict[str, str] | None) -> dict[str, str] | None:
     """The metadata as given; raises `ValueError` where it is over OpenAI's limits (16 pairs, 64, 512)."""
     if metadata is None:
@@ -60,6 +72,8 @@ def checked_metadata(metadata: dict[str, str] | None) -> dict[str, str] | None:
     if len(metadata) > MAX_METADATA_PAIRS:
         raise ValueError(f"metadata has {len(metadata)} pairs, at most {MAX_METADATA_PAIRS} are allowed")
     for key, value in metadata.items():
+        well_formed(key)
+        well_formed(value)
         if len(key) > MAX_METADATA_KEY:
             raise ValueError(f"metadata key {key[:20]!r}… has {len(key)} characters, at most {MAX_METADATA_KEY}")
         if len(value) > MAX_METADATA_VALUE:
@@ -81,6 +95,7 @@ class BatchError(WireModel):
 class BatchErrors(WireModel):
     """Everything that is wrong with a batch."""
 
+    object: Literal["list"] = "list"
     data: list[BatchError]
 
 
@@ -97,8 +112,8 @@ class CreateBatchRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    input_file_id: str = Field(description="Id of the uploaded file with the requests.", examples=["file-abc123"])
-    endpoint: str = Field(description="The endpoint of every request in it.", examples=["/v1/chat/completions"])
+    input_file_id: Text = Field(description="Id of the uploaded file with the requests.", examples=["file-abc123"])
+    endpoint: Text = Field(description="The endpoint of every request in it.", examples=["/v1/chat/completions"])
     completion_window: str = Field(
         default="24h", description="How long it may take: <n>m, <n>h or <n>d.", examples=["24h"]
     )
@@ -124,7 +139,7 @@ class RetryRequestsRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    request_ids: list[str] = Field(min_length=1, examples=[["req-abc123-7"]])
+    request_ids: list[Text] = Field(min_length=1, examples=[["req-abc123-7"]])
 
 
 Source = Literal["api", "frontend", "deployment", "cli", "sync"]

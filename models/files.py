@@ -5,7 +5,7 @@ from uuid import UUID
 
 from pydantic import Field
 
-from batchline.models.pagination import CursorPagination
+from batchline.models.pagination import DEFAULT_PAGE, CursorPagination
 from batchline.models.wire import WireModel
 
 FilePurpose = Literal["batch", "batch_output", "batch_error"]
@@ -37,6 +37,7 @@ class FileListResponse(WireModel):
 class ListFilesQuery(CursorPagination):
     """Which files to list."""
 
+    limit: int = Field(default=DEFAULT_PAGE, ge=1, le=10_000)
     purpose: FilePurpose | None = None
     search: str | None = Field(default=None, description="Part of the filename; case does not matter.")
     member_id: UUID | None = Field(default=None, description="Who uploaded the file, or made the batch.")

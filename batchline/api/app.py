@@ -13,9 +13,10 @@ from fastapi import FastAPI
 from batchline.api import batches, files, health, models, polled
 from batchline.api.bounds import Bounds
 from batchline.api.door import OPEN_PATHS, Door, Doorkeeper
-from batchline.api.errors import handle_errors
+from batchline.api.errors import HEADERS, handle_errors
 from batchline.api.request_ids import DESCRIBED, IdentifyingApp
 from batchline.api.upload import Uploads
+from batchline.models.batches import BatchResultItem
 from batchline.operations import Batchline
 from batchline.operations.keeper import Keeper
 
@@ -32,6 +33,7 @@ def create_app(client: Batchline, *, open_without_keys: bool = False) -> FastAPI
         lifespan=_living,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.client = client
     app.state.uploads = Uploads()
@@ -66,12 +68,15 @@ def _described(app: FastAPI) -> dict[str, Any]:
         schemas = document["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
+        reference = "#/components/schemas/{model}"
+        line = BatchResultItem.model_json_schema(mode="serialization", ref_template=reference)
+        schemas |= {**line.pop("$defs", {}), "BatchResultItem": line}
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         for path, routes in document["paths"].items():
             for route in routes.values():
                 route["responses"].pop("422", None)
                 route["security"] = [] if path in OPEN_PATHS else [{"key": []}]
-                for answer in route["responses"].values():
-                    answer["headers"] = answer.get("headers", {}) | DESCRIBED
+                for status, answer in route["responses"].items():
+                    answer["headers"] = answer.get("headers", {}) | DESCRIBED | HEADERS.get(status, {})
         app.openapi_schema = document
     return app.openapi_schema

@@ -71,7 +71,10 @@ def read_analytics(batch_id: str, client: Here) -> Response:
 @router.get(
     "/{batch_id}/results",
     response_class=Response,
-    responses={**documented(), 200: streamed_as(LINES, "A line of JSON for each request, in input order.")},
+    responses={
+        **documented(),
+        200: streamed_as(LINES, "A `BatchResultItem` for each request, in input order."),
+    },
 )
 def read_results(batch_id: str, query: Annotated[BatchResultsQuery, Query()], client: Here) -> Response:
     """Tell what became of each request, also while the batch runs; each line is a `BatchResultItem`."""

@@ -12,6 +12,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from batchline.api.errors import Refusal, answer_of, unavailable
 
 MOST_AT_ONCE: Final = 1_000
+ALWAYS_OPEN: Final = frozenset({"/healthz", "/readyz"})
+"""What is asked by who would end a server that does not answer."""
+
 BODY_BYTES: Final = 2**20
 NAMES_BYTES: Final = 64 * 2**20
 """Of a body that names requests, of which there may be a million."""
@@ -42,7 +45,7 @@ class Bounds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if self._now >= self._most_at_once:
+        if self._now >= self._most_at_once and scope["path"] not in ALWAYS_OPEN:
             await answer_of(unavailable("the server has too much to do; try again"))(scope, receive, send)
             return
         self._now += 1

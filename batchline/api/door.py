@@ -7,7 +7,7 @@ import ipaddress
 import time
 from collections.abc import Mapping
 from typing import Final, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
@@ -24,6 +24,9 @@ OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/openapi.json"})
 FOR_MANAGERS: Final = frozenset({"/metrics"})
 REMEMBERED_S: Final = 1.0
 """How long a key that is revoked may still be taken for valid."""
+
+MOST_REMEMBERED: Final = 10_000
+"""Where no key is needed any text may come as one."""
 
 NO_KEY: Final = "You didn't provide an API key: send it in a header, Authorization: Bearer KEY"
 WRONG_KEY: Final = "Incorrect API key provided; `batchline keys list` on the server shows which there are"
@@ -75,6 +78,8 @@ class Door:
         key = self._keys.of_token(token) if token else None
         found = Found(key, key is not None or not self._open_without_keys or self._keys.are_needed())
         if key is not None or not found.is_needed:
+            if len(self._remembered) >= MOST_REMEMBERED:
+                self._remembered.clear()
             self._remembered[token] = time.monotonic(), found
         return found
 
@@ -141,7 +146,15 @@ def is_loopback(host: str) -> bool:
 def _check_is_local(headers: Mapping[str, str]) -> None:
     """Keep web pages of others out, which a browser lets send requests to its own machine."""
     host, origin = headers.get("host", ""), headers.get("origin")
-    if not is_loopback(urlsplit(f"//{host}").hostname or ""):
+    if not is_loopback(parted(f"//{host}").hostname or ""):
         raise Refusal(403, "without keys only localhost is served; make one with `batchline keys create`")
-    if origin is not None and urlsplit(origin).netloc != host:
+    if origin is not None and parted(origin).netloc != host:
         raise Refusal(403, "without keys no other web pages are served; make one with `batchline keys create`")
+
+
+def parted(url: str) -> SplitResult:
+    """The URL's parts; nothing in them where it is none."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")

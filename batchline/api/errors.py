@@ -61,6 +61,17 @@ _STATUSES: Final = {
     500: "A fault of the server's.",
     503: "Storage or the database does not answer, or the server has too much to do; try again.",
 }
+HEADERS: Final = {
+    status: {name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()}
+    for status, headers in {
+        "401": {"WWW-Authenticate": "`Bearer`."},
+        "409": {"x-should-retry": "`false`, for clients that try a conflict again."},
+        "429": {"Retry-After": "Seconds until it is worth trying again."},
+        "503": {"Retry-After": "Seconds until it is worth trying again."},
+    }.items()
+}
+"""The headers of answers by their status, in an OpenAPI document."""
+
 _ALWAYS: Final = (400, 401, 403, 404, 405, 408, 413, 429, 500, 503)
 
 
@@ -70,7 +81,13 @@ class ErrorObject(BaseModel):
     message: str = Field(description="What is wrong, for a person.")
     type: str = Field(description="Whose fault it is, roughly.", examples=[INVALID])
     param: str | None = Field(description="The parameter that caused it, if one did.")
-    code: str | None = Field(description="What is wrong, for a program, where there is a word for it.")
+    code: str | None = Field(
+        description="What is wrong, for a program, where there is a word for it: 400 `invalid_value`, "
+        "`unknown_parameter`, `missing_required_parameter`, `invalid_json`; 401 `invalid_api_key`; "
+        "403 `insufficient_permissions`; 404 `unknown_url`; 405 `method_not_supported`; 408 `request_timeout`; "
+        "409 `conflict`; 413 `file_too_large`, `request_too_large`; 429 `rate_limit_exceeded`, "
+        "`too_many_open_batches`."
+    )
 
 
 class ErrorResponse(BaseModel):
@@ -169,9 +186,15 @@ def _answer(error: HTTPException) -> Response:
         headers["x-should-retry"] = "false"  # which OpenAI's clients otherwise do
     kind = _type_of(error.status_code)
     param, code = getattr(error, "param", None), getattr(error, "code", None)
-    body = ErrorObject(message=str(error.detail), type=kind, param=param, code=code)
+    param = None if param is None else _well_formed(str(param))
+    body = ErrorObject(message=_well_formed(str(error.detail)), type=kind, param=param, code=code)
     content = ErrorResponse(error=body).model_dump_json()
     return Response(content, error.status_code, headers, media_type="application/json")
+
+
+def _well_formed(text: str) -> str:
+    """The text with what is no character written as JSON escapes it: JSON may bring one half of a pair."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _type_of(status: int) -> str:

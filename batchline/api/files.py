@@ -40,6 +40,13 @@ FORM = {
         },
     }
 }
+ASKED_RANGE = {
+    "name": "Range",
+    "in": "header",
+    "description": "The bytes to read, such as `bytes=0-1023` or `bytes=-500`.",
+    "schema": {"type": "string"},
+}
+RANGE = {"Content-Range": "Which bytes these are, and of how many, or of `*` while the file grows."}
 PROGRESS = {
     "X-Incomplete": "`true` while the batch runs and more lines follow, else `false`.",
     "X-Last-Line": "The number of the last line that was looked at; `skip` by it to go on.",
@@ -71,8 +78,9 @@ def retrieve_file(file_id: str, client: Here) -> Response:
     responses={
         **documented(416),
         200: streamed_as(MEDIA_TYPE, "The content, or the lines that are asked for.", **PROGRESS),
-        206: streamed_as(MEDIA_TYPE, "The bytes that `Range` asks for.", **PROGRESS),
+        206: streamed_as(MEDIA_TYPE, "The bytes that `Range` asks for.", **PROGRESS, **RANGE),
     },
+    openapi_extra={"parameters": [ASKED_RANGE]},
 )
 def read_file(request: Request, file_id: str, query: Annotated[ContentQuery, Query()], client: Here) -> Response:
     """Read a file: whole, a range of bytes, or lines. Of a running batch's files, what is settled so far."""

@@ -24,12 +24,14 @@ class Health(BaseModel):
     status: Literal["ok"]
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", response_model=Health, responses=documented())
 async def healthz() -> Response:
     """Tell that the server runs."""
     return json_answer(OK)
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", response_model=Health, responses=documented())
 def readyz(request: Request) -> Response:
     """Tell that storage and the database answer."""

@@ -46,17 +46,17 @@ class _Figures(Collector):
         yield GaugeMetricFamily("batchline_queue_age_seconds", "Age of the oldest waiting batch.", waited_s)
         caller = self._client.engine.started_caller
         in_flight = 0 if caller is None else caller.in_flight
-        yield GaugeMetricFamily("batchline_requests_in_flight", "Requests under way.", in_flight)
+        yield GaugeMetricFamily("batchline_requests_in_flight", "Requests under way in this process.", in_flight)
         yield from _sent(Tally() if caller is None else caller.tally)
 
 
 def _sent(tally: Tally) -> Iterator[Metric]:
     """What was sent and came back since the process began."""
-    requests = CounterMetricFamily("batchline_requests", "Settled requests.", labels=["outcome"])
+    requests = CounterMetricFamily("batchline_requests", "Requests settled by this process.", labels=["outcome"])
     for outcome, count in {"completed": 0, **tally.outcomes}.items():
         requests.add_metric([outcome], count)
     yield requests
-    tokens = CounterMetricFamily("batchline_tokens", "Tokens of answers.", labels=["kind"])
+    tokens = CounterMetricFamily("batchline_tokens", "Tokens of answers to this process.", labels=["kind"])
     tokens.add_metric(["prompt"], tally.prompt_tokens)
     tokens.add_metric(["completion"], tally.completion_tokens)
     yield tokens

@@ -22,7 +22,7 @@ def list_models(client: Here) -> Response:
 @router.get("/{model:path}", response_model=ModelObject, responses=documented())
 def retrieve_model(model: str, client: Here) -> Response:
     """Tell which upstream serves a model."""
-    found = served_model(client.engine.settings, model)
+    found = served_model(client.engine.settings, model) if model else None
     if found is None:
         raise NotFound(f"no upstream serves the model {model!r}")
     return written(found)

@@ -53,7 +53,10 @@ class Form:
             "on_part_data": lambda data, start, end: self._add(data[start:end]),
             "on_end": self._end,
         }
-        self._parser = MultipartParser(_boundary(request), callbacks, max_header_size=HEADER_BYTES)  # type: ignore[arg-type]
+        try:
+            self._parser = MultipartParser(_boundary(request), callbacks, max_header_size=HEADER_BYTES)  # type: ignore[arg-type]
+        except FormParserError as error:
+            raise Refusal(400, f"the form cannot be read: {error}") from error
 
     def feed(self, data: bytes) -> list[bytes]:
         """Parse what came, and return what of it is the file's; raises `Refusal` for what is no form."""

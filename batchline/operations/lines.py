@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 import msgspec
 
@@ -29,6 +30,10 @@ class Place(msgspec.Struct, frozen=True):
     start: int
     end: int
     last: int
+
+
+LONGEST_SEARCHED: Final = 64 * 2**20
+"""A line of more bytes than that matches nothing: a file that was stored may be one line of gigabytes."""
 
 
 class _Line(msgspec.Struct):
@@ -64,8 +69,8 @@ def _behind(block: bytes, lines: int) -> int:
 
 def _find_matches(blocks: Iterable[bytes], skip: int, limit: int, search: str) -> Place:
     start = at = number = found = 0
-    for number, line in enumerate(_lines(blocks), 1):
-        at += len(line)
+    for number, (size, line) in enumerate(_lines(blocks), 1):
+        at += size
         if number <= skip:
             start = at
             continue
@@ -80,7 +85,7 @@ def matching(blocks: Iterable[bytes], search: str | None) -> Iterator[bytes]:
     if not search:
         yield from blocks
         return
-    for line in _lines(blocks):
+    for _, line in _lines(blocks):
         if is_match(line, search):
             yield line
 
@@ -93,15 +98,26 @@ def is_match(line: bytes, search: str) -> bool:
         return False
 
 
-def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines with their ends, across blocks."""
+def _lines(blocks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """The lines with their ends, across blocks, each with its size; of those that are too long nothing is kept."""
     held: list[bytes] = []
+    size = 0
+
+    def ended(rest: bytes) -> tuple[int, bytes]:
+        nonlocal size
+        found = size + len(rest), b"" if size > LONGEST_SEARCHED else b"".join((*held, rest))
+        held.clear()
+        size = 0
+        return found
+
     for block in blocks:
         *lines, rest = block.split(b"\n")
         for line in lines:
-            yield b"".join((*held, line, b"\n"))
-            held.clear()
-        if rest:
+            yield ended(line + b"\n")
+        size += len(rest)
+        if rest and size <= LONGEST_SEARCHED:
             held.append(rest)
-    if held:
-        yield b"".join(held)
+        elif rest:
+            held.clear()
+    if size:
+        yield ended(b"")

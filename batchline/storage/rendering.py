@@ -209,7 +209,7 @@ def _shown(dialect: str, *, with_analytics: bool) -> ColumnElement[str]:
     there = [
         *(_where_there(f',"{name}":"', batches.c[name], '"') for name in IDS),
         *(_where_there(f',"{name}":', batches.c[name]) for name in TIMES),
-        _where_there(',"errors":{"data":', batches.c.errors, "}"),
+        _where_there(',"errors":{"object":"list","data":', batches.c.errors, "}"),
         *(_where_there(f',"{name}":', batches.c[name]) for name in JSON[: 3 if with_analytics else 2]),
     ]
     template = literal_column("'" + BEGINNING + "%s" * len(there) + "}'", Text)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from typing import Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from batchline.api.door import WRONG_KEY, Door, Visitor
+from batchline.api.door import WRONG_KEY, Door, Visitor, parted
 from batchline.api.errors import Refusal
 from batchline.models.errors import BatchlineError
 from batchline.web.errors import error_answer, wants_page
@@ -62,7 +62,7 @@ async def visitor_with(door: Door, token: str, request: Request) -> Visitor | No
 def check_comes_from_here(headers: Headers) -> None:
     """Raise `Refusal` for what another page than ours sends, or what does not tell where it is from."""
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-    is_ours = site in {None, "same-origin"} and (origin is None or urlsplit(origin).netloc == headers.get("host"))
+    is_ours = site in {None, "same-origin"} and (origin is None or parted(origin).netloc == headers.get("host"))
     if not is_ours or (site is None and origin is None):
         raise Refusal(
             403,

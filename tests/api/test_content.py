@@ -98,6 +98,21 @@ def test_a_search_finds_custom_ids_and_can_be_gone_on_with(served: Served, path)
     assert client.get(path, params={"search": "text"}).content == b""
 
 
+def test_a_line_that_is_too_long_to_search_is_counted_and_matches_nothing(served: Served, monkeypatch):
+    monkeypatch.setattr("batchline.operations.lines.LONGEST_SEARCHED", 2**20)
+    client = served.http()
+    sizes = (1, 2**23, 1)
+    lines = [
+        b'{"custom_id": "st-%d", "body": "%b"}\n' % (number, b"x" * size) for number, size in enumerate(sizes)
+    ]
+    path = f"/v1/files/{served.client.files.create(file=b''.join(lines)).id}/content"
+
+    assert client.get(path, params={"search": "st-"}).content == lines[0] + lines[2]
+    answer = client.get(path, params={"search": "st-", "limit": 2})
+    assert (answer.content, answer.headers["x-last-line"]) == (lines[0] + lines[2], "3")
+    assert client.get(path, params={"search": "st-1"}).content == b""
+
+
 def test_lines_of_any_content_are_those_between_line_ends(served: Served):
     client = served.http()
     for content in (b"", b"\n", b"no json\n{}", b'{"custom_id": 1}\n\n{"custom_id": "a"}'):

@@ -1,11 +1,12 @@
 """OpenAI's own package, unchanged but for its base URL."""
 
 import asyncio
+import contextlib
 import json
 
 import openai
 import pytest
-from serving import ENDPOINT, Served, until_over
+from serving import ENDPOINT, OVER, Served, until_over
 from some_requests import requests_file
 from waiting import until
 
@@ -57,8 +58,26 @@ def test_the_asynchronous_client_does_the_same(served: Served, path):
                     await asyncio.sleep(0.02)
             content = await client.files.content(batch.output_file_id)
             assert content.text.count("\n") == 27
-            assert [each.id async for each in client.batches.list()] == [batch.id]
+            assert (await client.files.retrieve(file.id)).filename == path.name
+            ids = [batch.id]
+            for _ in range(4):
+                again = await client.batches.create(
+                    input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h"
+                )
+                with contextlib.suppress(openai.ConflictError):  # it may be over by now
+                    assert (await client.batches.cancel(again.id)).status in {"cancelling", "cancelled"}
+                ids.insert(0, again.id)
+            assert [each.id async for each in client.batches.list(limit=2)] == ids
+            with pytest.raises(openai.NotFoundError):
+                await client.batches.retrieve("batch-none")
+            with pytest.raises(openai.BadRequestError):
+                await client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="soon")  # type: ignore[arg-type]
+            async with asyncio.timeout(60):
+                while any([each.status not in OVER async for each in client.batches.list()]):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
             assert (await client.files.delete(file.id)).deleted
+            with pytest.raises(openai.NotFoundError):
+                await client.files.retrieve(file.id)
 
     asyncio.run(work())
 

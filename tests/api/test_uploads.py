@@ -215,6 +215,39 @@ def test_a_client_that_does_not_finish_its_head_is_cut_off(head, served: Served,
             assert connection.recv(100) == b""
 
 
+@pytest.mark.parametrize("begin", [b"GET /", b"GET / HTTP/1.1\r\nx: "], ids=["path", "header"])
+def test_a_head_without_an_end_is_refused(begin, served: Served):
+    host, _, port = root_of(served.url).removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.settimeout(10)
+        sent = 0
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            while sent < 64 * 2**20:
+                connection.sendall(begin if not sent else b"y" * 4_096)
+                sent += 4_096
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(10_000).startswith(b"HTTP/1.1 431 ")
+    assert sent < 16 * 2**20  # with what the system holds between
+    assert served.http().get("/healthz").status_code == 200
+
+
+def test_a_client_that_leaves_its_answer_unread_is_cut_off(served: Served, monkeypatch):
+    monkeypatch.setattr(protocol, "STALL_S", 0.3)
+    content = b"x" * 32 * 2**20
+    file = served.client.files.create(file=content)
+    host, _, port = root_of(served.url).removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(f"GET /v1/files/{file.id}/content HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        time.sleep(2)
+        connection.settimeout(10)
+        got = 0
+        with contextlib.suppress(ConnectionResetError):
+            while piece := connection.recv(2**20):
+                got += len(piece)
+
+    assert 0 < got < len(content)
+
+
 def test_what_is_no_http_is_told_so_in_the_form_of_all_errors(served: Served):
     host, _, port = root_of(served.url).removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port))) as connection:

@@ -1,5 +1,6 @@
 """What a person reads who has got something wrong: the name, once, and what to write instead."""
 
+import json
 import re
 
 import openai
@@ -22,6 +23,25 @@ WRONG = {
         "metadata.a: Input should be a valid string",
     ),
     "a parameter misspelt": ("GET", "/v1/batches?limits=3", None, "Unknown parameter: 'limits'."),
+    "no text": (
+        "POST",
+        "/v1/batches",
+        {"metadata": {"a": "\ud800"}},
+        "metadata: '\\ud800' is no text: it has one half of a surrogate pair",
+    ),
+    "no text as a name": (
+        "POST",
+        "/v1/batches",
+        {"input_file_id": "\ud800"},
+        "input_file_id: '\\ud800' is no text: it has one half of a surrogate pair",
+    ),
+    "no model": ("GET", "/v1/models/", None, "no upstream serves the model ''"),
+    "a slash too many": (
+        "GET",
+        "/v1/files/",
+        None,
+        "Invalid URL (GET /v1/files/); /openapi.json tells what there is",
+    ),
     "nothing to include": (
         "GET",
         "/v1/batches?include=analytics,usage",
@@ -48,7 +68,8 @@ def test_a_message_says_what_is_wrong(method, path, changes, words, served: Serv
     good = {"input_file_id": "file-none", "endpoint": ENDPOINT}
     body = None if changes is None else {name: value for name, value in {**good, **changes}.items() if value}
 
-    answer = served.http().request(method, path, json=body)
+    content = None if body is None else json.dumps(body)
+    answer = served.http().request(method, path, content=content, headers={"content-type": "application/json"})
 
     assert answer.json()["error"]["message"] == words
 
@@ -101,3 +122,18 @@ def test_a_fault_of_the_servers_is_told_without_details_and_logged_under_the_req
     assert answer.status_code == 500
     assert answer.json()["error"]["message"] == f"the server failed; its log says more of {request_id}"
     assert f"{request_id}: a secret detail" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"content-type": f"multipart/form-data; boundary={'b' * 300}"}, 400),
+        ({"host": "["}, 403),
+        ({"origin": "http://["}, 403),
+    ],
+    ids=["boundary", "host", "origin"],
+)
+def test_headers_that_nothing_can_read_are_the_callers_fault(headers, status, served: Served):
+    answer = served.http().post("/v1/files", content=b"--b--", headers=headers)
+
+    assert (answer.status_code, answer.json()["error"]["type"]) == (status, "invalid_request_error")

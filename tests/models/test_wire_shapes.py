@@ -31,7 +31,7 @@ from batchline.models.wire import WireModel
 ALWAYS, OPTIONAL = False, True
 
 ANSWERS: dict[type[WireModel], dict[str, bool]] = {
-    BatchErrors: {"data": ALWAYS},
+    BatchErrors: {"object": ALWAYS, "data": ALWAYS},
     BatchError: {"code": OPTIONAL, "line": OPTIONAL, "message": ALWAYS, "param": OPTIONAL},
     BatchResponse: {
         "id": ALWAYS,
@@ -222,7 +222,10 @@ def test_a_full_batch_survives_the_way_through_json():
         | {name: 7 for name in BatchResponse.model_fields if name.endswith("_at")}
         | {
             "status": "completed",
-            "errors": {"data": [{"code": "invalid_json_line", "line": 5, "message": "no", "param": "body"}]},
+            "errors": {
+                "object": "list",
+                "data": [{"code": "invalid_json_line", "line": 5, "message": "no", "param": "body"}],
+            },
             "output_file_id": "file-2",
             "error_file_id": "file-3",
             "metadata": {"team": "search"},
