@@ -18,6 +18,9 @@ class BatchAnalytics(WireModel):
     total_cost: str | None = Field(
         default=None, description="Exact decimal, in the prices' currency; absent when a price is unknown."
     )
+    total_cached_tokens: int | None = Field(
+        default=None, description="Of the prompts', from the server's cache; absent when no answer reports any."
+    )
 
 
 class Percentiles(BaseModel):

@@ -6,7 +6,7 @@ Field for field the shapes of dwctl's batch models; their sources are OpenAI's B
 
 import re
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
@@ -95,8 +95,8 @@ class BatchError(WireModel):
 class BatchErrors(WireModel):
     """Everything that is wrong with a batch."""
 
-    object: Literal["list"] = "list"
     data: list[BatchError]
+    object: Literal["list"] = "list"
 
 
 class RequestCounts(WireModel):
@@ -155,6 +155,39 @@ class BatchDwExtResponse(WireModel):
     sync_id: str | None = None
 
 
+class InputTokensDetails(WireModel):
+    """What is known of the tokens of prompts."""
+
+    cached_tokens: int = Field(description="Read from the server's cache.")
+
+
+class OutputTokensDetails(WireModel):
+    """What is known of the tokens of answers."""
+
+    reasoning_tokens: int
+
+
+class BatchUsage(WireModel):
+    """What a batch that is over has used, as OpenAI's Batch object tells it; 0 for what no answer reports."""
+
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+    @classmethod
+    def of(cls, analytics: BatchAnalytics) -> Self:
+        """The usage of those analytics."""
+        return cls(
+            input_tokens=analytics.total_prompt_tokens,
+            input_tokens_details=InputTokensDetails(cached_tokens=analytics.total_cached_tokens or 0),
+            output_tokens=analytics.total_completion_tokens,
+            output_tokens_details=OutputTokensDetails(reasoning_tokens=analytics.total_reasoning_tokens or 0),
+            total_tokens=analytics.total_tokens,
+        )
+
+
 class BatchResponse(WireModel):
     """A batch."""
 
@@ -180,6 +213,7 @@ class BatchResponse(WireModel):
     metadata: dict[str, str] | None = None
     analytics: BatchAnalytics | None = None
     dwext: BatchDwExtResponse | None = None
+    usage: BatchUsage | None = Field(default=None, description="Once the batch is over.")
 
 
 class BatchListResponse(WireModel):

@@ -30,6 +30,9 @@ TOKENS = (
     *("prompt_tokens", "completion_tokens", "reasoning_tokens", "cached_tokens", "cache_write_tokens"),
     "total_tokens",
 )
+SOMETIMES = ("reasoning_tokens", "cached_tokens")
+"""What some servers never report, which is not the same as none."""
+
 TIMES = ("duration_ms", "ttfb_ms", "queued_ms")
 COLUMNS = (
     *("ok", "model", "status_code", "error_code", "attempts", "retries", *TOKENS, "wasted_tokens"),
@@ -80,7 +83,7 @@ class Totals:
         self._retries: Counter[str] = Counter()
         self._by_attempts: Counter[int] = Counter()
         self._failures: defaultdict[str, Counter[int]] = defaultdict(Counter)
-        self._reasoning_reported = False
+        self._reported: set[str] = set()
         self._numbers: dict[str, int] = {}
         self._names: list[str] = []
         self._models: dict[str, Counter[int]] = defaultdict(Counter)
@@ -97,7 +100,7 @@ class Totals:
         ok = frame["ok"].to_numpy("bool")
         done = frame[ok]
         self._requests.update(total=len(frame), completed=len(done))
-        self._reasoning_reported |= bool(done["reasoning_tokens"].notna().any())
+        self._reported |= {name for name in SOMETIMES if done[name].notna().any()}
         self._add_tries(frame)
         self._add_failures(frame[~ok])
         self._add_models(frame, done, models, ok)
@@ -188,7 +191,7 @@ class Totals:
             total_requests=self._requests["completed"],
             total_prompt_tokens=self._total("prompt_tokens"),
             total_completion_tokens=self._total("completion_tokens"),
-            total_reasoning_tokens=self._total("reasoning_tokens") if self._reasoning_reported else None,
+            **{f"total_{name}": self._total(name) for name in self._reported},
             total_tokens=self._total("total_tokens"),
             avg_duration_ms=self._times["duration_ms"].mean(),
             avg_ttfb_ms=self._times["ttfb_ms"].mean(),

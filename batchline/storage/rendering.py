@@ -14,11 +14,13 @@ from sqlalchemy import (
     String,
     Text,
     bindparam,
+    case,
     cast,
     func,
     literal_column,
     select,
 )
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by
 
 from batchline.models.batches import ListBatchesQuery
@@ -48,8 +50,18 @@ TIMES: Final = (
     *("cancelling_at", "cancelled_at"),
 )
 JSON: Final = ("metadata", "dwext", "analytics")
-"""What is kept as JSON is shown as it is: no database looks into it, nor refuses what it may have."""
+"""What is kept as JSON is shown as it is; of it a database looks into analytics alone, which are numbers."""
 
+
+USAGE: Final = (
+    ',"usage":{"input_tokens":%s,"input_tokens_details":{"cached_tokens":%s},"output_tokens":%s,'
+    '"output_tokens_details":{"reasoning_tokens":%s},"total_tokens":%s}'
+)
+USED: Final = (
+    *("total_prompt_tokens", "total_cached_tokens", "total_completion_tokens", "total_reasoning_tokens"),
+    "total_tokens",
+)
+"""What goes into that, of a batch's analytics."""
 
 SEPARATOR: Final = ",\n"
 """Between objects of a list, and nowhere within one: JSON writes the ends of lines in texts otherwise."""
@@ -210,10 +222,24 @@ def _shown(dialect: str, *, with_analytics: bool) -> ColumnElement[str]:
         *(_where_there(f',"{name}":"', batches.c[name], '"') for name in IDS),
         *(_where_there(f',"{name}":', batches.c[name]) for name in TIMES),
         _where_there(',"errors":{"object":"list","data":', batches.c.errors, "}"),
+        _usage(dialect),
         *(_where_there(f',"{name}":', batches.c[name]) for name in JSON[: 3 if with_analytics else 2]),
     ]
     template = literal_column("'" + BEGINNING + "%s" * len(there) + "}'", Text)
     return (func.format if on_postgresql else func.printf)(template, *always, *there, type_=Text)
+
+
+def _usage(dialect: str) -> ColumnElement[str]:
+    """The batch's usage as `BatchUsage` writes it, from its analytics; nothing where there are none."""
+    on_postgresql = dialect == "postgresql"
+    kept = cast(batches.c.analytics, postgresql.JSON) if on_postgresql else batches.c.analytics
+    find, root = (func.json_extract_path_text, "") if on_postgresql else (func.json_extract, "$.")
+    found = [find(kept, literal_column(f"'{root}{name}'", Text), type_=Text) for name in USED]
+    template = literal_column(f"'{USAGE}'", Text)
+    written = (func.format if on_postgresql else func.printf)(
+        template, *(func.coalesce(each, literal_column("'0'", Text)) for each in found), type_=Text
+    )
+    return case((batches.c.analytics.is_(None), literal_column("''", Text)), else_=written)
 
 
 def _where_there(before: str, column: ColumnElement[Any], after: str = "") -> ColumnElement[str]:

@@ -13,6 +13,7 @@ from batchline.models.batches import (
     BatchError,
     BatchErrors,
     BatchResponse,
+    BatchUsage,
     RequestCounts,
 )
 from batchline.models.files import FileObject, FilePurpose
@@ -99,6 +100,7 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
         }
         fields["errors"] = BatchErrors(data=list(self.errors)) if self.errors else None
         fields["request_counts"] = RequestCounts(total=self.total, completed=self.completed, failed=self.failed)
+        fields["usage"] = None if self.analytics is None else BatchUsage.of(self.analytics)
         if not include_analytics:
             fields["analytics"] = None
         return BatchResponse(**fields)

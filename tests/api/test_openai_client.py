@@ -39,6 +39,11 @@ def test_a_batch_goes_from_upload_to_results(served: Served, path):
     assert over.status == "completed"
     assert (over.request_counts.total, over.request_counts.completed, over.request_counts.failed) == (30, 27, 3)
     lines = [json.loads(line) for line in client.files.content(over.output_file_id).iter_lines()]
+    reported = [line["response"]["body"]["usage"] for line in lines]
+    assert over.usage is not None
+    assert over.usage.input_tokens == sum(usage["prompt_tokens"] for usage in reported) > 0
+    assert over.usage.total_tokens == sum(usage["total_tokens"] for usage in reported)
+    assert client.batches.list().data[0].usage == over.usage
     assert [line["custom_id"] for line in lines] == [f"request-{n}" for n in range(30) if n % 10]
     assert client.files.content(over.error_file_id).text.count("\n") == 3
     output = client.files.retrieve(over.output_file_id)

@@ -31,7 +31,7 @@ from batchline.models.wire import WireModel
 ALWAYS, OPTIONAL = False, True
 
 ANSWERS: dict[type[WireModel], dict[str, bool]] = {
-    BatchErrors: {"object": ALWAYS, "data": ALWAYS},
+    BatchErrors: {"data": ALWAYS},
     BatchError: {"code": OPTIONAL, "line": OPTIONAL, "message": ALWAYS, "param": OPTIONAL},
     BatchResponse: {
         "id": ALWAYS,
@@ -122,7 +122,19 @@ OURS: dict[type[WireModel], dict[str, bool]] = {
     },
 }
 
-SHAPES = {**ANSWERS, **OURS}
+OPENAIS: dict[type[WireModel], dict[str, bool]] = {
+    BatchErrors: {"object": ALWAYS},
+    BatchResponse: {"usage": OPTIONAL},
+}
+"""Fields of OpenAI's that the control layer's objects have not."""
+
+BEYOND: dict[type[WireModel], dict[str, bool]] = {BatchAnalytics: {"total_cached_tokens": OPTIONAL}}
+"""What those of OpenAI are made from."""
+
+SHAPES = {
+    model: {**fields, **OPENAIS.get(model, {}), **BEYOND.get(model, {})}
+    for model, fields in {**ANSWERS, **OURS}.items()
+}
 
 SMALLEST: dict[type[WireModel], WireModel] = {
     BatchErrors: BatchErrors(data=[]),

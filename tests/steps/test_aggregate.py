@@ -58,6 +58,8 @@ def test_analytics_are_sums_and_means_over_the_completed_requests(rows) -> None:
     assert analytics.total_tokens == summed(good, "total_tokens")
     reasoning = known(good, "reasoning_tokens")
     assert analytics.total_reasoning_tokens == (sum(reasoning) if reasoning else None)
+    cached = known(good, "cached_tokens")
+    assert analytics.total_cached_tokens == (sum(cached) if cached else None)
     for mean, name in ((analytics.avg_duration_ms, "duration_ms"), (analytics.avg_ttfb_ms, "ttfb_ms")):
         values = known(good, name)
         assert mean == (pytest.approx(statistics.fmean(values), rel=1e-9) if values else None)
