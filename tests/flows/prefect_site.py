@@ -18,7 +18,7 @@ from batchline import Batchline
 from batchline.models.settings import load_settings
 from batchline.simulate import Simulator, SimulatorOptions
 
-PATIENCE_S = 150.0
+PATIENCE_S = 240.0
 
 
 class Site(NamedTuple):
