@@ -8,7 +8,6 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
-    Column,
     ColumnElement,
     CompoundSelect,
     Connection,
@@ -36,7 +35,7 @@ from batchline.models.batches import ListBatchesQuery
 from batchline.models.status import TERMINAL
 from batchline.models.status import BatchStatus as S
 from batchline.storage.rows import BatchRecord, FileRecord
-from batchline.storage.schema import batches, files, listed_batches
+from batchline.storage.schema import files, listed_batches
 from batchline.storage.search import (
     contains,
     few_candidates,
@@ -108,11 +107,6 @@ def list_again(connection: Connection, record: BatchRecord) -> None:
 
 
 _Columns = ReadOnlyColumnCollection[str, Any]
-
-
-def shown_columns(query: ListBatchesQuery) -> list[Column[Any]]:
-    """The columns of batches that the page shows: all, but for analytics that the query does not include."""
-    return [column for column in batches.c if column.name != "analytics" or query.with_analytics]
 
 
 Ids = Select[Any] | CompoundSelect[Any]

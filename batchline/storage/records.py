@@ -29,7 +29,6 @@ from batchline.storage.listing import (
     LISTED_FIELDS,
     list_again,
     listed_ids,
-    shown_columns,
 )
 from batchline.storage.overview import Overview
 from batchline.storage.rendering import Rendering
@@ -189,7 +188,7 @@ class Records(FileRecords, SourceFiles, Senders):
     def list_batches(self, query: ListBatchesQuery, *, now: int) -> BatchListResponse:
         """A page of batches as the API shows them; raises as `list_records` does."""
         records, has_more = self.list_records(query, now=now)
-        page = [record.to_response(include_analytics=True) for record in records]
+        page = [record.to_response(include_analytics=query.with_analytics) for record in records]
         return BatchListResponse(
             data=page,
             first_id=page[0].id if page else None,
@@ -198,15 +197,12 @@ class Records(FileRecords, SourceFiles, Senders):
         )
 
     def list_records(self, query: ListBatchesQuery, *, now: int) -> tuple[list[BatchRecord], bool]:
-        """A page of batches, and whether more follow; raises `NotFound` for a cursor that is no batch.
-
-        They have their analytics where the query includes them.
-        """
+        """A page of batches, and whether more follow; raises `NotFound` for a cursor that is no batch."""
         after = None if query.after is None else self.get_batch(query.after)
 
         def work(connection: Connection) -> tuple[list[str], dict[str, Row[Any]]]:
             ids = listed_ids(connection, query, after=after, now=now)
-            rows = connection.execute(select(*shown_columns(query)).where(batches.c.id.in_(ids[: query.limit])))
+            rows = connection.execute(select(batches).where(batches.c.id.in_(ids[: query.limit])))
             return ids, {row.id: row for row in rows}
 
         ids, rows = self._read(work)

@@ -111,7 +111,14 @@ def test_what_people_see_of_a_batch_are_the_fields_of_the_api() -> None:
     assert shown.keys() == BatchResponse.model_fields.keys()
     assert shown["request_counts"] == {"total": 2**40, "completed": 2**39, "failed": 3}
     assert shown["errors"]["data"][0]["line"] == 7
-    for name in shown.keys() - {"object", "errors", "request_counts", "analytics", "dwext"}:
+    assert shown["usage"] == {
+        "input_tokens": 2**40,
+        "input_tokens_details": {"cached_tokens": 7},
+        "output_tokens": 8,
+        "output_tokens_details": {"reasoning_tokens": 5},
+        "total_tokens": 2**40 + 8,
+    }
+    for name in shown.keys() - {"object", "errors", "request_counts", "analytics", "dwext", "usage"}:
         assert shown[name] == getattr(batch, name)
 
 
