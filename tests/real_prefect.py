@@ -66,14 +66,18 @@ def make_home(home: Path) -> None:
 
 
 def deploy(home: Path) -> None:
-    """Put our deployments into a server's database, by the documented commands."""
+    """Put our deployments into a server's database."""
     server = start_prefect(home)
     try:
-        environment = _environment(home) | {"PREFECT_API_URL": server.url}
-        _do("batchline", "prefect", "setup", "--crash-after", str(CRASH_AFTER_S), environment=environment)
-        _do("prefect", "deploy", "--all", "--no-prompt", environment=environment)
+        set_up(_environment(home) | {"PREFECT_API_URL": server.url})
     finally:
         server.stop()
+
+
+def set_up(environment: Mapping[str, str]) -> None:
+    """Give the server that the environment names our deployments, by the documented commands."""
+    _do("batchline", "prefect", "setup", "--crash-after", str(CRASH_AFTER_S), environment=environment)
+    _do("prefect", "deploy", "--all", "--no-prompt", environment=environment)
 
 
 def copy_home(home: Path, to: Path) -> None:

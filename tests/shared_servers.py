@@ -19,10 +19,15 @@ from real_servers import Postgres, S3Server, start_postgres, start_seaweedfs
 from batchline.models.settings import load_settings
 from batchline.storage.records import upgrade_database
 
+
+def _start_prefect(home: Path) -> Prefect:
+    return start_prefect(prefect_home(home))
+
+
 KINDS: dict[str, tuple[type, Callable[[Path], Any]]] = {
     "s3": (S3Server, start_seaweedfs),
     "postgres": (Postgres, start_postgres),
-    "prefect": (Prefect, start_prefect),
+    "prefect": (Prefect, _start_prefect),
 }
 _PLACE = "TESTS_SERVERS_PLACE"
 """The variable that tells the workers of a run where they note what they have started."""
@@ -107,10 +112,7 @@ def _server(kind: str) -> Any:
     home = Path(os.environ[_PLACE]) / kind
 
     def make() -> dict[str, object]:
-        if kind == "prefect":
-            prefect_home(home)
-        else:
-            home.mkdir()
+        home.mkdir()
         return asdict(start(home))
 
     return shape(**_made_once(kind, make))

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from batchline.api.errors import Refusal, answer_of, unavailable
 
 MOST_AT_ONCE: Final = 1_000
-ALWAYS_OPEN: Final = frozenset({"/healthz", "/readyz"})
+PROBES: Final = frozenset({"/healthz", "/readyz"})
 """What is asked by who would end a server that does not answer."""
 
 BODY_BYTES: Final = 2**20
@@ -45,7 +45,7 @@ class Bounds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if self._now >= self._most_at_once and scope["path"] not in ALWAYS_OPEN:
+        if self._now >= self._most_at_once and scope["path"] not in PROBES:
             await answer_of(unavailable("the server has too much to do; try again"))(scope, receive, send)
             return
         self._now += 1

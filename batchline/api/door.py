@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from batchline.api.bounds import PROBES
 from batchline.api.errors import Refusal, answer_of
 from batchline.models.errors import BatchlineError
 from batchline.operations import Batchline
@@ -20,7 +21,7 @@ from batchline.operations.allowance import Allowances
 from batchline.operations.keys import Keys, access_of
 from batchline.storage.rows import KeyRecord
 
-OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/openapi.json"})
+OPEN_PATHS: Final = PROBES | {"/openapi.json"}
 FOR_MANAGERS: Final = frozenset({"/metrics"})
 REMEMBERED_S: Final = 1.0
 """How long a key that is revoked may still be taken for valid."""

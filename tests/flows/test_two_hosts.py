@@ -13,7 +13,7 @@ import httpx
 import pytest
 from hosts import HUB, Host, Relay, two_hosts
 from prefect_site import until, write_requests
-from real_prefect import BIN, CRASH_AFTER_S, ROOT, is_healthy
+from real_prefect import BIN, is_healthy, set_up
 from real_servers import Postgres, S3Server, free_ports
 
 from batchline import Batchline
@@ -91,11 +91,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server, postgres
         stack.callback(server.wait)
         stack.callback(server.kill)
         until(lambda: is_healthy(api))
-        for command in (
-            ["batchline", "prefect", "setup", "--crash-after", str(CRASH_AFTER_S)],
-            ["prefect", "deploy", "--all", "--no-prompt"],
-        ):
-            subprocess.run([BIN / command[0], *command[1:]], env=here, cwd=ROOT, check=True, capture_output=True)
+        set_up(here)
         yield Site(api, settings, hosts, simulators, environments)
 
 

@@ -327,13 +327,20 @@ def kept_there(restartable: Postgres) -> Settings:
     return settings
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("rested_s", [0.0, math.inf], ids=["asked", "used as it is"])
-def test_after_a_restart_of_postgresql_the_next_call_works(
-    rested_s: float, restartable: Postgres, kept_there: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("batchline.storage.database.RESTED_S", rested_s)
+@pytest.fixture(params=[0.0, math.inf], ids=["asked", "used as it is"])
+def records_there(
+    request: pytest.FixtureRequest, kept_there: Settings, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Records]:
+    """That database's records, whose connections are asked before each use, or never."""
+    monkeypatch.setattr("batchline.storage.database.RESTED_S", request.param)
     records = open_records(kept_there)
+    yield records
+    records.close()
+
+
+@pytest.mark.slow
+def test_after_a_restart_of_postgresql_the_next_call_works(restartable: Postgres, records_there: Records) -> None:
+    records = records_there
     batch = records.add_batch(a_batch())
     in_threads(4, lambda _: records.get_batch(batch.id))  # several connections in the pool
 
@@ -341,16 +348,13 @@ def test_after_a_restart_of_postgresql_the_next_call_works(
 
     assert records.update(batch.id, total=7).total == 7
     assert records.get_batch(batch.id).total == 7
-    records.close()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rested_s", [0.0, math.inf], ids=["asked", "used as it is"])
 def test_after_a_restart_of_postgresql_what_many_look_at_is_shown_again(
-    rested_s: float, restartable: Postgres, kept_there: Settings, monkeypatch: pytest.MonkeyPatch
+    restartable: Postgres, kept_there: Settings, records_there: Records
 ) -> None:
-    monkeypatch.setattr("batchline.storage.database.RESTED_S", rested_s)
-    records = open_records(kept_there)
+    records = records_there
     batch = records.add_batch(a_batch())
     url = str(kept_there.database)
     with (
@@ -368,7 +372,6 @@ def test_after_a_restart_of_postgresql_what_many_look_at_is_shown_again(
     restartable.restart()
 
     assert list(records.rendering.batches([batch.id])) == [batch.id]
-    records.close()
 
 
 @pytest.mark.slow
