@@ -7,6 +7,8 @@ import msgspec
 from batchline.models.batches import BatchError
 from batchline.models.json_scan import NotJSONError, members
 from batchline.models.settings import Settings
+from batchline.steps.formats import is_doubled, is_windows_text, why_not_json
+from batchline.steps.stretches import UTF8_BOM
 
 MAX_CUSTOM_ID = 512
 QUOTED = 60
@@ -59,7 +61,10 @@ def look_at(line: bytes, *, number: int, offset: int, rules: Rules) -> Look:
         BatchError(code=code, line=number, message=message, param=param)
         for code, message, param in _faults(found, body, rules)
     ]
-    usable = custom_id is not None and _custom_id_fault(found["custom_id"]) is None
+    if line.count(b'"custom_id"') > 1 and is_doubled(line, "custom_id"):
+        words = "the line has custom_id twice, and readers differ in which one they take; leave one"
+        errors.append(BatchError(code="invalid_value", line=number, message=words, param="custom_id"))
+    usable = custom_id is not None and 0 < len(custom_id) <= MAX_CUSTOM_ID
     return Look(errors=errors, custom_id=custom_id if usable else None, model=model)
 
 
@@ -80,17 +85,24 @@ def _object(text: bytes, offset: int) -> dict[str, bytes]:
     try:
         text.decode()
     except UnicodeDecodeError as error:
+        then = "save the file as UTF-8"
+        if is_windows_text(text):
+            then = "it looks like Windows-1252; save it as UTF-8: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
         raise _Malformed(
-            f"invalid UTF-8 at byte {error.start} of the line (byte {offset + error.start} of the file); "
-            "save the file as UTF-8"
+            f"invalid UTF-8 at byte {error.start} of the line (byte {offset + error.start} of the file); {then}"
         ) from error
+    if text.startswith(UTF8_BOM):
+        raise _Malformed(
+            "the line starts with a byte-order mark, which only a file may (files joined by cat keep theirs); "
+            "remove its three bytes"
+        )
     if b"\0" in text:
         at = text.index(b"\0")
         raise _Malformed(f"a raw NUL at byte {at} of the line (byte {offset + at} of the file)")
     try:
         found = members(text)
     except NotJSONError as error:
-        raise _Malformed(f"not JSON: it breaks off or goes wrong at byte {error.offset} of the line") from error
+        raise _Malformed(f"not JSON: {why_not_json(text, error.offset)}") from error
     if not text.lstrip().startswith(b"{"):
         raise _Malformed(f"a JSON object is needed, this is {_kind(text.strip())}")
     return found
@@ -103,6 +115,9 @@ def _faults(
     for name in ("custom_id", "method", "url", "body"):
         if name not in found:
             yield "missing_required_parameter", f"{name} is missing", name
+        elif found[name] == b'""':
+            yield "missing_required_parameter", f"{name} is empty", name
+            del found[name]
     if "custom_id" in found and (fault := _custom_id_fault(found["custom_id"])):
         yield "invalid_value", fault, "custom_id"
     if "method" in found and _text(found["method"]) != "POST":
@@ -119,8 +134,6 @@ def _custom_id_fault(value: bytes) -> str | None:
     text = _text(value)
     if text is None:
         return f"custom_id is {_kind(value)}; it must be a string"
-    if not text:
-        return "custom_id is empty"
     if len(text) > MAX_CUSTOM_ID:
         return f"custom_id has {len(text):,} characters; at most {MAX_CUSTOM_ID} are allowed"
     return None
@@ -144,6 +157,8 @@ def _body_faults(body: dict[str, bytes], rules: Rules) -> Iterator[tuple[str, st
             yield "missing_required_parameter", "body.model is missing", "body.model"
     elif (model := _text(body["model"])) is None:
         yield "invalid_value", f"body.model is {_kind(body['model'])}; it must be a string", "body.model"
+    elif not model:
+        yield "missing_required_parameter", "body.model is empty", "body.model"
     elif not rules.serves(model):
         yield "unknown_model", f"no upstream serves model {model[:QUOTED]!r}", "body.model"
     stream = body.get("stream", b"false")

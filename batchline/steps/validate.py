@@ -5,6 +5,7 @@ works out what is wrong. A second pass is made only where two lines may have the
 """
 
 import hashlib
+import itertools
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from batchline.models.plan import STRETCH_LINES, Chunk, Plan, chunk_requests
 from batchline.models.plan import Stretch as Pinned
 from batchline.models.settings import Settings
 from batchline.steps.faults import Rules, endpoint_in, look_at, overlong
+from batchline.steps.formats import BLANKS, HEAD_BYTES, foreign_format, is_doubled
 from batchline.steps.stretches import Stretch, stretches_of
 
 BYTES_A_TOKEN: Final = 4
@@ -66,9 +68,13 @@ def validate_input(
     An `endpoint` of None stands for the first one in the file that the settings allow. At most `max_errors`
     errors are kept, all where that is None.
     """
+    all_blocks = blocks()
+    head, is_whole = _head(all_blocks)
+    if foreign := foreign_format(head, is_whole=is_whole):
+        return Validation(plan=None, errors=[foreign], error_count=1, estimated_tokens=0)
     endpoint = endpoint or endpoint_of(blocks(), settings=settings)
     first = _Pass(endpoint, settings, max_errors)
-    first.read(blocks())
+    first.read(itertools.chain([head], all_blocks))
     twins = repeated(first.hashes)
     if twins:
         second = _Pass(endpoint, settings, max_errors, suspects=twins)
@@ -97,12 +103,27 @@ def validate_input(
 
 def endpoint_of(blocks: Iterator[bytes], *, settings: Settings) -> str:
     """The first url in the file that is an allowed endpoint; the first allowed endpoint where there is none."""
-    for stretch in stretches_of(blocks, max_line_bytes=settings.max_line_bytes):
+    head, is_whole = _head(blocks)
+    if foreign_format(head, is_whole=is_whole):  # no line of it has a url
+        return settings.endpoints[0]
+    for stretch in stretches_of(itertools.chain([head], blocks), max_line_bytes=settings.max_line_bytes):
         for line in stretch.lines:
             found = endpoint_in(line)
             if found in settings.endpoints:
                 return str(found)
     return settings.endpoints[0]
+
+
+def _head(blocks: Iterator[bytes]) -> tuple[bytes, bool]:
+    """Take the first blocks, up to `HEAD_BYTES` and a block; true if that was the whole file."""
+    head: list[bytes] = []
+    size = 0
+    for block in blocks:
+        head.append(block)
+        size += len(block)
+        if size >= HEAD_BYTES:
+            return b"".join(head), False
+    return b"".join(head), True
 
 
 def repeated(hashes: "array[int]") -> frozenset[int]:
@@ -204,11 +225,13 @@ class _Pass:
                     and 0 < len(request.custom_id) <= MAX_CUSTOM_ID
                     and len(line) <= most
                     and is_utf8
+                    # The decoder takes the last of two members; a body may well have one of that name.
+                    and (line.count(b'"custom_id"') == 1 or not is_doubled(line, "custom_id"))
                 )
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 is_plain = False
             if not is_plain:
-                if not line or line.isspace():
+                if not line.strip(BLANKS):
                     continue
                 custom_id = self._look(number, line, stretch)
             self.requests += 1
