@@ -12,6 +12,9 @@ encode_json = msgspec.json.encode
 LF, CR = b"\n\r"
 """As numbers: looking for those in bytes is several times faster than for bytes."""
 
+SEPARATORS = {"\u2028": r"\u2028", "\u2029": r"\u2029", "\x85": r"\u0085"}
+"""Characters that JSON allows in strings and at which `str.splitlines` and many other readers end a line."""
+
 
 class RequestLine(msgspec.Struct, frozen=True):
     """A valid input line as the sender needs it; `custom_id` and `body` are the JSON text of the file."""
@@ -34,6 +37,7 @@ def result_line(
 
     `custom_id` and `body` are JSON texts and must hold no raw newline. `status_code` None stands for no answer:
     `response` is then null. `answer_id` is the upstream's `x-request-id`; the request's own id stands in.
+    Line separators of Unicode are escaped.
     """
     own_id = request_id.encode()
     if status_code is None:
@@ -44,9 +48,23 @@ def result_line(
         text = b'""' if body is None else body
         answered = (b',"response":{"status_code":', status, b',"request_id":', their_id, b',"body":', text, b"}")
     if error_code is None:
-        return b"".join((b'{"id":"', own_id, b'","custom_id":', custom_id, *answered, b',"error":null}\n'))
+        line = b"".join((b'{"id":"', own_id, b'","custom_id":', custom_id, *answered, b',"error":null}\n'))
+        return line if line.isascii() else with_separators_escaped(line)
     error = b',"error":{"code":"%b","message":%b}}\n' % (error_code.encode(), encode_json(message or error_code))
-    return b"".join((b'{"id":"', own_id, b'","custom_id":', custom_id, *answered, error))
+    line = b"".join((b'{"id":"', own_id, b'","custom_id":', custom_id, *answered, error))
+    return line if line.isascii() else with_separators_escaped(line)
+
+
+def with_separators_escaped(text: bytes) -> bytes:
+    """Return the JSON text with U+2028, U+2029 and U+0085 written as escapes; its value stays the same."""
+    # Searching the decoded text is up to ten times faster than searching the bytes: CPython looks for a single
+    # character by memchr, and for several bytes by an algorithm that slows down where they are frequent.
+    characters = text.decode()
+    if not any(separator in characters for separator in SEPARATORS):
+        return text
+    for separator, escape in SEPARATORS.items():
+        characters = characters.replace(separator, escape)
+    return characters.encode()
 
 
 def embeddable(body: bytes) -> bytes:

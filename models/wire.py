@@ -13,6 +13,8 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticSerializationError
 
+from batchline.models.lines import with_separators_escaped
+
 
 class WireModel(BaseModel):
     """A frozen model that leaves absent options out of its JSON instead of writing nulls."""
@@ -24,11 +26,15 @@ class WireModel(BaseModel):
         return {key: value for key, value in handler(self).items() if value is not None}
 
     def to_json(self) -> bytes:
-        """Its JSON, whatever bodies it holds: lone surrogates in them are escaped, as they were in the file."""
+        """Return its JSON, which is one line to every reader.
+
+        Lone surrogates in bodies and line separators of Unicode are escaped.
+        """
         try:
-            return self.model_dump_json().encode()
+            text = self.model_dump_json().encode()
         except (PydanticSerializationError, ValueError):  # a lone surrogate, or deeper than pydantic goes
-            return json_text(self.model_dump()).encode()
+            text = json_text(self.model_dump()).encode()
+        return text if text.isascii() else with_separators_escaped(text)
 
     @classmethod
     def __get_pydantic_json_schema__(

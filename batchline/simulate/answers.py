@@ -239,6 +239,12 @@ def _message(request: Request, ordinal: int, answer_tokens: int) -> Rendered:
     return Rendered(body.encode(), prompt, completion)
 
 
+def with_separators(rendered: Rendered) -> Rendered:
+    """Return the answer with U+2028, U+2029 and U+0085 at the start of each of its texts."""
+    body = rendered.body.replace(b'"the ', '"\u2028\u2029\x85the '.encode())
+    return Rendered(body, rendered.prompt_tokens, rendered.completion_tokens)
+
+
 _MAKERS: dict[str, Callable[[Request, int, int], Rendered]] = {
     "/v1/chat/completions": _chat,
     "/v1/completions": _completion,

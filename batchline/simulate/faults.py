@@ -10,6 +10,9 @@ from random import Random
 from batchline.simulate.options import SimulatorOptions
 
 MARK = b"simulate:"
+SEPARATORS = "separators"
+"""Ordered in a prompt only: a good answer whose text has Unicode's line separators in it, raw."""
+
 _ORDER = re.compile(rb"simulate:([a-z_]+)(?:=([0-9]+))?")
 
 
@@ -37,7 +40,10 @@ class Fate:
         self._needs_dice = bool(self._shares) or options.latency != "fixed"
 
     def ordered(self, body: bytes) -> tuple[str, int | None] | None:
-        """What the prompt orders with `simulate:<fault>` or `simulate:status=<number>`, if it does."""
+        """Return the fault and status that the prompt orders, or None.
+
+        An order is `simulate:<fault>`, `simulate:status=<number>` or `simulate:separators`.
+        """
         if MARK not in body:
             return None
         found = _ORDER.search(body)

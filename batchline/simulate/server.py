@@ -15,8 +15,8 @@ from typing import Any
 
 import httptools
 
-from batchline.simulate.answers import Rendered, decode, digest, error, render
-from batchline.simulate.faults import Fault
+from batchline.simulate.answers import Rendered, decode, digest, error, render, with_separators
+from batchline.simulate.faults import SEPARATORS, Fault
 from batchline.simulate.options import SimulatorOptions
 from batchline.simulate.state import State
 
@@ -304,6 +304,8 @@ class Connection(asyncio.Protocol):
             self._write(200, rendered.body, b"", cut=len(rendered.body) // 2)
             self._close()
             return
+        if fault == SEPARATORS:
+            rendered = with_separators(rendered)
         state.prompt_tokens += rendered.prompt_tokens
         state.completion_tokens += rendered.completion_tokens
         state.answered[number] += 1

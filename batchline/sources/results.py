@@ -19,8 +19,8 @@ def write_results(engine: Engine, inbox: Inbox, picked: SourceFile) -> bool:
     if batch.final_prefix is not None:
         _write_files(engine, inbox, picked, batch, batch.final_prefix)
     elif batch.errors:
-        text = BatchErrors(data=list(batch.errors)).model_dump_json()
-        inbox.write(OUTBOX, f"{picked.place}.errors.json", [text.encode()])
+        text = BatchErrors(data=list(batch.errors)).to_json()
+        inbox.write(OUTBOX, f"{picked.place}.errors.json", [text])
     engine.records.note_written(batch.id, generation=batch.generation)
     return True
 

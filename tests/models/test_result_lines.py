@@ -28,7 +28,7 @@ def test_a_line_holds_the_body_whatever_it_is_and_however_it_was_laid_out(body, 
     sent = json.dumps(body, **layout).replace("\n", line_break).encode()
     written = line(custom_id=encode_json(custom_id), body=embeddable(sent))
     assert written.endswith(b"\n")
-    assert written.count(b"\n") + written.count(b"\r") == 1
+    assert len(written.decode().splitlines()) == 1
     assert json.loads(written) == {
         "id": "req-1-1",
         "custom_id": custom_id,
@@ -40,7 +40,7 @@ def test_a_line_holds_the_body_whatever_it_is_and_however_it_was_laid_out(body, 
 @given(st.binary())
 def test_what_is_no_json_becomes_a_json_string(body):
     written = line(status_code=502, body=as_json_text(body), error_code="server_error", message="HTTP 502")
-    assert written.count(b"\n") == 1
+    assert len(written.decode().splitlines()) == 1
     assert json.loads(written)["response"]["body"] == body.decode("utf-8", errors="replace")
 
 
@@ -59,6 +59,15 @@ def test_a_body_on_one_line_is_embedded_byte_for_byte(body):
     assert b'"body":' + body + b"}" in line(body=embeddable(body))
 
 
+def test_characters_at_which_readers_split_lines_are_escaped_and_all_others_kept():
+    separators = [chr(each) for each in range(0x20, 0x110000) if len(f"a{chr(each)}a".splitlines()) > 1]
+    assert "".join(separators) == "\x85\u2028\u2029"
+
+    written = line(body=embeddable('"\x85ä\u2027\u2028“\u2029\u202a中"'.encode()))
+
+    assert '"\\u0085ä\u2027\\u2028“\\u2029\u202a中"'.encode() in written
+
+
 def test_line_breaks_between_tokens_become_spaces():
     assert embeddable(b'{\r\n"a": "\\n"\n}') == b'{  "a": "\\n" }'
 
@@ -73,7 +82,9 @@ def test_an_answer_without_a_body_has_an_empty_one():
 
 @given(answer_id=TEXT.filter(bool), message=TEXT.filter(bool))
 def test_texts_of_others_are_quoted(answer_id, message):
-    written = json.loads(line(status_code=500, answer_id=answer_id, error_code="server_error", message=message))
+    text = line(status_code=500, answer_id=answer_id, error_code="server_error", message=message)
+    written = json.loads(text)
+    assert len(text.decode().splitlines()) == 1
     assert (written["response"]["request_id"], written["error"]["message"]) == (answer_id, message)
 
 

@@ -49,6 +49,13 @@ def test_a_page_of_html_says_what_it_is(plain):
     assert answer.body.startswith(b"<!doctype html>")
 
 
+def test_an_ordered_separator_stands_raw_in_the_text_of_a_good_answer(plain):
+    answer = ask(plain, chat("simulate:separators"))
+    text = answer.json["choices"][0]["message"]["content"]
+    assert (answer.status, text[:7]) == (200, "\u2028\u2029\x85the ")
+    assert "\u2028".encode() in answer.body
+
+
 def test_a_truncated_answer_is_whole_http_with_half_of_the_json(plain):
     answer = ask(plain, chat("simulate:truncated"))
     assert answer.status == 200
