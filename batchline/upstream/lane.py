@@ -9,17 +9,18 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from heapq import heappop, heappush
 from random import Random
 
 from batchline.models.backoff import backoff_s, retry_after_s
 from batchline.models.failures import REFUSED_STATUSES, ErrorCode, is_retried
 from batchline.models.upstreams import Upstream
+from batchline.upstream.alarm import Alarm
 from batchline.upstream.answers import read_reply, reread_without
 from batchline.upstream.attempt import Attempt
 from batchline.upstream.limits import FREE_OUTAGE_ATTEMPTS, OUTAGE_STATUSES, AdaptiveLimit, Breaker, Hold
 from batchline.upstream.rates import Rates
-from batchline.upstream.run import Run
+from batchline.upstream.retry_queue import RetryQueue, is_of
+from batchline.upstream.run import Feed, Run
 from batchline.upstream.transport import Reply, TooLate, Transport, TransportFailure, secrets_of
 
 log = logging.getLogger(__name__)
@@ -35,12 +36,12 @@ class Lane:
         self._loop = loop
         self._hold = Hold()
         self._breaker = Breaker()
+        self._probe: Attempt | None = None
         self.rates = Rates(upstream, loop.time())
         self._waiting: Attempt | None = None
         self._retry_turn = True
         self._runs: deque[Run] = deque()
-        self._retries: list[tuple[float, int, Attempt]] = []
-        self._retry_number = 0
+        self._retries = RetryQueue()
         self._secrets = secrets_of(upstream)
         self._random = Random()  # noqa: S311 - jitter, not a secret
         self._workers: set[asyncio.Task[None]] = set()
@@ -49,8 +50,7 @@ class Lane:
         self._bytes = 0
         self._careful = self._has_rates = bool(self.rates)
         self._troubled = False
-        self._alarm: asyncio.Handle | None = None
-        self._alarm_at = 0.0
+        self._alarm = Alarm(loop, lambda: self.offered(self.limit.value))
         self._closing = False
         self.waits_for: str | None = None
         self.on_need: Callable[[], object] | None = None
@@ -111,7 +111,10 @@ class Lane:
             if self._idle and len(self.active) < self.limit.value:
                 self.offered(1)
             attempt.task = task
-            await self._send(attempt)
+            try:
+                await self._send(attempt)
+            finally:
+                self._end_probe(attempt)
 
     def _next(self) -> Attempt | None:
         """What goes out next, entered as under way; none while nothing may or can."""
@@ -134,7 +137,7 @@ class Lane:
         if attempt is None or not self._affordable(attempt, now):
             return None
         if self._breaker.is_open:
-            self._breaker.probing = True
+            self._probe = attempt
         self._careful = self._has_rates or self._breaker.is_open or bool(self._retries)
         return attempt
 
@@ -150,13 +153,13 @@ class Lane:
 
     def _may_send(self, now: float) -> bool:
         if self._hold.until > now:
-            self._wake_at(self._hold.until)
+            self._alarm.wake_at(self._hold.until)
             return False
         if self._breaker.is_open:
-            if self._breaker.probing:
+            if self._probe is not None:
                 return False
             if self._breaker.probe_at > now:
-                self._wake_at(self._breaker.probe_at)
+                self._alarm.wake_at(self._breaker.probe_at)
                 return False
         return True
 
@@ -164,13 +167,13 @@ class Lane:
         """The attempt that has waited for its next try, taken, if its time has come and there is room for it."""
         if not self._retries:
             return None
-        due, _, attempt = self._retries[0]
+        due, attempt = self._retries.first()
         if due > now:
-            self._wake_at(due)
+            self._alarm.wake_at(due)
             return None
         if self._has_no_room(attempt):
             return None
-        return heappop(self._retries)[2]
+        return self._retries.pop()
 
     def _fresh(self) -> Attempt | None:
         """The next call that was never sent: runs take turns, within a run the first chunk goes first."""
@@ -200,32 +203,18 @@ class Lane:
         wait_s = self.rates.wait_s(attempt.call.body, now)
         if wait_s > 0:
             self._waiting = attempt
-            self._wake_at(now + wait_s)
+            self._alarm.wake_at(now + wait_s)
             return False
         attempt.held = self.rates.take(attempt.call.body, now)
         return True
 
     def _put_back(self, attempt: Attempt, due: float) -> None:
         self._careful = True
-        self._retry_number += 1
-        heappush(self._retries, (due, self._retry_number, attempt))
-
-    def _wake_at(self, at: float) -> None:
-        """See to it that a worker looks again then."""
-        if self._alarm is not None:
-            if self._alarm_at <= at:
-                return
-            self._alarm.cancel()
-        self._alarm_at = at
-        self._alarm = self._loop.call_at(at, self._ring)
-
-    def _ring(self) -> None:
-        self._alarm = None
-        self.offered(self.limit.value)
+        self._retries.put(attempt, due)
 
     async def _send(self, attempt: Attempt) -> None:
         run = attempt.run
-        if (run.stopped is not None) or time.monotonic() > run.valid_until:
+        if run.stopped is not None or attempt.feed.is_closed or time.monotonic() > run.valid_until:
             self._done(attempt)
             self._unsendable(attempt)
             return
@@ -269,7 +258,7 @@ class Lane:
     def _unsendable(self, attempt: Attempt) -> None:
         """Settle what may not be sent any more, or let it wait where only the lease is in doubt."""
         self.rates.settle(attempt.held, None, self._loop.time(), refused=True)
-        if attempt.run.stopped is not None:
+        if attempt.run.stopped is not None or attempt.feed.is_closed:
             attempt.feed.settle_unsent(attempt.call, attempt.number, attempt.retries)
         else:
             self._put_back(attempt, self._loop.time() + 0.25)
@@ -295,16 +284,13 @@ class Lane:
         wait_s = retry_after_s(millis=reply.retry_after_ms, after=reply.retry_after, now=time.time())
         outage = reply.status_code in OUTAGE_STATUSES
         if outage:
-            self._breaker.failed(
-                self._loop.time(), f"it answers {reply.status_code}", sent=True, fresh=attempt.number == 1
-            )
+            self._note_outage(attempt, f"it answers {reply.status_code}", sent=True)
         else:
             self._recovered()
         if not is_retried(code, reply.status_code) or not self._retry(
             attempt, code, wait_s=wait_s, free=outage and self._breaker.is_open
         ):
             attempt.feed.settle(attempt.answered(reading, reply, duration_s))
-        self._end_probe()
 
     def _succeeded(self, run: Run) -> None:
         """Note that all is well."""
@@ -335,11 +321,10 @@ class Lane:
             self.limit.pushed_back(now)
         outage = failure.code is not ErrorCode.INVALID_RESPONSE and not failure.begun
         if outage:
-            self._breaker.failed(now, failure.message, sent=failure.sent, fresh=attempt.number == 1)
+            self._note_outage(attempt, failure.message, sent=failure.sent)
         free = outage and (self._breaker.is_open or not failure.sent)
         if not self._retry(attempt, failure.code, wait_s=None, free=free, sent=failure.sent):
             attempt.feed.settle(attempt.failed(failure, duration_s))
-        self._end_probe()
 
     def _retry(
         self, attempt: Attempt, code: ErrorCode, *, wait_s: float | None, free: bool, sent: bool = True
@@ -368,33 +353,40 @@ class Lane:
         run.retried += 1
         due = self._loop.time() + wait_s
         self._put_back(attempt, due)
-        self._wake_at(due)
+        self._alarm.wake_at(due)
         return True
 
     def _recovered(self) -> None:
         if self._breaker.succeeded():
+            self._probe = None
             self.limit.restart()
             self.offered(self.limit.value)
 
-    def _end_probe(self) -> None:
-        if self._breaker.probing:
-            self._breaker.probing = False
-            self._wake_at(max(self._breaker.probe_at, self._loop.time()))
+    def _note_outage(self, attempt: Attempt, why: str, *, sent: bool) -> None:
+        """Count a failure that an outage would explain."""
+        is_probe = attempt is self._probe
+        self._breaker.failed(self._loop.time(), why, sent=sent, fresh=attempt.number == 1, is_probe=is_probe)
 
-    def drop_retries(self, run: Run) -> None:
-        """Settle what waits for its next try on a run that has stopped."""
-        kept = [entry for entry in self._retries if entry[2].run is not run]
-        dropped = [entry[2] for entry in self._retries if entry[2].run is run]
-        if self._waiting is not None and self._waiting.run is run:
+    def _end_probe(self, attempt: Attempt) -> None:
+        """Allow the next probe once this attempt is over, however it ended: answered, failed, or never sent."""
+        if attempt is not self._probe:
+            return
+        self._probe = None
+        if self._breaker.is_open and not self._closing:
+            self._alarm.wake_at(max(self._breaker.probe_at, self._loop.time()))
+
+    def drop_retries(self, of: Run | Feed) -> None:
+        """Settle the attempts that wait for their next try in a stopped run or a closed feed."""
+        dropped = self._retries.remove(of)
+        if self._waiting is not None and is_of(self._waiting, of):
             dropped.append(self._waiting)
             self._waiting = None
-        self._retries[:] = sorted(kept)
         for attempt in dropped:
             attempt.feed.settle_unsent(attempt.call, attempt.number, attempt.retries)
 
-    def abort(self, run: Run) -> None:
-        """Cancel what is under way for a run."""
+    def abort(self, of: Run | Feed) -> None:
+        """Cancel the requests in flight of a run or a feed."""
         for attempt in list(self.active):
-            if attempt.run is run and attempt.task is not None:
+            if is_of(attempt, of) and attempt.task is not None:
                 attempt.aborted = True
                 attempt.task.cancel()

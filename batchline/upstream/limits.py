@@ -108,7 +108,6 @@ class Breaker:
         self.why: str | None = None
         self.is_reached = False
         self.probe_at = 0.0
-        self.probing = False
         self._in_a_row = 0
         self._refused_in_a_row = 0
         self._probe_s = PROBE_FIRST_S
@@ -127,10 +126,10 @@ class Breaker:
         """Note that the upstream answers; whether that ended an outage."""
         self._in_a_row = self._refused_in_a_row = 0
         self._probe_s = PROBE_FIRST_S
-        was_open, self.why, self.probing = self.is_open, None, False
+        was_open, self.why = self.is_open, None
         return was_open
 
-    def failed(self, now: float, why: str, *, sent: bool, fresh: bool) -> None:
+    def failed(self, now: float, why: str, *, sent: bool, fresh: bool, is_probe: bool) -> None:
         """Note a failure that an outage would explain; `sent` is false where no connection came about.
 
         Where the request may have reached the server, it is the first tries (`fresh`) that tell: a few requests
@@ -140,7 +139,7 @@ class Breaker:
         self._in_a_row += fresh or not sent
         self._refused_in_a_row += not sent
         if self.is_open:
-            if self.probing:
+            if is_probe:
                 self._probe_s = min(self._probe_s * 2, PROBE_REACHED_MOST_S if sent else PROBE_MOST_S)
                 self.probe_at = now + self._probe_s
             self.why = why

@@ -321,7 +321,10 @@ class Feed:
             lane.offered(1)
 
     def settle(self, answer: Answer) -> None:
-        """Hand an answer back."""
+        """Hand an answer back; after the feed was closed no one reads it, and it does not count."""
+        if self._closed:
+            self._settled += 1
+            return
         self.run.count(answer)
         if answer.body:
             self._answer_bytes += len(answer.body)
@@ -355,6 +358,10 @@ class Feed:
 
     def _leave(self) -> None:
         self.stop_pending()
+        for lane in self.run.lanes.values():
+            # A retried chunk sends these lines again; their answers would be paid for and thrown away.
+            lane.drop_retries(self)
+            lane.abort(self)
         if self in self.run.feeds:
             self.run.feeds.remove(self)
 

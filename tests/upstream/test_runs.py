@@ -139,6 +139,28 @@ def test_calls_that_share_all_the_bytes_allowed_are_sent_one_at_a_time(
     assert server.most_at_once == 1
 
 
+def test_a_closed_feed_sends_nothing_more_and_counts_nothing(serve: Callable, caller_of: Callable) -> None:
+    script = {0: refusal(429, retry_after="1"), 1: silence()}
+    server = serve(lambda request: script.get(request.number, reply()))
+    caller = caller_of(server.base_url, max_in_flight=2, min_in_flight=2)
+
+    with open_run(caller) as run:
+        with run.open_feed(0) as dropped:
+            dropped.put(made_calls(some_bodies(2)))
+            until(lambda: len(server.received) == 2 and run.snapshot().retried == 1)
+        until(lambda: run.snapshot().in_flight == 0)
+        with run.open_feed(0) as again:
+            again.put(made_calls(some_bodies(2)))
+            again.end()
+            answers = answers_of(again)
+        time.sleep(1.2)  # the retry of the closed feed would be due
+        progress = run.snapshot()
+
+    assert [answer.code for answer in answers] == [None, None]
+    assert len(server.received) == 4
+    assert (progress.completed, progress.failed) == (2, 0)
+
+
 # Nothing is lost
 
 
