@@ -37,7 +37,8 @@ Made from `models/settings.py` and `models/upstreams.py` by `python docs/generat
 A setting is looked for in this order, and the first that is found holds:
 
 1. arguments, in Python: `load_settings(chunk_requests=100)`;
-2. environment variables, `BATCHLINE_` and the setting's name in capitals; an empty one counts as none;
+2. environment variables, `BATCHLINE_` and the setting's name in capitals; an empty one counts as none,
+   but an empty `OPENAI_BASE_URL` or `BATCHLINE_BASE_URL` beside a key is refused, as requests would go to OpenAI;
 3. the same variables in a file `.env` in the working directory;
 4. the setting's name in `batchline.toml` in the working directory;
 5. the setting's name in `config.toml` in the directory that the environment variable `BATCHLINE_HOME` names,
@@ -46,6 +47,7 @@ A setting is looked for in this order, and the first that is found holds:
 
 Names that end in `_s` are in seconds, those in `_bytes` in bytes. Lists and tables are written as JSON in the
 environment and in `.env` (`BATCHLINE_SOURCE_ROOTS='["/data", "s3://bucket/in"]'`), as what they are in TOML.
+A variable that begins with `BATCHLINE_` and is no setting is reported in the log, with the nearest setting.
 Secrets are better kept out of files that are shared: they are never shown, logged or stored by batchline.
 
 """

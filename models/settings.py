@@ -6,7 +6,7 @@ Strongest first: arguments, environment variables, `.env`, `batchline.toml` in t
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -31,6 +31,7 @@ from pydantic_settings import (
 from batchline.models.batches import window_seconds
 from batchline.models.errors import InvalidInput
 from batchline.models.upstreams import Upstream
+from batchline.models.variables import dotenv, report_unknown
 
 ENDPOINTS = (
     "/v1/chat/completions",
@@ -101,7 +102,8 @@ class Settings(BaseSettings):
     home: Path = Field(default_factory=home_directory, description="Local directory for all that has no other.")
     storage_url: str = Field(default="", description="Directory or `s3://bucket/prefix`; `<home>/storage`.")
     database_url: SecretStr = Field(
-        default=SecretStr(""), description="SQLAlchemy URL of the records; SQLite at `<home>/batchline.db`."
+        default=SecretStr(""),
+        description="SQLAlchemy URL of the records, or one as Prefect's; SQLite at `<home>/batchline.db`.",
     )
     s3_endpoint_url: str | None = Field(default=None, description="Else `AWS_ENDPOINT_URL`, else Amazon's own.")
     s3_region: str | None = Field(default=None, description="Else `AWS_DEFAULT_REGION` or the AWS profile's.")
@@ -305,7 +307,7 @@ class Settings(BaseSettings):
 def load_settings(**overrides: Any) -> Settings:
     """The settings in force; raises `InvalidInput` that names each wrong one, never its value."""
     try:
-        return Settings(**overrides)
+        settings = Settings(**overrides)
     except ValidationError as error:
         raise _wrong(error) from None
     except SettingsError as error:
@@ -313,16 +315,38 @@ def load_settings(**overrides: Any) -> Settings:
         raise InvalidInput(f"settings are wrong: {error}; lists and tables are written as JSON there") from None
     except UnicodeDecodeError:
         raise InvalidInput("settings cannot be read: .env is not UTF-8") from None
+    variables = {**dotenv(Path(".env")), **os.environ}
+    report_unknown(variables, map(_variable_of, Settings.model_fields))
+    _check_address(settings, variables)
+    return settings
+
+
+def _check_address(settings: Settings, variables: Mapping[str, str | None]) -> None:
+    """Raise `InvalidInput` if a key would go to OpenAI only because a variable for the address is empty."""
+    if settings.upstreams or settings.base_url or settings.openai_base_url or not settings.servers:
+        return
+    for name in ("BATCHLINE_BASE_URL", "OPENAI_BASE_URL"):
+        if variables.get(name) == "":
+            raise InvalidInput(
+                f"settings are wrong: {name} is set but empty, and with a key alone requests would go to "
+                f"{OPENAI_URL}; give the server's address, or unset the variable to send to OpenAI",
+                param="base_url",
+            )
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
     """The environment variables, secrets included, that give another process the settings that were chosen."""
     chosen = settings.model_dump(include=settings.model_fields_set)
     return {
-        str(Settings.model_fields[name].validation_alias or f"BATCHLINE_{name.upper()}"): text
+        _variable_of(name): text
         for name, value in chosen.items()
         if value is not None and (text := _as_text(value))
     }
+
+
+def _variable_of(field: str) -> str:
+    """The environment variable of that setting."""
+    return str(Settings.model_fields[field].validation_alias or f"BATCHLINE_{field.upper()}")
 
 
 def _as_text(value: Any) -> str:

@@ -10,6 +10,15 @@ Dialect = Literal["openai", "anthropic"]
 
 _HEADER_TEXT = re.compile(r"[!-~]*")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_ENDPOINT_PATHS = (
+    "/chat/completions",
+    "/completions",
+    "/embeddings",
+    "/responses",
+    "/messages",
+    "/moderations",
+    "/images/generations",
+)
 _HEADER_VALUE = re.compile(r"[\t -~]*")
 
 
@@ -78,6 +87,10 @@ class Upstream(BaseModel):
             raise ValueError("must be a http:// or https:// address, such as http://localhost:8000/v1")
         if parts.username or parts.password:
             raise ValueError("must not hold a user name or password; use api_key or headers")
+        if endpoint := _endpoint_at_the_end(parts.path):
+            path = parts.path.rstrip("/").removesuffix(endpoint)
+            right = parts._replace(path=path, query="", fragment="").geturl()
+            raise ValueError(f"must not end in an endpoint ({endpoint}), which each request names: write {right}")
         if parts.query or parts.fragment:
             raise ValueError("must have no query and no fragment")
         if not _has_usable_port(parts):
@@ -116,6 +129,11 @@ class Upstream(BaseModel):
         if self.base_url.endswith("/v1") and path.startswith("/v1/"):
             return self.base_url + path.removeprefix("/v1")
         return self.base_url + path
+
+
+def _endpoint_at_the_end(path: str) -> str | None:
+    """The endpoint, without its `/v1`, that the path ends in."""
+    return next((name for name in _ENDPOINT_PATHS if path.rstrip("/").endswith(name)), None)
 
 
 def _has_usable_port(parts: SplitResult) -> bool:

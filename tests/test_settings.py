@@ -13,6 +13,7 @@ import pytest
 from batchline.models.errors import InvalidInput
 from batchline.models.settings import ModelPrice, Settings, environment_of, home_directory, load_settings
 from batchline.models.upstreams import Upstream
+from batchline.models.variables import unknown_variables
 
 ROOT = Path(__file__).parent.parent
 SECRET = "hunter2"
@@ -230,6 +231,40 @@ def test_the_fields_variables_make_the_one_upstream(monkeypatch):
 def test_a_key_alone_means_openai(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     assert [server.base_url for server in load_settings().servers] == ["https://api.openai.com/v1"]
+
+
+@pytest.mark.parametrize("name", ["OPENAI_BASE_URL", "BATCHLINE_BASE_URL"])
+@pytest.mark.parametrize("file", [None, ".env"])
+def test_a_key_with_an_empty_address_is_not_sent_to_openai(name, file, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "hunter2")
+    if file:
+        Path(file).write_text(f"{name}=\n")
+    else:
+        monkeypatch.setenv(name, "")
+    with pytest.raises(InvalidInput, match=f"{name} is set but empty") as refused:
+        load_settings()
+    assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("BATCHLINE_MAX_IN_FLIGTH", "BATCHLINE_MAX_IN_FLIGHT"),
+        ("BATCHLINE_MAX_INFLIGHT", "BATCHLINE_MAX_IN_FLIGHT"),
+        ("batchline_storage_uri", "BATCHLINE_STORAGE_URL"),
+        ("BATCHLINE_OPENAI_API_KEY", "OPENAI_API_KEY"),
+        ("BATCHLINE_IMAGE", None),
+        ("BATCHLINE_PRICES__M", "known"),
+        ("batchline_grace_s", "known"),
+        ("BATCHLINE_SERVICE_PORT_HTTP", "known"),
+        ("BATCHLINE_API_SERVICE_HOST", "known"),
+        ("BATCHLINE_PORT_80_TCP_ADDR", "known"),
+        ("OTHER", "known"),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_found_with_the_nearest_one(name, nearest):
+    found = unknown_variables([name], map(variable, FIELDS))
+    assert found == ({} if nearest == "known" else {name: nearest})
 
 
 def test_our_own_variables_beat_the_fields(monkeypatch):

@@ -32,11 +32,15 @@ PASSING = ("locked", "closed", "Connection refused", "starting up", "shutting do
 """Words in the errors of a database that is away for a moment."""
 
 DRIVERS = {
-    "sqlite": "sqlite",
-    "sqlite+pysqlite": "sqlite",
-    **dict.fromkeys(("postgresql", "postgres", "postgresql+psycopg"), "postgresql+psycopg"),
+    **dict.fromkeys(("sqlite", "sqlite+pysqlite", "sqlite+aiosqlite"), "sqlite"),
+    **dict.fromkeys(
+        ("postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2", "postgresql+asyncpg"),
+        "postgresql+psycopg",
+    ),
 }
-"""From the kind in a URL to the driver that is used for it."""
+"""From the kind in a URL to the driver that is used for it; Prefect's URLs name drivers of its own."""
+
+ASYNCPG_OPTIONS = ("ssl", "command_timeout", "prepared_statement_cache_size", "prepared_statement_name_func")
 
 _T = TypeVar("_T")
 _migrating = threading.Lock()
@@ -75,7 +79,16 @@ def _url(settings: Settings) -> URL:
         raise _unusable(f"is of kind {url.drivername!r}")
     if url.drivername.startswith("sqlite") and url.database in {None, "", ":memory:"}:
         raise _unusable("names no file, and what is in memory is gone with its thread")
+    if url.drivername == "postgresql+asyncpg":
+        url = _without_asyncpg_options(url)
     return url.set(drivername=DRIVERS[url.drivername])
+
+
+def _without_asyncpg_options(url: URL) -> URL:
+    """The URL as psycopg takes it: `ssl` is its `sslmode`, and options of asyncpg alone are left out."""
+    ssl = url.query.get("ssl")
+    url = url.difference_update_query(ASYNCPG_OPTIONS)
+    return url.update_query_dict({"sslmode": "require" if ssl in {"true", "True"} else ssl}) if ssl else url
 
 
 def _unusable(problem: str) -> InvalidInput:

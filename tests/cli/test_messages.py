@@ -11,6 +11,7 @@ from typed import COMMAND, batchline, world
 SECRET = "sk-secret-2718"
 GOOD = '{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m"}}\n'
 UPSTREAM = {"OPENAI_API_KEY": SECRET, "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
+NO_UPSTREAM = {"OPENAI_API_KEY": "", "OPENAI_BASE_URL": ""}
 
 
 class Wrong(NamedTuple):
@@ -34,7 +35,7 @@ WRONG = {
     "options of a new batch for an old one": Wrong(
         "run --resume batch-1 --stand-in --window 2h --endpoint /v1/responses", 2, ("--endpoint, --window",)
     ),
-    "a batch that is not there": Wrong("run --resume batch-1", 2, ("batch-1",), {"OPENAI_BASE_URL": ""}),
+    "a batch that is not there": Wrong("run --resume batch-1", 2, ("batch-1",), NO_UPSTREAM),
     "a window without a unit": Wrong("run good.jsonl --window 24", 2, ("'24'", "'90m', '24h' or '7d'")),
     "a window that is too long": Wrong("run good.jsonl --window 8d", 2, ("'8d'", "1m to 7d")),
     "an endpoint that is none": Wrong("run good.jsonl --endpoint /v1/files", 2, ("/v1/files", "/v1/embeddings")),
@@ -52,6 +53,15 @@ WRONG = {
     ),
     "an address that is none": Wrong(
         "run good.jsonl", 2, ("OPENAI_BASE_URL", "http://"), {"OPENAI_BASE_URL": "localhost:8000"}
+    ),
+    "an address with an endpoint": Wrong(
+        "run good.jsonl",
+        2,
+        ("OPENAI_BASE_URL", "/chat/completions", "write http://h/v1"),
+        {"OPENAI_BASE_URL": "http://h/v1/chat/completions"},
+    ),
+    "an empty address beside a key": Wrong(
+        "run good.jsonl", 2, ("OPENAI_BASE_URL is set but empty", "unset"), {"OPENAI_BASE_URL": ""}
     ),
     "a database that does not answer": Wrong(
         "run good.jsonl",
@@ -116,7 +126,7 @@ def test_what_cannot_be_is_told_in_one_line_without_secrets(wrong, here):
 
 
 def test_without_an_upstream_a_batch_does_not_go_on_and_is_told_why(here, recorded):
-    ended = here("run", "--resume", recorded().id, OPENAI_BASE_URL="", OPENAI_API_KEY="")
+    ended = here("run", "--resume", recorded().id, **NO_UPSTREAM)
 
     assert (ended.status, ended.out) == (2, "")
     assert [word for word in ("OPENAI_BASE_URL", "--stand-in") if word not in ended.err] == []
@@ -125,6 +135,15 @@ def test_without_an_upstream_a_batch_does_not_go_on_and_is_told_why(here, record
 def test_the_installed_command_tells_the_same(some_files, here):
     settings = UPSTREAM | {"BATCHLINE_MAX_IN_FLIGHT": "lots"}
     assert batchline("run", "good.jsonl", **settings) == here("run", "good.jsonl", **settings)
+
+
+def test_a_misspelt_variable_is_named_with_the_nearest_setting_and_ours_are_not(request_file):
+    settings = {"BATCHLINE_MAX_IN_FLIGTH": "3", "BATCHLINE_SERVICE_HOST": "10.0.0.1", "BATCHLINE_GRACE_S": "1"}
+    ended = batchline("validate", request_file(1), **settings)
+
+    assert ended.status == 0
+    words = "BATCHLINE_MAX_IN_FLIGTH is not a setting and has no effect; did you mean BATCHLINE_MAX_IN_FLIGHT?"
+    assert ended.err == f"warning: {words}\n"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="an administrator may read every file")

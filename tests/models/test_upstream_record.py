@@ -1,5 +1,7 @@
 """An upstream: where a request goes, and what is refused as a configuration."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,6 +63,26 @@ def test_a_url_has_v1_once_and_no_empty_segment(path, suffix):
 )
 def test_a_base_url_that_cannot_be_called_is_refused_without_showing_it(base_url):
     with pytest.raises(ValidationError, match="base_url") as refused:
+        Upstream(base_url=base_url)
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("base_url", "right"),
+    [
+        ("http://h:8000/v1/chat/completions", "http://h:8000/v1"),
+        ("http://h/v1/chat/completions/", "http://h/v1"),
+        ("http://h/v1/completions", "http://h/v1"),
+        ("https://h/openai/v1/embeddings", "https://h/openai/v1"),
+        ("https://h/v1/responses", "https://h/v1"),
+        ("https://h/v1/messages", "https://h/v1"),
+        ("https://h/v1/moderations", "https://h/v1"),
+        ("https://h/chat/completions", "https://h"),
+        ("https://h/chat/completions?api-version=hunter2", "https://h"),
+    ],
+)
+def test_a_base_url_that_ends_in_an_endpoint_is_refused_with_the_right_one(base_url, right):
+    with pytest.raises(ValidationError, match=f"write {re.escape(right)}( |$)") as refused:
         Upstream(base_url=base_url)
     assert "hunter2" not in str(refused.value)
 

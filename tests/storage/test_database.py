@@ -39,8 +39,7 @@ UNUSABLE = {
     "a port that is no number": f"postgresql://tests:{SECRET}@localhost:{SECRET}/x",
     "a kind that nobody knows": f"oracular://tests:{SECRET}@localhost/x",
     "a kind that is not supported": f"mysql://tests:{SECRET}@localhost/x",
-    "an async driver of PostgreSQL": f"postgresql+asyncpg://tests:{SECRET}@localhost/x",
-    "an async driver of SQLite": "sqlite+aiosqlite:///records.db",
+    "a driver of PostgreSQL that is not there": f"postgresql+pg8000://tests:{SECRET}@localhost/x",
     "SQLite in memory": "sqlite://",
     "SQLite in memory by name": "sqlite:///:memory:",
     "an option of SQLite that is none": "sqlite:///records.db?timeout=soon",
@@ -57,7 +56,9 @@ def test_a_url_that_cannot_be_used_is_refused_without_showing_it(name: str) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["postgresql", "postgres", "postgresql+psycopg"])
+@pytest.mark.parametrize(
+    "kind", ["postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2", "postgresql+asyncpg"]
+)
 def test_a_postgresql_url_may_be_written_in_more_than_one_way(kind: str, ready_postgres: Settings) -> None:
     url = ready_postgres.database.replace("postgresql", kind, 1)
     records = open_records(load_settings(database_url=url))
