@@ -11,7 +11,7 @@ from uuid import UUID
 import msgspec
 
 from batchline.models.errors import InvalidInput, NotFound, StorageFault
-from batchline.models.files import FileObject, FilePurpose, ListFilesQuery
+from batchline.models.files import MAX_FILES, FileObject, FilePurpose, ListFilesQuery
 from batchline.operations.access import EVERYTHING, Access
 from batchline.operations.checks import checked
 from batchline.operations.expiry import ExpiresAfter, seconds_of
@@ -96,7 +96,7 @@ class Files:
         self,
         *,
         after: str | None = None,
-        limit: int = 20,
+        limit: int = MAX_FILES,
         purpose: FilePurpose | None = None,
         search: str | None = None,
         order: Literal["asc", "desc"] = "desc",
@@ -200,7 +200,7 @@ class Files:
             manifest = read_manifest(self._engine.store, record.key.rpartition("/")[0] + "/")
         except NotFound:
             return None
-        return manifest.completed if record.purpose == "batch_output" else manifest.failed
+        return manifest.failed if record.is_error_file else manifest.completed
 
     def lines(
         self, file_id: str, *, skip: int = 0, limit: int | None = None, search: str | None = None
@@ -235,10 +235,10 @@ class Files:
             if chunk.index not in done:
                 return
             part = part_of(store, done[chunk.index])
-            if record.purpose == "batch_output" and part.completed:
-                yield part.keys.output, part.completed
-            elif record.purpose == "batch_error" and part.failed:
+            if record.is_error_file and part.failed:
                 yield part.keys.errors, part.failed
+            elif not record.is_error_file and part.completed:
+                yield part.keys.output, part.completed
 
     def delete(self, file_id: str) -> None:
         """Delete the file; raises `NotFound`, and `Conflict` where a batch that is not over needs it."""
@@ -259,7 +259,7 @@ def _copies(store: ObjectStore, record: FileRecord) -> list[str]:
     if record.purpose == "batch":
         return []
     folder, name = PurePosixPath(record.key).parts[1], PurePosixPath(record.key).name
-    names = {name, "report.html"} if record.purpose == "batch_error" else {name}
+    names = {name, "report.html"} if record.is_error_file else {name}
     return [info.key for info in store.find(layout.batch_prefix(folder)) if PurePosixPath(info.key).name in names]
 
 

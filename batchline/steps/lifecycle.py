@@ -12,7 +12,6 @@ from batchline.models.analytics import BatchAnalytics, BatchReport
 from batchline.models.batches import BatchError
 from batchline.models.errors import Conflict, Interrupted, LeaseLost, StorageFault
 from batchline.models.failures import ErrorCode
-from batchline.models.files import FilePurpose
 from batchline.models.ids import new_file_id
 from batchline.models.plan import Plan
 from batchline.models.status import TERMINAL, BatchStatus, ending, timestamp_field
@@ -149,19 +148,19 @@ def _leave_validating(
 
 def new_output_file(batch: BatchRecord, *, now: int) -> FileRecord:
     """The record of a batch's output file before there is anything in it."""
-    return _new_file(batch, layout.output_key(batch.id), "batch_output", now)
+    return _new_file(batch, layout.output_key(batch.id), now)
 
 
 def new_error_file(batch: BatchRecord, *, now: int) -> FileRecord:
     """The record of a batch's error file before there is anything in it."""
-    return _new_file(batch, layout.errors_key(batch.id), "batch_error", now)
+    return _new_file(batch, layout.errors_key(batch.id), now)
 
 
-def _new_file(batch: BatchRecord, key: str, purpose: FilePurpose, now: int) -> FileRecord:
+def _new_file(batch: BatchRecord, key: str, now: int) -> FileRecord:
     expires_after = batch.output_expires_after
     return FileRecord(
         id=new_file_id(),
-        purpose=purpose,
+        purpose="batch_output",
         filename=f"{batch.id}_{key.rpartition('/')[2]}",
         size_bytes=0,
         created_at=now,

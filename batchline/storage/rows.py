@@ -35,6 +35,11 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str | None = None
     member_id: str | None = None
 
+    @property
+    def is_error_file(self) -> bool:
+        """True for the error file of a batch, whose purpose is that of an output file."""
+        return self.purpose != "batch" and self.key.rpartition("/")[2] == "errors.jsonl"
+
     def to_object(self) -> FileObject:
         """What the API shows of it."""
         return FileObject.model_validate({**msgspec.structs.asdict(self), "bytes": self.size_bytes}, strict=False)

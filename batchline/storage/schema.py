@@ -4,7 +4,7 @@ from typing import Final
 
 from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, MetaData, String, Table, Text, false
 
-HEAD: Final = "0008"
+HEAD: Final = "0009"
 """The newest migration; a test holds it to the scripts."""
 
 metadata = MetaData()

@@ -17,8 +17,7 @@ from batchline.web.rendering import page
 PURPOSES: Final = (
     ("", "All"),
     ("batch", "Uploaded"),
-    ("batch_output", "Outputs"),
-    ("batch_error", "Errors"),
+    ("batch_output", "Results"),
 )
 SHOWN_BYTES: Final = 64 * 1_024
 SHOWN_LINES: Final = 20

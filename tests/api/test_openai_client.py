@@ -46,8 +46,11 @@ def test_a_batch_goes_from_upload_to_results(served: Served, path):
     assert client.batches.list().data[0].usage == over.usage
     assert [line["custom_id"] for line in lines] == [f"request-{n}" for n in range(30) if n % 10]
     assert client.files.content(over.error_file_id).text.count("\n") == 3
-    output = client.files.retrieve(over.output_file_id)
-    assert (output.purpose, output.expires_at) == ("batch_output", output.created_at + 7_200)
+    results = [client.files.retrieve(each) for each in (over.output_file_id, over.error_file_id)]
+    for each in results:
+        assert (each.purpose, each.expires_at) == ("batch_output", each.created_at + 7_200)
+    assert {each.id for each in client.files.list(purpose="batch_output")} == {each.id for each in results}
+    assert [each.id for each in client.files.list(purpose="batch")] == [file.id]
     assert client.files.delete(file.id).deleted
     with pytest.raises(openai.NotFoundError):
         client.files.retrieve(file.id)
@@ -96,6 +99,16 @@ def test_lists_are_paged_by_themselves(served: Served):
     assert [each.id for each in client.files.list(limit=2, order="asc")] == files
     assert [each.id for each in client.files.list(purpose="batch_output")] == []
     assert [each.id for each in client.batches.list(limit=2)] == batches[::-1]
+
+
+def test_a_list_of_files_without_a_limit_is_one_page_as_it_is_at_openai(served: Served):
+    """Clients behind a proxy that drops `after` would ask for the same page for ever."""
+    for number in range(101):
+        served.client.files.create(file=(f"{number}.jsonl", b"{}\n"))
+
+    page = served.openai().files.list()
+
+    assert (len(page.data), page.has_more) == (101, False)
 
 
 def test_a_running_batch_is_cancelled_and_what_was_answered_is_kept(serve, tmp_path):

@@ -395,7 +395,6 @@ def test_files_are_listed_by_their_purpose(records: Records, add_file: Callable)
     output = add_file(purpose="batch_output")
 
     assert listed_files(records, purpose="batch_output") == [output]
-    assert listed_files(records, purpose="batch_error") == []
 
 
 @pytest.mark.parametrize("name", FOUND)

@@ -1,6 +1,6 @@
 """Databases of earlier versions, brought up to this one with what is in them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -8,7 +8,7 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from real_servers import SECRET, Postgres
-from some_records import NOW, a_batch, a_full_batch
+from some_records import NOW, a_batch, a_file, a_full_batch
 from sqlalchemy import Engine, create_engine, insert, make_url, select
 
 import batchline.storage.migrations
@@ -19,7 +19,7 @@ from batchline.models.status import TERMINAL, BatchStatus, timestamp_field
 from batchline.storage.listing import listed_row
 from batchline.storage.records import BatchRecord, Records, open_records, upgrade_database
 from batchline.storage.rows import columns_of
-from batchline.storage.schema import batches, listed_batches
+from batchline.storage.schema import batches, files, listed_batches
 
 SCRIPTS = Path(batchline.storage.migrations.__file__).parent
 
@@ -43,11 +43,21 @@ def make_tables(settings: Settings, revision: str) -> None:
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
-def at_0002(request: pytest.FixtureRequest) -> Settings:
-    """Settings with a database whose tables are those before lists had one of their own."""
+def database_at(request: pytest.FixtureRequest) -> Callable[[str], Settings]:
+    """Make the tables as a revision had them, and return the settings with that database."""
     settings = load_settings() if request.param == "sqlite" else request.getfixturevalue("empty_postgres")
-    make_tables(settings, "0002")
-    return settings
+
+    def make(revision: str) -> Settings:
+        make_tables(settings, revision)
+        return settings
+
+    return make
+
+
+@pytest.fixture
+def at_0002(database_at: Callable[[str], Settings]) -> Settings:
+    """Settings with a database whose tables are those before lists had one of their own."""
+    return database_at("0002")
 
 
 def kinds() -> Iterator[BatchRecord]:
@@ -114,6 +124,31 @@ def test_batches_of_before_are_found_changed_and_forgotten(at_0002: Settings) ->
 def found(records: Records, search: str) -> list[str]:
     page = records.list_batches(ListBatchesQuery(search=search, limit=100), now=NOW)
     return [batch.id for batch in page.data]
+
+
+def test_error_files_of_before_have_the_purpose_of_output_files(database_at: Callable[[str], Settings]) -> None:
+    settings = database_at("0008")
+    made = {
+        "file-1": ("batch", "files/file-1/content.jsonl"),
+        "file-2": ("batch_output", "batches/batch-1/output.jsonl"),
+        "file-3": ("batch_error", "batches/batch-1/errors.jsonl"),
+    }
+    engine = engine_of(settings)
+    with engine.begin() as connection:
+        for name, (purpose, key) in made.items():
+            record = msgspec.structs.asdict(a_file(id=name, key=key))
+            connection.execute(insert(files).values(**record | {"purpose": purpose}))
+    engine.dispose()
+
+    upgrade_database(settings)
+
+    records = open_records(settings)
+    output, errors = (records.get_file(f"file-{number}") for number in (2, 3))
+    assert (output.to_object().purpose, output.is_error_file) == ("batch_output", False)
+    assert (errors.to_object().purpose, errors.is_error_file) == ("batch_output", True)
+    assert not records.get_file("file-1").is_error_file
+    assert [each.id for each in records.list_files(purpose="batch")[0]] == ["file-1"]
+    records.close()
 
 
 # PostgreSQL's extension
