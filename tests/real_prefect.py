@@ -35,14 +35,16 @@ class Prefect:
             os.killpg(self.process, signal.SIGKILL)
 
 
-def start_prefect(home: Path, *, port: int | None = None, changes: Mapping[str, str] | None = None) -> Prefect:
-    """`prefect server start`, as a person starts one."""
+def start_prefect(
+    home: Path, *, port: int | None = None, changes: Mapping[str, str] | None = None, pages: bool = False
+) -> Prefect:
+    """`prefect server start`, as a person starts one; with its pages for people if they are wanted."""
     if port is None:
         [port] = free_ports(1)
     with home.joinpath("log").open("ab") as log:
         process = subprocess.Popen(
-            [BIN / "prefect", "server", "start", f"--port={port}", "--no-ui"],
-            env={**_environment(home), **(changes or {})},
+            [BIN / "prefect", "server", "start", f"--port={port}", "--ui" if pages else "--no-ui"],
+            env={**_environment(home), **(_pages(home, port) if pages else {}), **(changes or {})},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -57,6 +59,14 @@ def start_prefect(home: Path, *, port: int | None = None, changes: Mapping[str, 
         raise
     keep(process)
     return server
+
+
+def _pages(home: Path, port: int) -> dict[str, str]:
+    """Variables of a server with pages: the API's address for the browser, and a directory to unpack them in."""
+    return {
+        "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_UI_STATIC_DIRECTORY": str(home / "pages"),
+    }
 
 
 def make_home(home: Path) -> None:

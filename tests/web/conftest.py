@@ -1,6 +1,5 @@
 """The pages on this test's own directory, and a browser to look at them with."""
 
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsers import started_chromium
 
 # For their servers, requests, pages and commands.
 for room in ("storage", "upstream", "operations", "steps", "cli", "api"):
@@ -24,12 +24,6 @@ from batchline.steps.engine import Engine  # noqa: E402
 from batchline.storage.objects import open_objects  # noqa: E402
 from batchline.storage.records import open_records  # noqa: E402
 from batchline.web import with_pages  # noqa: E402
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-ARGUMENTS = (
-    *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-)
 
 
 def _served(home: Path, stand_in: dict[str, object], settings: dict[str, object]) -> Iterator[Served]:
@@ -90,13 +84,6 @@ def guest(keyed: Served) -> Iterator[Person]:
 # Not for the session: as long as it is driven, other tests could not run loops of their own.
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """A headless Chromium, driven by playwright, which brings none of its own along."""
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: pip install .[dev]"
-    )
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium (on Debian: apt-get install chromium)")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=[*ARGUMENTS])
+    """A headless Chromium."""
+    with started_chromium() as browser:
         yield browser
-        browser.close()

@@ -83,11 +83,11 @@ def until(condition: Callable[[], Any], *, patience_s: float = PATIENCE_S) -> An
     return waiting.until(condition, patience_s, most_s=0.5)
 
 
-def opened_site(home: Path) -> Iterator[Site]:
-    """A server that was set up by the documented commands."""
+def opened_site(home: Path, *, pages: bool = False) -> Iterator[Site]:
+    """A server that was set up by the documented commands; with its pages for people if they are wanted."""
     (home / "inbox").mkdir()
     prefect = prefect_home(home / "prefect", deployed=True)
-    server = start_prefect(prefect)
+    server = start_prefect(prefect, pages=pages)
     with Simulator(SimulatorOptions(latency_s=0.1)) as simulator:
         environment = {
             **os.environ,
