@@ -4,8 +4,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from batchline.models.plan import Plan
-from batchline.steps import lifecycle
 from batchline.steps.hold import BatchHold
+from batchline.steps.recovery import validate_or_recover
 from batchline.tasks.faults import RETRIES, RETRY_DELAYS_S, is_storage_fault
 
 
@@ -20,4 +20,4 @@ from batchline.tasks.faults import RETRIES, RETRY_DELAYS_S, is_storage_fault
 )
 def validate(hold: BatchHold) -> Plan | None:
     """The batch's plan, made now or by an earlier run; none where the batch is over."""
-    return lifecycle.validate_batch(hold)
+    return validate_or_recover(hold)

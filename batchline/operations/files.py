@@ -19,8 +19,8 @@ from batchline.operations.lines import Extent, LinesRead, find_lines, matching
 from batchline.operations.pages import Page
 from batchline.steps.engine import Engine
 from batchline.steps.intake import store_input, store_input_file, store_input_from
-from batchline.steps.lifecycle import read_plan
 from batchline.steps.parts import finished_keys, part_of
+from batchline.steps.plans import read_plan
 from batchline.steps.sweep import sweep_now
 from batchline.steps.validate import Validation, validate_input
 from batchline.steps.write import read_manifest

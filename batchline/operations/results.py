@@ -24,9 +24,9 @@ from batchline.models.plan import OPEN_CHUNKS, Chunk, Plan, Stretch
 from batchline.models.status import TERMINAL
 from batchline.steps.engine import Engine
 from batchline.steps.figures import Figures, custom_id_text
-from batchline.steps.lifecycle import read_plan, whole_plan
 from batchline.steps.merge import row_groups
 from batchline.steps.parts import finished_keys, part_of, segments_of
+from batchline.steps.plans import read_plan, whole_plan
 from batchline.steps.requests import model_of, stretches
 from batchline.steps.shared import reports_of
 from batchline.steps.spool import records_of

@@ -5,7 +5,8 @@ told, and the round goes on with the others. Each step can be done again by a la
 
 1. The version that was listed is copied to our storage, where the copy is doomed until it is recorded.
 2. One transaction records input file, batch and that version of that file; the second to come is refused.
-3. Then the file is moved or deleted, and the batch started; what a round leaves undone the next one finds.
+3. Then the file is moved (or deleted, by a round an hour later), and the batch started; what a round leaves undone
+   the next one finds.
 """
 
 import json
@@ -31,6 +32,7 @@ from batchline.models.sync import SyncEvent, SyncKind, SyncOptions, SyncSummary,
 from batchline.sources.results import write_results
 from batchline.steps.engine import Engine
 from batchline.steps.intake import drop_content, new_batch, store_content
+from batchline.steps.sweep import KEPT_S
 from batchline.steps.validate import validate_input
 from batchline.storage.inbox import (
     OUTBOX,
@@ -42,13 +44,16 @@ from batchline.storage.inbox import (
     open_inbox,
     stem_of,
 )
-from batchline.storage.records import BatchRecord, FileRecord, SourceFile, source_file_id
+from batchline.storage.records import BatchRecord, FileRecord, SourceFile, Taken, source_file_id
 
 MOST_ERRORS: Final = 100_000
 """Of one file; a notice takes the place of more, so that a file of another kind cannot fill the memory."""
 
 MOST_NAME_BYTES: Final = 240
 """Longer names have no room for the end that the name of their errors gets."""
+
+DELETED_AFTER_S: Final = KEPT_S
+"""Seconds from the record of a file's batch until the file may be deleted from the watched folder."""
 
 Start = Callable[[str], object]
 """Starts the batch of that id; raises `Conflict` where another has. It may be called again for the same batch."""
@@ -126,7 +131,7 @@ class _Round:
                 yield self._event("unreadable", file, reason="its name is not UTF-8; rename it")
             elif ids[file.name] in taken:
                 yield self._event("unchanged", file)
-                yield from self._put_away(file)
+                yield from self._put_away(file, taken[str(ids[file.name])])
             else:
                 yield from self._take_if_still(file)
 
@@ -170,8 +175,10 @@ class _Round:
         if picked is None:
             yield from self._quarantine(file, errors)
         else:
-            yield self._event("taken", file, batch_id=picked.batch_id)
-            yield from self._put_away(file)
+            deletes = self._options.after == "delete" and DELETED_AFTER_S > 0
+            reason = f"a round deletes it {DELETED_AFTER_S / 60:g} minutes from now" if deletes else None
+            yield self._event("taken", file, batch_id=picked.batch_id, reason=reason)
+            yield from self._put_away(file, Taken(picked.batch_id, picked.taken_at))
 
     def _checked(self, stored: FileRecord) -> tuple[list[BatchError], str]:
         """What is wrong with the stored copy, and the endpoint of its requests."""
@@ -229,20 +236,40 @@ class _Round:
         reason = f"{len(errors):,} error{'s' if len(errors) > 1 else ''}, first {where}{errors[0].message}"
         yield self._event("quarantined", file, place=self._inbox.place_of(QUARANTINE, name), reason=reason)
 
-    def _put_away(self, file: InboxFile) -> Iterator[SyncEvent]:
+    def _put_away(self, file: InboxFile, taken: Taken) -> Iterator[SyncEvent]:
         """Move or delete a version that a batch was made of, as the options say."""
         if self._options.after == "keep" or self._dry_run:
             return
         try:
             if self._options.after == "delete":
-                if self._inbox.delete(file):
-                    yield self._event("deleted", file)
+                yield from self._delete(file, taken)
                 return
             name = self._inbox.free_name(file, TAKEN, (file.name, self._other_name(file)))
             if self._inbox.move(file, TAKEN, name):
                 yield self._event("moved", file, place=self._inbox.place_of(TAKEN, name))
         except (SourceFault, NotFound) as fault:
             yield self._event("failed", file, reason=f"it was taken and cannot be put away: {fault}")
+
+    def _delete(self, file: InboxFile, taken: Taken) -> Iterator[SyncEvent]:
+        """Delete the version once the record of its batch is old enough to be on every copy of the database."""
+        if time.time() - taken.at < DELETED_AFTER_S:
+            return
+        if not self._has_input(taken.batch_id):
+            reason = f"it was taken as {taken.batch_id}, whose input is not on storage; it is not deleted"
+            yield self._event("failed", file, reason=reason)
+        elif self._inbox.delete(file):
+            yield self._event("deleted", file)
+
+    def _has_input(self, batch_id: str) -> bool:
+        """False if the batch's input should be on storage and is not."""
+        try:
+            stored = self._records.get_file(self._records.get_batch(batch_id).input_file_id)
+        except NotFound:  # deleted by its owner since
+            return True
+        try:
+            return self._engine.store.info(stored.key).size_bytes == stored.size_bytes
+        except NotFound:
+            return False
 
     def _other_name(self, file: InboxFile) -> str:
         """A name that only this version of the file has."""

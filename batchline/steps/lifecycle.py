@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -20,8 +20,9 @@ from batchline.steps.chunk import ChunkOrder, ChunkResult
 from batchline.steps.hold import BatchHold
 from batchline.steps.merge import merged
 from batchline.steps.parts import Part, finished_keys, part_of
+from batchline.steps.plans import read_plan, store_plan
 from batchline.steps.report.page import write_page
-from batchline.steps.sweep import sweep_now
+from batchline.steps.sweep import KEPT_S, sweep_due
 from batchline.steps.validate import Validation, validate_input
 from batchline.steps.write import Manifest, publish, read_manifest, write_files
 from batchline.storage import layout
@@ -31,10 +32,6 @@ from batchline.storage.records import BatchRecord, Doomed, FileChanges, FileReco
 log = logging.getLogger(__name__)
 
 VALIDATION_BLOCK_BYTES = 2**20
-STILL_READ_S = 3_600
-"""How long a generation's files outlive the end of the next, for those who are reading them."""
-
-_decode_plan = msgspec.json.Decoder(Plan).decode
 
 
 def validate_batch(hold: BatchHold) -> Plan | None:
@@ -59,18 +56,8 @@ def validate_batch(hold: BatchHold) -> Plan | None:
     if found.plan is None:
         fail_validation(hold, found.errors)
         return None
-    hold.store.put(layout.plan_key(hold.batch.id), msgspec.json.encode(found.plan))
-    return found.plan if begin(hold, found.plan) else None
-
-
-def read_plan(store: ObjectStore, batch: BatchRecord) -> Plan:
-    """The plan of the batch's generation; raises `NotFound` before there is one."""
-    return _decode_plan(store.read(batch.plan_key or layout.plan_key(batch.id)))
-
-
-def whole_plan(store: ObjectStore, batch_id: str) -> Plan:
-    """The plan of all the batch's requests; raises `NotFound` before there is one."""
-    return _decode_plan(store.read(layout.plan_key(batch_id)))
+    plan = store_plan(hold.store, found.plan)
+    return plan if begin(hold, plan) else None
 
 
 def _ended_early(hold: BatchHold) -> bool:
@@ -251,12 +238,26 @@ def write(hold: BatchHold, parts: Sequence[Part], report: BatchReport) -> Manife
         prefix = layout.batch_prefix(batch.id)
     else:
         prefix = layout.final_prefix(batch.id, batch.generation, f"e{hold.lease.epoch}")
-    manifest = write_files(store, batch.id, batch.generation, parts, prefix=prefix, base=batch.final_prefix)
-    if prefix != layout.batch_prefix(batch.id):
-        hold.check()
-        publish(store, batch.id, prefix)
-    store.put(layout.report_data_key(batch.id), report.model_dump_json().encode())
+    manifest = write_files(
+        store,
+        batch.id,
+        batch.generation,
+        parts,
+        prefix=prefix,
+        base=batch.final_prefix,
+        cancelled=batch.status is BatchStatus.CANCELLING,
+    )
+    publish_files(hold, manifest, report)
     return manifest
+
+
+def publish_files(hold: BatchHold, manifest: Manifest, report: BatchReport) -> None:
+    """Put the files where outsiders look for them, and the report's figures beside them."""
+    batch_id = hold.batch.id
+    if manifest.prefix != layout.batch_prefix(batch_id):
+        hold.check()
+        publish(hold.store, batch_id, manifest.prefix)
+    hold.store.put(layout.report_data_key(batch_id), report.model_dump_json().encode())
 
 
 def read_report(store: ObjectStore, batch_id: str) -> BatchReport:
@@ -286,7 +287,7 @@ def finish(hold: BatchHold, manifest: Manifest, analytics: BatchAnalytics, repor
         file_changes=msgspec.structs.replace(_closing(output, errors), doomed=_needless(batch, manifest)),
         **fields,
     )
-    sweep_now(hold.engine, layout.batch_prefix(batch.id))
+    sweep_due(hold.engine)
     return hold.batch
 
 
@@ -305,6 +306,7 @@ def _ended_fields(
         "output_file_id": batch.output_file_id if manifest.output_bytes else None,
         "error_file_id": batch.error_file_id if manifest.errors_bytes else None,
         "final_prefix": manifest.prefix,
+        "generation": manifest.generation,
         "analytics": analytics,
         "errors": _ending_errors(hold, target, report),
     }
@@ -335,16 +337,14 @@ def _closing(*ended: tuple[str | None, str, int]) -> FileChanges:
 
 
 def _needless(batch: BatchRecord, manifest: Manifest) -> tuple[Doomed, ...]:
-    """What the final files were made of, what others left of this generation, and the files of the one before.
-
-    The last are left for a while to those who are reading them.
-    """
-    now = _now()
-    made_of = layout.generation_prefix(batch.id, manifest.generation)
+    """The parts and whatever else other runners left of this generation, and the files of the one before."""
+    due_at = _now() + KEPT_S
+    generations = range(min(batch.generation, manifest.generation), manifest.generation + 1)
+    made_of = [layout.generation_prefix(batch.id, generation) for generation in generations]
     if manifest.base is None:
-        return (Doomed(prefix=made_of, due_at=now),)
-    parts = Doomed(prefix=made_of, kept=manifest.prefix, due_at=now)
-    return parts, Doomed(prefix=manifest.base, due_at=now + STILL_READ_S)
+        return tuple(Doomed(prefix=prefix, due_at=due_at) for prefix in made_of)
+    parts = [Doomed(prefix=prefix, kept=manifest.prefix, due_at=due_at) for prefix in made_of]
+    return (*parts, Doomed(prefix=manifest.base, due_at=due_at))
 
 
 def _ending_errors(hold: BatchHold, target: BatchStatus, report: BatchReport) -> tuple[BatchError, ...] | None:
@@ -360,22 +360,6 @@ def _ending_errors(hold: BatchHold, target: BatchStatus, report: BatchReport) ->
             message=f"every request failed ({reasons}); the error file has each one",
         ),
     )
-
-
-def run_steps(
-    hold: BatchHold, *, send_all: Callable[[Sequence[ChunkOrder]], Sequence[ChunkResult]]
-) -> BatchRecord:
-    """Take a held batch to its end with plain function calls; `send_all` sends all chunks."""
-    plan = validate_batch(hold)
-    if plan is None:
-        return hold.batch
-    results = send_all(orders(hold, plan))
-    check_settled(hold, plan, results)
-    settle(hold)
-    parts = finished_parts(hold, plan)
-    analytics, report = measure(hold, parts)
-    manifest = write(hold, parts, report)
-    return finish(hold, manifest, analytics, report)
 
 
 def _now() -> int:

@@ -1,6 +1,6 @@
 """The same steps without Prefect: a batch in this process, its chunks on threads."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from batchline.models.plan import OPEN_CHUNKS
@@ -8,7 +8,8 @@ from batchline.models.status import TERMINAL
 from batchline.steps.chunk import ChunkOrder, ChunkResult, send_chunk
 from batchline.steps.engine import Engine
 from batchline.steps.hold import BatchHold, hold_batch
-from batchline.steps.lifecycle import run_steps
+from batchline.steps.lifecycle import check_settled, finish, finished_parts, measure, orders, settle, write
+from batchline.steps.recovery import validate_or_recover
 from batchline.storage.records import BatchRecord
 
 
@@ -36,3 +37,19 @@ def _send_all(hold: BatchHold, orders: Sequence[ChunkOrder]) -> list[ChunkResult
     if failure is not None:
         raise failure
     return results
+
+
+def run_steps(
+    hold: BatchHold, *, send_all: Callable[[Sequence[ChunkOrder]], Sequence[ChunkResult]]
+) -> BatchRecord:
+    """Take a held batch to its end with plain function calls; `send_all` sends all chunks."""
+    plan = validate_or_recover(hold)
+    if plan is None:
+        return hold.batch
+    results = send_all(orders(hold, plan))
+    check_settled(hold, plan, results)
+    settle(hold)
+    parts = finished_parts(hold, plan)
+    analytics, report = measure(hold, parts)
+    manifest = write(hold, parts, report)
+    return finish(hold, manifest, analytics, report)

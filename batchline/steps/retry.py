@@ -15,8 +15,9 @@ from batchline.models.ids import request_prefix
 from batchline.models.plan import retry_plan
 from batchline.models.status import TERMINAL
 from batchline.steps.engine import Engine
-from batchline.steps.lifecycle import new_error_file, new_output_file, whole_plan
+from batchline.steps.lifecycle import new_error_file, new_output_file
 from batchline.steps.merge import row_groups
+from batchline.steps.plans import whole_plan
 from batchline.steps.sweep import sweep
 from batchline.steps.write import Manifest, read_manifest
 from batchline.storage import layout
@@ -123,7 +124,8 @@ def _start(engine: Engine, batch: BatchRecord, lines: list[int], room: Room | No
         senders=settings.senders,
     )
     token = uuid.uuid4().hex
-    key = layout.retry_plan_key(batch.id, batch.generation + 1, token)
+    generation = _free_generation(engine, batch)
+    key = layout.retry_plan_key(batch.id, generation, token)
     with _undone_unless_needed(engine, key, layout.first_prefix(batch.id, token)) as made:
         store.put(key, msgspec.json.encode(plan))
         base = _aside(engine, batch, token)
@@ -131,6 +133,7 @@ def _start(engine: Engine, batch: BatchRecord, lines: list[int], room: Room | No
             batch.id,
             now=now,
             generation=batch.generation,
+            next_generation=generation,
             file_changes=FileChanges(added=tuple(new_files.values()), changed=_moved(batch, base), absolved=made),
             room=room,
             expires_at=now + settings.checked_window_s(batch.completion_window),
@@ -139,6 +142,16 @@ def _start(engine: Engine, batch: BatchRecord, lines: list[int], room: Room | No
             final_prefix=base,
             **{field: file.id for field, file in new_files.items()},
         )
+
+
+def _free_generation(engine: Engine, batch: BatchRecord) -> int:
+    """The next generation of which nothing is on storage.
+
+    A record that came back from a backup may have been retried before with another plan, whose parts are not ours.
+    """
+    keys = (info.key for info in engine.store.find(layout.batch_prefix(batch.id)))
+    used = {number for key in keys if (number := layout.generation_of(key)) is not None}
+    return 1 + max(used | {batch.generation})
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from batchline.models.errors import NotFound
 from batchline.steps.figures import TEXTS, schema
 from batchline.steps.merge import Merged, Source, merged
 from batchline.steps.parts import Part
@@ -45,6 +46,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     `prefix` is where its files are, `base` where those are that a retry's results were laid over. `expired` counts
     the requests that the generation's own window closed on, `first_failures` are some of each error code.
+    `cancelled` is true if a cancel ended the generation.
     """
 
     batch_id: str
@@ -58,6 +60,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     errors_bytes: int
     row_groups: list[RowGroup]
     first_failures: list[Failure] = []
+    cancelled: bool = False
     version: int = 1
 
 
@@ -69,6 +72,7 @@ def write_files(
     *,
     prefix: str,
     base: str | None = None,
+    cancelled: bool = False,
 ) -> Manifest:
     """Write the batch's files below the prefix and return their manifest, which is there when all are.
 
@@ -93,6 +97,7 @@ def write_files(
         errors_bytes=files.errors_bytes,
         row_groups=files.row_groups,
         first_failures=files.first_failures.all(),
+        cancelled=cancelled,
     )
     store.put(keys.manifest, msgspec.json.encode(manifest))
     return manifest
@@ -105,6 +110,32 @@ def read_manifest(store: ObjectStore, prefix: str) -> Manifest:
     """The manifest of the final files below that prefix, which they may have been copied to; raises `NotFound`."""
     found = _decode_manifest(store.read(layout.final_keys(prefix).manifest))
     return msgspec.structs.replace(found, prefix=prefix)
+
+
+def finished_manifest(store: ObjectStore, batch_id: str, *, generation: int) -> Manifest | None:
+    """The newest manifest of that generation or a later one whose files are all on storage, or None."""
+    try:
+        found = _decode_manifest(store.read(layout.manifest_key(batch_id)))
+    except NotFound:
+        return None
+    if found.batch_id != batch_id or found.generation < generation:
+        return None
+    for prefix in dict.fromkeys((found.prefix, layout.batch_prefix(batch_id))):
+        if _is_whole(store, found, prefix):
+            return msgspec.structs.replace(found, prefix=prefix)
+    return None
+
+
+def _is_whole(store: ObjectStore, manifest: Manifest, prefix: str) -> bool:
+    """True if the files below the prefix are there, with the sizes that the manifest has."""
+    keys = layout.final_keys(prefix)
+    sizes = ((keys.output, manifest.output_bytes), (keys.errors, manifest.errors_bytes))
+    try:
+        return bool(store.info(keys.requests).size_bytes) and all(
+            not size or store.info(key).size_bytes == size for key, size in sizes
+        )
+    except NotFound:
+        return False
 
 
 def publish(store: ObjectStore, batch_id: str, prefix: str) -> None:

@@ -23,6 +23,7 @@ import re
 from typing import NamedTuple
 
 _PART = re.compile(r"batches/([^/]+)/g(\d+)/parts/(\d+)\.e(\d+)\.parquet")
+_ANSWERS = re.compile(r"batches/[^/]+/g(\d+)/(?:segments/|parts/|final\.)")
 _SEGMENT = re.compile(r"batches/([^/]+)/g(\d+)/segments/(\d+)\.e(\d+)\.(\d+)\.jsonl")
 
 
@@ -66,6 +67,12 @@ def plan_key(batch_id: str) -> str:
 def generation_prefix(batch_id: str, generation: int) -> str:
     """What the keys of a generation's own objects start with."""
     return f"batches/{batch_id}/g{generation}/"
+
+
+def generation_of(key: str) -> int | None:
+    """The generation whose segment, part or final file that is; None for any other object."""
+    match = _ANSWERS.match(key)
+    return None if match is None else int(match[1])
 
 
 def segments_prefix(batch_id: str, generation: int) -> str:

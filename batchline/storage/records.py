@@ -46,7 +46,7 @@ from batchline.storage.rows import (
 )
 from batchline.storage.schema import batches, files, idempotency_keys, listed_batches
 from batchline.storage.senders import Senders, forget_senders
-from batchline.storage.source_files import SourceFiles, source_file_id
+from batchline.storage.source_files import SourceFiles, Taken, source_file_id
 from batchline.storage.statements import (
     apply_changes,
     check_room,
@@ -67,6 +67,7 @@ __all__ = [
     "Records",
     "Room",
     "SourceFile",
+    "Taken",
     "no_batch",
     "open_records",
     "source_file_id",
@@ -246,11 +247,12 @@ class Records(FileRecords, SourceFiles, Senders):
         *,
         now: int,
         generation: int,
+        next_generation: int,
         file_changes: FileChanges,
         room: Room | None = None,
         **fields: object,
     ) -> BatchRecord:
-        """Make a finished batch `in_progress` again, as the generation after that one, and return it.
+        """Make a finished batch of that generation `in_progress` again, as the next one, and return it.
 
         The marks of its end are cleared. Raises `Conflict` where it is not over or another retry came first, and
         `LimitReached` where the `room` is taken up.
@@ -266,7 +268,7 @@ class Records(FileRecords, SourceFiles, Senders):
                 "lease_owner": None,
                 "lease_at": None,
                 **fields,
-                "generation": generation + 1,
+                "generation": next_generation,
                 "in_progress_at": now,
                 "status": BatchStatus.IN_PROGRESS,
             }

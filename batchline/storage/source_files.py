@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import msgspec
 from sqlalchemy import ColumnElement, Connection, Row, delete, insert, or_, select, update
@@ -21,20 +22,29 @@ def source_file_id(uri: str, version: str) -> str:
     return _digest(uri, version)
 
 
+class Taken(NamedTuple):
+    """The batch that was made of a version of a file, and when, in Unix seconds."""
+
+    batch_id: str
+    at: int
+
+
 class SourceFiles(Transactions):
     """The part of the records that knows what was picked up."""
 
-    def taken(self, ids: Iterable[str]) -> set[str]:
-        """Which of those versions of files have been picked up."""
+    def taken(self, ids: Iterable[str]) -> dict[str, Taken]:
+        """Those of the versions of files that have been picked up, by id."""
         asked = list(ids)
-        found: set[str] = set()
+        found: dict[str, Taken] = {}
         for start in range(0, len(asked), IDS_AT_ONCE):
             found |= self._taken(asked[start : start + IDS_AT_ONCE])
         return found
 
-    def _taken(self, ids: list[str]) -> set[str]:
-        statement = select(source_files.c.id).where(source_files.c.id.in_(ids))
-        return self._read(lambda connection: set(connection.scalars(statement).all()))
+    def _taken(self, ids: list[str]) -> dict[str, Taken]:
+        columns = source_files.c.id, source_files.c.batch_id, source_files.c.taken_at
+        statement = select(*columns).where(source_files.c.id.in_(ids))
+        rows = self._read(lambda connection: connection.execute(statement).all())
+        return {row.id: Taken(row.batch_id, row.taken_at) for row in rows}
 
     def take(self, picked: SourceFile, file: FileRecord, batch: BatchRecord, *, beside: str) -> SourceFile:
         """Record an input file, its batch, and the version of the source's file that both come from, or nothing.

@@ -19,7 +19,8 @@ from batchline.steps.engine import Engine
 from batchline.steps.hold import BatchHold, hold_batch
 from batchline.steps.hold import held as held_here
 from batchline.steps.joined import joined
-from batchline.steps.lifecycle import orders, run_steps, validate_batch
+from batchline.steps.lifecycle import orders, validate_batch
+from batchline.steps.local import run_steps
 from batchline.storage import layout
 from batchline.storage.records import BatchRecord
 

@@ -13,6 +13,7 @@ for room in ("storage", "operations"):  # for their races and deaths
 from folders import Folder, LocalFolder, S3Folder  # noqa: E402 - now that what it needs can be found
 from real_servers import S3Server  # noqa: E402
 
+from batchline.sources import rounds  # noqa: E402
 from batchline.steps.engine import Engine  # noqa: E402
 
 
@@ -36,6 +37,12 @@ def s3_folder(s3_server: S3Server) -> Folder:
 def folder(request: pytest.FixtureRequest) -> Folder:
     """A watched folder of each kind."""
     return request.getfixturevalue(f"{request.param}_folder")
+
+
+@pytest.fixture(autouse=True)
+def deletes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not keep what was taken for an hour before it is deleted; tests of that hour set it again."""
+    monkeypatch.setattr(rounds, "DELETED_AFTER_S", 0)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from batchline.steps.engine import Engine, open_engine
 from batchline.steps.sweep import sweep
 from batchline.storage.inbox_local import LocalInbox
 from batchline.storage.objects import ObjectWriter
+from batchline.storage.records import Taken
 from batchline.storage.schema import source_files
 
 FILES = 12
@@ -102,7 +103,7 @@ def between_list_and_read(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Ca
     def arrange(act: Callable[[], object]) -> None:
         taken = engine.records.taken
 
-        def first_act(ids: Any) -> set[str]:
+        def first_act(ids: Any) -> dict[str, Taken]:
             monkeypatch.setattr(engine.records, "taken", taken)
             act()
             return taken(ids)

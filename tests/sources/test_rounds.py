@@ -12,13 +12,16 @@ import zstandard
 from folders import BAD, Folder, LocalFolder, batches_of, errors_in, inputs_of, kinds, requests, run, synced
 from real_servers import SECRET
 from rights import as_nobody
+from sqlalchemy import update
 
 from batchline.models.errors import BatchlineError, Conflict, InvalidInput, NotFound, StorageFault
 from batchline.models.sync import OF_A_FILE, SyncOptions
-from batchline.sources import sync_source
+from batchline.sources import rounds, sync_source
 from batchline.steps.engine import Engine
 from batchline.steps.local import run_local
 from batchline.steps.retry import retry_batch
+from batchline.steps.sweep import KEPT_S
+from batchline.storage.schema import source_files
 
 # Taking
 
@@ -219,6 +222,38 @@ def test_a_later_version_does_not_take_the_place_of_an_earlier_among_those_taken
     assert "a.jsonl" in names
     assert sorted(folder.read(name, "taken") for name in names) == sorted(map(requests, (1, 2, 3)))
     assert all(name.startswith("a.") and name.endswith(".jsonl") for name in names)
+
+
+def test_what_was_taken_is_kept_for_an_hour_before_it_is_deleted(
+    engine: Engine, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "DELETED_AFTER_S", KEPT_S)
+    folder.put("a.jsonl", requests())
+
+    assert kinds(synced(engine, folder, after="delete")) == ["taken", "started"]
+    assert kinds(synced(engine, folder, after="delete")) == []
+    assert folder.names() == ["a.jsonl"]
+    taken_earlier(engine, KEPT_S + 1)
+    assert kinds(synced(engine, folder, after="delete")) == ["deleted"]
+    assert folder.names() == []
+
+
+def taken_earlier(engine: Engine, by_s: int) -> None:
+    """Let so much time have passed since files were taken."""
+    with engine.records._engine.begin() as connection:
+        connection.execute(update(source_files).values(taken_at=source_files.c.taken_at - by_s))
+
+
+def test_a_file_whose_copy_is_not_on_storage_is_not_deleted(engine: Engine, folder: Folder) -> None:
+    folder.put("a.jsonl", requests())
+    synced(engine, folder)
+    [batch] = batches_of(engine)
+    engine.store.delete([engine.records.get_file(batch.input_file_id).key])
+
+    summary = synced(engine, folder, after="delete")
+
+    assert (kinds(summary), summary.failed) == (["failed"], 1)
+    assert folder.names() == ["a.jsonl"]
 
 
 @pytest.mark.parametrize("after", ["move", "delete"])

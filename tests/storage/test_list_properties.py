@@ -61,7 +61,12 @@ def moved(records: Records, batch: BatchRecord, now: int) -> None:
     current = records.get_batch(batch.id)
     if current.status in TERMINAL:
         records.retry(
-            batch.id, now=now, generation=current.generation, file_changes=FileChanges(), expires_at=now + 2
+            batch.id,
+            now=now,
+            generation=current.generation,
+            next_generation=current.generation + 1,
+            file_changes=FileChanges(),
+            expires_at=now + 2,
         )
     else:
         records.move(batch.id, min(MOVES[current.status]), now=now)

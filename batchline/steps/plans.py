@@ -1,0 +1,41 @@
+"""Plans as they are stored: of all requests of a batch, and of each retry."""
+
+import msgspec
+
+from batchline.models.errors import NotFound
+from batchline.models.plan import Plan
+from batchline.storage import layout
+from batchline.storage.objects import ObjectStore
+from batchline.storage.records import BatchRecord
+
+_decode_plan = msgspec.json.Decoder(Plan).decode
+
+
+def read_plan(store: ObjectStore, batch: BatchRecord) -> Plan:
+    """The plan of the batch's generation; raises `NotFound` before there is one."""
+    return _decode_plan(store.read(batch.plan_key or layout.plan_key(batch.id)))
+
+
+def whole_plan(store: ObjectStore, batch_id: str) -> Plan:
+    """The plan of all the batch's requests; raises `NotFound` before there is one."""
+    return _decode_plan(store.read(layout.plan_key(batch_id)))
+
+
+def store_plan(store: ObjectStore, plan: Plan) -> Plan:
+    """Store the plan of a whole batch and return it, or return the stored plan of the same input.
+
+    A record that is older than the storage is validated again, and then finished parts belong to the chunks of the
+    stored plan.
+    """
+    try:
+        stored = whole_plan(store, plan.batch_id)
+    except NotFound:
+        stored = None
+    if stored is not None and _input_of(stored) == _input_of(plan):
+        return stored
+    store.put(layout.plan_key(plan.batch_id), msgspec.json.encode(plan))
+    return plan
+
+
+def _input_of(plan: Plan) -> tuple[object, ...]:
+    return plan.input_key, plan.size_bytes, plan.endpoint, plan.total

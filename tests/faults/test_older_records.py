@@ -1,0 +1,248 @@
+"""A database that comes back older than the storage: finished files are taken, and nothing is sent again."""
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from accounts import check_account, errors_of, interrupt, output_of, received
+
+from batchline import Batchline
+from batchline.models.status import BatchStatus
+from batchline.operations.housekeeping import housekeeping
+from batchline.simulate import Simulator
+from batchline.steps.engine import Engine
+from batchline.steps.local import run_local
+from batchline.steps.plans import whole_plan
+from batchline.steps.retry import retry_batch
+from batchline.storage import layout
+from batchline.storage.records import BatchRecord
+
+TOTAL = 60
+
+
+class Backup:
+    """A copy of an engine's database, which can be put back."""
+
+    def __init__(self, engine: Engine, path: Path) -> None:
+        self._engine, self._path = engine, path
+        _copy(engine.settings.home / "batchline.db", path)
+
+    def restore(self) -> None:
+        """Put it back as a person would, while nothing runs."""
+        self._engine.records.close()
+        _copy(self._path, self._engine.settings.home / "batchline.db")
+
+
+def _copy(source: Path, target: Path) -> None:
+    one, other = sqlite3.connect(source), sqlite3.connect(target)
+    one.backup(other)
+    one.close()
+    other.close()
+
+
+@pytest.fixture
+def stand_in(simulator: Callable[..., Simulator]) -> Simulator:
+    return simulator(server_error=0.4, latency_s=0.02)
+
+
+@pytest.fixture
+def engine(engine_for: Callable[..., Engine], stand_in: Simulator) -> Engine:
+    few = {"max_attempts": 1, "max_in_flight": 4}
+    return engine_for(stand_in.base_url, upstream=few, chunk_requests=10, flush_interval_s=0.05)
+
+
+@pytest.fixture
+def stopped_early(engine: Engine, stand_in: Simulator, in_background: Callable) -> Callable[[BatchRecord], None]:
+    """Run a batch until some of what it sends is answered, and stop it."""
+
+    def stop(batch: BatchRecord) -> None:
+        before = received(stand_in)
+        interrupt(batch, in_background(engine, batch), once=lambda: received(stand_in) >= before + 8)
+
+    return stop
+
+
+def clean_up(engine: Engine, batch: BatchRecord) -> None:
+    """Delete what the batch has left, as housekeeping does an hour after its end."""
+    for some in engine.records.doomed(now=2**40):
+        engine.records.doom(msgspec.structs.replace(some, due_at=0))
+    assert [chore.error for chore in housekeeping(Batchline(engine=engine), apply=True) if chore.error] == []
+    keys = [info.key for info in engine.store.find(layout.batch_prefix(batch.id))]
+    assert [key for key in keys if "/parts/" in key or "/segments/" in key] == []
+
+
+def check_same(engine: Engine, restored: BatchRecord, before: BatchRecord) -> None:
+    check_account(engine, restored, TOTAL)
+    for name in ("status", "total", "completed", "failed", "generation", "analytics", "final_prefix"):
+        assert getattr(restored, name) == getattr(before, name), name
+
+
+@pytest.mark.parametrize("cleaned", [True, False], ids=["parts deleted", "parts there"])
+def test_a_batch_that_ended_after_the_copy_ends_with_the_same_files(
+    cleaned: bool, engine: Engine, stand_in: Simulator, batch_of: Callable, stopped_early: Callable, tmp_path: Path
+) -> None:
+    batch = batch_of(engine, TOTAL)
+    stopped_early(batch)
+    backup = Backup(engine, tmp_path / "copy.db")
+    ended = run_local(engine, batch.id)
+    sent, lines = received(stand_in), (output_of(engine, ended), errors_of(engine, ended))
+    if cleaned:
+        clean_up(engine, ended)
+
+    backup.restore()
+    assert engine.records.get_batch(batch.id).status is BatchStatus.IN_PROGRESS
+    restored = run_local(engine, batch.id)
+
+    assert received(stand_in) == sent
+    check_same(engine, restored, ended)
+    assert (output_of(engine, restored), errors_of(engine, restored)) == lines
+
+
+def test_parts_outlive_the_end_of_their_batch_by_an_hour(engine: Engine, batch_of: Callable) -> None:
+    ended = run_local(engine, batch_of(engine, TOTAL).id)
+    assert engine.store.find(layout.parts_prefix(ended.id, 0)) != []
+
+    [doomed] = engine.records.doomed(now=2**40)
+    assert doomed.prefix == layout.generation_prefix(ended.id, 0)
+    assert doomed.due_at - ended.ended_at == pytest.approx(3_600, abs=60)
+    clean_up(engine, ended)
+
+
+def test_what_is_due_is_deleted_when_the_next_batch_ends(engine: Engine, batch_of: Callable) -> None:
+    first = run_local(engine, batch_of(engine, TOTAL).id)
+    [doomed] = engine.records.doomed(now=2**40)
+    engine.records.doom(msgspec.structs.replace(doomed, due_at=0))
+
+    run_local(engine, batch_of(engine, TOTAL).id)
+
+    assert engine.store.find(layout.parts_prefix(first.id, 0)) == []
+
+
+def test_a_batch_that_was_not_even_validated_in_the_copy_ends_with_the_same_files(
+    engine: Engine, stand_in: Simulator, batch_of: Callable, tmp_path: Path
+) -> None:
+    batch = batch_of(engine, TOTAL)
+    backup = Backup(engine, tmp_path / "copy.db")
+    ended = run_local(engine, batch.id)
+    clean_up(engine, ended)
+    engine.records.delete_file(ended.input_file_id)
+    engine.store.delete([layout.input_key(ended.input_file_id)])
+    sent = received(stand_in)
+
+    backup.restore()
+    restored = run_local(engine, batch.id)
+
+    assert received(stand_in) == sent
+    check_same(engine, restored, ended)
+
+
+def test_a_batch_that_was_begun_after_the_copy_goes_on_in_the_same_chunks(
+    engine: Engine,
+    engine_for: Callable[..., Engine],
+    stand_in: Simulator,
+    batch_of: Callable,
+    stopped_early: Callable,
+    tmp_path: Path,
+) -> None:
+    batch = batch_of(engine, TOTAL)
+    backup = Backup(engine, tmp_path / "copy.db")
+    stopped_early(batch)
+    plan = whole_plan(engine.store, batch.id)
+
+    backup.restore()
+    other = engine_for(stand_in.base_url, upstream={"max_attempts": 1}, chunk_requests=7)
+    ended = run_local(other, batch.id)
+
+    assert whole_plan(engine.store, batch.id) == plan
+    assert stand_in.counters()["repeated"] <= 4
+    check_account(engine, ended, TOTAL)
+
+
+@pytest.mark.parametrize("retries", [1, 2])
+def test_a_retry_that_ended_after_the_copy_ends_with_the_newest_files(
+    retries: int, engine: Engine, stand_in: Simulator, batch_of: Callable, stopped_early: Callable, tmp_path: Path
+) -> None:
+    batch = run_local(engine, batch_of(engine, TOTAL).id)
+    stopped_early(retry_batch(engine, batch.id))
+    backup = Backup(engine, tmp_path / "copy.db")
+    ended = run_local(engine, batch.id)
+    for _ in range(retries - 1):
+        ended = run_local(engine, retry_batch(engine, batch.id).id)
+    clean_up(engine, ended)
+    sent = received(stand_in)
+
+    backup.restore()
+    restored = run_local(engine, batch.id)
+
+    assert received(stand_in) == sent
+    check_same(engine, restored, ended)
+    again = run_local(engine, retry_batch(engine, batch.id).id)
+    assert again.generation == ended.generation + 1
+    assert received(stand_in) == sent + restored.failed
+    check_account(engine, again, TOTAL)
+
+
+def test_a_retry_does_not_take_the_parts_of_one_that_the_records_do_not_know(
+    engine: Engine, stand_in: Simulator, batch_of: Callable, stopped_early: Callable, tmp_path: Path
+) -> None:
+    batch = run_local(engine, batch_of(engine, TOTAL).id)
+    backup = Backup(engine, tmp_path / "copy.db")
+    failed = [line["id"] for line in errors_of(engine, batch)]
+    stopped_early(retry_batch(engine, batch.id, failed[1:]))
+
+    backup.restore()
+    sent = received(stand_in)
+    ended = run_local(engine, retry_batch(engine, batch.id).id)
+
+    assert received(stand_in) == sent + len(failed)
+    assert sorted(line["id"] for line in errors_of(engine, ended) + output_of(engine, ended)) == sorted(
+        line["id"] for line in errors_of(engine, batch) + output_of(engine, batch)
+    )
+
+
+def test_a_batch_that_was_over_and_was_retried_after_the_copy_can_be_retried_again(
+    engine: Engine, stand_in: Simulator, batch_of: Callable, tmp_path: Path
+) -> None:
+    batch = run_local(engine, batch_of(engine, TOTAL).id)
+    backup = Backup(engine, tmp_path / "copy.db")
+    ended = run_local(engine, retry_batch(engine, batch.id).id)
+    sent = received(stand_in)
+
+    backup.restore()
+    again = run_local(engine, retry_batch(engine, batch.id).id)
+
+    assert received(stand_in) == sent + ended.failed
+    check_account(engine, again, TOTAL)
+
+
+def test_a_batch_that_was_cancelled_after_the_copy_is_cancelled(
+    engine: Engine, stand_in: Simulator, batch_of: Callable, stopped_early: Callable, tmp_path: Path
+) -> None:
+    batch = batch_of(engine, TOTAL)
+    stopped_early(batch)
+    backup = Backup(engine, tmp_path / "copy.db")
+    Batchline(engine=engine).batches.cancel(batch.id)
+    ended = run_local(engine, batch.id)
+    assert ended.status is BatchStatus.CANCELLED
+    clean_up(engine, ended)
+
+    backup.restore()
+    restored = run_local(engine, batch.id)
+
+    check_same(engine, restored, ended)
+
+
+def test_files_of_which_one_is_gone_are_not_taken_for_finished(
+    engine: Engine, stand_in: Simulator, batch_of: Callable, tmp_path: Path
+) -> None:
+    batch = batch_of(engine, TOTAL)
+    backup = Backup(engine, tmp_path / "copy.db")
+    ended = run_local(engine, batch.id)
+    engine.store.delete([layout.output_key(batch.id)])
+
+    backup.restore()
+    restored = run_local(engine, batch.id)
+
+    check_same(engine, restored, ended)
