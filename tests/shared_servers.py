@@ -1,15 +1,16 @@
 """One real server of each kind for all workers of a test run: the first that needs it starts it.
 
-The process that began the run stops them, when the last worker is done.
+The process that began the run stops them, when the last worker is done. A server that has died is started again
+by the first test that fails without it, and that test's report has the server's last words.
 """
 
 import fcntl
-import json
 import os
+import pickle
 import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ def _start_prefect(home: Path) -> Prefect:
     return start_prefect(prefect_home(home))
 
 
-KINDS: dict[str, tuple[type, Callable[[Path], Any]]] = {
-    "s3": (S3Server, start_seaweedfs),
-    "postgres": (Postgres, start_postgres),
-    "prefect": (Prefect, _start_prefect),
+KINDS: dict[str, Callable[[Path], Any]] = {
+    "s3": start_seaweedfs,
+    "postgres": start_postgres,
+    "prefect": _start_prefect,
 }
 _PLACE = "TESTS_SERVERS_PLACE"
 """The variable that tells the workers of a run where they note what they have started."""
@@ -43,11 +44,37 @@ def begin() -> None:
 def end() -> None:
     """Stop all servers, and remove what they have stored."""
     place = Path(os.environ.pop(_PLACE))
-    for kind, (shape, _) in KINDS.items():
-        note = place / f"{kind}.json"
-        if note.exists():
-            shape(**json.loads(note.read_text())).stop()
+    for server in _running(place).values():
+        with suppress(RuntimeError):  # it was dead
+            server.stop()
     shutil.rmtree(place, ignore_errors=True)  # SeaweedFS may still be at it
+
+
+def keep_logs(folder: Path) -> None:
+    """Copy what the servers have written into that folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, server in _running(Path(os.environ[_PLACE])).items():
+        shutil.copy(server.log, folder / f"{kind}.log")
+
+
+def revive() -> Iterator[tuple[str, str]]:
+    """Start the servers again that have died; of each its kind, and how it ended with its last words."""
+    for kind, server in _running(Path(os.environ[_PLACE])).items():
+        if server.is_alive():
+            continue
+        with _locked(kind) as note:
+            known = pickle.loads(note.read_bytes())
+            if not known.is_alive():
+                words = known.log.read_text(errors="replace")[-3_000:]
+                yield kind, f"process {known.process.pid}: {known.process.end()}; its last words:\n{words}"
+                with suppress(RuntimeError):  # the next test that fails without it tries again
+                    note.write_bytes(pickle.dumps(known.revived()))
+
+
+def _running(place: Path) -> dict[str, Any]:
+    """The servers that were started so far, by kind."""
+    notes = {kind: place / f"{kind}.note" for kind in KINDS}
+    return {kind: pickle.loads(note.read_bytes()) for kind, note in notes.items() if note.exists()}
 
 
 def s3_server() -> S3Server:
@@ -108,22 +135,27 @@ def _deployed_home() -> Path:
 
 
 def _server(kind: str) -> Any:
-    shape, start = KINDS[kind]
     home = Path(os.environ[_PLACE]) / kind
 
-    def make() -> dict[str, object]:
+    def make() -> Any:
         home.mkdir()
-        return asdict(start(home))
+        return KINDS[kind](home)
 
-    return shape(**_made_once(kind, make))
+    return _made_once(kind, make)
 
 
 def _made_once(name: str, make: Callable[[], Any]) -> Any:
-    """What the first of this run's processes that asks for it makes; the others wait for it."""
+    """Return what the first of this run's processes that asks for it makes; the others wait for it."""
+    with _locked(name) as note:
+        if not note.exists():
+            note.write_bytes(pickle.dumps(make()))
+        return pickle.loads(note.read_bytes())
+
+
+@contextmanager
+def _locked(name: str) -> Iterator[Path]:
+    """The file that notes a thing, which no other process reads or writes meanwhile."""
     place = Path(os.environ[_PLACE])
-    note = place / f"{name}.json"
     with (place / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not note.exists():
-            note.write_text(json.dumps(make()))
-        return json.loads(note.read_text())
+        yield place / f"{name}.note"

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from processes import kill_group
 from waiting import until
 
 COMMAND = str(Path(sys.executable).with_name("batchline"))
@@ -146,9 +147,7 @@ class Terminal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        kill_group(self._process)
         self._reader.join()
         os.close(self._master)
 

@@ -16,6 +16,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Completed, Crashed, Pending, Running, Scheduled
+from processes import kill_group
 from real_prefect import BIN, Prefect, is_healthy, start_prefect
 from real_servers import free_ports
 from serving import ENDPOINT, until_over
@@ -79,9 +80,7 @@ class Deployed:
 
     def stop(self) -> None:
         for worker in self._workers:
-            if worker.poll() is None:
-                os.killpg(worker.pid, signal.SIGKILL)
-            worker.wait()
+            kill_group(worker)
         self.stop_server()
 
 

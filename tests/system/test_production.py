@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from prefect_site import until, write_requests
+from processes import kill_group, wait_unreaped
 from real_prefect import BIN, ROOT, is_healthy
 from real_servers import Postgres, free_ports
 
@@ -138,10 +139,9 @@ def end(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     try:
-        process.wait(60)
+        wait_unreaped(process, 60)
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        kill_group(process)
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from calling import made_calls, open_run, some_bodies
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from real_prefect import start_prefect
+from scripted_server import Act, Received, ScriptedServer, gated, reply
 from shared_servers import prefect_home
+from waiting import until
 
 from batchline import Batchline
 from batchline.models.upstreams import Upstream
@@ -24,12 +27,6 @@ from batchline.orchestration.budgets import PAGE, PrefectLedger
 from batchline.upstream.caller import Caller
 from batchline.upstream.lane_share import Timing
 from batchline.upstream.ledger import LedgerFault
-
-sys.path.append(str(Path(__file__).parent.parent / "upstream"))
-
-from calling import made_calls, open_run, some_bodies
-from scripted_server import Act, Received, ScriptedServer, gated, reply
-from waiting import until
 
 pytestmark = pytest.mark.slow
 
