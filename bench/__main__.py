@@ -23,6 +23,7 @@ FIGURES = {
     "throughput_500k": figures.throughput_500k,
     "fixed_latency": figures.fixed_latency,
     "lognormal_latency": figures.lognormal_latency,
+    "stray_refusals": figures.stray_refusals,
     "memory": figures.memory,
     "s3": figures.s3,
     "rates": rates.rates,

@@ -98,6 +98,23 @@ def lognormal_latency(world: World) -> Iterator[Row]:
     yield Row("log-normal: makespan of flow / local", flow["wall_s"] / local["wall_s"])
 
 
+def stray_refusals(world: World) -> Iterator[Row]:
+    """One 429 in 50, and one in 200 that asks to wait a second, against none; 250 ms, 64 in flight."""
+    n = world.count(6_000)
+    with (
+        stand_in(latency_s=0.25) as well,
+        stand_in(latency_s=0.25, rate_limited=0.02, retry_after="none") as often,
+        stand_in(latency_s=0.25, rate_limited=0.005, retry_after_s=1.0) as waiting,
+    ):
+        urls = {"none": well, "1 in 50": often, "1 in 200": waiting}
+        got = compare(
+            world, "stray_refusals", {name: Run("local", n, 64, url) for name, url in urls.items()}, rounds=3
+        )
+    none = got["none"]["rate"]
+    yield Row("throughput with one 429 in 50 / without", got["1 in 50"]["rate"] / none, least=0.85)
+    yield Row("with one in 200 that asks to wait a second / without", got["1 in 200"]["rate"] / none, least=0.85)
+
+
 def memory(world: World) -> Iterator[Row]:
     """Peak resident memory at 1,000,000 requests and at 50,000, Prefect and pandas loaded."""
     small, large = world.count(50_000), world.count(1_000_000)

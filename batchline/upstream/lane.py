@@ -265,6 +265,7 @@ class Lane:
 
     def _replied(self, attempt: Attempt, reply: Reply, duration_s: float) -> None:
         reading = read_reply(reply)
+        self.limit.answers += 1
         if attempt.held is not None:
             refused = reply.status_code == 429
             self.rates.settle(attempt.held, reading.usage, self._loop.time(), refused=refused)
@@ -308,9 +309,10 @@ class Lane:
         if reply.status_code not in {429, 503} and code is not ErrorCode.TIMEOUT:
             return
         now = self._loop.time()
-        self.limit.pushed_back(now)
+        is_stray = not self.limit.pushed_back(now)
         wait_s = retry_after_s(millis=reply.retry_after_ms, after=reply.retry_after, now=time.time())
-        if reply.status_code == 429 or wait_s is not None:
+        # What a stray answer asks holds for its own request: all others are being answered.
+        if not is_stray and (reply.status_code == 429 or wait_s is not None):
             self._hold.rate_limited(now, wait_s)
 
     def _failed(self, attempt: Attempt, failure: TransportFailure, duration_s: float) -> None:
@@ -318,6 +320,7 @@ class Lane:
         self._careful = self._troubled = True
         now = self._loop.time()
         if failure.code is ErrorCode.TIMEOUT:
+            self.limit.answers += 1
             self.limit.pushed_back(now)
         outage = failure.code is not ErrorCode.INVALID_RESPONSE and not failure.begun
         if outage:

@@ -5,8 +5,15 @@ Bookkeeping: times are handed in, in monotonic seconds.
 
 from typing import Final
 
-CUT: Final = 0.7
+TOLERATED: Final = 0.05
+"""A share of push-back that costs nothing: a stray one says nothing about how much a server can take."""
+
+MOST_CUT: Final = 0.3
 CUT_EVERY_S: Final = 1.0
+WINDOW_ANSWERS: Final = 20
+LEAST_ANSWERS: Final = 10
+"""Fewer answers count as this many, so that one push-back among the first few is not half of them."""
+
 WANTED: Final = 1.25
 """How much of a limit that was cut is wanted of a cap that others share: room to rise again."""
 
@@ -25,8 +32,25 @@ REFUSED_TO_TRIP: Final = 5
 FAILED_TO_TRIP: Final = 10
 
 
+class PushBackShare:
+    """The share of push-back among the last answers; older answers fade out."""
+
+    def __init__(self) -> None:
+        self._answers = self._pushed_back = 0.0
+
+    def added(self, answers: int, window: int) -> float:
+        """Return the share after so many further answers, of which the last one was push-back."""
+        kept = (1 - 1 / window) ** answers
+        self._answers = window - (window - self._answers) * kept
+        self._pushed_back = self._pushed_back * kept + 1
+        return self._pushed_back / max(self._answers, LEAST_ANSWERS)
+
+
 class AdaptiveLimit:
-    """Requests under way at once: cut at once on push-back, raised slowly by successes."""
+    """Requests in flight at once: cut by the share of push-back among the last answers, raised by successes.
+
+    The window is as long as the limit, about one round of answers to all that is in flight.
+    """
 
     def __init__(self, *, floor: int, ceiling: int) -> None:
         self._floor = floor
@@ -34,6 +58,11 @@ class AdaptiveLimit:
         self._value = float(ceiling)
         self._allotted = ceiling
         self._cut_at = float("-inf")
+        self._cut_from = float(ceiling)
+        self._share = PushBackShare()
+        self.answers = 0
+        """Answers since the last push-back; the caller counts them, good and bad."""
+
         self.value = ceiling
 
     @property
@@ -61,11 +90,20 @@ class AdaptiveLimit:
         if self._value < self._ceiling:
             self._set(self._value + 1.0 / self._value)
 
-    def pushed_back(self, now: float) -> None:
-        """Cut the limit, at most once a second: requests sent together fail together."""
+    def pushed_back(self, now: float) -> bool:
+        """Note that the last answer was push-back; return False if it is a stray one, which changes nothing.
+
+        All cuts within a second count as one, of the largest share: requests sent together fail together.
+        """
+        share = self._share.added(self.answers, max(WINDOW_ANSWERS, int(self._value)))
+        self.answers = 0
+        if share <= TOLERATED:
+            return False
         if now - self._cut_at >= CUT_EVERY_S:
             self._cut_at = now
-            self._set(min(self._value, max(1, self._allotted)) * CUT)
+            self._cut_from = min(self._value, float(max(1, self._allotted)))
+        self._set(min(self._value, self._cut_from * (1 - min(MOST_CUT, share - TOLERATED))))
+        return True
 
     def restart(self) -> None:
         """Begin again low, after an outage."""

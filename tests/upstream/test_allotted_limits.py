@@ -14,12 +14,12 @@ def test_the_smaller_of_what_is_allotted_and_what_the_upstream_takes_holds():
     limit.allot(40)
     assert limit.value == 40
     limit.pushed_back(10.0)
-    assert limit.value == 28
+    assert limit.value == 38
 
     limit.allot(10)
     assert limit.value == 10
     limit.allot(None)
-    assert limit.value == 28
+    assert limit.value == 38
 
 
 def test_a_limit_that_was_cut_rises_again_under_what_is_allotted():

@@ -150,13 +150,30 @@ def test_a_timeout_brings_the_limit_down(serve: Callable, caller_of: Callable) -
 
 
 def test_the_limit_does_not_fall_below_its_floor(serve: Callable, caller_of: Callable) -> None:
-    script = in_turn(refusal(429, retry_after="0"), reply(after_s=0.1))
+    script = in_turn(*[refusal(429, retry_after="0")] * 8, reply(after_s=0.1))
     caller = caller_of(serve(script).base_url, max_in_flight=8, min_in_flight=6)
     watch = Watch()
 
     call_all(caller, some_bodies(30), watch=watch)
 
     assert watch.lowest_limit == 6
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_stray_push_back_neither_cuts_the_limit_nor_holds_other_requests(
+    status: int, serve: Callable, caller_of: Callable
+) -> None:
+    stray = refusal(status, retry_after="0.3")
+    server = serve(lambda request: stray if request.number % 50 == 49 else reply(after_s=0.02))
+    watch = Watch()
+
+    answers = call_all(caller_of(server.base_url, max_in_flight=32), some_bodies(1_000), watch=watch)
+
+    times = [request.at for request in server.received]
+    refused_at = times[49:900:50]
+    assert codes(answers) == {None}
+    assert watch.lowest_limit >= 30
+    assert all(any(at < other < at + 0.25 for other in times) for at in refused_at)
 
 
 def test_many_retries_that_are_due_at_once_break_nothing_in_the_caller(
