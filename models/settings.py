@@ -270,7 +270,6 @@ class Settings(BaseSettings):
                 max_in_flight=self.max_in_flight,
                 max_attempts=self.max_attempts,
                 total_timeout_s=self.request_timeout_s,
-                first_byte_timeout_s=min(600.0, self.request_timeout_s),
             )
         except ValidationError as error:
             raise _wrong(error, named=self._variable) from None

@@ -55,8 +55,11 @@ class Upstream(BaseModel):
     )
 
     connect_timeout_s: float = Field(default=10.0, gt=0, description="Until a connection stands.")
-    first_byte_timeout_s: float = Field(
-        default=600.0, gt=0, description="Longest silence: until the answer begins, and between its pieces."
+    first_byte_timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Longest silence, until the answer begins and between its pieces; `total_timeout_s` if "
+        "absent, as an answer that is not streamed begins when it is ready.",
     )
     total_timeout_s: float = Field(default=1_800.0, gt=0, description="One attempt, from start to end.")
 
@@ -119,6 +122,11 @@ class Upstream(BaseModel):
         if self.min_in_flight > self.max_in_flight:
             raise ValueError("min_in_flight is above max_in_flight")
         return self
+
+    @property
+    def longest_silence_s(self) -> float:
+        """Seconds without a byte after which an attempt is given up."""
+        return self.first_byte_timeout_s or self.total_timeout_s
 
     def serves(self, model: str) -> bool:
         """Whether it serves that model."""

@@ -34,7 +34,9 @@ class UpstreamBlock(Block):
     tokens_per_minute: int | None = Field(default=None, description="Most in any minute, in and out.")
     max_attempts: int = Field(default=8, description="Attempts for each request.")
     connect_timeout_s: float = Field(default=10.0, description="For a connection.")
-    first_byte_timeout_s: float = Field(default=600.0, description="From the request to the answer's first byte.")
+    first_byte_timeout_s: float | None = Field(
+        default=None, description="Longest silence of an attempt; total_timeout_s if absent."
+    )
     total_timeout_s: float = Field(default=1_800.0, description="For a whole attempt.")
 
     def upstream(self, name: str) -> Upstream:

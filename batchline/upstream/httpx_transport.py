@@ -13,7 +13,8 @@ import httpx
 
 from batchline.models.failures import ErrorCode
 from batchline.models.upstreams import Upstream
-from batchline.upstream.transport import Reply, Transport, TransportFailure, headers_for, too_long
+from batchline.upstream.keepalive import KEEPALIVE_OPTIONS
+from batchline.upstream.transport import Reply, Transport, TransportFailure, headers_for, proxy_for, too_long
 
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 
@@ -35,7 +36,7 @@ class HttpxTransport:
             content=bytes(body),
             headers=headers_for(upstream, path),
             timeout=httpx.Timeout(
-                upstream.first_byte_timeout_s, connect=upstream.connect_timeout_s, pool=upstream.total_timeout_s
+                upstream.longest_silence_s, connect=upstream.connect_timeout_s, pool=upstream.total_timeout_s
             ),
         )
         began = time.perf_counter()
@@ -83,8 +84,12 @@ def through_httpx(
 
 def _client(upstream: Upstream) -> httpx.AsyncClient:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=upstream.max_in_flight)
-    verify = upstream.ca_file or True
-    return httpx.AsyncClient(verify=verify if upstream.verify_tls else False, limits=limits)
+    verify = (upstream.ca_file or True) if upstream.verify_tls else False
+    # A client that makes its own transport takes no socket options, and one that is given a transport no proxy.
+    transport = httpx.AsyncHTTPTransport(
+        verify=verify, limits=limits, proxy=proxy_for(upstream), socket_options=KEEPALIVE_OPTIONS
+    )
+    return httpx.AsyncClient(transport=transport)
 
 
 def _failure(error: httpx.HTTPError) -> TransportFailure:

@@ -6,7 +6,6 @@ Framing follows RFC 9112. Whatever is out of the ordinary in a reply ends its co
 """
 
 import asyncio
-import socket
 import time
 import zlib
 from contextlib import suppress
@@ -18,6 +17,7 @@ import httptools
 
 from batchline.models.failures import ErrorCode
 from batchline.models.upstreams import Upstream
+from batchline.upstream.keepalive import KEEPALIVE_OPTIONS
 from batchline.upstream.transport import Reply, TooLate, TransportFailure, headers_for, too_long
 
 IDLE_S: Final = 60.0
@@ -40,7 +40,7 @@ class PlainTransport:
         self._heads: dict[str, bytes] = {}
         self._idle: list[_Connection] = []
         self._all: set[_Connection] = set()
-        self._watch_every_s = max(0.005, min(upstream.first_byte_timeout_s, upstream.total_timeout_s, 10.0) / 20)
+        self._watch_every_s = max(0.005, min(upstream.longest_silence_s, upstream.total_timeout_s, 10.0) / 20)
         self._watch: asyncio.TimerHandle | None = None
 
     async def send(self, path: str, body: bytes, *, valid_until: float = inf) -> Reply:
@@ -67,7 +67,9 @@ class PlainTransport:
     def _head(self, path: str) -> bytes:
         """The request's head up to the value of its last header, the length of the body."""
         target = urlsplit(self._upstream.url_for(path)).path
-        headers = {"host": self._authority, **headers_for(self._upstream, path)}
+        # Without this header a server may choose any encoding. Compression costs both sides more than the few
+        # kilobytes that it would save on a local network; other upstreams are called by the TLS transport.
+        headers = {"host": self._authority, "accept-encoding": "identity", **headers_for(self._upstream, path)}
         lines = [f"POST {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
         head = self._heads[path] = ("\r\n".join(lines) + "\r\ncontent-length: ").encode()
         return head
@@ -124,6 +126,7 @@ class _Connection(asyncio.Protocol):
         self._began = self._heard_at = began
         self._received = self._body_bytes = 0
         self._first_byte_at = 0.0
+        self._status = 0
         self._complete = self._in_body = self._may_stay = False
         self._pieces: list[bytes] = []
         self._headers: dict[bytes, bytes] = {}
@@ -142,12 +145,12 @@ class _Connection(asyncio.Protocol):
         return self._reply()
 
     def _reply(self) -> Reply:
-        status, header = self._parser.get_status_code(), self._headers.get
+        header = self._headers.get
         body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         if self._headers:
             body = self._decoded(body)
         return Reply(
-            status,
+            self._status,
             body,
             self._first_byte_at - self._began,
             _text(header(b"x-request-id")),
@@ -168,7 +171,7 @@ class _Connection(asyncio.Protocol):
         if self._answered is None:
             if silent_s > IDLE_S:
                 self.abort()
-        elif silent_s > upstream.first_byte_timeout_s or now - self._began > upstream.total_timeout_s:
+        elif silent_s > upstream.longest_silence_s or now - self._began > upstream.total_timeout_s:
             begun = self._received > 0
             self._fail(TransportFailure(ErrorCode.TIMEOUT, "no answer in time", sent=True, begun=begun))
 
@@ -184,7 +187,8 @@ class _Connection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment] # a connection's is one
         found = transport.get_extra_info("socket")
         if found is not None:
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option in KEEPALIVE_OPTIONS:
+                found.setsockopt(*option)
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; what nobody asked for ends the connection."""
@@ -214,6 +218,7 @@ class _Connection(asyncio.Protocol):
             return
         is_framed = not _FRAMING.isdisjoint(self._headers)
         if self._in_body and exc is None and not is_framed:
+            self._status = self._parser.get_status_code()
             self._complete = True
             self._settle()
         else:
@@ -223,15 +228,20 @@ class _Connection(asyncio.Protocol):
 
     # What the parser tells
 
+    def on_message_begin(self) -> None:
+        """End a connection on which something follows the answer that was asked for."""
+        if self._complete:
+            self.abort()
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep the headers that matter."""
         lower = name.lower()
-        if lower in _KEPT:
+        if lower in _KEPT and not self._complete:
             self._headers[lower] = value
 
     def on_headers_complete(self) -> None:
         """Refuse an answer that says that it is too long."""
-        if self._parser.get_status_code() < 200:
+        if self._complete or self._parser.get_status_code() < 200:
             return
         self._in_body = True
         length = self._headers.get(b"content-length", b"")
@@ -250,11 +260,14 @@ class _Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """The answer is whole, unless it was one that comes before the answer (1xx)."""
-        if self._parser.get_status_code() < 200:
+        if self._complete:
+            return
+        status = self._parser.get_status_code()
+        if status < 200:
             self._headers.clear()
-        elif self._complete:
-            self.abort()  # a second answer, which nobody asked for
         else:
+            # A second answer in the same bytes is parsed before this one is read.
+            self._status = status
             self._complete = True
             self._may_stay = self._parser.should_keep_alive()
 

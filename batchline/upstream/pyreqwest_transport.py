@@ -1,5 +1,6 @@
 """The transport that batches use: pyreqwest, a Rust client, called directly."""
 
+import sys
 from datetime import timedelta
 from math import inf
 from pathlib import Path
@@ -20,6 +21,7 @@ from pyreqwest.response import Response
 from batchline.models.errors import InvalidInput
 from batchline.models.failures import ErrorCode
 from batchline.models.upstreams import Upstream
+from batchline.upstream.keepalive import IDLE_S, INTERVAL_S, PROBES, UNACKNOWLEDGED_S
 from batchline.upstream.transport import Reply, TransportFailure, headers_for, too_long
 
 
@@ -95,9 +97,14 @@ def _client(upstream: Upstream) -> Client:
         .max_connections(None)
         .pool_max_idle_per_host(upstream.max_in_flight)
         .connect_timeout(timedelta(seconds=upstream.connect_timeout_s))
-        .read_timeout(timedelta(seconds=upstream.first_byte_timeout_s))
+        .read_timeout(timedelta(seconds=upstream.longest_silence_s))
         .timeout(timedelta(seconds=upstream.total_timeout_s))
+        .tcp_keepalive(timedelta(seconds=IDLE_S))
+        .tcp_keepalive_interval(timedelta(seconds=INTERVAL_S))
+        .tcp_keepalive_retries(PROBES)
     )
+    if sys.platform == "linux":
+        builder = builder.tcp_user_timeout(timedelta(seconds=UNACKNOWLEDGED_S))
     if not upstream.verify_tls:
         builder = builder.danger_accept_invalid_certs(True)
     try:

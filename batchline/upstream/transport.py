@@ -4,6 +4,8 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from math import inf
 from typing import Protocol
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import msgspec
 
@@ -90,6 +92,14 @@ def user_agent() -> str:
         return f"batchline/{version('batchline')}"
     except PackageNotFoundError:
         return "batchline"
+
+
+def proxy_for(upstream: Upstream) -> str | None:
+    """Return the proxy that the environment names for the upstream, or None if there is none."""
+    parts, proxies = urlsplit(upstream.base_url), getproxies()
+    if proxy_bypass(parts.hostname or ""):
+        return None
+    return proxies.get(parts.scheme) or proxies.get("all") or None
 
 
 def too_long(upstream: Upstream) -> TransportFailure:

@@ -242,6 +242,25 @@ def test_what_follows_an_answer_is_not_taken_for_the_next(
     assert [answer for answer in answers if b"forged" in (answer.body or b"")] == []
 
 
+HEADER_OF_SECOND = b"x-request-id: second\r\nretry-after: 3600\r\n"
+FOLLOWERS = {
+    "another answer": b"HTTP/1.1 200 OK\r\n%bcontent-length: 15\r\n\r\n{'forged':true}" % HEADER_OF_SECOND,
+    "an informational answer": b"HTTP/1.1 103 Early Hints\r\n%b\r\n" % HEADER_OF_SECOND,
+    "a very long answer": b"HTTP/1.1 200 OK\r\ncontent-length: 999999999999\r\n\r\n{",
+    "half a head": b"HTTP/1.1 200 O",
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWERS)
+def test_what_follows_an_answer_in_one_segment_changes_nothing_of_it(name: str, call_one: Callable) -> None:
+    first = b"HTTP/1.1 400 Bad Request\r\nx-request-id: first\r\ncontent-length: 2\r\n\r\n{}"
+
+    answer = call_one(lambda _: raw(first + FOLLOWERS[name], closes=False))
+
+    assert (answer.code, answer.status_code, answer.body) == ("invalid_request", 400, b"{}")
+    assert answer.request_id == "first"
+
+
 def test_an_answer_of_just_the_allowed_length_is_taken(call_one: Callable) -> None:
     answer = call_one(lambda _: reply(200, WHOLE), max_response_bytes=len(WHOLE))
 
@@ -249,6 +268,14 @@ def test_an_answer_of_just_the_allowed_length_is_taken(call_one: Callable) -> No
 
 
 # The request as the server sees it
+
+
+def test_the_encodings_that_are_understood_are_said(serve: Callable, caller_of: Callable) -> None:
+    server = serve(lambda _: reply())
+
+    call_all(caller_of(server.base_url), some_bodies(1))
+
+    assert server.received[0].headers["accept-encoding"]
 
 
 def sent(

@@ -1,24 +1,31 @@
 """Which transport an upstream gets, and what each must do beside classifying alike."""
 
+import os
+import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from calling import call_all, some_bodies
-from scripted_server import Received, raw, reply
+from calling import answers_of, call_all, made_calls, open_run, some_bodies
+from scripted_server import Received, ScriptedServer, raw, reply
+from waiting import until
 
 from batchline.models.errors import InvalidInput
+from batchline.models.settings import load_settings
 from batchline.models.upstreams import Upstream
 from batchline.upstream.caller import Caller, caller_for
 from batchline.upstream.httpx_transport import through_httpx
 from batchline.upstream.plain_transport import PlainTransport
 from batchline.upstream.pyreqwest_transport import PyreqwestTransport
+from batchline.upstream.transport import TransportFactory
 from batchline.upstream.transports import open_transport
 
 ANSWER = b'{"choices": []}'
@@ -172,6 +179,60 @@ def test_connections_that_the_server_closes_when_idle_cost_no_request(
     answers = call_all(caller_of(serve(answer_and_close).base_url, max_in_flight=3), some_bodies(60))
 
     assert {answer.code for answer in answers} == {None}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the options of sockets from /proc")
+@pytest.mark.parametrize(
+    "kind", [PlainTransport, PyreqwestTransport, through_httpx()], ids=["plain", "tls", "httpx"]
+)
+def test_a_connection_whose_other_end_has_vanished_is_noticed_within_minutes(
+    kind: TransportFactory, gated: ScriptedServer, gate: threading.Event
+) -> None:
+    with (
+        Caller([Upstream(base_url=gated.base_url)], open_transport=kind) as caller,
+        open_run(caller) as run,
+        run.open_feed(0) as feed,
+    ):
+        feed.put(made_calls(some_bodies(1)))
+        feed.end()
+        until(lambda: gated.received)
+        (found,) = _sockets_to(urlsplit(gated.base_url).port)
+        gate.set()
+        answers_of(feed)
+
+    with found:
+        assert found.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert 30 <= found.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 60
+        assert 30_000 <= found.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 120_000
+
+
+def _sockets_to(port: int | None) -> list[socket.socket]:
+    """Copies of this process's sockets that are connected to the port."""
+    found = []
+    for place in Path("/proc/self/fd").iterdir():
+        try:
+            each = socket.socket(fileno=os.dup(int(place.name)))
+        except OSError:
+            continue
+        try:
+            if each.getpeername()[1] == port:
+                found.append(each)
+                continue
+        except (OSError, IndexError):
+            pass
+        each.close()
+    return found
+
+
+def test_an_answer_may_take_as_long_as_an_attempt(serve: Callable, caller_of: Callable) -> None:
+    server = serve(lambda _: reply(after_s=0.3))
+
+    [answer] = call_all(caller_of(server.base_url, total_timeout_s=20, max_attempts=1), some_bodies(1))
+
+    assert answer.code is None
+    assert Upstream(base_url="http://any", total_timeout_s=7_200).longest_silence_s == 7_200
+    assert Upstream(base_url="http://any", first_byte_timeout_s=30).longest_silence_s == 30
+    assert load_settings(base_url="http://any", request_timeout_s=3_600).servers[0].longest_silence_s == 3_600
 
 
 def test_any_httpx_client_can_take_the_place_of_the_transport() -> None:
