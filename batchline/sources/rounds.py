@@ -13,7 +13,6 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from typing import Final
 
 from batchline.models.batches import BatchDwExtResponse, BatchError, CreateBatchRequest, checked_metadata
@@ -160,25 +159,31 @@ class _Round:
 
     def _take(self, file: InboxFile) -> Iterator[SyncEvent]:
         """Make a batch of that version, or put it into quarantine."""
-        picked = None
+        picked: SourceFile | None = None
+        stored: FileRecord | None = None
         try:
-            with ExitStack() as undo:
-                with self._inbox.opened(file) as source:
-                    stored = store_content(self._engine, source, filename=file.name)
-                    undo.callback(drop_content, self._engine, stored)
-                errors, endpoint = self._checked(stored)
-                if not errors:
-                    picked = self._record(file, stored, endpoint)
-                    undo.pop_all()
+            with self._inbox.opened(file) as source:
+                stored = store_content(self._engine, source, filename=file.name)
+            errors, endpoint = self._checked(stored)
+            if not errors:
+                picked = self._record(file, stored, endpoint)
         except InvalidInput as error:
             errors = [BatchError(code="unreadable_file", message=str(error))]
+        except (Conflict, NotFound, SourceFault):  # after another fault the record may have been made
+            self._drop(stored)
+            raise
         if picked is None:
+            self._drop(stored)
             yield from self._quarantine(file, errors)
         else:
             deletes = self._options.after == "delete" and DELETED_AFTER_S > 0
             reason = f"a round deletes it {DELETED_AFTER_S / 60:g} minutes from now" if deletes else None
             yield self._event("taken", file, batch_id=picked.batch_id, reason=reason)
             yield from self._put_away(file, Taken(picked.batch_id, picked.taken_at))
+
+    def _drop(self, stored: FileRecord | None) -> None:
+        if stored is not None:
+            drop_content(self._engine, stored)
 
     def _checked(self, stored: FileRecord) -> tuple[list[BatchError], str]:
         """What is wrong with the stored copy, and the endpoint of its requests."""

@@ -15,7 +15,7 @@ from batchline.models.ids import new_batch_id, new_file_id
 from batchline.models.settings import Settings
 from batchline.models.status import BatchStatus
 from batchline.steps.engine import Engine
-from batchline.steps.sweep import sweep_now
+from batchline.steps.sweep import sweep, sweep_now
 from batchline.storage import layout
 from batchline.storage.reading import Readable
 from batchline.storage.records import BatchRecord, Doomed, FileRecord, Idempotency, Room
@@ -97,20 +97,21 @@ def store_content(
 
 
 def drop_content(engine: Engine, record: FileRecord) -> None:
-    """Delete stored content of which no record was made."""
-    engine.records.doom(Doomed(prefix=record.key, due_at=int(time.time())))
-    sweep_now(engine, record.key)
+    """Delete stored content, unless a record was made of it."""
+    if engine.records.doom_unrecorded(record.key, due_at=int(time.time())):
+        sweep_now(engine, record.key)
 
 
 @contextmanager
 def _doomed_unless_stored(engine: Engine, key: str) -> Iterator[None]:
     """Note the object as doomed until its file is on record; a write that raises leaves neither behind."""
-    engine.records.doom(Doomed(prefix=key, due_at=int(time.time()) + UPLOAD_S))
+    doomed = Doomed(prefix=key, due_at=int(time.time()) + UPLOAD_S)
+    engine.records.doom(doomed)
     try:
         yield
     except BaseException:
         with suppress(StorageFault):  # then later housekeeping does
-            engine.records.absolve(key)
+            sweep(engine, doomed)  # the object may be there: its last answer may have been lost
         raise
 
 

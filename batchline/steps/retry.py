@@ -126,7 +126,7 @@ def _start(engine: Engine, batch: BatchRecord, lines: list[int], room: Room | No
     token = uuid.uuid4().hex
     generation = _free_generation(engine, batch)
     key = layout.retry_plan_key(batch.id, generation, token)
-    with _undone_unless_needed(engine, key, layout.first_prefix(batch.id, token)) as made:
+    with _undone_unless_needed(engine, batch.id, key, layout.first_prefix(batch.id, token)) as made:
         store.put(key, msgspec.json.encode(plan))
         base = _aside(engine, batch, token)
         return engine.records.retry(
@@ -155,8 +155,11 @@ def _free_generation(engine: Engine, batch: BatchRecord) -> int:
 
 
 @contextmanager
-def _undone_unless_needed(engine: Engine, *made: str) -> Iterator[tuple[str, ...]]:
-    """What is written below those prefixes is doomed first, and deleted at once where the block raises."""
+def _undone_unless_needed(engine: Engine, batch_id: str, *made: str) -> Iterator[tuple[str, ...]]:
+    """Doom what is written below those prefixes first, and delete it at once if another retry came first.
+
+    After a `StorageFault` the retry may have been made: its plan is left to housekeeping.
+    """
     due_at = int(time.time()) + MADE_WITHIN_S
     doomed = [Doomed(prefix=prefix, due_at=due_at) for prefix in made]
     for each in doomed:
@@ -164,9 +167,10 @@ def _undone_unless_needed(engine: Engine, *made: str) -> Iterator[tuple[str, ...
     try:
         yield made
     except (Conflict, NotFound):
-        with suppress(StorageFault):  # then later housekeeping does
-            for each in doomed:
-                sweep(engine, each)
+        with suppress(StorageFault, NotFound):  # then later housekeeping does
+            if engine.records.get_batch(batch_id).plan_key not in made:
+                for each in doomed:
+                    sweep(engine, each)
         raise
 
 

@@ -33,6 +33,17 @@ class FileRecords(Transactions):
         """Note objects that are to be deleted, so that it happens even if this process dies."""
         self._write(lambda connection: doom(connection, some))
 
+    def doom_unrecorded(self, key: str, *, due_at: int) -> bool:
+        """Doom the content of a file of which no record was made; false, and nothing is done, if there is one."""
+
+        def work(connection: Connection) -> bool:
+            if connection.execute(select(files.c.id).where(files.c.key == key)).first() is not None:
+                return False
+            doom(connection, Doomed(prefix=key, due_at=due_at))
+            return True
+
+        return self._write(work)
+
     def doomed(self, *, now: float) -> list[Doomed]:
         """What is due to be deleted by then."""
         statement = select(doomed.c.prefix, doomed.c.due_at, doomed.c.kept).where(doomed.c.due_at <= now)

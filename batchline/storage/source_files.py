@@ -66,7 +66,7 @@ class SourceFiles(Transactions):
         try:
             return self._write(work)
         except Conflict:
-            if self.taken([picked.id]):
+            if self.taken([picked.id]):  # by another: the outcome of a commit of ours is always found out
                 raise
         return self._write(work)  # another file took the place in the same moment
 
