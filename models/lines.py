@@ -83,9 +83,9 @@ _decode_line = msgspec.json.Decoder(RequestLine).decode
 
 
 def split_line(line: bytes) -> RequestLine:
-    """The parts of a valid input line, of any depth; raises `NotJSONError` or `KeyError` for another."""
+    """The parts of a valid input line; raises `NotJSONError` or `KeyError` for another."""
     try:
         return _decode_line(line)
     except (msgspec.DecodeError, RecursionError):
-        found = members(line)
+        found = members(line, "custom_id", "body")
         return RequestLine(custom_id=Raw(found["custom_id"]), body=Raw(found["body"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from bisect import bisect_left
@@ -13,12 +12,14 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec import Raw
 
 from batchline.models.errors import InvalidInput
 from batchline.models.json_scan import members
 from batchline.models.settings import Settings
 from batchline.models.wire import WireModel
 from batchline.operations.client import Batchline
+from batchline.steps.faults import MAX_MODEL, MAX_MODELS
 from batchline.steps.intake import input_blocks
 from batchline.steps.prices import PriceBook, Rates, Tariff, TokenCounts, as_text, price_book, total
 from batchline.steps.stretches import stretches_of
@@ -26,6 +27,9 @@ from batchline.steps.validate import BYTES_A_TOKEN
 
 WITHOUT_OUTPUT: Final = frozenset({"/v1/embeddings", "/v1/moderations"})
 """Endpoints whose answers are not generated, so that no output is billed."""
+
+MOST_DIGITS: Final = 15
+"""Of a limit; a longer one is none."""
 
 _FILE_ID: Final = re.compile(r"file-[0-9a-f]{32}")
 
@@ -69,11 +73,11 @@ class CostEstimate(WireModel):
 
 class _Body(msgspec.Struct):
     model: str | None = None
-    n: object = None
-    best_of: object = None
-    max_completion_tokens: object = None
-    max_tokens: object = None
-    max_output_tokens: object = None
+    n: Raw = Raw()
+    best_of: Raw = Raw()
+    max_completion_tokens: Raw = Raw()
+    max_tokens: Raw = Raw()
+    max_output_tokens: Raw = Raw()
 
 
 class _Request(msgspec.Struct):
@@ -153,10 +157,11 @@ class _Counting:
     def add(self, line: bytes) -> None:
         """Count a line."""
         request = _read(line)
-        if request is None:
+        model = "" if request is None else request.body.model or ""
+        is_new = model not in self.sums
+        if request is None or (is_new and (len(model) > MAX_MODEL or len(self.sums) >= MAX_MODELS)):
             self.unreadable += 1
             return
-        model = request.body.model or ""
         tariff = self._book.tariff(model)
         size_bytes = len(line) + 1
         step = bisect_left(tariff.starts, size_bytes // BYTES_A_TOKEN) if tariff else 0
@@ -236,8 +241,9 @@ def _most_output(request: _Request) -> int | None:
     return None if limit is None else limit * max(1, _count(body.n) or 1, _count(body.best_of) or 1)
 
 
-def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+def _count(value: Raw) -> int | None:
+    text = bytes(value)
+    return int(text) if text.isdigit() and len(text) <= MOST_DIGITS else None
 
 
 def _read(line: bytes) -> _Request | None:
@@ -246,10 +252,10 @@ def _read(line: bytes) -> _Request | None:
         return _decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
-    try:  # valid lines may be deeper, or have larger numbers, than the fast way takes
-        found = members(line)
-        body = members(found["body"])
-        values = {name: json.loads(body[name]) for name in _Body.__struct_fields__ if name in body}
-        return msgspec.convert({"url": json.loads(found["url"]), "body": values}, _Request)
-    except (KeyError, ValueError, RecursionError):
+    try:  # valid lines may have lone surrogates, which the fast way does not take
+        found = members(line, "url", "body")
+        body = members(found["body"], *_Body.__struct_fields__)
+        url, model = (msgspec.json.decode(each, type=str) for each in (found["url"], body.pop("model")))
+        return _Request(url, _Body(model, **{name: Raw(text) for name, text in body.items()}))
+    except (KeyError, ValueError):
         return None

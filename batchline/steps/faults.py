@@ -4,23 +4,28 @@ from collections.abc import Iterator
 
 import msgspec
 
-from batchline.models.batches import BatchError
-from batchline.models.json_scan import NotJSONError, members
+from batchline.models.json_scan import MAX_DEPTH, NotJSONError, TooDeepError, has_twice, members
 from batchline.models.settings import Settings
-from batchline.steps.formats import is_doubled, is_windows_text, why_not_json
+from batchline.steps.formats import is_windows_text, why_not_json
 from batchline.steps.stretches import UTF8_BOM
 
 MAX_CUSTOM_ID = 512
+MAX_MODEL = 256
+MAX_MODELS = 1_000
+"""Different models of a file: each takes memory here, in the plan and in the figures, and a lane upstream."""
+
 QUOTED = 60
+REQUEST = ("custom_id", "method", "url", "body")
 MODEL_IS_OPTIONAL = frozenset({"/v1/moderations"})
 
 
 class Rules:
-    """What a batch's lines must keep to."""
+    """What a batch's lines must keep to; `models` are those that the file has named so far."""
 
     def __init__(self, endpoint: str, settings: Settings) -> None:
         self.endpoint = endpoint
         self.max_line_bytes = settings.max_line_bytes
+        self.models: set[str] = set()
         self._settings = settings
 
     def serves(self, model: str) -> bool:
@@ -28,51 +33,61 @@ class Rules:
         return not self._settings.servers or self._settings.upstream_for(model) is not None
 
 
-class Look(msgspec.Struct, frozen=True, kw_only=True):
-    """What a close look found: the line's errors, and its custom_id and model where they are usable."""
+Fault = tuple[str, str, str | None]
+"""Code, message and parameter of what is wrong; a record is made only of those that are kept."""
 
-    errors: list[BatchError] = []
+
+class Look(msgspec.Struct, frozen=True, kw_only=True):
+    """What a close look found: the line's faults, and its custom_id and model where they are usable."""
+
+    faults: list[Fault] = []
     custom_id: str | None = None
     model: str | None = None
 
 
-def overlong(number: int, size: int, rules: Rules) -> BatchError:
-    """The error of a line over the limit."""
+def overlong(size: int, rules: Rules) -> Fault:
+    """The fault of a line over the limit."""
     message = f"the line has {size:,} bytes; at most {rules.max_line_bytes:,} are allowed"
-    return BatchError(code="request_too_large", line=number, message=message)
+    return "request_too_large", message, None
 
 
-def look_at(line: bytes, *, number: int, offset: int, rules: Rules) -> Look:
+def look_at(line: bytes, *, offset: int, rules: Rules) -> Look:
     """Everything that is wrong with the line that is not blank; `offset` is where it starts in the file.
 
-    A line that is no JSON object has one error; of one that is, every member's faults are told.
+    A line that is no JSON object has one fault; of one that is, every member's faults are told.
     """
     if len(line) > rules.max_line_bytes:
-        return Look(errors=[overlong(number, len(line), rules)])
+        return Look(faults=[overlong(len(line), rules)])
     try:
         found = _object(line, offset)
+    except TooDeepError:
+        return Look(faults=[("invalid_value", f"nested deeper than {MAX_DEPTH} levels; make it flatter", None)])
     except _Malformed as malformed:
-        return Look(errors=[BatchError(code="invalid_json_line", line=number, message=str(malformed))])
+        return Look(faults=[("invalid_json_line", str(malformed), None)])
     custom_id, model = _text(found.get("custom_id")), None
     body = _members(found.get("body"))
     if body is not None:
         model = _text(body.get("model"))
-    errors = [
-        BatchError(code=code, line=number, message=message, param=param)
-        for code, message, param in _faults(found, body, rules)
-    ]
-    if line.count(b'"custom_id"') > 1 and is_doubled(line, "custom_id"):
+    faults = [*_faults(found, body, rules)]
+    if line.count(b'"custom_id"') > 1 and has_twice(line, "custom_id"):
         words = "the line has custom_id twice, and readers differ in which one they take; leave one"
-        errors.append(BatchError(code="invalid_value", line=number, message=words, param="custom_id"))
+        faults.append(("invalid_value", words, "custom_id"))
     usable = custom_id is not None and 0 < len(custom_id) <= MAX_CUSTOM_ID
-    return Look(errors=errors, custom_id=custom_id if usable else None, model=model)
+    return Look(faults=faults, custom_id=custom_id if usable else None, model=model)
+
+
+class _Url(msgspec.Struct):
+    url: str
+
+
+_decode_url = msgspec.json.Decoder(_Url).decode
 
 
 def endpoint_in(line: bytes) -> str | None:
-    """The line's url, if it is an object that has one."""
+    """Return the line's url if it is an object that the fast parser takes and that has one, else None."""
     try:
-        return _text(members(line).get("url"))
-    except NotJSONError:
+        return _decode_url(line).url
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
@@ -81,7 +96,7 @@ class _Malformed(ValueError):
 
 
 def _object(text: bytes, offset: int) -> dict[str, bytes]:
-    """The members of the object that the line must be."""
+    """The members of the object that the line must be; raises `TooDeepError` or `_Malformed`."""
     try:
         text.decode()
     except UnicodeDecodeError as error:
@@ -100,7 +115,9 @@ def _object(text: bytes, offset: int) -> dict[str, bytes]:
         at = text.index(b"\0")
         raise _Malformed(f"a raw NUL at byte {at} of the line (byte {offset + at} of the file)")
     try:
-        found = members(text)
+        found = members(text, *REQUEST)
+    except TooDeepError:
+        raise
     except NotJSONError as error:
         raise _Malformed(f"not JSON: {why_not_json(text, error.offset)}") from error
     if not text.lstrip().startswith(b"{"):
@@ -108,11 +125,9 @@ def _object(text: bytes, offset: int) -> dict[str, bytes]:
     return found
 
 
-def _faults(
-    found: dict[str, bytes], body: dict[str, bytes] | None, rules: Rules
-) -> Iterator[tuple[str, str, str]]:
+def _faults(found: dict[str, bytes], body: dict[str, bytes] | None, rules: Rules) -> Iterator[Fault]:
     """Code, message and parameter of each fault of a line that is an object."""
-    for name in ("custom_id", "method", "url", "body"):
+    for name in REQUEST:
         if name not in found:
             yield "missing_required_parameter", f"{name} is missing", name
         elif found[name] == b'""':
@@ -139,7 +154,7 @@ def _custom_id_fault(value: bytes) -> str | None:
     return None
 
 
-def _url_faults(value: bytes, rules: Rules) -> Iterator[tuple[str, str, str]]:
+def _url_faults(value: bytes, rules: Rules) -> Iterator[Fault]:
     url = _text(value)
     if url is None:
         yield "invalid_value", f"url is {_kind(value)}; it must be the endpoint {rules.endpoint}", "url"
@@ -151,7 +166,7 @@ def _url_faults(value: bytes, rules: Rules) -> Iterator[tuple[str, str, str]]:
         )
 
 
-def _body_faults(body: dict[str, bytes], rules: Rules) -> Iterator[tuple[str, str, str]]:
+def _body_faults(body: dict[str, bytes], rules: Rules) -> Iterator[Fault]:
     if "model" not in body:
         if rules.endpoint not in MODEL_IS_OPTIONAL:
             yield "missing_required_parameter", "body.model is missing", "body.model"
@@ -159,6 +174,12 @@ def _body_faults(body: dict[str, bytes], rules: Rules) -> Iterator[tuple[str, st
         yield "invalid_value", f"body.model is {_kind(body['model'])}; it must be a string", "body.model"
     elif not model:
         yield "missing_required_parameter", "body.model is empty", "body.model"
+    elif len(model) > MAX_MODEL:
+        message = f"body.model has {len(model):,} characters; at most {MAX_MODEL} are allowed"
+        yield "invalid_value", message, "body.model"
+    elif len(rules.models) >= MAX_MODELS and model not in rules.models:
+        message = f"model {model[:QUOTED]!r} is one too many: a file may name at most {MAX_MODELS:,}; split it"
+        yield "invalid_value", message, "body.model"
     elif not rules.serves(model):
         yield "unknown_model", f"no upstream serves model {model[:QUOTED]!r}", "body.model"
     stream = body.get("stream", b"false")
@@ -169,7 +190,7 @@ def _body_faults(body: dict[str, bytes], rules: Rules) -> Iterator[tuple[str, st
 
 
 def _members(value: bytes | None) -> dict[str, bytes] | None:
-    return members(value) if value is not None and value.startswith(b"{") else None
+    return members(value, "model", "stream") if value is not None and value.startswith(b"{") else None
 
 
 def _text(value: bytes | None) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from batchline.models.batches import BatchError
+from batchline.models.json_scan import is_json
 
 HEAD_BYTES: Final = 2**20
 SAMPLED_LINES: Final = 20
@@ -219,7 +220,7 @@ def why_not_json(line: bytes, offset: int) -> str:
         reason = "strings need straight quotes, there is a curly one"
     elif rest[:1] in {b"}", b"]"} and before.endswith(b","):
         reason = f"there is a comma before the closing {rest[:1].decode()}"
-    elif before.endswith(b"}") and _read(before) is not None:
+    elif before.endswith(b"}") and is_json(before):
         reason = "a comma follows the object" if rest.startswith(b",") else "more follows the object"
     else:
         reason = "it goes wrong"
@@ -229,17 +230,3 @@ def why_not_json(line: bytes, offset: int) -> str:
 def is_windows_text(line: bytes) -> bool:
     """True if the line looks like Windows-1252 (or Latin-1): nothing in it is UTF-8 beyond ASCII."""
     return line.decode(errors="ignore").isascii()
-
-
-def is_doubled(line: bytes, name: str) -> bool:
-    """True if the object on the line has that member more than once; its body does not count."""
-    names: list[str] = []
-
-    def note(pairs: list[tuple[str, Any]]) -> None:
-        names[:] = [name for name, _ in pairs]  # the outermost object comes last
-
-    try:
-        json.loads(line, object_pairs_hook=note, parse_int=str)
-    except (ValueError, RecursionError):
-        return False
-    return names.count(name) > 1

@@ -161,5 +161,5 @@ def model_of(body: msgspec.Raw) -> str | None:
 def _model_of_odd(body: msgspec.Raw) -> str | None:
     from batchline.models.json_scan import members  # noqa: PLC0415 - for the rare body that msgspec refuses
 
-    found = members(bytes(body)).get("model")
+    found = members(bytes(body), "model").get("model")
     return None if found is None else msgspec.json.decode(found, type=str | None)

@@ -8,21 +8,24 @@ import hashlib
 import itertools
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import msgspec
 
 from batchline.models.batches import BatchError
+from batchline.models.json_scan import MAX_DEPTH, NotJSONError, has_twice, is_too_deep
 from batchline.models.plan import STRETCH_LINES, Chunk, Plan, chunk_requests
 from batchline.models.plan import Stretch as Pinned
 from batchline.models.settings import Settings
-from batchline.steps.faults import Rules, endpoint_in, look_at, overlong
-from batchline.steps.formats import BLANKS, HEAD_BYTES, foreign_format, is_doubled
+from batchline.steps.faults import MAX_CUSTOM_ID, Fault, Rules, endpoint_in, look_at, overlong
+from batchline.steps.formats import BLANKS, HEAD_BYTES, foreign_format
 from batchline.steps.stretches import Stretch, stretches_of
 
 BYTES_A_TOKEN: Final = 4
-MAX_CUSTOM_ID: Final = 512
+SURELY_FLAT_BYTES: Final = 2 * MAX_DEPTH
+"""A shorter line has no room to be nested too deeply."""
+
 Blocks = Callable[[], Iterator[bytes]]
 
 
@@ -75,11 +78,12 @@ def validate_input(
     endpoint = endpoint or endpoint_of(blocks(), settings=settings)
     first = _Pass(endpoint, settings, max_errors)
     first.read(itertools.chain([head], all_blocks))
-    twins = repeated(first.hashes)
+    twins, more = repeated(first.hashes, most=max_errors)
     if twins:
         second = _Pass(endpoint, settings, max_errors, suspects=twins)
         second.read(blocks())
         first.errors = second.errors
+        first.errors.count += more
     if first.errors.count:
         plan = None
     else:
@@ -126,15 +130,23 @@ def _head(blocks: Iterator[bytes]) -> tuple[bytes, bool]:
     return b"".join(head), True
 
 
-def repeated(hashes: "array[int]") -> frozenset[int]:
-    """The values that stand in the array more than once."""
+def repeated(hashes: "array[int]", *, most: int | None) -> tuple[frozenset[int], int]:
+    """Return the values that stand in the array more than once, and how many repetitions there are of others.
+
+    Those are enough values for the first `most` repetitions, so that a file of nothing else takes no memory.
+    """
     if len(hashes) < 50_000:
         counts = Counter(hashes)
-        return frozenset(value for value, times in counts.items() if times > 1)
+        return frozenset(value for value, times in counts.items() if times > 1), 0
     import numpy as np  # noqa: PLC0415 - only large files are worth its import
 
-    ordered = np.sort(np.frombuffer(hashes, dtype=np.int64))
-    return frozenset(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+    values = np.frombuffer(hashes, dtype=np.int64)
+    order = np.argsort(values, kind="stable")
+    again = np.zeros(len(values), dtype=np.bool_)
+    again[order[1:]] = values[order[1:]] == values[order[:-1]]
+    repetitions = values[again]
+    first = np.unique(repetitions[:most])
+    return frozenset(first.tolist()), int(len(repetitions) - np.isin(repetitions, first).sum())
 
 
 class _Errors:
@@ -145,11 +157,12 @@ class _Errors:
         self._most = most
         self._kept: list[BatchError] = []
 
-    def add(self, errors: list[BatchError]) -> None:
-        """Take in errors."""
-        self.count += len(errors)
-        room = len(errors) if self._most is None else max(0, self._most - len(self._kept))
-        self._kept += errors[:room]
+    def add(self, line: int | None, faults: Sequence[Fault]) -> None:
+        """Take in the faults of a line, or of the file."""
+        self.count += len(faults)
+        room = len(faults) if self._most is None else max(0, self._most - len(self._kept))
+        for code, message, param in faults[:room]:
+            self._kept.append(BatchError(code=code, line=line, message=message, param=param))
 
     def listed(self) -> list[BatchError]:
         """What is reported."""
@@ -171,11 +184,11 @@ class _Pass:
     ) -> None:
         self.errors = _Errors(max_errors)
         self.hashes = array("q")
-        self.models: set[str] = set()
         self.requests = 0
         self.size = 0
         self._settings = settings
         self._rules = Rules(endpoint, settings)
+        self.models = self._rules.models
         self._suspects = suspects
         self._first_lines: dict[str, int] = {}
         self._places: list[_Place] = []
@@ -208,10 +221,11 @@ class _Pass:
         """Check a stretch's lines; only what is as it should be takes the short way."""
         if stretch.overlong:
             self.requests += 1
-            self.errors.add([overlong(stretch.first_line, stretch.overlong, self._rules)])
+            self.errors.add(stretch.first_line, [overlong(stretch.overlong, self._rules)])
             return
         endpoint, models, add = self._rules.endpoint, self.models, self.hashes.append
         most, is_utf8, suspects = self._rules.max_line_bytes, stretch.is_utf8, self._suspects
+        starts: list[int] = []
         for number, line in enumerate(stretch.lines, start=stretch.first_line):
             try:
                 request = _decode(line)
@@ -226,27 +240,29 @@ class _Pass:
                     and len(line) <= most
                     and is_utf8
                     # The decoder takes the last of two members; a body may well have one of that name.
-                    and (line.count(b'"custom_id"') == 1 or not is_doubled(line, "custom_id"))
+                    and (line.count(b'"custom_id"') == 1 or not has_twice(line, "custom_id"))
+                    and (len(line) <= SURELY_FLAT_BYTES or not is_too_deep(line))
                 )
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, NotJSONError):
                 is_plain = False
             if not is_plain:
                 if not line.strip(BLANKS):
                     continue
-                custom_id = self._look(number, line, stretch)
+                starts = starts or [
+                    *itertools.accumulate((len(each) + 1 for each in stretch.lines), initial=stretch.start)
+                ]
+                custom_id = self._look(number, line, starts[number - stretch.first_line])
             self.requests += 1
             if custom_id is not None:
                 add(hash(custom_id))
                 if suspects and hash(custom_id) in suspects:
                     self._check_twin(number, custom_id)
 
-    def _look(self, number: int, line: bytes, stretch: Stretch) -> str | None:
+    def _look(self, number: int, line: bytes, offset: int) -> str | None:
         """Look at an unusual line closely; its custom_id if it has a valid one."""
-        at = number - stretch.first_line
-        offset = stretch.start + sum(map(len, stretch.lines[:at])) + at
-        found = look_at(line, number=number, offset=offset, rules=self._rules)
-        self.errors.add(found.errors)
-        if found.model is not None and not found.errors:
+        found = look_at(line, offset=offset, rules=self._rules)
+        self.errors.add(number, found.faults)
+        if found.model is not None and not found.faults:
             self.models.add(found.model)
         return found.custom_id
 
@@ -261,7 +277,7 @@ class _Pass:
             )
 
     def _fail(self, code: str, line: int | None, message: str, param: str | None = None) -> None:
-        self.errors.add([BatchError(code=code, line=line, message=message, param=param)])
+        self.errors.add(line, [(code, message, param)])
 
     def digest(self) -> str:
         """The digest of the stretches' digests."""

@@ -1,5 +1,6 @@
 """What is asked of an upstream and what came of it; reading an answer's usage and its faults."""
 
+import asyncio
 from collections.abc import Iterable
 from typing import Annotated, Any
 
@@ -7,11 +8,24 @@ import msgspec
 from msgspec import Meta, Raw, convert, structs
 
 from batchline.models.failures import ErrorCode, of_status
-from batchline.models.json_scan import NotJSONError, check, members
+from batchline.models.json_scan import (
+    MAX_DIGITS,
+    NotJSONError,
+    TooDeepError,
+    check,
+    has_long_number,
+    is_too_deep,
+    members,
+)
 from batchline.models.lines import as_json_text, embeddable
 from batchline.upstream.transport import Reply
 
 MESSAGE_CHARACTERS = 500
+LONG_BYTES = 2**18
+MOST_WORDS_BYTES = 2**20
+MOST_USAGE_BYTES = 2**14
+"""Of a message and a usage that are read; beyond that they are neither."""
+
 MOST_TOKENS = 2**53
 Count = Annotated[int, Meta(ge=0, lt=MOST_TOKENS)]
 
@@ -101,11 +115,15 @@ class _Envelope(msgspec.Struct, gc=False):
 
 _decode = msgspec.json.Decoder(_Envelope).decode
 _NULLS = (b"null", b"{}", b'""', b"false")
+_WORDS = ("message", "detail", "error")
 _ANSWERS = ("choices", "data", "output", "content", "results")
 
 
 def read_reply(reply: Reply) -> Reading:
-    """What the reply says. Never raises, whatever the server sent."""
+    """What the reply says. Never raises, whatever the server sent.
+
+    Takes a millisecond for each 100 kB of the oddest body; a long one is better read on a thread.
+    """
     code = of_status(reply.status_code)
     if code is None:
         return _read_success(reply.body)
@@ -113,6 +131,11 @@ def read_reply(reply: Reply) -> Reading:
     if message is None:
         message = f"the upstream answered {reply.status_code} with {len(reply.body)} bytes"
     return Reading(code, body, message, _usage_of(reply.body))
+
+
+async def read_aside(reply: Reply) -> Reading:
+    """What the reply says, read on a thread if it is so long that others would wait for it."""
+    return read_reply(reply) if len(reply.body) <= LONG_BYTES else await asyncio.to_thread(read_reply, reply)
 
 
 def reread_without(secrets: Iterable[bytes], reply: Reply, reading: Reading) -> Reading:
@@ -131,6 +154,8 @@ def _read_success(body: bytes) -> Reading:
         envelope = _decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return _read_odd(body)
+    if is_too_deep(body) or has_long_number(body):
+        return _unreadable(body)
     if envelope.error and _is_error(body):
         return _invalid(body)
     usage = envelope.usage
@@ -141,16 +166,27 @@ def _read_odd(body: bytes) -> Reading:
     """A 2xx that the fast parser refuses: odd JSON, or none."""
     try:
         check(body)
+    except TooDeepError:
+        return _unreadable(body)
     except NotJSONError as error:
         message = f"the upstream answered 2xx with {len(body)} bytes that are not JSON (at byte {error.offset})"
         return Reading(ErrorCode.INVALID_RESPONSE, as_json_text(body), message, None)
+    if has_long_number(body):
+        return _unreadable(body)
     if _is_error(body):
         return _invalid(body)
     return Reading(None, embeddable(body), None, _usage_of(body))
 
 
+def _unreadable(body: bytes) -> Reading:
+    """The reading of JSON that Python's parser and others fail on; embedded, it would spoil the whole file."""
+    fault = "that are nested too deeply" if is_too_deep(body) else f"with a number of over {MAX_DIGITS:,} digits"
+    message = f"the upstream answered 2xx with {len(body)} bytes {fault}"
+    return Reading(ErrorCode.INVALID_RESPONSE, as_json_text(body), message, None)
+
+
 def _is_error(body: bytes) -> bool:
-    found = members(body)
+    found = members(body, "error", *_ANSWERS)
     if found.get("error", b"null").strip() in _NULLS:
         return False
     return not any(found.get(name, b"null") != b"null" for name in _ANSWERS)
@@ -164,28 +200,24 @@ def _invalid(body: bytes) -> Reading:
 def _error_body(body: bytes) -> tuple[bytes, str | None]:
     """The body ready to embed, and the message in it if it has one."""
     try:
-        found = members(body)
+        found = members(body, *_WORDS)
     except NotJSONError:
         return as_json_text(body), None
-    return embeddable(body), _message(found)
+    return as_json_text(body) if has_long_number(body) else embeddable(body), _message(found)
 
 
 def _message(found: dict[str, bytes]) -> str | None:
     """`error.message`, or the `message`, `detail` or `error` text that some servers send."""
-    texts = dict(found)
-    try:
-        texts.update({f"error.{name}": text for name, text in members(found.get("error", b"null")).items()})
-    except NotJSONError:
-        return None
-    for name in ("error.message", "message", "detail", "error"):
-        text = _string(texts.get(name))
+    inner = members(found.get("error", b"null"), "message")
+    for words in (inner.get("message"), *map(found.get, _WORDS)):
+        text = _string(words)
         if text:
             return text[:MESSAGE_CHARACTERS]
     return None
 
 
 def _string(text: bytes | None) -> str | None:
-    if text is None or not text.startswith(b'"'):
+    if text is None or not text.startswith(b'"') or len(text) > MOST_WORDS_BYTES:
         return None
     try:
         return msgspec.json.decode(text, type=str)
@@ -196,8 +228,12 @@ def _string(text: bytes | None) -> str | None:
 def _usage_of(body: bytes) -> Usage | None:
     """The usage of an odd answer: of its members those that count something."""
     try:
-        text = members(body).get("usage")
-        return None if text is None else _counted(convert(_counts(msgspec.json.decode(text)), _Usage))
+        text = members(body, "usage").get("usage")
+        return (
+            None
+            if text is None or len(text) > MOST_USAGE_BYTES
+            else _counted(convert(_counts(msgspec.json.decode(text)), _Usage))
+        )
     except (NotJSONError, msgspec.MsgspecError, RecursionError):
         return None
 

@@ -15,7 +15,7 @@ from batchline.models.backoff import backoff_s, retry_after_s
 from batchline.models.failures import REFUSED_STATUSES, ErrorCode, is_retried
 from batchline.models.upstreams import Upstream
 from batchline.upstream.alarm import Alarm
-from batchline.upstream.answers import read_reply, reread_without
+from batchline.upstream.answers import Reading, read_aside, reread_without
 from batchline.upstream.attempt import Attempt
 from batchline.upstream.limits import FREE_OUTAGE_ATTEMPTS, OUTAGE_STATUSES, AdaptiveLimit, Breaker, Hold
 from batchline.upstream.rates import Rates
@@ -226,6 +226,8 @@ class Lane:
         attempt.started_at = time.time()
         try:
             reply = await self._transport.send(attempt.call.path, attempt.call.body, valid_until=run.valid_until)
+            duration_s = time.perf_counter() - began
+            reading = await read_aside(reply)
         except TooLate:
             self._done(attempt)
             attempt.number -= 1
@@ -247,7 +249,7 @@ class Lane:
             attempt.feed.settle(attempt.broken(error))
         else:
             self._done(attempt)
-            self._replied(attempt, reply, time.perf_counter() - began)
+            self._replied(attempt, reply, reading, duration_s)
 
     def _done(self, attempt: Attempt) -> None:
         attempt.task = None
@@ -263,8 +265,7 @@ class Lane:
         else:
             self._put_back(attempt, self._loop.time() + 0.25)
 
-    def _replied(self, attempt: Attempt, reply: Reply, duration_s: float) -> None:
-        reading = read_reply(reply)
+    def _replied(self, attempt: Attempt, reply: Reply, reading: Reading, duration_s: float) -> None:
         self.limit.answers += 1
         if attempt.held is not None:
             refused = reply.status_code == 429

@@ -1,4 +1,4 @@
-"""The checker without recursion agrees with Python's own parser wherever that one can follow."""
+"""The checker agrees with Python's own parser, keeps every byte of what it takes apart, and knows its bounds."""
 
 import json
 from typing import Any
@@ -7,7 +7,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from batchline.models.json_scan import NotJSONError, check, is_json, members
+from batchline.models import json_scan
+from batchline.models.json_scan import (
+    MAX_DEPTH,
+    MAX_DIGITS,
+    NotJSONError,
+    TooDeepError,
+    check,
+    has_long_number,
+    is_json,
+    is_too_deep,
+    members,
+)
 
 
 def refuse(name: str) -> None:
@@ -90,22 +101,22 @@ def test_json_with_a_few_bytes_exchanged_is_judged_as_a_strict_parser_judges_it(
     assert is_json(text) == is_strict_json(text)
 
 
-PAIRS = st.lists(
-    st.tuples(st.text(max_size=3) | st.sampled_from(["a", "custom_id"]), st.booleans(), TEXTS), max_size=6
-)
+NAMES = ("a", "custom_id", "body")
+ODD_TEXTS = TEXTS | st.sampled_from([rb'"\ud800"', rb'"\udc00\ud800\udc00\\\ud83d"', rb'{"\uDfff":[1]}', b"[[]]"])
+PAIRS = st.lists(st.tuples(st.text(max_size=3) | st.sampled_from(NAMES), st.booleans(), ODD_TEXTS), max_size=6)
 
 
 @given(PAIRS, st.sampled_from([b"", b" ", b"\t \r\n"]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_the_members_of_an_object_are_its_texts_and_the_last_of_equal_keys_counts(
     pairs: list[tuple[str, bool, bytes]], space: bytes
 ) -> None:
     written = [(key, json.dumps(key, ensure_ascii=escaped).encode(), value) for key, escaped, value in pairs]
     inside = (space + b"," + space).join(name + space + b":" + space + value for _, name, value in written)
 
-    found = members(space + b"{" + space + inside + space + b"}" + space)
+    found = members(space + b"{" + space + inside + space + b"}" + space, *NAMES)
 
-    assert found == {key: value for key, _, value in written}
+    assert found == {key: value for key, _, value in written if key in NAMES}
 
 
 @given(TEXTS)
@@ -113,20 +124,21 @@ def test_the_members_of_an_object_are_its_texts_and_the_last_of_equal_keys_count
 def test_members_of_anything_else_are_none(text: bytes) -> None:
     value = parsed(text)
 
-    assert members(text).keys() == (value.keys() if isinstance(value, dict) else set())
+    assert set(members(text, "a")) == (value.keys() & {"a"} if isinstance(value, dict) else set())
 
 
 OFFSETS = {
     "nothing": (b"", 0),
     "spaces": (b"  ", 2),
-    "a word": (b" nope", 1),
+    "a word": (b"[nope]", 2),
     "cut short": (b'{"a":', 5),
-    "an open string": (b'["abc', 1),
+    "an open string": (b'["abc', 5),
     "a second value": (b"{} {}", 3),
     "a comma before the end": (b"[1,]", 3),
     "the wrong bracket": (b'{"a":[1}', 7),
     "a key without quotes": (b"{a:1}", 1),
     "invalid UTF-8": (b'["\xff"]', 2),
+    "behind a lone surrogate": (rb'["\ud800" 1]', 10),
 }
 
 
@@ -138,17 +150,66 @@ def test_what_is_not_json_says_at_which_byte_that_shows(text: bytes, offset: int
     assert caught.value.offset == offset
 
 
-@pytest.mark.parametrize(("start", "end"), [(b"[", b"]"), (b'{"a":', b"}")], ids=["arrays", "objects"])
-def test_depth_is_no_hindrance(start: bytes, end: bytes) -> None:
-    depth = 50_000
-
-    assert is_json(start * depth + b"1" + end * depth)
+PADDING = b" " * 2 * MAX_DEPTH
+NESTS = {"arrays": (b"[", b"]"), "objects": (b'{"a":', b"}"), "with strings": (b'["]}\\"[[",', b',"]]"]')}
 
 
-def test_depth_without_its_end_is_not_json() -> None:
-    assert not is_json(b"[" * 50_000 + b"]" * 49_999)
+@pytest.mark.parametrize(("start", "end"), NESTS.values(), ids=NESTS)
+def test_a_text_may_be_as_deep_as_the_bound_and_no_deeper(start: bytes, end: bytes) -> None:
+    fits, deep = (PADDING + start * depth + b"1" + end * depth for depth in (MAX_DEPTH, MAX_DEPTH + 1))
+
+    assert (is_json(fits), is_too_deep(deep)) == (True, True)
+    with pytest.raises(TooDeepError):
+        check(deep)
+
+
+def test_many_brackets_side_by_side_or_in_strings_are_not_deep() -> None:
+    assert not is_too_deep(b"[" + b"[[]]," * 300_000 + b'"' + b"[{" * 300_000 + b'"]')
+
+
+def test_a_long_number_is_told_from_digits_in_a_string() -> None:
+    fits, long = b"7" * MAX_DIGITS, b"7" * (MAX_DIGITS + 1)
+
+    assert not has_long_number(b'["\\"",1.5e' + fits + b"]")
+    assert not has_long_number(rb'["\"' + long * 9 + rb'\\","' + long + b'"]')
+    assert has_long_number(rb'["\"' + long * 9 + rb'\\",' + long + b"]")
 
 
 @pytest.mark.parametrize("text", [b"9" * 10_000, b"-1e99999", b'"' + b"x" * 2_000_000 + b'"'], ids=len)
 def test_size_is_no_hindrance(text: bytes) -> None:
-    assert members(b'{"a":' + text + b"}") == {"a": text}
+    assert members(b'{"a":' + text + b"}", "a") == {"a": text}
+
+
+SURROGATES = st.lists(
+    st.sampled_from([rb"\ud800", rb"\uDBff", rb"\udc00", rb"\uDFFF", rb"\\", b"x", rb"\n"]), max_size=12
+)
+
+
+@given(SURROGATES)
+@settings(max_examples=300, deadline=None)
+def test_surrogates_in_any_order_are_json_and_kept(parts: list[bytes]) -> None:
+    text = b'"' + b"".join(parts) + b'"'
+
+    assert members(b'{"b":"\\ud800","a":' + text + b"}", "a") == {"a": text}
+
+
+def test_a_long_run_of_surrogates_is_not_divided_within_a_pair() -> None:
+    pairs = rb"\ud83d\ude00" * 60_000
+
+    assert members(b'{"a":"' + pairs + rb'\ud800"}', "a") == {"a": b'"' + pairs + rb'\ud800"'}
+    assert json_scan._without_lone_surrogates(b"x" + pairs + rb"\ud800") == b"x" + pairs + rb"\ufffd"
+
+
+TWICE = {
+    "once": (b'{"a":1,"b":{"a":2}}', False),
+    "never": (b'{"b":[{"a":2,"a":3}]}', False),
+    "twice": (b'{"a":1,"b":2,"a":3}', True),
+    "twice, escaped": (rb'{"\u0061":"\"a\":","b":2,"a" : [1]}', True),
+    "once, in a string": (rb'{"b":"\"a\":1,\"a\":2","a":"x"}', False),
+    "twice, beside a surrogate": (rb'{"a":"\ud800","a":"\ud800"}', True),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), TWICE.values(), ids=TWICE)
+def test_a_member_that_an_object_has_twice_is_found(text: bytes, expected: bool) -> None:
+    assert json_scan.has_twice(text, "a") is expected

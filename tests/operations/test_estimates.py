@@ -68,10 +68,16 @@ def test_a_model_without_a_price_is_named_and_gives_no_total(estimate):
 
 
 def test_lines_that_are_no_requests_are_counted_apart(estimate):
-    deep = b'{"custom_id":"d","method":"POST","url":"/v1/embeddings","body":{"model":"a","x":' + b"[" * 3_000
-    found = estimate(b"nonsense\n\n[]\n", line(1, max_tokens=1), deep + b"]" * 3_000 + b"}}\n")
+    odd = b'{"custom_id":"d","method":"POST","url":"/v1/embeddings","body":{"model":"a","x":"\\ud800"}}\n'
+    found = estimate(b"nonsense\n\n[]\n", line(1, max_tokens=1), odd)
 
     assert (found.requests, found.unreadable) == (2, 2)
+
+
+def test_only_a_thousand_models_with_names_of_a_file_are_estimated(estimate):
+    found = estimate(*(line(number, f"model-{number}") for number in range(1_200)), line(0, "m" * 257))
+
+    assert (len(found.models), found.unreadable) == (1_000, 201)
 
 
 def test_an_uploaded_file_is_estimated_by_its_id(estimate, tmp_path):

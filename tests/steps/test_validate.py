@@ -49,7 +49,7 @@ def found_in(text: bytes, **options: object) -> list[tuple[str | None, int | Non
 
 
 BAD_LINES = {
-    "not json": (b"not json", "invalid_json_line", None, "not JSON.* byte 0"),
+    "not json": (b"not json", "invalid_json_line", None, "not JSON.* byte 1"),
     "json cut short": (b'{"custom_id":"a"', "invalid_json_line", None, "breaks off.* byte 16"),
     "an array": (b"[" + line() + b"]", "invalid_json_line", None, "object is needed.*array"),
     "a bare string": (b'"hello"', "invalid_json_line", None, "object is needed.*string"),
@@ -94,6 +94,14 @@ BAD_LINES = {
     "body an array": (line(body="[]"), "invalid_value", "body", "array; it must be an object"),
     "body a string": (line(body='"x"'), "invalid_value", "body", "string; it must be an object"),
     "model null": (line(body='{"model":null}'), "invalid_value", "body.model", "null; it must be a string"),
+    "model of 257": (line(body=f'{{"model":"{"é" * 257}"}}'), "invalid_value", "body.model", "257 .*at most 256"),
+    "arrays 511 deep": (
+        line(body=f'{{"model":"m","x":{"[" * 511}{"]" * 511}}}'),
+        "invalid_value",
+        None,
+        "deeper than 512",
+    ),
+    "a million objects deep": (b'{"a":' * 1_000_000, "invalid_value", None, "deeper than 512"),
     "model lone surrogate": (
         line(body=f'{{"model":{SURROGATE}}}'),
         "invalid_value",
@@ -224,6 +232,12 @@ def test_the_plan_names_every_model_of_the_file() -> None:
     assert plan.models == ["m1", "m3", "x"]
 
 
+def test_a_file_may_name_a_thousand_models_and_each_further_one_is_an_error() -> None:
+    text = b"\n".join(line(f'"{number}"', body=f'{{"model":"m{number % 1_002}"}}') for number in range(1_500))
+
+    assert found_in(text) == [("invalid_value", line, "body.model") for line in (1_001, 1_002)]
+
+
 @pytest.mark.parametrize("text", [b"", b"\n", b"\r\n \n\t\n\n", b"\xef\xbb\xbf", b"\xef\xbb\xbf\n\n"], ids=repr)
 def test_a_file_without_a_request_is_empty(text: bytes) -> None:
     assert found_in(text) == [("empty_file", None, None)]
@@ -328,8 +342,10 @@ FINE_BODIES = {
     "a duplicate key": '{"model":"m","x":1,"x":2}',
     "a number beyond a double": '{"model":"m","x":1e400}',
     "a 400-digit integer": f'{{"model":"m","x":{"9" * 400}}}',
-    "10,000 arrays deep": f'{{"model":"m","x":{"[" * 10_000}{"]" * 10_000}}}',
-    "10,000 objects deep": '{"model":"m","x":' + '{"a":' * 10_000 + "1" + "}" * 10_001,
+    "arrays 510 deep": f'{{"model":"m","x":{"[" * 510}{"]" * 510}}}',
+    "objects 510 deep": '{"model":"m","x":' + '{"a":' * 510 + "1" + "}" * 511,
+    "a million brackets in a string": f'{{"model":"m","x":"{"[{" * 500_000}"}}',
+    "a name of 256 characters": f'{{"model":"{"é" * 256}"}}',
     "an escaped lone surrogate": '{"model":"m","x":"\\ud800"}',
     "an escaped lone surrogate in a key": '{"model":"m","\\udfff":1}',
     "text beyond the BMP": '{"model":"m","x":"\U0001f600\U00020000"}',
