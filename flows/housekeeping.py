@@ -10,10 +10,11 @@ from batchline.operations import housekeeping as chores_of
 from batchline.operations.housekeeping import Chore
 from batchline.orchestration import forms
 from batchline.orchestration.blocks import settings_of
+from batchline.orchestration.events import report_stopped
 from batchline.orchestration.run_log import tell_errors_plainly
 
 
-@flow(name="housekeeping", persist_result=False)
+@flow(name="housekeeping", persist_result=False, on_completion=[report_stopped], on_failure=[report_stopped])
 def housekeeping(apply: bool = True, resume: bool = True, storage: forms.Text = None) -> dict[str, int]:
     """Delete expired files and what dead processes left, and have batches go on whose runner died.
 

@@ -2,6 +2,7 @@
 
 from prefect import flow, get_run_logger
 from prefect.client.orchestration import get_client
+from prefect.exceptions import Pause
 from prefect.runtime import deployment, flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -14,7 +15,7 @@ from batchline.orchestration.artifacts import show_end
 from batchline.orchestration.blocks import BlockNames
 from batchline.orchestration.budgets import share_budgets
 from batchline.orchestration.crashes import batch_of_crash
-from batchline.orchestration.events import emit
+from batchline.orchestration.events import emit, report_stopped
 from batchline.orchestration.outcome import final_state, outcome_message, report_of, run_name
 from batchline.orchestration.run_log import tell_errors_plainly
 from batchline.orchestration.supervision import supervised
@@ -33,6 +34,8 @@ from batchline.tasks.write import write
     name="process-batch",
     task_runner=ThreadPoolTaskRunner(max_workers=OPEN_CHUNKS),  # type: ignore[arg-type]
     persist_result=False,
+    on_completion=[report_stopped],
+    on_failure=[report_stopped],
 )
 def process_batch(
     input_uri: forms.Text = None,
@@ -58,9 +61,9 @@ def process_batch(
         upstreams: Names of batchline-upstream blocks to send to, one a line; else what the environment says.
         storage: Name of a batchline-storage block; else what the environment says.
 
-    A retry of the flow run goes on with the batch that it made. Raises `BatchEnded` when the batch ends other than
-    `completed`, `InvalidInput` or `NotFound` for parameters that cannot be used, `Conflict` while another run has
-    the batch, and `Interrupted` or `StorageFault` when it stopped for a fault of ours: run it again.
+    A retry of the flow run goes on with the batch that it made. Raises `BatchEnded` when the batch ends other than `completed`,
+    `InvalidInput` or `NotFound` for parameters that cannot be used, `Conflict` while another run has the batch,
+    and `Interrupted` or `StorageFault` when it stopped for a fault of ours: run it again.
     """
     tell_errors_plainly()
     blocks = BlockNames(upstreams=tuple(forms.lines_of(upstreams)), storage=storage or None)
@@ -72,7 +75,9 @@ def process_batch(
     if batch.status in TERMINAL:
         return _ended(engine, batch)
     share_budgets(engine)
-    wait_for_lease(engine, batch, get_run_logger().info)
+    # A run that is resumed soon after it was suspended begins while its former process still stops.
+    is_stopping = batch.last_flow_run_id == str(flow_run.id)
+    wait_for_lease(engine, batch, get_run_logger().info, is_stopping=is_stopping)
     with hold_batch(engine, batch.id) as hold, supervised(hold) as told_to_end:
         _note_run(hold)
         plan = validate(hold)
@@ -92,7 +97,10 @@ def run_batch(engine: Engine, batch_id: str) -> None:
     What else ends the flow run is raised as `Interrupted`.
     """
     with using_engine(engine):
-        state = process_batch(batch_id=batch_id, return_state=True)
+        try:
+            state = process_batch(batch_id=batch_id, return_state=True)
+        except Pause as pause:
+            raise Interrupted("the flow run was paused in Prefect; answers are saved") from pause
     result = state.result(raise_on_failure=False)
     if isinstance(result, BatchlineError):
         raise result

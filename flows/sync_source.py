@@ -14,12 +14,19 @@ from batchline.models.sync import After, SyncEvent, SyncOptions, SyncSummary
 from batchline.orchestration import forms
 from batchline.orchestration.blocks import settings_of
 from batchline.orchestration.deployments import start_as_deployment
+from batchline.orchestration.events import report_stopped
 from batchline.orchestration.run_log import tell_errors_plainly
 from batchline.sources import sync_source as sync
 from batchline.steps.engine import Engine, open_engine
 
 
-@flow(name="sync-source", flow_run_name="sync {uri}", persist_result=False)
+@flow(
+    name="sync-source",
+    flow_run_name="sync {uri}",
+    persist_result=False,
+    on_completion=[report_stopped],
+    on_failure=[report_stopped],
+)
 def sync_source(
     uri: str,
     endpoint: forms.Text = None,

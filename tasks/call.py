@@ -1,10 +1,11 @@
 """The second step, mapped over chunks: send a chunk's requests."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from prefect import get_run_logger, task, unmapped
 from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import Pause
 from prefect.futures import PrefectFuture, as_completed
 
 from batchline.models.errors import Interrupted
@@ -66,16 +67,31 @@ def call_all(hold: BatchHold, orders: Sequence[ChunkOrder], blocks: BlockNames) 
 def _gathered(hold: BatchHold, futures: Sequence[PrefectFuture[ChunkResult]]) -> list[ChunkResult]:
     failure: BaseException | None = None
     results = []
-    for future in as_completed(list(futures)):
-        result = _result(future)
-        if isinstance(result, BaseException):
-            failure = failure or result
-            hold.interrupt(str(failure))
-        else:
-            results.append(result)
+    try:
+        for future in as_completed(list(futures)):
+            result = _result(future)
+            if isinstance(result, BaseException):
+                failure = failure or result
+                hold.interrupt(str(failure))
+            else:
+                results.append(result)
+    except Pause:
+        _stop(hold, futures)
+        raise
     if failure is not None:
         raise failure
     return results
+
+
+def _stop(hold: BatchHold, futures: Sequence[PrefectFuture[ChunkResult]]) -> None:
+    """Stop sending and wait until every chunk has saved its answers.
+
+    Prefect raises `Pause` in a suspended run as soon as a task begins or ends, while others still send.
+    """
+    hold.interrupt("its flow run is suspended")
+    for future in futures:
+        with suppress(Pause, Exception):
+            future.wait()
 
 
 def _result(future: PrefectFuture[ChunkResult]) -> ChunkResult | BaseException:

@@ -15,7 +15,7 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.events.schemas.events import ResourceSpecification
 
 from batchline.models.errors import BatchlineError, Interrupted
-from batchline.orchestration.events import RESOURCE
+from batchline.orchestration.events import RESOURCE, STOPPED
 from batchline.orchestration.refusals import words_of
 
 
@@ -28,7 +28,8 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
 
 
 HEARTBEAT: Final = "prefect.flow-run.heartbeat"
-ENDS: Final = ("Completed", "Failed", "Cancelled", "Crashed")
+ENDS: Final = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended", "Paused")
+"""States in which no heartbeat is due any more."""
 
 
 @contextmanager
@@ -76,7 +77,7 @@ def without_heartbeat(which: str, related: dict[str, str], within_s: int) -> Aut
         description=f"After {within_s} s without a heartbeat. Made by `batchline prefect setup`.",
         trigger=EventTrigger(
             after={HEARTBEAT},
-            expect={HEARTBEAT, *(f"prefect.flow-run.{end}" for end in ENDS)},
+            expect={HEARTBEAT, STOPPED, *(f"prefect.flow-run.{end}" for end in ENDS)},
             match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
             match_related=ResourceSpecification(dict(related)),
             for_each={"prefect.resource.id"},

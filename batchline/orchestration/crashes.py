@@ -10,6 +10,7 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 
 from batchline.models.errors import Conflict, NotFound
+from batchline.orchestration.run_states import was_suspended
 from batchline.steps.engine import Engine
 from batchline.storage.records import BatchRecord
 
@@ -20,8 +21,8 @@ MOST_IN_A_ROW: Final = 10
 def batch_of_crash(engine: Engine, run_id: str) -> BatchRecord:
     """The batch that the crashed flow run had; its id may be that of an event's resource, `prefect.flow-run.…`.
 
-    A run that died before it took the batch was started for it, or for a run that had it. Raises `NotFound` where
-    there was none, and `Conflict` after too many runs that crashed in a row.
+    A run that died before it took the batch was started for it, or for a run that had it. Raises `NotFound` if
+    there was none, and `Conflict` after too many runs that crashed in a row, or for a run that was suspended.
     """
     crashes = list(_crashes_in_a_row(run_id))
     batch = next((found for each in crashes if (found := _batch_of(engine, *each)) is not None), None)
@@ -29,12 +30,25 @@ def batch_of_crash(engine: Engine, run_id: str) -> BatchRecord:
         raise NotFound(
             f"flow run {crashes[0][0]} crashed before it had a batch; start it again with its parameters"
         )
+    if _was_suspended(crashes[0][0]):
+        raise Conflict(
+            f"batch {batch.id}: flow run {crashes[0][0]} was suspended before it crashed, so it stays stopped; "
+            f"to continue: batchline run --resume {batch.id}"
+        )
     if len(crashes) > MOST_IN_A_ROW:
         raise Conflict(
             f"batch {batch.id}: {len(crashes)} runs crashed one after another; see why, then go on with: "
             f"batchline run --resume {batch.id}"
         )
     return batch
+
+
+def _was_suspended(run_id: str) -> bool:
+    with get_client(sync_client=True) as client:
+        try:
+            return was_suspended(client, UUID(run_id))
+        except (ObjectNotFound, ValueError):  # the run was deleted since
+            return False
 
 
 def _batch_of(engine: Engine, run_id: str, parameters: dict[str, Any]) -> BatchRecord | None:

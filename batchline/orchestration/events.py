@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 from uuid import UUID
 
+from prefect import Flow
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.events import emit_event
 from prefect.runtime import flow_run
 from prefect.utilities.urls import url_for
@@ -14,6 +16,13 @@ from batchline.models.status import TERMINAL
 from batchline.storage.records import BatchRecord
 
 RESOURCE: Final = "batchline.batch"
+
+STOPPED: Final = "batchline.flow-run.stopped"
+"""Sent by a flow run's process when it expects no more heartbeats of its own.
+
+Prefect sends heartbeats in the background, so those of a short run arrive after the event of its end, which the
+server itself sends. This event takes the same way as the heartbeats, after the last of them.
+"""
 
 
 def emit(
@@ -34,6 +43,23 @@ def emit(
         },
         payload={**_figures(batch, report), **_page(str(run_id) if run_id else flow_run.id), **more},
     )
+
+
+def emit_stopped(run: FlowRun, flow_name: str) -> None:
+    """Report that this process stops executing the flow run on purpose."""
+    flow = {
+        "prefect.resource.id": f"prefect.flow.{run.flow_id}",
+        "prefect.resource.role": "flow",
+        "prefect.resource.name": flow_name,
+    }
+    tags = [{"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"} for tag in run.tags]
+    emit_event(STOPPED, {"prefect.resource.id": f"prefect.flow-run.{run.id}"}, related=[flow, *tags])
+
+
+def report_stopped(flow: Flow[Any, Any], flow_run: FlowRun, state: State) -> None:
+    """Report the end of a run, as a hook of the flow for its final states."""
+    del state
+    emit_stopped(flow_run, flow.name)
 
 
 def _page(run_id: str | None) -> dict[str, str]:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 
 from batchline.models.errors import BatchEnded, BatchlineError, Conflict, InvalidInput, NotFound
+from batchline.orchestration.events import report_stopped
 
 ASKED_WRONGLY = (InvalidInput, NotFound, Conflict)
 """Errors of those who started the run: their messages say what to do, and a traceback says no more."""
 
 UNEXPECTED = "Engine execution exited with unexpected exception"
 """What Prefect's engine says at the end of a run of a deployment, of an error that it has told before."""
+
+
+HOOK = f"ook {report_stopped.__name__!r} "
+"""In what Prefect's engine says before and after it calls our hook."""
 
 
 def tell_errors_plainly() -> None:
@@ -21,6 +26,8 @@ def tell_errors_plainly() -> None:
 class _Plain(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Drop what is told already, and tracebacks that nobody needs."""
+        if HOOK in record.msg:
+            return False
         error = record.exc_info[1] if record.exc_info else None
         if not isinstance(error, BatchlineError):
             return True

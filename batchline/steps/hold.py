@@ -30,6 +30,9 @@ from batchline.upstream.run import RunProgress, Stop
 
 log = logging.getLogger(__name__)
 
+STOPPING_S = 60.0
+"""Seconds that a runner may take to save its answers, beyond its grace period and its lease."""
+
 LOOK_S = 0.5
 """Between looks at the lease of a runner that may be dead."""
 
@@ -168,19 +171,26 @@ _held: dict[tuple[str, int], BatchHold] = {}
 _held_lock = threading.Lock()
 
 
-def wait_for_lease(engine: Engine, batch: BatchRecord, say: Callable[[str], object]) -> None:
-    """Wait until the lease of a runner that died goes stale; raises `Conflict` as soon as that one shows life."""
-    first, said = batch.lease_at, False
+def wait_for_lease(
+    engine: Engine, batch: BatchRecord, say: Callable[[str], object], *, is_stopping: bool = False
+) -> None:
+    """Wait until the lease of a runner that died expires; raises `Conflict` once that runner shows life.
+
+    A runner that `is_stopping` shows life until its requests in flight are answered and saved, and is waited for.
+    """
+    settings, first, said = engine.settings, batch.lease_at, False
+    patience_s = settings.grace_s + settings.lease_s + STOPPING_S if is_stopping else 0.0
+    give_up_at = time.monotonic() + patience_s
     while batch.lease_owner is not None and batch.lease_at is not None:
-        left_s = batch.lease_at + engine.settings.lease_s - time.time()
+        left_s = batch.lease_at + settings.lease_s - time.time()
         if left_s < 0:
             return
-        if batch.lease_at != first:
+        if batch.lease_at != first and time.monotonic() >= give_up_at:
             raise Conflict(
                 f"batch {batch.id} is being run by another process ({batch.lease_owner}), which is alive"
             )
         if not said:
-            say(f"another process had this batch a moment ago; waiting {left_s:.0f} s, should it be dead")
+            say(f"another process holds this batch; waiting {max(left_s, patience_s):.0f} s at most")
             said = True
         time.sleep(LOOK_S)
         batch = engine.records.get_batch(batch.id)
