@@ -65,6 +65,6 @@ def _housekeeping() -> RunnerDeployment:
         description="Delete what has expired and what dead processes left; go on with batches whose runner died.",
         tags=[TAG],
         concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
-        schedule=Interval(timedelta(seconds=900)),
+        schedule=Interval(timedelta(seconds=300)),
         entrypoint_type=EntrypointType.MODULE_PATH,
     )

@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from batchline.models.errors import BatchlineError, Conflict, NotFound
+from batchline.models.errors import BatchlineError, Conflict, Interrupted, NotFound
 from batchline.models.status import BatchStatus
 from batchline.operations.batches import Via
 from batchline.operations.client import Batchline
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 UNFINISHED_S: Final = 86_400.0
 """How long a writer may be at work on one object."""
 
-Kind = Literal["resume", "delete_file", "delete_objects", "discard_unfinished"]
+Kind = Literal["resume", "cancel", "delete_file", "delete_objects", "discard_unfinished"]
 
 
 class Chore(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +51,7 @@ def housekeeping(
     after another in this process, or started `via` deployment; with `resume` false they are only named.
     """
     for chore, do in _jobs(client, via):
-        if not apply or (chore.kind == "resume" and not resume):
+        if not apply or (chore.kind in {"resume", "cancel"} and not resume):
             yield chore
             continue
         try:
@@ -114,18 +114,43 @@ def _unfinished_writes(client: Batchline) -> Iterator[Job]:
 def _abandoned_batches(client: Batchline, via: Via) -> Iterator[Job]:
     settings, now = client.engine.settings, time.time()
     for batch in client.batches.records(status="in_progress", limit=100):
-        if (reason := _why_resume(batch, now, settings.lease_s)) is not None:
-            yield Chore(kind="resume", subject=batch.id, reason=reason), partial(_resume, client, batch.id, via)
+        if not batch.is_held(now=now, lease_s=settings.lease_s):
+            yield from _what_is_due(client, batch, via, now)
     for batch in client.batches.records(status="cancelled", limit=100):
         if batch.status is BatchStatus.CANCELLING and not batch.is_held(now=now, lease_s=settings.lease_s):
             chore = Chore(kind="resume", subject=batch.id, reason="it was cancelled and its files are not written")
             yield chore, partial(_resume, client, batch.id, via)
 
 
-def _why_resume(batch: BatchRecord, now: float, lease_s: float) -> str | None:
-    """Why the batch is to go on unasked; none for one that runs, waits, or was stopped on purpose."""
-    if batch.is_held(now=now, lease_s=lease_s):
-        return None
+def _what_is_due(client: Batchline, batch: BatchRecord, via: Via, now: float) -> Iterator[Job]:
+    """Yield what is due for a batch that no process holds: nothing if it waits, or was stopped on purpose."""
+    reason = _why_resume(batch, now)
+    if batch.last_flow_run_id is None:
+        if reason is not None:
+            yield Chore(kind="resume", subject=batch.id, reason=reason), partial(_resume, client, batch.id, via)
+        return
+    from batchline.orchestration import due  # noqa: PLC0415 - loads Prefect
+
+    try:
+        known = None if reason is None else due.Due(reason)
+        found = due.what_is_due(batch, reason, now=now) if due.is_configured() else known
+    except Interrupted as error:
+        failed = Chore(kind="resume", subject=batch.id, reason=reason or "its flow run's state is not known")
+        yield failed, partial(_fail, error)
+        return
+    if found is not None and found.cancel:
+        yield Chore(kind="cancel", subject=batch.id, reason=found.why), partial(_cancel, client, batch.id, via)
+    elif found is not None:
+        resume = partial(_resume, client, batch.id, via, after_crash=found.after_crash)
+        yield Chore(kind="resume", subject=batch.id, reason=found.why), resume
+
+
+def _fail(error: Exception) -> None:
+    raise error
+
+
+def _why_resume(batch: BatchRecord, now: float) -> str | None:
+    """Return why the batch is to continue, by its own record; None if that does not tell."""
     if batch.lease_owner is not None:
         return f"its runner ({batch.lease_owner}) died"
     if batch.status is BatchStatus.FINALIZING:
@@ -133,11 +158,20 @@ def _why_resume(batch: BatchRecord, now: float, lease_s: float) -> str | None:
     return "its completion window has closed" if batch.expires_at < now else None
 
 
-def _resume(client: Batchline, batch_id: str, via: Via) -> None:
+def _resume(client: Batchline, batch_id: str, via: Via, *, after_crash: bool = False) -> None:
     try:
         if via == "process":
             client.batches.run(batch_id)
+        elif after_crash:
+            from batchline.orchestration.deployments import start_as_deployment  # noqa: PLC0415 - loads Prefect
+
+            start_as_deployment(client.engine, batch_id, after_crash=True)
         else:
             client.batches.resume(batch_id, via=via)
     except Conflict:  # somebody else has it by now
         return
+
+
+def _cancel(client: Batchline, batch_id: str, via: Via) -> None:
+    if client.batches.cancel(batch_id).status is BatchStatus.CANCELLING:
+        _resume(client, batch_id, via)

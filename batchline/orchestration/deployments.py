@@ -21,11 +21,14 @@ HEARTBEAT_S: Final = 30
 """Between the heartbeats of those runs, as prefect.yaml and the commands set it."""
 
 
-def start_as_deployment(engine: Engine, batch_id: str, *, deployment: str | None = None) -> str:
+def start_as_deployment(
+    engine: Engine, batch_id: str, *, deployment: str | None = None, after_crash: bool = False
+) -> str:
     """Have a worker run the batch, and return the id of the flow run; one that waits for a worker is that again.
 
-    The deployment is that of the settings where none is named. Raises `NotFound` for an unknown batch, and
-    `Interrupted` where Prefect does not take it; the batch stays as it is and can be started again.
+    The deployment is that of the settings where none is named. A run that is started `after_crash` of the last one
+    ends at once after too many crashes in a row. Raises `NotFound` for an unknown batch, and `Interrupted` where
+    Prefect does not take it; the batch stays as it is and can be started again.
     """
     batch = engine.records.get_batch(batch_id)
     name = deployment or engine.settings.deployment
@@ -35,7 +38,7 @@ def start_as_deployment(engine: Engine, batch_id: str, *, deployment: str | None
                 return batch.last_flow_run_id
             run = client.create_flow_run_from_deployment(
                 client.read_deployment_by_name(name).id,
-                parameters={"batch_id": batch.id},
+                parameters={"crashed_run": batch.last_flow_run_id} if after_crash else {"batch_id": batch.id},
                 name=run_name(batch),
                 # The batch's id, and what tells one start of it from the next.
                 idempotency_key=f"{batch.id}-g{batch.generation}-{batch.last_flow_run_id or 'first'}",

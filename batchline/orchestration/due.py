@@ -1,26 +1,47 @@
-"""Whether a batch needs another run of the deployment, by what Prefect knows of the last one."""
+"""Decides if a batch that no process holds needs another run, by what Prefect knows of its last one."""
 
 from __future__ import annotations
 
+from typing import Final, NamedTuple
 from uuid import UUID
 
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import State
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
-from batchline.models.errors import Interrupted, InvalidInput
+from batchline.models.errors import InvalidInput
 from batchline.models.status import BatchStatus
-from batchline.orchestration.refusals import words_of
+from batchline.orchestration.automations import connected
+from batchline.orchestration.run_states import was_suspended
 from batchline.storage.records import BatchRecord
 
 STARTS_WITHIN_S = 300.0
 """How long a run may be Pending or Running and not take the batch's lease; then it is taken for dead."""
 
+FOLLOWED_WITHIN_S: Final = 60.0
+"""How long the automation for crashes may take to start the next run, before housekeeping does."""
+
+MOST_WAITING: Final = 200
+
+
+class Due(NamedTuple):
+    """What is to be done with a batch that is not over and that no process holds, and why."""
+
+    why: str
+    after_crash: bool = False
+    cancel: bool = False
+
+
+def is_configured() -> bool:
+    """Return True if a Prefect server that stays is configured."""
+    return get_current_settings().api.url is not None
+
 
 def check_server() -> None:
-    """Raise `InvalidInput` where no Prefect server is configured: a temporary one would have no workers."""
-    if get_current_settings().api.url is None:
+    """Raise `InvalidInput` if no Prefect server is configured: a temporary one would have no workers."""
+    if not is_configured():
         raise InvalidInput(
             "BATCHLINE_SERVE_VIA is deployment, and no Prefect server is configured: set PREFECT_API_URL, such as "
             "http://127.0.0.1:4200/api",
@@ -29,29 +50,78 @@ def check_server() -> None:
 
 
 def needs_run(batch: BatchRecord, *, now: float) -> bool:
-    """Whether a run is to be started for a batch that is not over and that no runner holds.
+    """Return True if a run is to be started for a batch that is not over and that no process holds.
 
-    Not while its last run waits for a worker or is about to begin; nor where somebody cancelled that in Prefect
-    before it began, until the batch's window closes. Raises `Interrupted` where Prefect does not answer.
+    Not while its last run waits for a worker, is about to begin or was suspended; nor if a person cancelled that
+    run in Prefect before it began, until the batch's window closes. Raises `Interrupted` if Prefect fails.
     """
     if batch.last_flow_run_id is None:
         return True
-    state = _state(batch.last_flow_run_id)
-    if state is None:
-        return True
-    if state.is_cancelled():
-        return batch.status is BatchStatus.CANCELLING or now > batch.expires_at
+    with connected() as client:
+        run = _read(client, batch.last_flow_run_id)
+        state = None if run is None else run.state
+        if run is None or state is None:
+            return True
+        if state.is_cancelled():
+            return batch.status is BatchStatus.CANCELLING or now > batch.expires_at
+        if state.is_pending() or state.is_running():
+            return batch.lease_owner is not None or _age_s(state, now) > STARTS_WITHIN_S
+        return state.is_final() and not was_suspended(client, run.id)
+
+
+def what_is_due(batch: BatchRecord, why: str | None, *, now: float) -> Due | None:
+    """Return what is due by Prefect for a batch that is not over and that no process holds; None leaves it alone.
+
+    `why` is the reason to continue by the batch's own record, if any. A crashed run is followed even if the
+    server lost the event of it. A suspended batch is left alone; one whose run was cancelled after it began is
+    cancelled. Raises `Interrupted` if Prefect fails.
+    """
+    known = None if why is None else Due(why)
+    if batch.last_flow_run_id is None:
+        return known
+    with connected() as client:
+        run = _read(client, batch.last_flow_run_id)
+        if run is None or run.state is None:
+            return known
+        if was_suspended(client, run.id) and not run.state.is_cancelled():
+            return known if batch.status is BatchStatus.FINALIZING else None
+        if run.state.is_scheduled() or _is_followed(client, batch, run.id):
+            return None
+        return _by_state(batch, run, run.state, known, now)
+
+
+def _by_state(batch: BatchRecord, run: FlowRun, state: State, known: Due | None, now: float) -> Due | None:
+    age_s = _age_s(state, now)
+    if state.is_cancelled() and run.run_count:
+        return Due("its flow run was cancelled", cancel=batch.status is not BatchStatus.CANCELLING)
     if state.is_pending() or state.is_running():
-        return batch.lease_owner is not None or now - state.timestamp.timestamp() > STARTS_WITHIN_S
-    return state.is_final()
+        if batch.lease_owner is None and age_s <= STARTS_WITHIN_S:
+            return None
+        return known or Due("its flow run shows no life")
+    if state.is_crashed() and now - age_s >= (batch.in_progress_at or batch.created_at):
+        return None if age_s < FOLLOWED_WITHIN_S else Due("its flow run crashed", after_crash=True)
+    return known
 
 
-def _state(run_id: str) -> State | None:
-    """The state of the flow run, if Prefect knows it."""
+def _is_followed(client: SyncPrefectClient, batch: BatchRecord, run_id: UUID) -> bool:
+    """Return True if another run for the batch waits or runs, which has not noted itself with the batch yet."""
+    open_states = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
+    wanted = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=open_states)))
+    for run in client.read_flow_runs(flow_run_filter=wanted, limit=MOST_WAITING):
+        crashed = str(run.parameters.get("crashed_run") or "")
+        is_ours = crashed.endswith(str(run_id)) or run.parameters.get("batch_id") == batch.id
+        if is_ours and run.id != run_id:
+            return True
+    return False
+
+
+def _age_s(state: State, now: float) -> float:
+    return now - state.timestamp.timestamp()
+
+
+def _read(client: SyncPrefectClient, run_id: str) -> FlowRun | None:
+    """Return the flow run, or None if Prefect does not know it."""
     try:
-        with get_client(sync_client=True) as client:
-            return client.read_flow_run(UUID(run_id)).state
+        return client.read_flow_run(UUID(run_id))
     except ObjectNotFound:
         return None
-    except Exception as error:  # Prefect's client raises many kinds
-        raise Interrupted(words_of(error)) from error

@@ -1,0 +1,110 @@
+"""Housekeeping of batches whose flow runs ended in every way, by what a real Prefect server knows of them."""
+
+from collections.abc import Callable
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.states import Cancelling, Completed, Crashed, Failed, Pending, Running, Scheduled, State, Suspended
+
+from batchline import Batchline
+from batchline.flows.process_batch import process_batch
+from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
+from batchline.models.status import BatchStatus
+from batchline.operations.housekeeping import Chore, housekeeping
+from batchline.orchestration import due
+from batchline.steps.engine import Engine
+from batchline.steps.intake import create_batch, store_input_file
+from batchline.storage.records import BatchRecord
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+
+NAME = "of-housekeeping"
+
+
+@pytest.fixture(autouse=True)
+def followed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait for the automation that starts the next run after a crash: there is none."""
+    monkeypatch.setattr(due, "FOLLOWED_WITHIN_S", 0.0)
+
+
+@pytest.fixture
+def batch_after(simulator, engine_for, chat_file) -> Callable[..., BatchRecord]:
+    """Make a batch whose deployment run has gone through those states, with nobody at work on it."""
+    engine = engine_for(simulator().base_url)
+    stored = store_input_file(engine, chat_file(20))
+
+    def make(*states: State) -> BatchRecord:
+        request = CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
+        batch = create_batch(engine, request, origin=BatchDwExtResponse(source="deployment"))
+        with get_client(sync_client=True) as client:
+            run = started(client, batch.id, states)
+        engine.records.note_flow_run(batch.id, str(run))
+        return engine.records.get_batch(batch.id)
+
+    make.engine = engine  # type: ignore[attr-defined]
+    return make
+
+
+def started(client: SyncPrefectClient, batch_id: str, states: tuple[State, ...]) -> UUID:
+    deployment = client.create_deployment(client.create_flow(process_batch), NAME)
+    run = client.create_flow_run_from_deployment(deployment, parameters={"batch_id": batch_id})
+    for state in states:
+        client.set_flow_run_state(run.id, state)
+    return run.id
+
+
+def chores(engine: Engine, *, apply: bool = False) -> list[Chore]:
+    return list(housekeeping(Batchline(engine=engine), apply=apply))
+
+
+def test_a_batch_is_continued_only_if_its_run_ended_without_being_stopped(batch_after):
+    begun = (Pending(), Running())
+    suspended = (*begun, Suspended(timeout_seconds=300))
+    found = {
+        "crashed, and the event was lost": ((*begun, Crashed()), "resume"),
+        "suspended": (suspended, None),
+        "suspended, and failed when the timeout of the pages lapsed": ((*suspended, Failed()), None),
+        "suspended, and crashed": ((*suspended, Crashed()), None),
+        "suspended and cancelled, which no process hears of": ((*suspended, Cancelling()), "cancel"),
+        "resumed, and waiting for a worker": ((*suspended, Scheduled()), None),
+        "resumed, and crashed": ((*suspended, Scheduled(), *begun, Crashed()), "resume"),
+        "waiting": ((), None),
+        "begun a moment ago": (begun, None),
+        "failed": ((*begun, Failed()), None),
+        "cancelled before it began": ((Cancelling(),), None),
+    }
+    for case, (states, kind) in found.items():
+        batch = batch_after(*(state.model_copy() for state in states))
+        kinds = [chore.kind for chore in chores(batch_after.engine) if chore.subject == batch.id]
+        assert kinds == ([kind] if kind else []), case
+
+
+def test_a_batch_whose_crash_nobody_heard_of_is_run_to_its_end(batch_after):
+    batch = batch_after(Pending(), Running(), Crashed())
+
+    [chore] = chores(batch_after.engine, apply=True)
+
+    ended = batch_after.engine.records.get_batch(batch.id)
+    assert (chore.done, ended.status, ended.completed) == (True, BatchStatus.COMPLETED, 20)
+
+
+def test_a_batch_whose_suspended_run_is_cancelled_ends_cancelled(batch_after):
+    batch = batch_after(Pending(), Running(), Suspended(timeout_seconds=300), Cancelling())
+
+    [chore] = chores(batch_after.engine, apply=True)
+
+    assert (chore.done, batch_after.engine.records.get_batch(batch.id).status) == (True, BatchStatus.CANCELLED)
+
+
+def test_a_crash_that_is_followed_by_a_run_that_waits_is_left_to_that_one(batch_after):
+    batch = batch_after(Pending(), Running(), Crashed())
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name(f"{process_batch.name}/{NAME}").id
+        crashed = f"prefect.flow-run.{batch.last_flow_run_id}"
+        follower = client.create_flow_run_from_deployment(deployment, parameters={"crashed_run": crashed})
+
+        assert chores(batch_after.engine) == []
+
+        client.set_flow_run_state(follower.id, Completed(), force=True)
+    assert [chore.kind for chore in chores(batch_after.engine)] == ["resume"]
