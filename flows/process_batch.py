@@ -18,12 +18,13 @@ from batchline.orchestration.crashes import batch_of_crash
 from batchline.orchestration.events import emit, report_stopped
 from batchline.orchestration.outcome import final_state, outcome_message, report_of, run_name
 from batchline.orchestration.run_log import tell_errors_plainly
+from batchline.orchestration.subflows import key_of_call
 from batchline.orchestration.supervision import supervised
 from batchline.steps.engine import Engine, engine_in_use, open_engine, using_engine
 from batchline.steps.hold import BatchHold, hold_batch, wait_for_lease
 from batchline.steps.intake import create_batch, store_input_from
 from batchline.steps.lifecycle import check_settled, finish, finished_parts, orders, settle
-from batchline.storage.records import BatchRecord
+from batchline.storage.records import BatchRecord, Doomed
 from batchline.tasks.aggregate import aggregate
 from batchline.tasks.call import call_all
 from batchline.tasks.validate import validate
@@ -33,7 +34,7 @@ from batchline.tasks.write import write
 @flow(
     name="process-batch",
     task_runner=ThreadPoolTaskRunner(max_workers=OPEN_CHUNKS),  # type: ignore[arg-type]
-    persist_result=False,
+    persist_result=True,
     on_completion=[report_stopped],
     on_failure=[report_stopped],
 )
@@ -61,7 +62,8 @@ def process_batch(
         upstreams: Names of batchline-upstream blocks to send to, one a line; else what the environment says.
         storage: Name of a batchline-storage block; else what the environment says.
 
-    A retry of the flow run goes on with the batch that it made. Raises `BatchEnded` when the batch ends other than `completed`,
+    A retry of the flow run goes on with the batch that it made, and so does a retry of the flow that called this
+    one with the same input and options. Raises `BatchEnded` when the batch ends other than `completed`,
     `InvalidInput` or `NotFound` for parameters that cannot be used, `Conflict` while another run has the batch,
     and `Interrupted` or `StorageFault` when it stopped for a fault of ours: run it again.
     """
@@ -70,7 +72,7 @@ def process_batch(
     engine = engine_in_use() or open_engine(blocks.settings())
     if crashed_run:
         batch_id = batch_of_crash(engine, crashed_run).id
-    batch = _batch(engine, input_uri, input_file_id, endpoint, completion_window, metadata, batch_id)
+    batch = _batch(engine, blocks, input_uri, input_file_id, endpoint, completion_window, metadata, batch_id)
     _name_run(batch)
     if batch.status in TERMINAL:
         return _ended(engine, batch)
@@ -110,6 +112,7 @@ def run_batch(engine: Engine, batch_id: str) -> None:
 
 def _batch(
     engine: Engine,
+    blocks: BlockNames,
     input_uri: str | None,
     input_file_id: str | None,
     endpoint: str,
@@ -117,7 +120,7 @@ def _batch(
     metadata: str | dict[str, str] | None,
     batch_id: str | None,
 ) -> BatchRecord:
-    """The batch to run: the one named, the one that this flow run made before, or a new one."""
+    """Return the batch to run: the one named, the one that this run or call made before, or a new one."""
     if batch_id:
         return engine.records.get_batch(batch_id)
     run_id = flow_run.id
@@ -130,14 +133,22 @@ def _batch(
             param="input_file_id",
         )
     pairs = forms.pairs_of(metadata)
+    file = engine.records.get_file(input_file_id) if input_file_id else store_input_from(engine, str(input_uri))
     request = CreateBatchRequest(
-        input_file_id=input_file_id or store_input_from(engine, str(input_uri)).id,
+        input_file_id=file.id,
         endpoint=endpoint,
         completion_window=completion_window,
         metadata=pairs,
     )
+    key = key_of_call(file, request, blocks)
+    known = None if key is None else engine.records.batch_of_key(key)
+    if known is not None:
+        get_run_logger().info("this call of the flow made %s in an earlier attempt", known.id)
+        if input_uri:  # it was read in once more to see that it is the same
+            engine.records.delete_file(file.id, doomed_with_it=[Doomed(prefix=file.key, due_at=0)])
+        return known
     origin = BatchDwExtResponse(source="deployment" if deployment.id else "api")
-    batch = create_batch(engine, request, origin=origin, flow_run_id=run_id)
+    batch = create_batch(engine, request, origin=origin, flow_run_id=run_id, idempotency=key)
     emit("created", batch)
     return batch
 

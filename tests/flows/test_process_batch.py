@@ -4,7 +4,7 @@ import json
 from uuid import UUID
 
 import pytest
-from prefect import flow
+from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, State
@@ -232,6 +232,59 @@ def test_a_batch_made_in_a_flow_belongs_to_its_run(simulator, engine_for, chat_f
         made = parent()
 
     assert engine.records.get_batch(f"batch-{made.hex}").flow_run_id is not None
+
+
+@task(retries=1)
+def in_a_task(file_id: str, fail: list[str]) -> str:
+    made = process_batch.with_options(persist_result=False)(input_file_id=file_id).id
+    if "task" in fail:
+        fail.remove("task")
+        raise RuntimeError("the task fails after the batch")
+    return made
+
+
+def test_a_retried_parent_finds_its_batches_and_pays_for_none_twice(simulator, engine_for, chat_file):
+    stand_in = simulator()
+    engine = engine_for(stand_in.base_url)
+    path = chat_file(20)
+    first, other = store_input_file(engine, path), store_input_file(engine, chat_file(15))
+    again = store_input_file(engine, path)  # the same content, as a parent that stores its input itself has it
+    fail, made = ["task", "parent"], []
+
+    @flow(name="parent-with-retries", retries=1)
+    def parent() -> None:
+        alone = process_batch.with_options(persist_result=False)
+        file_id = first.id if "parent" in fail else again.id
+        kept = process_batch(input_file_id=file_id, metadata={"kept": "yes"})
+        made.append([alone(input_file_id=file_id).id, alone(input_file_id=file_id).id, kept.id])
+        made[-1] += [in_a_task(other.id, fail)]
+        if "parent" in fail:
+            fail.remove("parent")
+            raise RuntimeError("the parent fails after its batches")
+
+    with using_engine(engine):
+        parent()
+
+    before, after = made
+    assert before == after
+    assert len(set(before)) == 4
+    assert stand_in.counters()["received"] == 3 * 20 + 15
+
+
+def test_a_retried_parent_with_another_file_gets_another_batch(simulator, engine_for, chat_file):
+    engine = engine_for(simulator().base_url)
+    files, made = [store_input_file(engine, chat_file(count)).id for count in (5, 6)], []
+
+    @flow(name="parent-with-another-file", retries=1)
+    def parent() -> None:
+        made.append(process_batch.with_options(persist_result=False)(input_file_id=files[len(made)]).id)
+        if len(made) == 1:
+            raise RuntimeError("once")
+
+    with using_engine(engine):
+        parent()
+
+    assert len(set(made)) == 2
 
 
 @pytest.mark.parametrize("share", [True, False])
