@@ -5,6 +5,7 @@ A page of a finished batch is found through the manifest's row groups, without r
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import time
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batchline.models.batches import BatchResultItem, BatchResultsQuery
-from batchline.models.errors import NotFound, StorageFault
+from batchline.models.errors import InputChanged, NotFound, StorageFault
 from batchline.models.failures import ErrorCode
 from batchline.models.ids import request_prefix
 from batchline.models.lines import split_line
@@ -201,14 +202,36 @@ def _open_rows(engine: Engine, batch: BatchRecord, plan: Plan, chunk: Chunk, wai
         for figures, text in records_of(segment):
             saved.setdefault(figures.line, (figures, text))
     only = None if chunk.only is None else set(chunk.only)
+    given: set[int] = set()
+    try:
+        for row in _read_rows(engine, plan, chunk, waiting, saved, only):
+            given.add(row.line)
+            yield row
+    except InputChanged:  # then the answers that are saved are all that can be told
+        for line, (figures, text) in sorted(saved.items()):
+            if line not in given:
+                yield _saved_row(figures, text)
+
+
+def _saved_row(figures: Figures, text: bytes) -> _Row:
+    status = _STATUS.get(figures.error_code, "failed")
+    return _Row(figures.line, figures.custom_id, figures.model, status, text=text)
+
+
+def _read_rows(
+    engine: Engine,
+    plan: Plan,
+    chunk: Chunk,
+    waiting: str,
+    saved: Mapping[int, tuple[Figures, bytes]],
+    only: set[int] | None,
+) -> Iterator[_Row]:
     for first, lines in stretches(engine.store, plan.input_key, chunk, file_bytes=plan.size_bytes):
         for line, request in enumerate(lines, first):
             if not request or request.isspace() or (only is not None and line not in only):
                 continue
             if line in saved:
-                figures, text = saved[line]
-                status = _STATUS.get(figures.error_code, "failed")
-                yield _Row(line, figures.custom_id, figures.model, status, text=text)
+                yield _saved_row(*saved[line])
             else:
                 parts = split_line(request)
                 yield _Row(line, custom_id_text(parts.custom_id), model_of(parts.body), waiting)
@@ -271,15 +294,24 @@ class _Requests:
         self._store = store
         self._key = plan.input_key
         self._reader: RangeReader | None = None
-        self._held: tuple[Stretch, list[bytes]] | None = None
+        self._held: tuple[Stretch, list[bytes] | None] | None = None
 
     def body(self, line: int) -> Any:
-        """The body of the request on that line; none where the input file is gone."""
+        """The body of the request on that line; None if the input file is gone or has changed there."""
         try:
             stretch = self._stretches[bisect_right(self._firsts, line) - 1]
             if self._held is None or self._held[0] is not stretch:
-                self._reader = self._reader or RangeReader(self._store, self._key)
-                self._held = stretch, self._reader.read(stretch.start, stretch.end).split(b"\n")
+                self._held = stretch, self._checked(stretch)
         except NotFound:
             return None
+        if self._held[1] is None:
+            return None
         return _json(split_line(self._held[1][line - stretch.first_line]).body)
+
+    def _checked(self, stretch: Stretch) -> list[bytes] | None:
+        """The stretch's lines, or None if they are not the ones that the plan was made of."""
+        self._reader = self._reader or RangeReader(self._store, self._key)
+        if self._reader.size_bytes < stretch.end:
+            return None
+        text = self._reader.read(stretch.start, stretch.end)
+        return text.split(b"\n") if hashlib.sha256(text).hexdigest() == stretch.sha256 else None

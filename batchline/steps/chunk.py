@@ -9,7 +9,7 @@ from typing import Protocol
 
 import msgspec
 
-from batchline.models.errors import StorageFault
+from batchline.models.errors import InvalidInput, StorageFault
 from batchline.models.ids import request_prefix
 from batchline.models.lines import result_line
 from batchline.models.plan import Chunk
@@ -17,6 +17,7 @@ from batchline.steps.figures import Figures, figures_of
 from batchline.steps.parts import Part, drop, part_of, segments_of, write_part
 from batchline.steps.requests import calls, is_heavy, stretches
 from batchline.steps.spool import Spool
+from batchline.steps.unread import ReadableCalls, end_without_input, ending_of, unread_lines
 from batchline.storage import layout
 from batchline.storage.objects import ObjectStore
 from batchline.upstream.answers import Answer, Call
@@ -144,7 +145,7 @@ def _recover(order: ChunkOrder, hold: Hold, spool: Spool, *, counted: bool) -> l
 def _send(order: ChunkOrder, hold: Hold, spool: Spool, saver: "_Saver") -> None:
     """Feed the caller with the requests that have no answer yet, and spool the answers."""
     prefix = request_prefix(order.batch_id)
-    todo = _calls(order, hold, spool)
+    todo = ReadableCalls(_calls(order, hold, spool))
     with hold.run.open_feed(order.chunk.index) as feed:
         while not feed.drained:
             if saver.failing_since is None:
@@ -159,6 +160,12 @@ def _send(order: ChunkOrder, hold: Hold, spool: Spool, saver: "_Saver") -> None:
                 _note(order, hold, rows)
             saver.tend()
             hold.check()
+    if todo.error is not None:
+        saver.flush()
+        stop = end_without_input(hold.run, todo.error)
+        rows, lines = unread_lines(order.chunk, spool, prefix=prefix, stop=stop)
+        spool.add(rows, lines)
+        _note(order, hold, rows)
 
 
 def _note(order: ChunkOrder, hold: Hold, rows: Sequence[Figures]) -> None:
@@ -176,6 +183,14 @@ def _fill(feed: Feed, todo: Iterator[list[Call]]) -> None:
 
 
 def _calls(order: ChunkOrder, hold: Hold, spool: Spool) -> Iterator[list[Call]]:
+    def upstream_of(model: str | None) -> str:
+        try:
+            return hold.upstream_of(model)
+        except InvalidInput:
+            if ending_of(hold.run) is None:
+                raise
+            return ""  # the run ends the request unsent, so it needs no upstream
+
     only = order.chunk.only
     done = spool if only is None else _Settled(frozenset(only), spool)
     for first, lines in stretches(hold.store, order.input_key, order.chunk, file_bytes=order.input_bytes):
@@ -183,7 +198,7 @@ def _calls(order: ChunkOrder, hold: Hold, spool: Spool) -> Iterator[list[Call]]:
             enumerate(lines, first),
             endpoint=order.endpoint,
             only_model=order.model,
-            upstream_of=hold.upstream_of,
+            upstream_of=upstream_of,
             done=done,
         )
 

@@ -135,6 +135,7 @@ def _start(engine: Engine, batch: BatchRecord, lines: list[int], room: Room | No
             generation=batch.generation,
             next_generation=generation,
             file_changes=FileChanges(added=tuple(new_files.values()), changed=_moved(batch, base), absolved=made),
+            needs=[each for each in (batch.input_file_id, batch.output_file_id, batch.error_file_id) if each],
             room=room,
             expires_at=now + settings.checked_window_s(batch.completion_window),
             failed=batch.failed - len(lines),

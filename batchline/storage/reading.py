@@ -59,16 +59,18 @@ class RangeReader:
     def __init__(self, store: ObjectStore, key: str, *, ahead_bytes: int = AHEAD_BYTES) -> None:
         self._store = store
         self._key = key
-        self._size = store.info(key).size_bytes
+        self.size_bytes = store.info(key).size_bytes
         self._ahead_bytes = ahead_bytes
         self._start = 0
         self._held = b""
 
     def read(self, start: int, end: int) -> bytes:
         """Those bytes; raises `StorageFault` where the object is shorter."""
-        if end > self._size:
-            raise StorageFault(f"{self._store.uri(self._key)} has {self._size} bytes; {end} were expected")
+        if end > self.size_bytes:
+            raise StorageFault(f"{self._store.uri(self._key)} has {self.size_bytes} bytes; {end} were expected")
         if not self._start <= start <= end <= self._start + len(self._held):
             self._start = start
-            self._held = self._store.read(self._key, start, max(end, min(self._size, start + self._ahead_bytes)))
+            self._held = self._store.read(
+                self._key, start, max(end, min(self.size_bytes, start + self._ahead_bytes))
+            )
         return self._held[start - self._start : end - self._start]

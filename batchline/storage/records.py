@@ -1,6 +1,6 @@
 """Records of files and batches: who may change what, each change one atomic statement."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -249,13 +249,14 @@ class Records(FileRecords, SourceFiles, Senders):
         generation: int,
         next_generation: int,
         file_changes: FileChanges,
+        needs: Sequence[str] = (),
         room: Room | None = None,
         **fields: object,
     ) -> BatchRecord:
         """Make a finished batch of that generation `in_progress` again, as the next one, and return it.
 
-        The marks of its end are cleared. Raises `Conflict` where it is not over or another retry came first, and
-        `LimitReached` where the `room` is taken up.
+        The marks of its end are cleared. Raises `Conflict` where it is not over or another retry came first,
+        `NotFound` if a file that it `needs` was deleted, and `LimitReached` where the `room` is taken up.
         """
         statement = update(batches).where(
             batches.c.status.in_([str(state) for state in TERMINAL]), batches.c.generation == generation
@@ -273,7 +274,7 @@ class Records(FileRecords, SourceFiles, Senders):
                 "status": BatchStatus.IN_PROGRESS,
             }
         )
-        return self._change(statement, batch_id, None, values, "cannot be retried", file_changes, room)
+        return self._change(statement, batch_id, None, values, "cannot be retried", file_changes, room, needs)
 
     def delete_batch(self, batch_id: str, *, now: float, lease_s: float) -> BatchRecord:
         """Forget a batch and its output and error files, and return what it was.
@@ -338,6 +339,7 @@ class Records(FileRecords, SourceFiles, Senders):
         problem: str,
         file_changes: FileChanges | None = None,
         room: Room | None = None,
+        needs: Sequence[str] = (),
     ) -> BatchRecord:
         guarded = statement.where(batches.c.id == batch_id)
         if lease is not None:
@@ -347,6 +349,8 @@ class Records(FileRecords, SourceFiles, Senders):
         def work(connection: Connection) -> tuple[Row[Any] | None, Row[Any] | None]:
             if room is not None:
                 check_room(connection, room)
+            for file_id in sorted(needs):  # in one order, so that two never wait for each other
+                locked_file(connection, file_id)
             changed = connection.execute(guarded).first()
             if changed is not None and file_changes is not None:
                 apply_changes(connection, file_changes)

@@ -17,6 +17,7 @@ from batchline.steps.hold import hold_batch
 from batchline.steps.intake import create_batch, store_input_file
 from batchline.steps.lifecycle import validate_batch
 from batchline.steps.local import run_local
+from batchline.steps.plans import whole_plan
 from batchline.storage import layout
 from batchline.storage.records import BatchRecord
 
@@ -89,7 +90,9 @@ def test_of_a_changed_stretch_nothing_is_sent(
     with pytest.raises(InputChanged):
         run_local(engine, batch.id)
 
-    assert {f"Question {number}?" for number in range(1_000, 1_500)}.isdisjoint(prompts(recorder))
+    stretches = [each for chunk in whole_plan(engine.store, batch.id).chunks for each in chunk.stretches]
+    first = max(each.first_line for each in stretches if each.first_line <= 1_204)
+    assert {f"Question {number}?" for number in range(first - 1, 1_500)}.isdisjoint(prompts(recorder))
 
 
 def test_whatever_was_sent_of_a_changed_file_is_what_was_validated(

@@ -1,0 +1,143 @@
+"""A batch whose input is gone or has changed can still be read, cancelled, expired and finished."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from accounts import error_codes, errors_of, interrupt, output_of, received
+
+from batchline import Batchline
+from batchline.models.errors import InputChanged, InvalidInput, NotFound
+from batchline.models.status import BatchStatus
+from batchline.simulate import Simulator
+from batchline.steps import retry
+from batchline.steps.engine import Engine
+from batchline.steps.local import run_local
+from batchline.steps.retry import retry_batch
+from batchline.storage.records import BatchRecord
+
+TOTAL = 60
+
+LOSSES: dict[str, Callable[[Path], object]] = {
+    "gone": Path.unlink,
+    "shorter": lambda path: path.write_bytes(path.read_bytes()[:-5]),
+    "changed": lambda path: path.write_bytes(path.read_bytes().replace(b"Question 5", b"Questiom 5")),
+}
+
+
+@pytest.fixture
+def stand_in(simulator: Callable[..., Simulator]) -> Simulator:
+    return simulator(latency_s=0.03)
+
+
+@pytest.fixture
+def engine(engine_for: Callable[..., Engine], stand_in: Simulator) -> Engine:
+    few = {"max_in_flight": 4, "max_attempts": 1}
+    return engine_for(stand_in.base_url, upstream=few, chunk_requests=10, flush_interval_s=0.05)
+
+
+@pytest.fixture(params=LOSSES)
+def stopped(
+    request: pytest.FixtureRequest,
+    engine: Engine,
+    stand_in: Simulator,
+    batch_of: Callable,
+    in_background: Callable,
+) -> BatchRecord:
+    """A batch that was interrupted, and whose input was lost then."""
+    batch = batch_of(engine, TOTAL)
+    interrupt(batch, in_background(engine, batch), once=lambda: received(stand_in) >= 15)
+    LOSSES[request.param](Path(engine.store.uri(engine.records.get_file(batch.input_file_id).key)))
+    return engine.records.get_batch(batch.id)
+
+
+def check_ended(engine: Engine, ended: BatchRecord, code: str) -> None:
+    """Each request has a line of its own in one of the files, and those without an answer have the code."""
+    output, errors = output_of(engine, ended), errors_of(engine, ended)
+    ids = Counter(line["id"] for line in output + errors)
+    assert (len(ids), set(ids.values())) == (TOTAL, {1})
+    assert len(output) >= 11
+    assert set(error_codes(engine, ended)) == {code}
+    assert all(
+        "input can no longer be read" in line["error"]["message"] for line in errors if not line["custom_id"]
+    )
+    assert len(list(Batchline(engine=engine).batches.results(ended.id))) == TOTAL
+
+
+def test_it_stops_and_says_how_to_end_it_and_its_answers_can_be_read(engine: Engine, stopped: BatchRecord) -> None:
+    with pytest.raises(InputChanged, match=f"batchline batches cancel {stopped.id}"):
+        run_local(engine, stopped.id)
+
+    items = list(Batchline(engine=engine).batches.results(stopped.id, status="completed"))
+    assert len(items) >= 11
+    assert all(item.response_body for item in items)
+
+
+def test_it_can_be_cancelled_and_keeps_what_was_answered(
+    engine: Engine, stand_in: Simulator, stopped: BatchRecord
+) -> None:
+    sent = received(stand_in)
+    Batchline(engine=engine).batches.cancel(stopped.id)
+
+    ended = run_local(engine, stopped.id)
+
+    assert (ended.status, received(stand_in)) == (BatchStatus.CANCELLED, sent)
+    check_ended(engine, ended, "batch_cancelled")
+
+
+def test_it_expires_and_keeps_what_was_answered(engine: Engine, stand_in: Simulator, stopped: BatchRecord) -> None:
+    sent = received(stand_in)
+    engine.records.update(stopped.id, expires_at=int(time.time()) - 1)
+
+    ended = run_local(engine, stopped.id)
+
+    assert (ended.status, received(stand_in)) == (BatchStatus.EXPIRED, sent)
+    check_ended(engine, ended, "batch_expired")
+
+
+def test_a_batch_whose_upstream_is_no_longer_configured_can_be_cancelled(
+    engine: Engine,
+    engine_for: Callable[..., Engine],
+    stand_in: Simulator,
+    batch_of: Callable,
+    in_background: Callable,
+) -> None:
+    batch = batch_of(engine, TOTAL)
+    interrupt(batch, in_background(engine, batch), once=lambda: received(stand_in) >= 15)
+    other = engine_for(stand_in.base_url, upstream={"models": ["another"]}, chunk_requests=10)
+    with pytest.raises(InvalidInput, match="no upstream serves"):
+        run_local(other, batch.id)
+    Batchline(engine=other).batches.cancel(batch.id)
+
+    ended = run_local(other, batch.id)
+
+    assert ended.status is BatchStatus.CANCELLED
+    check_ended(other, ended, "batch_cancelled")
+    assert all(line["custom_id"] for line in errors_of(other, ended))
+
+
+@pytest.mark.parametrize("name", ["input_file_id", "error_file_id"])
+def test_a_file_that_is_deleted_while_a_retry_is_made_refuses_the_retry(
+    name: str,
+    engine_for: Callable[..., Engine],
+    stand_in: Simulator,
+    batch_of: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = engine_for(stand_in.base_url)
+    batch = run_local(
+        engine, batch_of(engine, 4, prompt=lambda number: "simulate:status=400" if number else "Well?").id
+    )
+    batch, whole_plan = engine.records.get_batch(batch.id), retry.whole_plan
+
+    def deleted_meanwhile(*arguments: object) -> object:
+        Batchline(engine=engine).files.delete(str(getattr(batch, name)))
+        return whole_plan(*arguments)
+
+    monkeypatch.setattr(retry, "whole_plan", deleted_meanwhile)
+    with pytest.raises(NotFound):
+        retry_batch(engine, batch.id)
+
+    assert engine.records.get_batch(batch.id) == batch
