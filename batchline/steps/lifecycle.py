@@ -273,9 +273,6 @@ def finish(hold: BatchHold, manifest: Manifest, analytics: BatchAnalytics, repor
         expired=manifest.expired > 0,
         cancelled=batch.status is BatchStatus.CANCELLING,
     )
-    keys = layout.final_keys(manifest.prefix)
-    output = (batch.output_file_id, keys.output, manifest.output_bytes)
-    errors = (batch.error_file_id, keys.errors, manifest.errors_bytes)
     now, fields = _now(), _ended_fields(hold, batch, target, manifest, analytics, report)
     ended = msgspec.structs.replace(batch, status=target, **{str(timestamp_field(target)): now}, **fields)
     _write_page(hold, ended, manifest, report)
@@ -284,7 +281,7 @@ def finish(hold: BatchHold, manifest: Manifest, analytics: BatchAnalytics, repor
         target,
         now=now,
         lease=hold.lease,
-        file_changes=msgspec.structs.replace(_closing(output, errors), doomed=_needless(batch, manifest)),
+        file_changes=_closing(batch, manifest, now=now),
         **fields,
     )
     sweep_due(hold.engine)
@@ -323,17 +320,23 @@ def _write_page(hold: BatchHold, ended: BatchRecord, manifest: Manifest, report:
             hold.store.delete([layout.report_page_key(ended.id)])
 
 
-def _closing(*ended: tuple[str | None, str, int]) -> FileChanges:
-    """What becomes of file records (id, key, size in bytes) when their batch ends: an empty one's is dropped."""
-    known = [(file_id, key, size) for file_id, key, size in ended if file_id is not None]
-    return FileChanges(
-        changed={
-            file_id: {"key": key, "size_bytes": size, "status": "processed"}
-            for file_id, key, size in known
-            if size
-        },
-        dropped=tuple(file_id for file_id, _, size in known if not size),
-    )
+def _closing(batch: BatchRecord, manifest: Manifest, *, now: int) -> FileChanges:
+    """Changes of file records when their batch ends: an empty file's is dropped, the others get their content.
+
+    Their time to live counts from `now`: before, there was nothing in them to be read to its end.
+    """
+    keys, changed, dropped = layout.final_keys(manifest.prefix), {}, []
+    lives_s = batch.output_expires_after
+    until = {} if lives_s is None else {"expires_at": now + lives_s}
+    for file_id, key, size in (
+        (batch.output_file_id, keys.output, manifest.output_bytes),
+        (batch.error_file_id, keys.errors, manifest.errors_bytes),
+    ):
+        if file_id is not None and size:
+            changed[file_id] = {"key": key, "size_bytes": size, "status": "processed", **until}
+        elif file_id is not None:
+            dropped.append(file_id)
+    return FileChanges(changed=changed, dropped=tuple(dropped), doomed=_needless(batch, manifest))
 
 
 def _needless(batch: BatchRecord, manifest: Manifest) -> tuple[Doomed, ...]:

@@ -189,12 +189,26 @@ def test_what_a_batch_leaves_expires_as_it_was_made_to(world, tmp_path):
     ids = {ended.output_file_id, ended.error_file_id}
     for each in ids:
         file = here.client.files.retrieve(each)
-        assert file.expires_at == file.created_at + 60
+        assert file.expires_at == ended.completed_at + 60
         here.client.engine.records.update_file(each, expires_at=1)
 
     assert sorted(kept(here)) == sorted(("delete_file", each) for each in ids)
     assert here.client.batches.retrieve(batch.id) == ended
     assert not here.client.engine.store.exists(layout.output_key(batch.id))
+
+
+def test_what_a_retry_leaves_is_kept_as_long_as_what_the_batch_left_first(world, tmp_path):
+    here = world()
+    batch = made(here, tmp_path, 4, prompt="simulate:status=400 {}".format, output_expires_after=3_600)
+    first = here.client.batches.run(batch.id)
+    here.client.engine.records.update_file(first.error_file_id, expires_at=int(time.time()) + 1)
+    here.client.batches.retry(batch.id, via=None)
+    here.client.engine.records.update_file(first.error_file_id, expires_at=int(time.time()) - 1)
+
+    ended = here.client.batches.run(batch.id)
+
+    assert here.client.files.retrieve(ended.error_file_id).expires_at == ended.failed_at + 3_600
+    assert [chore for chore in housekeeping(here.client) if chore.kind == "delete_file"] == []
 
 
 def test_an_upload_that_died_leaves_nothing_a_day_later(world, tmp_path):
