@@ -14,6 +14,7 @@ from random import Random
 from batchline.models.backoff import backoff_s, retry_after_s
 from batchline.models.failures import REFUSED_STATUSES, ErrorCode, is_retried
 from batchline.models.upstreams import Upstream
+from batchline.upstream import limits
 from batchline.upstream.alarm import Alarm
 from batchline.upstream.answers import Reading, read_aside, reread_without
 from batchline.upstream.attempt import Attempt
@@ -37,6 +38,7 @@ class Lane:
         self._hold = Hold()
         self._breaker = Breaker()
         self._probe: Attempt | None = None
+        self._probe_until = 0.0
         self.rates = Rates(upstream, loop.time())
         self._waiting: Attempt | None = None
         self._retry_turn = True
@@ -137,7 +139,8 @@ class Lane:
         if attempt is None or not self._affordable(attempt, now):
             return None
         if self._breaker.is_open:
-            self._probe = attempt
+            self._probe, self._probe_until = attempt, now + limits.PROBE_PATIENCE_S
+            self._alarm.wake_at(self._probe_until)
         self._careful = self._has_rates or self._breaker.is_open or bool(self._retries)
         return attempt
 
@@ -156,7 +159,7 @@ class Lane:
             self._alarm.wake_at(self._hold.until)
             return False
         if self._breaker.is_open:
-            if self._probe is not None:
+            if self._probe is not None and self._probe_until > now:
                 return False
             if self._breaker.probe_at > now:
                 self._alarm.wake_at(self._breaker.probe_at)

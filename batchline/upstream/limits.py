@@ -21,6 +21,9 @@ HOLD_FIRST_S: Final = 0.25
 HOLD_MOST_S: Final = 60.0
 PROBE_FIRST_S: Final = 0.5
 PROBE_MOST_S: Final = 15.0
+PROBE_PATIENCE_S: Final = 60.0
+"""A probe without an answer for this long does not hold up the next one: it may hang until its timeout."""
+
 PROBE_REACHED_MOST_S: Final = 2.0
 """While the server can be reached: the outage may be requests that it always fails, which want to be done with."""
 

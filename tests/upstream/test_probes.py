@@ -12,6 +12,7 @@ from waiting import until
 
 from batchline.models.failures import ErrorCode
 from batchline.models.upstreams import Upstream
+from batchline.upstream import limits
 from batchline.upstream.caller import Caller
 from batchline.upstream.limits import FAILED_TO_TRIP, PROBE_FIRST_S
 from batchline.upstream.run import Run, Stop
@@ -68,6 +69,26 @@ def test_a_probe_of_a_batch_whose_lease_is_in_doubt_does_not_hold_up_another(
             answers = answers_of(goes)
 
     assert {answer.code for answer in answers} == {None}
+
+
+def test_a_probe_that_hangs_does_not_keep_a_recovered_upstream_waiting(
+    serve: Callable, caller_of: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "PROBE_PATIENCE_S", 0.3)
+    acts = {"down": refusal(503), "hangs": silence(), "well": reply()}
+    state = ["down"]
+    server = serve(lambda _: acts[state[-1]])
+    with (
+        open_run(caller_of(server.base_url, max_in_flight=BUSY, min_in_flight=4, max_attempts=4)) as run,
+        run.open_feed(0) as feed,
+    ):
+        feed.put(made_calls(some_bodies(50)))
+        until(lambda: is_down(run) and run.snapshot().in_flight == 0)
+        state.append("hangs")
+        until(lambda: run.snapshot().in_flight == 1)
+        state.append("well")
+
+        until(lambda: run.snapshot().completed >= 40)
 
 
 class Brittle:
