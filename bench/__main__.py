@@ -1,4 +1,7 @@
-"""Measure everything, or the figures named: `python -m bench [--quick] [--only NAME …]`."""
+"""Measure everything, or the figures named: `python -m bench [--quick] [--only NAME …]`.
+
+`python -m bench kills` kills instead, and checks that nothing is lost.
+"""
 
 import argparse
 import json
@@ -13,6 +16,7 @@ from pathlib import Path
 
 from bench import budgets, commands, figures, lists, operations, rates, scale, serving
 from bench.figures import Row
+from bench.kills import command as killing
 from bench.measuring import World
 from bench.servers import nginx, prefect_server
 
@@ -46,6 +50,8 @@ FIGURES = {
 
 def main() -> int:
     """Print the table as it grows and keep it; 1 if a bar was missed."""
+    if sys.argv[1:2] == ["kills"]:
+        return killing.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--only", action="append", choices=FIGURES, help="measure this figure; may be repeated")
     parser.add_argument("--quick", action="store_true", help="a tenth of the requests: bars are not meant for it")

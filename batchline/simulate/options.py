@@ -1,5 +1,6 @@
 """What the stand-in can be told to do. Shares are of all requests, from 0 to 1; durations in seconds."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
@@ -41,5 +42,8 @@ class SimulatorOptions(BaseModel):
     requests_per_minute: int | None = Field(default=None, ge=1, description="429 above it.")
     tokens_per_minute: int | None = Field(default=None, ge=1, description="429 above it.")
     max_concurrent: int | None = Field(default=None, ge=1, description="503 above it.")
+    log_file: Path | None = Field(
+        default=None, description="Gets a JSON line for each request and each good answer, with the body's `user`."
+    )
     down_from_s: float | None = Field(default=None, ge=0, description="After the start: connections are refused …")
     down_for_s: float = Field(default=60.0, ge=0, description="… for so long.")

@@ -187,6 +187,7 @@ class Connection(asyncio.Protocol):
         state.bytes_received += len(body)
         state.paths[path] += 1
         state.seen[number] += 1
+        state.note("received", body)
         refusal = self._refusal(key)
         if refusal is not None:
             self._count_and_reply(*refusal)
@@ -272,7 +273,7 @@ class Connection(asyncio.Protocol):
         if wait_s is not None:
             self._count_and_reply(429, error("Rate limit reached: tokens", "tokens"), self._retry_after(wait_s))
         else:
-            self._succeed(rendered, number, fault, rest_s)
+            self._succeed(rendered, body, number, fault, rest_s)
 
     def _misbehave(self, fault: str, status: int | None) -> bool:
         """Do what the fault says; false where it only spoils a good answer."""
@@ -295,7 +296,7 @@ class Connection(asyncio.Protocol):
             return fault == Fault.HANGING
         return True
 
-    def _succeed(self, rendered: Rendered, number: int, fault: str | None, rest_s: float) -> None:
+    def _succeed(self, rendered: Rendered, body: bytes, number: int, fault: str | None, rest_s: float) -> None:
         state = self._state
         if fault == Fault.TRUNCATED:
             self._count_and_reply(200, rendered.body[: len(rendered.body) // 2])
@@ -309,6 +310,7 @@ class Connection(asyncio.Protocol):
         state.prompt_tokens += rendered.prompt_tokens
         state.completion_tokens += rendered.completion_tokens
         state.answered[number] += 1
+        state.note("answered", body)
         state.statuses[200] += 1
         if rest_s:
             self._write(200, rendered.body, b"", cut=0)

@@ -1,7 +1,11 @@
 """What the stand-in's connections share, and what it counts."""
 
+import json
+import time
 from collections import Counter
 from typing import Any, Protocol
+
+import msgspec
 
 from batchline.simulate.faults import Budget, Fate
 from batchline.simulate.options import SimulatorOptions
@@ -24,8 +28,15 @@ class State:
         self.requests = Budget(options.requests_per_minute)
         self.tokens = Budget(options.tokens_per_minute)
         self.connections: set[Open] = set()
+        self._log = None if options.log_file is None else options.log_file.open("ab", buffering=0)
         self.now_open = self.replies = 0
         self.reset()
+
+    def note(self, event: str, body: bytes) -> None:
+        """Write a line to the log, if there is one."""
+        if self._log is not None:
+            line = {"at": time.time(), "event": event, "user": _user_of(body)}
+            self._log.write(json.dumps(line).encode() + b"\n")
 
     def reset(self) -> None:
         """Count from nothing."""
@@ -60,3 +71,15 @@ class State:
             "completion_tokens": self.completion_tokens,
             "most_at_once": self.most_at_once,
         }
+
+
+def _user_of(body: bytes) -> str | None:
+    """Return the body's `user`, by which clients can tell their requests apart, or None if it has none."""
+    try:
+        return msgspec.json.decode(body, type=_Body).user
+    except msgspec.DecodeError:
+        return None
+
+
+class _Body(msgspec.Struct):
+    user: str | None = None

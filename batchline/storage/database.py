@@ -17,7 +17,6 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from batchline.models.errors import InvalidInput, StorageFault
 from batchline.models.settings import Settings
-from batchline.storage.disk import make_private_file
 from batchline.storage.schema import HEAD
 
 BUSY_TIMEOUT_S = 30.0
@@ -127,7 +126,7 @@ def _engine(url: URL) -> Engine:
     sqlite = url.get_backend_name() == "sqlite"
     if sqlite and url.database:
         try:
-            make_private_file(Path(url.database))
+            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageFault(f"{Path(url.database).parent} cannot be made: {error.strerror}") from error
     arguments: dict[str, Any] = {"timeout": BUSY_TIMEOUT_S} if sqlite else {"connect_timeout": CONNECT_S}
