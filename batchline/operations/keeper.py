@@ -13,6 +13,7 @@ from batchline.models.errors import BatchlineError, Conflict
 from batchline.models.status import TERMINAL
 from batchline.operations.client import Batchline
 from batchline.operations.housekeeping import housekeeping
+from batchline.operations.restarts import Restarts
 from batchline.storage.records import BatchRecord
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ class Keeper:
     def __init__(self, client: Batchline, *, round_s: float = ROUND_S) -> None:
         self._client = client
         self._round_s = round_s
+        self._restarts = Restarts(round_s)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="keeper", daemon=True)
 
@@ -44,12 +46,14 @@ class Keeper:
         cleaned_at = float("-inf")
         while True:
             try:
-                go_on(self._client)
+                go_on(self._client, self._restarts)
                 if time.monotonic() - cleaned_at >= HOUSEKEEPING_S:
                     cleaned_at = time.monotonic()
                     self._clean()
             except (BatchlineError, OSError) as error:
                 log.warning("a round of the keeper was cut short: %s", error)
+            except Exception:  # the thread must outlive whatever one round meets
+                log.exception("a round of the keeper was cut short")
             if self._over.wait(self._round_s):
                 return
 
@@ -59,17 +63,22 @@ class Keeper:
                 return
 
 
-def go_on(client: Batchline) -> list[str]:
-    """Start the batches of ours that are not over and that nobody runs; their ids."""
+def go_on(client: Batchline, restarts: Restarts | None = None) -> list[str]:
+    """Start the batches of ours that are not over, that no one runs, and that are due; return their ids."""
     lease_s, started = client.engine.settings.lease_s, []
     for batch in list(_unfinished(client)):
         is_ours = batch.dwext is not None and batch.dwext.source in OWN
         if not is_ours or batch.is_held(now=time.time(), lease_s=lease_s) or client.runner.is_running(batch.id):
             continue
+        settled, has_failed = batch.completed + batch.failed, client.runner.error_of(batch.id) is not None
+        if restarts is not None and has_failed and not restarts.is_due(batch.id, settled):
+            continue
         try:
             client.runner.start(batch.id)
         except Conflict:  # this client is being closed
             break
+        if restarts is not None:
+            restarts.started(batch.id, settled)
         started.append(batch.id)
     return started
 

@@ -12,7 +12,7 @@ from batchline.steps.engine import Engine
 from batchline.steps.hold import BatchHold, held
 from batchline.steps.meter import WINDOW_S, RecentRate
 from batchline.storage.records import BatchRecord
-from batchline.upstream.run import RunProgress
+from batchline.upstream.progress import RunProgress
 
 MOST_WATCHED: Final = 1_000
 LEAST_S: Final = 1.0

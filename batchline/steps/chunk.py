@@ -4,18 +4,21 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from threading import BoundedSemaphore
 from typing import Protocol
 
 import msgspec
 
-from batchline.models.errors import InvalidInput, StorageFault
+from batchline.models.errors import BatchlineError, InvalidInput
 from batchline.models.ids import request_prefix
 from batchline.models.lines import result_line
 from batchline.models.plan import Chunk
+from batchline.steps import saving
 from batchline.steps.figures import Figures, figures_of
-from batchline.steps.parts import Part, drop, part_of, segments_of, write_part
+from batchline.steps.parts import Part, drop, part_of, segments_of
 from batchline.steps.requests import calls, is_heavy, stretches
+from batchline.steps.saving import Saver
 from batchline.steps.spool import Spool
 from batchline.steps.unread import ReadableCalls, end_without_input, ending_of, unread_lines
 from batchline.storage import layout
@@ -24,13 +27,6 @@ from batchline.upstream.answers import Answer, Call
 from batchline.upstream.run import Feed, Run
 
 log = logging.getLogger(__name__)
-
-STORAGE_PATIENCE_S = 60.0
-"""How long a chunk holds answers that storage will not take, sending nothing new, before it gives up."""
-
-
-STORAGE_PAUSE_S = 0.25
-MOST_STORAGE_PAUSE_S = 5.0
 
 
 class ChunkOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +65,9 @@ class Hold(Protocol):
     sender: str
     """By what name this process's parts are told from those of others that send for the same runner."""
 
+    storage_is_proven: bool
+    """True once storage has taken a write under this hold."""
+
     heavy: BoundedSemaphore
     """Held while a chunk with a very long line is sent, of which a batch may have few open."""
 
@@ -103,13 +102,13 @@ def send_chunk(order: ChunkOrder, hold: Hold) -> ChunkResult:
         return _result(part)
     with hold.heavy if is_heavy(order.chunk) else nullcontext(), Spool() as spool:
         old = [] if untouched else _recover(order, hold, spool, counted=not first_try)
-        saver = _Saver(order, hold, spool)
-        _send(order, hold, spool, saver)
-        hold.check()
-        if len(spool) < order.chunk.requests:
-            saver.flush()
-            return _unfinished(order, spool)
-        part = saver.finish(keys)
+        with Saver(hold, spool, order.chunk.index, partial(_segment_key, order)) as saver:
+            _send(order, hold, spool, saver)
+            hold.check()
+            if len(spool) < order.chunk.requests:
+                saver.flush()
+                return _unfinished(order, spool)
+            part = saver.finish(keys)
     drop(hold.store, [*old, *saver.keys])
     return _result(part)
 
@@ -142,30 +141,46 @@ def _recover(order: ChunkOrder, hold: Hold, spool: Spool, *, counted: bool) -> l
     return keys
 
 
-def _send(order: ChunkOrder, hold: Hold, spool: Spool, saver: "_Saver") -> None:
-    """Feed the caller with the requests that have no answer yet, and spool the answers."""
-    prefix = request_prefix(order.batch_id)
+def _send(order: ChunkOrder, hold: Hold, spool: Spool, saver: Saver) -> None:
+    """Feed the caller with the requests that have no answer yet, and spool the answers.
+
+    If anything fails, nothing more is sent, and requests in flight have the grace to be answered.
+    """
+    if len(spool) < order.chunk.requests:
+        saver.prove_storage()
     todo = ReadableCalls(_calls(order, hold, spool))
     with hold.run.open_feed(order.chunk.index) as feed:
-        while not feed.drained:
-            if saver.failing_since is None:
-                _fill(feed, todo)
-            else:
-                time.sleep(STORAGE_PAUSE_S)
-            answers = feed.wait(saver.next_flush_in_s())
-            if answers:
-                lines = [_line(prefix, answer) for answer in answers]
-                rows = [figures_of(answer) for answer in answers]
-                spool.add(rows, lines)
-                _note(order, hold, rows)
-            saver.tend()
-            hold.check()
+        try:
+            while not feed.drained:
+                if not saver.is_failing:
+                    _fill(feed, todo)
+                else:
+                    time.sleep(saving.STORAGE_PAUSE_S)
+                _take(order, hold, spool, feed.wait(saver.next_flush_in_s()))
+                saver.tend()
+                hold.check()
+        except BatchlineError:
+            feed.withdraw()
+            give_up_at = time.monotonic() + hold.run.grace_s
+            while not feed.drained and time.monotonic() < give_up_at:
+                _take(order, hold, spool, feed.wait(saving.STORAGE_PAUSE_S))
+            raise
     if todo.error is not None:
         saver.flush()
         stop = end_without_input(hold.run, todo.error)
-        rows, lines = unread_lines(order.chunk, spool, prefix=prefix, stop=stop)
+        rows, lines = unread_lines(order.chunk, spool, prefix=request_prefix(order.batch_id), stop=stop)
         spool.add(rows, lines)
         _note(order, hold, rows)
+
+
+def _take(order: ChunkOrder, hold: Hold, spool: Spool, answers: Sequence[Answer]) -> None:
+    if not answers:
+        return
+    prefix = request_prefix(order.batch_id)
+    lines = [_line(prefix, answer) for answer in answers]
+    rows = [figures_of(answer) for answer in answers]
+    spool.add(rows, lines)
+    _note(order, hold, rows)
 
 
 def _note(order: ChunkOrder, hold: Hold, rows: Sequence[Figures]) -> None:
@@ -227,77 +242,6 @@ def _line(prefix: str, answer: Answer) -> bytes:
     )
 
 
-class _Saver:
-    """Saves a chunk's spool as segments, every flush interval or so many bytes."""
-
-    def __init__(self, order: ChunkOrder, hold: Hold, spool: Spool) -> None:
-        self.keys: list[str] = []
-        self.failing_since: float | None = None
-        self._order = order
-        self._hold = hold
-        self._spool = spool
-        self._due = time.monotonic() + hold.flush_interval_s
-
-    def next_flush_in_s(self) -> float:
-        """Seconds until answers must be saved."""
-        return max(0.05, self._due - time.monotonic())
-
-    def tend(self) -> None:
-        """Save if it is time; raises `StorageFault` when storage has refused for too long."""
-        unsaved = self._spool.unsaved_bytes
-        late = time.monotonic() >= self._due
-        if not late and (unsaved < self._hold.flush_bytes or self.failing_since is not None):
-            return
-        try:
-            self.flush()
-        except StorageFault as fault:
-            self._bear(fault)
-        self._due = time.monotonic() + (self._pause_s if self.failing_since else self._hold.flush_interval_s)
-
-    def finish(self, keys: layout.PartKeys) -> Part:
-        """Write the chunk's part, with the same patience unless the run is to stop."""
-        hold = self._hold
-        while True:
-            try:
-                return write_part(
-                    hold.store, keys, chunk=self._order.chunk.index, spool=self._spool, sender=hold.sender
-                )
-            except StorageFault as fault:
-                self._bear(fault)
-                if hold.run.interrupted:
-                    raise
-            time.sleep(self._pause_s)
-            hold.check()
-
-    @property
-    def _pause_s(self) -> float:
-        """Between tries while storage refuses."""
-        return min(self._hold.flush_interval_s, MOST_STORAGE_PAUSE_S)
-
-    def flush(self) -> None:
-        """Save what no segment holds yet."""
-        if not self._spool.unsaved_bytes:
-            return
-        order = self._order
-        key = layout.segment_key(
-            order.batch_id, order.generation, order.chunk.index, order.epoch, _segment_number()
-        )
-        with self._hold.store.writer(key) as file:
-            for piece in self._spool.unsaved():
-                file.write(piece)
-        self._spool.mark_saved()
-        self.keys.append(key)
-        self.failing_since = None
-
-    def _bear(self, fault: StorageFault) -> None:
-        now = time.monotonic()
-        if self.failing_since is None:
-            self.failing_since = now
-            log.warning("chunk %d: %s; sending waits for storage", self._order.chunk.index, fault)
-        elif now - self.failing_since > STORAGE_PATIENCE_S:
-            raise fault
-
-
-def _segment_number() -> int:
-    """A number above those of the segments before, over retries of the task and processes as well."""
-    return time.time_ns()
+def _segment_key(order: ChunkOrder) -> str:
+    """Return the key of a new segment; numbers rise over retries of the task and over processes as well."""
+    return layout.segment_key(order.batch_id, order.generation, order.chunk.index, order.epoch, time.time_ns())

@@ -26,7 +26,8 @@ from batchline.steps.sending import Sending
 from batchline.steps.shared import Elsewhere, SenderReport, encode_report, refusal, reports_of
 from batchline.storage.records import BatchRecord, Lease
 from batchline.storage.senders import RUNNER
-from batchline.upstream.run import RunProgress, Stop
+from batchline.upstream.progress import RunProgress
+from batchline.upstream.run import Stop
 
 log = logging.getLogger(__name__)
 

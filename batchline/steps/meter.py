@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from batchline.storage.records import BatchRecord
-from batchline.upstream.run import Run, RunProgress
+from batchline.upstream.progress import RunProgress
+from batchline.upstream.run import Run
 
 WINDOW_S = 60.0
 SILENCE_S = 20.0

@@ -30,6 +30,7 @@ class Sending:
         self.records = engine.records
         self.flush_interval_s = settings.flush_interval_s
         self.flush_bytes = settings.flush_bytes
+        self.storage_is_proven = False
         self.heavy = threading.BoundedSemaphore(OPEN_HEAVY_CHUNKS)
         self.run: Run = engine.caller.open_run(
             batch.id,

@@ -7,7 +7,8 @@ from typing import Final
 import msgspec
 
 from batchline.models.failures import ErrorCode
-from batchline.upstream.run import RunProgress, Stop
+from batchline.upstream.progress import RunProgress
+from batchline.upstream.run import Stop
 
 SILENT_S: Final = 10.0
 """A process that has reported nothing for so long has nothing under way."""

@@ -8,6 +8,7 @@ import os
 import tempfile
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
 from io import FileIO
 from itertools import accumulate
 from mmap import ACCESS_READ, mmap
@@ -26,10 +27,15 @@ _decode = msgspec.json.Decoder(list[Figures]).decode
 
 
 class Spool:
-    """A chunk's figures in memory and its result lines in a temporary file."""
+    """A chunk's figures in memory and its result lines in a temporary file.
+
+    Lines that the file does not take, as its disk is full, are kept in memory until `tidy` can write them.
+    """
 
     def __init__(self) -> None:
         self._file = _temporary_file()
+        self._file_end = 0
+        self._overflow = b""
         self._rows: list[Figures] = []
         self._ends = array("q")
         self._taken: set[int] = set()
@@ -64,31 +70,54 @@ class Spool:
         """Bytes of result lines that no segment holds yet."""
         return self._end - self._saved_end
 
-    def add(self, rows: Sequence[Figures], lines: Sequence[bytes]) -> None:
-        """Take in settled requests with their result lines (newline included).
+    @property
+    def is_overflowing(self) -> bool:
+        """True if lines are kept in memory, for want of room in the temporary file."""
+        return bool(self._overflow)
 
-        A spool that has raised `StorageFault` is of no more use.
-        """
-        _write_all(self._file.fileno(), b"".join(lines))
+    def add(self, rows: Sequence[Figures], lines: Sequence[bytes]) -> None:
+        """Take in settled requests with their result lines (newline included); never fails."""
+        new = b"".join(lines)
+        self._overflow = self._overflow + new if self._overflow else new
+        with suppress(StorageFault):
+            self.tidy()
         ends = accumulate(map(len, lines), initial=self._end)
         next(ends)
         self._ends.extend(ends)
         self._rows += rows
         self._taken.update([row.line for row in rows])
 
+    def tidy(self) -> None:
+        """Write what is kept in memory to the temporary file; raises `StorageFault` if that is still full."""
+        if self._overflow:
+            # At a position, so that a write that failed halfway is overwritten by the next.
+            _write_all(self._file.fileno(), self._overflow, self._file_end)
+            self._file_end += len(self._overflow)
+            self._overflow = b""
+
     def recover(self, segment: bytes) -> list[Figures]:
-        """Take in a segment that an earlier run saved; the figures of those records that are new."""
+        """Take in a segment that an earlier run saved, and return the figures of the records that are new.
+
+        Raises `StorageFault` if the temporary file does not take them.
+        """
         new = {row.line: (row, line + b"\n") for row, line in records_of(segment) if row.line not in self}
         rows = [row for row, _ in new.values()]
         self.add(rows, [line for _, line in new.values()])
         self.mark_saved()
+        self.tidy()
         return rows
 
     def unsaved(self) -> Iterator[bytes]:
         """What the next segment must hold, in pieces."""
         yield _encode(self._rows[self._saved_rows :]) + b"\n"
         for at in range(self._saved_end, self._end, PIECE_BYTES):
-            yield _read(self._file.fileno(), at, min(PIECE_BYTES, self._end - at))
+            yield self._lines(at, min(self._end, at + PIECE_BYTES))
+
+    def _lines(self, start: int, end: int) -> bytes:
+        """Return the bytes from `start` to `end` of all result lines, in the order in which they came."""
+        filed = _read(self._file.fileno(), start, max(0, min(end, self._file_end) - start))
+        kept = self._overflow[max(0, start - self._file_end) : max(0, end - self._file_end)]
+        return filed + kept if kept else filed
 
     def mark_saved(self) -> None:
         """Note that a segment holds everything so far."""
@@ -98,11 +127,12 @@ class Spool:
         """Every record by ascending line number."""
         if not self._rows:
             return
+        rows, ends, filed = self._rows, self._ends, self._file_end
         # Mapped, not read: a read a record would give up and take back the interpreter's lock a record.
-        with mmap(self._file.fileno(), self._end, access=ACCESS_READ) as spooled:
-            rows, ends = self._rows, self._ends
+        with mmap(self._file.fileno(), filed, access=ACCESS_READ) if filed else nullcontext(b"") as spooled:
             for at in sorted(range(len(rows)), key=[row.line for row in rows].__getitem__):
-                yield rows[at], spooled[ends[at - 1] if at else 0 : ends[at]]
+                start, end = ends[at - 1] if at else 0, ends[at]
+                yield rows[at], spooled[start:end] if end <= filed else self._lines(start, end)
 
 
 def records_of(segment: bytes) -> Iterator[tuple[Figures, bytes]]:
@@ -118,11 +148,13 @@ def _temporary_file() -> FileIO:
         raise _fault(error) from error
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def _write_all(descriptor: int, data: bytes, offset: int) -> None:
     view = memoryview(data)
     try:
         while view:
-            view = view[os.write(descriptor, view) :]
+            written = os.pwrite(descriptor, view, offset)
+            offset += written
+            view = view[written:]
     except OSError as error:
         raise _fault(error) from error
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Raw, convert, structs
 
-from batchline.models.failures import ErrorCode, of_status
+from batchline.models.failures import ErrorCode, is_retried, of_status
 from batchline.models.json_scan import (
     MAX_DIGITS,
     NotJSONError,
@@ -77,6 +77,11 @@ class Answer(msgspec.Struct, kw_only=True, gc=False):
     duration_s: float | None = None
     ttfb_s: float | None = None
     wasted_tokens: int = 0
+
+    @property
+    def may_be_mended(self) -> bool:
+        """True if it is a failure that another attempt may turn into a success."""
+        return self.code is not None and is_retried(self.code, self.status_code)
 
 
 class Reading(msgspec.Struct, frozen=True, gc=False):

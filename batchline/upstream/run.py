@@ -12,6 +12,8 @@ import msgspec
 
 from batchline.models.failures import ErrorCode
 from batchline.upstream.answers import Answer, Call
+from batchline.upstream.permit import Permit
+from batchline.upstream.progress import RunProgress
 from batchline.upstream.tally import Tally
 
 if TYPE_CHECKING:
@@ -27,28 +29,14 @@ LARGE_BYTES = PENDING_BYTES // PENDING_CALLS
 
 UNREAD_BYTES = 16 * 2**20
 
+DEADLINE_CHECK_S = 5.0  # a longer timer would miss the machine's sleep, and a clock that is set
+
 
 class Stop(msgspec.Struct, frozen=True):
     """Why a run ends early: the code of what is unsettled, or None to leave it for another run."""
 
     code: ErrorCode | None
     message: str
-
-
-class RunProgress(msgspec.Struct, frozen=True):
-    """How far a run has come."""
-
-    completed: int
-    failed: int
-    in_flight: int
-    attempts: int
-    retried: int
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    limit: int
-    ceiling: int
-    paused: str | None
 
 
 class Run:
@@ -75,7 +63,7 @@ class Run:
         self.grace_s = grace_s
         self.stopped: Stop | None = None
         self.aborted = False
-        self.valid_until = float("inf")
+        self.permit = Permit()
         self.feeds: list[Feed] = []
         self.completed = self.failed = self.in_flight = self.attempts = self.retried = 0
         self.prompt_tokens = self.completion_tokens = self.total_tokens = 0
@@ -106,7 +94,22 @@ class Run:
 
     def renew(self, valid_for_s: float) -> None:
         """Allow sending for that long from now; a run that is never renewed may always send."""
-        self.valid_until = time.monotonic() + valid_for_s
+        self.permit.renew(valid_for_s)
+
+    @property
+    def valid_until(self) -> float:
+        """Monotonic time until which requests may be sent."""
+        return self.permit.until
+
+    def resume(self, feed: int) -> None:
+        """End the feed's suspension of the run, if there is one."""
+        if self.permit.resume(feed) and not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self._offer)
+
+    def resume_later(self, feed: int, after_s: float) -> None:
+        """End the feed's suspension after that time, or when the feed, opened again, resumes."""
+        if self.permit.hand_over(feed) and not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self.loop.call_later, after_s, self._end_handed_over, feed)
 
     def stop(self, stop: Stop) -> None:
         """End the run early; the first stop counts. Requests under way get the grace."""
@@ -137,7 +140,7 @@ class Run:
             total_tokens=self.total_tokens,
             limit=sum(lane.limit.value for lane in lanes),
             ceiling=sum(lane.limit.ceiling for lane in lanes),
-            paused=next((why for lane in lanes if (why := lane.paused())), None),
+            paused=self.permit.reason() or next((why for lane in lanes if (why := lane.paused())), None),
         )
 
     # What follows runs on the caller's loop.
@@ -146,13 +149,21 @@ class Run:
         """Stop the run as expired when its time comes."""
         if self.deadline is not None:
             left = max(0.0, self.deadline - time.time())
-            self._deadline_timer = self.loop.call_later(min(left, 86_400.0), self._at_deadline)
+            self._deadline_timer = self.loop.call_later(min(left, DEADLINE_CHECK_S), self._at_deadline)
 
     def _at_deadline(self) -> None:
         if self.deadline is not None and time.time() < self.deadline:
             self.watch_deadline()
             return
         self.stop(Stop(ErrorCode.BATCH_EXPIRED, "the completion window closed before this request was settled"))
+
+    def _end_handed_over(self, feed: int) -> None:
+        if self.permit.end_handed_over(feed):
+            self._offer()
+
+    def _offer(self) -> None:
+        for lane in self.lanes.values():
+            lane.offered(lane.limit.value)
 
     def _stop(self) -> None:
         for feed in self.feeds:
@@ -220,6 +231,7 @@ class Feed:
         self._event = threading.Event()
         self._ended = False
         self._closed = False
+        self._withdrawn = False
         self._choked = False
         # Each of these counters has one writer: the chunk's thread for the first three, the loop for the rest.
         self._put = self._put_bytes = self._read_bytes = 0
@@ -250,6 +262,11 @@ class Feed:
     def end(self) -> None:
         """Say that nothing more comes."""
         self._ended = True
+
+    def withdraw(self) -> None:
+        """Send nothing more; requests in flight can still be answered, and the feed is drained after them."""
+        self._ended = self._withdrawn = True
+        self.run.loop.call_soon_threadsafe(self._withdraw)
 
     def close(self) -> None:
         """Drop what is still pending or under way; its answers are not kept."""
@@ -285,7 +302,7 @@ class Feed:
 
     def _accept(self, calls: Sequence[Call]) -> None:
         stopped = self.run.stopped
-        if stopped is not None or self._closed:
+        if stopped is not None or self._closed or self._withdrawn:
             for call in calls:
                 self._sent += 1
                 self._sent_bytes += len(call.body)
@@ -302,6 +319,8 @@ class Feed:
         """The call that goes first on that lane, taken; none while too many answers lie unread."""
         pending = self.pending[lane]
         if not pending:
+            return None
+        if self.run.permit.is_suspended:
             return None
         if self._answer_bytes - self._read_bytes > UNREAD_BYTES:
             self._choked = True
@@ -321,8 +340,12 @@ class Feed:
             lane.offered(1)
 
     def settle(self, answer: Answer) -> None:
-        """Hand an answer back; after the feed was closed no one reads it, and it does not count."""
-        if self._closed:
+        """Hand an answer back.
+
+        It does not count after the feed was closed. Once sending has stopped, a failure that another attempt may
+        mend is left to the next run.
+        """
+        if self._closed or ((self._withdrawn or self.run.interrupted) and answer.may_be_mended):
             self._settled += 1
             return
         self.run.count(answer)
@@ -356,6 +379,12 @@ class Feed:
         """Let the chunk's thread look."""
         self._event.set()
 
+    def _withdraw(self) -> None:
+        self.stop_pending()
+        for lane in self.run.lanes.values():
+            lane.drop_retries(self)
+        self.wake()
+
     def _leave(self) -> None:
         self.stop_pending()
         for lane in self.run.lanes.values():
@@ -367,5 +396,5 @@ class Feed:
 
     @property
     def is_closed(self) -> bool:
-        """Whether answers are no longer wanted."""
-        return self._closed
+        """True if nothing more of it may be sent."""
+        return self._closed or self._withdrawn

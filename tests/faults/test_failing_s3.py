@@ -1,6 +1,7 @@
 """An S3 server that refuses for a while: the batch claims nothing that is not stored, and goes on afterwards."""
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -14,13 +15,14 @@ from waiting import until
 from batchline.models.errors import StorageFault
 from batchline.models.status import BatchStatus
 from batchline.simulate import Simulator
-from batchline.steps import chunk
+from batchline.steps import saving
 from batchline.steps.engine import Engine
 from batchline.steps.local import run_local
 
 pytestmark = pytest.mark.slow
 
 REQUESTS = 400
+IN_FLIGHT = 32
 refuse = answers(503, "SlowDown")
 
 
@@ -44,7 +46,7 @@ def engine(
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda self, context: 0.01)
     place = s3_server.settings(s3_endpoint_url=front.url)
     chosen = place.model_dump(include=place.model_fields_set)
-    return engine_for(stand_in.base_url, upstream={"max_in_flight": 32}, chunk_requests=100, **chosen)
+    return engine_for(stand_in.base_url, upstream={"max_in_flight": IN_FLIGHT}, chunk_requests=100, **chosen)
 
 
 def refusing(pattern: str) -> Callable[[Handler], bool]:
@@ -81,7 +83,7 @@ def test_a_server_that_takes_nothing_for_a_while_costs_neither_the_run_nor_a_req
 def test_a_server_that_takes_nothing_for_long_stops_the_run_and_no_saved_answer_is_asked_for_again(
     engine: Engine, front: Between, stand_in: Simulator, batch_of: Callable, in_background: Callable, monkeypatch
 ) -> None:
-    monkeypatch.setattr(chunk, "STORAGE_PATIENCE_S", 0.5)
+    monkeypatch.setattr(saving, "STORAGE_PATIENCE_S", 0.5)
     batch = batch_of(engine, REQUESTS)
     run = in_background(engine, batch)
     until(lambda: saved(engine, batch))
@@ -96,6 +98,40 @@ def test_a_server_that_takes_nothing_for_long_stops_the_run_and_no_saved_answer_
     assert ended.status is BatchStatus.COMPLETED
     check_account(engine, ended, REQUESTS)
     assert received(stand_in) - sent == REQUESTS - kept
+
+
+def test_while_a_server_takes_nothing_not_even_pending_requests_are_sent(
+    engine: Engine, front: Between, stand_in: Simulator, batch_of: Callable, in_background: Callable, caplog
+) -> None:
+    batch = batch_of(engine, 2_000)
+    run = in_background(engine, batch)
+    until(lambda: saved(engine, batch))
+    with out_of_order(front, "^(PUT|POST) "):
+        until(lambda: "sending waits for storage" in caplog.text)
+        sent = received(stand_in)
+        time.sleep(2)
+        assert received(stand_in) - sent <= IN_FLIGHT
+
+    ended = run.result()
+
+    check_account(engine, ended, 2_000)
+    assert received(stand_in) == 2_000
+
+
+def test_a_batch_that_goes_on_sends_nothing_before_the_server_has_taken_a_write(
+    engine: Engine, front: Between, stand_in: Simulator, batch_of: Callable, in_background: Callable, monkeypatch
+) -> None:
+    monkeypatch.setattr(saving, "STORAGE_PATIENCE_S", 0.5)
+    batch = batch_of(engine, REQUESTS)
+    interrupt(batch, in_background(engine, batch), once=lambda: received(stand_in) > 150)
+    sent = received(stand_in)
+
+    with out_of_order(front, "^(PUT|POST) "), pytest.raises(StorageFault, match="S3 fails"):
+        run_local(engine, batch.id)
+
+    assert received(stand_in) == sent
+    check_account(engine, run_local(engine, batch.id), REQUESTS)
+    assert received(stand_in) == REQUESTS
 
 
 FINAL_FILES = {

@@ -11,7 +11,7 @@ from waiting import until
 from batchline.models.errors import LeaseLost, StorageFault
 from batchline.models.status import BatchStatus
 from batchline.simulate import Simulator
-from batchline.steps import chunk
+from batchline.steps import saving
 from batchline.steps.local import run_local
 
 pytestmark = pytest.mark.slow
@@ -29,7 +29,7 @@ def stand_in(simulator: Callable[..., Simulator]) -> Simulator:
 def test_answers_that_do_not_fit_are_not_claimed_and_no_saved_one_is_sent_again(
     stand_in: Simulator, engine_for: Callable, batch_of: Callable, small_disk, monkeypatch
 ) -> None:
-    monkeypatch.setattr(chunk, "STORAGE_PATIENCE_S", 0.5)
+    monkeypatch.setattr(saving, "STORAGE_PATIENCE_S", 0.5)
     engine = engine_for(stand_in.base_url, storage_url=str(small_disk.place))
     batch = batch_of(engine, 500)
     with pytest.raises(StorageFault, match="the disk is full"):
@@ -134,10 +134,38 @@ def test_records_that_cannot_be_written_stop_the_run_before_another_may_begin(
     assert received(stand_in) == 300
 
 
-def test_a_temporary_directory_without_room_is_a_fault_of_storage_that_can_be_mended(
+def test_a_heartbeat_that_cannot_be_written_costs_no_answer_that_storage_takes(
+    simulator: Callable, engine_for: Callable, batch_of: Callable, small_disk, in_background: Callable
+) -> None:
+    stand_in = simulator(latency_s=0.5)
+    engine = engine_for(
+        stand_in.base_url,
+        upstream={"max_in_flight": 16},
+        database_url=f"sqlite:///{small_disk.place}/records.db",
+        lease_s=2.0,
+        flush_interval_s=60.0,
+    )
+    batch = batch_of(engine, 300)
+    run = in_background(engine, batch)
+    until(lambda: received(stand_in))
+    ballast = small_disk.fill()
+    with pytest.raises(LeaseLost, match="no heartbeat for half a lease"):
+        run.result()
+    sent, kept = received(stand_in), saved(engine, batch)
+
+    ballast.unlink()
+    ended = resumed(engine, batch.id)
+
+    assert 0 < kept == sent < 300
+    check_account(engine, ended, 300)
+    assert received(stand_in) == 300
+
+
+def test_a_temporary_directory_without_room_stops_sending_and_costs_no_answer(
     stand_in: Simulator, engine_for: Callable, batch_of: Callable, small_disk, monkeypatch
 ) -> None:
-    engine = engine_for(stand_in.base_url)
+    monkeypatch.setattr(saving, "STORAGE_PATIENCE_S", 0.5)
+    engine = engine_for(stand_in.base_url, flush_interval_s=60.0)
     batch = batch_of(engine, 500)
     with monkeypatch.context() as here:
         here.setattr(tempfile, "tempdir", str(small_disk.place))
@@ -148,6 +176,7 @@ def test_a_temporary_directory_without_room_is_a_fault_of_storage_that_can_be_me
 
     ended = run_local(engine, batch.id)
 
+    assert 0 < kept == sent < 500
     assert ended.status is BatchStatus.COMPLETED
     check_account(engine, ended, 500)
-    assert received(stand_in) - sent == 500 - kept
+    assert received(stand_in) == 500

@@ -2,22 +2,25 @@
 
 import os
 import time
+from itertools import pairwise
 
 import pytest
 from mortals import later, let_die, mortal
 from some_requests import lines_of, requests_file
+from waiting import until
 
 from batchline.models.errors import BatchlineError, NotFound, StorageFault
 from batchline.operations.housekeeping import housekeeping
-from batchline.steps import chunk
+from batchline.operations.keeper import Keeper
+from batchline.steps import saving
 from batchline.storage import layout
 
 
 @pytest.fixture(autouse=True)
 def dies_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A runner whose storage is gone does not wait for it to come back."""
-    monkeypatch.setattr(chunk, "STORAGE_PATIENCE_S", 0.0)
-    monkeypatch.setattr(chunk, "STORAGE_PAUSE_S", 0.01)
+    monkeypatch.setattr(saving, "STORAGE_PATIENCE_S", 0.0)
+    monkeypatch.setattr(saving, "STORAGE_PAUSE_S", 0.01)
 
 
 def named(found) -> list[tuple[str, str]]:
@@ -60,6 +63,25 @@ def test_a_healthy_store_needs_nothing(world, tmp_path):
 
     assert list(housekeeping(here.client)) == []
     assert here.client.batches.retrieve(waiting.id).status == "validating"
+
+
+@pytest.mark.parametrize("place", ["sqlite_and_disk"], indirect=True)
+def test_a_batch_whose_runs_keep_failing_is_started_ever_more_rarely(world, tmp_path, caplog):
+    here = world()
+    batch = made(here, tmp_path)
+    in_the_way = tmp_path / "home" / "storage" / "batches" / batch.id / "g0"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.touch()  # so that no answer can be saved below it
+
+    with Keeper(here.client, round_s=0.1):
+        stops = lambda: [r.created for r in caplog.records if r.message.startswith(f"batch {batch.id} stopped")]  # noqa: E731
+        until(lambda: len(stops()) >= 5)
+        gaps = [later - earlier for earlier, later in pairwise(stops())]
+        in_the_way.unlink()
+        until(lambda: here.client.batches.retrieve(batch.id).status == "completed")
+
+    assert all(gap >= 0.1 * 2**number for number, gap in enumerate(gaps))
+    assert here.simulator.counters()["received"] == 30
 
 
 LEFT = {

@@ -26,7 +26,7 @@ from batchline.models.errors import BatchlineError
 from batchline.models.settings import load_settings
 from batchline.models.status import TERMINAL, BatchStatus
 from batchline.operations.housekeeping import Chore, housekeeping
-from batchline.steps import chunk
+from batchline.steps import saving
 from batchline.storage.records import upgrade_database
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3_600)]
@@ -299,8 +299,8 @@ class LivesAndDeaths(Lives):
 def test_whatever_is_done_in_whatever_order_the_contract_holds(
     waiter: Waiter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chunk, "STORAGE_PATIENCE_S", 0.0)
-    monkeypatch.setattr(chunk, "STORAGE_PAUSE_S", 0.01)
+    monkeypatch.setattr(saving, "STORAGE_PATIENCE_S", 0.0)
+    monkeypatch.setattr(saving, "STORAGE_PAUSE_S", 0.01)
     upgrade_database(load_settings(database_url=f"sqlite:///{tmp_path / 'empty.db'}"))
     machine = type("Machine", (LivesAndDeaths,), {"waiter": waiter, "home": tmp_path})
 

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from batchline.cli.progress import _bar
 from batchline.steps.meter import Meter, Reading, RecentRate, in_flight, span, speed
-from batchline.upstream.run import RunProgress
+from batchline.upstream.progress import RunProgress
 
 
 def rate_of(*points: tuple[float, int], window_s: float = 60.0) -> float | None:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from batchline.steps.requests import calls
 from batchline.upstream.answers import Answer, Call
 from batchline.upstream.caller import Caller
-from batchline.upstream.run import Feed, Run, RunProgress
+from batchline.upstream.progress import RunProgress
+from batchline.upstream.run import Feed, Run
 
 PATIENCE_S = 30.0
 

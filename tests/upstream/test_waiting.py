@@ -13,7 +13,7 @@ from calling import call_all, some_bodies
 from scripted_server import Act, Received, ScriptedServer, cut_off, in_turn, raw, refusal, reply, silence
 
 from batchline.upstream.answers import Answer
-from batchline.upstream.run import RunProgress
+from batchline.upstream.progress import RunProgress
 
 
 def in_seconds(seconds: float) -> str:
