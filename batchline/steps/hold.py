@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from batchline.models.errors import Conflict, LeaseLost, StorageFault
+from batchline.models.errors import BatchlineError, Conflict, LeaseLost, NotFound, StorageFault
 from batchline.models.failures import ErrorCode
 from batchline.models.status import BatchStatus
 from batchline.steps.chunk import ChunkOrder
@@ -64,7 +64,7 @@ class BatchHold(Sending):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._released.set()
-        self._thread.join()
+        self._end_heartbeat(self._thread)
         self.run.close()
         if self._lost is None:
             try:
@@ -131,22 +131,28 @@ class BatchHold(Sending):
 
     def _keep(self) -> None:
         while not self._released.wait(self._beat_s):
-            began = time.monotonic()
             try:
-                self.hear()
-                completed, failed = self.counts()
-                status = self.records.beat(self.lease, now=time.time(), completed=completed, failed=failed)
+                self._beat()
             except LeaseLost as lost:
                 return self._lose(lost)
-            except StorageFault as fault:
-                log.warning("heartbeat of %s failed: %s", self.batch.id, fault)
+            except NotFound:
+                return self._lose(LeaseLost(f"batch {self.batch.id} was deleted while it ran"))
+            except Exception as fault:  # without a heartbeat the run must end, whatever the reason
+                surprise = None if isinstance(fault, BatchlineError) else fault
+                log.warning("heartbeat of %s failed: %s", self.batch.id, fault, exc_info=surprise)
                 if self._is_stale():
                     return self._lose(LeaseLost(f"batch {self.batch.id}: no heartbeat for half a lease: {fault}"))
-                continue
-            self._beaten(began)
-            if status is BatchStatus.CANCELLING:
-                self.run.stop(CANCELLED)
         return None
+
+    def _beat(self) -> None:
+        began = time.monotonic()
+        with self._beating():
+            self.hear()
+            completed, failed = self.counts()
+            status = self.records.beat(self.lease, now=time.time(), completed=completed, failed=failed)
+        self._beaten(began)
+        if status is BatchStatus.CANCELLING:
+            self.run.stop(CANCELLED)
 
     def _beaten(self, at: float) -> None:
         """Note a heartbeat and let the run send for half a lease, counted from before it was written.
@@ -158,11 +164,6 @@ class BatchHold(Sending):
 
     def _is_stale(self) -> bool:
         return time.monotonic() - self._beaten_at > self.engine.settings.lease_s / 2
-
-    def _lose(self, lost: LeaseLost) -> None:
-        log.error("%s", lost)
-        self._lost = lost
-        self.interrupt(str(lost))
 
 
 CANCELLED = Stop(code=ErrorCode.BATCH_CANCELLED, message="the batch was cancelled before this request was settled")

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from batchline.models.errors import InvalidInput, LeaseLost, NotFound, StorageFault
+from batchline.models.errors import BatchlineError, InvalidInput, LeaseLost, NotFound
 from batchline.models.status import BatchStatus
 from batchline.steps.chunk import ChunkOrder
 from batchline.steps.engine import Engine
@@ -23,7 +23,6 @@ from batchline.steps.sending import Sending
 from batchline.steps.shared import SenderReport, at_rest, encode_report, refusal, reports_of, settled
 from batchline.storage.records import BatchRecord
 from batchline.storage.senders import RUNNER
-from batchline.upstream.run import Stop
 
 log = logging.getLogger(__name__)
 
@@ -55,18 +54,19 @@ class JoinedHold(Sending):
     def close(self) -> None:
         """Take leave."""
         self._over.set()
-        self._thread.join()
+        self._end_heartbeat(self._thread)
         self.run.close()
 
     def report(self) -> None:
         """Report what has been settled by now; a fault only delays that."""
         try:
-            with self._exchanging:
+            with self._exchanging, self._beating():
                 self._exchange()
         except LeaseLost as lost:
             self._lose(lost)
-        except StorageFault as fault:
-            log.warning("report on batch %s failed: %s", self.batch.id, fault)
+        except Exception as fault:  # the thread that reports must outlive it
+            surprise = None if isinstance(fault, BatchlineError) else fault
+            log.warning("report on batch %s failed: %s", self.batch.id, fault, exc_info=surprise)
 
     def recovered(self, figures: Iterable[Figures]) -> None:
         """Nothing: what is found of a chunk is counted by `note`."""
@@ -133,10 +133,6 @@ class JoinedHold(Sending):
             self.run.stop(CANCELLED)
         elif (stop := runner.stopped or refusal(reports.values())) is not None:
             self.run.stop(stop)
-
-    def _lose(self, lost: LeaseLost) -> None:
-        self._lost = lost
-        self.run.stop(Stop(code=None, message=str(lost)))
 
 
 _joined: dict[tuple[Engine, str, int], JoinedHold] = {}

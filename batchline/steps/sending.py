@@ -1,15 +1,24 @@
 """What sending a batch's chunks takes in a process, whether it has the batch's lease or joins the one that has."""
 
+import logging
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 from batchline.models.errors import InvalidInput, LeaseLost
 from batchline.steps.engine import Engine
 from batchline.storage.records import BatchRecord
-from batchline.upstream.run import Run
+from batchline.upstream.run import Run, Stop
+
+log = logging.getLogger(__name__)
 
 BEAT_S = 1.0
 """Between heartbeats, of which a short lease has four; a cancel takes effect within about two."""
+
+HANGS_S = 5.0
+"""Seconds for which the end of a run waits for its heartbeat."""
 
 OPEN_HEAVY_CHUNKS = 2
 """Chunks with very long lines under way at once: while one waits for its last answers, another sends."""
@@ -41,6 +50,7 @@ class Sending:
         )
         self._names: dict[str | None, str] = {}
         self._lost: LeaseLost | None = None
+        self._beating_since: float | None = None
         self._beat_s = min(BEAT_S, settings.lease_s / 4)
         self._lock = threading.Lock()
 
@@ -56,5 +66,29 @@ class Sending:
 
     def check(self) -> None:
         """Raise `LeaseLost` once another runner has the batch, or may have it."""
+        since, half_s = self._beating_since, self.engine.settings.lease_s / 2
+        if self._lost is None and since is not None and time.monotonic() - since > half_s:
+            self._lose(LeaseLost(f"batch {self.batch.id}: the database has not answered for {half_s:.0f} s"))
         if self._lost is not None:
             raise self._lost
+
+    @contextmanager
+    def _beating(self) -> Iterator[None]:
+        """Note when a heartbeat begins, so that `check` notices one that never ends."""
+        self._beating_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._beating_since = None
+
+    def _lose(self, lost: LeaseLost) -> None:
+        """Stop sending; requests in flight have the grace, and `check` raises from now on."""
+        log.error("%s", lost)
+        self._lost = lost
+        self.run.stop(Stop(code=None, message=str(lost)))
+
+    def _end_heartbeat(self, thread: threading.Thread) -> None:
+        """Wait for the heartbeat's thread, but not for a database that does not answer."""
+        thread.join(HANGS_S)
+        if thread.is_alive():
+            log.warning("batch %s: the heartbeat still waits for the database; it is left behind", self.batch.id)

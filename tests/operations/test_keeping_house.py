@@ -84,6 +84,18 @@ def test_a_batch_whose_runs_keep_failing_is_started_ever_more_rarely(world, tmp_
     assert here.simulator.counters()["received"] == 30
 
 
+@pytest.mark.parametrize("place", ["sqlite_and_disk"], indirect=True)
+def test_the_keeper_outlives_a_round_that_meets_a_fault_of_the_program(world, tmp_path, monkeypatch, caplog):
+    here = world()
+    batch = made(here, tmp_path)
+    with monkeypatch.context() as broken:
+        broken.setattr(here.client.batches, "records", lambda **_: 1 / 0)
+        with Keeper(here.client, round_s=0.05):
+            until(lambda: caplog.text.count("ZeroDivisionError") >= 2)
+            broken.undo()
+            until(lambda: here.client.batches.retrieve(batch.id).status == "completed")
+
+
 LEFT = {
     "plan.json",
     "output.jsonl",

@@ -1,0 +1,60 @@
+"""Heartbeats that fail in odd ways: the run ends, and does not wait for ever for a lease that it has lost."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+from accounts import check_account, received, resumed, saved
+from waiting import until
+
+from batchline.models.errors import LeaseLost
+from batchline.simulate import Simulator
+from batchline.steps.engine import Engine
+
+pytestmark = pytest.mark.slow
+
+PATIENCE_S = 60.0
+
+
+def test_a_run_ends_when_its_batch_is_deleted_under_it(
+    simulator: Callable[..., Simulator],
+    engine_for: Callable[..., Engine],
+    batch_of: Callable,
+    in_background: Callable,
+) -> None:
+    stand_in = simulator(latency_s=0.1)
+    engine = engine_for(stand_in.base_url, upstream={"max_in_flight": 4})
+    batch = batch_of(engine, 400)
+    run = in_background(engine, batch)
+    until(lambda: received(stand_in) > 4)
+
+    engine.records.delete_batch(batch.id, now=time.time() + 1_000, lease_s=1)
+
+    with pytest.raises(LeaseLost, match="was deleted while it ran"):
+        run.result(PATIENCE_S)
+    assert received(stand_in) < 400
+
+
+def test_a_heartbeat_that_meets_a_fault_of_the_program_ends_the_run_with_its_answers_saved(
+    simulator: Callable[..., Simulator],
+    engine_for: Callable[..., Engine],
+    batch_of: Callable,
+    in_background: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stand_in = simulator(latency_s=0.1)
+    engine = engine_for(stand_in.base_url, upstream={"max_in_flight": 4}, lease_s=2.0, flush_interval_s=60.0)
+    batch = batch_of(engine, 400)
+    run = in_background(engine, batch)
+    until(lambda: received(stand_in) > 4)
+
+    with monkeypatch.context() as here:
+        here.setattr(engine.records, "beat", lambda *_, **__: 1 / 0)
+        with pytest.raises(LeaseLost, match="no heartbeat for half a lease: division by zero"):
+            run.result(PATIENCE_S)
+    assert "ZeroDivisionError" in caplog.text
+    assert saved(engine, batch) == received(stand_in) < 400
+
+    check_account(engine, resumed(engine, batch.id), 400)
+    assert received(stand_in) == 400
