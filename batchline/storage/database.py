@@ -18,13 +18,13 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from batchline.models.errors import InvalidInput, StorageFault
 from batchline.models.settings import Settings
 from batchline.storage.schema import HEAD
+from batchline.storage.silence import bound_waiting, connect_arguments
 
 BUSY_TIMEOUT_S = 30.0
 TRIES = 5
 SQLITE_CONNECTIONS = 40
 """What is kept open: as many as a server has threads, because to open one takes longer than most reads."""
 
-CONNECT_S = 10
 RESTED_S = 1.0
 """A connection that was used within that time is used again as it is: to ask it first takes three round trips."""
 
@@ -63,7 +63,7 @@ def open_database(settings: Settings) -> Engine:
 
 def upgrade_database(settings: Settings) -> None:
     """Bring the schema up to this version; safe to run twice and by several at once."""
-    engine = _engine(_url(settings))
+    engine = _engine(_url(settings), is_bounded=False)
     try:
         retried(lambda: _migrate(engine))
     finally:
@@ -122,14 +122,15 @@ def _too_new(current: str) -> InvalidInput:
     )
 
 
-def _engine(url: URL) -> Engine:
+def _engine(url: URL, *, is_bounded: bool = True) -> Engine:
+    """Return an engine for the URL; statements of a bounded one end after a while, which migrations may not."""
     sqlite = url.get_backend_name() == "sqlite"
     if sqlite and url.database:
         try:
             Path(url.database).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageFault(f"{Path(url.database).parent} cannot be made: {error.strerror}") from error
-    arguments: dict[str, Any] = {"timeout": BUSY_TIMEOUT_S} if sqlite else {"connect_timeout": CONNECT_S}
+    arguments: dict[str, Any] = {"timeout": BUSY_TIMEOUT_S} if sqlite else connect_arguments(url)
     try:
         engine = create_engine(url, connect_args=arguments, pool_size=SQLITE_CONNECTIONS if sqlite else 5)
     except (ArgumentError, TypeError, ValueError):
@@ -137,6 +138,8 @@ def _engine(url: URL) -> Engine:
     if sqlite:
         _tune_sqlite(engine)
     else:
+        if is_bounded:
+            bound_waiting(engine)
         _ask_the_rested(engine)
     return engine
 
@@ -150,11 +153,12 @@ def looking(engine: Engine) -> Engine:
         return engine.execution_options(reads=True)
     beside = create_engine(
         engine.url,
-        connect_args={"connect_timeout": CONNECT_S},
+        connect_args=connect_arguments(engine.url),
         isolation_level="AUTOCOMMIT",
         pool_reset_on_return=None,
         max_overflow=0,
     )
+    bound_waiting(beside)
     _ask_the_rested(beside)
     return beside
 
