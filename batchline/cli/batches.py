@@ -1,7 +1,6 @@
 """`batchline batches`: create, list, look at, cancel, retry, resume, read and delete batches."""
 
 import sys
-import time
 from typing import Annotated
 
 import cyclopts
@@ -116,7 +115,7 @@ def cancel(batch_id: str, /, *, wait: Flag = False, json: Flag = False) -> int:
     if wait and batch.status not in TERMINAL:
         record = follow(client, batch_id, until_left=True)
         batch = record.to_response()
-    is_left = bool(runner_note(record, now=time.time(), lease_s=lease_s))
+    is_left = bool(runner_note(record, now=client.engine.records.now(), lease_s=lease_s))
     then = ""
     if is_left:
         then = f"nobody runs it: have its files written with: batchline run --resume {batch_id}"

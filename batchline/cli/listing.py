@@ -1,6 +1,5 @@
 """`batchline batches list`: which batches there are, and how they do."""
 
-import time
 from collections.abc import Iterable, Iterator
 from uuid import UUID
 
@@ -15,6 +14,7 @@ from batchline.models.settings import Settings
 from batchline.models.status import BatchStatus
 from batchline.operations import Batchline
 from batchline.operations.progress import runner_note
+from batchline.steps.engine import Engine
 from batchline.steps.prices import CURRENCY
 from batchline.storage.records import BatchRecord
 
@@ -85,16 +85,16 @@ def list_(
     if json:
         print_page(page, all_=all_, show=lambda batch: batch.to_response(include_analytics=True))
         return
-    rows = batch_rows(shown(page, all_=all_), client.engine.settings)
+    rows = batch_rows(shown(page, all_=all_), client.engine)
     print_rows(rows, COLUMNS, none="no batches")
     say_more(page, all_=all_)
 
 
-def batch_rows(batches: Iterable[BatchRecord], settings: Settings) -> Iterator[Row]:
+def batch_rows(batches: Iterable[BatchRecord], engine: Engine) -> Iterator[Row]:
     """A row a batch."""
-    now = time.time()
+    now = engine.records.now()
     for batch in batches:
-        yield _row(batch, settings, now)
+        yield _row(batch, engine.settings, now)
 
 
 def _row(batch: BatchRecord, settings: Settings, now: float) -> Row:

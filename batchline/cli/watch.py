@@ -48,7 +48,7 @@ def follow(client: Batchline, batch_id: str, *, until_left: bool = False) -> Bat
     with Following(messages()) as display:
         while True:
             batch = client.batches.record(batch_id)
-            note = runner_note(batch, now=time.time(), lease_s=lease_s)
+            note = runner_note(batch, now=client.engine.records.now(), lease_s=lease_s)
             if batch.status in TERMINAL or (note and until_left):
                 return batch
             display.look(batch, note)

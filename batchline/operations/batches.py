@@ -28,7 +28,6 @@ from batchline.operations.pages import Page
 from batchline.operations.results import results
 from batchline.operations.runner import Starter
 from batchline.steps.engine import Engine
-from batchline.steps.hold import owner_name
 from batchline.steps.intake import create_batch
 from batchline.steps.lifecycle import read_report
 from batchline.steps.local import run_local
@@ -37,6 +36,7 @@ from batchline.steps.retry import retry_batch
 from batchline.steps.sweep import sweep_now
 from batchline.steps.write import read_manifest
 from batchline.storage import layout
+from batchline.storage.owners import owner_name
 from batchline.storage.records import BatchRecord
 
 Via = Literal["process", "deployment"]
@@ -178,7 +178,7 @@ class Batches:
         batch = self.record(batch_id)
         if batch.status in TERMINAL:
             raise Conflict(f"batch {batch_id} is {batch.status}; there is nothing to go on with (retry?)")
-        if batch.is_held(now=time.time(), lease_s=self._engine.settings.lease_s):
+        if batch.is_held(now=self._engine.records.now(), lease_s=self._engine.settings.lease_s):
             raise Conflict(f"batch {batch_id} is being run by another process ({batch.lease_owner})")
         return self._started(batch, via)
 
@@ -205,7 +205,7 @@ class Batches:
         """End a cancelled batch that nobody has begun to send; its runner does, where there is one."""
         records, settings = self._engine.records, self._engine.settings
         try:
-            lease = records.claim(batch.id, owner=owner_name(), now=time.time(), lease_s=settings.lease_s)
+            lease = records.claim(batch.id, owner=owner_name(), lease_s=settings.lease_s)
         except Conflict:
             return batch
         try:
@@ -294,7 +294,7 @@ class Batches:
         deadline = time.monotonic() + settings.grace_s + DELETION_PATIENCE_S
         while True:
             try:
-                gone = records.delete_batch(batch_id, now=time.time(), lease_s=settings.lease_s)
+                gone = records.delete_batch(batch_id, lease_s=settings.lease_s)
                 break
             except Conflict:
                 self._cancel_if_it_can_be(batch_id)

@@ -112,7 +112,7 @@ def _unfinished_writes(client: Batchline) -> Iterator[Job]:
 
 
 def _abandoned_batches(client: Batchline, via: Via) -> Iterator[Job]:
-    settings, now = client.engine.settings, time.time()
+    settings, now = client.engine.settings, client.engine.records.now()
     for batch in client.batches.records(status="in_progress", limit=100):
         if not batch.is_held(now=now, lease_s=settings.lease_s):
             yield from _what_is_due(client, batch, via, now)

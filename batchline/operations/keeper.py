@@ -68,7 +68,11 @@ def go_on(client: Batchline, restarts: Restarts | None = None) -> list[str]:
     lease_s, started = client.engine.settings.lease_s, []
     for batch in list(_unfinished(client)):
         is_ours = batch.dwext is not None and batch.dwext.source in OWN
-        if not is_ours or batch.is_held(now=time.time(), lease_s=lease_s) or client.runner.is_running(batch.id):
+        if (
+            not is_ours
+            or batch.is_held(now=client.engine.records.now(), lease_s=lease_s)
+            or client.runner.is_running(batch.id)
+        ):
             continue
         settled, has_failed = batch.completed + batch.failed, client.runner.error_of(batch.id) is not None
         if restarts is not None and has_failed and not restarts.is_due(batch.id, settled):

@@ -53,7 +53,7 @@ class Watch:
         known, fresh = (batch.completed, batch.failed), (0, 0) if hold is None else hold.counts()
         completed, failed = max(known, fresh, key=sum)  # one that goes on counts anew what it had settled
         run = None if hold is None else hold.progress()
-        note = runner_note(batch, now=time.time(), lease_s=self._engine.settings.lease_s)
+        note = runner_note(batch, now=self._engine.records.now(), lease_s=self._engine.settings.lease_s)
         if run is not None and run.paused:
             note = run.paused
         per_s = None

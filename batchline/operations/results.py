@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -180,7 +179,7 @@ def _running(engine: Engine, batch: BatchRecord, plan: Plan, skip: int) -> Itera
 
 def _held(engine: Engine, batch: BatchRecord, unfinished: Sequence[int]) -> set[int]:
     """Which of the unfinished chunks are being sent: those that other processes report, else the first few."""
-    if not batch.is_held(now=time.time(), lease_s=engine.settings.lease_s):
+    if not batch.is_held(now=engine.records.now(), lease_s=engine.settings.lease_s):
         return set()
     reports = reports_of(engine.records.sender_reports(batch.id, batch.epoch))
     reported = {chunk for report in reports.values() for chunk in report.chunks}

@@ -313,7 +313,7 @@ class _Round:
             batch = self._records.get_batch(batch_id)
         except NotFound:
             return False
-        held = batch.is_held(now=time.time(), lease_s=self._engine.settings.lease_s)
+        held = batch.is_held(now=self._records.now(), lease_s=self._engine.settings.lease_s)
         return batch.status is BatchStatus.VALIDATING and not held
 
     def _write_back(self, only: set[str] | None = None) -> Iterator[SyncEvent]:

@@ -6,11 +6,8 @@ also carries what they report in, and out to them that they are to stop.
 """
 
 import logging
-import os
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -24,6 +21,7 @@ from batchline.steps.engine import Engine
 from batchline.steps.figures import Figures
 from batchline.steps.sending import Sending
 from batchline.steps.shared import Elsewhere, SenderReport, encode_report, refusal, reports_of
+from batchline.storage.owners import owner_name
 from batchline.storage.records import BatchRecord, Lease
 from batchline.storage.senders import RUNNER
 from batchline.upstream.progress import RunProgress
@@ -149,7 +147,7 @@ class BatchHold(Sending):
         with self._beating():
             self.hear()
             completed, failed = self.counts()
-            status = self.records.beat(self.lease, now=time.time(), completed=completed, failed=failed)
+            status = self.records.beat(self.lease, completed=completed, failed=failed)
         self._beaten(began)
         if status is BatchStatus.CANCELLING:
             self.run.stop(CANCELLED)
@@ -184,8 +182,8 @@ def wait_for_lease(
     patience_s = settings.grace_s + settings.lease_s + STOPPING_S if is_stopping else 0.0
     give_up_at = time.monotonic() + patience_s
     while batch.lease_owner is not None and batch.lease_at is not None:
-        left_s = batch.lease_at + settings.lease_s - time.time()
-        if left_s < 0:
+        left_s = batch.lease_at + settings.lease_s - engine.records.now()
+        if left_s < 0 or engine.records.has_died(batch):
             return
         if batch.lease_at != first and time.monotonic() >= give_up_at:
             raise Conflict(
@@ -202,7 +200,7 @@ def wait_for_lease(
 def hold_batch(engine: Engine, batch_id: str) -> Iterator[BatchHold]:
     """Claim the batch's lease and keep it; raises `Conflict` while another runner has it."""
     claimed_at = time.monotonic()
-    lease = engine.records.claim(batch_id, owner=owner_name(), now=time.time(), lease_s=engine.settings.lease_s)
+    lease = engine.records.claim(batch_id, owner=owner_name(), lease_s=engine.settings.lease_s)
     try:
         hold = BatchHold(engine, engine.records.get_batch(batch_id), lease, claimed_at=claimed_at)
     except BaseException:
@@ -234,8 +232,3 @@ def held(batch_id: str) -> BatchHold | None:
     """This process's hold on that batch, while it runs here."""
     with _held_lock:
         return next((hold for (held_id, _), hold in _held.items() if held_id == batch_id), None)
-
-
-def owner_name() -> str:
-    """Who holds a lease: host, process and a random part, so that a reused process id is someone else."""
-    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"

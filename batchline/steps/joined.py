@@ -22,7 +22,7 @@ from batchline.steps.hold import CANCELLED
 from batchline.steps.sending import Sending
 from batchline.steps.shared import SenderReport, at_rest, encode_report, refusal, reports_of, settled
 from batchline.storage.records import BatchRecord
-from batchline.storage.senders import RUNNER
+from batchline.storage.senders import RUNNER, SharedLease
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +37,6 @@ class JoinedHold(Sending):
         self.users = 0
         self._epoch = epoch
         self._chunks: dict[int, tuple[int, int]] = {}
-        self._kept_at: float | None = None
-        self._looked_at = time.monotonic()
         self._alive_at = float("-inf")
         self._exchanging = threading.Lock()
         self._number = 0
@@ -99,7 +97,7 @@ class JoinedHold(Sending):
         began = time.monotonic()
         text = encode_report(self._report()).decode()
         lease = self.records.report_sender(self.batch.id, self._epoch, self.sender, text)
-        self._note_life(lease.kept_at, began)
+        self._note_life(lease, began)
         reports = reports_of(lease.reports)
         if lease.completed or any(settled([report])[0] for report in reports.values()):
             self.run.succeeded_elsewhere = True
@@ -114,17 +112,9 @@ class JoinedHold(Sending):
             chunks = dict(self._chunks)
         return SenderReport(number=self._number, chunks=chunks, progress=progress, stopped=self.run.stopped)
 
-    def _note_life(self, kept_at: float, began: float) -> None:
-        """Let the run send for half a lease from the runner's last heartbeat.
-
-        A heartbeat that was not there at the last look is younger than that look; of the first that is seen, its
-        own clock must tell the age, as it must to a runner that takes a lease over.
-        """
-        if self._kept_at is None:
-            self._alive_at = began - max(0.0, time.time() - kept_at)
-        elif kept_at != self._kept_at:
-            self._alive_at = self._looked_at
-        self._kept_at, self._looked_at = kept_at, began
+    def _note_life(self, lease: SharedLease, began: float) -> None:
+        """Let the run send for half a lease from the runner's last heartbeat."""
+        self._alive_at = max(self._alive_at, began - max(0.0, lease.age_s))
         self.run.renew(self._alive_at + self.engine.settings.lease_s / 2 - time.monotonic())
 
     def _obey(self, status: BatchStatus, reports: dict[str, SenderReport]) -> None:

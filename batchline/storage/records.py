@@ -1,6 +1,6 @@
 """Records of files and batches: who may change what, each change one atomic statement."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -8,8 +8,6 @@ from sqlalchemy import (
     Connection,
     Engine,
     Row,
-    Update,
-    case,
     insert,
     or_,
     select,
@@ -18,16 +16,16 @@ from sqlalchemy import (
 from sqlalchemy import delete as delete_from
 
 from batchline.models.batches import BatchListResponse, ListBatchesQuery
-from batchline.models.errors import Conflict, InvalidInput, LeaseLost, LimitReached, NotFound
+from batchline.models.errors import Conflict, InvalidInput, LimitReached
 from batchline.models.settings import Settings
-from batchline.models.status import ACTIVE, TERMINAL, BatchStatus, sources_of, timestamp_field
+from batchline.models.status import TERMINAL, BatchStatus, sources_of, timestamp_field
 from batchline.storage import layout
+from batchline.storage.clock import database_time
 from batchline.storage.database import open_database, upgrade_database
 from batchline.storage.file_records import FileRecords, row_of
 from batchline.storage.keys import KeyRecords
+from batchline.storage.leases import Leases, no_batch
 from batchline.storage.listing import (
-    LISTED_FIELDS,
-    list_again,
     listed_ids,
 )
 from batchline.storage.overview import Overview
@@ -45,15 +43,13 @@ from batchline.storage.rows import (
     columns_of,
 )
 from batchline.storage.schema import batches, files, idempotency_keys, listed_batches
-from batchline.storage.senders import Senders, forget_senders
+from batchline.storage.senders import forget_senders
 from batchline.storage.source_files import SourceFiles, Taken, source_file_id
 from batchline.storage.statements import (
-    apply_changes,
     check_room,
     doom,
     insert_batch,
     is_free,
-    leased,
     locked_file,
 )
 
@@ -75,7 +71,7 @@ __all__ = [
 ]
 
 
-class Records(FileRecords, SourceFiles, Senders):
+class Records(FileRecords, SourceFiles, Leases):
     """Files and batches in a database that several processes share; may be used from any thread."""
 
     def __init__(self, engine: Engine) -> None:
@@ -234,13 +230,6 @@ class Records(FileRecords, SourceFiles, Senders):
         """Change fields of the batch, its state apart, and return it; raises as `move` does."""
         return self._change(update(batches), batch_id, lease, columns_of(fields), "cannot be changed")
 
-    def claim(self, batch_id: str, *, owner: str, now: float, lease_s: float) -> Lease:
-        """Take the batch's lease; raises `Conflict` while another's heartbeat is younger than `lease_s`."""
-        free = or_(batches.c.lease_owner == owner, is_free(now=now, lease_s=lease_s))
-        values = {"epoch": batches.c.epoch + 1, "lease_owner": owner, "lease_at": now}
-        batch = self._change(update(batches).where(free), batch_id, None, values, "is being run by another")
-        return Lease(batch_id, owner, batch.epoch)
-
     def retry(
         self,
         batch_id: str,
@@ -276,14 +265,15 @@ class Records(FileRecords, SourceFiles, Senders):
         )
         return self._change(statement, batch_id, None, values, "cannot be retried", file_changes, room, needs)
 
-    def delete_batch(self, batch_id: str, *, now: float, lease_s: float) -> BatchRecord:
+    def delete_batch(self, batch_id: str, *, lease_s: float, now: float | None = None) -> BatchRecord:
         """Forget a batch and its output and error files, and return what it was.
 
         Raises `NotFound`, and `Conflict` while a runner has it.
         """
+        at = database_time(self._engine) if now is None else now
         statement = (
             delete_from(batches)
-            .where(batches.c.id == batch_id, is_free(now=now, lease_s=lease_s))
+            .where(batches.c.id == batch_id, is_free(now=at, lease_s=lease_s))
             .returning(*batches.c)
         )
 
@@ -306,83 +296,7 @@ class Records(FileRecords, SourceFiles, Senders):
             raise Conflict(f"batch {batch_id} is being run ({batch.lease_owner}); delete it when that has ended")
         return gone
 
-    def beat(
-        self, lease: Lease, *, now: float, completed: int | None = None, failed: int | None = None
-    ) -> BatchStatus:
-        """Keep the lease, note the counts, and return the batch's state; raises `LeaseLost`."""
-        counts = {"completed": completed, "failed": failed}
-        goes_on = batches.c.status.in_([str(state) for state in ACTIVE])  # a late heartbeat must not undo an end
-        grown = {
-            name: case((goes_on, count), else_=batches.c[name])
-            for name, count in counts.items()
-            if count is not None
-        }
-        values = {"lease_at": now, **grown}
-        return self._change(update(batches), lease.batch_id, lease, values, "cannot be kept").status
-
-    def release(self, lease: Lease) -> None:
-        """Give the lease back, so that another may take it at once; a lost one is let be."""
-        statement = leased(update(batches), lease).values(lease_owner=None, lease_at=None)
-
-        def work(connection: Connection) -> None:
-            if connection.execute(statement).rowcount:
-                forget_senders(connection, lease.batch_id)
-
-        self._write(work)
-
-    def _change(
-        self,
-        statement: Update,
-        batch_id: str,
-        lease: Lease | None,
-        values: Mapping[str, object],
-        problem: str,
-        file_changes: FileChanges | None = None,
-        room: Room | None = None,
-        needs: Sequence[str] = (),
-    ) -> BatchRecord:
-        guarded = statement.where(batches.c.id == batch_id)
-        if lease is not None:
-            guarded = leased(guarded, lease)
-        guarded = guarded.values(**values).returning(*batches.c)
-
-        def work(connection: Connection) -> tuple[Row[Any] | None, Row[Any] | None]:
-            if room is not None:
-                check_room(connection, room)
-            for file_id in sorted(needs):  # in one order, so that two never wait for each other
-                locked_file(connection, file_id)
-            changed = connection.execute(guarded).first()
-            if changed is not None and file_changes is not None:
-                apply_changes(connection, file_changes)
-            if changed is not None and not LISTED_FIELDS.isdisjoint(values):
-                list_again(connection, batch_of(changed))
-            return changed, changed if changed is not None else row_of(connection, batches, batch_id)
-
-        changed, present = self._write(work)
-        if changed is None:
-            raise _refusal(batch_id, present, lease, problem)
-        return batch_of(changed)
-
-
-def no_batch(batch_id: str) -> NotFound:
-    """What is raised for a batch that is not there, or not for whoever asks."""
-    return NotFound(f"there is no batch {batch_id}; `batchline batches list` shows which there are")
-
 
 def open_records(settings: Settings) -> Records:
     """The records in the settings' database; raises as `open_database` does."""
     return Records(open_database(settings))
-
-
-def _refusal(batch_id: str, row: Row[Any] | None, lease: Lease | None, problem: str) -> Exception:
-    if row is None:
-        return NotFound(f"there is no batch {batch_id}")
-    batch = batch_of(row)
-    if lease is not None and (batch.epoch, batch.lease_owner) != (lease.epoch, lease.owner):
-        return LeaseLost(f"batch {batch_id} has been taken over by another runner ({batch.lease_owner or 'none'})")
-    if problem.startswith("is being run"):
-        return Conflict(
-            f"batch {batch_id} {problem} process ({batch.lease_owner}); if that one is dead, try again when its "
-            "lease has gone stale"
-        )
-    return Conflict(f"batch {batch_id} is {batch.status} and {problem}")

@@ -19,6 +19,7 @@ from batchline.models.batches import (
 from batchline.models.files import FileObject, FilePurpose
 from batchline.models.keys import KeyObject, MemberObject, Role
 from batchline.models.status import BatchStatus
+from batchline.storage.owners import has_ended
 
 
 class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,8 +96,13 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
         return max((at for at in ends if at is not None), default=0)
 
     def is_held(self, *, now: float, lease_s: float) -> bool:
-        """Whether a runner has it that showed life within the last `lease_s`."""
-        return self.lease_owner is not None and self.lease_at is not None and now - self.lease_at <= lease_s
+        """True if a runner has it that showed life within the last `lease_s`, and has not ended on this machine.
+
+        `now` is the time by the database's clock.
+        """
+        if self.lease_owner is None or self.lease_at is None or now - self.lease_at > lease_s:
+            return False
+        return not has_ended(self.lease_owner)
 
     def to_response(self, *, include_analytics: bool = False) -> BatchResponse:
         """What the API shows of it."""

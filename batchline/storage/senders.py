@@ -6,6 +6,7 @@ from sqlalchemy import delete as delete_from
 
 from batchline.models.errors import LeaseLost
 from batchline.models.status import BatchStatus
+from batchline.storage.clock import database_time
 from batchline.storage.schema import batches, senders
 from batchline.storage.transactions import Transactions
 
@@ -16,10 +17,10 @@ RUNNER = ""
 class SharedLease(msgspec.Struct, frozen=True):
     """A lease as a sender sees it, and what all who share it have reported.
 
-    It was kept last at `kept_at`, by the runner's clock in Unix seconds.
+    Its last heartbeat is `age_s` old, by the database's clock.
     """
 
-    kept_at: float
+    age_s: float
     status: BatchStatus
     completed: int
     reports: dict[str, str]
@@ -35,7 +36,8 @@ class Senders(Transactions):
         """
         mine = (senders.c.batch_id == batch_id, senders.c.epoch == epoch, senders.c.sender == sender)
         row = {"batch_id": batch_id, "epoch": epoch, "sender": sender, "report": report}
-        held = select(batches.c.lease_at, batches.c.status, batches.c.completed).where(
+        age_s = (database_time(self._engine) - batches.c.lease_at).label("age_s")
+        held = select(age_s, batches.c.status, batches.c.completed).where(
             batches.c.id == batch_id, batches.c.epoch == epoch, batches.c.lease_owner.is_not(None)
         )
 
@@ -46,7 +48,7 @@ class Senders(Transactions):
             if not connection.execute(update(senders).where(*mine).values(report=report)).rowcount:
                 connection.execute(insert(senders).values(**row))
             reports = _reports(connection, batch_id, epoch)
-            return SharedLease(lease.lease_at, BatchStatus(lease.status), lease.completed, reports)
+            return SharedLease(lease.age_s, BatchStatus(lease.status), lease.completed, reports)
 
         found = self._write(work)
         if found is None:

@@ -67,7 +67,7 @@ def needing(file_id: ColumnElement[str] | str) -> Select[Any]:
     return select(batches.c.id).where(used, batches.c.status.in_([str(state) for state in ACTIVE]))
 
 
-def is_free(*, now: float, lease_s: float) -> ColumnElement[bool]:
+def is_free(*, now: ColumnElement[float] | float, lease_s: float) -> ColumnElement[bool]:
     """Nobody has the batch's lease, or nobody who is alive."""
     return or_(batches.c.lease_owner.is_(None), batches.c.lease_at < now - lease_s)
 

@@ -97,6 +97,24 @@ def test_after_a_kill_a_run_goes_on_when_the_old_lease_has_ended(simulator, requ
     assert upstream.counters()["repeated"] <= 5 + 10 + 5
 
 
+def test_after_a_kill_on_the_same_machine_a_run_goes_on_at_once(simulator, request_file):
+    upstream = simulator(latency_s=0.1)
+    settings = {
+        "OPENAI_BASE_URL": upstream.base_url,
+        "BATCHLINE_LEASE_S": "3600",  # longer than this test would wait for it
+        "BATCHLINE_MAX_IN_FLIGHT": "5",
+    }
+    with running("run", "--local", request_file(100), **settings) as run:
+        until(lambda: upstream.counters()["received"] >= 20)
+        run.kill(signal.SIGKILL)
+        run.ended()
+
+    resumed = batchline("run", "--local", "--resume", run.batch_id, **settings)
+
+    assert resumed.status == 0
+    assert upstream.counters()["distinct"] == 100
+
+
 def test_a_batch_that_another_process_runs_is_left_to_it(simulator, request_file):
     upstream = simulator(latency_s=0.5)
     url = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_MAX_IN_FLIGHT": "2"}

@@ -197,7 +197,7 @@ class Dawdling(Records):
         self.is_held_up = False
 
     def beat(
-        self, lease: Lease, *, now: float, completed: int | None = None, failed: int | None = None
+        self, lease: Lease, *, completed: int | None = None, failed: int | None = None, now: float | None = None
     ) -> BatchStatus:
         if not completed:
             return super().beat(lease, now=now, completed=completed, failed=failed)
@@ -252,9 +252,6 @@ def test_a_batch_whose_process_was_killed_is_taken_over_once_by_one_of_two(world
     until(lambda: here.simulator.counters()["received"] >= 10)
     process.kill()
     process.join()
-    with pytest.raises(Conflict, match="is being run by another"):
-        here.client.batches.run(batch.id)
-    threading.Event().wait(1.1)
 
     done = at_once(here, "run", batch.id, apart=False)
 

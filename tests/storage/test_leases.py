@@ -1,5 +1,8 @@
 """One runner at a time: claiming a batch, keeping it, losing it, giving it back."""
 
+import re
+import time
+
 import pytest
 from racing import in_processes, in_threads
 from some_records import NOW, a_batch
@@ -7,6 +10,7 @@ from some_records import NOW, a_batch
 from batchline.models.errors import Conflict, LeaseLost
 from batchline.models.settings import Settings
 from batchline.models.status import BatchStatus
+from batchline.storage.owners import owner_name
 from batchline.storage.records import BatchRecord, Lease, Records, open_records
 
 LEASE_S = 60.0
@@ -138,6 +142,91 @@ def test_leases_of_other_batches_do_not_matter(records: Records, batch: BatchRec
     claim(records, other, "first", NOW)
 
     assert claim(records, batch, "second", NOW).epoch == 1
+
+
+# Clocks and dead processes
+
+
+@pytest.mark.slow
+def test_a_clock_that_is_far_ahead_takes_no_batch_from_a_runner_that_lives(
+    ready_postgres: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = open_records(ready_postgres)
+    batch = records.add_batch(a_batch(status=BatchStatus.IN_PROGRESS))
+    records.claim(batch.id, owner="another:1:machine", lease_s=LEASE_S)
+
+    here = time.time
+    monkeypatch.setattr(time, "time", lambda: here() + 10 * LEASE_S)
+
+    assert records.get_batch(batch.id).is_held(now=records.now(), lease_s=LEASE_S)
+    with pytest.raises(Conflict, match="is being run by another"):
+        records.claim(batch.id, owner="second", lease_s=LEASE_S)
+    with pytest.raises(Conflict, match="is being run"):
+        records.delete_batch(batch.id, lease_s=LEASE_S)
+    records.close()
+
+
+@pytest.mark.slow
+def test_a_clock_that_is_far_behind_keeps_no_lease_that_has_expired(
+    ready_postgres: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = open_records(ready_postgres)
+    batch = records.add_batch(a_batch(status=BatchStatus.IN_PROGRESS))
+    here = time.time
+    monkeypatch.setattr(time, "time", lambda: here() - 10 * LEASE_S)
+
+    lease = records.claim(batch.id, owner="another:1:machine", lease_s=0.1)
+    assert records.beat(lease) is BatchStatus.IN_PROGRESS
+    age_s = records.report_sender(batch.id, lease.epoch, "sender", "{}").age_s
+    time.sleep(0.2)
+
+    assert 0 <= age_s < 10
+    assert records.claim(batch.id, owner="second", lease_s=0.1).epoch == 2
+    records.close()
+
+
+def owner_that_has_ended(number: int) -> str:
+    del number
+    return owner_name()
+
+
+def test_the_lease_of_a_process_of_this_machine_that_has_ended_can_be_taken_at_once(
+    records: Records, batch: BatchRecord
+) -> None:
+    [dead] = in_processes(1, owner_that_has_ended)
+    claim(records, batch, dead, NOW)
+
+    assert not records.get_batch(batch.id).is_held(now=NOW, lease_s=LEASE_S)
+    assert claim(records, batch, "second", NOW).epoch == 2
+
+
+ALIVE_OR_UNKNOWN = {
+    "this process": lambda dead: owner_name(),
+    "a process of another machine": lambda dead: f"elsewhere{dead}",
+    "a process of another container": lambda dead: re.sub(r":\w+-", ":0badcafe-", dead),
+    "a name of another form": lambda dead: dead.rpartition("-")[0],
+}
+
+
+@pytest.mark.parametrize("name", ALIVE_OR_UNKNOWN)
+def test_the_lease_of_one_that_may_be_alive_is_waited_for(name: str, records: Records, batch: BatchRecord) -> None:
+    [dead] = in_processes(1, owner_that_has_ended)
+    claim(records, batch, ALIVE_OR_UNKNOWN[name](dead), NOW)
+
+    with pytest.raises(Conflict):
+        claim(records, batch, "second", NOW)
+
+
+def test_the_lease_of_a_dead_process_is_waited_for_while_others_send_for_it(
+    records: Records, batch: BatchRecord
+) -> None:
+    [dead] = in_processes(1, owner_that_has_ended)
+    lease = claim(records, batch, dead, NOW)
+    records.report_sender(batch.id, lease.epoch, "sender", "{}")
+
+    with pytest.raises(Conflict):
+        claim(records, batch, "second", NOW)
+    assert claim(records, batch, "second", NOW + LEASE_S + 1).epoch == 2
 
 
 # Races

@@ -49,6 +49,39 @@ def test_what_is_under_way_longer_than_the_grace_is_settled_with_the_code(
     )
 
 
+def test_a_deadline_that_passes_while_the_clock_is_set_or_the_machine_sleeps_is_noticed(
+    gated: ScriptedServer, caller_of: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchline.upstream.run.DEADLINE_CHECK_S", 0.05)
+    here = time.time
+    deadline = here() + 3_600
+    with open_run(caller_of(gated.base_url), grace_s=0.1, deadline=deadline) as run, run.open_feed(0) as feed:
+        feed.put(made_calls(some_bodies(5)))
+        feed.end()
+        until(lambda: gated.received)
+        monkeypatch.setattr(time, "time", lambda: here() + 7_200)
+        answers = answers_of(feed)
+
+    assert {answer.code for answer in answers} == {"batch_expired"}
+
+
+def test_nothing_is_sent_after_the_machine_has_slept_until_the_lease_is_renewed(
+    serve: Callable, caller_of: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(lambda _: reply())
+    with open_run(caller_of(server.base_url)) as run, run.open_feed(0) as feed:
+        run.renew(60.0)
+        here = time.time
+        monkeypatch.setattr(time, "time", lambda: here() + 50)  # as the monotonic clock stands still meanwhile
+        feed.put(made_calls(some_bodies(5)))
+        feed.end()
+        time.sleep(0.5)
+        assert not server.received
+
+        run.renew(60.0)
+        assert [answer.code for answer in answers_of(feed)] == [None] * 5
+
+
 def test_only_the_first_stop_counts(caller_of: Callable, gated: ScriptedServer) -> None:
     with open_run(caller_of(gated.base_url), grace_s=0.1) as run, run.open_feed(0) as feed:
         run.stop(Stop(ErrorCode.BATCH_CANCELLED, "first"))
