@@ -1,13 +1,15 @@
-"""What Ctrl-C and SIGTERM do to a run: the first stops it cleanly, the second kills it."""
+"""Signals during a run: the first Ctrl-C or SIGTERM stops it cleanly, a later one kills it."""
 
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 from types import FrameType
 
 from batchline.cli.console import messages
 from batchline.steps.hold import held
+from batchline.steps.sending import SAME_SIGNAL_S
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -16,12 +18,16 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def clean_interrupt(batch_id: str) -> Iterator[None]:
     """Stop the batch's run at the first signal, raising `KeyboardInterrupt` where none runs here at the time."""
     raised = False
+    first_at: float | None = None
 
     def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal raised
+        nonlocal raised, first_at
         del frame
-        for each in SIGNALS:
-            signal.signal(each, _kill)
+        if first_at is not None:
+            if time.monotonic() - first_at >= SAME_SIGNAL_S:
+                _kill(number)
+            return
+        first_at = time.monotonic()
         hold = held(batch_id)
         if hold is None:
             raised = True
@@ -43,9 +49,8 @@ def clean_interrupt(batch_id: str) -> Iterator[None]:
             signal.signal(each, handler)
 
 
-def _kill(number: int, frame: FrameType | None) -> None:
+def _kill(number: int) -> None:
     """Die of the signal, whatever threads still wait for; only the terminal's cursor is put back."""
-    del frame
     messages().show_cursor()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

@@ -8,6 +8,7 @@ the next run goes on with it.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -30,6 +31,7 @@ from batchline.orchestration.events import emit, emit_stopped
 from batchline.orchestration.run_states import Attempt, Wish
 from batchline.steps.hold import CANCELLED, BatchHold
 from batchline.steps.meter import Meter, Reading, span
+from batchline.steps.sending import SAME_SIGNAL_S
 
 log = logging.getLogger(__name__)
 
@@ -75,15 +77,24 @@ def supervised(hold: BatchHold) -> Iterator[threading.Event]:
 def _signals(watch: _Watch, told: threading.Event) -> Iterator[None]:
     """At SIGTERM, which a worker sends to cancel a run and a machine to end a process, do what is meant by it.
 
-    A second one ends the process at once. Only a main thread can be told.
+    A later one ends the process at once; one that is repeated within two seconds means the same as the first.
+    Only a main thread can be told.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    told_at = 0.0
+
     def obey(number: int, frame: FrameType | None) -> None:
+        nonlocal told_at
         del frame
-        signal.signal(number, before)
+        if told.is_set():
+            if time.monotonic() - told_at >= SAME_SIGNAL_S:
+                signal.signal(number, before)
+                os.kill(os.getpid(), number)
+            return
+        told_at = time.monotonic()
         told.set()
         # Not here: what the signal came upon may hold the locks that asking Prefect needs.
         threading.Thread(target=watch.obey_signal, name="told to end", daemon=True).start()

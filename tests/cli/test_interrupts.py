@@ -12,6 +12,7 @@ from waiting import until
 
 from batchline.models.settings import load_settings
 from batchline.models.status import BatchStatus
+from batchline.steps.sending import SAME_SIGNAL_S
 from batchline.storage.records import Records, open_records
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
@@ -66,12 +67,31 @@ def test_a_run_that_a_signal_has_stopped_says_so_and_prints_the_batch_as_it_is(n
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-def test_a_second_signal_kills_at_once(number, simulator, request_file):
+def test_a_signal_that_comes_twice_at_once_stops_the_run_cleanly(number, simulator, request_file):
+    upstream = simulator(latency_s=0.5)
+    url = {"OPENAI_BASE_URL": upstream.base_url}
+    with running("run", "--local", request_file(200), **url, BATCHLINE_MAX_IN_FLIGHT="8") as run:
+        until(lambda: upstream.counters()["received"] >= 20)
+        run.kill(number)
+        time.sleep(0.3)  # or both might be delivered as one
+        run.kill(number)
+        stopped = run.ended()
+    answered = upstream.counters()["received"]
+    resumed = go_on_as_told(stopped, **url)
+
+    assert (stopped.status, resumed.status) == (6, 0)
+    assert 20 <= answered < 200
+    assert (upstream.counters()["received"], upstream.counters()["repeated"]) == (200, 0)
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_later_signal_kills_at_once(number, simulator, request_file):
     upstream = simulator(latency_s=60)
     with running("run", "--local", request_file(20), OPENAI_BASE_URL=upstream.base_url) as run:
         until(lambda: upstream.counters()["received"] == 20)
         run.kill(number)
         run.wait_for("stopping: requests under way have 15 s to finish (Ctrl-C again to kill)")
+        time.sleep(SAME_SIGNAL_S)
         run.kill(number)
         killed = run.ended(timeout_s=5)
 

@@ -1,6 +1,7 @@
 """What a person at a terminal sees of `batchline run --local`, and what their Ctrl-C does."""
 
 import re
+import time
 from typing import NamedTuple
 
 import pytest
@@ -8,6 +9,7 @@ from typed import ESCAPES, Terminal
 from waiting import until
 
 from batchline.simulate import Simulator, SimulatorOptions
+from batchline.steps.sending import SAME_SIGNAL_S
 
 LINE = (
     '{"custom_id": "c-%d", "method": "POST", "url": "/v1/chat/completions", '
@@ -90,6 +92,7 @@ def test_a_second_ctrl_c_kills_and_gives_the_cursor_back(simulator, request_file
         until(lambda: upstream.counters()["received"] == 10)
         terminal.press_ctrl_c()
         terminal.wait_for("Ctrl-C again to kill")
+        time.sleep(SAME_SIGNAL_S)
         terminal.press_ctrl_c()
         status = terminal.ended(timeout_s=5)
 
