@@ -72,13 +72,21 @@ class LaneShare:
 
     def look(self) -> float:
         """Bring what is held in line with what it should be; the seconds until the next look."""
-        self._on_loop(self._measure)
-        if not self._has_work and self._is_away:
-            return threading.TIMEOUT_MAX
         try:
+            self._on_loop(self._measure)
+            if not self._has_work and self._is_away:
+                return threading.TIMEOUT_MAX
             moved = self._settle()
         except LedgerFault as fault:
-            self._go_on_without(fault)
+            self._go_on_without(str(fault))
+            return self._timing.calm_s
+        except TimeoutError:
+            self._go_on_without("this process is too busy")
+            return self._timing.look_s
+        except Exception as fault:  # a share that is given up once is exceeded by all processes ever after
+            if not self._is_cut_off:
+                log.exception("budgets of upstream %s: a look failed", self._lane.upstream.name)
+            self._go_on_without(str(fault))
             return self._timing.calm_s
         if self._is_cut_off:
             self._is_cut_off = False
@@ -191,7 +199,7 @@ class LaneShare:
         late = now - self._waits_since >= TOLD_AFTER_S
         self._lane.waits_for = f"upstream {self._lane.upstream.name} waits: {why}" if why and late else None
 
-    def _go_on_without(self, fault: LedgerFault) -> None:
+    def _go_on_without(self, fault: str) -> None:
         if not self._is_cut_off:
             self._is_cut_off = True
             log.warning(
@@ -200,7 +208,8 @@ class LaneShare:
                 *(self._lane.upstream.name, fault),
             )
         started = time.monotonic() - self._began > self._timing.start_s
-        self._on_loop(lambda: self._do_without(started=started))
+        with suppress(TimeoutError):  # the share of before holds until the loop has time
+            self._on_loop(lambda: self._do_without(started=started))
 
     def _do_without(self, *, started: bool) -> None:
         for portion in self._portions:
@@ -214,5 +223,5 @@ class LaneShare:
             for portion, demand in zip(self._portions, self._demands, strict=True):
                 portion.slots.leave(demand.used, self._timing.lapse_s, remembered_since)
             self._presence.leave(0, 0.0, remembered_since)
-        except LedgerFault as fault:
+        except (LedgerFault, TimeoutError) as fault:
             log.debug("shares of upstream %s are left to lapse: %s", self._lane.upstream.name, fault)

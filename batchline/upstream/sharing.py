@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from contextvars import copy_context
 from typing import TypeVar
 
@@ -22,6 +22,12 @@ from batchline.upstream.ledger import Ledger
 log = logging.getLogger(__name__)
 
 CLOSE_S = 3.0
+LOOP_S = 10.0
+"""Seconds to wait for the caller's loop, which may be busy; what it has not begun by then is not done."""
+
+AGAIN_S = 5.0
+MOST_AGAIN_S = 60.0
+"""Seconds until a ledger that could not be opened is tried again, and at most."""
 T = TypeVar("T")
 
 
@@ -42,6 +48,7 @@ class Sharing:
         self._timing = timing
         self._wake = threading.Event()
         self._closing = False
+        self._again_s = AGAIN_S
         self._on_loop(self._hold_back)
         # In a context of its own, which has what was set for a time where sharing began.
         self._thread = threading.Thread(target=copy_context().run, args=(self._live,), name="budgets", daemon=True)
@@ -66,13 +73,25 @@ class Sharing:
                 budget.allot(None, 0)
 
     def _live(self) -> None:
-        try:
-            with self._open_ledger() as ledger:
-                self._share(ledger)
-        except Exception:
-            if not self._closing:
-                log.exception("budgets are shared no more: this process goes on with its settings alone")
-                self._on_loop(self._let_go)
+        """Share until closed; a ledger that cannot be opened is tried again and again."""
+        while not self._closing:
+            try:
+                with self._open_ledger() as ledger:
+                    self._share(ledger)
+            except Exception:
+                if not self._closing:
+                    log.exception(
+                        "quota sharing does not work; this process uses its own limits, and tries again in %.0f s",
+                        self._again_s,
+                    )
+                    self._wait_to_try_again()
+
+    def _wait_to_try_again(self) -> None:
+        with suppress(TimeoutError, RuntimeError):
+            self._on_loop(self._let_go)
+        self._wake.clear()
+        self._wake.wait(self._again_s)
+        self._again_s = min(MOST_AGAIN_S, 2 * self._again_s)
 
     def _share(self, ledger: Ledger) -> None:
         shares = [LaneShare(lane, ledger, self._timing, self._on_loop, self._wake.set) for lane in self._lanes]
@@ -91,4 +110,9 @@ class Sharing:
         async def done() -> T:
             return work()
 
-        return asyncio.run_coroutine_threadsafe(done(), self._loop).result(CLOSE_S)
+        future = asyncio.run_coroutine_threadsafe(done(), self._loop)
+        try:
+            return future.result(CLOSE_S if self._closing else LOOP_S)
+        except TimeoutError:
+            future.cancel()  # or it would be done later, beside what this thread does then
+            raise

@@ -174,7 +174,53 @@ def test_a_fault_of_sharing_ends_it_and_not_the_batch(caller_of, serve, caplog):
     caller.share(broken, timing=QUICK)
 
     assert all_answers([caller], 10) == 10
-    assert "budgets are shared no more" in caplog.text
+    assert "quota sharing does not work" in caplog.text
+
+
+def test_a_ledger_that_could_not_be_opened_is_tried_again(caller_of, gated, ledger, monkeypatch):
+    monkeypatch.setattr("batchline.upstream.sharing.AGAIN_S", 0.05)
+    caller = caller_of(gated.base_url, max_in_flight=8)
+    opened = [False, False, True]
+
+    def at_the_third_try() -> MemoryLedger:
+        if not opened.pop(0):
+            raise RuntimeError("not yet")
+        return ledger
+
+    caller.share(at_the_third_try, timing=QUICK)
+    with open_run(caller) as run, run.open_feed(0) as feed:
+        feed.put(made_calls(some_bodies(20)))
+        until(lambda: ledger.taken("in-flight") == 8)
+
+
+FAULTS = {"a loop that is busy": "stalls", "a fault of the program": "broken"}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_a_stall_or_a_fault_leaves_the_share_as_it_is_and_sharing_goes_on(
+    fault, sharing_of, serve, ledger, monkeypatch
+):
+    monkeypatch.setattr("batchline.upstream.sharing.LOOP_S", 0.2)
+    server = serve(lambda _: reply(after_s=0.02))
+    callers = [sharing_of(server.base_url, max_in_flight=8) for _ in range(2)]
+    with ExitStack() as stack:
+        for each in callers:
+            feed = stack.enter_context(stack.enter_context(open_run(each)).open_feed(0))
+            feed.put(made_calls(some_bodies(20_000)))
+        until(lambda: [limit_of(each) for each in callers] == [4, 4])
+        if fault == "stalls":
+            callers[0]._loop.call_soon_threadsafe(time.sleep, 1.0)
+            time.sleep(1.2)
+        else:
+            with monkeypatch.context() as broken:
+                broken.setattr(ledger, "look", lambda _names: 1 / 0)
+                time.sleep(0.5)
+        for _ in range(20):
+            assert sum(limit_of(each) for each in callers) <= 8
+            time.sleep(0.05)
+        ledger.set("in-flight", limit=6)
+        until(lambda: [limit_of(each) for each in callers] == [3, 3])
+    assert server.most_at_once <= 8
 
 
 @pytest.mark.parametrize("renewed", [False, True])
