@@ -1,5 +1,7 @@
 """One batch as one flow run: validate, call chunk by chunk, aggregate, write."""
 
+import time
+
 from prefect import flow, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.exceptions import Pause
@@ -24,6 +26,7 @@ from batchline.steps.engine import Engine, engine_in_use, open_engine, using_eng
 from batchline.steps.hold import BatchHold, hold_batch, wait_for_lease
 from batchline.steps.intake import create_batch, store_input_from
 from batchline.steps.lifecycle import check_settled, finish, finished_parts, orders, settle
+from batchline.steps.windows import closed_window_notice
 from batchline.storage.records import BatchRecord, Doomed
 from batchline.tasks.aggregate import aggregate
 from batchline.tasks.call import call_all
@@ -80,6 +83,8 @@ def process_batch(
     # A run that is resumed soon after it was suspended begins while its former process still stops.
     is_stopping = batch.last_flow_run_id == str(flow_run.id)
     wait_for_lease(engine, batch, get_run_logger().info, is_stopping=is_stopping)
+    if notice := closed_window_notice(batch, engine.settings, now=time.time()):
+        get_run_logger().warning("%s: %s", batch.id, notice)
     with hold_batch(engine, batch.id) as hold, supervised(hold) as told_to_end:
         _note_run(hold)
         plan = validate(hold)

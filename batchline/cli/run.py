@@ -1,5 +1,6 @@
 """`batchline run`: a file of requests, from here to its results."""
 
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from batchline.steps.engine import Engine, open_engine
 from batchline.steps.hold import wait_for_lease
 from batchline.steps.intake import create_batch, store_input_file
 from batchline.steps.validate import endpoint_of
+from batchline.steps.windows import closed_window_notice
 from batchline.storage.records import BatchRecord, open_records
 
 
@@ -150,6 +152,8 @@ def _run(engine: Engine, batch: BatchRecord, progress: Progress, *, local: bool)
     try:
         with clean_interrupt(batch.id):
             wait_for_lease(engine, batch, progress.doing)
+            if notice := closed_window_notice(batch, engine.settings, now=time.time()):
+                messages().print(f"batch {batch.id}: {notice}", markup=False, soft_wrap=True)
             progress.follow(batch.id)
             if local:
                 from batchline.steps.local import run_local  # noqa: PLC0415 - beside its alternative

@@ -172,8 +172,25 @@ def test_a_batch_whose_window_has_closed_exits_with_5(simulator, request_file, r
     expired = go_on_as_told(stopped, **url)
 
     assert expired.status == 5
+    assert re.search(r"its completion window closed at .+ UTC: nothing more is sent, and it ends as", expired.err)
+    assert f"to send the others then: batchline batches retry {run.batch_id}" in expired.err
     assert re.search(r"^status +expired$", expired.out, re.MULTILINE)
     assert re.search(r"^failures +batch_expired \d+$", expired.out, re.MULTILINE)
+
+
+def test_a_batch_that_may_run_past_its_window_says_so_when_it_goes_on(simulator, request_file, records):
+    upstream = simulator(latency_s=0.2)
+    url = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_RUN_PAST_WINDOW": "true"}
+    with running("run", "--local", request_file(50), **url, BATCHLINE_MAX_IN_FLIGHT="4") as run:
+        until(lambda: upstream.counters()["received"] >= 8)
+        run.kill(signal.SIGINT)
+        stopped = run.ended()
+    records.update(run.batch_id, expires_at=int(time.time()) - 1)
+
+    ended = go_on_as_told(stopped, **url)
+
+    assert ended.status == 0
+    assert "it is run all the same, as BATCHLINE_RUN_PAST_WINDOW is set" in ended.err
 
 
 def test_what_a_stand_in_began_is_not_sent_on_to_nowhere(request_file, here):
