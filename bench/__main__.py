@@ -14,7 +14,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import budgets, commands, figures, lists, operations, rates, scale, serving
+from bench import budgets, commands, figures, lists, operations, rates, refusals, scale, serving
 from bench.figures import Row
 from bench.kills import command as killing
 from bench.measuring import World
@@ -44,6 +44,7 @@ FIGURES = {
     "api_uploads": serving.api_uploads,
     "api_start": serving.api_start,
     "kills": commands.kills,
+    "refused_writes": refusals.refused_writes,
     "start": commands.start,
 }
 
@@ -55,11 +56,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--only", action="append", choices=FIGURES, help="measure this figure; may be repeated")
     parser.add_argument("--quick", action="store_true", help="a tenth of the requests: bars are not meant for it")
+    parser.add_argument(
+        "--refuse-for", type=float, default=600.0, metavar="SECONDS", help="duration of the figure refused_writes"
+    )
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as home:
         rows = []
         with nginx(Path(home)) as base_url, prefect_server(Path(home)) as prefect_url:
-            world = World(Path(home), base_url, prefect_url, chosen.quick)
+            world = World(Path(home), base_url, prefect_url, chosen.quick, chosen.refuse_for)
             try:
                 for row in _rows(world, chosen.only or list(FIGURES)):
                     rows.append(row)

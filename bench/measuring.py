@@ -32,12 +32,13 @@ WORDS = (
 
 @dataclass
 class World:
-    """Where benchmarks run: a directory, the servers' addresses, how much, and every sample taken."""
+    """Where benchmarks run: a directory, the servers' addresses, how much, how long, and every sample taken."""
 
     home: Path
     base_url: str
     prefect_url: str
     quick: bool
+    refuse_for_s: float = 600.0
     samples: dict[str, dict[str, list[Sample]]] = field(default_factory=dict)
 
     def count(self, requests: int) -> int:

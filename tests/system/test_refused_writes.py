@@ -1,0 +1,68 @@
+"""Storage that refuses every write while a server runs a batch, and dies: what is paid for twice stays bounded.
+
+`python -m bench --only refused_writes` measures the same for ten minutes.
+"""
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from between import Handler, answers, between, passes_on
+from real_servers import S3Server
+from some_requests import requests_file
+from typed import running
+from waiting import until
+
+from batchline import Batchline
+from batchline.models.settings import environment_of
+from batchline.simulate import Simulator
+
+REQUESTS, IN_FLIGHT, LATENCY_S, FLUSH_S = 900, 16, 0.2, 2.0
+MOST = IN_FLIGHT + IN_FLIGHT / LATENCY_S * FLUSH_S
+"""Requests in flight, and those that are answered within one flush interval."""
+
+refuse = answers(503, "SlowDown")
+
+
+def refuses_writes(request: Handler) -> bool:
+    """Answers 503 to every write."""
+    return request.command in {"PUT", "POST"} and refuse(request)
+
+
+def test_no_more_is_paid_for_twice_than_what_is_in_flight_and_comes_in_one_flush_interval(
+    simulator: Callable[..., Simulator], s3_server: S3Server, tmp_path: Path
+) -> None:
+    upstream = simulator(latency_s=LATENCY_S)
+    received = lambda: int(upstream.counters()["received"])  # noqa: E731
+    with between(s3_server.url) as front:
+        settings = s3_server.settings(
+            s3_endpoint_url=front.url,
+            base_url=upstream.base_url,
+            max_in_flight=IN_FLIGHT,
+            flush_interval_s=FLUSH_S,
+        )
+        client = Batchline(settings)
+        file = client.files.create(file=requests_file(tmp_path / "r.jsonl", REQUESTS))
+        batch = client.batches.create(input_file_id=file.id, via=None)
+        serve = ("serve", "--port", "0")
+
+        with running(*serve, folder=tmp_path, **environment_of(settings)) as first:
+            until(lambda: received() >= 300)
+            front.rule = refuses_writes
+            sent = received()
+            first.wait_for("sending waits for storage")
+            time.sleep(3)
+            first.kill(signal.SIGKILL)
+        with running(*serve, folder=tmp_path, **environment_of(settings)) as second:
+            second.wait_for("sending waits for storage")
+            time.sleep(3)
+            sent_meanwhile = received() - sent
+            front.rule = passes_on
+            until(lambda: client.batches.retrieve(batch.id).status == "completed")
+        ended = client.batches.retrieve(batch.id)
+        client.close()
+
+    assert sent_meanwhile <= MOST
+    assert received() - REQUESTS <= MOST
+    assert ended.request_counts.completed == REQUESTS
