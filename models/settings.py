@@ -30,6 +30,7 @@ from pydantic_settings import (
 
 from batchline.models.batches import window_seconds
 from batchline.models.errors import InvalidInput
+from batchline.models.trust import check_trust
 from batchline.models.upstreams import Upstream
 from batchline.models.variables import dotenv, report_unknown
 
@@ -124,6 +125,11 @@ class Settings(BaseSettings):
         default=None,
         validation_alias="OPENAI_API_KEY",
         description="And `api_key`; alone, it stands for OpenAI's own server.",
+    )
+    trust_working_directory: bool = Field(
+        default=False,
+        description="Send a key from elsewhere to an address that `.env` or `batchline.toml` in the working "
+        "directory gives; without effect in these two files.",
     )
     max_in_flight: int = Field(default=64, ge=1, le=10_000, description="Its most requests under way at once.")
     max_attempts: int = Field(default=8, ge=1, le=100, description="Its attempts for each request.")
@@ -317,6 +323,7 @@ def load_settings(**overrides: Any) -> Settings:
     variables = {**dotenv(Path(".env")), **os.environ}
     report_unknown(variables, map(_variable_of, Settings.model_fields))
     _check_address(settings, variables)
+    check_trust(settings, overrides, config=home_directory() / "config.toml")
     return settings
 
 

@@ -39,6 +39,7 @@ TEXTS = {
     "serve_via": "deployment",
 }
 PLAIN = {
+    "trust_working_directory": True,
     "max_in_flight": 3,
     "max_attempts": 4,
     "request_timeout_s": 5.5,
@@ -400,3 +401,70 @@ def test_the_page_of_commands_is_up_to_date(monkeypatch):
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_setting_is_on_the_page(name):
     assert f"| `{variable(name)}` |" in (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+
+
+KEYS = ("BATCHLINE_API_KEY", "OPENAI_API_KEY")
+ADDRESSES = {
+    ".env": {
+        "OPENAI_BASE_URL": "OPENAI_BASE_URL=http://elsewhere/v1\n",
+        "BATCHLINE_BASE_URL": "BATCHLINE_BASE_URL=http://elsewhere/v1\n",
+    },
+    "batchline.toml": {"base_url": 'base_url = "http://elsewhere/v1"\n'},
+}
+PLACES = [(file, name) for file, names in ADDRESSES.items() for name in names]
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize(("file", "name"), PLACES)
+def test_a_key_of_the_environment_is_not_sent_where_the_working_directory_says(file, name, key, monkeypatch):
+    monkeypatch.setenv(key, "hunter2")
+    Path(file).write_text(ADDRESSES[file][name])
+
+    with pytest.raises(InvalidInput, match="BATCHLINE_TRUST_WORKING_DIRECTORY") as raised:
+        load_settings()
+
+    assert all(word in str(raised.value) for word in (file, "http://elsewhere/v1"))
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("file", "name"), PLACES)
+def test_a_key_of_the_home_directory_or_of_an_argument_is_not_sent_there_either(file, name):
+    Path(file).write_text(ADDRESSES[file][name])
+    with pytest.raises(InvalidInput, match="working directory"):
+        load_settings(api_key="hunter2")
+    home_directory().mkdir(parents=True, exist_ok=True)
+    (home_directory() / "config.toml").write_text('api_key = "hunter2"\n')
+    with pytest.raises(InvalidInput, match="working directory"):
+        load_settings()
+
+
+@pytest.mark.parametrize(("file", "name"), PLACES)
+def test_a_key_goes_there_when_that_is_asked_for_outside_of_the_working_directory(file, name, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "hunter2")
+    Path(file).write_text(ADDRESSES[file][name])
+    with Path("batchline.toml").open("a") as toml:
+        toml.write("trust_working_directory = true\n")
+    with pytest.raises(InvalidInput, match="working directory"):
+        load_settings()
+
+    monkeypatch.setenv("BATCHLINE_TRUST_WORKING_DIRECTORY", "true")
+
+    assert [server.base_url for server in load_settings().servers] == ["http://elsewhere/v1"]
+
+
+@pytest.mark.parametrize("key_file", [".env", "batchline.toml"])
+@pytest.mark.parametrize(("file", "name"), PLACES)
+def test_a_key_of_the_working_directory_goes_where_that_says(file, name, key_file):
+    Path(file).write_text(ADDRESSES[file][name])
+    with Path(key_file).open("a") as more:
+        more.write('api_key = "hunter2"\n' if key_file.endswith("toml") else "OPENAI_API_KEY=hunter2\n")
+
+    assert len(load_settings().servers) == 1
+
+
+def test_an_address_of_the_environment_wins_over_the_working_directory_and_gets_the_key(monkeypatch):
+    Path(".env").write_text("OPENAI_BASE_URL=http://elsewhere/v1\n")
+    monkeypatch.setenv("OPENAI_API_KEY", "hunter2")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://here/v1")
+
+    assert [server.base_url for server in load_settings().servers] == ["http://here/v1"]

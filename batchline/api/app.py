@@ -8,12 +8,14 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
+from anyio import to_thread
 from fastapi import FastAPI
 
 from batchline.api import batches, files, health, models, polled
 from batchline.api.bounds import Bounds
 from batchline.api.door import OPEN_PATHS, Door, Doorkeeper
 from batchline.api.errors import HEADERS, handle_errors
+from batchline.api.places import POOL
 from batchline.api.request_ids import DESCRIBED, IdentifyingApp
 from batchline.api.upload import Uploads
 from batchline.models.batches import BatchResultItem
@@ -38,6 +40,7 @@ def create_app(client: Batchline, *, open_without_keys: bool = False) -> FastAPI
     app.state.client = client
     app.state.uploads = Uploads()
     app.state.reads = polled.Reads()
+    app.state.readiness = health.Readiness(client)
     app.state.door = Door(client, open_without_keys=open_without_keys)
     for room in (files, batches, models, health):
         app.include_router(room.router)
@@ -54,10 +57,12 @@ async def _living(app: FastAPI) -> AsyncIterator[None]:
     """Go on with the batches that wait, and stop those that run at the end; they can go on later."""
     client: Batchline = app.state.client
     try:
+        to_thread.current_default_thread_limiter().total_tokens = POOL
         with Keeper(client):
             yield
     finally:
         app.state.reads.close()
+        app.state.readiness.close()
         await asyncio.to_thread(client.close)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Annotated, Final, Literal
@@ -12,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from batchline.api.answers import Deleted, Here, streamed_as, written
 from batchline.api.errors import documented
+from batchline.api.places import FairRoute, in_turn, run_aside
 from batchline.models.analytics import BatchAnalytics
 from batchline.models.batches import (
     BatchResponse,
@@ -20,9 +23,11 @@ from batchline.models.batches import (
     CreateBatchRequest,
     RetryRequestsRequest,
 )
+from batchline.operations import Batchline
+from batchline.operations.batches import POLL_S
 from batchline.operations.expiry import Expiry
 
-router = APIRouter(prefix="/v1/batches", tags=["Batches"])
+router = APIRouter(prefix="/v1/batches", tags=["Batches"], route_class=FairRoute)
 
 ITEMS_AT_ONCE: Final = 100
 LINES: Final = "application/x-ndjson"
@@ -80,12 +85,21 @@ def read_results(batch_id: str, query: Annotated[BatchResultsQuery, Query()], cl
     """Tell what became of each request, also while the batch runs; each line is a `BatchResultItem`."""
     lines = _lines(client.batches.results(batch_id, **query.model_dump()))
     first = next(lines, b"")
-    return StreamingResponse(chain([first], lines), media_type=LINES)
+    return StreamingResponse(in_turn(chain([first], lines)), media_type=LINES)
 
 
 def _lines(items: Iterator[BatchResultItem]) -> Iterator[bytes]:
     while block := b"".join(item.to_json() + b"\n" for item in islice(items, ITEMS_AT_ONCE)):
         yield block
+
+
+async def deleted(client: Batchline, batch_id: str) -> None:
+    """Delete the batch as `Batches.delete` does, without a thread that waits for its runner to end."""
+    deadline = time.monotonic() + client.batches.deletion_patience_s
+    while (reason := await run_aside(client.batches.delete_if_idle, batch_id)) is not None:
+        if time.monotonic() >= deadline:
+            raise reason
+        await asyncio.sleep(POLL_S)
 
 
 @router.post("/{batch_id}/cancel", response_model=BatchResponse, responses=documented(409))
@@ -107,7 +121,7 @@ def retry_requests(batch_id: str, body: RetryRequestsRequest, client: Here) -> R
 
 
 @router.delete("/{batch_id}", response_model=Deleted, responses=documented(409))
-def delete_batch(batch_id: str, client: Here) -> Response:
+async def delete_batch(batch_id: str, client: Here) -> Response:
     """Delete a batch with its output and error files; one that runs is cancelled first."""
-    client.batches.delete(batch_id)
+    await deleted(client, batch_id)
     return written(Deleted(id=batch_id, object="batch"))

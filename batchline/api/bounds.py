@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from batchline.api.errors import Refusal, answer_of, unavailable
+from batchline.api.places import SEAT
 
 MOST_AT_ONCE: Final = 1_000
+MOST_OF_A_MEMBER: Final = 250
 PROBES: Final = frozenset({"/healthz", "/readyz"})
 """What is asked by who would end a server that does not answer."""
 
@@ -39,6 +42,7 @@ class Bounds:
         self._takes_files = takes_files
         self._most_at_once = most_at_once
         self._now = 0
+        self._of_members: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand the request on, with a body that is bounded."""
@@ -48,11 +52,23 @@ class Bounds:
         if self._now >= self._most_at_once and scope["path"] not in PROBES:
             await answer_of(unavailable("the server has too much to do; try again"))(scope, receive, send)
             return
+        seat = SEAT.get()
+        member = "" if seat is None else seat.member or ""
+        if member and self._of_members[member] >= MOST_OF_A_MEMBER:
+            message = f"you have {MOST_OF_A_MEMBER} requests under way; wait for some of them to end"
+            await answer_of(Refusal(429, message, code="rate_limit_exceeded", headers={"Retry-After": "1"}))(
+                scope, receive, send
+            )
+            return
         self._now += 1
+        self._of_members[member] += 1
         try:
             await self._app(scope, _Body(receive, self._most_bytes(scope["path"])), send)
         finally:
             self._now -= 1
+            self._of_members[member] -= 1
+            if not self._of_members[member]:
+                del self._of_members[member]
 
     def _most_bytes(self, path: str) -> int | None:
         if self._takes_files(path):

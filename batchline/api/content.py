@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from batchline.api.errors import Refusal
+from batchline.api.places import in_turn
 from batchline.models.files import FileObject
 from batchline.operations import Batchline
 from batchline.operations.lines import Extent
@@ -57,7 +58,7 @@ def content_of(request: Request, file_id: str, query: ContentQuery, client: Batc
 
 
 def _streamed(blocks: Iterator[bytes], headers: dict[str, str], *, status: int = 200) -> Response:
-    return StreamingResponse(blocks, status, headers, media_type=MEDIA_TYPE)
+    return StreamingResponse(in_turn(blocks), status, headers, media_type=MEDIA_TYPE)
 
 
 def _named(file: FileObject) -> dict[str, str]:

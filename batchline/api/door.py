@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
-from starlette.concurrency import run_in_threadpool
+from anyio import CapacityLimiter, to_thread
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from batchline.api.bounds import PROBES
-from batchline.api.errors import Refusal, answer_of
+from batchline.api.errors import Refusal, answer_of, unavailable
+from batchline.api.places import SEAT, THREADS, THREADS_A_MEMBER, Places, Seat
 from batchline.models.errors import BatchlineError
 from batchline.operations import Batchline
 from batchline.operations.allowance import Allowances
@@ -29,6 +30,15 @@ REMEMBERED_S: Final = 1.0
 MOST_REMEMBERED: Final = 10_000
 """Where no key is needed any text may come as one."""
 
+STRANGERS: Final = 2
+"""Threads that look up keys which were not valid a moment ago: anyone may send such, as many as they like."""
+
+MOST_STRANGERS: Final = 200
+"""Such lookups that wait."""
+
+FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+"""Headers that proxies add. A proxy on this machine hands over what comes from others."""
+
 NO_KEY: Final = "You didn't provide an API key: send it in a header, Authorization: Bearer KEY"
 WRONG_KEY: Final = "Incorrect API key provided; `batchline keys list` on the server shows which there are"
 
@@ -40,6 +50,9 @@ class Visitor(NamedTuple):
     is_manager: bool
     name: str | None = None
     """The member's; none where no key is needed."""
+
+    member: str | None = None
+    """The member's id; as the name."""
 
 
 class Found(NamedTuple):
@@ -59,6 +72,8 @@ class Door:
         self._allowances = Allowances()
         self._remembered: dict[str, tuple[float, Found]] = {}
         self._looking: dict[str, asyncio.Event] = {}
+        self._strangers = CapacityLimiter(STRANGERS)
+        self._threads = Places(THREADS, THREADS_A_MEMBER)
 
     async def find(self, token: str) -> Found:
         """What the token is: as was found a moment ago, or by the records, which one asks for all that wait."""
@@ -69,7 +84,10 @@ class Door:
             return found
         self._looking[token] = looked = asyncio.Event()
         try:
-            return await run_in_threadpool(self._look_up, token)
+            limiter = None if token in self._remembered else self._strangers
+            if limiter is not None and limiter.statistics().tasks_waiting >= MOST_STRANGERS:
+                raise unavailable("too many keys are being looked up; try again")
+            return await to_thread.run_sync(self._look_up, token, limiter=limiter)
         finally:
             looked.set()
             if self._looking.get(token) is looked:
@@ -84,10 +102,11 @@ class Door:
             self._remembered[token] = time.monotonic(), found
         return found
 
-    def admit(self, found: Found, headers: Mapping[str, str], path: str) -> Visitor:
-        """The visitor with that token and those headers; raises `Refusal` (401, 403, 429)."""
+    def admit(self, found: Found, scope: Scope) -> Visitor:
+        """The visitor with that token who sends that request; raises `Refusal` (401, 403, 429)."""
+        headers, path = Headers(scope=scope), scope["path"]
         if not found.is_needed:
-            _check_is_local(headers)
+            _check_is_local(headers, http_version=scope["http_version"])
             return Visitor(self._client, is_manager=True)
         key = found.key
         if key is None:
@@ -101,7 +120,12 @@ class Door:
             )
         if path in FOR_MANAGERS and key.role != "manager":
             raise Refusal(403, f"{path} is for managers", code="insufficient_permissions")
-        return Visitor(self._client.acting_for(access_of(key)), key.role == "manager", key.name)
+        access = access_of(key)
+        return Visitor(self._client.acting_for(access), key.role == "manager", key.name, access.member_id)
+
+    def seat(self, visitor: Visitor) -> None:
+        """Have what is done for this request from here on done on the visitor's behalf."""
+        SEAT.set(Seat(self._threads, visitor.member))
 
 
 def _unknown(*, has_token: bool) -> Refusal:
@@ -120,15 +144,13 @@ class Doorkeeper:
         """Let the request in, or refuse it."""
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
             try:
-                visitor = await self._visitor(Headers(scope=scope), scope["path"])
+                visitor = self._door.admit(await self._door.find(_token(Headers(scope=scope))), scope)
             except (Refusal, BatchlineError) as error:
                 await answer_of(error)(scope, receive, send)
                 return
             scope.setdefault("state", {})["visitor"] = visitor
+            self._door.seat(visitor)
         await self._app(scope, receive, send)
-
-    async def _visitor(self, headers: Headers, path: str) -> Visitor:
-        return self._door.admit(await self._door.find(_token(headers)), headers, path)
 
 
 def _token(headers: Mapping[str, str]) -> str:
@@ -144,8 +166,17 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _check_is_local(headers: Mapping[str, str]) -> None:
-    """Keep web pages of others out, which a browser lets send requests to its own machine."""
+def _check_is_local(headers: Mapping[str, str], *, http_version: str) -> None:
+    """Keep out what comes through a proxy, and web pages of others, which a browser lets send requests to here."""
+    sign = next((each for each in FORWARDED if each in headers), None)
+    if sign is None and http_version == "1.0":  # as nginx speaks to what is behind it, without any such header
+        sign = "HTTP/1.0"
+    if sign is not None:
+        raise Refusal(
+            403,
+            f"without keys only programs of this machine are served, and this comes through a proxy ({sign}); "
+            "make a key with `batchline keys create`",
+        )
     host, origin = headers.get("host", ""), headers.get("origin")
     if not is_loopback(parted(f"//{host}").hostname or ""):
         raise Refusal(403, "without keys only localhost is served; make one with `batchline keys create`")

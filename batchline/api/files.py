@@ -10,11 +10,12 @@ from fastapi.responses import Response
 from batchline.api.answers import Deleted, Here, json_answer, streamed_as, written
 from batchline.api.content import MEDIA_TYPE, ContentQuery, content_of
 from batchline.api.errors import documented
+from batchline.api.places import FairRoute
 from batchline.api.upload import Uploads
 from batchline.models.files import FileListResponse, FileObject, ListFilesQuery
 from batchline.operations.estimate import CostEstimate, estimate_stored
 
-router = APIRouter(prefix="/v1/files", tags=["Files"])
+router = APIRouter(prefix="/v1/files", tags=["Files"], route_class=FairRoute)
 
 FORM = {
     "requestBody": {

@@ -7,10 +7,11 @@ from fastapi.responses import Response
 
 from batchline.api.answers import Here, written
 from batchline.api.errors import documented
+from batchline.api.places import FairRoute
 from batchline.models.errors import NotFound
 from batchline.models.served import ModelListResponse, ModelObject, served_model, served_models
 
-router = APIRouter(prefix="/v1/models", tags=["Models"])
+router = APIRouter(prefix="/v1/models", tags=["Models"], route_class=FairRoute)
 
 
 @router.get("", response_model=ModelListResponse, responses=documented())

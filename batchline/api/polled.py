@@ -6,11 +6,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from starlette.concurrency import run_in_threadpool
 
 from batchline.api.answers import json_answer
 from batchline.api.blocks import Blocks
 from batchline.api.errors import documented
+from batchline.api.places import run_aside
 from batchline.api.quick import QuickRoute
 from batchline.models.batches import BatchListResponse, BatchResponse, Included, ListBatchesQuery
 from batchline.operations.polling import AskedBatch, AskedPage, batches_json, pages_json
@@ -36,7 +36,7 @@ async def list_batches(request: Request, query: Annotated[ListBatchesQuery, Quer
     """List batches, newest first."""
     asked = AskedPage(request.state.visitor.client, query)
     if query.search is not None:  # which may take long: it is for nobody else to wait for
-        return json_answer(await run_in_threadpool(_searched, asked))
+        return json_answer(await run_aside(_searched, asked))
     reads: Reads = request.app.state.reads
     return json_answer(await reads.pages.ask(asked))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,9 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 Face = Callable[[FastAPI], ASGIApp]
 SHUTDOWN_S: Final = 10
 """How long answers may take that are under way when the server stops."""
+
+SWITCH_S: Final = 0.001
+"""How long a thread that checks files or packs answers keeps the interpreter while the event loop waits for it."""
 
 SERVING: Final[Mapping[str, Any]] = {
     "http": Protocol,
@@ -75,6 +79,7 @@ class Server:
 
     def run(self) -> None:
         """Serve until SIGINT, SIGTERM or `stop`; then stop the batches that run, which can go on later."""
+        sys.setswitchinterval(SWITCH_S)
         with self._listener:
             self._server.run(sockets=[self._listener])
 

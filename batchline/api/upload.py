@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from python_multipart.exceptions import FormParserError
@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from batchline.api.errors import Refusal, unavailable
 from batchline.api.pipe import Pipe
+from batchline.api.places import Places
 from batchline.models.errors import InvalidInput
 from batchline.models.files import FileObject
 from batchline.operations import Batchline
@@ -21,6 +22,9 @@ from batchline.operations.expiry import Expiry
 from batchline.operations.files import UploadOptions
 
 MOST_AT_ONCE: Final = 64
+MOST_OF_A_MEMBER: Final = 8
+"""Each holds some 40 MB: what it decompresses, and what it sends to S3."""
+
 PLACE_S: Final = 20.0
 """How long an upload waits for one of the places; many small ones that come together then all have theirs."""
 
@@ -122,11 +126,11 @@ class Form:
 
 
 class Uploads:
-    """Stores uploads, so many at once, each by a thread of its own."""
+    """Stores uploads, so many at once and of one member, each by a thread of its own."""
 
-    def __init__(self, most_at_once: int = MOST_AT_ONCE) -> None:
+    def __init__(self, most_at_once: int = MOST_AT_ONCE, most_of_a_member: int = MOST_OF_A_MEMBER) -> None:
         self._threads = ThreadPoolExecutor(most_at_once, thread_name_prefix="upload")
-        self._places = asyncio.Semaphore(most_at_once)
+        self._places = Places(most_at_once, most_of_a_member)
 
     async def receive(self, request: Request, client: Batchline) -> FileObject:
         """Store the file of the request's form; where the client leaves, nothing stays behind."""
@@ -134,23 +138,21 @@ class Uploads:
 
     async def receive_form(self, form: Form, request: Request, client: Batchline) -> FileObject:
         """The same, where the form's other fields are wanted as well."""
-        async with self._place():
+        async with self._place(client.access.member_id):
             try:
                 return await self._received(form, request.stream(), client)
             except ClientDisconnect:
                 raise Refusal(400, "the client has left") from None
 
     @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(PLACE_S):
-                await self._places.acquire()
-        except TimeoutError:
-            raise unavailable("too many files are being uploaded; try again") from None
-        try:
+    async def _place(self, member: str | None) -> AsyncIterator[None]:
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(PLACE_S):
+                    await held.enter_async_context(self._places.place(member))
+            except TimeoutError:
+                raise unavailable("too many files are being uploaded; try again") from None
             yield
-        finally:
-            self._places.release()
 
     async def _received(self, form: Form, pieces: AsyncIterator[bytes], client: Batchline) -> FileObject:
         async for data in pieces:

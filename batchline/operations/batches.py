@@ -289,19 +289,28 @@ class Batches:
 
         One that runs is cancelled first and its runner waited for; raises `Conflict` where that does not end.
         """
+        deadline = time.monotonic() + self.deletion_patience_s
+        while (reason := self.delete_if_idle(batch_id)) is not None:
+            if time.monotonic() >= deadline:
+                raise reason
+            time.sleep(POLL_S)
+
+    @property
+    def deletion_patience_s(self) -> float:
+        """How long a deletion waits for the batch's runner to end."""
+        return self._engine.settings.grace_s + DELETION_PATIENCE_S
+
+    def delete_if_idle(self, batch_id: str) -> Conflict | None:
+        """Delete the batch, or cancel it and return why it cannot be deleted yet: try again in `POLL_S`."""
         settings, records = self._engine.settings, self._engine.records
         self.record(batch_id)
-        deadline = time.monotonic() + settings.grace_s + DELETION_PATIENCE_S
-        while True:
-            try:
-                gone = records.delete_batch(batch_id, lease_s=settings.lease_s)
-                break
-            except Conflict:
-                self._cancel_if_it_can_be(batch_id)
-                if time.monotonic() >= deadline:
-                    raise
-                time.sleep(POLL_S)
+        try:
+            gone = records.delete_batch(batch_id, lease_s=settings.lease_s)
+        except Conflict as reason:
+            self._cancel_if_it_can_be(batch_id)
+            return reason
         sweep_now(self._engine, layout.batch_prefix(gone.id))
+        return None
 
     def _cancel_if_it_can_be(self, batch_id: str) -> None:
         try:

@@ -25,6 +25,9 @@ BLOCK_BYTES = 2**20
 ZSTD_PIECE_BYTES = 2**8
 """Small, because zstd can grow thirty thousand times, and each piece is decompressed whole and held twice."""
 
+ZSTD_WINDOW_BYTES = 2**23
+"""What each upload may hold of what it has decompressed, as RFC 8878 (3.1.1.1.2) recommends for decoders."""
+
 UPLOAD_S = 86_400
 """How long an upload may take; what is not recorded by then is swept away."""
 
@@ -195,7 +198,7 @@ def _unzstd(source: Readable) -> Iterator[bytes]:
     """
     import zstandard  # noqa: PLC0415 - only where a file is so compressed
 
-    decompressor = zstandard.ZstdDecompressor()
+    decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES)
     frame = None
     for block in _read(source, ZSTD_PIECE_BYTES):
         left = block
@@ -204,7 +207,10 @@ def _unzstd(source: Readable) -> Iterator[bytes]:
             try:
                 yield frame.decompress(left)
             except zstandard.ZstdError as error:
-                raise ValueError(str(error)) from error
+                words = str(error)
+                if "too much memory" in words:
+                    words = f"its window is over {ZSTD_WINDOW_BYTES:,} bytes (leave out --long and --ultra)"
+                raise ValueError(words) from error
             left, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
     if frame is not None:
         raise EOFError("it ends before its last frame does")

@@ -17,6 +17,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from batchline.models.errors import InvalidInput, StorageFault
 from batchline.models.settings import Settings
+from batchline.storage.disk import make_private_file
 from batchline.storage.schema import HEAD
 from batchline.storage.silence import bound_waiting, connect_arguments
 
@@ -127,7 +128,7 @@ def _engine(url: URL, *, is_bounded: bool = True) -> Engine:
     sqlite = url.get_backend_name() == "sqlite"
     if sqlite and url.database:
         try:
-            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+            make_private_file(Path(url.database))
         except OSError as error:
             raise StorageFault(f"{Path(url.database).parent} cannot be made: {error.strerror}") from error
     arguments: dict[str, Any] = {"timeout": BUSY_TIMEOUT_S} if sqlite else connect_arguments(url)

@@ -2,15 +2,15 @@
 
 import os
 import stat
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from batchline.models.errors import Conflict, NotFound, SourceFault
+from batchline.storage.disk import sync_folder, temporary_beside
 from batchline.storage.inbox import Inbox, InboxFile, matches, source_faults
-from batchline.storage.objects import STREAM_BYTES, TEMPORARY, LocalObjects
+from batchline.storage.objects import STREAM_BYTES, LocalObjects
 from batchline.storage.reading import Readable
 
 # No link is followed, and a pipe does not make the opener wait.
@@ -22,7 +22,7 @@ class LocalInbox(Inbox):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._store = LocalObjects(folder.parent)
+        self._store = LocalObjects(folder.parent, private=False)
         self.uri = str(folder)
         self.beside = str(folder.parent)
 
@@ -78,6 +78,7 @@ class LocalInbox(Inbox):
             if self._version_at(target) != file.version:
                 target.unlink(missing_ok=True)
                 return False
+            sync_folder(target.parent)  # before the old name is gone
         self.delete(file)
         return True
 
@@ -93,7 +94,7 @@ class LocalInbox(Inbox):
 
     def delete(self, file: InboxFile) -> bool:
         """Move the file aside, look whether it is that version, and delete it, or put back what came between."""
-        path, aside = self._folder / file.name, self._folder / f"{TEMPORARY}{uuid.uuid4().hex}"
+        path, aside = self._folder / file.name, temporary_beside(self._folder / file.name)
         with _faults(path):
             if self._version_at(path) != file.version:
                 return False

@@ -23,6 +23,7 @@ import re
 from typing import NamedTuple
 
 _PART = re.compile(r"batches/([^/]+)/g(\d+)/parts/(\d+)\.e(\d+)\.parquet")
+_OURS = re.compile(r"(?:files/file|batches/batch)-[0-9a-f]{32}/")
 _ANSWERS = re.compile(r"batches/[^/]+/g(\d+)/(?:segments/|parts/|final\.)")
 _SEGMENT = re.compile(r"batches/([^/]+)/g(\d+)/segments/(\d+)\.e(\d+)\.(\d+)\.jsonl")
 
@@ -67,6 +68,11 @@ def plan_key(batch_id: str) -> str:
 def generation_prefix(batch_id: str, generation: int) -> str:
     """What the keys of a generation's own objects start with."""
     return f"batches/{batch_id}/g{generation}/"
+
+
+def is_ours(key: str) -> bool:
+    """True if the key is below the folder of a file or a batch; what lies elsewhere may be another program's."""
+    return _OURS.match(key) is not None
 
 
 def generation_of(key: str) -> int | None:

@@ -4,12 +4,10 @@ A writer's object appears whole or not at all. Every fault of the place itself i
 not there `NotFound`.
 """
 
-import errno
 import os
 import shutil
 import stat
 import time
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -20,14 +18,24 @@ import msgspec
 
 from batchline.models.errors import InvalidInput, NotFound, StorageFault
 from batchline.models.settings import Settings
+from batchline.storage import layout
+from batchline.storage.disk import (
+    TEMPORARY,
+    changed_at,
+    close_quietly,
+    created,
+    faults,
+    flush_durably,
+    is_temporary,
+    make_folder,
+    pread,
+    raise_but_for_absence,
+    sync_folder,
+    temporary_beside,
+    write_faults,
+)
 
 STREAM_BYTES: Final = 2**20
-TEMPORARY: Final = ".tmp-"
-"""What the names of unfinished local objects start with; no key may."""
-
-CREATION_TRIES: Final = 10
-
-_ABSENT: Final = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 class ObjectInfo(msgspec.Struct, frozen=True):
@@ -80,7 +88,10 @@ class ObjectStore(ABC):
 
     @abstractmethod
     def unfinished(self, *, older_than_s: float) -> list[str]:
-        """What writers that died have left and no reader sees, begun so long ago; names for `discard`."""
+        """What our writers that died have left and no reader sees, begun so long ago; names for `discard`.
+
+        Only below the folders of files and batches: the rest of the place may be used by other programs.
+        """
 
     @abstractmethod
     def discard(self, unfinished: str) -> None:
@@ -146,11 +157,15 @@ def checked_key(key: str) -> str:
 
 
 class LocalObjects(ObjectStore):
-    """Objects as files below a directory, which is made when first written to."""
+    """Objects as files below a directory, which is made when first written to.
 
-    def __init__(self, root: Path) -> None:
+    If they are `private`, no other user of the machine can read them.
+    """
+
+    def __init__(self, root: Path, *, private: bool = True) -> None:
         self.root = str(root)
         self._root = root
+        self._private = private
 
     def _path(self, key: str) -> Path:
         return self._root / checked_key(key)
@@ -158,7 +173,7 @@ class LocalObjects(ObjectStore):
     def info(self, key: str) -> ObjectInfo:
         """Size and version; the version is made of inode, time of change and size."""
         path = self._path(key)
-        with _faults(path):
+        with faults(path):
             found = os.stat(path)  # noqa: PTH116 - half the time of Path.stat
         if stat.S_ISDIR(found.st_mode):
             raise NotFound(f"there is no object at {path}, it is a folder")
@@ -166,10 +181,10 @@ class LocalObjects(ObjectStore):
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         """Bytes `start` to `end` (exclusive)."""
-        with _faults(self._path(key)), self._path(key).open("rb", buffering=0) as file:
+        with faults(self._path(key)), self._path(key).open("rb", buffering=0) as file:
             if end is None:
                 end = os.fstat(file.fileno()).st_size
-            data = _pread(file, start, end)
+            data = pread(file, start, end)
         if len(data) < end - start:
             raise StorageFault(f"{self._path(key)} ends at byte {start + len(data)}; {end} were expected")
         return data
@@ -179,10 +194,10 @@ class LocalObjects(ObjectStore):
     ) -> Iterator[bytes]:
         """Bytes `start` to `end` (exclusive) in blocks, of the file as it is opened now."""
         path = self._path(key)
-        with _faults(path), path.open("rb", buffering=0) as file:
+        with faults(path), path.open("rb", buffering=0) as file:
             stop = os.fstat(file.fileno()).st_size if end is None else end
             for at in range(start, stop, block_bytes):
-                data = _pread(file, at, min(stop, at + block_bytes))
+                data = pread(file, at, min(stop, at + block_bytes))
                 if len(data) < min(stop, at + block_bytes) - at:
                     raise StorageFault(f"{path} ends at byte {at + len(data)}; {stop} were expected")
                 yield data
@@ -197,12 +212,13 @@ class LocalObjects(ObjectStore):
     def put_new(self, key: str, data: bytes) -> bool:
         """Link a written file to its name, which fails where the name is taken."""
         path = self._path(key)
-        temporary = _temporary_beside(path)
-        with _write_faults(path), _created(temporary) as file:
+        temporary = temporary_beside(path)
+        with write_faults(path), created(temporary, private=self._private) as file:
             try:
                 file.write(data)
-                _flush_durably(file)
+                flush_durably(file)
                 os.link(temporary, path)
+                sync_folder(path.parent)
             except FileExistsError:
                 return False
             finally:
@@ -214,24 +230,25 @@ class LocalObjects(ObjectStore):
         path = self._path(target)
         with self._replacing(path) as file:
             for key in keys:
-                with _faults(self._path(key)), self._path(key).open("rb") as part:
+                with faults(self._path(key)), self._path(key).open("rb") as part:
                     shutil.copyfileobj(part, _LocalWriter(file, path), STREAM_BYTES)
             return file.tell()
 
     def copy(self, key: str, target: str) -> None:
         """Link the file to the other name as well, or copy it where the disk has no such links."""
         source, path = self._path(key), self._path(target)
-        temporary = _temporary_beside(path)
-        with _faults(source):
+        temporary = temporary_beside(path)
+        with faults(source):
             source.stat()
-        with _write_faults(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with write_faults(path):
+            make_folder(path.parent, private=self._private)
             try:
                 os.link(source, temporary)
             except OSError:
                 self.concat([key], target)
                 return
             os.replace(temporary, path)  # noqa: PTH105 - as above
+            sync_folder(path.parent)
             temporary.unlink(missing_ok=True)  # which a link to the same file, replaced by itself, leaves there
 
     def walk(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -242,20 +259,24 @@ class LocalObjects(ObjectStore):
 
     def _files_below(self, prefix: str) -> Iterator[Path]:
         top = self._path(prefix.rstrip("/")) if prefix.strip("/") else self._root
-        with _faults(top):
-            for folder, folders, names in os.walk(top, onerror=_raise_but_for_absence):
+        with faults(top):
+            for folder, folders, names in os.walk(top, onerror=raise_but_for_absence):
                 folders.sort()
                 yield from (Path(folder, name) for name in sorted(names))
 
     def unfinished(self, *, older_than_s: float) -> list[str]:
         """Temporary files that have not been written to for so long."""
         limit = time.time() - older_than_s
-        found = [path for path in self._files_below("") if path.name.startswith(TEMPORARY)]
-        return [str(path) for path in found if _changed_at(path) < limit]
+        found = [path for path in self._files_below("") if self._is_temporary(path)]
+        return [str(path) for path in found if changed_at(path) < limit]
+
+    def _is_temporary(self, path: Path) -> bool:
+        """True for the name of a temporary file as we give it, where we write."""
+        return is_temporary(path.name) and layout.is_ours(path.relative_to(self._root).as_posix())
 
     def discard(self, unfinished: str) -> None:
         """Delete that temporary file."""
-        with _write_faults(Path(unfinished)):
+        with write_faults(Path(unfinished)):
             Path(unfinished).unlink(missing_ok=True)
 
     def _found(self, path: Path) -> list[ObjectInfo]:
@@ -268,7 +289,7 @@ class LocalObjects(ObjectStore):
         """Delete those files, and the directories that this empties."""
         for key in keys:
             path = self._path(key)
-            with suppress(NotFound), _faults(path):
+            with suppress(NotFound), faults(path):
                 path.unlink()
                 self._drop_empty(path.parent)
 
@@ -287,17 +308,18 @@ class LocalObjects(ObjectStore):
     @contextmanager
     def _replacing(self, path: Path) -> Iterator[BinaryIO]:
         """A new file that takes the path's place when the block ends."""
-        temporary = _temporary_beside(path)
-        with _write_faults(path):
-            file = _created(temporary)
+        temporary = temporary_beside(path)
+        with write_faults(path):
+            file = created(temporary, private=self._private)
         try:
             yield file
-            with _write_faults(path):
-                _flush_durably(file)
+            with write_faults(path):
+                flush_durably(file)
                 file.close()
                 os.replace(temporary, path)  # noqa: PTH105 - as above
+                sync_folder(path.parent)
         except BaseException:
-            _close_quietly(file)
+            close_quietly(file)
             temporary.unlink(missing_ok=True)
             raise
 
@@ -308,89 +330,9 @@ class _LocalWriter:
         self._path = path
 
     def write(self, data: bytes) -> None:
-        with _write_faults(self._path):
+        with write_faults(self._path):
             self._file.write(data)
-
-
-def _created(path: Path) -> BinaryIO:
-    """The new file opened for writing; its directory may vanish in between when another empties it."""
-    for left in range(CREATION_TRIES - 1, -1, -1):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return path.open("xb", buffering=STREAM_BYTES)
-        except (FileNotFoundError, FileExistsError):  # the latter from `mkdir`, which looks twice
-            if not left:
-                raise
-    raise AssertionError
-
-
-def _close_quietly(file: BinaryIO) -> None:
-    try:
-        file.close()
-    except OSError:
-        return
-
-
-def _temporary_beside(path: Path) -> Path:
-    return path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
-
-
-def _flush_durably(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _pread(file: BinaryIO, start: int, end: int) -> bytes:
-    pieces = []
-    while start < end:
-        piece = os.pread(file.fileno(), end - start, start)
-        if not piece:
-            break
-        pieces.append(piece)
-        start += len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _info(key: str, found: os.stat_result) -> ObjectInfo:
     return ObjectInfo(key, found.st_size, f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}")
-
-
-def _changed_at(path: Path) -> float:
-    """When the file was last written to, in Unix seconds; now where it is gone."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return time.time()
-
-
-def _raise_but_for_absence(error: OSError) -> None:
-    """Let a listing fail where a folder cannot be read, which `os.walk` would take for an empty one."""
-    if not isinstance(error, _ABSENT):
-        raise error
-
-
-@contextmanager
-def _faults(path: Path) -> Iterator[None]:
-    """Turn the system's errors into ours."""
-    with _write_faults(path):
-        try:
-            yield
-        except _ABSENT as error:
-            raise NotFound(f"there is no object at {path}") from error
-
-
-@contextmanager
-def _write_faults(path: Path) -> Iterator[None]:
-    """Turn the system's errors into ours where an object is made, so that none is looked for."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageFault(f"{_reason(error)} at {path}") from error
-
-
-def _reason(error: OSError) -> str:
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return "the disk is full: nothing can be written"
-    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-        return "access is refused"
-    return f"storage failed ({error.strerror or type(error).__name__})"

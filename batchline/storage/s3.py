@@ -17,6 +17,7 @@ from botocore.parsers import ResponseParserError
 
 from batchline.models.errors import BatchlineError, InvalidInput, NotFound, StorageFault
 from batchline.models.settings import Settings
+from batchline.storage import layout
 from batchline.storage.objects import ObjectInfo, ObjectStore, ObjectWriter, checked_key
 
 RANGE_BYTES: Final = 8 * 2**20
@@ -211,7 +212,7 @@ class S3Objects(ObjectStore):
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
     def unfinished(self, *, older_than_s: float) -> list[str]:
-        """Multipart uploads that were begun so long ago, each as its object's key and its id."""
+        """Our multipart uploads that were begun so long ago, each as its object's key and its id."""
         top = f"{self._prefix}/" if self._prefix else ""
         found: list[str] = []
         marker: dict[str, str] = {}
@@ -221,7 +222,8 @@ class S3Objects(ObjectStore):
             found += [
                 f"{upload['Key']} {upload['UploadId']}"
                 for upload in page.get("Uploads", ())
-                if time.time() - upload["Initiated"].timestamp() >= older_than_s
+                if layout.is_ours(upload["Key"].removeprefix(top))
+                and time.time() - upload["Initiated"].timestamp() >= older_than_s
             ]
             if not page.get("IsTruncated"):
                 return found

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
 
+from batchline.api.batches import deleted
+from batchline.api.places import FairRoute, in_turn
 from batchline.models.errors import InvalidInput, NotFound
 from batchline.models.status import TERMINAL
 from batchline.operations import Batchline
@@ -31,7 +33,7 @@ REPORT_POLICY: Final = (
 )
 """The report is a page without scripts whose style is in it."""
 
-router = APIRouter(prefix="/batches/{batch_id}")
+router = APIRouter(prefix="/batches/{batch_id}", route_class=FairRoute)
 
 
 @router.get("")
@@ -127,9 +129,9 @@ def ask_to_delete(request: Request, batch_id: str, client: Here) -> Response:
 
 
 @router.post("/delete")
-def delete_batch(batch_id: str, client: Here) -> Response:
+async def delete_batch(batch_id: str, client: Here) -> Response:
     """Delete the batch."""
-    client.batches.delete(batch_id)
+    await deleted(client, batch_id)
     return RedirectResponse("/", 303)
 
 
@@ -143,7 +145,7 @@ def read_file(batch_id: str, name: str, client: Here) -> Response:
     headers = {"Content-Disposition": f'{as_what}; filename="{batch_id}-{name}"'}
     if name == "report.html":
         headers["Content-Security-Policy"] = REPORT_POLICY
-    return StreamingResponse(found[name], headers=headers, media_type=MEDIA_TYPES[name])
+    return StreamingResponse(in_turn(found[name]), headers=headers, media_type=MEDIA_TYPES[name])
 
 
 def is_retriable(batch: BatchRecord) -> bool:

@@ -9,10 +9,10 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from batchline.api.errors import told
+from batchline.api.places import FairRoute, run_aside
 from batchline.api.upload import Form, Uploads
 from batchline.models.batches import MAX_METADATA_PAIRS, metadata_of
 from batchline.models.errors import BatchlineError, InvalidInput, NotFound
@@ -26,7 +26,7 @@ WINDOWS: Final = ("1h", "6h", "24h", "3d", "7d")
 WINDOW: Final = "24h"
 FIELDS: Final = frozenset({"endpoint"})
 
-router = APIRouter()
+router = APIRouter(route_class=FairRoute)
 
 
 @router.get("/new")
@@ -53,7 +53,7 @@ async def receive_file(request: Request, client: Here) -> Response:
         form = Form(request, beside=FIELDS)
         file = await uploads.receive_form(form, request, client)
         endpoint = form.fields.get("endpoint", b"").decode(errors="replace") or None
-        check = await run_in_threadpool(_checked_or_deleted, _checks(request), client, file, endpoint)
+        check = await run_aside(_checked_or_deleted, _checks(request), client, file, endpoint)
     except (BatchlineError, HTTPException) as error:
         found = told(error)
         return _drop_zone(request, client, problem=str(found.detail), status=found.status_code, endpoint=endpoint)

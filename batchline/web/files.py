@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
 from batchline.api.content import ContentQuery, content_of
+from batchline.api.places import FairRoute
 from batchline.operations import Batchline
 from batchline.web.asked import Here, query_of
 from batchline.web.listing import members_seen
@@ -23,7 +24,7 @@ SHOWN_BYTES: Final = 64 * 1_024
 SHOWN_LINES: Final = 20
 SHOWN_LETTERS: Final = 2_000
 
-router = APIRouter(prefix="/files")
+router = APIRouter(prefix="/files", route_class=FairRoute)
 
 
 @router.get("")

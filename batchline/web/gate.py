@@ -46,6 +46,8 @@ class Gate:
         except (Refusal, BatchlineError) as error:
             return error_answer(request, error)
         request.state.visitor = visitor
+        if visitor is not None:
+            self._door.seat(visitor)
         if visitor is not None or request.url.path == SIGN_IN:
             return None
         return _asked_to_sign_in(request)
@@ -56,7 +58,7 @@ async def visitor_with(door: Door, token: str, request: Request) -> Visitor | No
     found = await door.find(token)
     if found.is_needed and found.key is None:
         return None
-    return door.admit(found, request.headers, request.url.path)
+    return door.admit(found, request.scope)
 
 
 def check_comes_from_here(headers: Headers) -> None:

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
 from batchline.api.door import Visitor
+from batchline.api.places import FairRoute
 from batchline.operations import Batchline
 from batchline.operations.keys import Keys
 from batchline.steps.prices import CURRENCY
@@ -25,7 +26,7 @@ STATUSES: Final = (
     ("expired", "Expired"),
 )
 
-router = APIRouter()
+router = APIRouter(route_class=FairRoute)
 
 
 @router.get("/")

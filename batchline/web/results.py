@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from batchline.api.batches import read_results
+from batchline.api.places import FairRoute
 from batchline.models.batches import BatchResultItem, BatchResultsQuery
 from batchline.operations.checks import checked
 from batchline.web.asked import Here, query_of
@@ -21,7 +22,7 @@ SIZE: Final = 20
 STATUSES: Final = get_args(get_args(BatchResultsQuery.model_fields["status"].annotation)[0])
 AGAIN: Final = frozenset({"failed", "expired", "cancelled"})
 
-router = APIRouter(prefix="/batches/{batch_id}")
+router = APIRouter(prefix="/batches/{batch_id}", route_class=FairRoute)
 
 
 class Row(NamedTuple):

@@ -10,11 +10,12 @@ from fastapi.responses import RedirectResponse, Response
 from starlette.datastructures import FormData
 
 from batchline.api.door import Door
+from batchline.api.places import FairRoute
 from batchline.web.asked import sent_form
 from batchline.web.gate import COOKIE, SIGN_IN, visitor_with
 from batchline.web.rendering import page
 
-router = APIRouter()
+router = APIRouter(route_class=FairRoute)
 
 
 @router.get(SIGN_IN)

@@ -11,6 +11,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 
 from batchline.api.errors import Refusal
+from batchline.api.places import FairRoute
 from batchline.steps.report.page import FOLDER as REPORT_FOLDER
 
 STATIC: Final = "/static/"
@@ -23,7 +24,7 @@ PLACES: Final = {
 }
 FOR_EVER: Final = "public, max-age=31536000, immutable"
 
-router = APIRouter()
+router = APIRouter(route_class=FairRoute)
 
 
 @router.get("/static/{name}")

@@ -3,6 +3,7 @@
 import os
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from mortals import later, let_die, mortal
@@ -314,14 +315,39 @@ def test_what_a_writer_that_died_left_half_is_discarded_after_a_day(world, tmp_p
     if "storage_url" in place:
         pytest.skip("a matter of the disk; of S3's unfinished uploads tests/storage tells")
     here = world()
-    made(here, tmp_path)
-    half = here.client.engine.settings.home / "storage" / "files" / ".tmp-half"
+    batch = made(here, tmp_path)
+    half = Path(here.client.engine.store.uri(layout.input_key(batch.input_file_id))).with_name(f".tmp-{'0a' * 16}")
     half.write_bytes(b"{")
     assert list(housekeeping(here.client)) == []
     os.utime(half, (1, 1))
 
     assert kept(here) == [("discard_unfinished", str(half))]
     assert not half.exists()
+
+
+FOREIGN = (
+    ".tmp-half",
+    f".tmp-{'0a' * 16}",
+    f"files/.tmp-{'0a' * 16}",
+    f"others/file-{'0a' * 16}/.tmp-{'0a' * 16}",
+)
+
+
+def test_what_other_programs_have_half_written_is_left_alone(world, tmp_path, place):
+    if "storage_url" in place:
+        pytest.skip("a matter of the disk; of S3's unfinished uploads tests/storage tells")
+    here = world()
+    batch = made(here, tmp_path)
+    root = Path(here.client.engine.store.root)
+    own = Path(here.client.engine.store.uri(layout.input_key(batch.input_file_id))).parent
+    files = [*(root / name for name in FOREIGN), own / ".tmp-notes", own / f".tmp-{'0a' * 16}.txt"]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"{")
+        os.utime(file, (1, 1))
+
+    assert kept(here) == []
+    assert all(file.exists() for file in files)
 
 
 def test_a_chore_that_fails_is_told_and_the_others_are_done(world, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from sqlalchemy import update
 
 from batchline.models.errors import BatchlineError, Conflict, InvalidInput, NotFound, StorageFault
 from batchline.models.sync import OF_A_FILE, SyncOptions
+from batchline.simulate import Simulator
 from batchline.sources import rounds, sync_source
 from batchline.steps.engine import Engine
 from batchline.steps.local import run_local
@@ -242,6 +243,25 @@ def taken_earlier(engine: Engine, by_s: int) -> None:
     """Let so much time have passed since files were taken."""
     with engine.records._engine.begin() as connection:
         connection.execute(update(source_files).values(taken_at=source_files.c.taken_at - by_s))
+
+
+def test_results_can_be_read_by_others_and_what_is_stored_cannot(
+    engine_for: Callable[..., Engine], simulator: Callable[..., Simulator], local_folder: LocalFolder
+) -> None:
+    umask = os.umask(0o022)
+    try:
+        engine = engine_for(simulator().base_url, source_still_s=0, **local_folder.settings)
+        local_folder.put("a.jsonl", requests())
+        run(engine, local_folder)
+    finally:
+        os.umask(umask)
+
+    [result] = (local_folder.path.parent / "outbox").iterdir()
+    assert result.stat().st_mode & 0o777 == 0o644
+    home = engine.settings.home
+    ours = [home, *home.rglob("*")]
+    assert len(ours) > 10
+    assert [path for path in ours if path.stat().st_mode & 0o077] == []
 
 
 def test_a_file_whose_copy_is_not_on_storage_is_not_deleted(engine: Engine, folder: Folder) -> None:

@@ -25,6 +25,13 @@ CONTENT = b"".join(b'{"custom_id":"%d"}\r\n' % random.Random(number).getrandbits
 SKIPPABLE = b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"
 
 
+def wide_zst(data: bytes, window_log: int) -> bytes:
+    """The data compressed with that window, whatever their size."""
+    options = zstandard.ZstdCompressionParameters(window_log=window_log)
+    writer = zstandard.ZstdCompressor(compression_params=options).compressobj()
+    return writer.compress(data) + writer.flush()
+
+
 def zst(data: bytes) -> bytes:
     return zstandard.ZstdCompressor().compress(data)
 
@@ -108,6 +115,13 @@ def test_a_file_that_does_not_decompress_is_refused_and_nothing_is_stored(
         store_input(engine, io.BytesIO(data), filename=name)
 
     assert stored_below(engine) == []
+
+
+def test_a_zstd_window_of_8_mib_is_taken_and_a_larger_one_is_refused_with_what_to_do(engine: Engine) -> None:
+    store_input(engine, io.BytesIO(wide_zst(CONTENT, 23)), filename="a.zst")
+
+    with pytest.raises(InvalidInput, match=r"window is over 8,388,608 bytes .leave out --long"):
+        store_input(engine, io.BytesIO(wide_zst(CONTENT, 24)), filename="a.zst")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])

@@ -1,5 +1,6 @@
 """What is particular to objects in a local directory: full disks, closed folders, addresses."""
 
+import os
 import resource
 import subprocess
 from collections.abc import Callable, Iterator
@@ -195,3 +196,41 @@ def test_a_folder_that_may_not_be_entered_is_a_fault_and_not_an_empty_one(work: 
         (tmp_path / "objects/closed").chmod(0o700)
 
     assert store.read("closed/key") == b"old"
+
+
+@pytest.mark.parametrize("write", ["put", "put_new", "concat", "copy"])
+def test_the_name_of_an_object_and_its_new_folders_are_written_to_the_disk(
+    write: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalObjects(tmp_path / "objects")
+    store.put("old", b"text")
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noting(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    writes = {
+        "put": lambda: store.put("new/folder/key", b"text"),
+        "put_new": lambda: store.put_new("new/folder/key", b"text"),
+        "concat": lambda: store.concat(["old", "old"], "new/folder/key"),
+        "copy": lambda: store.copy("old", "new/folder/key"),
+    }
+    writes[write]()
+
+    root = tmp_path / "objects"
+    assert {str(root), str(root / "new"), str(root / "new" / "folder")} <= set(synced)
+    assert synced[-1] == str(root / "new" / "folder")
+
+
+def test_only_we_can_read_objects_and_enter_their_folders(tmp_path: Path) -> None:
+    umask = os.umask(0o022)
+    try:
+        LocalObjects(tmp_path / "objects").put("folder/key", b"text")
+    finally:
+        os.umask(umask)
+
+    modes = [path.stat().st_mode & 0o777 for path in sorted((tmp_path / "objects").rglob("*"))]
+    assert (modes, (tmp_path / "objects").stat().st_mode & 0o777) == ([0o700, 0o600], 0o700)

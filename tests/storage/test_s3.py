@@ -9,7 +9,9 @@ from between import Between, Handler, Rule, answers, between, cuts_the_body, han
 from real_servers import SECRET, S3Server, free_ports
 
 from batchline.models.errors import InvalidInput, NotFound, StorageFault
+from batchline.models.ids import new_batch_id, new_file_id
 from batchline.models.settings import load_settings
+from batchline.storage import layout
 from batchline.storage.objects import ObjectStore, open_objects
 
 MIB = 2**20
@@ -169,6 +171,25 @@ def test_a_server_without_part_copies_is_sent_the_bytes(name: str, front: Front,
 
     assert store.read("target") == b"".join(parts.values())
     assert uploads_below(s3_server, store) == []
+
+
+@pytest.mark.parametrize("prefix", ["", "of-ours"])
+def test_only_our_own_unfinished_uploads_are_found(prefix: str, s3_server: S3Server) -> None:
+    client, bucket = s3_server.client(), f"shared-{prefix or 'whole'}"
+    client.call_s3("create_bucket", Bucket=bucket)
+    store = open_objects(s3_server.settings(storage_url=f"s3://{bucket}/{prefix}".rstrip("/")))
+    top = f"{prefix}/" if prefix else ""
+    ours = [f"{top}{layout.input_key(new_file_id())}", f"{top}{layout.output_key(new_batch_id())}"]
+    foreign = ["film.mp4", f"{top}film.mp4", f"{top}files/film.mp4", f"{top}batches/2024/part-1", "else/files/x"]
+    for key in (*ours, *foreign):
+        client.call_s3("create_multipart_upload", Bucket=bucket, Key=key)
+
+    found = store.unfinished(older_than_s=0)
+
+    assert sorted(name.rpartition(" ")[0] for name in found) == sorted(ours)
+    for name in found:
+        store.discard(name)
+    assert store.unfinished(older_than_s=0) == []
 
 
 def uploads_below(server: S3Server, store: ObjectStore) -> list[str]:

@@ -1,0 +1,102 @@
+"""Places: how much of what all clients share one member may hold at a time, so that something is left for others.
+
+Every handler that is not a coroutine runs on a thread, and there are few of them. A member who asks for much at
+once waits for places of their own; who asks for little finds one free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, nullcontext
+from contextvars import ContextVar
+from functools import wraps
+from inspect import iscoroutinefunction
+from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
+
+from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
+
+THREADS: Final = 48
+THREADS_A_MEMBER: Final = 8
+POOL: Final = 64
+"""Threads of the server's pool; what is above `THREADS` is left to key lookups."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Places:
+    """Places of which one member has some at most. Nobody in particular, where no key is needed, may have all."""
+
+    def __init__(self, total: int, each: int) -> None:
+        self._total = asyncio.Semaphore(total)
+        self._each = each
+        self._members: dict[str, _Own] = {}
+
+    @asynccontextmanager
+    async def place(self, member: str | None) -> AsyncIterator[None]:
+        """Hold a place within the block; waits for one of the member's own first, where it is in nobody's way."""
+        async with nullcontext() if member is None else self._own(member), self._total:
+            yield
+
+    @asynccontextmanager
+    async def _own(self, member: str) -> AsyncIterator[None]:
+        own = self._members.setdefault(member, _Own(asyncio.Semaphore(self._each)))
+        own.users += 1
+        try:
+            async with own.places:
+                yield
+        finally:
+            own.users -= 1
+            if not own.users:
+                self._members.pop(member, None)
+
+
+class _Own:
+    """A member's own places, and how many requests hold one or wait for one."""
+
+    def __init__(self, places: asyncio.Semaphore) -> None:
+        self.places = places
+        self.users = 0
+
+
+class Seat(NamedTuple):
+    """Whose request this is, and the threads that it may run on."""
+
+    threads: Places
+    member: str | None
+
+
+SEAT: Final[ContextVar[Seat | None]] = ContextVar("seat", default=None)
+"""Of the request that is being answered; None before anyone was let in."""
+
+
+async def run_aside(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call the function on a thread, when the member has a place there."""
+    seat = SEAT.get()
+    if seat is None:
+        return await run_in_threadpool(function, *args, **kwargs)
+    async with seat.threads.place(seat.member):
+        return await run_in_threadpool(function, *args, **kwargs)
+
+
+async def in_turn(blocks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Give the blocks, each made on a thread; between them the place is free for others."""
+    while (block := await run_aside(next, blocks, None)) is not None:
+        yield block
+
+
+class FairRoute(APIRoute):
+    """A route whose handler runs on a thread only while its member has a place."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint if iscoroutinefunction(endpoint) else _aside(endpoint), **options)
+
+
+def _aside(handler: Callable[P, T]) -> Callable[P, Awaitable[T]]:
+    @wraps(handler)
+    async def handle(*args: P.args, **kwargs: P.kwargs) -> T:
+        return await run_aside(handler, *args, **kwargs)
+
+    return handle
