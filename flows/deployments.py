@@ -11,15 +11,19 @@ from prefect.types.entrypoint import EntrypointType
 from batchline.flows.housekeeping import housekeeping
 from batchline.flows.process_batch import process_batch
 from batchline.flows.sync_source import sync_source
+from batchline.models.sync import SyncOptions
 from batchline.orchestration.deployments import TAG
 
 
-def deployments(*, limit: int = 8, watch: str | None = None) -> list[RunnerDeployment]:
+def deployments(
+    *, limit: int = 8, watch: str | None = None, options: SyncOptions | None = None
+) -> list[RunnerDeployment]:
     """What to give to `prefect.serve`: the three flows, with their triggers and schedules.
 
-    `limit` batches run at once. The folder to `watch` is looked at every minute; without one that schedule is off.
+    `limit` batches run at once. The folder to `watch` is checked every minute, with those options; without one
+    that schedule is off.
     """
-    return [_process_batch(limit), _sync_source(watch), _housekeeping()]
+    return [_process_batch(limit), _sync_source(watch, options or SyncOptions()), _housekeeping()]
 
 
 def _process_batch(limit: int) -> RunnerDeployment:
@@ -40,7 +44,8 @@ def _process_batch(limit: int) -> RunnerDeployment:
     )
 
 
-def _sync_source(watch: str | None) -> RunnerDeployment:
+def _sync_source(watch: str | None, options: SyncOptions) -> RunnerDeployment:
+    chosen = options.model_dump(exclude_defaults=True)
     arrived = DeploymentEventTrigger(
         expect={"batchline.file-arrived"},
         match={"prefect.resource.id": "*"},
@@ -51,7 +56,8 @@ def _sync_source(watch: str | None) -> RunnerDeployment:
         "sync-source",
         description="Make a batch of each new or changed file in a folder or an S3 prefix.",
         tags=[TAG],
-        parameters={"uri": watch or ""},
+        concurrency_limit=1,
+        parameters={"uri": watch or "", **chosen},
         schedule=Schedule(interval=timedelta(seconds=60), active=watch is not None),
         triggers=[arrived],
         entrypoint_type=EntrypointType.MODULE_PATH,

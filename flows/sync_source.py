@@ -16,6 +16,7 @@ from batchline.orchestration.blocks import settings_of
 from batchline.orchestration.deployments import start_as_deployment
 from batchline.orchestration.events import report_stopped
 from batchline.orchestration.run_log import tell_errors_plainly
+from batchline.orchestration.sync_reports import PROBLEMS, emit_quarantined, show_problems
 from batchline.sources import sync_source as sync
 from batchline.steps.engine import Engine, open_engine
 
@@ -51,7 +52,7 @@ def sync_source(
         completion_window: How long a batch may take.
         metadata: Up to 16 pairs for every batch, one `key=value` a line.
         write_back: Write results to the folder `outbox` beside the watched one when a batch is over.
-        after: What becomes of a file that was taken: it stays, is moved to the folder `taken`, or is deleted.
+        after: What becomes of a file that was taken: it stays, is moved to `taken`, or is deleted an hour later.
         via: Start batches as runs of a deployment, or run them in this flow (process), one after another.
         deployment: The deployment of process-batch whose runs they are, flow and name; else the settings'.
         storage: Name of a batchline-storage block; else what the environment says.
@@ -71,13 +72,16 @@ def sync_source(
         start = partial(_run_here, engine)
 
     def tell(event: SyncEvent) -> None:
-        if event.kind in {"failed", "unreadable"}:
+        if event.kind in PROBLEMS:
             log.warning("%s", event)
-        elif event.kind != "unchanged":
+        if event.kind == "quarantined":
+            emit_quarantined(event)
+        if event.kind not in {*PROBLEMS, "unchanged"}:
             log.info("%s", event)
 
     summary = sync(engine, uri, options, start=start, tell=tell, dry_run=dry_run)
     log.info("%s: %s", summary.source, summary.message)
+    show_problems(summary)
     return cast("SyncSummary", Completed(message=summary.message, data=summary))
 
 

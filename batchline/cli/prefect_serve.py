@@ -6,9 +6,10 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from batchline.cli.console import messages
-from batchline.cli.options import address
+from batchline.cli.options import Flag, address
 from batchline.cli.prefect_run import configured_server
 from batchline.models.errors import Interrupted, InvalidInput
+from batchline.models.sync import After, SyncOptions
 
 if TYPE_CHECKING:
     from prefect.runner import Runner
@@ -17,7 +18,15 @@ NOT_BATCHES = 2
 """A round of the folder and the keeping of the house do not wait for batches."""
 
 
-def serve(*, limit: int = 8, watch: str | None = None) -> None:
+def serve(
+    *,
+    limit: int = 8,
+    watch: str | None = None,
+    endpoint: str | None = None,
+    window: str = "24h",
+    write_back: Flag = False,
+    after: After = "keep",
+) -> None:
     """Run batches here, as runs of the deployments that this makes on the configured server, until Ctrl-C.
 
     The deployments are those of prefect.yaml. `batchline prefect setup` is to be done too, once a server.
@@ -28,16 +37,29 @@ def serve(*, limit: int = 8, watch: str | None = None) -> None:
         Most batches at once.
     watch:
         A folder, below an allowed root, of which each new file becomes a batch; it is looked at every minute.
+    endpoint:
+        The endpoint of every request in that folder; by default each file's first request's own.
+    window:
+        How long a batch of that folder may take, such as 90m, 24h or 7d.
+    write_back:
+        Write the results of that folder's batches to the folder outbox beside it.
+    after:
+        What becomes of a file there that was taken: keep, move (to the folder taken) or delete (an hour later).
     """
     if limit < 1:
         raise InvalidInput(f"--limit is {limit}; write 1 or more", param="limit")
+    options = SyncOptions(endpoint=endpoint, completion_window=window, write_back=write_back, after=after)
+    if watch is None and options != SyncOptions():
+        raise InvalidInput(
+            "--endpoint, --window, --write-back and --after need a folder to --watch", param="watch"
+        )
     url = configured_server(quiet=False)
     messages().print(f"Prefect server: {url}", markup=False)
     from batchline.flows.deployments import deployments  # noqa: PLC0415 - Prefect takes seconds to import
     from batchline.orchestration.refusals import words_of  # noqa: PLC0415 - as above
 
     runner = _runner(limit=limit + NOT_BATCHES)
-    served = deployments(limit=limit, watch=address(watch) if watch else None)
+    served = deployments(limit=limit, watch=address(watch) if watch else None, options=options)
     try:
         for deployment in served:
             runner.add_deployment(deployment)

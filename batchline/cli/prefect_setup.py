@@ -36,8 +36,8 @@ def setup(
     crash_after:
         Seconds without a heartbeat after which a deployment's run counts as crashed, so that its batch goes on.
     notify:
-        Who is told of the end of each batch and of those that will be late: a URL that gets JSON, or type and name
-        of a block on Prefect's page Blocks, such as slack-webhook/ops or sendgrid-email/team. May be repeated.
+        Who is told of the end of each batch, of those that will be late and of files in quarantine: a URL that
+        gets JSON, or type and name of a block of Prefect, such as slack-webhook/ops. May be repeated.
     json:
         Print `{"data": [{what, name, outcome}, …]}`.
     """

@@ -47,7 +47,7 @@ def sync(
     write_back:
         Write results to the folder outbox beside the watched one, when a batch is over.
     after:
-        What becomes of a file that was taken: keep, move (to the folder taken) or delete.
+        What becomes of a file that was taken: keep, move (to the folder taken) or delete (an hour later).
     via:
         Run batches in this process, one after another, or start them as runs of a deployment.
     deployment:

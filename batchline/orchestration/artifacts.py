@@ -74,19 +74,20 @@ def show_end(engine: Engine, batch: BatchRecord, report: BatchReport | None) -> 
                 ("markdown", batch.id, outcome_message(batch, report), outcome_page(engine, batch, report)),
                 ("table", f"{batch.id}-figures", "Figures of the batch", json.dumps(figures(batch, report))),
             ):
-                made = ArtifactCreate(key=key, type=kind, description=words, data=data, flow_run_id=_run_id())
+                made = ArtifactCreate(key=key, type=kind, description=words, data=data, flow_run_id=this_run())
                 client.create_artifact(made)
     except Exception as error:  # noqa: BLE001 - as above
         log.warning("the outcome of %s was not put on the flow run's page: %s", batch.id, error)
 
 
-def _run_id() -> UUID | None:
+def this_run() -> UUID | None:
+    """The id of the flow run that executes this, or None outside of one."""
     return UUID(str(flow_run.id)) if flow_run.id else None
 
 
 def outcome_page(engine: Engine, batch: BatchRecord, report: BatchReport | None) -> str:
     """The outcome as Markdown: how it ended, what it used, how long requests took, what failed, and its files."""
-    blocks = [f"# {_text(batch.input_filename)}", f"**{_text(outcome_message(batch, report))}**"]
+    blocks = [f"# {cell(batch.input_filename)}", f"**{cell(outcome_message(batch, report))}**"]
     blocks.append("\n".join(_about(batch, report)))
     if report is not None and report.durations:
         blocks += ["## How long requests took", _points(report), _picture(report.durations)]
@@ -105,9 +106,9 @@ def _about(batch: BatchRecord, report: BatchReport | None) -> Iterator[str]:
     yield "|---|---|"
     yield f"| batch | `{batch.id}` |"
     for name, value in _summary(batch.to_response(include_analytics=True), report):
-        yield f"| {name} | {_text(value)} |"
+        yield f"| {name} | {cell(value)} |"
     for name, value in (batch.metadata or {}).items():
-        yield f"| {_text(name)} | {_text(value)} |"
+        yield f"| {cell(name)} | {cell(value)} |"
 
 
 def _summary(batch: BatchResponse, report: BatchReport | None) -> Iterator[tuple[str, str]]:
@@ -171,7 +172,7 @@ def _models(report: BatchReport) -> Iterator[str]:
     for each in report.models[:50]:
         numbers = (each.requests, each.failed, each.prompt_tokens, each.completion_tokens)
         told = " | ".join(f"{number:,}" for number in numbers)
-        yield f"| {_text(each.model or '(none)')} | {told} | {each.cost or 'no price'} |"
+        yield f"| {cell(each.model or '(none)')} | {told} | {each.cost or 'no price'} |"
 
 
 def _files(engine: Engine, batch: BatchRecord) -> list[str]:
@@ -186,7 +187,7 @@ def _files(engine: Engine, batch: BatchRecord) -> list[str]:
     return [f"- {name}: `{engine.store.uri(key)}`" for name, key, file_id in keys if file_id]
 
 
-def _text(value: str) -> str:
+def cell(value: str) -> str:
     """Foreign text inside a table's cell or a line of Markdown."""
     plain = " ".join(value.split())
     return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>()#+!|~" else letter for letter in plain)

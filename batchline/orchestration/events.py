@@ -41,7 +41,7 @@ def emit(
             "batchline.endpoint": batch.endpoint,
             "batchline.source": batch.dwext.source if batch.dwext else "api",
         },
-        payload={**_figures(batch, report), **_page(str(run_id) if run_id else flow_run.id), **more},
+        payload={**_figures(batch, report), **page_of(str(run_id) if run_id else flow_run.id), **more},
     )
 
 
@@ -62,7 +62,7 @@ def report_stopped(flow: Flow[Any, Any], flow_run: FlowRun, state: State) -> Non
     emit_stopped(flow_run, flow.name)
 
 
-def _page(run_id: str | None) -> dict[str, str]:
+def page_of(run_id: str | None) -> dict[str, str]:
     """Where this process knows the run's page to be: a server that was told no address of its own knows none."""
     page = url_for("flow-run", run_id) if run_id else None
     return {"run_url": page} if page else {}

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from datetime import timedelta
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from prefect.blocks.fields import SecretDict
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.events.actions import CallWebhook, SendNotification
-from prefect.events.schemas.automations import AutomationCore
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 from pydantic import SecretStr
 
 from batchline.models.errors import InvalidInput
 from batchline.orchestration.automations import on_batches
+from batchline.orchestration.sync_reports import FILE, QUARANTINED
 
 TOLD: Final = ("completed", "failed", "expired", "cancelled", "deadline_at_risk")
 
@@ -39,6 +42,22 @@ PAYLOAD: Final = (
 )
 """What a webhook is sent: `text` is what chat services show, `batch` the event's figures."""
 
+FILE_SUBJECT: Final = "{{ event.payload.file }}: quarantined, {{ event.payload.reason }}"
+FILE_BODY: Final = PAGE + FILE_SUBJECT + "\n{{ event.payload.place }}{% if page %}\n{{ page }}{% endif %}"
+FILE_PAYLOAD: Final = (
+    PAGE + "{% set text %}" + FILE_SUBJECT + "{% endset %}"
+    '{"text": {{ text | string | tojson }}, "event": {{ event.event | tojson }}, '
+    '"url": {{ page | tojson }}, "file": {{ event.payload | tojson }}}'
+)
+
+
+class _Words(NamedTuple):
+    """Templates of what is sent: to a block, and to a webhook."""
+
+    subject: str
+    body: str
+    payload: str
+
 
 def notices(client: SyncPrefectClient, targets: Sequence[str]) -> AutomationCore:
     """The automation that tells each target: a URL, or type and name of a block, such as slack-webhook/ops.
@@ -49,15 +68,38 @@ def notices(client: SyncPrefectClient, targets: Sequence[str]) -> AutomationCore
         name="batchline: tell of batches",
         description="Ends of batches and deadlines in danger. Made by `batchline prefect setup`.",
         trigger=on_batches(*TOLD),
-        actions=[_action(client, target, number) for number, target in enumerate(targets, start=1)],
+        actions=_actions(client, targets, _Words(SUBJECT, BODY, PAYLOAD)),
     )
 
 
-def _action(client: SyncPrefectClient, target: str, number: int) -> CallWebhook | SendNotification:
+def file_notices(client: SyncPrefectClient, targets: Sequence[str]) -> AutomationCore:
+    """The automation that notifies each target of files in quarantine; raises as `notices` does."""
+    return AutomationCore(
+        name="batchline: tell of files in quarantine",
+        description="Files in watched folders that do not validate. Made by `batchline prefect setup`.",
+        trigger=EventTrigger(
+            expect={QUARANTINED},
+            match=ResourceSpecification({"prefect.resource.id": f"{FILE}.*"}),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Reactive,
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=_actions(client, targets, _Words(FILE_SUBJECT, FILE_BODY, FILE_PAYLOAD)),
+    )
+
+
+def _actions(
+    client: SyncPrefectClient, targets: Sequence[str], words: _Words
+) -> list[CallWebhook | SendNotification]:
+    return [_action(client, target, number, words) for number, target in enumerate(targets, start=1)]
+
+
+def _action(client: SyncPrefectClient, target: str, number: int, words: _Words) -> CallWebhook | SendNotification:
     if target.startswith(("http://", "https://")):
         hook = Webhook(url=SecretStr(target), headers=SecretDict({"Content-Type": "application/json"}))
         name = "batchline-notify" if number == 1 else f"batchline-notify-{number}"
-        return CallWebhook(block_document_id=UUID(str(hook.save(name, overwrite=True))), payload=PAYLOAD)
+        return CallWebhook(block_document_id=UUID(str(hook.save(name, overwrite=True))), payload=words.payload)
     kind, _, name = target.partition("/")
     try:
         block = client.read_block_document_by_name(name, kind, include_secrets=False)
@@ -68,9 +110,9 @@ def _action(client: SyncPrefectClient, target: str, number: int) -> CallWebhook 
             param="notify",
         ) from None
     if kind == "webhook":
-        return CallWebhook(block_document_id=block.id, payload=PAYLOAD)
+        return CallWebhook(block_document_id=block.id, payload=words.payload)
     if block.block_schema is None or "notify" not in block.block_schema.capabilities:
         raise InvalidInput(
             f"block {target} cannot notify anybody; name a webhook or a notification", param="notify"
         )
-    return SendNotification(block_document_id=block.id, subject=SUBJECT, body=BODY)
+    return SendNotification(block_document_id=block.id, subject=words.subject, body=words.body)

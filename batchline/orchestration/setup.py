@@ -14,7 +14,7 @@ from batchline.models.errors import InvalidInput
 from batchline.orchestration.automations import Made, connected, put, without_heartbeat
 from batchline.orchestration.blocks import BLOCKS
 from batchline.orchestration.deployments import HEARTBEAT_S, TAG
-from batchline.orchestration.notices import notices
+from batchline.orchestration.notices import file_notices, notices
 
 DEFAULT_HEARTBEAT_S: Final = 180
 """Between those of runs that are started elsewhere: Prefect's own default."""
@@ -28,9 +28,9 @@ def set_up(
     """Make the work pool, the types of blocks and the automations that are missing, and yield each.
 
     Safe to repeat. `crash_after_s` is how long a run that is tagged batchline may send no heartbeat before it
-    counts as crashed. `notify` are those that are told of the end of each batch and of those that will be late:
-    URLs, or types and names of blocks. Raises `InvalidInput` for what cannot be notified, and `Interrupted` where
-    the server fails.
+    counts as crashed. `notify` are URLs, or types and names of blocks, that are notified of the end of each batch,
+    of batches that will be late, and of files in quarantine. Raises `InvalidInput` for what cannot be notified,
+    and `Interrupted` where the server fails.
     """
     if crash_after_s <= HEARTBEAT_S:
         raise InvalidInput(
@@ -46,6 +46,7 @@ def set_up(
             yield put(client, automation)
         if notify:
             yield put(client, notices(client, notify))
+            yield put(client, file_notices(client, notify))
 
 
 def _work_pool(client: SyncPrefectClient, name: str) -> Made:

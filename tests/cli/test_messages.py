@@ -44,6 +44,7 @@ WRONG = {
     ),
     "an unknown option": Wrong("run good.jsonl --fast", 2, ("--fast", "`batchline run --help`")),
     "an unknown command": Wrong("walk good.jsonl", 2, ("walk", "validate", "`batchline --help`")),
+    "options of a folder that is not watched": Wrong("prefect serve --after move", 2, ("--after", "--watch")),
     "an option without its value": Wrong("run good.jsonl --window", 2, ("--window", "argument")),
     "a setting of the wrong type": Wrong(
         "run good.jsonl", 2, ("max_in_flight", "integer"), {"BATCHLINE_MAX_IN_FLIGHT": "lots"}

@@ -5,8 +5,11 @@ from typing import Any
 
 import yaml
 from prefect.deployments.runner import RunnerDeployment
+from prefect.utilities.callables import parameter_schema
 
 from batchline.flows.deployments import deployments
+from batchline.flows.sync_source import sync_source
+from batchline.models.sync import SyncOptions
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -53,3 +56,19 @@ def test_a_folder_to_watch_turns_its_schedule_on():
 
     assert sync.parameters == {"uri": "/jobs/inbox"}
     assert [each.active for each in sync.schedules] == [True]
+
+
+def test_the_folder_to_watch_has_options_of_its_own():
+    options = SyncOptions(endpoint="/v1/embeddings", write_back=True, after="move")
+
+    sync = {each.name: each for each in deployments(watch="/jobs/inbox", options=options)}["sync-source"]
+
+    chosen = {"endpoint": "/v1/embeddings", "write_back": True, "after": "move"}
+    assert sync.parameters == {"uri": "/jobs/inbox", **chosen}
+    assert set(chosen) <= set(parameter_schema(sync_source).properties)
+
+
+def test_rounds_of_a_folder_do_not_overlap():
+    sync = {each.name: each for each in deployments()}["sync-source"]
+
+    assert sync.concurrency_limit == deployed()["sync-source"]["concurrency_limit"] == 1

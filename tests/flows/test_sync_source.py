@@ -7,8 +7,15 @@ from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterType,
+    DeploymentFilter,
+    DeploymentFilterId,
+)
 from prefect.utilities.callables import parameter_schema
+from waiting import until
 
 from batchline.flows.process_batch import process_batch
 from batchline.flows.sync_source import sync_source
@@ -124,3 +131,44 @@ def test_a_folder_that_may_not_be_watched_fails_the_run(inbox):
 
     assert state.is_failed()
     assert "below no allowed root" in state.message
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_server")
+def test_a_file_in_quarantine_is_an_event_and_a_row_on_the_page_of_the_run(inbox):
+    (inbox / "bad.jsonl").write_text('{"custom_id": "a|b"}\nno json\n')
+
+    state = sync_source(str(inbox), via="process", return_state=True)
+
+    assert state.result().quarantined == 1
+    run_id = state.state_details.flow_run_id
+    with get_client(sync_client=True) as client:
+        wanted = {
+            "event": {"name": ["batchline.file-quarantined"]},
+            "related": {"id": [f"prefect.flow-run.{run_id}"]},
+        }
+        [event] = until(lambda: client._client.post("/events/filter", json={"filter": wanted}).json()["events"])
+    [artifact] = pages_of(run_id)
+    assert "1 quarantined" in artifact.data
+    assert "quarantine/bad.jsonl" in artifact.data.replace("\\", "")
+    assert event["resource"]["prefect.resource.name"] == "bad.jsonl"
+    assert event["payload"]["file"] == str(inbox / "bad.jsonl")
+    assert event["payload"]["place"] == str(inbox.parent / "quarantine" / "bad.jsonl")
+    assert "errors, first line 1" in event["payload"]["reason"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_server")
+def test_a_round_without_a_problem_has_no_table_of_problems(inbox):
+    state = sync_source(str(inbox), via="process", return_state=True)
+
+    assert pages_of(state.state_details.flow_run_id) == []
+
+
+def pages_of(run_id):
+    """The Markdown on the page of the run itself."""
+    ours = ArtifactFilter(
+        flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]), type=ArtifactFilterType(any_=["markdown"])
+    )
+    with get_client(sync_client=True) as client:
+        return client.read_artifacts(artifact_filter=ours)

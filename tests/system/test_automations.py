@@ -108,3 +108,17 @@ def test_a_file_that_is_told_of_becomes_a_batch_without_waiting_for_the_schedule
         (batch,) = until(lambda: client.batches.list(search="arrived.jsonl").data)
         ended = client.batches.wait(batch.id, timeout_s=120)
     assert (ended.status, ended.dwext.source, ended.dwext.source_file) == ("completed", "sync", "arrived.jsonl")
+
+
+def test_people_are_told_of_a_file_in_quarantine(site, mailbox):
+    folder = site.inbox / "watched" / "inbox"
+    folder.mkdir(parents=True)
+    (folder / "bad.jsonl").write_text("no json\n")
+    site.do("batchline", "prefect", "setup", "--notify", f"{mailbox.url}/hook")
+
+    site.do("python", "-c", ARRIVED, str(folder))
+
+    until(lambda: "batchline.file-quarantined" in mailbox.texts("/hook"))
+    [post] = [post for _, post in mailbox.got["/hook"] if post["event"] == "batchline.file-quarantined"]
+    assert post["file"]["place"] == str(folder.parent / "quarantine" / "bad.jsonl")
+    assert post["text"].startswith(f"{folder / 'bad.jsonl'}: quarantined, 1 error, first line 1")
