@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from accounts import check_account, errors_of, interrupt, output_of, received
+from real_servers import S3Server
 
 from batchline import Batchline
 from batchline.models.status import BatchStatus
@@ -245,4 +246,25 @@ def test_files_of_which_one_is_gone_are_not_taken_for_finished(
     backup.restore()
     restored = run_local(engine, batch.id)
 
+    check_same(engine, restored, ended)
+
+
+@pytest.mark.slow
+def test_a_batch_on_s3_that_ended_after_the_copy_ends_with_the_same_files(
+    engine_for: Callable[..., Engine], s3_server: S3Server, stand_in: Simulator, batch_of: Callable, tmp_path: Path
+) -> None:
+    place = s3_server.settings()
+    settings = place.model_dump(include=place.model_fields_set)
+    engine = engine_for(stand_in.base_url, upstream={"max_attempts": 1}, chunk_requests=10, **settings)
+    batch = batch_of(engine, TOTAL)
+    backup = Backup(engine, tmp_path / "copy.db")
+    run_local(engine, batch.id)
+    ended = run_local(engine, retry_batch(engine, batch.id).id)
+    clean_up(engine, ended)
+    sent = received(stand_in)
+
+    backup.restore()
+    restored = run_local(engine, batch.id)
+
+    assert received(stand_in) == sent
     check_same(engine, restored, ended)
