@@ -97,7 +97,9 @@ class BatchReport(BaseModel):
 
     total: int | None = Field(default=None, description="Requests.")
     completed: int | None = None
-    failed: int | None = None
+    failed: int | None = Field(default=None, description="Without those that expired or were cancelled.")
+    expired: int = Field(default=0, description="Not answered when the completion window closed.")
+    cancelled: int = Field(default=0, description="Not answered when the batch was cancelled.")
 
     duration_ms: Percentiles | None = Field(default=None, description="Final attempts that completed.")
     ttfb_ms: Percentiles | None = Field(default=None, description="Their time to the first byte.")

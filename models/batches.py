@@ -100,7 +100,11 @@ class BatchErrors(WireModel):
 
 
 class RequestCounts(WireModel):
-    """How many requests a batch has and how they ended; expired and cancelled ones count as failed."""
+    """How many requests a batch has and how many of them completed or failed.
+
+    Requests that the end of the window or a cancel left unanswered count as neither: of a batch that is over they
+    are what is missing from `completed` and `failed` to `total`.
+    """
 
     total: int = 0
     completed: int = 0

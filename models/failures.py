@@ -30,6 +30,9 @@ REFUSED_STATUSES: Final = frozenset({401, 403})
 NEVER_SENT: Final = frozenset({ErrorCode.BATCH_EXPIRED, ErrorCode.BATCH_CANCELLED, ErrorCode.BATCH_FAILED})
 """Codes of requests that the batch's own end settled."""
 
+UNANSWERED: Final = frozenset({ErrorCode.BATCH_EXPIRED, ErrorCode.BATCH_CANCELLED})
+"""Codes of requests that the end of the window or a cancel left unanswered; they do not count as failed."""
+
 
 def of_status(status_code: int) -> ErrorCode | None:
     """The code of an answer with that HTTP status; none for a 2xx."""

@@ -26,7 +26,8 @@ class Exit(IntEnum):
 def exit_of_batch(batch: BatchResponse) -> Exit:
     """The status for a batch that `run` took to its end; one that is not over was stopped."""
     if batch.status is BatchStatus.COMPLETED:
-        return Exit.SOME_FAILED if batch.request_counts.failed else Exit.OK
+        counts = batch.request_counts
+        return Exit.SOME_FAILED if counts.completed < counts.total else Exit.OK
     if batch.status is BatchStatus.FAILED:
         return Exit.NONE_SUCCEEDED if batch.request_counts.total else Exit.BAD_INPUT
     if batch.status in {BatchStatus.CANCELLED, BatchStatus.EXPIRED}:

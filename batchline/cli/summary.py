@@ -54,8 +54,8 @@ def _state_rows(batch: BatchResponse) -> Iterator[tuple[str, str]]:
     yield "batch", batch.id
     yield "status", f"[{COLOURS.get(batch.status, 'yellow')}]{batch.status}[/]"
     counts = batch.request_counts
-    pending = counts.total - counts.completed - counts.failed
-    rest = f", {pending:,} pending" if pending else ""
+    others = counts.total - counts.completed - counts.failed
+    rest = f", {others:,} {'not answered' if batch.status in TERMINAL else 'pending'}" if others else ""
     yield "requests", f"{counts.total:,}: {counts.completed:,} completed, {counts.failed:,} failed{rest}"
     ended = batch.completed_at or batch.failed_at or batch.expired_at or batch.cancelled_at
     if ended and batch.in_progress_at:

@@ -114,7 +114,9 @@ def _about(batch: BatchRecord, report: BatchReport | None) -> Iterator[str]:
 def _summary(batch: BatchResponse, report: BatchReport | None) -> Iterator[tuple[str, str]]:
     yield "endpoint", batch.endpoint
     counts, usage = batch.request_counts, batch.analytics
-    yield "requests", f"{counts.total:,}: {counts.completed:,} ok, {counts.failed:,} failed"
+    unanswered = counts.total - counts.completed - counts.failed
+    rest = f", {unanswered:,} not answered" if unanswered else ""
+    yield "requests", f"{counts.total:,}: {counts.completed:,} ok, {counts.failed:,} failed{rest}"
     if usage is not None and usage.total_requests:
         tokens = f"{usage.total_tokens:,}: prompt {usage.total_prompt_tokens:,}, completion "
         yield "tokens", tokens + f"{usage.total_completion_tokens:,}"
@@ -196,7 +198,7 @@ def cell(value: str) -> str:
 def figures(batch: BatchRecord, report: BatchReport | None) -> list[dict[str, Any]]:
     """Each figure with its name, as the rows of a table."""
     rows: dict[str, Any] = {"status": batch.status.value, "requests": batch.total}
-    rows |= {"completed": batch.completed, "failed": batch.failed}
+    rows |= {"completed": batch.completed, "failed": batch.failed, "not answered": batch.unanswered}
     if batch.analytics is not None:
         rows |= batch.analytics.model_dump(mode="json", exclude_none=True)
     if report is not None:

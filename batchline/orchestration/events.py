@@ -78,6 +78,7 @@ def _figures(batch: BatchRecord, report: BatchReport | None) -> dict[str, Any]:
         "total": batch.total,
         "completed": batch.completed,
         "failed": batch.failed,
+        "unanswered": batch.unanswered,
         "generation": batch.generation,
     }
     if batch.status in TERMINAL:

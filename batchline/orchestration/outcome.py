@@ -39,8 +39,9 @@ def outcome_message(batch: BatchRecord, report: BatchReport | None) -> str:
     """How a batch ended, in one line for people."""
     if batch.total:
         counts = f"{batch.completed:,} ok, {batch.failed:,} failed"
+        counts += f", {batch.unanswered:,} not answered" if batch.unanswered else ""
         codes = ", ".join(f"{code} {count:,}" for code, count in report.failures.items()) if report else ""
-        counts += f" ({codes})" if codes and batch.failed else ""
+        counts += f" ({codes})" if codes and batch.not_completed else ""
     else:
         counts = "nothing was sent"
     if not batch.errors:

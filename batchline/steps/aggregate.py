@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from batchline.models.analytics import BatchAnalytics, BatchReport, ModelFigures, Percentiles
+from batchline.models.failures import UNANSWERED, ErrorCode
 from batchline.models.settings import ModelPrice
 from batchline.steps.durations import Distribution, GroupedDistribution, Histogram
 from batchline.steps.prices import PriceBook, as_text, total
@@ -140,6 +141,7 @@ class Totals:
     def _add_models(self, frame: pd.DataFrame, done: pd.DataFrame, models: np.ndarray, ok: np.ndarray) -> None:
         self._sum("requests", models, models >= 0)
         self._sum("completed", models, ok)
+        self._sum("unanswered", models, frame["error_code"].isin(UNANSWERED).to_numpy("bool"))
         self._sum("wasted_tokens", models, whole_numbers(frame["wasted_tokens"]))
         for name in TOKENS:
             self._sum(name, models[ok], whole_numbers(done[name]))
@@ -203,10 +205,16 @@ class Totals:
         costs = self._spending.costs()
         known = [cost for cost in costs.values() if cost is not None]
         failures = sorted(self._failures.items(), key=lambda item: (-item[1].total(), item[0]))
+        expired, cancelled = (
+            self._failures[code].total() if code in self._failures else 0
+            for code in (ErrorCode.BATCH_EXPIRED, ErrorCode.BATCH_CANCELLED)
+        )
         return BatchReport(
             total=self._requests["total"],
             completed=self._requests["completed"],
-            failed=self._requests["total"] - self._requests["completed"],
+            failed=self._requests["total"] - self._requests["completed"] - expired - cancelled,
+            expired=expired,
+            cancelled=cancelled,
             **{name: self._times[column].percentiles() for name, column in PERCENTILES.items()},
             durations=self._histogram.bins(),
             attempts=sum(attempts * count for attempts, count in self._by_attempts.items()),
@@ -262,7 +270,7 @@ class Totals:
         timed, ms = self._models["timed"][number], self._model_ms[number]
         return ModelFigures(
             model=self._names[number],
-            failed=counts["requests"] - counts["completed"],
+            failed=counts["requests"] - counts["completed"] - self._models["unanswered"][number],
             **counts,
             avg_duration_ms=ms / timed if timed else None,
             duration_ms=points,

@@ -98,7 +98,7 @@ def send_chunk(order: ChunkOrder, hold: Hold) -> ChunkResult:
     untouched = order.fresh and first_try
     if not untouched and hold.store.exists(keys.figures):
         part = part_of(hold.store, keys.figures)
-        hold.note(part.chunk, part.completed, part.failed)
+        hold.note(part.chunk, part.completed, part.failed - part.unanswered)
         return _result(part)
     with hold.heavy if is_heavy(order.chunk) else nullcontext(), Spool() as spool:
         old = [] if untouched else _recover(order, hold, spool, counted=not first_try)
@@ -184,8 +184,7 @@ def _take(order: ChunkOrder, hold: Hold, spool: Spool, answers: Sequence[Answer]
 
 
 def _note(order: ChunkOrder, hold: Hold, rows: Sequence[Figures]) -> None:
-    completed = sum(row.ok for row in rows)
-    hold.note(order.chunk.index, completed, len(rows) - completed)
+    hold.note(order.chunk.index, sum(row.ok for row in rows), sum(row.failed for row in rows))
 
 
 def _fill(feed: Feed, todo: Iterator[list[Call]]) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from batchline.models.failures import UNANSWERED
 from batchline.upstream.answers import Answer
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ class Figures(msgspec.Struct, array_like=True, frozen=True, gc=False):
     queued_ms: float | None
     duration_ms: float | None
     ttfb_ms: float | None
+
+    @property
+    def failed(self) -> bool:
+        """True if it failed, and was not merely left unanswered by the end of its batch."""
+        return not self.ok and self.error_code not in UNANSWERED
 
 
 _decode_text = msgspec.json.Decoder(str).decode
@@ -113,6 +119,14 @@ def schema() -> pa.Schema:
             ("length", pa.int64()),
         ]
     )
+
+
+def unanswered_in(table: pa.Table) -> int:
+    """Return how many of the table's requests were left unanswered by the end of their batch."""
+    import pyarrow.compute as pc  # noqa: PLC0415 - as above
+
+    counted = pc.value_counts(table["error_code"]).to_pylist()
+    return sum(each["counts"] for each in counted if each["values"] in UNANSWERED)
 
 
 def table_of(rows: Sequence[Figures], *, offsets: Sequence[int], lengths: Sequence[int]) -> pa.Table:

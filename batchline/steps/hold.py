@@ -72,8 +72,8 @@ class BatchHold(Sending):
 
     def recovered(self, figures: Iterable[Figures]) -> None:
         """Count requests that an earlier run had settled."""
-        oks = [row.ok for row in figures]
-        self.settled_before(sum(oks), len(oks) - sum(oks))
+        rows = list(figures)
+        self.settled_before(sum(row.ok for row in rows), sum(row.failed for row in rows))
 
     def settled_before(self, completed: int, failed: int) -> None:
         """Count requests that were settled before this run."""

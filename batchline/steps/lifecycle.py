@@ -163,11 +163,11 @@ def orders(hold: BatchHold, plan: Plan) -> list[ChunkOrder]:
     batch = hold.batch
     if batch.final_prefix is not None:
         base = read_manifest(hold.store, batch.final_prefix)
-        hold.settled_before(base.completed, base.failed - plan.total)
+        hold.settled_before(base.completed, base.failed - plan.total - batch.unanswered)
     done = finished_keys(hold.store, batch.id, batch.generation)
     for key in done.values():
         part = part_of(hold.store, key)
-        hold.settled_before(part.completed, part.failed)
+        hold.settled_before(part.completed, part.failed - part.unanswered)
     left = hold.store.find(layout.segments_prefix(batch.id, batch.generation))
     begun = {layout.parse_segment(info.key).chunk for info in left}
     model = plan.models[0] if len(plan.models) == 1 else None
@@ -299,7 +299,8 @@ def _ended_fields(
     """What changes in the batch's record when it ends, beside its state."""
     return {
         "completed": manifest.completed,
-        "failed": manifest.failed,
+        "failed": manifest.failed - manifest.unanswered,
+        "unanswered": manifest.unanswered,
         "output_file_id": batch.output_file_id if manifest.output_bytes else None,
         "error_file_id": batch.error_file_id if manifest.errors_bytes else None,
         "final_prefix": manifest.prefix,

@@ -33,13 +33,14 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     """A finished part: its chunk, where its objects are, and how its requests ended.
 
     It has an object of output lines where some completed, and one of error lines where some failed. Of those that
-    failed, `expired` were not settled when the completion window closed.
+    failed, `unanswered` were left so by the end of the window or a cancel, `expired` by the former.
     """
 
     chunk: int
     keys: layout.PartKeys
     completed: int
     failed: int
+    unanswered: int
     expired: int
 
 
@@ -64,7 +65,8 @@ def write_part(store: ObjectStore, keys: layout.PartKeys, *, chunk: int, spool: 
     completed = sum(row.ok for row in rows)
     failed = len(rows) - completed
     expired = sum(row.error_code == ErrorCode.BATCH_EXPIRED for row in rows) if failed else 0
-    counts = {"completed": completed, "failed": failed, "expired": expired}
+    unanswered = failed - sum(row.failed for row in rows)
+    counts = {"completed": completed, "failed": failed, "unanswered": unanswered, "expired": expired}
     figures_file = _parquet(rows, offsets, lengths, {**counts, "sender": sender})
     if not sender:
         store.put(keys.figures, figures_file)
@@ -132,6 +134,7 @@ def part_of(store: ObjectStore, key: str) -> Part:
         keys=layout.part_keys(name.batch_id, name.generation, name.chunk, name.epoch, sender=sender),
         completed=int(notes[b"completed"]),
         failed=int(notes[b"failed"]),
+        unanswered=int(notes.get(b"unanswered", 0)),  # absent from parts of earlier versions
         expired=int(notes[b"expired"]),
     )
 

@@ -45,7 +45,7 @@ def _end_with(hold: BatchHold, manifest: Manifest) -> None:
     )
     if batch.in_progress_at is None and not begin(hold, whole_plan(hold.store, batch.id)):
         return
-    hold.settled_before(manifest.completed, manifest.failed)
+    hold.settled_before(manifest.completed, manifest.failed - manifest.unanswered)
     if manifest.cancelled:
         with suppress(Conflict):  # it is `finalizing`, or `cancelling` already
             hold.batch = hold.records.move(

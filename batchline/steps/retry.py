@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from batchline.models.errors import Conflict, InvalidInput, NotFound, StorageFault
+from batchline.models.failures import UNANSWERED
 from batchline.models.ids import request_prefix
 from batchline.models.plan import retry_plan
 from batchline.models.status import TERMINAL
@@ -44,13 +45,14 @@ def retry_batch(
     batch = engine.records.get_batch(batch_id)
     if batch.status not in TERMINAL:
         raise Conflict(f"batch {batch.id} is {batch.status}; only a batch that is over can be retried")
-    if batch.final_prefix is None or not batch.failed:
+    if batch.final_prefix is None or not batch.not_completed:
         raise Conflict(f"batch {batch.id} has nothing to retry: {_why_nothing(batch)}")
     base = read_manifest(engine.store, batch.final_prefix)
     _check_files(engine, batch, base)
-    lines, ok = _outcomes(engine, base)
+    lines, ok, unanswered = _outcomes(engine, base)
     chosen = lines[~ok].tolist() if request_ids is None else _chosen(batch, request_ids, lines, ok)
-    return _start(engine, batch, chosen, room)
+    left = len(set(lines[unanswered].tolist()).difference(chosen))
+    return _start(engine, batch, chosen, room, unanswered=left)
 
 
 def _why_nothing(batch: BatchRecord) -> str:
@@ -71,14 +73,21 @@ def _check_files(engine: Engine, batch: BatchRecord, base: Manifest) -> None:
             )
 
 
-def _outcomes(engine: Engine, base: Manifest) -> tuple[np.ndarray, np.ndarray]:
-    """The lines of all requests, ascending, and whether each succeeded."""
+def _outcomes(engine: Engine, base: Manifest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the lines of all requests, ascending; whether each succeeded; and whether it was left unanswered."""
     import numpy as np  # noqa: PLC0415 - half a second that must not delay other commands
+    import pyarrow as pa  # noqa: PLC0415 - as above
+    import pyarrow.compute as pc  # noqa: PLC0415 - as above
 
     key = layout.final_keys(base.prefix).requests
-    tables = list(row_groups(engine.store, key, columns=("line", "ok")))
-    lines = np.concatenate([table["line"].to_numpy() for table in tables])
-    return lines, np.concatenate([table["ok"].to_numpy(zero_copy_only=False) for table in tables])
+    tables = list(row_groups(engine.store, key, columns=("line", "ok", "error_code")))
+    codes = pa.array(sorted(UNANSWERED), pa.string())
+    unanswered = [pc.is_in(table["error_code"].cast(pa.string()), codes) for table in tables]
+    return (
+        np.concatenate([table["line"].to_numpy() for table in tables]),
+        np.concatenate([table["ok"].to_numpy(zero_copy_only=False) for table in tables]),
+        np.concatenate([each.to_numpy(zero_copy_only=False) for each in unanswered]),
+    )
 
 
 def _chosen(batch: BatchRecord, request_ids: Sequence[str], lines: np.ndarray, ok: np.ndarray) -> list[int]:
@@ -108,8 +117,13 @@ def _chosen(batch: BatchRecord, request_ids: Sequence[str], lines: np.ndarray, o
     return sorted(chosen)
 
 
-def _start(engine: Engine, batch: BatchRecord, lines: list[int], room: Room | None) -> BatchRecord:
-    """Write the retry's plan and make the batch `in_progress` with it."""
+def _start(
+    engine: Engine, batch: BatchRecord, lines: list[int], room: Room | None, *, unanswered: int
+) -> BatchRecord:
+    """Write the retry's plan and make the batch `in_progress` with it.
+
+    Of the requests that it leaves as they are, `unanswered` had no answer and the others failed.
+    """
     settings, store, now = engine.settings, engine.store, int(time.time())
     new_files = {
         field: make(batch, now=now)
@@ -138,7 +152,8 @@ def _start(engine: Engine, batch: BatchRecord, lines: list[int], room: Room | No
             needs=[each for each in (batch.input_file_id, batch.output_file_id, batch.error_file_id) if each],
             room=room,
             expires_at=now + settings.checked_window_s(batch.completion_window),
-            failed=batch.failed - len(lines),
+            failed=batch.not_completed - len(lines) - unanswered,
+            unanswered=unanswered,
             plan_key=key,
             final_prefix=base,
             **{field: file.id for field, file in new_files.items()},

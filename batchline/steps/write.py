@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from batchline.models.errors import NotFound
-from batchline.steps.figures import TEXTS, schema
+from batchline.steps.figures import TEXTS, schema, unanswered_in
 from batchline.steps.merge import Merged, Source, merged
 from batchline.steps.parts import Part
 from batchline.steps.report.samples import Failure, FirstFailures
@@ -44,8 +44,9 @@ class RowGroup(msgspec.Struct, frozen=True, kw_only=True):
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a finished generation of a batch is made of, in input order.
 
-    `prefix` is where its files are, `base` where those are that a retry's results were laid over. `expired` counts
-    the requests that the generation's own window closed on, `first_failures` are some of each error code.
+    `prefix` is where its files are, `base` where those are that a retry's results were laid over. `failed` counts
+    the lines of the error file, `unanswered` those of them that a cancel or the end of the window left unanswered,
+    `expired` the requests that the generation's own window closed on. `first_failures` are some of each code.
     `cancelled` is true if a cancel ended the generation.
     """
 
@@ -61,6 +62,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     row_groups: list[RowGroup]
     first_failures: list[Failure] = []
     cancelled: bool = False
+    unanswered: int = 0
     version: int = 1
 
 
@@ -92,6 +94,7 @@ def write_files(
         base=base,
         completed=files.completed,
         failed=files.failed,
+        unanswered=files.unanswered,
         expired=sum(part.expired for part in parts),
         output_bytes=files.output_bytes,
         errors_bytes=files.errors_bytes,
@@ -148,7 +151,7 @@ class _Files:
     """The files as they grow: figures always, result lines where they cannot be joined whole."""
 
     def __init__(self, store: ObjectStore, keys: layout.FinalKeys, *, lines: bool) -> None:
-        self.completed = self.failed = self.output_bytes = self.errors_bytes = 0
+        self.completed = self.failed = self.unanswered = self.output_bytes = self.errors_bytes = 0
         self.row_groups: list[RowGroup] = []
         self.first_failures = FirstFailures()
         self._store = store
@@ -200,6 +203,7 @@ class _Files:
         self.first_failures.add(table)
         self.completed += int(ok.sum())
         self.failed += int((~ok).sum())
+        self.unanswered += unanswered_in(table)
         self.output_bytes += int(lengths[ok].sum())
         self.errors_bytes += int(lengths[~ok].sum())
 

@@ -69,6 +69,12 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
     total: int = 0
     completed: int = 0
     failed: int = 0
+    unanswered: int = 0
+    """Requests that the end of the window or a cancel left unanswered."""
+
+    model: str | None = None
+    """The model of all its requests, if they name the same one."""
+
     metadata: dict[str, str] | None = None
     errors: tuple[BatchError, ...] | None = None
     analytics: BatchAnalytics | None = None
@@ -94,6 +100,11 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
         """When it came to its end, in Unix seconds; 0 while it is not over."""
         ends = (self.completed_at, self.failed_at, self.expired_at, self.cancelled_at)
         return max((at for at in ends if at is not None), default=0)
+
+    @property
+    def not_completed(self) -> int:
+        """How many requests of a batch that is over can be retried."""
+        return self.failed + self.unanswered
 
     def is_held(self, *, now: float, lease_s: float) -> bool:
         """True if a runner has it that showed life within the last `lease_s`, and has not ended on this machine.

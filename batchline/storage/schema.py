@@ -4,7 +4,7 @@ from typing import Final
 
 from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, MetaData, String, Table, Text, false
 
-HEAD: Final = "0009"
+HEAD: Final = "0010"
 """The newest migration; a test holds it to the scripts."""
 
 metadata = MetaData()
@@ -51,6 +51,8 @@ batches = Table(
     Column("total", BigInteger, nullable=False),
     Column("completed", BigInteger, nullable=False),
     Column("failed", BigInteger, nullable=False),
+    Column("unanswered", BigInteger, nullable=False, server_default="0"),
+    Column("model", Text),
     Column("metadata", Text),
     Column("errors", Text),
     Column("analytics", Text),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from batchline.models.failures import ErrorCode
+from batchline.models.failures import UNANSWERED, ErrorCode
 from batchline.upstream.answers import Answer, Call
 from batchline.upstream.permit import Permit
 from batchline.upstream.progress import RunProgress
@@ -194,7 +194,7 @@ class Run:
         """Count a settled call."""
         self.tally.count(answer)
         if answer.code is not None:
-            self.failed += 1
+            self.failed += answer.code not in UNANSWERED
             return
         self.completed += 1
         if answer.usage is not None:

@@ -150,7 +150,7 @@ def read_file(batch_id: str, name: str, client: Here) -> Response:
 
 def is_retriable(batch: BatchRecord) -> bool:
     """Whether some of its requests can be tried again."""
-    return batch.status in TERMINAL and batch.failed > 0 and batch.final_prefix is not None
+    return batch.status in TERMINAL and batch.not_completed > 0 and batch.final_prefix is not None
 
 
 def _back_to(batch_id: str) -> Response:

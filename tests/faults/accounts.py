@@ -13,6 +13,7 @@ from waiting import until
 
 from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
 from batchline.models.errors import Conflict, Interrupted
+from batchline.models.failures import UNANSWERED
 from batchline.models.status import BatchStatus
 from batchline.simulate import Simulator
 from batchline.steps.engine import Engine
@@ -81,7 +82,9 @@ def check_account(engine: Engine, batch: BatchRecord, total: int) -> None:
     good, bad = _numbers(output), _numbers(errors)
     assert sorted(good + bad) == list(range(total))
     assert (good, bad) == (sorted(good), sorted(bad))
-    assert (batch.total, batch.completed, batch.failed) == (total, len(good), len(bad))
+    unanswered = sum(line["error"]["code"] in UNANSWERED for line in errors)
+    assert (batch.total, batch.completed, batch.not_completed) == (total, len(good), len(bad))
+    assert batch.unanswered == unanswered
     assert (batch.output_file_id is None, batch.error_file_id is None) == (not good, not bad)
     assert batch.analytics is not None
     told = batch.analytics

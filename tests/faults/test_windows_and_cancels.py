@@ -45,7 +45,7 @@ def test_when_the_window_closes_what_finished_is_kept_and_the_rest_expires(
     assert ended.expired_at is not None
     assert ended.expired_at >= ended.expires_at
     check_account(engine, ended, 500)
-    assert error_codes(engine, ended) == {"batch_expired": ended.failed}
+    assert error_codes(engine, ended) == {"batch_expired": ended.unanswered}
     assert ended.completed == received(stand_in) > 0
 
 
@@ -143,7 +143,7 @@ def test_a_cancel_takes_effect_soon_keeps_what_finished_and_cancels_the_rest(
     assert ended.cancelled_at is not None
     check_account(engine, ended, 1_000)
     assert ended.completed == received(stand_in) > 0
-    assert error_codes(engine, ended) == {"batch_cancelled": ended.failed}
+    assert error_codes(engine, ended) == {"batch_cancelled": ended.unanswered}
 
 
 def test_a_cancel_gives_what_is_under_way_no_more_than_the_grace(

@@ -122,7 +122,8 @@ def check_counts(known: Known, record: BatchRecord) -> None:
     """The counts add up at the end, and before claim no more than there is."""
     good, bad = known.outcomes.count(GOOD), len(known.failed)
     if known.is_over:
-        assert (record.total, record.completed, record.failed) == (good + bad, good, bad)
+        assert (record.total, record.completed, record.not_completed) == (good + bad, good, bad)
+        assert record.unanswered == sum(outcome in {"expired", "cancelled"} for outcome in known.outcomes)
     else:
         assert record.total == len(known.outcomes)
         assert record.completed + record.failed <= record.total

@@ -99,10 +99,13 @@ def test_every_request_is_counted_once_by_model_by_code_and_by_attempts(rows) ->
     _, report = of(rows)
 
     bad = [row for row in rows if not row.ok]
-    assert (report.total, report.completed, report.failed) == (len(rows), len(rows) - len(bad), len(bad))
-    by_model = Counter((row.model or "", row.ok) for row in rows)
+    failed = [row for row in bad if row.failed]
+    assert (report.total, report.completed, report.failed) == (len(rows), len(rows) - len(bad), len(failed))
+    codes = Counter(row.error_code for row in bad)
+    assert (report.expired, report.cancelled) == (codes["batch_expired"], codes["batch_cancelled"])
+    by_model = Counter((row.model or "", row.ok) for row in rows if row.ok or row.failed)
     assert {model.model: (model.completed, model.failed) for model in report.models} == {
-        name: (by_model[name, True], by_model[name, False]) for name, _ in by_model
+        name: (by_model[name, True], by_model[name, False]) for name in {row.model or "" for row in rows}
     }
     assert report.failures == Counter(row.error_code for row in bad)
     pairs = Counter((row.error_code, row.status_code or 0) for row in bad)

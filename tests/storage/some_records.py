@@ -68,6 +68,8 @@ def a_full_batch() -> BatchRecord:
         total=2**40,
         completed=2**39,
         failed=3,
+        unanswered=4,
+        model="gpt-4o-mini",
         metadata={"team": "Größe ✓", "quote": "\"'\\ %_\n\0", "": ""},
         errors=(BatchError(code="invalid_json_line", line=7, message="no JSON", param="body"),),
         analytics=BatchAnalytics(

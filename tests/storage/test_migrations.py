@@ -75,7 +75,7 @@ def kinds() -> Iterator[BatchRecord]:
             )
 
 
-LATER = {"last_flow_run_id"}
+LATER = {"last_flow_run_id", "unanswered", "model"}
 """Columns of batches that came after that revision."""
 
 

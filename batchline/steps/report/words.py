@@ -138,7 +138,7 @@ def statuses(counts: Mapping[int, int]) -> str:
 
 def outcome(batch: BatchRecord) -> str:
     """What came of the batch's requests, in a sentence."""
-    total, completed, failed = batch.total, batch.completed, batch.failed
+    total, completed, failed = batch.total, batch.completed, batch.not_completed
     if not failed:
         return "The one request was answered." if total == 1 else f"All {total:,} requests were answered."
     rest = "was not" if failed == 1 else "were not"
