@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 from msgspec import Raw
+from pydantic import Field
 
 from batchline.models.errors import InvalidInput
 from batchline.models.json_scan import members
@@ -38,7 +39,7 @@ class ModelEstimate(WireModel):
     """What one model's requests would use; costs are exact decimals, absent where there is no price.
 
     `output_tokens_at_most` and its cost are those of the requests that set a limit to their answers;
-    `without_limit` is how many set none.
+    `without_limit` is how many set none. The last four fields say the same as Doubleword's clients read it.
     """
 
     model: str
@@ -49,6 +50,10 @@ class ModelEstimate(WireModel):
     input_cost: str | None = None
     output_cost_at_most: str | None = None
     price_source: str | None = None
+    request_count: int
+    estimated_input_tokens: int
+    estimated_output_tokens: int
+    estimated_cost: str = Field(description="Of the input and of the output at most; 0 if there is no price.")
 
 
 class CostEstimate(WireModel):
@@ -57,6 +62,7 @@ class CostEstimate(WireModel):
     Input tokens are the requests' bytes divided by four: rough, but of the right order for English. A cost is
     absent where a model has no price, `most` also where a request sets no limit to its answer. `currency` is
     absent where prices are a person's own. `unreadable` lines are no requests and are not counted.
+    `file_id` and the totals are the names that Doubleword's clients read; there `unpriced_models` count as 0.
     """
 
     requests: int
@@ -69,6 +75,11 @@ class CostEstimate(WireModel):
     currency: str | None = None
     unpriced_models: list[str]
     models: list[ModelEstimate]
+    file_id: str | None = Field(default=None, description="Of an uploaded file.")
+    total_requests: int
+    total_estimated_input_tokens: int
+    total_estimated_output_tokens: int
+    total_estimated_cost: str
 
 
 class _Body(msgspec.Struct):
@@ -119,7 +130,8 @@ def _blocks(client: Batchline, file: str | Path) -> Iterator[bytes]:
 
 def estimate_stored(client: Batchline, file_id: str) -> CostEstimate:
     """Estimate what the requests of that uploaded file would cost; raises as `estimate_cost`."""
-    return estimate_requests(_stored_blocks(client, file_id), client.engine.settings)
+    found = estimate_requests(_stored_blocks(client, file_id), client.engine.settings)
+    return found.model_copy(update={"file_id": file_id})
 
 
 def _stored_blocks(client: Batchline, file_id: str) -> Iterator[bytes]:
@@ -179,17 +191,24 @@ class _Counting:
         least = _sum([model.input_cost for model in models])
         output = _sum([model.output_cost_at_most for model in models])
         without_limit = sum(model.without_limit for model in models)
+        requests = sum(model.requests for model in models)
+        input_tokens = sum(model.input_tokens for model in models)
+        output_tokens = sum(model.output_tokens_at_most for model in models)
         return CostEstimate(
-            requests=sum(model.requests for model in models),
+            requests=requests,
             unreadable=self.unreadable,
-            input_tokens=sum(model.input_tokens for model in models),
-            output_tokens_at_most=sum(model.output_tokens_at_most for model in models),
+            input_tokens=input_tokens,
+            output_tokens_at_most=output_tokens,
             without_limit=without_limit,
             least=least,
             most=None if without_limit else _sum([least, output]),
             currency=_currency(tariffs),
             unpriced_models=[model.model for model in models if model.input_cost is None],
             models=models,
+            total_requests=requests,
+            total_estimated_input_tokens=input_tokens,
+            total_estimated_output_tokens=output_tokens,
+            total_estimated_cost=as_text(total(Decimal(model.estimated_cost) for model in models)),
         )
 
     def _model(self, name: str, steps: dict[int, _Sums]) -> ModelEstimate:
@@ -197,15 +216,23 @@ class _Counting:
         rates = [tariff.rates(tariff.period_at(self._now), step) if tariff else None for step in steps]
         priced = [(each, sums) for each, sums in zip(rates, steps.values(), strict=True) if each]
         is_priced = len(priced) == len(steps)
+        requests = sum(sums.requests for sums in steps.values())
+        input_tokens = sum(sums.input_tokens for sums in steps.values())
+        output_tokens = sum(sums.output_tokens for sums in steps.values())
+        costs = (total(_input_cost(*each) for each in priced), total(_output_cost(*each) for each in priced))
         return ModelEstimate(
             model=name,
-            requests=sum(sums.requests for sums in steps.values()),
-            input_tokens=sum(sums.input_tokens for sums in steps.values()),
-            output_tokens_at_most=sum(sums.output_tokens for sums in steps.values()),
+            requests=requests,
+            input_tokens=input_tokens,
+            output_tokens_at_most=output_tokens,
             without_limit=sum(sums.without_limit for sums in steps.values()),
-            input_cost=as_text(total(_input_cost(*each) for each in priced)) if is_priced else None,
-            output_cost_at_most=as_text(total(_output_cost(*each) for each in priced)) if is_priced else None,
+            input_cost=as_text(costs[0]) if is_priced else None,
+            output_cost_at_most=as_text(costs[1]) if is_priced else None,
             price_source=tariff.source if tariff and is_priced else None,
+            request_count=requests,
+            estimated_input_tokens=input_tokens,
+            estimated_output_tokens=output_tokens,
+            estimated_cost=as_text(total(costs)) if is_priced else "0",
         )
 
 

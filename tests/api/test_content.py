@@ -198,6 +198,21 @@ def test_costs_are_estimated_of_stored_input_files_only(serve, tmp_path):
     assert (estimate["requests"], estimate["without_limit"]) == (10, 10)
     assert "least" in estimate
     assert "most" not in estimate
+    assert estimate["file_id"] == file.id
+    totals = {"total_requests", "total_estimated_input_tokens", "total_estimated_output_tokens"}
+    assert {name: estimate[name] for name in totals} == {
+        "total_requests": 10,
+        "total_estimated_input_tokens": estimate["input_tokens"],
+        "total_estimated_output_tokens": 0,
+    }
+    assert estimate["total_estimated_cost"] == estimate["least"]
+    (model,) = estimate["models"]
+    assert (model["model"], model["request_count"], model["estimated_cost"]) == (
+        "gpt-4o-mini",
+        10,
+        estimate["least"],
+    )
+    assert (model["estimated_input_tokens"], model["estimated_output_tokens"]) == (estimate["input_tokens"], 0)
     for other in (str(path).replace("/", "%2F"), "r.jsonl", "..%2Fr.jsonl"):
         assert served.http().get(f"/v1/files/{other}/cost-estimate").status_code == 404
 
