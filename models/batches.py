@@ -218,6 +218,7 @@ class BatchResponse(WireModel):
     analytics: BatchAnalytics | None = None
     dwext: BatchDwExtResponse | None = None
     usage: BatchUsage | None = Field(default=None, description="Once the batch is over.")
+    model: str | None = Field(default=None, description="If all requests name the same one.")
 
 
 class BatchListResponse(WireModel):

@@ -15,6 +15,7 @@ from batchline.api import batches, files, health, models, polled
 from batchline.api.bounds import Bounds
 from batchline.api.door import OPEN_PATHS, Door, Doorkeeper
 from batchline.api.errors import HEADERS, handle_errors
+from batchline.api.methods import HeadAnswers
 from batchline.api.places import POOL
 from batchline.api.request_ids import DESCRIBED, IdentifyingApp
 from batchline.api.upload import Uploads
@@ -48,6 +49,7 @@ def create_app(client: Batchline, *, open_without_keys: bool = False) -> FastAPI
     handle_errors(app)
     app.add_middleware(Bounds)
     app.add_middleware(Doorkeeper, door=app.state.door)
+    app.add_middleware(HeadAnswers)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     return app
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from typing import Final
@@ -19,6 +20,9 @@ from batchline.operations import Batchline
 from batchline.operations.lines import Extent
 
 MEDIA_TYPE: Final = "application/octet-stream"
+_NOT_PLAIN: Final = re.compile(r"[^ !#-$&-\[\]-~]")
+"""What is kept out of a quoted filename: quotes, backslashes, percent signs, and all that is not ASCII."""
+
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 
@@ -48,13 +52,29 @@ def content_of(request: Request, file_id: str, query: ContentQuery, client: Batc
         return _streamed(found.blocks, {**_named(file), **headers})
     extent = client.files.extent(file_id)
     headers = {**_named(file), **_progress(is_whole=extent.is_whole, last=extent.lines), "Accept-Ranges": "bytes"}
-    span = None if "if-range" in request.headers else _range(request.headers.get("range"), extent)
+    tag = None if extent.key is None else _tag(extent.key)
+    if tag is not None:
+        headers["ETag"] = tag
+        if _names(request.headers.get("if-none-match", ""), tag):
+            return Response(status_code=304, headers=headers)
+    condition = request.headers.get("if-range")
+    span = _range(request.headers.get("range"), extent) if condition in {None, tag} else None
     start, end = span or (0, extent.size_bytes)
     headers["Content-Length"] = str(end - start)
     if span is not None:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{extent.size_bytes if extent.is_whole else '*'}"
-    blocks = client.files.content(file_id, start=start, end=end)
+    blocks = client.files.content(file_id, start=start, end=end, key=extent.key)
     return _streamed(blocks, headers, status=200 if span is None else 206)
+
+
+def _tag(key: str) -> str:
+    """The ETag of the content at that key, where no other content ever is: a retry writes to keys of its own."""
+    return f'"{hashlib.sha256(key.encode()).hexdigest()[:32]}"'
+
+
+def _names(asked: str, tag: str) -> bool:
+    """True if an If-None-Match header names that ETag."""
+    return any(each.strip().removeprefix("W/") in {tag, "*"} for each in asked.split(","))
 
 
 def _streamed(blocks: Iterator[bytes], headers: dict[str, str], *, status: int = 200) -> Response:
@@ -62,7 +82,10 @@ def _streamed(blocks: Iterator[bytes], headers: dict[str, str], *, status: int =
 
 
 def _named(file: FileObject) -> dict[str, str]:
-    return {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}"}
+    """The name twice: in ASCII for clients that read no other, and as it is."""
+    plain = _NOT_PLAIN.sub("_", file.filename)
+    encoded = quote(file.filename, safe="")
+    return {"Content-Disposition": f"attachment; filename=\"{plain}\"; filename*=UTF-8''{encoded}"}
 
 
 def _progress(*, is_whole: bool, last: int | None) -> dict[str, str]:

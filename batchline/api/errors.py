@@ -12,6 +12,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from batchline.api.methods import allowed_methods
 from batchline.api.request_ids import request_id
 from batchline.models.errors import (
     BatchlineError,
@@ -211,7 +212,10 @@ def _unknown_path(request: Request, error: HTTPException) -> HTTPException:
     if error.status_code == 404:
         return Refusal(404, f"Invalid URL ({asked}); /openapi.json tells what there is", code="unknown_url")
     if error.status_code == 405:
-        return Refusal(405, f"Not allowed: {asked}", code="method_not_supported", headers=error.headers)
+        # The framework names the methods of the first route that has this path, and not of those that follow.
+        allowed = allowed_methods(request.app.openapi(), request.url.path)
+        headers = error.headers if allowed is None else {"Allow": allowed}
+        return Refusal(405, f"Not allowed: {asked}", code="method_not_supported", headers=headers)
     return error
 
 

@@ -134,11 +134,16 @@ class Files:
         """The file as it is kept, with where its content is; raises `NotFound`."""
         return self._engine.records.get_file(file_id, member_id=self._access.only)
 
-    def content(self, file_id: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def content(
+        self, file_id: str, *, start: int = 0, end: int | None = None, key: str | None = None
+    ) -> Iterator[bytes]:
         """Bytes `start` to `end` (exclusive) of the file, in blocks of about a MiB; raises `NotFound`.
 
-        Of a batch that is running, the output and error files hold what is settled from the input's start on.
+        Of a batch that is running, the output and error files hold what is settled from the input's start on. With
+        the `key` of an `Extent` it is the content that was measured, though a retry may have replaced it since.
         """
+        if key is not None and end is not None:
+            return self._engine.store.stream(key, start, end)
         return self._blocks(self.record(file_id), start, end)
 
     def _blocks(self, record: FileRecord, start: int, end: int | None) -> Iterator[bytes]:
@@ -190,7 +195,7 @@ class Files:
                 record, before = self.record(file_id), record
                 if record == before:
                     return Extent(size, is_whole=False, lines=sum(lines for _, lines in parts))
-        return Extent(record.size_bytes, is_whole=True, lines=self._lines_of(record))
+        return Extent(record.size_bytes, is_whole=True, lines=self._lines_of(record), key=record.key)
 
     def _lines_of(self, record: FileRecord) -> int | None:
         """How many lines a batch's file has; none where that is not known without reading it."""

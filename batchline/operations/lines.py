@@ -9,11 +9,15 @@ import msgspec
 
 
 class Extent(msgspec.Struct, frozen=True):
-    """How much of a file there is; one that `is_whole` grows no more. `lines` is absent where nobody counted."""
+    """How much of a file there is; one that `is_whole` grows no more. `lines` is absent where nobody counted.
+
+    `key` is where the content of a whole file is: other content of the file, after a retry, has another key.
+    """
 
     size_bytes: int
     is_whole: bool
     lines: int | None = None
+    key: str | None = None
 
 
 class LinesRead(msgspec.Struct, frozen=True):

@@ -112,6 +112,7 @@ def begin(hold: BatchHold, plan: Plan) -> bool:
         BatchStatus.IN_PROGRESS,
         file_changes=FileChanges(added=(output, errors)),
         total=plan.total,
+        model=(plan.models[0] or None) if len(plan.models) == 1 else None,
         output_file_id=output.id,
         error_file_id=errors.id,
     )

@@ -223,10 +223,20 @@ def _shown(dialect: str, *, with_analytics: bool) -> ColumnElement[str]:
         *(_where_there(f',"{name}":', batches.c[name]) for name in TIMES),
         _where_there(',"errors":{"object":"list","data":', batches.c.errors, "}"),
         _usage(dialect),
+        _model(dialect),
         *(_where_there(f',"{name}":', batches.c[name]) for name in JSON[: 3 if with_analytics else 2]),
     ]
     template = literal_column("'" + BEGINNING + "%s" * len(there) + "}'", Text)
     return (func.format if on_postgresql else func.printf)(template, *always, *there, type_=Text)
+
+
+def _model(dialect: str) -> ColumnElement[str]:
+    """The model that all requests name, as a member; nothing if there is none."""
+    quoted = (
+        cast(func.to_json(batches.c.model), Text) if dialect == "postgresql" else func.json_quote(batches.c.model)
+    )
+    text = literal_column("""',"model":'""", Text) + quoted
+    return case((batches.c.model.is_(None), literal_column("''", Text)), else_=text)
 
 
 def _usage(dialect: str) -> ColumnElement[str]:

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from batchline.api.bounds import Bounds
 from batchline.api.door import FOR_MANAGERS, OPEN_PATHS
+from batchline.api.methods import HeadAnswers
 from batchline.api.request_ids import IdentifyingApp
 from batchline.operations import Batchline
 from batchline.operations.progress import Watch
@@ -51,4 +52,5 @@ def with_pages(api: FastAPI) -> ASGIApp:
     handle_errors(pages)
     pages.add_middleware(Bounds, takes_files=TAKES_FILES.__contains__)
     pages.add_middleware(Gate, door=api.state.door)
+    pages.add_middleware(HeadAnswers)
     return Front(api, pages)

@@ -27,7 +27,8 @@ def test_a_file_is_given_whole_under_its_name(served: Served, path):
     assert answer.headers["content-length"] == str(SIZE)
     assert answer.headers["accept-ranges"] == "bytes"
     assert answer.headers["x-incomplete"] == "false"
-    assert answer.headers["content-disposition"] == "attachment; filename*=UTF-8''%C3%A4%20%22%3B.jsonl"
+    disposition = answer.headers["content-disposition"]
+    assert disposition == "attachment; filename=\"_ _;.jsonl\"; filename*=UTF-8''%C3%A4%20%22%3B.jsonl"
 
 
 RANGES = {
@@ -68,10 +69,40 @@ def test_what_is_no_single_range_is_answered_with_all(served: Served, path):
         assert (answer.status_code, len(answer.content)) == (200, SIZE), asked
 
 
-def test_a_range_that_depends_on_a_version_is_answered_with_all(served: Served, path):
-    answer = served.http().get(path, headers={"Range": "bytes=0-1", "If-Range": '"x"'})
+def test_a_range_of_another_version_is_answered_with_all(served: Served, path):
+    client = served.http()
+    tag = client.head(path).headers["etag"]
 
-    assert (answer.status_code, len(answer.content)) == (200, SIZE)
+    for condition, status in ((tag, 206), ('"x"', 200), (f"W/{tag}", 200), ("Sat, 28 Nov 2026 20:00:00 GMT", 200)):
+        answer = client.get(path, headers={"Range": "bytes=0-1", "If-Range": condition})
+        assert (answer.status_code, len(answer.content)) == (status, 2 if status == 206 else SIZE), condition
+
+
+def test_what_a_client_has_already_is_not_sent_again(served: Served, path):
+    client = served.http()
+    tag = client.head(path).headers["etag"]
+
+    for known, status in ((tag, 304), (f'"x", W/{tag}', 304), ("*", 304), ('"x"', 200)):
+        answer = client.get(path, headers={"If-None-Match": known})
+        assert (answer.status_code, len(answer.content)) == (status, SIZE if status == 200 else 0), known
+
+
+def test_a_retry_changes_the_tag_of_a_file_that_keeps_its_id(serve, tmp_path):
+    served = serve(stand_in={"server_error": 0.5}, upstream={"max_attempts": 1})
+    client, http = served.openai(), served.http()
+    file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 20), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
+    path = f"/v1/files/{until_over(client, batch.id).output_file_id}/content"
+    before = http.get(path)
+
+    http.post(f"/v1/batches/{batch.id}/retry").raise_for_status()
+    until_over(client, batch.id)
+
+    resumed = {"Range": f"bytes={len(before.content)}-", "If-Range": before.headers["etag"]}
+    after = http.get(path, headers=resumed)
+    assert after.status_code == 200
+    assert after.content != before.content
+    assert after.headers["etag"] != before.headers["etag"]
 
 
 @pytest.mark.parametrize("name", ["skip", "offset"])

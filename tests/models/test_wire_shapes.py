@@ -124,7 +124,7 @@ OURS: dict[type[WireModel], dict[str, bool]] = {
 
 OPENAIS: dict[type[WireModel], dict[str, bool]] = {
     BatchErrors: {"object": ALWAYS},
-    BatchResponse: {"usage": OPTIONAL},
+    BatchResponse: {"usage": OPTIONAL, "model": OPTIONAL},
 }
 """Fields of OpenAI's that the control layer's objects have not."""
 
