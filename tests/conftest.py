@@ -43,6 +43,7 @@ LONGEST = (
     "system/test_task_runners.py",
     "system/test_budgets.py",
     "system/test_serving_by_deployment.py",
+    "system/test_foreign_programs.py",
     "web/test_in_chromium.py",
     "cli/test_run_with_prefect.py",
     "operations/test_life_of_batches.py",

@@ -13,7 +13,7 @@ from serving import Served
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-clients" / "bin" / "python"
-HOW = "python3 -m venv .venv-clients && .venv-clients/bin/pip install -r tests/api/clients/requirements.txt"
+HOW = "run `.ci/clients clients`"
 
 pytestmark = [
     pytest.mark.slow,
@@ -60,10 +60,13 @@ def test_litellm_does_all_that_it_can_with_files_and_batches(serve):
         "metadata": {"a": "b"},
         "output": ["r-1", "r-2"],
         "errors": ["r-0"],
+        "purposes": ["batch_output", "batch_output"],
+        "separators": "\u2028\u2029\x85the ",
         "cancelling": "cancelling",
         "cancelled": "cancelled",
         "first page": [True],
         "all pages": True,
+        "expired": None,
         "files": 5,  # of each batch the input and the errors, and the output of the first
         "deleted": True,
         "raised": ["ConflictError", "NotFoundError", "NotFoundError", "AuthenticationError"],

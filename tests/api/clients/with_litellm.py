@@ -1,4 +1,7 @@
-"""Makes all of litellm's calls for files and batches, given a base URL and a key; prints what came of them."""
+"""Makes all of litellm's calls for files and batches, and prints what came of them.
+
+Arguments: the base URL, a key, and `expire` if a batch is to be waited for until its window closes.
+"""
 
 import json
 import sys
@@ -25,7 +28,7 @@ def raised(ask: Callable[[], object]) -> str:
         return type(error).__name__
 
 
-def work(**server: str) -> dict[str, object]:
+def work(*, expire: bool, **server: str) -> dict[str, object]:
     """What came of each call."""
 
     def created(prompts: list[str]) -> tuple[str, str]:
@@ -47,8 +50,13 @@ def work(**server: str) -> dict[str, object]:
         text = litellm.file_content(file_id=file_id, **server).text
         return [json.loads(each)["custom_id"] for each in text.splitlines()]
 
-    file_id, first = created(["0 simulate:status=400", "1?", "2?"])
+    expiring = created(["3?", "simulate:hanging"])[1] if expire else None
+    file_id, first = created(["0 simulate:status=400", "1?", "2 simulate:separators"])
     batch = over(first)
+    results = [
+        litellm.file_retrieve(file_id=each, **server) for each in (batch.output_file_id, batch.error_file_id)
+    ]
+    last = litellm.file_content(file_id=batch.output_file_id, **server).text.splitlines()[-1]
     _, second = created(["simulate:hanging"])
     cancelling = litellm.cancel_batch(batch_id=second, **server)
     listed = litellm.list_batches(limit=1, **server)
@@ -59,10 +67,13 @@ def work(**server: str) -> dict[str, object]:
         "metadata": batch.metadata,
         "output": custom_ids(batch.output_file_id),
         "errors": custom_ids(batch.error_file_id),
+        "purposes": [each.purpose for each in results],
+        "separators": json.loads(last)["response"]["body"]["choices"][0]["message"]["content"][:7],
         "cancelling": cancelling.status,
         "cancelled": over(second).status,
         "first page": [each.id == second for each in listed.data],
-        "all pages": [each.id for each in listed] == [second, first],
+        "all pages": [each.id for each in listed][:2] == [second, first],
+        "expired": [over(expiring).status, over(expiring).request_counts.model_dump()] if expiring else None,
         "files": len(list(litellm.file_list(**server))),
         "deleted": litellm.file_delete(file_id=file_id, **server).deleted,
         "raised": [
@@ -75,4 +86,6 @@ def work(**server: str) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(work(custom_llm_provider="openai", api_base=sys.argv[1], api_key=sys.argv[2])))
+    url, key, *more = sys.argv[1:]
+    found = work(expire="expire" in more, custom_llm_provider="openai", api_base=url, api_key=key)
+    sys.stdout.write("\n" + json.dumps(found))
