@@ -67,9 +67,9 @@ def create_batch(
     return written(batch)
 
 
-@router.get("/{batch_id}/analytics", response_model=BatchAnalytics, responses=documented(409))
+@router.get("/{batch_id}/analytics", response_model=BatchAnalytics, responses=documented())
 def read_analytics(batch_id: str, client: Here) -> Response:
-    """Give the figures of a batch that is over."""
+    """Give the figures of a batch; while it runs, those of what is settled so far."""
     return written(client.batches.analytics(batch_id))
 
 

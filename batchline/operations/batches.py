@@ -105,10 +105,13 @@ class Batches:
         return self._engine.records.get_batch(batch_id, member_id=self._access.only)
 
     def analytics(self, batch_id: str) -> BatchAnalytics:
-        """The figures of a batch that is or was over; raises `NotFound`, and `Conflict` before."""
+        """Return the figures of a batch; while it runs, of what is settled so far. Raises `NotFound`."""
         batch = self.record(batch_id)
-        if batch.analytics is None and batch.status not in TERMINAL:
-            raise Conflict(f"batch {batch_id} is {batch.status}; its analytics are there when it is over")
+        if batch.analytics is None and batch.in_progress_at is not None and batch.status not in TERMINAL:
+            try:
+                return self._engine.analytics_so_far.of(batch)
+            except NotFound:  # it has ended meanwhile, and what it was made of is deleted
+                batch = self.record(batch_id)
         return batch.analytics or BatchAnalytics()
 
     def report(self, batch_id: str) -> BatchReport:

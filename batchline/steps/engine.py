@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from batchline.models.errors import InvalidInput
 from batchline.models.settings import Settings, load_settings
@@ -13,6 +14,9 @@ from batchline.storage.objects import ObjectStore, open_objects
 from batchline.storage.records import Records, open_records
 from batchline.upstream.caller import Caller, caller_for
 from batchline.upstream.transport import TransportFactory
+
+if TYPE_CHECKING:
+    from batchline.steps.so_far import AnalyticsSoFar
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,6 +44,13 @@ class Engine:
         if self.open_transport is not None:
             return Caller(self.settings.servers, open_transport=self.open_transport)
         return caller_for(self.settings.servers)
+
+    @cached_property
+    def analytics_so_far(self) -> "AnalyticsSoFar":
+        """The analytics of batches that run."""
+        from batchline.steps.so_far import AnalyticsSoFar  # noqa: PLC0415 - which needs engines
+
+        return AnalyticsSoFar(self)
 
     @property
     def started_caller(self) -> Caller | None:

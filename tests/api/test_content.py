@@ -248,9 +248,20 @@ def test_costs_are_estimated_of_stored_input_files_only(serve, tmp_path):
         assert served.http().get(f"/v1/files/{other}/cost-estimate").status_code == 404
 
 
-def test_analytics_of_a_batch_that_runs_are_not_there_yet(serve, tmp_path):
-    served = serve(stand_in={"latency_s": 30}, grace_s=0)
-    file = served.client.files.create(file=requests_file(tmp_path / "r.jsonl", 1))
+def test_analytics_of_a_batch_that_runs_are_of_what_is_settled_so_far(serve, tmp_path):
+    served = serve(chunk_requests=4, grace_s=0.1)
+    prompt = lambda n: f"{n} simulate:hanging" if n == 9 else f"{n}?"  # noqa: E731
+    file = served.client.files.create(file=requests_file(tmp_path / "r.jsonl", 10, prompt=prompt))
     batch = served.client.batches.create(input_file_id=file.id)
 
-    assert served.http().get(f"/v1/batches/{batch.id}/analytics").status_code == 409
+    def analytics() -> dict[str, object]:
+        return served.http().get(f"/v1/batches/{batch.id}/analytics").json()
+
+    assert "total_requests" in analytics()  # none of them as yet, perhaps
+    until(lambda: analytics()["total_requests"] == 9)  # of two chunks that are finished, and one that is not
+    far = analytics()
+    served.client.batches.cancel(batch.id)
+    served.client.batches.wait(batch.id, timeout_s=60)
+
+    assert far["total_tokens"] > 0
+    assert analytics() == far
