@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from batchline.api.errors import Refusal
+from batchline.api.packing import packed, wants_gzip
 from batchline.api.places import in_turn
 from batchline.models.files import FileObject
 from batchline.operations import Batchline
@@ -49,10 +50,11 @@ def content_of(request: Request, file_id: str, query: ContentQuery, client: Batc
         skip = (query.skip if query.offset is None else query.offset) or 0
         found = client.files.lines(file_id, skip=skip, limit=query.limit, search=query.search)
         headers = _progress(is_whole=found.is_whole, last=found.last)
-        return _streamed(found.blocks, {**_named(file), **headers})
+        return _streamed(found.blocks, {**_named(file), **headers}, gzip=wants_gzip(request))
     extent = client.files.extent(file_id)
     headers = {**_named(file), **_progress(is_whole=extent.is_whole, last=extent.lines), "Accept-Ranges": "bytes"}
-    tag = None if extent.key is None else _tag(extent.key)
+    gzip = wants_gzip(request) and extent.size_bytes > 0
+    tag = None if extent.key is None else _tag(extent.key, gzip=gzip)
     if tag is not None:
         headers["ETag"] = tag
         if _names(request.headers.get("if-none-match", ""), tag):
@@ -60,16 +62,17 @@ def content_of(request: Request, file_id: str, query: ContentQuery, client: Batc
     condition = request.headers.get("if-range")
     span = _range(request.headers.get("range"), extent) if condition in {None, tag} else None
     start, end = span or (0, extent.size_bytes)
-    headers["Content-Length"] = str(end - start)
+    if not gzip:
+        headers["Content-Length"] = str(end - start)
     if span is not None:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{extent.size_bytes if extent.is_whole else '*'}"
     blocks = client.files.content(file_id, start=start, end=end, key=extent.key)
-    return _streamed(blocks, headers, status=200 if span is None else 206)
+    return _streamed(blocks, headers, status=200 if span is None else 206, gzip=gzip)
 
 
-def _tag(key: str) -> str:
+def _tag(key: str, *, gzip: bool) -> str:
     """The ETag of the content at that key, where no other content ever is: a retry writes to keys of its own."""
-    return f'"{hashlib.sha256(key.encode()).hexdigest()[:32]}"'
+    return f'"{hashlib.sha256(key.encode()).hexdigest()[:32]}{"-gzip" if gzip else ""}"'
 
 
 def _names(asked: str, tag: str) -> bool:
@@ -77,8 +80,9 @@ def _names(asked: str, tag: str) -> bool:
     return any(each.strip().removeprefix("W/") in {tag, "*"} for each in asked.split(","))
 
 
-def _streamed(blocks: Iterator[bytes], headers: dict[str, str], *, status: int = 200) -> Response:
-    return StreamingResponse(in_turn(blocks), status, headers, media_type=MEDIA_TYPE)
+def _streamed(blocks: Iterator[bytes], headers: dict[str, str], *, gzip: bool, status: int = 200) -> Response:
+    headers = {**headers, "Vary": "Accept-Encoding", **({"Content-Encoding": "gzip"} if gzip else {})}
+    return StreamingResponse(in_turn(packed(blocks) if gzip else blocks), status, headers, media_type=MEDIA_TYPE)
 
 
 def _named(file: FileObject) -> dict[str, str]:

@@ -1,13 +1,17 @@
 """Content of files: ranges of bytes, stretches of lines, and files of batches that still run."""
 
+import asyncio
 import json
 import re
 from itertools import product
 
+import httpx
 import pytest
 from serving import ENDPOINT, Served, until_over
 from some_requests import requests_file
 from waiting import until
+
+from batchline.api import create_app
 
 LINES = [b'{"custom_id": "request-%d", "text": "request-1"}\n' % number for number in range(300)]
 CONTENT = b"".join(LINES)
@@ -76,6 +80,35 @@ def test_a_range_of_another_version_is_answered_with_all(served: Served, path):
     for condition, status in ((tag, 206), ('"x"', 200), (f"W/{tag}", 200), ("Sat, 28 Nov 2026 20:00:00 GMT", 200)):
         answer = client.get(path, headers={"Range": "bytes=0-1", "If-Range": condition})
         assert (answer.status_code, len(answer.content)) == (status, 2 if status == 206 else SIZE), condition
+
+
+GZIP = {"gzip, deflate": True, "br;q=1.0, gzip;q=0.8": True, "gzip;q=0": False, "identity": False, "": False}
+
+
+def test_content_is_compressed_for_clients_on_other_machines_that_accept_it(served: Served, path):
+    app = create_app(served.client)
+    ranged = {"Range": "bytes=0-9", "Accept-Encoding": "gzip"}
+
+    async def get(client: str, headers: dict[str, str], query: str = "") -> httpx.Response:
+        transport = httpx.ASGITransport(app, client=(client, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            return await http.get(path + query, headers=headers)
+
+    async def work() -> None:
+        key = {"Authorization": f"Bearer {served.key('boss', role='manager')}"}
+        for accepted, is_packed in GZIP.items():
+            for query in ("", "?limit=300"):
+                answer = await get("192.0.2.7", key | {"Accept-Encoding": accepted}, query)
+                packing = answer.headers.get("content-encoding")
+                assert (packing, answer.content) == ("gzip" if is_packed else None, CONTENT), (accepted, query)
+        here = await get("127.0.0.1", key | {"Accept-Encoding": "gzip"})
+        assert ("content-encoding" in here.headers, here.headers["content-length"]) == (False, str(SIZE))
+        part = await get("192.0.2.7", key | ranged)
+        assert (part.status_code, part.content, "content-encoding" in part.headers) == (206, CONTENT[:10], False)
+        packed = await get("192.0.2.7", key | {"Accept-Encoding": "gzip"})
+        assert packed.headers["etag"] != here.headers["etag"]
+
+    asyncio.run(work())
 
 
 def test_what_a_client_has_already_is_not_sent_again(served: Served, path):
