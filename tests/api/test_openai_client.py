@@ -48,7 +48,7 @@ def test_a_batch_goes_from_upload_to_results(served: Served, path):
     assert client.files.content(over.error_file_id).text.count("\n") == 3
     results = [client.files.retrieve(each) for each in (over.output_file_id, over.error_file_id)]
     for each in results:
-        assert (each.purpose, each.expires_at) == ("batch_output", each.created_at + 7_200)
+        assert (each.purpose, each.expires_at) == ("batch_output", over.completed_at + 7_200)
     assert {each.id for each in client.files.list(purpose="batch_output")} == {each.id for each in results}
     assert [each.id for each in client.files.list(purpose="batch")] == [file.id]
     assert client.files.delete(file.id).deleted
