@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import sys
@@ -19,6 +20,7 @@ from batchline.api.app import create_app
 from batchline.api.door import is_loopback
 from batchline.api.protocol import Protocol
 from batchline.models.errors import InvalidInput
+from batchline.models.signals import StopSignals
 from batchline.operations import Batchline
 from batchline.operations.keys import Keys
 
@@ -89,7 +91,7 @@ class Server:
 
 
 class _Uvicorn(uvicorn.Server):
-    """Stops cleanly at the first signal and is killed by the second; uvicorn's own dies of the first as well."""
+    """Stops cleanly at the first signal and is killed by a later one; uvicorn's own dies of the first as well."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -98,10 +100,15 @@ class _Uvicorn(uvicorn.Server):
             yield
             return
 
+        signals = StopSignals()
+
         def stop(number: int, frame: FrameType | None) -> None:
-            for each in SIGNALS:
-                signal.signal(each, signal.SIG_DFL)
-            self.handle_exit(number, frame)
+            which = signals.next()
+            if which == "later":
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            if which == "first":
+                self.handle_exit(number, frame)
 
         before = {each: signal.signal(each, stop) for each in SIGNALS}
         try:

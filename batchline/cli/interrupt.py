@@ -3,13 +3,12 @@
 import contextlib
 import os
 import signal
-import time
 from collections.abc import Iterator
 from types import FrameType
 
 from batchline.cli.console import messages
+from batchline.models.signals import StopSignals
 from batchline.steps.hold import held
-from batchline.steps.sending import SAME_SIGNAL_S
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -17,17 +16,16 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 @contextlib.contextmanager
 def clean_interrupt(batch_id: str) -> Iterator[None]:
     """Stop the batch's run at the first signal, raising `KeyboardInterrupt` where none runs here at the time."""
-    raised = False
-    first_at: float | None = None
+    raised, signals = False, StopSignals()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal raised, first_at
+        nonlocal raised
         del frame
-        if first_at is not None:
-            if time.monotonic() - first_at >= SAME_SIGNAL_S:
-                _kill(number)
+        which = signals.next()
+        if which == "later":
+            _kill(number)
+        if which != "first":
             return
-        first_at = time.monotonic()
         hold = held(batch_id)
         if hold is None:
             raised = True

@@ -25,13 +25,13 @@ from prefect.exceptions import Pause, TerminationSignal
 from prefect.logging.loggers import LoggingAdapter
 
 from batchline.models.errors import Conflict, Interrupted, NotFound, StorageFault
+from batchline.models.signals import StopSignals
 from batchline.models.status import BatchStatus
 from batchline.orchestration.artifacts import ProgressArtifact
 from batchline.orchestration.events import emit, emit_stopped
 from batchline.orchestration.run_states import Attempt, Wish
 from batchline.steps.hold import CANCELLED, BatchHold
 from batchline.steps.meter import Meter, Reading, span
-from batchline.steps.sending import SAME_SIGNAL_S
 
 log = logging.getLogger(__name__)
 
@@ -84,17 +84,16 @@ def _signals(watch: _Watch, told: threading.Event) -> Iterator[None]:
         yield
         return
 
-    told_at = 0.0
+    signals = StopSignals()
 
     def obey(number: int, frame: FrameType | None) -> None:
-        nonlocal told_at
         del frame
-        if told.is_set():
-            if time.monotonic() - told_at >= SAME_SIGNAL_S:
-                signal.signal(number, before)
-                os.kill(os.getpid(), number)
+        which = signals.next()
+        if which == "later":
+            signal.signal(number, before)
+            os.kill(os.getpid(), number)
+        if which != "first":
             return
-        told_at = time.monotonic()
         told.set()
         # Not here: what the signal came upon may hold the locks that asking Prefect needs.
         threading.Thread(target=watch.obey_signal, name="told to end", daemon=True).start()
@@ -122,7 +121,7 @@ class _Watch:
         self._attempt = Attempt(run)
         self._left_for: State | None = None
         self._paused: str | None = None
-        self._at_risk = False
+        self._at_risk = self._has_failed = False
         self._began = self._asked = self._shown = self._logged = time.monotonic()
         self._thread = threading.Thread(target=self._watch, name=f"watch {hold.batch.id}", daemon=True)
 
@@ -152,8 +151,12 @@ class _Watch:
 
     def obey_signal(self) -> None:
         """Do what the run's state asks for; a process that is told to end for another reason stops its batch."""
-        with get_client(sync_client=True) as client:
-            wish, state = self._wish(client)
+        try:
+            with get_client(sync_client=True) as client:
+                wish, state = self._wish(client)
+        except Exception:  # the process is ended soon, whatever Prefect says
+            log.exception("the flow run's state is not known")
+            wish, state = Wish.CONTINUE, None
         if wish is Wish.CONTINUE:
             self._logger.warning("the process was told to end; answers are saved, and another run can go on")
             self._hold.interrupt("its process was told to end")
@@ -170,6 +173,15 @@ class _Watch:
                 self._look(client)
 
     def _look(self, client: SyncPrefectClient) -> None:
+        """Do what is due; the thread outlives what fails, or a cancelled run would not be noticed."""
+        try:
+            self._do_what_is_due(client)
+        except Exception:
+            if not self._has_failed:
+                log.exception("watching the flow run failed, and is tried again")
+            self._has_failed = True
+
+    def _do_what_is_due(self, client: SyncPrefectClient) -> None:
         now = time.monotonic()
         if now - self._asked >= ASKED_EVERY_S and self._hold.run.stopped is None:
             self._asked = now

@@ -17,9 +17,6 @@ log = logging.getLogger(__name__)
 BEAT_S = 1.0
 """Between heartbeats, of which a short lease has four; a cancel takes effect within about two."""
 
-SAME_SIGNAL_S = 2.0
-"""Seconds within which a repeated signal to stop means the same: `timeout` sends each one twice."""
-
 HANGS_S = 5.0
 """Seconds for which the end of a run waits for its heartbeat."""
 

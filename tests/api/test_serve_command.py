@@ -32,6 +32,27 @@ def test_the_command_serves_until_a_signal_and_then_stops_cleanly(number, tmp_pa
     assert json.loads(batchline("show", batch.id, "--json").out)["dwext"] == {"source": "api"}
 
 
+def test_a_signal_that_comes_twice_at_once_stops_the_server_with_its_answers_saved(tmp_path, simulator):
+    upstream = simulator(latency_s=0.5)
+    settings = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_MAX_IN_FLIGHT": "4"}
+    server = Running("serve", "--port", "0", folder=tmp_path, **settings)
+    server.wait_for("serving at ")
+    with openai.OpenAI(base_url=server.err.partition("serving at ")[2].split()[0], api_key="none") as client:
+        file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 400), purpose="batch")
+        batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
+        until(lambda: upstream.counters()["received"] >= 8)
+
+    server.kill(signal.SIGTERM)
+    time.sleep(0.05)  # or both might be delivered as one
+    server.kill(signal.SIGTERM)
+
+    assert server.ended().status == 0
+    sent = upstream.counters()["received"]
+    again = batchline("run", "--local", "--resume", batch.id, **{**settings, "BATCHLINE_MAX_IN_FLIGHT": "64"})
+    assert (again.status, upstream.counters()["received"]) == (0, 400)
+    assert 8 <= sent < 400
+
+
 def test_a_killed_servers_batches_go_on_in_the_next(tmp_path, simulator):
     settings = {
         "OPENAI_BASE_URL": simulator(latency_s=0.2).base_url,

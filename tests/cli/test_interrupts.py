@@ -11,8 +11,8 @@ from typed import COMMAND, Ended, batchline, running
 from waiting import until
 
 from batchline.models.settings import load_settings
+from batchline.models.signals import SAME_SIGNAL_S
 from batchline.models.status import BatchStatus
-from batchline.steps.sending import SAME_SIGNAL_S
 from batchline.storage.records import Records, open_records
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]

@@ -8,8 +8,8 @@ import pytest
 from typed import ESCAPES, Terminal
 from waiting import until
 
+from batchline.models.signals import SAME_SIGNAL_S
 from batchline.simulate import Simulator, SimulatorOptions
-from batchline.steps.sending import SAME_SIGNAL_S
 
 LINE = (
     '{"custom_id": "c-%d", "method": "POST", "url": "/v1/chat/completions", '

@@ -1,19 +1,24 @@
 """The flow on a real Prefect server."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from uuid import UUID
 
 import pytest
 from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.runtime import flow_run
+from waiting import until
 
+from batchline import Batchline
 from batchline.flows.process_batch import process_batch
 from batchline.models.batches import BatchDwExtResponse, BatchResponse, CreateBatchRequest
 from batchline.models.errors import BatchEnded, Interrupted, InvalidInput, StorageFault
 from batchline.models.status import BatchStatus
+from batchline.orchestration.artifacts import ProgressArtifact
 from batchline.steps.engine import using_engine
 from batchline.steps.intake import create_batch, store_input_file
 from batchline.steps.retry import retry_batch
@@ -179,6 +184,23 @@ def test_a_step_that_storage_fails_for_a_moment_is_tried_again(simulator, engine
     assert not failing
     assert state.result().request_counts.completed == 200
     assert stand_in.counters()["received"] == 200
+
+
+def test_a_cancel_is_noticed_though_showing_progress_fails(simulator, engine_for, chat_file, monkeypatch):
+    monkeypatch.setattr(ProgressArtifact, "show", lambda *_: 1 / 0)
+    stand_in = simulator(latency_s=0.3)
+    engine = engine_for(stand_in.base_url, upstream={"max_in_flight": 4}, grace_s=1.0)
+    stored = store_input_file(engine, chat_file(2_000))
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(copy_context().run, run_flow, engine, input_file_id=stored.id)
+        until(lambda: stand_in.counters()["received"] >= 80)  # later than progress is first shown
+        [batch] = Batchline(engine=engine).batches.records()
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(UUID(batch.last_flow_run_id), State(type=StateType.CANCELLING), force=True)
+        run.result(120)
+
+    assert engine.records.get_batch(batch.id).status is BatchStatus.CANCELLED
+    assert stand_in.counters()["received"] < 2_000
 
 
 def test_a_retried_batch_goes_on_as_a_flow_run_of_its_own(simulator, engine_for, chat_file):
