@@ -1,21 +1,36 @@
-"""Prefect blocks: a server to send to, and where files and records are, each known to flows by a name."""
+"""Prefect blocks: a server to send to, and where files and records are, each known to flows by a name.
+
+Prefect's pages make a form of each block's JSON schema. They mask a secret only if its type is nothing but a
+secret: one that may also be null is typed into a plain text area. So what may be left out is empty, never null.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final
 
 import msgspec
 from prefect.blocks.core import Block
 from prefect.blocks.fields import SecretDict
 from prefect.blocks.webhook import Webhook
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 
 from batchline.models.errors import InvalidInput
 from batchline.models.settings import Settings, load_settings
 from batchline.models.upstreams import Upstream
 
 __all__ = ["BLOCKS", "BlockNames", "StorageBlock", "UpstreamBlock", "Webhook", "settings_of"]
+
+
+def _filled(value: object) -> object:
+    """Return the value, and empty text for null, which blocks of version 0.1 have."""
+    return "" if value is None else value
+
+
+Secret = Annotated[SecretStr, BeforeValidator(_filled)]
+Text = Annotated[str, BeforeValidator(_filled)]
+Names = Annotated[list[str], BeforeValidator(lambda value: value or [])]
+NO_SECRET: Final = SecretStr("")
 
 
 class UpstreamBlock(Block):
@@ -26,8 +41,8 @@ class UpstreamBlock(Block):
     _description: ClassVar[str] = "An OpenAI-compatible server that batches are sent to."
 
     base_url: str = Field(description="Such as https://api.openai.com/v1 or http://vllm:8000/v1.")
-    api_key: SecretStr | None = Field(default=None, description="Sent as its dialect wants it.")
-    models: list[str] | None = Field(default=None, description="Models that it serves; all where absent.")
+    api_key: Secret = Field(default=NO_SECRET, description="Sent as its dialect wants it; none if empty.")
+    models: Names = Field(default_factory=list, description="Models that it serves; all if empty.")
     headers: SecretDict = Field(default_factory=lambda: SecretDict({}), description="Sent with each request.")
     max_in_flight: int = Field(default=64, description="Most requests under way at once.")
     requests_per_minute: int | None = Field(default=None, description="Most in any minute.")
@@ -41,9 +56,9 @@ class UpstreamBlock(Block):
 
     def upstream(self, name: str) -> Upstream:
         """The same as a setting; raises `InvalidInput` that names the block."""
-        fields: dict[str, Any] = {field: getattr(self, field) for field in type(self).model_fields}
+        fields = {**_given(self), "headers": self.headers.get_secret_value() or {}}
         try:
-            return Upstream(name=name, **{**fields, "headers": self.headers.get_secret_value()})
+            return Upstream(name=name, **fields)
         except ValidationError as error:
             wrong = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
             raise InvalidInput(f"block batchline-upstream/{name} is wrong in: {wrong}") from None
@@ -57,16 +72,22 @@ class StorageBlock(Block):
     _description: ClassVar[str] = "Where batchline stores files and keeps records."
 
     storage_url: str = Field(description="A directory or s3://bucket/prefix.")
-    database_url: SecretStr | None = Field(default=None, description="SQLAlchemy URL of the records.")
-    s3_endpoint_url: str | None = Field(default=None, description="Where S3 is not Amazon's own.")
-    s3_region: str | None = Field(default=None, description="Such as eu-central-1.")
-    s3_access_key_id: SecretStr | None = Field(default=None, description="Else the AWS default chain.")
-    s3_secret_access_key: SecretStr | None = Field(default=None, description="Goes with the id.")
+    database_url: Secret = Field(default=NO_SECRET, description="SQLAlchemy URL of the records.")
+    s3_endpoint_url: Text = Field(default="", description="Address of an S3 server that is not Amazon's own.")
+    s3_region: Text = Field(default="", description="Such as eu-central-1.")
+    s3_access_key_id: Secret = Field(default=NO_SECRET, description="Else the AWS default chain.")
+    s3_secret_access_key: Secret = Field(default=NO_SECRET, description="Goes with the id.")
 
     def settings(self) -> dict[str, Any]:
         """The settings that it stands for; what it leaves open is as the environment says."""
-        fields = {field: getattr(self, field) for field in type(self).model_fields}
-        return {name: value for name, value in fields.items() if value is not None}
+        return _given(self)
+
+
+def _given(block: Block) -> dict[str, Any]:
+    """Return the block's fields that somebody filled in, or that have a default that is not empty."""
+    fields = {field: getattr(block, field) for field in type(block).model_fields}
+    empty: tuple[object, ...] = (None, "", [], NO_SECRET)
+    return {name: value for name, value in fields.items() if value not in empty}
 
 
 class BlockNames(msgspec.Struct, frozen=True, kw_only=True):
