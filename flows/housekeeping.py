@@ -15,7 +15,7 @@ from batchline.orchestration.run_log import tell_errors_plainly
 
 
 @flow(name="housekeeping", persist_result=False, on_completion=[report_stopped], on_failure=[report_stopped])
-def housekeeping(apply: bool = True, resume: bool = True, storage: forms.Text = None) -> dict[str, int]:
+def housekeeping(apply: bool = True, resume: bool = True, storage: forms.Text = "") -> dict[str, int]:
     """Delete expired files and what dead processes left, and have batches go on whose runner died.
 
     Args:

@@ -42,15 +42,15 @@ from batchline.tasks.write import write
     on_failure=[report_stopped],
 )
 def process_batch(
-    input_uri: forms.Text = None,
+    input_uri: forms.Text = "",
     endpoint: forms.Endpoint = "/v1/chat/completions",
     completion_window: forms.Window = "24h",
-    metadata: forms.Metadata = None,
-    input_file_id: forms.Text = None,
-    batch_id: forms.Text = None,
-    crashed_run: forms.Text = None,
-    upstreams: forms.Text = None,
-    storage: forms.Text = None,
+    metadata: forms.Metadata = forms.NO_METADATA,
+    input_file_id: forms.Text = "",
+    batch_id: forms.Text = "",
+    crashed_run: forms.Text = "",
+    upstreams: forms.Names = forms.NO_NAMES,
+    storage: forms.Text = "",
 ) -> BatchResponse:
     """Run an OpenAI-format batch file to its end, or go on with a batch where its saved answers end.
 
@@ -58,11 +58,11 @@ def process_batch(
         input_uri: The file of requests: a path or an s3:// address, below a root that the settings allow.
         endpoint: The endpoint of every request in the file.
         completion_window: How long the batch may take; what is not answered by then is given up.
-        metadata: Up to 16 pairs of your own, one key=value a line.
+        metadata: Up to 16 pairs of your own, as JSON, such as {"team": "search"}.
         input_file_id: Instead of the file of requests: the id of one that was uploaded, file-…
         batch_id: Instead: the id of a batch that exists, to go on with it, batch-…
         crashed_run: Instead: the id of a flow run that crashed, to go on with its batch.
-        upstreams: Names of batchline-upstream blocks to send to, one a line; else what the environment says.
+        upstreams: Names of batchline-upstream blocks to send to; else what the environment says.
         storage: Name of a batchline-storage block; else what the environment says.
 
     A retry of the flow run goes on with the batch that it made, and so does a retry of the flow that called this
@@ -71,7 +71,7 @@ def process_batch(
     and `Interrupted` or `StorageFault` when it stopped for a fault of ours: run it again.
     """
     tell_errors_plainly()
-    blocks = BlockNames(upstreams=tuple(forms.lines_of(upstreams)), storage=storage or None)
+    blocks = BlockNames(upstreams=tuple(name for name in upstreams or () if name), storage=storage or None)
     engine = engine_in_use() or open_engine(blocks.settings())
     if crashed_run:
         batch_id = batch_of_crash(engine, crashed_run).id
@@ -122,7 +122,7 @@ def _batch(
     input_file_id: str | None,
     endpoint: str,
     completion_window: str,
-    metadata: str | dict[str, str] | None,
+    metadata: dict[str, str] | None,
     batch_id: str | None,
 ) -> BatchRecord:
     """Return the batch to run: the one named, the one that this run or call made before, or a new one."""
@@ -137,13 +137,12 @@ def _batch(
             "give the batch's input as one of input_file_id and input_uri (or batch_id to go on with a batch)",
             param="input_file_id",
         )
-    pairs = forms.pairs_of(metadata)
     file = engine.records.get_file(input_file_id) if input_file_id else store_input_from(engine, str(input_uri))
     request = CreateBatchRequest(
         input_file_id=file.id,
         endpoint=endpoint,
         completion_window=completion_window,
-        metadata=pairs,
+        metadata=metadata or None,
     )
     key = key_of_call(file, request, blocks)
     known = None if key is None else engine.records.batch_of_key(key)

@@ -30,14 +30,14 @@ from batchline.steps.engine import Engine, open_engine
 )
 def sync_source(
     uri: str,
-    endpoint: forms.Text = None,
+    endpoint: forms.Text = "",
     completion_window: forms.Window = "24h",
-    metadata: forms.Metadata = None,
+    metadata: forms.Metadata = forms.NO_METADATA,
     write_back: bool = False,
     after: After = "keep",
     via: Literal["deployment", "process"] = "deployment",
-    deployment: forms.Text = None,
-    storage: forms.Text = None,
+    deployment: forms.Text = "",
+    storage: forms.Text = "",
     dry_run: bool = False,
 ) -> SyncSummary:
     """Make a batch of each new or changed file, exactly once, and start it; return what came of the round.
@@ -50,7 +50,7 @@ def sync_source(
             its last part, such as `*.jsonl`.
         endpoint: The endpoint of every request; where empty, the one of each file's first request.
         completion_window: How long a batch may take.
-        metadata: Up to 16 pairs for every batch, one `key=value` a line.
+        metadata: Up to 16 pairs for every batch, as JSON, such as {"team": "search"}.
         write_back: Write results to the folder `outbox` beside the watched one when a batch is over.
         after: What becomes of a file that was taken: it stays, is moved to `taken`, or is deleted an hour later.
         via: Start batches as runs of a deployment, or run them in this flow (process), one after another.
@@ -63,7 +63,7 @@ def sync_source(
     options = SyncOptions(
         endpoint=endpoint or None,
         completion_window=completion_window,
-        metadata=forms.pairs_of(metadata),
+        metadata=metadata or None,
         write_back=write_back,
         after=after,
     )

@@ -64,7 +64,7 @@ class Site(NamedTuple):
             time.sleep(1)
         return answer.raise_for_status().json()
 
-    def start(self, **parameters: str) -> str:
+    def start(self, **parameters: Any) -> str:
         deployment = self.call("GET", "/deployments/name/process-batch/process-batch")["id"]
         run = self.call("POST", f"/deployments/{deployment}/create_flow_run", {"parameters": parameters})
         return str(run["id"])

@@ -1,14 +1,15 @@
-"""The parameters of our flows as people fill them in: Prefect's pages make a form of each one's JSON schema.
+"""Types of our flows' parameters, which decide how Prefect's pages show them.
 
-A parameter that may be left out is shown as plain text, since Prefect asks for the kind of a value that may be one
-of several. What each is for stands in the flow's docstring, where Prefect takes it from.
+The pages make a form of each parameter's JSON schema, and submit every field that nobody touched with its default.
+So a default must be valid under its own schema: text that may be left out is empty, never null. A schema that
+allows null as well would be valid, but the pages show no field for it. The description of a parameter stands in
+the docstring of its flow, where Prefect reads it.
 """
 
 from typing import Annotated, Final
 
-from pydantic import WithJsonSchema
+from pydantic import AfterValidator, WithJsonSchema
 
-from batchline.models.batches import metadata_of
 from batchline.models.errors import InvalidInput
 from batchline.models.settings import ENDPOINTS, load_settings
 
@@ -24,17 +25,18 @@ def _endpoints() -> list[str]:
         return list(ENDPOINTS)
 
 
-Text = Annotated[str | None, WithJsonSchema({"type": "string"})]
+def _stripped(text: str | None) -> str | None:
+    """Return the text without the blanks and line ends that come along when it is pasted into a text area."""
+    return text.strip() if text else text
+
+
+Text = Annotated[str | None, AfterValidator(_stripped), WithJsonSchema({"type": "string"})]
 Endpoint = Annotated[str, WithJsonSchema({"type": "string", "enum": _endpoints()})]
 Window = Annotated[str, WithJsonSchema({"type": "string", "enum": list(WINDOWS)})]
-Metadata = Annotated[str | dict[str, str] | None, WithJsonSchema({"type": "string"})]
+Metadata = Annotated[
+    dict[str, str] | None, WithJsonSchema({"type": "object", "additionalProperties": {"type": "string"}})
+]
+Names = Annotated[list[str] | None, WithJsonSchema({"type": "array", "items": {"type": "string"}})]
 
-
-def lines_of(text: str | None) -> list[str]:
-    """The lines that are not blank, without what surrounds them."""
-    return [line.strip() for line in (text or "").splitlines() if line.strip()]
-
-
-def pairs_of(metadata: str | dict[str, str] | None) -> dict[str, str] | None:
-    """The pairs in lines of `key=value`; raises `InvalidInput` that names a line that is none."""
-    return metadata_of(metadata) or None if isinstance(metadata, str) else metadata
+NO_METADATA: Final[dict[str, str]] = {}
+NO_NAMES: Final[list[str]] = []

@@ -52,7 +52,7 @@ def test_every_parameter_is_described_and_choices_are_choices():
     assert [name for name, about in properties.items() if not about.get("description")] == []
     assert properties["after"]["enum"] == ["keep", "move", "delete"]
     assert properties["via"]["enum"] == ["deployment", "process"]
-    assert {about.get("type") for about in properties.values()} == {"string", "boolean"}
+    assert {about.get("type") for about in properties.values()} == {"string", "boolean", "object"}
 
 
 # Rounds
@@ -62,7 +62,7 @@ def test_every_parameter_is_described_and_choices_are_choices():
 @pytest.mark.usefixtures("prefect_server")
 def test_batches_run_in_the_flow_and_are_written_back(inbox, caplog):
     with caplog.at_level(logging.INFO):
-        state = sync_source(str(inbox), via="process", write_back=True, metadata="team=a", return_state=True)
+        state = sync_source(str(inbox), via="process", write_back=True, metadata={"team": "a"}, return_state=True)
     summary = state.result()
 
     assert state.is_completed()

@@ -45,7 +45,7 @@ def test_a_run_ends_with_its_outcome_its_figures_and_full_progress(simulator, en
     stored = store_input_file(engine, path)
 
     with using_engine(engine):
-        state = process_batch(input_file_id=stored.id, metadata="team=search", return_state=True)
+        state = process_batch(input_file_id=stored.id, metadata={"team": "search"}, return_state=True)
 
     assert state.message == "completed: 54 ok, 6 failed (invalid_request 6)"
     shown = artifacts_of(state.state_details.flow_run_id)
@@ -213,7 +213,7 @@ def test_a_batch_runs_with_blocks_by_name(simulator, engine_for, chat_file, tmp_
         "team", overwrite=True
     )
 
-    batch = process_batch(input_uri=str(chat_file(7)), upstreams="gpus", storage="team")
+    batch = process_batch(input_uri=str(chat_file(7)), upstreams=["gpus"], storage="team")
 
     assert batch.request_counts.completed == stand_in.counters()["received"] == 7
     assert (tmp_path / "store" / "batches" / batch.id / "output.jsonl").is_file()

@@ -1,28 +1,42 @@
-"""What people fill in: each parameter with its words, choices as choices, pairs as lines."""
+"""Forms that Prefect's pages make of our flows' parameters: all described, and valid as they open."""
+
+from typing import Any
 
 import pytest
 from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools.validation import validate
 
+from batchline.flows.deployments import deployments
 from batchline.flows.housekeeping import housekeeping
 from batchline.flows.process_batch import process_batch
 from batchline.flows.sync_source import sync_source
-from batchline.models.errors import InvalidInput
 from batchline.models.settings import ENDPOINTS
-from batchline.orchestration.forms import pairs_of
 
 FLOWS = [process_batch, sync_source, housekeeping]
 
 
+def schema_of(flow: Any) -> dict[str, Any]:
+    return parameter_schema(flow).model_dump_for_openapi()
+
+
 @pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
 def test_every_parameter_is_described_and_has_one_plain_kind(flow):
-    properties = parameter_schema(flow).model_dump()["properties"]
+    properties = schema_of(flow)["properties"]
 
     assert [name for name, about in properties.items() if not about.get("description")] == []
-    assert {about.get("type") for about in properties.values()} <= {"string", "boolean"}
+    assert {about.get("type") for about in properties.values()} <= {"string", "boolean", "object", "array"}
+
+
+@pytest.mark.parametrize("deployment", deployments(), ids=lambda deployment: deployment.name)
+def test_the_values_that_a_form_opens_with_are_valid_under_its_own_schema(deployment):
+    schema = deployment._parameter_openapi_schema.model_dump_for_openapi()
+    defaults = {name: about.get("default") for name, about in schema["properties"].items()}
+
+    assert validate({**defaults, **deployment.parameters}, schema) == []
 
 
 def test_endpoints_and_windows_are_choices():
-    properties = parameter_schema(process_batch).model_dump()["properties"]
+    properties = schema_of(process_batch)["properties"]
 
     assert properties["endpoint"]["enum"] == list(ENDPOINTS)
     assert properties["completion_window"]["enum"][:2] == ["1h", "3h"]
@@ -30,14 +44,20 @@ def test_endpoints_and_windows_are_choices():
         assert properties[name]["default"] in properties[name]["enum"]
 
 
-def test_pairs_are_a_line_each():
-    assert pairs_of("team = search\n\nurl=a=b\n") == {"team": "search", "url": "a=b"}
-    assert pairs_of("") is None
-    assert pairs_of(None) is None
-    assert pairs_of({"a": "b"}) == {"a": "b"}
+def test_metadata_and_names_of_blocks_have_their_natural_types():
+    values = {"metadata": {"team": "a"}, "upstreams": ["a", "b"]}
+    wrong = {"metadata": {"team": 1}, "upstreams": "a"}
+
+    assert validate(values, schema_of(process_batch)) == []
+    assert len(validate(wrong, schema_of(process_batch))) == 2
 
 
-@pytest.mark.parametrize("lines", ["team", "=x", "a=1\na=2"])
-def test_a_line_that_is_no_pair_is_refused(lines):
-    with pytest.raises(InvalidInput, match="metadata"):
-        pairs_of(lines)
+@pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
+def test_text_that_was_left_out_by_null_or_pasted_with_a_line_end_is_taken(flow):
+    taken = flow.validate_parameters({**REQUIRED.get(flow.name, {}), "storage": " team\n"})
+
+    assert taken["storage"] == "team"
+    assert flow.validate_parameters({**REQUIRED.get(flow.name, {}), "storage": None})["storage"] is None
+
+
+REQUIRED = {"sync-source": {"uri": "/jobs/inbox"}}

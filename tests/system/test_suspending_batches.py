@@ -101,7 +101,7 @@ def test_a_run_resumed_while_its_former_process_still_stops_goes_on_in_one_proce
     with Simulator(SimulatorOptions(latency_s=10)) as slow:
         with temporary_settings({PREFECT_API_URL: site.api}):
             UpstreamBlock(base_url=slow.base_url, max_in_flight=16).save("slow", overwrite=True)
-        run = site.start(input_uri=str(write_requests(site.inbox / "slow.jsonl", 32)), upstreams="slow")
+        run = site.start(input_uri=str(write_requests(site.inbox / "slow.jsonl", 32)), upstreams=["slow"])
         until(lambda: slow.counters()["received"] >= 16)
 
         suspend(site, run)

@@ -1,0 +1,129 @@
+"""Prefect's forms in a real browser, submitted as they open: runs start, blocks are made, keys are not shown."""
+
+import json
+from typing import Any
+
+import pytest
+from prefect_pages import V1, PrefectPages, Refused
+from prefect_site import Site, until, write_requests
+
+pytestmark = pytest.mark.slow
+
+KEY = "sk-form-0123456789"
+DEPLOYMENTS = ("process-batch", "sync-source", "housekeeping")
+UNTOUCHED: dict[str, dict[str, Any]] = {
+    "process-batch": {
+        "input_uri": "",
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+        "metadata": {},
+        "input_file_id": "",
+        "batch_id": "",
+        "crashed_run": "",
+        "upstreams": [],
+        "storage": "",
+    },
+    "sync-source": {
+        "uri": "",
+        "endpoint": "",
+        "completion_window": "24h",
+        "metadata": {},
+        "write_back": False,
+        "after": "keep",
+        "via": "deployment",
+        "deployment": "",
+        "storage": "",
+        "dry_run": False,
+    },
+    "housekeeping": {"apply": True, "resume": True, "storage": ""},
+}
+
+
+def deployment_of(site: Site, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = site.call("GET", f"/deployments/name/{name}/{name}")
+    return found
+
+
+def ended(site: Site, run_id: str) -> dict[str, Any]:
+    """Return the flow run once a worker has run it to its end."""
+    over = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+    def read() -> dict[str, Any] | None:
+        run: dict[str, Any] = site.call("GET", f"/flow_runs/{run_id}")
+        return run if run["state"]["type"] in over else None
+
+    return until(read)
+
+
+def in_words(title: str, version: str) -> str:
+    """Return the title that the form of a block has for the field."""
+    return {"name": "Block Name" if version == V1 else "Name"}.get(title, title.replace("_", " ").title())
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_the_values_that_a_form_opens_with_are_valid_for_the_server(site: Site, name: str):
+    deployment = deployment_of(site, name)
+    schema = deployment["parameter_openapi_schema"]
+    defaults = {name: about.get("default") for name, about in schema["properties"].items()}
+    values = {**defaults, **deployment["parameters"]}
+
+    assert site.call("POST", "/ui/schemas/validate", {"schema": schema, "values": values})["valid"]
+    assert values == UNTOUCHED[name]
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_a_form_submitted_as_it_opens_makes_a_run_with_the_defaults(site: Site, pages: PrefectPages, name: str):
+    run_id = pages.deployment_form(deployment_of(site, name)["id"]).submit()
+
+    assert site.call("GET", f"/flow_runs/{run_id}")["parameters"] == UNTOUCHED[name]
+
+
+def test_a_batch_is_started_by_its_form_with_a_block_whose_key_is_not_shown(
+    worked_site: Site, pages: PrefectPages
+):
+    site, name = worked_site, "form-v2" if pages.version else "form-v1"
+    form = pages.block_form("batchline-upstream")
+    typed = {"name": name, "base_url": site.simulator.base_url, "api_key": KEY}
+    form.fill(**{in_words(field, pages.version): value for field, value in typed.items()})
+    is_masked = form.field("Api Key").locator("input[type=password]").count() == 1
+    block_id = form.submit()
+    pages.open(f"/blocks/block/{block_id}", wait_for="text=Api Key")
+    block_page = pages.text()
+
+    form = pages.deployment_form(deployment_of(site, "process-batch")["id"])
+    file = write_requests(site.inbox / f"{name}.jsonl", 3)
+    run_id = form.fill(input_uri=str(file), metadata={"team": "a"}, upstreams=[name]).submit()
+    run = ended(site, run_id)
+
+    assert run["state"]["message"] == "completed: 3 ok, 0 failed"
+    assert run["parameters"] == UNTOUCHED["process-batch"] | {
+        "input_uri": str(file),
+        "metadata": {"team": "a"},
+        "upstreams": [name],
+    }
+    with site.client() as client:
+        (batch,) = client.batches.list(search=file.name)
+    assert batch.metadata == {"team": "a"}
+    assert is_masked or pages.version == V1  # which masks no secret of any block
+    assert KEY not in block_page
+    assert KEY not in json.dumps(site.call("GET", f"/block_documents/{block_id}"))
+    assert KEY not in site.log.read_text()
+
+
+def test_a_folder_is_read_by_the_form_of_sync_source(worked_site: Site, pages: PrefectPages):
+    folder = worked_site.inbox / f"folder{pages.version.replace('/', '-')}"
+    folder.mkdir()
+    write_requests(folder / "a.jsonl", 2)
+    form = pages.deployment_form(deployment_of(worked_site, "sync-source")["id"])
+
+    run = ended(worked_site, form.fill(uri=str(folder)).submit())
+
+    assert run["state"]["type"] == "COMPLETED"
+    assert run["state"]["message"].startswith("1 ")
+
+
+def test_a_value_of_another_type_is_refused_by_the_form(site: Site, pages: PrefectPages):
+    form = pages.deployment_form(deployment_of(site, "process-batch")["id"])
+
+    with pytest.raises(Refused, match="is not of type 'string'"):
+        form.fill(metadata={"team": 1}).submit()
