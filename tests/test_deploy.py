@@ -242,13 +242,10 @@ def test_the_worker_takes_from_the_pool_that_is_deployed_to():
     assert {arguments[arguments.index("--pool") + 1], *made} == {each["work_pool"]["name"] for each in deployed}
 
 
-def test_the_deployments_of_the_image_are_those_of_a_checkout_by_their_modules():
+def test_the_deployments_of_the_image_are_those_of_a_worker_on_a_machine():
     def deployments(path: Path) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))["deployments"]
         for each in found:
-            each["entrypoint"] = (
-                each["entrypoint"].replace("/", ".").replace(".py:", ":").removeprefix("batchline.")
-            )
             each["work_pool"]["job_variables"].pop("image", None)
         return found
 

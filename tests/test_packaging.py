@@ -29,6 +29,10 @@ ENTRYPOINTS = [
     for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
 ]
 
+MODULES = [each.rpartition(".")[::2] for each in ENTRYPOINTS]
+PATHS = [f"{module.removeprefix('batchline.').replace('.', '/')}.py:{flow}" for module, flow in MODULES]
+"""The same flows by their files, as deployments of others may name them."""
+
 # `-P` keeps the working directory off the module path: only what Prefect itself adds counts.
 LOAD = """
 import sys
@@ -137,8 +141,8 @@ def test_the_wheel_holds_every_file_of_the_package_as_a_real_one(wheel):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("entrypoint", ENTRYPOINTS)
-def test_an_entrypoint_loads_from_a_bare_checkout(entrypoint, checkout, tmp_path):
+@pytest.mark.parametrize("entrypoint", PATHS)
+def test_an_entrypoint_by_path_loads_from_a_bare_checkout(entrypoint, checkout, tmp_path):
     assert str(checkout / "batchline") in load(entrypoint, cwd=checkout, home=tmp_path / "home")
 
 
@@ -148,7 +152,7 @@ def test_entrypoints_load_from_a_bare_checkout_beside_strangers_of_the_same_name
     strangers.mkdir()
     for room in LINKED:
         (strangers / f"{room}.py").write_text("raise ImportError('a stranger')\n")
-    found = load(*ENTRYPOINTS, cwd=checkout, home=tmp_path / "home", path=strangers)
+    found = load(*PATHS, cwd=checkout, home=tmp_path / "home", path=strangers)
     assert str(checkout / "batchline") in found
 
 
@@ -157,11 +161,10 @@ def test_entrypoints_load_from_the_installed_wheel(wheel, tmp_path):
     site = tmp_path / "site"
     install = ["install", "--quiet", "--no-index", "--no-deps", "--target", str(site), str(wheel)]
     subprocess.run([sys.executable, "-m", "pip", *install], check=True, capture_output=True)
-    modules = [f"batchline.{each.replace('/', '.').replace('.py:', ':')}" for each in ENTRYPOINTS]
-    assert str(site / "batchline") in load(*modules, cwd=tmp_path, home=tmp_path / "home", path=site)
+    assert str(site / "batchline") in load(*ENTRYPOINTS, cwd=tmp_path, home=tmp_path / "home", path=site)
 
 
-@pytest.mark.parametrize("entrypoint", ENTRYPOINTS)
+@pytest.mark.parametrize("entrypoint", PATHS)
 def test_an_entrypoint_is_a_file_in_flows(entrypoint):
     path, _, name = entrypoint.partition(":")
     assert path.startswith("flows/")
