@@ -23,7 +23,12 @@ def deployments(
     `limit` batches run at once. The folder to `watch` is checked every minute, with those options; without one
     that schedule is off.
     """
-    return [_process_batch(limit), _sync_source(watch, options or SyncOptions()), _housekeeping()]
+    found = [_process_batch(limit), _sync_source(watch, options or SyncOptions()), _housekeeping()]
+    for each in found:
+        # Set, not left out: Prefect then takes a deployment that `prefect deploy` made out of its work pool.
+        # Otherwise workers and the serving process would both take its runs.
+        each.work_pool_name = None
+    return found
 
 
 def _process_batch(limit: int) -> RunnerDeployment:

@@ -21,9 +21,7 @@ def deployed() -> dict[str, dict[str, Any]]:
 def test_served_and_deployed_are_the_same():
     for served in deployments():
         written = deployed()[served.name]
-        assert served.entrypoint == written["entrypoint"].replace("/", ".").replace(".py:", ".").replace(
-            "flows.", "batchline.flows.", 1
-        )
+        assert served.entrypoint == written["entrypoint"]
         assert (served.tags, served.description) == (written["tags"], written["description"])
         assert (served.concurrency_limit, collision_of(served)) == limit_of(written)
         assert served.parameters == written.get("parameters", {})
@@ -72,3 +70,8 @@ def test_rounds_of_a_folder_do_not_overlap():
     sync = {each.name: each for each in deployments()}["sync-source"]
 
     assert sync.concurrency_limit == deployed()["sync-source"]["concurrency_limit"] == 1
+
+
+def test_what_is_served_leaves_the_work_pool_that_it_was_deployed_to():
+    assert all("work_pool_name" in each.model_fields_set for each in deployments())
+    assert [each.work_pool_name for each in deployments()] == [None] * 3
