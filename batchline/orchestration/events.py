@@ -13,6 +13,7 @@ from prefect.utilities.urls import url_for
 
 from batchline.models.analytics import BatchReport
 from batchline.models.status import TERMINAL
+from batchline.orchestration.outcome import outcome_message
 from batchline.storage.records import BatchRecord
 
 RESOURCE: Final = "batchline.batch"
@@ -83,6 +84,7 @@ def _figures(batch: BatchRecord, report: BatchReport | None) -> dict[str, Any]:
     }
     if batch.status in TERMINAL:
         figures["seconds"] = batch.ended_at - batch.created_at
+        figures["message"] = outcome_message(batch, report)
     if batch.analytics is not None:
         figures |= batch.analytics.model_dump(mode="json", exclude_none=True)
     if report is not None:

@@ -23,18 +23,20 @@ from batchline.orchestration.sync_reports import FILE, QUARANTINED
 TOLD: Final = ("completed", "failed", "expired", "cancelled", "deadline_at_risk")
 
 SUBJECT: Final = (
-    "{{ event.resource.name }}: {{ event.event.removeprefix('batch.').replace('_', ' ') }}, "
+    "{{ event.resource.name }}"
+    "{% if event.payload.message %} {{ event.payload.message }}"
+    "{% else %}: {{ event.event.removeprefix('batch.').replace('_', ' ') }}, "
     "{{ '{:,} ok, {:,} failed of {:,}'.format("
     "event.payload.completed, event.payload.failed, event.payload.total) }}"
     "{% if event.payload.late_by_s %}, {{ event.payload.late_by_s }} s late at this speed{% endif %}"
+    "{% endif %}"
 )
+"""The file and how its batch ended, with the reason, as the flow run's state says it."""
+
 PAGE: Final = "{% set page = (flow_run | ui_url if flow_run else none) or event.payload.get('run_url') %}"
 """The run's page as the server knows it, else as the run did."""
 
-BODY: Final = (
-    PAGE + SUBJECT + "{% if event.payload.error %}\n{{ event.payload.error }}{% endif %}"
-    "\n{{ event.payload.batch_id }}{% if page %}\n{{ page }}{% endif %}"
-)
+BODY: Final = PAGE + SUBJECT + "\n{{ event.payload.batch_id }}{% if page %}\n{{ page }}{% endif %}"
 PAYLOAD: Final = (
     PAGE + "{% set text %}" + SUBJECT + "{% endset %}"
     '{"text": {{ text | string | tojson }}, "event": {{ event.event | tojson }}, '

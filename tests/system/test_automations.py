@@ -71,17 +71,27 @@ def test_people_are_told_of_each_end_and_the_next_batch_starts(site, mailbox):
     site.do("batchline", "prefect", "setup", "--notify", f"{mailbox.url}/hook", "--notify", "custom-webhook/ops")
     site.do("batchline", "prefect", "chain", first.name, str(second))
 
-    run = site.start(input_uri=str(first))
+    bad = site.inbox / "bad.jsonl"
+    bad.write_text("nonsense\n{}\n")
 
-    until(lambda: all("second.jsonl" in mailbox.texts(path) for path in ("/hook", "/chat")))
+    run = site.start(input_uri=str(first))
+    site.start(input_uri=str(bad))
+
+    names = ("second.jsonl", "bad.jsonl")
+    until(lambda: all(name in mailbox.texts(path) for path in ("/hook", "/chat") for name in names))
     told = {post["batch"]["file"]: (kind, post) for kind, post in mailbox.got["/hook"]}
     kind, post = told[first.name]
     assert (kind, post["event"], post["batch"]["completed"]) == ("application/json", "batch.completed", 30)
-    assert post["text"] == 'a "first".jsonl: completed, 30 ok, 0 failed of 30'
+    assert post["text"] == 'a "first".jsonl completed: 30 ok, 0 failed'
+    text = told["bad.jsonl"][1]["text"]
+    assert text.startswith("bad.jsonl failed: line 1: ")
+    assert text.endswith("(and 4 more); nothing was sent")
     assert post["url"].endswith(f"/runs/flow-run/{run}")
     assert told["second.jsonl"][1]["batch"]["failures"] == {"invalid_request": 7}
     chat = {post["subject"]: post["body"] for _, post in mailbox.got["/chat"]}
-    assert "every request failed" in chat["second.jsonl: failed, 0 ok, 7 failed of 7"]
+    (subject,) = (each for each in chat if each.startswith("second.jsonl "))
+    assert subject.startswith("second.jsonl failed: every request failed (invalid_request 7)")
+    assert told["second.jsonl"][1]["batch"]["batch_id"] in chat[subject]
 
 
 def test_the_log_of_a_batch_that_failed_ends_in_words_of_ours(site, worker):
