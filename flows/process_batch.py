@@ -87,7 +87,7 @@ def process_batch(
         get_run_logger().warning("%s: %s", batch.id, notice)
     with hold_batch(engine, batch.id) as hold, supervised(hold) as told_to_end:
         _note_run(hold)
-        plan = validate(hold)
+        plan = _plan(hold)
         if plan is not None:
             _tell_beginning(hold, plan)
             check_settled(hold, plan, call_all(hold, orders(hold, plan), blocks))
@@ -155,6 +155,13 @@ def _batch(
     batch = create_batch(engine, request, origin=origin, flow_run_id=run_id, idempotency=key)
     emit("created", batch)
     return batch
+
+
+def _plan(hold: BatchHold) -> Plan | None:
+    """Return the batch's plan, or None if the batch is over: its record then says how it ended."""
+    found = validate(hold)
+    # Prefect passes a state that a task returned on to its caller.
+    return found if isinstance(found, Plan) else None
 
 
 def _name_run(batch: BatchRecord) -> None:

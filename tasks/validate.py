@@ -1,9 +1,13 @@
 """The first step: check the input file and cut it into chunks."""
 
+from typing import cast
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from batchline.models.plan import Plan
+from batchline.models.status import BatchStatus
+from batchline.orchestration.outcome import final_state, outcome_message
 from batchline.steps.hold import BatchHold
 from batchline.steps.recovery import validate_or_recover
 from batchline.tasks.faults import RETRIES, RETRY_DELAYS_S, is_storage_fault
@@ -19,5 +23,11 @@ from batchline.tasks.faults import RETRIES, RETRY_DELAYS_S, is_storage_fault
     retry_condition_fn=is_storage_fault,
 )
 def validate(hold: BatchHold) -> Plan | None:
-    """The batch's plan, made now or by an earlier run; none where the batch is over."""
-    return validate_or_recover(hold)
+    """Return the batch's plan, made now or by an earlier run, or None if the batch was cancelled or has expired.
+
+    If the input does not validate, the task run ends *Failed*, and the call returns that state.
+    """
+    plan = validate_or_recover(hold)
+    if hold.batch.status is BatchStatus.FAILED and hold.batch.in_progress_at is None:
+        return cast("Plan", final_state(hold.batch, outcome_message(hold.batch, None)))
+    return plan

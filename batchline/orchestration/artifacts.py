@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -13,9 +13,11 @@ from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.runtime import flow_run
 
 from batchline.models.analytics import BatchReport, DurationBin, Percentiles
-from batchline.models.batches import BatchResponse
+from batchline.models.batches import BatchError, BatchResponse
+from batchline.models.status import TERMINAL, BatchStatus
 from batchline.orchestration.outcome import outcome_message
 from batchline.steps.engine import Engine
+from batchline.steps.hold import BatchHold
 from batchline.steps.meter import Reading, speed
 from batchline.steps.report.words import duration
 from batchline.storage import layout
@@ -27,6 +29,9 @@ BAR = 30
 """Characters of the longest bar of a picture."""
 
 MOST_BINS = 24
+
+MOST_ERRORS = 100
+"""Errors listed in the outcome; `batchline show` and `validate` print all of them."""
 
 
 class ProgressArtifact:
@@ -40,8 +45,25 @@ class ProgressArtifact:
 
     def show(self, reading: Reading, client: SyncPrefectClient) -> None:
         """Show how far the batch has come, where that has changed."""
-        percent = round(100 * reading.settled / reading.total, 1)
-        words = _progress(reading)
+        self._put(round(100 * reading.settled / reading.total, 1), _progress(reading), client)
+
+    def end(self, hold: BatchHold) -> None:
+        """Show the last state of the batch, if progress was shown before."""
+        if self._id is None:
+            return
+        batch, (completed, failed) = hold.batch, hold.counts()
+        settled, total = completed + failed, batch.total
+        words = f"stopped: {settled:,} of {total:,} requests · {failed:,} failed · answers are saved"
+        if batch.status in TERMINAL:
+            settled, words = batch.completed + batch.failed, outcome_message(batch, None)
+        percent = 100.0 if batch.status is BatchStatus.COMPLETED else round(100 * settled / total, 1)
+        try:
+            with get_client(sync_client=True) as client:
+                self._put(percent, words, client)
+        except Exception as error:  # noqa: BLE001 - Prefect's client raises many kinds
+            log.debug("the end of %s was not shown: %s", self._key, error)
+
+    def _put(self, percent: float, words: str, client: SyncPrefectClient) -> None:
         if self._shown == (percent, words):
             return
         try:
@@ -89,6 +111,8 @@ def outcome_page(engine: Engine, batch: BatchRecord, report: BatchReport | None)
     """The outcome as Markdown: how it ended, what it used, how long requests took, what failed, and its files."""
     blocks = [f"# {cell(batch.input_filename)}", f"**{cell(outcome_message(batch, report))}**"]
     blocks.append("\n".join(_about(batch, report)))
+    if batch.errors:
+        blocks += ["## Errors", "\n".join(errors_table(batch.errors))]
     if report is not None and report.durations:
         blocks += ["## How long requests took", _points(report), _picture(report.durations)]
     if report is not None and report.failures:
@@ -121,6 +145,17 @@ def _summary(batch: BatchResponse, report: BatchReport | None) -> Iterator[tuple
         tokens = f"{usage.total_tokens:,}: prompt {usage.total_prompt_tokens:,}, completion "
         yield "tokens", tokens + f"{usage.total_completion_tokens:,}"
         yield "cost", usage.total_cost or f"no price is known for {_unpriced(report)}"
+
+
+def errors_table(errors: Sequence[BatchError]) -> Iterator[str]:
+    """Yield the lines of a Markdown table of the first errors; the last says how many more there are."""
+    yield "| line | code | parameter | what is wrong |"
+    yield "|--:|---|---|---|"
+    for each in errors[:MOST_ERRORS]:
+        line = "" if each.line is None else f"{each.line:,}"
+        yield f"| {line} | {cell(each.code or '')} | {cell(each.param or '')} | {cell(each.message)} |"
+    if len(errors) > MOST_ERRORS:
+        yield f"| | | | and {len(errors) - MOST_ERRORS:,} more |"
 
 
 def _unpriced(report: BatchReport | None) -> str:

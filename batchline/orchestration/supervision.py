@@ -131,6 +131,7 @@ class _Watch:
     def __exit__(self, *error: Any) -> None:
         self._over.set()
         self._thread.join()
+        self._artifact.end(self._hold)
 
     @property
     def is_leaving(self) -> bool:

@@ -6,15 +6,21 @@ from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterId,
+)
 from prefect.client.schemas.objects import Artifact
 from prefect.states import Cancelled
 
 from batchline import Batchline
 from batchline.flows.process_batch import process_batch
-from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
+from batchline.models.batches import BatchDwExtResponse, BatchError, CreateBatchRequest
 from batchline.models.errors import Interrupted, InvalidInput, NotFound
-from batchline.orchestration import events, supervision
+from batchline.orchestration import artifacts, events, supervision
+from batchline.orchestration.artifacts import MOST_ERRORS
 from batchline.orchestration.blocks import StorageBlock, UpstreamBlock, settings_of
 from batchline.orchestration.chains import chain
 from batchline.orchestration.crashes import batch_of_crash
@@ -39,7 +45,8 @@ def fails_some(number: int) -> str:
 
 
 def test_a_run_ends_with_its_outcome_its_figures_and_full_progress(simulator, engine_for, chat_file, monkeypatch):
-    monkeypatch.setattr(supervision, "SHOWN_EVERY_S", 0.1)
+    for pause in ("ASKED_EVERY_S", "SHOWN_EVERY_S", "TICK_S"):
+        monkeypatch.setattr(supervision, pause, 0.1)
     engine = engine_for(simulator(latency_s=0.2).base_url, upstream={"max_in_flight": 8})
     path = chat_file(60, prompt=fails_some).rename(chat_file(1).parent / "a|b <x> _c_.jsonl")
     stored = store_input_file(engine, path)
@@ -56,7 +63,37 @@ def test_a_run_ends_with_its_outcome_its_figures_and_full_progress(simulator, en
     assert "| invalid_request | 6 | 400: 6 |" in page
     figures = {row["figure"]: row["value"] for row in json.loads(shown["table"].data)}
     assert (figures["completed"], figures["failed"], figures["attempts"]) == (54, 6, 60)
-    assert 0 < shown["progress"].data <= 100
+    assert (shown["progress"].data, shown["progress"].description) == (100, "completed: 54 ok, 6 failed")
+
+
+def test_a_run_whose_input_is_invalid_shows_all_errors_and_a_failed_validate_task(simulator, engine_for, tmp_path):
+    engine = engine_for(simulator().base_url)
+    path = tmp_path / "bad.jsonl"
+    path.write_text("nonsense\n{}\n")
+    stored = store_input_file(engine, path)
+
+    with using_engine(engine):
+        state = process_batch(input_file_id=stored.id, return_state=True)
+
+    page = artifacts_of(state.state_details.flow_run_id)["markdown"].data
+    batch = engine.records.last_batch_of_flow_run(str(state.state_details.flow_run_id))
+    for error in batch.errors:
+        assert f"| {error.line} | {error.code.replace('_', chr(92) + '_')} |" in page
+    assert {error.line for error in batch.errors} == {1, 2}
+    with get_client(sync_client=True) as client:
+        (task,) = client.read_task_runs(
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+        )
+    assert (task.name, task.state.type.value, task.state.message) == ("validate", "FAILED", state.message)
+
+
+def test_many_errors_are_listed_up_to_a_limit_and_counted():
+    errors = [BatchError(code="invalid_json_line", line=n, message="not JSON") for n in range(1, MOST_ERRORS + 6)]
+
+    rows = list(artifacts.errors_table(errors))
+
+    assert len(rows) == 2 + MOST_ERRORS + 1
+    assert rows[-1].endswith("| and 5 more |")
 
 
 def test_each_turn_of_a_batch_is_an_event_with_its_figures(simulator, engine_for, chat_file, monkeypatch):
@@ -71,6 +108,7 @@ def test_each_turn_of_a_batch_is_an_event_with_its_figures(simulator, engine_for
     assert [event["event"] for event in told] == ["batch.created", "batch.in_progress", "batch.completed"]
     assert {event["resource"]["prefect.resource.id"] for event in told} == {f"batchline.batch.{batch.id}"}
     last = told[-1]["payload"]
+    assert last["message"] == "completed: 18 ok, 2 failed (invalid_request 2)"
     assert (last["completed"], last["failed"], last["failures"]) == (18, 2, {"invalid_request": 2})
     assert last["total_tokens"] == batch.analytics.total_tokens
 
@@ -79,8 +117,9 @@ def test_a_batch_that_will_be_late_is_told_of_once_with_what_is_done(
     simulator, engine_for, chat_file, monkeypatch
 ):
     told: list[dict[str, Any]] = []
-    monkeypatch.setattr(events, "emit_event", lambda **event: told.append(event))
-    monkeypatch.setattr(supervision, "SHOWN_EVERY_S", 0.1)
+    monkeypatch.setattr(events, "emit_event", lambda *stopped, **event: told.append(event))
+    for pause in ("ASKED_EVERY_S", "SHOWN_EVERY_S", "TICK_S"):
+        monkeypatch.setattr(supervision, pause, 0.1)
     monkeypatch.setattr(supervision, "AT_RISK_AFTER_S", 0.5)
     monkeypatch.setattr(supervision.Meter, "left_s", lambda self: 3_600.0)
     engine = engine_for(simulator(latency_s=0.2).base_url, upstream={"max_in_flight": 8})
@@ -89,7 +128,7 @@ def test_a_batch_that_will_be_late_is_told_of_once_with_what_is_done(
     with using_engine(engine):
         state = process_batch(input_file_id=stored.id, completion_window="1m", return_state=True)
 
-    (late,) = (event["payload"] for event in told if event["event"] == "batch.deadline_at_risk")
+    (late,) = (event["payload"] for event in told if event.get("event") == "batch.deadline_at_risk")
     assert 0 < late["completed"] < late["total"] == 60
     assert 3_500 < late["late_by_s"] < 3_600
     assert late["run_url"].endswith(f"/runs/flow-run/{state.state_details.flow_run_id}")

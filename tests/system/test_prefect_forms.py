@@ -1,6 +1,7 @@
 """Prefect's forms in a real browser, submitted as they open: runs start, blocks are made, keys are not shown."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -127,3 +128,33 @@ def test_a_value_of_another_type_is_refused_by_the_form(site: Site, pages: Prefe
 
     with pytest.raises(Refused, match="is not of type 'string'"):
         form.fill(metadata={"team": 1}).submit()
+
+
+def test_the_pages_of_a_run_whose_file_is_invalid_list_its_errors(
+    worked_site: Site, pages: PrefectPages, tmp_path: Path
+):
+    site, file = worked_site, worked_site.inbox / f"bad{pages.version.replace('/', '-')}.jsonl"
+    file.write_text("nonsense\n{}\n")
+    form = pages.deployment_form(deployment_of(site, "process-batch")["id"])
+
+    run_id = form.fill(input_uri=str(file)).submit()
+    run = ended(site, run_id)
+    artifacts = {each["type"]: each["id"] for each in artifacts_of(site, run_id)}
+    pages.open(f"/artifacts/artifact/{artifacts['markdown']}", wait_for="text=custom_id is missing")
+    listed = pages.text()
+    pages.picture(tmp_path / "outcome.png")
+    pages.open(f"/runs/flow-run/{run_id}", wait_for="text=validate")
+    pages.picture(tmp_path / "run.png")
+
+    (task,) = site.call("POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}})
+    assert (task["name"], task["state"]["type"]) == ("validate", "FAILED")
+    assert task["state"]["message"] == run["state"]["message"]
+    for expected in ("not JSON", "missing_required_parameter", "method is missing", "body is missing"):
+        assert expected in listed
+
+
+def artifacts_of(site: Site, run_id: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = site.call(
+        "POST", "/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run_id]}}}
+    )
+    return found
