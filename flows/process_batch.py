@@ -1,6 +1,7 @@
 """One batch as one flow run: validate, call chunk by chunk, aggregate, write."""
 
 import time
+from uuid import UUID
 
 from prefect import flow, get_run_logger
 from prefect.client.orchestration import get_client
@@ -18,7 +19,7 @@ from batchline.orchestration.blocks import BlockNames
 from batchline.orchestration.budgets import share_budgets
 from batchline.orchestration.crashes import batch_of_crash
 from batchline.orchestration.events import emit, report_stopped
-from batchline.orchestration.outcome import final_state, outcome_message, report_of, run_name
+from batchline.orchestration.outcome import LABEL, final_state, outcome_message, report_of, run_name
 from batchline.orchestration.run_log import tell_errors_plainly
 from batchline.orchestration.subflows import key_of_call
 from batchline.orchestration.supervision import supervised
@@ -165,11 +166,13 @@ def _plan(hold: BatchHold) -> Plan | None:
 
 
 def _name_run(batch: BatchRecord) -> None:
-    """Name the flow run after file and batch."""
-    name = run_name(batch)
-    if flow_run.id and flow_run.name != name:
-        with get_client(sync_client=True) as client:
-            client.update_flow_run(flow_run.id, name=name)
+    """Name the flow run after file and batch, and label it with the batch's id for those who started it."""
+    if not flow_run.id:
+        return
+    with get_client(sync_client=True) as client:
+        client.update_flow_run_labels(UUID(str(flow_run.id)), {LABEL: batch.id})
+        if flow_run.name != run_name(batch):
+            client.update_flow_run(UUID(str(flow_run.id)), name=run_name(batch))
 
 
 def _note_run(hold: BatchHold) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import cast
+from typing import Final, cast
 
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import ValidationError
@@ -17,6 +17,9 @@ from batchline.steps.lifecycle import read_report
 from batchline.storage.records import BatchRecord
 
 log = logging.getLogger(__name__)
+
+LABEL: Final = "batchline.batch_id"
+"""The label of a flow run that names its batch."""
 
 
 def report_of(engine: Engine, batch_id: str) -> BatchReport | None:
