@@ -84,6 +84,8 @@ def open_inbox(uri: str, settings: Settings) -> tuple[Inbox, str]:
 
     Raises `InvalidInput` where the folder, or those beside it, are below no allowed root.
     """
+    if not uri.strip():
+        raise InvalidInput("uri is empty; name the folder to watch, such as s3://bucket/inbox/", param="uri")
     folder, pattern = _parts(uri)
     if not folder.startswith("s3://"):
         from batchline.storage.inbox_local import LocalInbox  # noqa: PLC0415 - beside its alternative

@@ -609,6 +609,7 @@ OUTSIDE = [
     ("{beside}/../x", "no allowed root|dotted name"),
     ("/", "no allowed root"),
     ("s3://other/inbox", "no allowed root"),
+    ("", "is empty"),
     ("s3://", "no bucket"),
     ("s3://*.jsonl", "no bucket"),
     ("{beside}/outbox", "watch one of another name"),
