@@ -55,6 +55,33 @@ def result_line(
     return line if line.isascii() else with_separators_escaped(line)
 
 
+class ResultParts(msgspec.Struct, frozen=True, gc=False):
+    """What a line of an output or error file says; `body` is its JSON text, None if there was no answer."""
+
+    body: bytes | None
+    code: str | None
+    message: str | None
+
+
+class _Error(msgspec.Struct):
+    code: str
+    message: str = ""
+
+
+_decode_error = msgspec.json.Decoder(_Error | None).decode
+_RESPONSE, _BODY, _ERROR = b',"response":', b',"body":', b',"error":'
+
+
+def split_result(line: bytes) -> ResultParts:
+    """Take a line that `result_line` wrote apart without reading its body, which may be anything that is JSON."""
+    # Quotes within texts are escaped, so these are the line's own members: the first and the last of their names.
+    start, end = line.index(_RESPONSE) + len(_RESPONSE), line.rindex(_ERROR)
+    error = _decode_error(line[end + len(_ERROR) :].rstrip()[:-1])
+    is_answered = not line.startswith(b"null", start)
+    body = line[line.index(_BODY, start) + len(_BODY) : end - 1] if is_answered else None
+    return ResultParts(body, *((None, None) if error is None else (error.code, error.message)))
+
+
 def with_separators_escaped(text: bytes) -> bytes:
     """Return the JSON text with U+2028, U+2029 and U+0085 written as escapes; its value stays the same."""
     # Searching the decoded text is up to ten times faster than searching the bytes: CPython looks for a single

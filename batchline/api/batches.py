@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import chain
 from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Header, Query
@@ -18,7 +18,6 @@ from batchline.api.places import FairRoute, in_turn, run_aside
 from batchline.models.analytics import BatchAnalytics
 from batchline.models.batches import (
     BatchResponse,
-    BatchResultItem,
     BatchResultsQuery,
     CreateBatchRequest,
     RetryRequestsRequest,
@@ -26,10 +25,12 @@ from batchline.models.batches import (
 from batchline.operations import Batchline
 from batchline.operations.batches import POLL_S
 from batchline.operations.expiry import Expiry
+from batchline.operations.result import Result
 
 router = APIRouter(prefix="/v1/batches", tags=["Batches"], route_class=FairRoute)
 
 ITEMS_AT_ONCE: Final = 100
+BLOCK_BYTES: Final = 2**20
 LINES: Final = "application/x-ndjson"
 EXAMPLE = "batch-0192f0c1a5"
 
@@ -83,14 +84,22 @@ def read_analytics(batch_id: str, client: Here) -> Response:
 )
 def read_results(batch_id: str, query: Annotated[BatchResultsQuery, Query()], client: Here) -> Response:
     """Tell what became of each request, also while the batch runs; each line is a `BatchResultItem`."""
-    lines = _lines(client.batches.results(batch_id, **query.model_dump()))
+    lines = _lines(client.batches.result_texts(batch_id, **query.model_dump()))
     first = next(lines, b"")
     return StreamingResponse(in_turn(chain([first], lines)), media_type=LINES)
 
 
-def _lines(items: Iterator[BatchResultItem]) -> Iterator[bytes]:
-    while block := b"".join(item.to_json() + b"\n" for item in islice(items, ITEMS_AT_ONCE)):
-        yield block
+def _lines(results: Iterator[Result]) -> Iterator[bytes]:
+    """The results as lines, some at a time; few if their bodies are long."""
+    held: list[bytes] = []
+    size = 0
+    for result in results:
+        held.append(result.to_json() + b"\n")
+        size += len(held[-1])
+        if len(held) >= ITEMS_AT_ONCE or size >= BLOCK_BYTES:
+            yield b"".join(held)
+            held, size = [], 0
+    yield b"".join(held)
 
 
 async def deleted(client: Batchline, batch_id: str) -> None:

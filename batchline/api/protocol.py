@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from typing import Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -23,6 +24,24 @@ STALL_S: Final = 120.0
 """How long a client may leave an answer unread that has filled what lies between."""
 
 
+MOST_CONNECTIONS: Final = 2_000
+"""Open connections; if there are more, the one that has been idle for longest is closed."""
+
+FILES: Final = MOST_CONNECTIONS + 2_000
+"""Open files that a server should be allowed: connections from clients, to upstreams, storage and the database."""
+
+_idle: Final[dict[Protocol, None]] = {}
+"""Connections of this process on which no request is under way, by the time at which they came to be so."""
+
+
+def raise_file_limit() -> None:
+    """Let this process open as many files as it needs, so far as the system's hard limit allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 class Protocol(HttpToolsProtocol):
     """Closes connections that hold a place and do not use it, or a head without an end."""
 
@@ -35,11 +54,15 @@ class Protocol(HttpToolsProtocol):
         """Wait for the first request."""
         super().connection_made(transport)
         self._close_in(HEAD_S)
+        _idle[self] = None
+        if len(self.connections) > MOST_CONNECTIONS:
+            next(iter(_idle)).transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
         self._go_on()
         self._is_read()
+        _idle.pop(self, None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -72,6 +95,7 @@ class Protocol(HttpToolsProtocol):
         """Leave the time to the app."""
         self._go_on()
         self._head_bytes = None
+        _idle.pop(self, None)
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -82,6 +106,8 @@ class Protocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Wait for the rest of a body that nobody wants any more, but not for long."""
         super().on_response_complete()
+        if not self.transport.is_closing():
+            _idle[self] = None
         if self.cycle.more_body:
             self._close_in(LINGER_S)
 

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 
 from batchline.api.app import create_app
 from batchline.api.door import is_loopback
-from batchline.api.protocol import Protocol
+from batchline.api.protocol import Protocol, raise_file_limit
 from batchline.models.errors import InvalidInput
 from batchline.models.signals import StopSignals
 from batchline.operations import Batchline
@@ -82,6 +82,7 @@ class Server:
     def run(self) -> None:
         """Serve until SIGINT, SIGTERM or `stop`; then stop the batches that run, which can go on later."""
         sys.setswitchinterval(SWITCH_S)
+        raise_file_limit()
         with self._listener:
             self._server.run(sockets=[self._listener])
 

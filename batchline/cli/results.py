@@ -2,9 +2,9 @@
 
 import csv
 import io
+import re
 import sys
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal
 
@@ -21,6 +21,7 @@ from batchline.models.batches import BatchResultItem
 from batchline.models.errors import InvalidInput
 from batchline.models.wire import json_text
 from batchline.operations import Batchline
+from batchline.operations.result import Result
 
 Format = Literal["table", "jsonl", "csv", "parquet"]
 FIELDS = ("id", "custom_id", "model", "status", "error", "input_body", "response_body")
@@ -33,6 +34,9 @@ COLUMNS = (
 )
 COLOURS = {"completed": "green", "failed": "red", "expired": "red", "cancelled": "yellow"}
 ITEMS_AT_ONCE = 1_000
+BLOCK_BYTES = 64 * 2**20
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 SHOWN = 100
 TEXT_CHARACTERS = 200
 
@@ -75,13 +79,14 @@ def results(
         check_free(output)
     if kind == "table" and limit is None:
         limit = SHOWN
-    items = Batchline(source="cli").batches.results(batch_id, skip=skip, limit=limit, search=search, status=status)
+    query = {"skip": skip, "limit": limit, "search": search, "status": status}
+    items = Batchline(source="cli").batches.result_texts(batch_id, **query)
     if output is not None:
         _save(items, kind, output, batch_id, json=json)
     elif json:
         print_list(item.to_json() for item in items)
     elif kind == "table":
-        print_rows(map(_row, items), COLUMNS, none="no requests")
+        print_rows((_row(each.to_item()) for each in items), COLUMNS, none="no requests")
     else:
         sys.stdout.flush()
         _write(items, kind, sys.stdout.buffer)
@@ -134,7 +139,7 @@ def _texts(output: object) -> Iterable[str]:
     return []
 
 
-def _save(items: Iterator[BatchResultItem], kind: Format, output: Path, batch_id: str, *, json: bool) -> None:
+def _save(items: Iterator[Result], kind: Format, output: Path, batch_id: str, *, json: bool) -> None:
     with new_file(output) as file:
         count = _write(items, kind, file)
     if json:
@@ -144,44 +149,66 @@ def _save(items: Iterator[BatchResultItem], kind: Format, output: Path, batch_id
         messages().print(f"wrote {count:,} results to {output}", markup=False)
 
 
-def _write(items: Iterator[BatchResultItem], kind: Format, file: BinaryIO) -> int:
+def _write(items: Iterator[Result], kind: Format, file: BinaryIO) -> int:
     """Write the items a thousand at a time; how many there were."""
     if kind == "parquet":
         return _write_parquet(items, file)
     count = 0
     if kind == "csv":
-        file.write(_csv([FIELDS]))
-    while block := list(islice(items, ITEMS_AT_ONCE)):
-        count += len(block)
-        file.write(
-            _csv(map(_fields, block)) if kind == "csv" else b"".join(item.to_json() + b"\n" for item in block)
-        )
+        file.write(_csv(FIELDS))
+    for item in items:
+        count += 1
+        file.write(_csv(map(_harmless, _fields(item))) if kind == "csv" else item.to_json() + b"\n")
     return count
 
 
-def _csv(rows: Iterable[Iterable[object]]) -> bytes:
+def _csv(row: Iterable[str | None]) -> bytes:
     text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
+    csv.writer(text).writerow(row)
     return text.getvalue().encode()
 
 
-def _fields(item: BatchResultItem) -> list[str | None]:
-    """The item's fields; bodies as JSON."""
-    bodies = (item.input_body, item.response_body)
-    shown = [None if body is None else json_text(body) for body in bodies]
-    error = None if item.error is None else item.error.encode(errors="backslashreplace").decode()
-    return [item.id, item.custom_id, item.model, item.status, error, *shown]
+def _harmless(text: str | None) -> str | None:
+    """The text of a cell that no spreadsheet takes for a formula, without control characters.
+
+    Spreadsheets run what begins with `=`, `+`, `-` or `@`; an apostrophe before it makes it a text (OWASP, CSV
+    injection). Numbers stay as they are.
+    """
+    if not text:
+        return text
+    text = CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return f"'{text}" if text[0] in "=+-@" and not NUMBER.fullmatch(text) else text
 
 
-def _write_parquet(items: Iterator[BatchResultItem], file: BinaryIO) -> int:
+def _fields(item: Result) -> list[str | None]:
+    """The item's fields; bodies as JSON, byte for byte."""
+    shown = [None if text is None else text.decode() for text in (item.input_text, item.response_text)]
+    return [item.id, item.custom_id, item.model, item.status, item.error, *shown]
+
+
+def _write_parquet(items: Iterator[Result], file: BinaryIO) -> int:
     import pyarrow as pa  # noqa: PLC0415 - half a second that the other formats spare
     import pyarrow.parquet as pq  # noqa: PLC0415 - as above
 
     schema = pa.schema([(name, pa.string()) for name in FIELDS])
     count = 0
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        while block := list(islice(items, ITEMS_AT_ONCE)):
+        for block in _blocks(items):
             count += len(block)
             columns = zip(*map(_fields, block), strict=True)
             writer.write_table(pa.table([pa.array(column, pa.string()) for column in columns], schema=schema))
     return count
+
+
+def _blocks(items: Iterator[Result]) -> Iterator[list[Result]]:
+    """The items a thousand at a time; fewer if their bodies are long."""
+    block: list[Result] = []
+    size = 0
+    for item in items:
+        block.append(item)
+        size += len(item.input_text or b"") + len(item.response_text or b"")
+        if len(block) == ITEMS_AT_ONCE or size >= BLOCK_BYTES:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block

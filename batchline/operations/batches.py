@@ -25,6 +25,7 @@ from batchline.operations.access import EVERYTHING, Access
 from batchline.operations.checks import checked, idempotency
 from batchline.operations.expiry import ExpiresAfter, seconds_of
 from batchline.operations.pages import Page
+from batchline.operations.result import Result
 from batchline.operations.results import results
 from batchline.operations.runner import Starter
 from batchline.steps.engine import Engine
@@ -259,8 +260,13 @@ class Batches:
         status: str | None = None,
     ) -> Iterator[BatchResultItem]:
         """What became of each request, in input order, also while the batch runs; raises `NotFound`."""
-        query = checked(BatchResultsQuery, skip=skip, limit=limit, search=search, status=status)
-        return results(self._engine, self.record(batch_id), query)
+        found = self.result_texts(batch_id, skip=skip, limit=limit, search=search, status=status)
+        return (each.to_item() for each in found)
+
+    def result_texts(self, batch_id: str, **query: Any) -> Iterator[Result]:
+        """The same with the bodies as they stand in the files, whatever their size: nothing is made of them."""
+        asked = checked(BatchResultsQuery, **query)
+        return results(self._engine, self.record(batch_id), asked)
 
     def wait(
         self, batch_id: str, *, timeout_s: float | None = None, poll_interval_s: float = POLL_S

@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from batchline.models.batches import BatchResultItem, BatchResultsQuery
+from batchline.models.batches import BatchResultsQuery
 from batchline.models.errors import InputChanged, NotFound, StorageFault
 from batchline.models.failures import ErrorCode
 from batchline.models.ids import request_prefix
-from batchline.models.lines import split_line
+from batchline.models.json_scan import NotJSONError
+from batchline.models.lines import ResultParts, split_line, split_result
 from batchline.models.plan import OPEN_CHUNKS, Chunk, Plan, Stretch
 from batchline.models.status import TERMINAL
+from batchline.operations.result import Result
 from batchline.steps.engine import Engine
 from batchline.steps.figures import Figures, custom_id_text
 from batchline.steps.merge import row_groups
@@ -62,7 +63,7 @@ class _Row(msgspec.Struct, frozen=True, gc=False):
     text: bytes | None = None
 
 
-def results(engine: Engine, batch: BatchRecord, query: BatchResultsQuery) -> Iterator[BatchResultItem]:
+def results(engine: Engine, batch: BatchRecord, query: BatchResultsQuery) -> Iterator[Result]:
     """The results that the query asks for; none before the batch is validated.
 
     What goes while it is read, a chunk's segments when it gets its part and the parts when the batch comes to its
@@ -99,7 +100,7 @@ class _Reading:
         self._skip = 0 if self._wanted is None else query.skip
         self._left = query.limit
 
-    def items(self, engine: Engine, batch: BatchRecord, plan: Plan) -> Iterator[BatchResultItem]:
+    def items(self, engine: Engine, batch: BatchRecord, plan: Plan) -> Iterator[Result]:
         """The items from here on."""
         made = _Items(engine.store, plan)
         for row in _rows(engine, batch, plan, skip=self._at):
@@ -236,6 +237,9 @@ def _read_rows(
                 yield _Row(line, custom_id_text(parts.custom_id), model_of(parts.body), waiting)
 
 
+NO_ANSWER: Final = ResultParts(None, None, None)
+
+
 class _Items:
     """Makes items of rows, with the bodies read from the input and the result files."""
 
@@ -245,16 +249,17 @@ class _Items:
         self._requests = _Requests(store, plan)
         self._readers: dict[str, RangeReader] = {}
 
-    def item(self, row: _Row) -> BatchResultItem:
+    def item(self, row: _Row) -> Result:
         """The row with its bodies."""
-        body, error = _answer(self._text(row))
-        return BatchResultItem(
+        text = self._text(row)
+        parts = NO_ANSWER if text is None else split_result(text)
+        return Result(
             id=f"{self._prefix}{row.line}",
             custom_id=row.custom_id,
             model=row.model,
-            input_body=self._requests.body(row.line),
-            response_body=body,
-            error=error,
+            input_text=self._requests.body(row.line),
+            response_text=parts.body,
+            error=None if parts.code is None else f"{parts.code}: {parts.message}",
             status=row.status,
         )
 
@@ -264,24 +269,6 @@ class _Items:
         if row.key not in self._readers:
             self._readers[row.key] = RangeReader(self._store, row.key)
         return self._readers[row.key].read(row.start, row.end)
-
-
-def _answer(text: bytes | None) -> tuple[Any, str | None]:
-    """A result line's body, and its error in words."""
-    if text is None:
-        return None, None
-    line = _json(text)
-    error = line["error"]
-    body = line["response"]["body"] if line["response"] else None
-    return body, None if error is None else f"{error['code']}: {error['message']}"
-
-
-def _json(text: bytes | msgspec.Raw) -> Any:
-    """What the JSON says; text that is nested too deeply to be read stays text."""
-    try:
-        return json.loads(bytes(text))
-    except RecursionError:
-        return bytes(text).decode()
 
 
 class _Requests:
@@ -295,7 +282,7 @@ class _Requests:
         self._reader: RangeReader | None = None
         self._held: tuple[Stretch, list[bytes] | None] | None = None
 
-    def body(self, line: int) -> Any:
+    def body(self, line: int) -> bytes | None:
         """The body of the request on that line; None if the input file is gone or has changed there."""
         try:
             stretch = self._stretches[bisect_right(self._firsts, line) - 1]
@@ -305,7 +292,10 @@ class _Requests:
             return None
         if self._held[1] is None:
             return None
-        return _json(split_line(self._held[1][line - stretch.first_line]).body)
+        try:
+            return bytes(split_line(self._held[1][line - stretch.first_line]).body)
+        except NotJSONError:  # of a batch that was planned when lines might be deeper
+            return None
 
     def _checked(self, stretch: Stretch) -> list[bytes] | None:
         """The stretch's lines, or None if they are not the ones that the plan was made of."""

@@ -41,6 +41,11 @@ def raw(value: Any) -> Said:
     return _said("", text)
 
 
+def start_of(text: bytes) -> Said:
+    """The beginning of a JSON text that is too long to be laid out."""
+    return _said("", text[: 4 * MOST_LETTERS + 4].decode(errors="replace"))
+
+
 def _said(who: str, text: str) -> Said:
     return Said(who, text[:MOST_LETTERS], len(text) > MOST_LETTERS)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchline.models.failures import ErrorCode
-from batchline.models.lines import as_json_text, embeddable, encode_json, result_line
+from batchline.models.lines import as_json_text, embeddable, encode_json, result_line, split_result
 
 TEXT = st.text(st.characters(codec="utf-8"))
 JSON = st.recursive(
@@ -35,6 +35,20 @@ def test_a_line_holds_the_body_whatever_it_is_and_however_it_was_laid_out(body, 
         "response": {"status_code": 200, "request_id": "up-1", "body": body},
         "error": None,
     }
+
+
+@given(body=JSON, layout=LAYOUT, custom_id=TEXT, answer_id=TEXT, message=st.none() | TEXT.filter(bool))
+def test_a_line_is_taken_apart_without_its_body_being_read(body, layout, custom_id, answer_id, message):
+    text = embeddable(json.dumps({"error": None, "body": body, "response": 1}, **layout).encode())
+    code = None if message is None else "server_error"
+    fields = {"custom_id": encode_json(custom_id), "answer_id": answer_id, "error_code": code, "message": message}
+
+    answered = split_result(line(body=text, **fields))
+    unanswered = split_result(line(status_code=None, **fields))
+
+    assert json.loads(answered.body) == json.loads(text)
+    assert (answered.code, answered.message) == (unanswered.code, unanswered.message) == (code, message)
+    assert unanswered.body is None
 
 
 @given(st.binary())
