@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from batchline.api.errors import Refusal, answer_of, unavailable
-from batchline.api.places import SEAT
+from batchline.api.places import SEAT, Places
 
 MOST_AT_ONCE: Final = 1_000
 MOST_OF_A_MEMBER: Final = 250
@@ -21,6 +22,18 @@ PROBES: Final = frozenset({"/healthz", "/readyz"})
 BODY_BYTES: Final = 2**20
 NAMES_BYTES: Final = 64 * 2**20
 """Of a body that names requests, of which there may be a million."""
+
+STREAMED: Final = ("/content", "/results", "/results.jsonl", "/output.jsonl", "/errors.jsonl")
+"""What paths end with whose answers are streamed: each holds up to 60 MB of a file."""
+
+STREAMS: Final = 64
+STREAMS_OF_A_MEMBER: Final = 4
+PLACE_S: Final = 60.0
+"""How long such a request waits for its place."""
+
+LONG_BODIES: Final = 2
+LONG_BODIES_OF_A_MEMBER: Final = 1
+"""Such bodies are held in memory; more of them wait."""
 
 IDLE_S: Final = 30.0
 START_S: Final = 60.0
@@ -43,6 +56,8 @@ class Bounds:
         self._most_at_once = most_at_once
         self._now = 0
         self._of_members: Counter[str] = Counter()
+        self._long_bodies = Places(LONG_BODIES, LONG_BODIES_OF_A_MEMBER)
+        self._streams = Places(STREAMS, STREAMS_OF_A_MEMBER)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand the request on, with a body that is bounded."""
@@ -63,12 +78,32 @@ class Bounds:
         self._now += 1
         self._of_members[member] += 1
         try:
-            await self._app(scope, _Body(receive, self._most_bytes(scope["path"])), send)
+            async with self._place(scope, member or None):
+                await self._app(scope, _Body(receive, self._most_bytes(scope["path"])), send)
+        except Refusal as refusal:
+            await answer_of(refusal)(scope, receive, send)
         finally:
             self._now -= 1
             self._of_members[member] -= 1
             if not self._of_members[member]:
                 del self._of_members[member]
+
+    @asynccontextmanager
+    async def _place(self, scope: Scope, member: str | None) -> AsyncIterator[None]:
+        """Hold a place for a request that takes much memory; raises `Refusal` (503)."""
+        places = None
+        if scope["path"].endswith("/retry-requests"):
+            places = self._long_bodies
+        elif scope["path"].endswith(STREAMED):
+            places = self._streams
+        async with AsyncExitStack() as held:
+            if places is not None:
+                try:
+                    async with asyncio.timeout(PLACE_S):
+                        await held.enter_async_context(places.place(member))
+                except TimeoutError:
+                    raise unavailable("you read too much at once; wait for some of it to end") from None
+            yield
 
     def _most_bytes(self, path: str) -> int | None:
         if self._takes_files(path):

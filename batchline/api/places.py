@@ -7,7 +7,7 @@ once waits for places of their own; who asks for little finds one free.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, nullcontext
 from contextvars import ContextVar
 from functools import wraps
@@ -16,11 +16,18 @@ from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
 
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from batchline.api.errors import Refusal
 
 THREADS: Final = 48
 THREADS_A_MEMBER: Final = 8
 POOL: Final = 64
 """Threads of the server's pool; what is above `THREADS` is left to key lookups."""
+
+MOST_OBJECTS: Final = 1_000
+"""Objects and arrays in the JSON of a request."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -92,6 +99,26 @@ class FairRoute(APIRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         super().__init__(path, endpoint if iscoroutinefunction(endpoint) else _aside(endpoint), **options)
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """What is called with each request."""
+        handle = super().get_route_handler()
+
+        async def handle_flat(request: Request) -> Response:
+            return await handle(_FlatRequest(request.scope, request.receive))
+
+        return handle_flat
+
+
+class _FlatRequest(Request):
+    """A request whose JSON holds few objects: what is made of brackets takes thirty times their size."""
+
+    async def json(self) -> Any:
+        """The body, read; raises `Refusal` for more objects and arrays than any body needs."""
+        body = await self.body()
+        if body.count(b"[") + body.count(b"{") > MOST_OBJECTS:
+            raise Refusal(400, f"the body has more than {MOST_OBJECTS} objects and arrays", code="invalid_value")
+        return await super().json()
 
 
 def _aside(handler: Callable[P, T]) -> Callable[P, Awaitable[T]]:

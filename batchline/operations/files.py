@@ -171,14 +171,15 @@ class Files:
         Raises `NotFound`, and `InvalidInput` for an endpoint that is not allowed.
         """
         engine, record = self._engine, self.record(file_id)
-        return validate_input(
-            lambda: engine.store.stream(record.key, 0, record.size_bytes),
-            batch_id="",
-            input_key=record.key,
-            endpoint=None if endpoint is None else engine.settings.checked_endpoint(endpoint),
-            settings=engine.settings,
-            max_errors=engine.settings.max_reported_errors,
-        )
+        with engine.checking:
+            return validate_input(
+                lambda: engine.store.stream(record.key, 0, record.size_bytes),
+                batch_id="",
+                input_key=record.key,
+                endpoint=None if endpoint is None else engine.settings.checked_endpoint(endpoint),
+                settings=engine.settings,
+                max_errors=engine.settings.max_reported_errors,
+            )
 
     def extent(self, file_id: str) -> Extent:
         """How much of the file can be read now; raises `NotFound`."""

@@ -4,9 +4,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from batchline.models.errors import InvalidInput
 from batchline.models.settings import Settings, load_settings
@@ -17,6 +17,8 @@ from batchline.upstream.transport import TransportFactory
 
 if TYPE_CHECKING:
     from batchline.steps.so_far import AnalyticsSoFar
+
+CHECKS_AT_ONCE: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,6 +33,8 @@ class Engine:
     store: ObjectStore
     records: Records
     open_transport: TransportFactory | None = None
+    checking: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(CHECKS_AT_ONCE))
+    """Held while a file is checked, which only computes: more checks at once keep other threads waiting."""
 
     @cached_property
     def caller(self) -> Caller:

@@ -31,6 +31,9 @@ from batchline.storage.records import BatchRecord, Doomed, FileChanges, FileReco
 
 log = logging.getLogger(__name__)
 
+TURN_S = 0.5
+"""Between looks whether a batch that waits to be checked is to stop."""
+
 VALIDATION_BLOCK_BYTES = 2**20
 
 
@@ -75,24 +78,33 @@ def _ended_early(hold: BatchHold) -> bool:
 def _validation(hold: BatchHold) -> Validation:
     batch, settings = hold.batch, hold.engine.settings
     key = hold.records.get_file(batch.input_file_id).key
-    return validate_input(
-        lambda: _until_stopped(hold, key),
-        batch_id=batch.id,
-        input_key=key,
-        endpoint=batch.endpoint,
-        settings=settings,
-        max_errors=settings.max_reported_errors,
-    )
+    while not hold.engine.checking.acquire(timeout=TURN_S):
+        _check_stopped(hold)
+    try:
+        return validate_input(
+            lambda: _until_stopped(hold, key),
+            batch_id=batch.id,
+            input_key=key,
+            endpoint=batch.endpoint,
+            settings=settings,
+            max_errors=settings.max_reported_errors,
+        )
+    finally:
+        hold.engine.checking.release()
 
 
 def _until_stopped(hold: BatchHold, key: str) -> Iterator[bytes]:
     """The input's blocks; raises `LeaseLost` or `Interrupted` once the run is to stop."""
     for block in hold.store.stream(key, block_bytes=VALIDATION_BLOCK_BYTES):
-        stopped = hold.run.stopped
-        if stopped is not None:
-            hold.check()
-            raise Interrupted(f"batch {hold.batch.id} stopped while its input was checked: {stopped.message}")
+        _check_stopped(hold)
         yield block
+
+
+def _check_stopped(hold: BatchHold) -> None:
+    stopped = hold.run.stopped
+    if stopped is not None:
+        hold.check()
+        raise Interrupted(f"batch {hold.batch.id} stopped while its input was checked: {stopped.message}")
 
 
 def fail_validation(hold: BatchHold, errors: Sequence[BatchError]) -> None:

@@ -120,8 +120,8 @@ def test_requests_of_one_member_at_once_are_bounded(served: Served, held: Held, 
     monkeypatch.setattr(bounds, "MOST_OF_A_MEMBER", 10)
     monkeypatch.setattr("batchline.api.files.estimate_stored", held)
     alice, bob = served.http(served.key("alice")), served.http(served.key("bob"))
-    many(lambda: alice.get("/v1/files/file-x/cost-estimate", timeout=60), 10)
-    refused = lambda: alice.get("/v1/files", timeout=MOST_S)  # noqa: E731
+    many(lambda: alice.get("/v1/files/file-x/cost-estimate", timeout=60), 15)  # one may meet the bound
+    refused = lambda: alice.get("/v1/batches", timeout=MOST_S)  # noqa: E731
     until(lambda: refused().status_code == 429)
 
     assert refused().headers["retry-after"] == "1"
@@ -154,6 +154,18 @@ def test_keys_that_nobody_has_are_looked_up_apart_from_those_in_use(served: Serv
 
     assert alice.get("/v1/files", timeout=MOST_S).status_code == 200
     assert held.begun == 2
+
+
+def test_a_body_of_brackets_is_refused_before_anything_is_made_of_it(served: Served):
+    alice = served.http(served.key("alice"))
+    body = b'{"request_ids":[' + b"[]," * 20_000_000 + b"1]}"
+
+    answer = alice.post(
+        "/v1/batches/batch-x/retry-requests", content=body, headers={"Content-Type": "application/json"}
+    )
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_value")
+    assert "objects and arrays" in answer.json()["error"]["message"]
 
 
 def test_connections_that_rest_make_room_for_those_that_come(served: Served, monkeypatch):
