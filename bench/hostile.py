@@ -55,7 +55,7 @@ class Attacker:
         self.url = url
         self.token = token
         self.over = threading.Event()
-        self._http = httpx.Client(
+        self.http = httpx.Client(
             headers={"Authorization": f"Bearer {token}"},
             timeout=120,
             trust_env=False,
@@ -65,7 +65,7 @@ class Attacker:
     def ask(self, method: str, path: str, **options: object) -> httpx.Response | None:
         """Send a request, whatever comes of it."""
         with suppress(httpx.HTTPError):
-            return self._http.request(method, f"{self.url}{path}", **options)  # type: ignore[arg-type]
+            return self.http.request(method, f"{self.url}{path}", **options)  # type: ignore[arg-type]
         return None
 
     def upload(self, name: str, content: bytes) -> str:
@@ -285,6 +285,10 @@ class Victim:
                 time.sleep(0.02)
         return taken
 
+    def close(self) -> None:
+        """Close the connection."""
+        self._http.close()
+
 
 @contextmanager
 def served(home: Path, upstream: str) -> Iterator[tuple[str, int, list[str]]]:
@@ -322,20 +326,26 @@ def suffer(attack: Callable[[Attacker], None], seconds: float) -> Outcome:
     """Run the attack for so many seconds against a new server, and tell what the other member met."""
     options = SimulatorOptions(latency_s=5.0)
     with (
+        ThreadPoolExecutor(1) as attacking,  # which ends last, when no server holds it up any more
         tempfile.TemporaryDirectory(prefix="hostile-") as home,
         Simulator(options) as upstream,
         served(Path(home), upstream.base_url) as (url, process, (theirs, ours)),
     ):
         victim, attacker = Victim(url, ours), Attacker(url, theirs)
-        thread = threading.Thread(target=attack, args=(attacker,), daemon=True)
-        thread.start()
+        attacking.submit(_attack, attack, attacker)
         try:
             time.sleep(SETTLE_S)
             taken = victim.work(seconds)
             peak_mb = _peak_mb(process)
         finally:
             attacker.over.set()
+            victim.close()
     return Outcome(statistics.quantiles(taken, n=20)[-1], max(taken), len(taken), peak_mb)
+
+
+def _attack(attack: Callable[[Attacker], None], attacker: Attacker) -> None:
+    with attacker.http:
+        attack(attacker)
 
 
 def _peak_mb(process: int) -> float:

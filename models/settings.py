@@ -173,6 +173,9 @@ class Settings(BaseSettings):
     max_line_bytes: int = Field(default=10_000_000, ge=1, description="Longest line of an input file.")
     max_requests: int = Field(default=1_000_000, ge=1, description="Most requests in an input file.")
     max_file_bytes: int = Field(default=10 * 2**30, ge=1, description="Largest input file, decompressed.")
+    max_member_bytes: int | None = Field(
+        default=None, ge=1, description="Input files that one member may keep, in bytes; not bounded by default."
+    )
     max_reported_errors: int = Field(default=1_000, ge=1, description="Entries in `batch.errors.data`.")
 
     source_roots: tuple[str, ...] = Field(

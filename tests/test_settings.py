@@ -49,6 +49,7 @@ PLAIN = {
     "max_requests": 7,
     "max_file_bytes": 8,
     "max_reported_errors": 9,
+    "max_member_bytes": 19,
     "chunk_requests": 10,
     "chunk_bytes": 11,
     "flush_interval_s": 12.5,

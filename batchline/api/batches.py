@@ -97,7 +97,7 @@ def _lines(results: Iterator[Result]) -> Iterator[bytes]:
         held.append(result.to_json() + b"\n")
         size += len(held[-1])
         if len(held) >= ITEMS_AT_ONCE or size >= BLOCK_BYTES:
-            yield b"".join(held)
+            yield b"".join(held) if len(held) > 1 else held[0]
             held, size = [], 0
     yield b"".join(held)
 

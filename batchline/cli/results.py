@@ -55,6 +55,9 @@ def results(
 ) -> None:
     """Print what became of each request, in input order; works while the batch runs.
 
+    In CSV, a text that a spreadsheet would run as a formula (one that begins with =, +, - or @ and is no number)
+    gets an apostrophe before it, and control characters are escaped. JSONL and Parquet have every text as it is.
+
     Parameters
     ----------
     batch_id:

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import msgspec
 
-from batchline.models.errors import InvalidInput, NotFound, StorageFault
+from batchline.models.errors import InvalidInput, NotFound, StorageFault, TooLarge
 from batchline.models.files import MAX_FILES, FileObject, FilePurpose, ListFilesQuery
 from batchline.operations.access import EVERYTHING, Access
 from batchline.operations.checks import checked
@@ -66,15 +66,24 @@ class Files:
             _check_purpose(asked.purpose)
             return seconds_of(asked.expires_after)
 
-        access = self._access
         return store_input(
             self._engine,
             content,
             filename=filename,
             expires_after=expires_after_s,
-            member_id=access.member_id,
-            max_bytes=access.max_upload_bytes,
+            member_id=self._access.member_id,
+            max_bytes=self._room_bytes(),
         ).to_object()
+
+    def _room_bytes(self) -> int | None:
+        """The largest file that the member may upload now, None if any; raises `TooLarge` if there is no room."""
+        access, most = self._access, self._engine.settings.max_member_bytes
+        if access.member_id is None or most is None:
+            return access.max_upload_bytes
+        room = most - self._engine.records.input_bytes(access.member_id)
+        if room <= 0:
+            raise TooLarge(f"your input files take up all of the {most:,} bytes that you may keep; delete some")
+        return room if access.max_upload_bytes is None else min(room, access.max_upload_bytes)
 
     def _stored(self, file: Upload, expires_after_s: int | None) -> FileRecord:
         engine, access = self._engine, self._access
@@ -89,7 +98,7 @@ class Files:
             filename=name,
             expires_after=lambda: expires_after_s,
             member_id=access.member_id,
-            max_bytes=access.max_upload_bytes,
+            max_bytes=self._room_bytes(),
         )
 
     def list(

@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, Select, Table, bindparam, insert, select, update
+from sqlalchemy import Connection, Row, Select, Table, bindparam, func, insert, select, update
 from sqlalchemy import delete as delete_from
 
 from batchline.models.errors import Conflict, NotFound
@@ -60,6 +60,13 @@ class FileRecords(Transactions):
         if row is None:
             raise NotFound(f"there is no file {file_id}")
         return FileRecord(**row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
+
+    def input_bytes(self, member_id: str) -> int:
+        """The size of all input files that the member keeps."""
+        statement = select(func.sum(files.c.size_bytes)).where(
+            files.c.member_id == member_id, files.c.purpose == "batch"
+        )
+        return int(self._read(lambda connection: connection.execute(statement).scalar()) or 0)
 
     def update_file(self, file_id: str, **fields: object) -> None:
         """Change a file's record."""

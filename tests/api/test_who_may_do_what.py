@@ -363,3 +363,20 @@ def test_no_larger_file_is_taken_than_the_key_allows(served: Served):
         client.files.create(file=b"x" * 1_001, purpose="batch")
     assert (raised.value.status_code, raised.value.code) == (413, "file_too_large")
     assert len(client.files.list().data) == 1
+
+
+def test_no_more_bytes_are_kept_for_a_member_than_the_settings_allow(serve):
+    served = serve(max_member_bytes=1_000)
+    alice, bob = served.openai(served.key("alice")), served.openai(served.key("bob"))
+    kept = alice.files.create(file=b"x" * 600, purpose="batch")
+
+    for size in (401, 10_000):
+        with pytest.raises(openai.APIStatusError) as raised:
+            alice.files.create(file=b"x" * size, purpose="batch")
+        assert (raised.value.status_code, raised.value.code) == (413, "file_too_large")
+    alice.files.create(file=b"x" * 400, purpose="batch")
+    with pytest.raises(openai.APIStatusError, match="all of the 1,000 bytes that you may keep; delete some"):
+        alice.files.create(file=b"x", purpose="batch")
+    assert bob.files.create(file=b"x" * 1_000, purpose="batch").bytes == 1_000
+    alice.files.delete(kept.id)
+    assert alice.files.create(file=b"x" * 600, purpose="batch").bytes == 600
