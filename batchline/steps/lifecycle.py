@@ -226,9 +226,17 @@ def finished_parts(hold: BatchHold, plan: Plan) -> list[Part]:
 
 
 def settle(hold: BatchHold) -> None:
-    """Make the batch `finalizing` (a batch that is being cancelled stays `cancelling`)."""
+    """Make the batch `finalizing`, with its counts of now (a batch that is being cancelled stays `cancelling`)."""
+    completed, failed = hold.counts()
     try:
-        hold.batch = hold.records.move(hold.batch.id, BatchStatus.FINALIZING, now=_now(), lease=hold.lease)
+        hold.batch = hold.records.move(
+            hold.batch.id,
+            BatchStatus.FINALIZING,
+            now=_now(),
+            lease=hold.lease,
+            completed=completed,
+            failed=failed,
+        )
     except LeaseLost:
         raise
     except Conflict:

@@ -74,6 +74,28 @@ def row_groups(
             yield file.read_row_group(group, columns=wanted.names).cast(wanted)
 
 
+def _with_earlier_attempts(new: pa.Table, old: pa.Table) -> pa.Table:
+    """Add the attempts of the same requests' rows before the retry, why they were repeated, and their waste."""
+    import pyarrow as pa  # noqa: PLC0415 - as above
+
+    names = ("attempts", "wasted_tokens", "retries", "error_code")
+    now, before = ({name: table[name].to_pylist() for name in names} for table in (new, old))
+    attempts, wasted, retries = [], [], []
+    for n, made in enumerate(before["attempts"]):
+        attempts.append(made + now["attempts"][n])
+        wasted.append(before["wasted_tokens"][n] + now["wasted_tokens"][n])
+        # The last attempt before is repeated only if the retry made one.
+        last = before["error_code"][n] if made and now["attempts"][n] else None
+        retries.append(",".join(filter(None, (before["retries"][n], last, now["retries"][n]))))
+    for name, values in (("attempts", attempts), ("wasted_tokens", wasted), ("retries", retries)):
+        place = new.schema.get_field_index(name)
+        field = schema().field(name)
+        new = new.set_column(
+            place, field, pa.array(values, pa.string() if name == "retries" else field.type).cast(field.type)
+        )
+    return new
+
+
 class _Overlay:
     """Rows in input order that take the place of earlier ones, handed out as far as they are needed."""
 
@@ -94,6 +116,7 @@ class _Overlay:
         while self._next is not None and self._next.table["line"][0].as_py() <= last:
             new = self._take(self._next, last)
             places = np.searchsorted(lines, new.table["line"].to_numpy())
+            new = new._replace(table=_with_earlier_attempts(new.table, table.take(pa.array(places))))
             taken[places] = behind + np.arange(new.table.num_rows)
             behind += new.table.num_rows
             pieces.append(new.table)

@@ -67,7 +67,7 @@ def _outcome(client: Batchline, batch: BatchRecord) -> dict[str, Any]:
 
 
 def _nothing_yet(batch: BatchRecord) -> dict[str, Any]:
-    return {"batch": batch, "report": None, "usage": batch.analytics}
+    return {"batch": batch, "report": None, "unanswered": {}, "usage": batch.analytics}
 
 
 def _input_file(client: Batchline, batch: BatchRecord) -> str | None:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,9 +12,11 @@ from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
 from batchline.models.errors import Interrupted
 from batchline.models.status import BatchStatus
 from batchline.steps.engine import Engine
-from batchline.steps.hold import held
+from batchline.steps.hold import BatchHold, held
 from batchline.steps.intake import create_batch, store_input_file
+from batchline.steps.lifecycle import measure
 from batchline.steps.local import run_local
+from batchline.steps.parts import Part
 from batchline.storage import layout
 from batchline.storage.records import BatchRecord
 
@@ -53,6 +55,22 @@ def test_analytics_account_for_every_token_that_the_server_counted(simulator, en
     assert batch.analytics.total_requests == 500
     assert batch.analytics.total_prompt_tokens == counted["prompt_tokens"]
     assert batch.analytics.total_completion_tokens == counted["completion_tokens"]
+
+
+def test_a_batch_whose_files_are_being_written_shows_the_counts_of_all_requests(
+    simulator, engine_for, chat_file, monkeypatch
+) -> None:
+    engine = engine_for(simulator().base_url)
+    seen: list[BatchRecord] = []
+
+    def measured(hold: BatchHold, parts: Sequence[Part]):
+        seen.append(engine.records.get_batch(hold.batch.id))
+        return measure(hold, parts)
+
+    monkeypatch.setattr("batchline.steps.lifecycle.measure", measured)
+    run_file(engine, chat_file(30, prompt=lambda n: "simulate:status=400" if n < 3 else "Question"))
+
+    assert [(each.status, each.completed, each.failed) for each in seen] == [(BatchStatus.FINALIZING, 27, 3)]
 
 
 FAULTS = ["rate_limited", "server_error", "unavailable", "dropped", "cut_off", "truncated", "html", "error_object"]

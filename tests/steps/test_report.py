@@ -31,7 +31,7 @@ from batchline.steps.intake import create_batch, store_input_file
 from batchline.steps.local import run_local
 from batchline.steps.report.page import make_page
 from batchline.steps.report.samples import Failure, Sample, read_samples
-from batchline.steps.report.words import TIMES
+from batchline.steps.report.words import TIMES, outcome, stretches
 from batchline.steps.retry import retry_batch
 from batchline.storage import layout
 from batchline.storage.records import BatchRecord
@@ -121,6 +121,44 @@ def test_the_tables_behind_the_charts_hold_every_request(mixed):
 # Endings
 
 
+OUTCOMES = [
+    ((5, 5, {}), "All 5 requests were answered."),
+    ((1, 0, {"timeout": 1}), "The one request failed."),
+    ((5, 3, {"timeout": 2}), "3 of 5 requests were answered, 2 failed."),
+    (
+        (2_000, 187, {"batch_cancelled": 1_810, "timeout": 3}),
+        "187 of 2,000 requests were answered, 3 failed, 1,810 were cancelled.",
+    ),
+    (
+        (4, 1, {"batch_cancelled": 1, "batch_expired": 2}),
+        "1 of 4 requests was answered, 1 was cancelled, 2 expired.",
+    ),
+    ((1, 0, {"batch_cancelled": 1}), "The one request was cancelled."),
+    ((3, 0, {"batch_expired": 3}), "None of the 3 requests was answered: 3 expired."),
+]
+
+
+@pytest.mark.parametrize(("counts", "sentence"), OUTCOMES, ids=[sentence for _, sentence in OUTCOMES])
+def test_an_outcome_tells_failed_requests_from_unanswered_ones(counts, sentence):
+    total, completed, failures = counts
+    batch = ended(total=total, completed=completed, failed=total - completed)
+    assert outcome(batch, BatchReport(failures=failures)) == sentence
+
+
+@pytest.mark.parametrize(
+    ("parts", "whole", "found"),
+    [
+        ([(999_000, "good"), (1_000, "bad")], 1_000_000, [("good", 0, 98), ("bad", 98, 2)]),
+        ([(1_000, "good"), (1_000, "bad")], 1_000_000, [("good", 0, 2), ("bad", 2, 2)]),
+        ([(1, "good"), (999_999, "bad")], 1_000_000, [("good", 0, 2), ("bad", 2, 98)]),
+        ([(3, "good"), (0, "bad")], 6, [("good", 0, 50)]),
+        ([(0, "good"), (0, "bad")], 0, []),
+    ],
+)
+def test_no_part_of_a_bar_is_too_small_to_be_seen(parts, whole, found):
+    assert stretches(parts, whole, 2) == found
+
+
 def assert_told(engine, batch, *words):
     page = page_of(engine, batch)
     assert batch.status.capitalize() in page.words()
@@ -149,7 +187,7 @@ def test_a_batch_that_expired(simulator, engine_for, chat_file):
     engine.records.update(batch.id, expires_at=int(time.time()) + 2)
     ended = run_local(engine, batch.id)
     assert ended.status is BatchStatus.EXPIRED
-    assert_told(engine, ended, "None of the 20 requests was answered.", "batch_expired")
+    assert_told(engine, ended, "None of the 20 requests was answered: 20 expired.", "batch_expired")
 
 
 def test_a_batch_that_was_cancelled(simulator, engine_for, chat_file):

@@ -46,6 +46,20 @@ NAMELESS = """() => {
 }"""
 """What can be used and has no name, tables without headers, landmarks that are missing, ids that stand twice."""
 
+REDDISH = """async (png) => {
+  const image = new Image();
+  image.src = `data:image/png;base64,${png}`;
+  await image.decode();
+  const canvas = new OffscreenCanvas(image.width, image.height);
+  const pen = canvas.getContext("2d");
+  pen.drawImage(image, 0, 0);
+  const { data } = pen.getImageData(0, 0, image.width, image.height);
+  let count = 0;
+  for (let at = 0; at < data.length; at += 4) count += data[at] > 60 + Math.max(data[at + 1], data[at + 2]);
+  return count;
+}"""
+"""Pixels of a picture that are rather red."""
+
 DROP = """({name, content}) => {
   const data = new DataTransfer();
   data.items.add(new File([content], name));

@@ -1,6 +1,7 @@
 """The pages in a real browser: a batch's life by mouse and by keys, what runs, phones, the dark, and strangers."""
 
 import json
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from looking import NAMELESS, TOO_FAINT, drop, tab_to
+from looking import NAMELESS, REDDISH, TOO_FAINT, drop, tab_to
 from serving import Served, root_of
 from some_requests import chat_line, requests_file
 
@@ -138,6 +139,40 @@ def test_the_list_follows_what_runs(serve, look: Look):
         page.wait_for_selector("tr.completed")
         assert "200 of 200" in page.inner_text("tr.completed")
         assert page.evaluate("() => document.activeElement.id") == f"open-{batch.id}"
+
+
+def test_a_thousand_failures_of_a_million_are_seen_in_each_bar(serve, look: Look):
+    served = serve()
+    file = served.client.files.create(file=("some.jsonl", lines(20, failing=2)))
+    batch = served.client.batches.create(input_file_id=file.id)
+    assert served.client.batches.wait(batch.id, timeout_s=60).status in TERMINAL
+    served.client.engine.records.update(batch.id, total=1_000_000, completed=999_000, failed=1_000)
+    for path, least in ((f"{root_of(served.url)}/", 3), (f"{root_of(served.url)}/batches/{batch.id}", 3)):
+        page = look(path)
+        bar, bad = page.locator("svg.bar").first, page.locator("svg.bar rect.bad").first
+        assert bad.bounding_box()["width"] >= least
+        red = look("about:blank").evaluate(REDDISH, b64encode(bar.screenshot()).decode())
+        assert red >= 6, path
+
+
+def test_a_server_that_is_gone_is_told_in_sight_and_nothing_turns(serve, look: Look):
+    served = serve(stand_in={"latency_s": 30}, grace_s=0)
+    file = served.client.files.create(file=("long.jsonl", lines(200)))
+    batch = served.client.batches.create(input_file_id=file.id)
+    page = look(f"{root_of(served.url)}/batches/{batch.id}", viewport={"width": 800, "height": 400})
+    page.wait_for_selector(".turning")
+    assert page.inner_text("#stale") == ""
+    page.evaluate("() => scrollTo(0, 10000)")
+
+    page.route("**/*", lambda route: route.abort())
+
+    page.wait_for_selector("body.stale")
+    assert page.inner_text("#stale").startswith("Not up to date: the server has not answered since ")
+    assert 0 <= page.locator("#stale").bounding_box()["y"] < 400
+    assert page.evaluate("() => getComputedStyle(document.querySelector('.turning')).animationName") == "none"
+    page.unroute("**/*")
+    page.wait_for_selector("body:not(.stale)")
+    assert page.evaluate("() => getComputedStyle(document.querySelector('.turning')).animationName") == "turn"
 
 
 def test_all_is_done_by_keyboard_alone(serve, look: Look, tmp_path: Path):

@@ -115,6 +115,50 @@ def test_a_running_batch_tells_how_far_it_is_and_can_be_cancelled(serve, tmp_pat
         assert "Cancelled" in over.words()
 
 
+def test_a_cancelled_batch_tells_unanswered_requests_from_failed_ones(serve, tmp_path):
+    served = serve(stand_in={"latency_s": 30}, grace_s=0)
+    file = served.client.files.create(file=requests_file(tmp_path / "r.jsonl", 40))
+    batch = served.client.batches.create(input_file_id=file.id)
+    until(lambda: served.simulator.counters()["received"])
+    served.client.batches.cancel(batch.id)
+    served.client.batches.wait(batch.id, timeout_s=60)
+    with Person(served.url.removesuffix("/v1")) as person:
+        page = person.open(f"/batches/{batch.id}")
+
+    words = page.words()
+    assert "None of the 40 requests was answered: 40 were cancelled." in words
+    assert "Failed 0 0 % Cancelled 40 100 %, not answered" in words
+    assert "What was not answered" in words
+    assert "Retry 40 requests" in words
+    assert "40 failed" not in words
+
+
+def test_a_retried_batch_counts_the_attempts_of_both_runs(served: Served, person: Person, tmp_path):
+    batch = made(served, tmp_path, 30)
+    served.client.batches.retry(batch.id)
+    served.client.batches.wait(batch.id, timeout_s=60)
+
+    page = person.open(f"/batches/{batch.id}")
+
+    assert "Attempts 40" in page.words()
+    assert "Last retry took" in page.words()
+    assert "answered" not in page.words().partition("Last retry took")[2].partition("Latency")[0]
+    repeated = next(table for table in page.tables if table[0][0] == "Repeated because of")
+    assert [row[:2] for row in repeated[1:]] == [["invalid_request", "10"]]
+    attempts = next(table for table in page.tables if table[0][0] == "Attempts")
+    assert [row[:2] for row in attempts[1:]] == [["1", "20"], ["2", "10"]]
+
+
+@pytest.mark.parametrize(("status", "is_offered"), [("", True), ("failed", True), ("completed", False)])
+def test_a_retry_of_ticked_requests_is_offered_where_one_can_be_ticked(
+    status: str, is_offered: bool, served: Served, person: Person, tmp_path
+):
+    batch = made(served, tmp_path)
+    page = person.open(f"/batches/{batch.id}/results", status=status)
+    assert ('id="retry-chosen"' in page.html) is is_offered
+    assert ('name="request_id"' in page.html) is is_offered
+
+
 @pytest.mark.parametrize("status", BatchStatus)
 def test_every_state_is_told_in_words(status, served: Served, person: Person):
     batch = unrun(served, status=status)

@@ -18,6 +18,9 @@ STEPS_S: Final = (
 LEAST: Final = 1e-9
 """What is below is drawn as nothing."""
 
+LEAST_PX: Final = 2.0
+"""Height of failures that would be too small to see beside what completed."""
+
 WIDE: Final = 1_000
 """Units that the width of a path's picture has; it is stretched to what there is."""
 
@@ -90,8 +93,8 @@ def histogram(report: BatchReport, *, height: float = 150.0) -> Histogram | None
             Column(
                 left=round((before + number) * width, 3),
                 width=round(width, 3),
-                completed=_scaled(found.completed, top, height),
-                failed=_scaled(found.failed, top, height),
+                completed=min(_scaled(found.completed, top, height), height - (LEAST_PX if found.failed else 0)),
+                failed=max(_scaled(found.failed, top, height), LEAST_PX if found.failed else 0),
                 label=f"{range_}: {_counted(found.completed, found.failed)}",
             )
         )
@@ -162,6 +165,11 @@ def timeline(report: BatchReport, *, height: float = 130.0, lower: float = 70.0)
     completed = [point.requests * by for point in points]
     ended = [(point.requests + point.failed) * by for point in points]
     top, levels = _levels(ended, height)
+    least = LEAST_PX * top / height
+    for n, point in enumerate(points):
+        if point.failed:
+            completed[n] = min(completed[n], top - least)
+            ended[n] = max(ended[n], completed[n] + least)
     rates = Panel(height, levels, [_area(completed, top, height)])
     if any(point.failed for point in points):
         rates.paths.append(_area(ended, top, height, completed))

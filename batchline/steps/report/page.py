@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from batchline.models.analytics import BatchReport, ModelFigures
 from batchline.steps.report.charts import histogram, timeline
 from batchline.steps.report.samples import Sample, read_samples
-from batchline.steps.report.words import FILTERS, MEANINGS, outcome
+from batchline.steps.report.words import FILTERS, MEANINGS, outcome, unanswered
 from batchline.steps.write import Manifest
 from batchline.storage import layout
 from batchline.storage.objects import ObjectStore
@@ -46,7 +46,8 @@ def told_of(batch: BatchRecord, report: BatchReport, samples: Mapping[str, Seque
         "batch": batch,
         "report": report,
         "usage": batch.analytics,
-        "outcome": outcome(batch),
+        "outcome": outcome(batch, report),
+        "unanswered": unanswered(batch, report),
         "took_s": _took_s(batch),
         "errors": (batch.errors or ())[:SHOWN_ERRORS],
         "samples": samples,

@@ -1,14 +1,15 @@
 """Figures, times and foreign text as the page shows them."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
+from itertools import accumulate
 from math import isfinite
 from typing import Any, Final
 
+from batchline.models.analytics import BatchReport
 from batchline.models.failures import ErrorCode
-from batchline.models.status import BatchStatus
 from batchline.steps import meter
 from batchline.storage.records import BatchRecord
 
@@ -30,6 +31,12 @@ MEANINGS: Final[Mapping[str, str]] = {
     ErrorCode.BATCH_CANCELLED: "not answered when the batch was cancelled",
     ErrorCode.BATCH_FAILED: "not sent, as the server refused everything",
 }
+
+UNANSWERED: Final[Mapping[str, str]] = {
+    ErrorCode.BATCH_CANCELLED: "cancelled",
+    ErrorCode.BATCH_EXPIRED: "expired",
+}
+"""Codes of requests that had no answer when the batch ended, which is no failure, and the word for them."""
 
 
 def count(number: float | None) -> str:
@@ -136,16 +143,48 @@ def statuses(counts: Mapping[int, int]) -> str:
     return ", ".join(f"{status}{TIMES}{number:,}" for status, number in named.items())
 
 
-def outcome(batch: BatchRecord) -> str:
-    """What came of the batch's requests, in a sentence."""
-    total, completed, failed = batch.total, batch.completed, batch.not_completed
-    if not failed:
+def outcome(batch: BatchRecord, report: BatchReport | None) -> str:
+    """Say in a sentence how the batch's requests ended."""
+    total, completed, rest = batch.total, batch.completed, unanswered(batch, report)
+    failed = total - completed - sum(rest.values())
+    if completed == total:
         return "The one request was answered." if total == 1 else f"All {total:,} requests were answered."
-    rest = "was not" if failed == 1 else "were not"
+    ends = [
+        f"{number:,} expired" if word == "expired" else f"{number:,} {'was' if number == 1 else 'were'} {word}"
+        for word, number in rest.items()
+    ]
+    if failed:
+        ends.insert(0, f"{failed:,} failed")
+    if total == 1:
+        return f"The one request {ends[0].removeprefix('1 ')}."
     if not completed:
-        return "The one request failed." if total == 1 else f"None of the {total:,} requests was answered."
-    verb = "failed" if batch.status is BatchStatus.COMPLETED else rest
-    return f"{completed:,} of {total:,} requests were answered, {failed:,} {verb}."
+        told = f"None of the {total:,} requests was answered"
+        return f"{told}." if failed == total else f"{told}: {', '.join(ends)}."
+    return (
+        f"{completed:,} of {total:,} requests {'was' if completed == 1 else 'were'} answered, {', '.join(ends)}."
+    )
+
+
+def unanswered(batch: BatchRecord, report: BatchReport | None) -> dict[str, int]:
+    """Return how many requests of a batch that is over ended without an answer, by the word for them."""
+    failures = report.failures if report is not None else {}
+    found = {word: failures[code] for code, word in UNANSWERED.items() if failures.get(code)}
+    if report is None and (rest := batch.total - batch.completed - batch.failed):
+        found[UNANSWERED.get(f"batch_{batch.status}", "not answered")] = rest
+    return found
+
+
+def stretches(shares: Sequence[tuple[float, str]], whole: float, least: float) -> list[tuple[str, float, float]]:
+    """Return class, left edge and width of a bar's parts, in per cent; none that is not 0 is below `least`."""
+    there = [(name, part) for part, name in shares if part > 0 and whole > 0]
+    widths = [max(100 * part / whole, least) for _, part in there]
+    if (over := sum(widths) - 100) > 0:  # the largest part gives what the small ones were widened by
+        widths[widths.index(max(widths))] -= over
+    lefts = accumulate(widths, initial=0.0)
+    return [
+        (name, round(left, 2), round(width, 2))
+        for (name, _), left, width in zip(there, lefts, widths, strict=False)
+    ]
 
 
 FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
@@ -162,4 +201,5 @@ FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
     "span": span,
     "speed": speed,
     "statuses": statuses,
+    "stretches": stretches,
 }

@@ -107,6 +107,9 @@ window.addEventListener("popstate", () => location.reload());
 // Following what runs
 
 const SLOWEST_S = 60;
+const PATIENCE_S = 20;
+const stale = document.getElementById("stale");
+let upToDateAt = new Date();
 let timer = 0;
 let failures = 0;
 
@@ -119,10 +122,14 @@ function plan(seconds) {
 }
 
 async function follow() {
-  if (document.hidden) return; // it goes on when it is looked at again
+  if (document.hidden) return; // visibilitychange starts it again
   const interval = Number(live()?.dataset.live ?? 0);
   try {
-    const answer = await fetch(location.href, { headers: { Accept: "text/html" }, cache: "no-store" });
+    const answer = await fetch(location.href, {
+      headers: { Accept: "text/html" },
+      cache: "no-store",
+      signal: AbortSignal.timeout(1000 * PATIENCE_S), // a server that hangs is as good as none
+    });
     if (answer.redirected) {
       location.reload();
       return;
@@ -134,13 +141,18 @@ async function follow() {
       }
       throw new Error(answer.headers.get("Retry-After") ?? "");
     }
-    renew(await answer.text());
+    const text = await answer.text();
+    upToDateAt = new Date();
     failures = 0;
     document.body.classList.remove("stale");
+    stale.textContent = "";
+    renew(text);
     plan();
   } catch (error) {
     failures += 1;
     document.body.classList.add("stale");
+    const at = upToDateAt.toLocaleTimeString(undefined, { timeZone: "UTC", hour12: false });
+    stale.textContent = `Not up to date: the server has not answered since ${at} UTC. Trying again.`;
     plan(Number(error.message) || Math.min(SLOWEST_S, interval * 2 ** failures));
   }
 }
