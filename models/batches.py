@@ -143,7 +143,9 @@ class RetryRequestsRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    request_ids: list[Text] = Field(min_length=1, examples=[["req-abc123-7"]])
+    request_ids: list[Text] = Field(
+        min_length=1, description="Request ids or custom_ids.", examples=[["req-abc123-7"]]
+    )
 
 
 Source = Literal["api", "frontend", "deployment", "cli", "sync"]

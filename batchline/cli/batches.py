@@ -113,7 +113,7 @@ def cancel(batch_id: str, /, *, wait: Flag = False, json: Flag = False) -> int:
     batch = client.batches.cancel(batch_id)
     record = client.batches.record(batch_id)
     if wait and batch.status not in TERMINAL:
-        record = follow(client, batch_id, until_left=True)
+        record = follow(client, batch_id, left_s=0)
         batch = record.to_response()
     is_left = bool(runner_note(record, now=client.engine.records.now(), lease_s=lease_s))
     then = ""
@@ -143,7 +143,7 @@ def retry(
     batch_id:
         Id of the batch.
     request_ids:
-        Ids of its failed requests, as the error file and `batches results` have them.
+        Ids or custom_ids of its failed requests, as the error file and `batches results` have them.
     run_:
         Run it now, as `batchline run` does.
     local:

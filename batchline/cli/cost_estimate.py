@@ -8,7 +8,7 @@ from batchline.cli.progress import Progress
 from batchline.cli.tables import Column, Row, described, print_rows
 from batchline.cli.words import plain
 from batchline.operations import Batchline
-from batchline.operations.estimate import CostEstimate, ModelEstimate, estimate_cost
+from batchline.operations.estimate import ATTACHMENT_TOKENS, CostEstimate, ModelEstimate, estimate_cost
 
 COLUMNS = (
     Column("model"),
@@ -71,6 +71,10 @@ def _cost(amount: str | None, found: CostEstimate) -> str:
 def _notes(found: CostEstimate) -> list[str]:
     """What the figures leave out."""
     notes = []
+    if found.attachments:
+        notes.append(
+            f"{found.attachments:,} images or files in base64 count as {ATTACHMENT_TOKENS:,} input tokens each"
+        )
     if found.unpriced_models:
         names = ", ".join(name or "(none)" for name in found.unpriced_models)
         notes.append(f"no price is known for {names}; set BATCHLINE_PRICES")

@@ -107,9 +107,27 @@ def _kind(asked: Format | None, output: Path | None, *, json: bool) -> Format:
     if asked is not None:
         return asked
     if output is not None:
-        kinds: dict[str, Format] = {".csv": "csv", ".parquet": "parquet"}
-        return kinds.get(output.suffix.lower(), "jsonl")
+        return _kind_by_name(output)
     return "table" if sys.stdout.isatty() else "jsonl"
+
+
+def _kind_by_name(output: Path) -> Format:
+    """The format that the file's name asks for; raises `InvalidInput` for an ending that stands for none."""
+    kinds: dict[str, Format] = {
+        "": "jsonl",
+        ".jsonl": "jsonl",
+        ".ndjson": "jsonl",
+        ".csv": "csv",
+        ".parquet": "parquet",
+    }
+    kind = kinds.get(output.suffix.lower())
+    if kind is None:
+        raise InvalidInput(
+            f"{output.name} ends in {output.suffix}, which is no format of results; let it end in .jsonl, .csv or "
+            ".parquet, or say --format",
+            param="output",
+        )
+    return kind
 
 
 def _row(item: BatchResultItem) -> Row:

@@ -86,16 +86,17 @@ def run(
             batch = _created(engine, wanted, progress) if wanted else engine.records.get_batch(str(resume))
             error = None if batch.status in TERMINAL else _run(engine, batch, progress, local=local)
         try:
-            ended = engine.records.get_batch(batch.id).to_response(include_analytics=True)
+            record = engine.records.get_batch(batch.id)
         except StorageFault as fault:
             _say_how_to_go_on(batch.id, error or fault, target, local=local)
             return Exit.STOPPED
+    ended = record.to_response(include_analytics=True)
     if error is not None and ended.status not in TERMINAL:
         _say_how_to_go_on(batch.id, error, target, local=local)
     if json:
         print_json(ended.model_dump_json())
     elif ended.status in TERMINAL:
-        print_summary(ended, report_of(engine, batch.id), engine)
+        print_summary(ended, report_of(engine, batch.id), engine, is_retried=bool(record.generation))
     return exit_of_batch(ended)
 
 
@@ -108,7 +109,12 @@ def _wanted(
     settings: Settings,
 ) -> _Wanted | None:
     """The new batch that the arguments ask for, none where they name one; raises `InvalidInput` for bad ones."""
-    if (file is None) == (resume is None):
+    if file is None and resume is None:
+        raise InvalidInput(
+            "nothing to run: give a FILE of requests, as in `batchline run requests.jsonl`, or --resume BATCH_ID; "
+            "`batchline run --help` lists the options"
+        )
+    if file is not None and resume is not None:
         raise InvalidInput("give either a FILE to run or --resume BATCH_ID, and not both")
     if file is None:
         options = {"--endpoint": endpoint, "--window": window, "--metadata": metadata}

@@ -31,7 +31,13 @@ def show(batch_id: str, /, *, json: Annotated[bool, Parameter(negative="", show_
     if json:
         print_json(batch.model_dump_json())
     else:
-        print_summary(batch, report_of(engine, batch_id), engine, places=tuple(_flow_runs(record)))
+        print_summary(
+            batch,
+            report_of(engine, batch_id),
+            engine,
+            places=tuple(_flow_runs(record)),
+            is_retried=bool(record.generation),
+        )
 
 
 def _flow_runs(batch: BatchRecord) -> Iterator[tuple[str, str]]:

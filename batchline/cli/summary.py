@@ -8,11 +8,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from batchline.cli.console import results
+from batchline.cli.grouping import grouped, places_of
 from batchline.models.analytics import BatchReport, Percentiles
 from batchline.models.batches import BatchResponse
 from batchline.models.status import TERMINAL, BatchStatus
 from batchline.steps.engine import Engine
-from batchline.steps.meter import span, speed
+from batchline.steps.meter import span
+from batchline.steps.report.words import speed, unanswered
 from batchline.storage import layout
 
 COLOURS = {BatchStatus.COMPLETED: "green", BatchStatus.FAILED: "red", BatchStatus.EXPIRED: "red"}
@@ -21,16 +23,25 @@ NAME_COLUMNS = 12
 
 
 def print_summary(
-    batch: BatchResponse, report: BatchReport | None, engine: Engine, *, places: tuple[tuple[str, str], ...] = ()
+    batch: BatchResponse,
+    report: BatchReport | None,
+    engine: Engine,
+    *,
+    places: tuple[tuple[str, str], ...] = (),
+    is_retried: bool = False,
 ) -> None:
     """Print a batch's figures, where its files and those other things are, and its errors."""
-    for name, value in (*_state_rows(batch), *_usage_rows(batch, report, engine), *_report_rows(report)):
+    for name, value in (
+        *_state_rows(batch, report, is_retried=is_retried),
+        *_usage_rows(batch, report, engine),
+        *_report_rows(report),
+    ):
         _print_row(name, value)
     for name, value in (*places, *_file_rows(batch, report, engine)):
         _print_row(name, escape(value), whole=True)
-    errors = batch.errors.data if batch.errors else []
+    errors = grouped(batch.errors.data if batch.errors else [], most=SHOWN_ERRORS)
     for error in errors[:SHOWN_ERRORS]:
-        where = f"line {error.line}: " if error.line else ""
+        where = f"{places_of(error.lines)}: " if error.lines else ""
         results().print(f"  {where}{error.message} ({error.code})", markup=False)
     if len(errors) > SHOWN_ERRORS:
         results().print(f"  and {len(errors) - SHOWN_ERRORS:,} more; `batchline validate FILE` prints all of them")
@@ -50,17 +61,23 @@ def _print_row(name: str, value: str, *, whole: bool = False) -> None:
     results().print(row)
 
 
-def _state_rows(batch: BatchResponse) -> Iterator[tuple[str, str]]:
+def _state_rows(
+    batch: BatchResponse, report: BatchReport | None, *, is_retried: bool
+) -> Iterator[tuple[str, str]]:
     yield "batch", batch.id
     yield "status", f"[{COLOURS.get(batch.status, 'yellow')}]{batch.status}[/]"
     counts = batch.request_counts
-    others = counts.total - counts.completed - counts.failed
-    rest = f", {others:,} {'not answered' if batch.status in TERMINAL else 'pending'}" if others else ""
-    yield "requests", f"{counts.total:,}: {counts.completed:,} completed, {counts.failed:,} failed{rest}"
+    rest = unanswered(report) if batch.status in TERMINAL else {}
+    if others := counts.total - counts.completed - counts.failed - sum(rest.values()):
+        rest["not answered" if batch.status in TERMINAL else "pending"] = others
+    ends = {"completed": counts.completed, "failed": counts.failed, **rest}
+    yield "requests", f"{counts.total:,}: {', '.join(f'{number:,} {word}' for word, number in ends.items())}"
     ended = batch.completed_at or batch.failed_at or batch.expired_at or batch.cancelled_at
     if ended and batch.in_progress_at:
-        took = max(1, ended - batch.in_progress_at)
-        yield "took", f"{span(took)}, {speed(counts.total / took)}"
+        took = span(max(1, ended - batch.in_progress_at))
+        # The report's rate counts from the first request to the last answer, over a retry's pause as well.
+        rate = report.requests_per_s if report is not None and not is_retried else None
+        yield "retry took" if is_retried else "took", f"{took}, {speed(rate)}" if rate else took
 
 
 def _usage_rows(batch: BatchResponse, report: BatchReport | None, engine: Engine) -> Iterator[tuple[str, str]]:

@@ -8,8 +8,8 @@ from cyclopts import Parameter
 
 from batchline.cli.console import messages, print_json, results
 from batchline.cli.exits import Exit
+from batchline.cli.grouping import ErrorGroup, grouped, places_of
 from batchline.cli.progress import Progress
-from batchline.models.batches import BatchError
 from batchline.models.settings import load_settings
 from batchline.steps.intake import input_blocks
 from batchline.steps.validate import Validation, validate_input
@@ -53,7 +53,7 @@ def validate(
 
 def _print(file: Path, found: Validation) -> None:
     console = results()
-    for error in found.errors:
+    for error in grouped(found.errors):
         console.print(f"{file}{_where(error)}: {error.message} ({error.code})", markup=False)
     if found.plan is None:
         count = f"{found.error_count:,} error{'s' if found.error_count > 1 else ''}"
@@ -67,5 +67,8 @@ def _print(file: Path, found: Validation) -> None:
     )
 
 
-def _where(error: BatchError) -> str:
-    return "" if error.line is None else f":{error.line}"
+def _where(error: ErrorGroup) -> str:
+    """The place as editors know it, or the lines in words if there are several."""
+    if not error.lines:
+        return ""
+    return f":{error.lines[0]}" if len(error.lines) == 1 else f": {places_of(error.lines)}"

@@ -12,14 +12,16 @@ from batchline.cli.show import show
 from batchline.models.status import TERMINAL, BatchStatus
 from batchline.operations import Batchline
 from batchline.operations.progress import runner_note
-from batchline.steps.meter import Reading, RecentRate, span, speed
+from batchline.steps.meter import SILENCE_S, Reading, RecentRate, span, speed
 from batchline.storage.records import BatchRecord
 
 LOOK_S = 0.5
+LEFT_S = 30.0
+"""Seconds for which a batch that no process runs is watched on: another may continue it."""
 
 
 def watch(batch_id: str, /, *, json: Flag = False) -> int:
-    """Follow a batch, whoever runs it, until it is over; the exit status is that of `run`.
+    """Follow a batch, whoever runs it, until it is over or has been left; the exit status is that of `run`.
 
     Parameters
     ----------
@@ -30,7 +32,7 @@ def watch(batch_id: str, /, *, json: Flag = False) -> int:
     """
     client = Batchline(source="cli")
     try:
-        batch = follow(client, batch_id)
+        batch = follow(client, batch_id, left_s=min(LEFT_S, client.engine.settings.lease_s))
     except KeyboardInterrupt:
         messages().print(
             f"watched no longer; to end the batch itself: batchline batches cancel {batch_id}",
@@ -38,18 +40,25 @@ def watch(batch_id: str, /, *, json: Flag = False) -> int:
             soft_wrap=True,
         )
         return Exit.STOPPED
+    if batch.status not in TERMINAL:
+        messages().print("watched no longer: no process runs the batch")
     show(batch_id, json=json)
     return exit_of_batch(batch.to_response())
 
 
-def follow(client: Batchline, batch_id: str, *, until_left: bool = False) -> BatchRecord:
-    """Show the batch's progress until it is over, or until nobody runs it where that is asked for."""
-    lease_s = client.engine.settings.lease_s
+def follow(client: Batchline, batch_id: str, *, left_s: float) -> BatchRecord:
+    """Show the batch's progress until it is over, or no process has run it for `left_s`.
+
+    One that waits for its first run is followed until its window has closed.
+    """
+    lease_s, since = client.engine.settings.lease_s, time.monotonic()
     with Following(messages()) as display:
         while True:
-            batch = client.batches.record(batch_id)
-            note = runner_note(batch, now=client.engine.records.now(), lease_s=lease_s)
-            if batch.status in TERMINAL or (note and until_left):
+            batch, now = client.batches.record(batch_id), client.engine.records.now()
+            note = runner_note(batch, now=now, lease_s=lease_s)
+            if not note or (batch.status is BatchStatus.VALIDATING and now < batch.expires_at and left_s):
+                since = time.monotonic()
+            if batch.status in TERMINAL or (note and time.monotonic() - since >= left_s):
                 return batch
             display.look(batch, note)
             time.sleep(LOOK_S)
@@ -83,7 +92,8 @@ class Following(Progress):
 
     def _read(self, batch: BatchRecord, note: str) -> Reading:
         settled = batch.completed + batch.failed
-        rate = None if note or batch.status is BatchStatus.FINALIZING else self._rate.per_s()
+        is_silent = self._rate.silent_s() > SILENCE_S
+        rate = None if note or is_silent or batch.status is BatchStatus.FINALIZING else self._rate.per_s()
         left = f"about {span(max(1.0, (batch.total - settled) / rate))} left" if rate else ""
         return Reading(
             settled=settled,

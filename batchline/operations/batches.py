@@ -33,7 +33,7 @@ from batchline.steps.intake import create_batch
 from batchline.steps.lifecycle import read_report
 from batchline.steps.local import run_local
 from batchline.steps.report.samples import Sample, read_samples
-from batchline.steps.retry import retry_batch
+from batchline.steps.retry import request_ids_of, retry_batch
 from batchline.steps.sweep import sweep_now
 from batchline.steps.write import read_manifest
 from batchline.storage import layout
@@ -232,13 +232,17 @@ class Batches:
     def retry_requests(
         self, batch_id: str, request_ids: Sequence[str], *, via: Via | None = "process"
     ) -> BatchResponse:
-        """Try those failed requests again; raises as `retry`, and `InvalidInput` that names ids that are none."""
+        """Retry the failed requests with these ids or custom_ids; raises as `retry`.
+
+        Raises `InvalidInput` that names the ids that are unknown or have not failed.
+        """
         asked = checked(RetryRequestsRequest, request_ids=list(request_ids))
         batch = self.record(batch_id)
+        ids = request_ids_of(self._engine, batch, asked.request_ids)
         if self._access.confined:
-            self._check_requests(batch.id, asked.request_ids)
+            self._check_requests(batch.id, ids)
         room = self._access.room(batch.member_id)
-        return self._started(retry_batch(self._engine, batch.id, asked.request_ids, room=room), via)
+        return self._started(retry_batch(self._engine, batch.id, ids, room=room), via)
 
     def _check_requests(self, batch_id: str, request_ids: Sequence[str]) -> None:
         """Raise `NotFound` for the first request of another batch, where that one is not to be seen."""

@@ -26,6 +26,15 @@ from batchline.steps.prices import PriceBook, Rates, Tariff, TokenCounts, as_tex
 from batchline.steps.stretches import stretches_of
 from batchline.steps.validate import BYTES_A_TOKEN
 
+ATTACHMENT_TOKENS: Final = 1_000
+"""Input tokens that an image or file in base64 is counted as: about those of a picture of a megapixel."""
+
+LEAST_CHARACTERS: Final = 16
+"""Different characters at the start of such a run; filler, as a row of one letter, has fewer."""
+
+_BASE64: Final = re.compile(rb"[A-Za-z0-9+/\\]{1000,}={0,2}")
+"""Text has spaces; a long run without any is an image, a file or sound, the slashes in it escaped or not."""
+
 WITHOUT_OUTPUT: Final = frozenset({"/v1/embeddings", "/v1/moderations"})
 """Endpoints whose answers are not generated, so that no output is billed."""
 
@@ -59,14 +68,16 @@ class ModelEstimate(WireModel):
 class CostEstimate(WireModel):
     """What a file's requests would use.
 
-    Input tokens are the requests' bytes divided by four: rough, but of the right order for English. A cost is
-    absent where a model has no price, `most` also where a request sets no limit to its answer. `currency` is
-    absent where prices are a person's own. `unreadable` lines are no requests and are not counted.
-    `file_id` and the totals are the names that Doubleword's clients read; there `unpriced_models` count as 0.
+    Input tokens are the requests' bytes divided by four: rough, but of the right order for English; each of the
+    `attachments` (images and files in base64) counts as `ATTACHMENT_TOKENS` instead. A cost is absent where a
+    model has no price, `most` also where a request sets no limit to its answer. `currency` is absent where prices
+    are a person's own. `unreadable` lines are no requests and are not counted. `file_id` and the totals are the
+    names that Doubleword's clients read; there `unpriced_models` count as 0.
     """
 
     requests: int
     unreadable: int
+    attachments: int = 0
     input_tokens: int
     output_tokens_at_most: int
     without_limit: int
@@ -101,13 +112,14 @@ class _Sums(msgspec.Struct):
 
     requests: int = 0
     size_bytes: int = 0
+    attachments: int = 0
     output_tokens: int = 0
     without_limit: int = 0
 
     @property
     def input_tokens(self) -> int:
-        """By their size."""
-        return self.size_bytes // BYTES_A_TOKEN
+        """By the size of their text and the number of what is attached."""
+        return self.size_bytes // BYTES_A_TOKEN + self.attachments * ATTACHMENT_TOKENS
 
 
 _decode = msgspec.json.Decoder(_Request).decode
@@ -175,12 +187,15 @@ class _Counting:
             self.unreadable += 1
             return
         tariff = self._book.tariff(model)
-        size_bytes = len(line) + 1
-        step = bisect_left(tariff.starts, size_bytes // BYTES_A_TOKEN) if tariff else 0
+        attached = [len(run) for run in _BASE64.findall(line) if len(set(run[:200])) > LEAST_CHARACTERS]
+        size_bytes = len(line) + 1 - sum(attached)
+        tokens = size_bytes // BYTES_A_TOKEN + len(attached) * ATTACHMENT_TOKENS
+        step = bisect_left(tariff.starts, tokens) if tariff else 0
         sums = self.sums[model].setdefault(step, _Sums())
         most = _most_output(request)
         sums.requests += 1
         sums.size_bytes += size_bytes
+        sums.attachments += len(attached)
         sums.output_tokens += most or 0
         sums.without_limit += most is None
 
@@ -197,6 +212,7 @@ class _Counting:
         return CostEstimate(
             requests=requests,
             unreadable=self.unreadable,
+            attachments=sum(sums.attachments for steps in self.sums.values() for sums in steps.values()),
             input_tokens=input_tokens,
             output_tokens_at_most=output_tokens,
             without_limit=without_limit,

@@ -61,7 +61,8 @@ class Watch:
             own = completed + failed if run is None else run.completed + run.failed
             per_s = self._rate(f"{batch.id} {batch.epoch}", own, batch)
         left = batch.total - completed - failed
-        left_s = left / per_s if per_s and left > 0 else None
+        is_waiting = bool(note) and (run is None or not run.in_flight)
+        left_s = left / per_s if per_s and left > 0 and not is_waiting else None
         return Progress(completed, failed, batch.total, per_s, left_s, run, note)
 
     def _held(self, batch_id: str) -> BatchHold | None:

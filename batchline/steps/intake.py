@@ -160,6 +160,7 @@ def _check_size(size: int, filename: str, settings: Settings, max_bytes: int | N
 
 def _plain_name(filename: str) -> str:
     """The name of what is stored: without directories and without the suffix of a compression."""
+    filename = filename.encode(errors="surrogateescape").decode(errors="replace")  # names need not be UTF-8
     name = PurePosixPath(filename.replace("\\", "/")).name
     return (name[: -len(_suffix(name))] if _suffix(name) in COMPRESSED else name) or "input.jsonl"
 

@@ -93,7 +93,8 @@ class Meter:
             words.insert(0, speed(rate))
         if self._rate.silent_s() > SILENCE_S and settled < total:
             words.append(f"no answer for {span(self._rate.silent_s())}")
-        return Reading(settled, total, failed, self._left(total - settled), " · ".join(words), progress.paused)
+        left = self._left(total - settled, is_waiting=bool(progress.paused) and not progress.in_flight)
+        return Reading(settled, total, failed, left, " · ".join(words), progress.paused)
 
     def left_s(self) -> float | None:
         """Seconds until all is settled at the rate of the last minute; none where that is unknown."""
@@ -101,11 +102,13 @@ class Meter:
         requests, rate = self._hold.batch.total - completed - failed, self._rate.per_s()
         return requests / rate if requests and rate and self._hold.run.stopped is None else None
 
-    def _left(self, requests: int) -> str:
+    def _left(self, requests: int, *, is_waiting: bool) -> str:
         if not requests:
             return "writing the files"
         if self._hold.run.stopped is not None:
             return "stopping"
+        if is_waiting or self._rate.silent_s() > SILENCE_S:
+            return ""  # the rate of before says nothing about when requests are sent again
         left_s = self.left_s()
         return f"about {span(max(1.0, left_s))} left" if left_s else ""
 

@@ -55,6 +55,21 @@ def retry_batch(
     return _start(engine, batch, chosen, room, unanswered=left)
 
 
+def request_ids_of(engine: Engine, batch: BatchRecord, names: Sequence[str]) -> list[str]:
+    """Return the names with the batch's custom_ids replaced by request ids; other names stay as they are."""
+    prefix = request_prefix(batch.id)
+    wanted = {name for name in names if not name.startswith(prefix)}
+    if not wanted or batch.final_prefix is None:
+        return list(names)
+    found: dict[str, str] = {}
+    key = layout.final_keys(batch.final_prefix).requests
+    for table in row_groups(engine.store, key, columns=("line", "custom_id")):
+        for line, custom_id in zip(table["line"].to_pylist(), table["custom_id"].to_pylist(), strict=True):
+            if custom_id in wanted:
+                found[custom_id] = f"{prefix}{line}"
+    return [found.get(name, name) for name in names]
+
+
 def _why_nothing(batch: BatchRecord) -> str:
     return "no request was sent" if batch.final_prefix is None else "every request succeeded"
 
@@ -100,7 +115,7 @@ def _chosen(batch: BatchRecord, request_ids: Sequence[str], lines: np.ndarray, o
         number = request_id.removeprefix(prefix)
         line = int(number) if number.isascii() and number.isdecimal() and len(number) < 19 else 0
         if not request_id.startswith(prefix):
-            wrong.append(f"{request_id[:80]!r} is no request of this batch")
+            wrong.append(f"{request_id[:80]!r} is no request of this batch and no custom_id in it")
         elif line not in outcomes or str(line) != number:
             wrong.append(f"{request_id[:80]!r} is unknown")
         elif outcomes[line]:

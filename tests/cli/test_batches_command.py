@@ -1,6 +1,7 @@
 """`batchline batches`: made, listed, cancelled, retried, downloaded, deleted; as people and programs see it."""
 
 import json
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -8,9 +9,10 @@ from pathlib import Path
 import pytest
 from typed import COMMAND, Terminal, batch_id_in, world
 
-from batchline.models.analytics import BatchAnalytics
+from batchline.models.analytics import BatchAnalytics, BatchReport
 from batchline.models.status import BatchStatus
 from batchline.operations.batches import Batches
+from batchline.steps.report.words import speed
 
 VERBS = {"create", "list", "show", "watch", "results", "download", "cancel", "retry", "resume", "delete"}
 
@@ -241,6 +243,43 @@ def test_named_requests_are_retried_at_once(ended):
     assert told.status == 3
 
 
+def test_requests_are_retried_by_their_custom_ids(ended):
+    lines = ended("batches", "results", ended.batch_id, "--status", "failed").out.splitlines()
+    failed = [json.loads(line) for line in lines]
+
+    told = ended("batches", "retry", ended.batch_id, failed[0]["custom_id"], failed[1]["id"], "--local")
+    unknown = ended("batches", "retry", ended.batch_id, "request-999")
+    succeeded = ended("batches", "retry", ended.batch_id, "request-0")
+
+    assert "2 requests to send again" in told.err
+    assert told.status == 3
+    assert (unknown.status, "'request-999' is no request of this batch" in unknown.err) == (2, True)
+    assert (succeeded.status, "has not failed" in succeeded.err) == (2, True)
+
+
+def test_a_batch_that_was_left_is_watched_no_longer(ended):
+    ended("batches", "retry", ended.batch_id)
+    told = ended("batches", "watch", ended.batch_id, BATCHLINE_LEASE_S="1")
+
+    assert told.status == 6
+    assert f"go on with: batchline run --resume {ended.batch_id}" in told.err
+    assert "no process runs the batch" in told.err
+    assert "in_progress" in told.out
+
+
+def test_the_rate_of_the_summary_is_that_of_the_report_and_a_retry_has_none(ended):
+    shown = ended("show", ended.batch_id).out
+    store = Path(os.environ["BATCHLINE_HOME"]) / "storage" / "batches" / ended.batch_id
+    report = BatchReport.model_validate_json((store / "report.json").read_bytes())
+    ended("batches", "retry", ended.batch_id, "--local")
+
+    took = next(line for line in shown.splitlines() if line.startswith("took"))
+    assert took.endswith(f", {speed(report.requests_per_s)}")
+    retried = next(line for line in ended("show", ended.batch_id).out.splitlines() if "took" in line)
+    assert retried.startswith("retry took")
+    assert "/s" not in retried
+
+
 def test_a_batch_that_nobody_runs_is_not_waited_for(ended):
     ended("batches", "retry", ended.batch_id)
     told = ended("batches", "cancel", ended.batch_id, "--wait")
@@ -357,6 +396,8 @@ def test_what_cannot_be_done_is_one_line_and_status_2(ended):
         ("batches", "list", "--status", "lost"): "in_progress",
         ("batches", "lst"): "list",
         ("batches", "results", batch_id, "-o", "there.jsonl"): "there already",
+        ("batches", "results", batch_id, "-o", "c.xlsx"): ".jsonl, .csv or .parquet",
+        ("batches", "results", batch_id, "-o", "c.json"): ".jsonl, .csv or .parquet",
         ("batches", "download", batch_id, "--to", "there.jsonl"): "there.jsonl",
         ("batches", "cost-estimate", "nowhere.jsonl"): "nowhere.jsonl",
     }

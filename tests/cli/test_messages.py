@@ -29,7 +29,7 @@ WRONG = {
     "a link to itself": Wrong("run circle.jsonl", 2, ("circle.jsonl cannot be read", "symbolic links")),
     "a disk that fails": Wrong("run /proc/self/mem", 6, ("machine failed", "Input/output error")),
     "what only looks compressed": Wrong("run plain.gz", 2, ("plain.gz", "does not decompress as gzip")),
-    "neither file nor batch": Wrong("run", 2, ("FILE", "--resume BATCH_ID")),
+    "neither file nor batch": Wrong("run", 2, ("FILE", "batchline run requests.jsonl", "--resume BATCH_ID")),
     "both file and batch": Wrong("run good.jsonl --resume batch-1", 2, ("either", "not both")),
     "an unknown batch to go on with": Wrong("run --resume batch-1 --stand-in", 2, ("there is no batch batch-1",)),
     "options of a new batch for an old one": Wrong(

@@ -1,6 +1,7 @@
 """`batchline validate`: every error, for people and for programs."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from typed import Terminal, batchline
 
 from batchline.simulate import Simulator
 
+TO = "\N{EN DASH}"
 BAD = [
     '{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", "messages": []}}',
     "",
@@ -70,16 +72,57 @@ def test_json_of_a_good_file_has_no_error(request_file, here):
     assert (ended.status, json.loads(ended.out)) == (0, {"data": []})
 
 
-def test_all_of_ten_thousand_errors_are_printed(tmp_path):
+def test_equal_errors_of_ten_thousand_lines_are_one_and_json_has_each(tmp_path):
     path = tmp_path / "bad.jsonl"
-    path.write_text("".join(f"nonsense {number}\n" for number in range(10_000)))
+    path.write_text("".join(f"words {number}\n" for number in range(10_000)))
 
     told = batchline("validate", path)
     shown = batchline("validate", "--json", path)
 
-    assert told.out.count("(invalid_json_line)") == 10_000
-    assert "10,000 errors" in told.out
+    message = "not JSON: it goes wrong at byte 0 of the line (invalid_json_line)"
+    assert told.out.splitlines() == [
+        f"{path}: lines 1{TO}10,000: {message}",
+        f"{path}: 10,000 errors; no request would be sent",
+    ]
     assert [error["line"] for error in json.loads(shown.out)["data"]] == [*range(1, 10_001)]
+
+
+def test_lines_with_the_same_error_are_named_in_ranges_and_others_stay_apart(tmp_path, here):
+    path = tmp_path / "bad.jsonl"
+    without = BAD[0].replace('"method": "POST", ', "")
+    lines = [without.replace('"a"', f'"{number}"') for number in range(9)]
+    path.write_text("\n".join([*lines[:4], "", *lines[4:6], BAD[0], lines[6], "words"]))
+
+    ended = here("validate", path)
+
+    assert [line.removeprefix(str(path)) for line in ended.out.splitlines()[:2]] == [
+        f": lines 1{TO}4, 6{TO}7, 9: method is missing (missing_required_parameter)",
+        ":10: not JSON: it goes wrong at byte 0 of the line (invalid_json_line)",
+    ]
+
+
+def test_errors_that_differ_in_names_only_are_put_together_if_they_are_many(tmp_path, here):
+    path = tmp_path / "bad.jsonl"
+    path.write_text("".join(BAD[0].replace('"a"', f'"{number % 500}"') + "\n" for number in range(1_000)))
+
+    ended = here("validate", path)
+
+    assert ended.out.splitlines()[0] == (
+        f"{path}: lines 501{TO}1,000: the first: custom_id '0' is already that of line 1; make each one unique "
+        "(duplicate_custom_id)"
+    )
+    assert ended.out.count("\n") == 2
+
+
+@pytest.mark.parametrize("verb", [("validate",), ("run", "--local")], ids=["validate", "run"])
+def test_a_file_whose_name_is_not_utf8_is_taken(verb, request_file):
+    path = os.fsdecode(bytes(request_file(3)).replace(b".jsonl", b"-\xe9.jsonl"))
+    request_file(3).rename(path)
+
+    ended = batchline(*verb, path)
+
+    assert ended.status == 0
+    assert "Traceback" not in ended.err
 
 
 def test_a_terminal_shows_each_error_with_its_place_too(bad_file):
@@ -108,7 +151,7 @@ def test_a_model_that_no_upstream_serves_is_told(simulator, request_file, here):
     ended = here("validate", request_file(2))
 
     assert ended.status == 2
-    assert ended.out.count("(unknown_model)") == 2
+    assert f"lines 1{TO}2: no upstream serves model 'gpt-4o-mini' (unknown_model)" in ended.out
     assert upstream.counters()["received"] == 0
 
 

@@ -45,6 +45,18 @@ def test_tokens_are_bytes_by_four_and_costs_are_exact(estimate):
     assert Decimal(found.most) == Decimal("0.0073")
 
 
+@pytest.mark.parametrize("slash", ["/", "\\/"], ids=["plain", "escaped"])
+def test_images_in_base64_are_no_text(estimate, slash):
+    request = json.loads(line(1, max_tokens=100))
+    before = estimate(json.dumps(request).encode())
+    request["body"]["image"] = "data:image/png;base64,@=="
+    picture = f"iVBORw0KGgoAAAANSUhEUg{slash}Ab+" * 20_000
+    found = estimate(json.dumps(request).replace("@", picture).encode())
+
+    assert (before.attachments, found.attachments) == (0, 1)
+    assert 1_000 <= found.input_tokens - before.input_tokens < 1_050
+
+
 def test_a_request_without_a_limit_has_no_upper_bound(estimate):
     found = estimate(line(1, max_tokens=100), line(2))
 

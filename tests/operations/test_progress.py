@@ -42,11 +42,16 @@ def watch(engine_for) -> Watch:
 
 
 def test_speed_is_that_since_the_start_until_it_was_watched(watch: Watch):
-    batch = record(total=1_000, completed=90, failed=10, in_progress_at=int(time.time()) - 50)
-    seen = watch.look(batch)
+    run = {**HELD, "lease_at": time.time(), "in_progress_at": int(time.time()) - 50}
+    seen = watch.look(record(total=1_000, completed=90, failed=10, **run))
     assert (seen.settled, seen.run) == (100, None)
     assert seen.per_s == pytest.approx(2, rel=0.1)
     assert seen.left_s == pytest.approx(450, rel=0.1)
+
+
+def test_a_batch_that_nobody_runs_has_no_time_left(watch: Watch):
+    seen = watch.look(record(total=1_000, completed=100, in_progress_at=int(time.time()) - 50))
+    assert (seen.note, seen.left_s) == ("stopped", None)
 
 
 def test_then_it_is_the_speed_of_late(watch: Watch):

@@ -103,7 +103,7 @@ def test_ids_that_are_none_are_refused_by_name_and_nothing_changes(world, tmp_pa
         with pytest.raises(InvalidInput, match=f"{each}.*{reason}"):
             here.client.batches.retry_requests(batch.id, [failed, each])
     with pytest.raises(InvalidInput, match="no request"):
-        here.client.batches.retry_requests(batch.id, ["request-2"])
+        here.client.batches.retry_requests(batch.id, ["request-77"])
     with pytest.raises(InvalidInput):
         here.client.batches.retry_requests(batch.id, [])
 

@@ -67,7 +67,7 @@ def test_a_batch_whose_files_are_being_written_shows_the_counts_of_all_requests(
         seen.append(engine.records.get_batch(hold.batch.id))
         return measure(hold, parts)
 
-    monkeypatch.setattr("batchline.steps.lifecycle.measure", measured)
+    monkeypatch.setattr("batchline.steps.local.measure", measured)
     run_file(engine, chat_file(30, prompt=lambda n: "simulate:status=400" if n < 3 else "Question"))
 
     assert [(each.status, each.completed, each.failed) for each in seen] == [(BatchStatus.FINALIZING, 27, 3)]

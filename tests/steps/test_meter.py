@@ -3,6 +3,7 @@
 import io
 from typing import NamedTuple
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -102,14 +103,20 @@ def progress_of(completed: int, in_flight: int = 10, limit: int = 64) -> RunProg
 
 
 def readings(
-    *moments: tuple[float, int], before: int = 0, total: int = 1_000, stopped: str | None = None
+    *moments: tuple[float, int],
+    before: int = 0,
+    total: int = 1_000,
+    stopped: str | None = None,
+    paused: str | None = None,
+    in_flight: int = 10,
 ) -> Reading:
     """The last of the readings of a run that had settled so many requests at those times."""
     clock = iter([now for now, _ in moments])
     meter = Meter(Hold(Batch(0), Stopped(None), (0, 0), progress_of(0)), clock=lambda: next(clock))
     reading = None
     for _, own in moments:
-        meter._hold = Hold(Batch(total), Stopped(stopped), (before + own, 0), progress_of(own))
+        own_progress = msgspec.structs.replace(progress_of(own, in_flight), paused=paused)
+        meter._hold = Hold(Batch(total), Stopped(stopped), (before + own, 0), own_progress)
         reading = meter.read()
     assert reading is not None
     return reading
@@ -137,6 +144,12 @@ def test_before_the_first_answer_nothing_is_foretold():
 
 def test_a_long_silence_is_told():
     assert readings((0.0, 0), (5.0, 50), (50.0, 50)).details.endswith("10 in flight · no answer for 45 s")
+
+
+def test_no_time_left_is_foretold_while_everything_waits():
+    assert readings((0.0, 0), (5.0, 50), (50.0, 50)).left == ""
+    assert readings((0.0, 0), (5.0, 50), paused="the upstream is down", in_flight=0).left == ""
+    assert readings((0.0, 0), (5.0, 50), paused="one of two is down").left.startswith("about ")
 
 
 def test_at_the_end_the_files_are_being_written():

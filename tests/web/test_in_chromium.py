@@ -29,7 +29,7 @@ def look(chromium: Any) -> Iterator[Look]:
     problems: list[str] = []
 
     def heard(message: Any) -> None:
-        if message.type == "error" and "the server responded with a status of" not in message.text:
+        if message.type == "error" and not message.text.startswith("Failed to load resource"):
             problems.append(message.text)
 
     def open_window(address: str, **options: Any) -> Any:

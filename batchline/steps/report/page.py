@@ -47,7 +47,7 @@ def told_of(batch: BatchRecord, report: BatchReport, samples: Mapping[str, Seque
         "report": report,
         "usage": batch.analytics,
         "outcome": outcome(batch, report),
-        "unanswered": unanswered(batch, report),
+        "unanswered": unanswered(report),
         "took_s": _took_s(batch),
         "errors": (batch.errors or ())[:SHOWN_ERRORS],
         "samples": samples,

@@ -143,9 +143,9 @@ def statuses(counts: Mapping[int, int]) -> str:
     return ", ".join(f"{status}{TIMES}{number:,}" for status, number in named.items())
 
 
-def outcome(batch: BatchRecord, report: BatchReport | None) -> str:
+def outcome(batch: BatchRecord, report: BatchReport) -> str:
     """Say in a sentence how the batch's requests ended."""
-    total, completed, rest = batch.total, batch.completed, unanswered(batch, report)
+    total, completed, rest = batch.total, batch.completed, unanswered(report)
     failed = total - completed - sum(rest.values())
     if completed == total:
         return "The one request was answered." if total == 1 else f"All {total:,} requests were answered."
@@ -165,18 +165,16 @@ def outcome(batch: BatchRecord, report: BatchReport | None) -> str:
     )
 
 
-def unanswered(batch: BatchRecord, report: BatchReport | None) -> dict[str, int]:
-    """Return how many requests of a batch that is over ended without an answer, by the word for them."""
+def unanswered(report: BatchReport | None) -> dict[str, int]:
+    """Return how many requests ended without an answer that are no failures, by the word for them."""
     failures = report.failures if report is not None else {}
-    found = {word: failures[code] for code, word in UNANSWERED.items() if failures.get(code)}
-    if report is None and (rest := batch.total - batch.completed - batch.failed):
-        found[UNANSWERED.get(f"batch_{batch.status}", "not answered")] = rest
-    return found
+    return {word: failures[code] for code, word in UNANSWERED.items() if failures.get(code)}
 
 
 def stretches(shares: Sequence[tuple[float, str]], whole: float, least: float) -> list[tuple[str, float, float]]:
     """Return class, left edge and width of a bar's parts, in per cent; none that is not 0 is below `least`."""
     there = [(name, part) for part, name in shares if part > 0 and whole > 0]
+    whole = max(whole, sum(part for _, part in there))
     widths = [max(100 * part / whole, least) for _, part in there]
     if (over := sum(widths) - 100) > 0:  # the largest part gives what the small ones were widened by
         widths[widths.index(max(widths))] -= over
