@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from batchline.models.batches import BatchResponse
     from bench.kills.account import Account
 
-REQUESTS = 400
+REQUESTS = 600
 END_S = 240.0
 """Seconds in which a batch that is killed no more must come to its end."""
 
@@ -69,7 +69,7 @@ class Site:
             **{
                 "home": home / "home",
                 "upstreams": [server],
-                "chunk_requests": 40,
+                "chunk_requests": 300,  # many flushes, so that a missing one is noticed
                 "flush_interval_s": FLUSH_S,
                 "lease_s": LEASE_S,
                 "share_budgets": False,
