@@ -187,18 +187,18 @@ def _server(name: str, home: Path, chance: random.Random) -> Iterator[Rounds]:
 
 @contextmanager
 def _prefect(victim: str, home: Path, chance: random.Random) -> Iterator[Rounds]:
-    server = PrefectServer(home / "prefect")
-    server.start()
-    with logged_upstream(home) as (upstream, log):
+    with logged_upstream(home) as (upstream, log), ExitStack() as stack:
+        database = database_server(home)
+        stack.callback(database.close)
+        server = PrefectServer(home / "prefect", database)
+        stack.callback(server.kill)
+        server.start()
         changes = {"share_budgets": True, "source_roots": (str(home),), "source_still_s": 0.0, "lease_s": 5.0}
         site = Site(home, upstream, log, chance, changes, server.environment)
         rounds = PrefectRounds(site, server)
-        try:
-            server.set_up()
-            yield lambda kills: rounds.kill(victim, kills), rounds.check_slots
-        finally:
-            rounds.close()
-            server.kill()
+        stack.callback(rounds.close)
+        server.set_up()
+        yield lambda kills: rounds.kill(victim, kills), rounds.check_slots
 
 
 PLACES = {

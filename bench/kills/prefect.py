@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from bench.kills.account import Account
-from bench.kills.servers import descendants, kill_tree, wait_for
+from bench.kills.servers import PostgreSQL, descendants, kill_tree, wait_for
 from bench.kills.site import END_S, Site
 from bench.servers import free_port
 
@@ -38,9 +38,12 @@ LIMITS = ("in-flight", "processes", "requests-per-minute", "tokens-per-minute")
 
 
 class PrefectServer:
-    """A Prefect server with leases in files, as the documented set-up starts it."""
+    """A Prefect server with leases in files and its records in PostgreSQL.
 
-    def __init__(self, home: Path) -> None:
+    On SQLite a busy server refuses writes ("database is locked"), and may stand still when a client is killed.
+    """
+
+    def __init__(self, home: Path, database: PostgreSQL) -> None:
         home.mkdir()
         self._home = home
         self._port = free_port()
@@ -50,6 +53,7 @@ class PrefectServer:
             **kept,
             "PREFECT_HOME": str(home),
             "PREFECT_API_URL": self.api,
+            "PREFECT_API_DATABASE_CONNECTION_URL": database.url.replace("postgresql", "postgresql+asyncpg"),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
             "PREFECT_WORKER_QUERY_SECONDS": "1",

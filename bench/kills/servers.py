@@ -152,8 +152,8 @@ class PostgreSQL:
         ]
         subprocess.run(make, check=True, stdout=subprocess.DEVNULL, user=self._user, cwd=home)
         self._process: subprocess.Popen[bytes] | None = None
-        self._url = f"postgresql://bench@127.0.0.1:{self._port}/postgres"
-        self.settings = {"database_url": self._url}
+        self.url = f"postgresql://bench@127.0.0.1:{self._port}/postgres"
+        self.settings = {"database_url": self.url}
 
     def start(self) -> None:
         """Start it and wait until it takes connections."""
@@ -178,7 +178,7 @@ class PostgreSQL:
 
     def _takes_connections(self) -> bool:
         try:
-            psycopg.connect(self._url, connect_timeout=5).close()
+            psycopg.connect(self.url, connect_timeout=5).close()
         except psycopg.OperationalError:
             return False
         return True
