@@ -293,6 +293,10 @@ def test_analytics_of_a_batch_that_runs_are_of_what_is_settled_so_far(serve, tmp
     assert "total_requests" in analytics()  # none of them as yet, perhaps
     until(lambda: analytics()["total_requests"] == 9)  # of two chunks that are finished, and one that is not
     far = analytics()
+    shown = served.http().get(f"/v1/batches/{batch.id}", params={"include": "analytics"}).json()
+    assert (shown["status"], shown["analytics"]) == ("in_progress", far)
+    assert shown["usage"]["total_tokens"] == far["total_tokens"]
+    assert "usage" not in served.http().get(f"/v1/batches/{batch.id}").json()
     served.client.batches.cancel(batch.id)
     served.client.batches.wait(batch.id, timeout_s=60)
 
