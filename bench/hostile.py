@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -188,6 +189,11 @@ def deletions(attacker: Attacker) -> None:
     attacker.many(delete, 2)
 
 
+def odd_answers(attacker: Attacker) -> None:
+    """Requests that the upstream answers with 9 MB of brackets, some of them as an error, with lone surrogates."""
+    attacker.files("r.jsonl", GOOD)
+
+
 def bulky_results(attacker: Attacker) -> None:
     """Results of requests whose bodies are 9 MB of brackets each, read by many at once."""
     text = "".join(LINE % (number, "m", f"{MESSAGE},[{'[],' * 3_000_000}1]") for number in range(4))
@@ -234,11 +240,53 @@ ATTACKS: Final[tuple[Callable[[Attacker], None], ...]] = (
     foreign_lines,
     searches,
     deletions,
+    odd_answers,
     bulky_results,
     readiness,
     stray_keys,
     idle_connections,
 )
+
+
+# Servers
+
+
+class _Odd(BaseHTTPRequestHandler):
+    """Answers what fast parsers refuse, as long as anyone wants to know."""
+
+    protocol_version = "HTTP/1.1"
+    body: Final = b'{"choices":["\\ud800"],"usage":{"prompt_tokens":"?"},"x":[' + b"[]," * 3_000_000 + b"1]}"
+
+    def do_POST(self) -> None:
+        """Answer a request, every other one with an error."""
+        self.rfile.read(int(self.headers["content-length"]))
+        time.sleep(1.0)  # else the disk, to which answers are saved, is what others wait for
+        self.send_response(random.choice((200, 400)))
+        self.send_header("content-length", str(len(self.body)))
+        self.end_headers()
+        with suppress(OSError):
+            self.wfile.write(self.body)
+        self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+        """Say nothing."""
+
+
+@contextmanager
+def _upstream(attack: Callable[[Attacker], None]) -> Iterator[dict[str, str]]:
+    """The environment that names an upstream: slow, or odd if the attack is about its answers."""
+    if attack is not odd_answers:
+        with Simulator(SimulatorOptions(latency_s=5.0)) as simulator:
+            yield {"OPENAI_BASE_URL": simulator.base_url}
+        return
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Odd) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:  # answers are held in memory while they are under way
+            yield {"OPENAI_BASE_URL": f"http://127.0.0.1:{server.server_port}/v1", "BATCHLINE_MAX_IN_FLIGHT": "4"}
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 # The other member
@@ -291,12 +339,12 @@ class Victim:
 
 
 @contextmanager
-def served(home: Path, upstream: str) -> Iterator[tuple[str, int, list[str]]]:
+def served(home: Path, upstream: dict[str, str]) -> Iterator[tuple[str, int, list[str]]]:
     """`batchline serve` with two members; its URL, its process and their keys."""
     environment = {
         **os.environ,
+        **upstream,
         "BATCHLINE_HOME": str(home),
-        "OPENAI_BASE_URL": upstream,
         "BATCHLINE_GRACE_S": "2",
     }
     with Batchline(load_settings(home=home)) as client:
@@ -324,12 +372,11 @@ def _address(log: Path, server: subprocess.Popen[bytes]) -> str:
 
 def suffer(attack: Callable[[Attacker], None], seconds: float) -> Outcome:
     """Run the attack for so many seconds against a new server, and tell what the other member met."""
-    options = SimulatorOptions(latency_s=5.0)
     with (
         ThreadPoolExecutor(1) as attacking,  # which ends last, when no server holds it up any more
         tempfile.TemporaryDirectory(prefix="hostile-") as home,
-        Simulator(options) as upstream,
-        served(Path(home), upstream.base_url) as (url, process, (theirs, ours)),
+        _upstream(attack) as upstream,
+        served(Path(home), upstream) as (url, process, (theirs, ours)),
     ):
         victim, attacker = Victim(url, ours), Attacker(url, theirs)
         attacking.submit(_attack, attack, attacker)

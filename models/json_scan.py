@@ -27,7 +27,11 @@ _ESCAPED: Final = re.compile(rb'\\["\\]')
 _DIGITS: Final = b"0123456789"
 _HIGH: Final = rb"\\u[dD][89abAB][0-9a-fA-F]{2}"
 _LOW: Final = rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-_LONE_SURROGATE: Final = re.compile(rb"%b(?!%b)|(?<!%b)%b" % (_HIGH, _LOW, _HIGH, _LOW))
+_LONE_SURROGATE: Final = re.compile(
+    rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!%b)|(?<!%b\\u[dD])[c-fC-F][0-9a-fA-F]{2})" % (_LOW, _HIGH)
+)
+"""Begins with what all matches begin with: the search then skips everything else quickly."""
+
 _SEAM: Final = re.compile(rb"\\(?<!%b\\)|\\(?!u[dD][c-fC-F])" % _HIGH)
 """An escape that is not the second half of a pair."""
 
