@@ -97,6 +97,26 @@ def test_requests_that_others_send_are_counted_and_each_settled_once(simulator, 
     assert not runner.records.sender_reports(batch.id, 1)
 
 
+def test_a_sender_outlives_a_report_that_meets_a_fault_of_the_program(
+    simulator, engine_for, run_by, monkeypatch, caplog
+):
+    stand_in = simulator(latency_s=0.3)
+    runner, sender = (
+        engine_for(stand_in.base_url, upstream={"max_in_flight": 20, "name": name}, chunk_requests=100)
+        for name in ("runner", "sender")
+    )
+    batch, end = run_by(runner, [sender], 400)
+    until(lambda: received(stand_in) > 20)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(sender.records, "report_sender", lambda *_: 1 / 0)
+        until(lambda: "ZeroDivisionError" in caplog.text)
+
+    check_account(runner, end.result(), 400)
+    assert received(stand_in) == 400
+    assert runner.records.get_batch(batch.id).completed == 400
+
+
 def test_progress_is_that_of_all_processes_together(simulator, engine_for, batch_of):
     engine, *senders = [
         engine_for(simulator(latency_s=0.5).base_url, upstream={"max_in_flight": 20}, chunk_requests=100)
