@@ -58,7 +58,7 @@ class Site(NamedTuple):
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         for _ in range(6):
-            answer = httpx.request(method, f"{self.api}{path}", json=body, timeout=30)
+            answer = httpx.request(method, f"{self.api}{path}", json=body, timeout=120)
             if answer.status_code != 503:  # SQLite is locked while runs write as well
                 break
             time.sleep(1)
