@@ -209,7 +209,7 @@ def test_a_crash_without_a_batch_is_told(simulator, engine_for):
 def test_a_server_is_set_up_once_and_again(capsys):
     first, second = ([each.outcome for each in set_up(notify=["http://127.0.0.1:9/hook"])] for _ in range(2))
 
-    assert first.count("made") == 4
+    assert first.count("made") == 5
     assert second.count("made") == 0
     with pytest.raises(InvalidInput, match="crash-after"):
         list(set_up(crash_after_s=10))
