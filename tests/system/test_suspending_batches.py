@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect_site import Site, children_of, kill, opened_site, until, write_requests
+from prefect_pages import PrefectPages
+from prefect_site import Site, children_of, kill, until, write_requests
 from real_prefect import CRASH_AFTER_S
 
 from batchline.orchestration.blocks import UpstreamBlock
@@ -16,18 +17,16 @@ from batchline.simulate import Simulator, SimulatorOptions
 from batchline.storage.records import BatchRecord
 
 TOTAL = 2_000
+LONG = 8_000
+"""Requests that are sent for longer than a page takes to open."""
+
 FIRES_WITHIN_S = 25
 """Prefect looks at its automations every few seconds, as of some seconds ago."""
 
-STOPS_WITHIN_S = 25
+STOPS_WITHIN_S = 90
 """Generous: it takes two to four seconds on an idle machine."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    yield from opened_site(tmp_path_factory.mktemp("site"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,10 +36,10 @@ def worker(site: Site) -> Iterator[subprocess.Popen[bytes]]:
     kill(process)
 
 
-def started(site: Site, name: str) -> str:
+def started(site: Site, name: str, total: int = TOTAL) -> str:
     """Start a batch of a new file as a run of the deployment, and return that run once requests are answered."""
     site.simulator.reset()
-    run = site.start(input_uri=str(write_requests(site.inbox / name, TOTAL)))
+    run = site.start(input_uri=str(write_requests(site.inbox / name, total)))
     until(lambda: received(site) > 100)
     return run
 
@@ -68,15 +67,15 @@ def batch_of(site: Site, name: str) -> BatchRecord:
     return batch
 
 
-def check_whole(site: Site, name: str) -> None:
+def check_whole(site: Site, name: str, total: int = TOTAL) -> None:
     """Wait for the batch to complete; each request has one line, and none was paid twice."""
     with site.client() as client:
         (batch,) = client.batches.list(search=name)
         ended = client.batches.wait(batch.id, timeout_s=240)
         lines = b"".join(client.files.content(ended.output_file_id)).splitlines()
     assert ended.status == "completed"
-    assert [json.loads(line)["custom_id"] for line in lines] == [f"r-{number}" for number in range(TOTAL)]
-    assert received(site) == TOTAL
+    assert [json.loads(line)["custom_id"] for line in lines] == [f"r-{number}" for number in range(total)]
+    assert received(site) == total
 
 
 def test_a_suspended_run_sends_nothing_until_it_is_resumed_and_pays_nothing_twice(site, worker):
@@ -147,3 +146,49 @@ def test_a_run_that_crashed_after_it_was_suspended_is_not_gone_on_with(site):
     follower = until(lambda: [each for each in site.runs().values() if run in str(each["parameters"])])[0]["id"]
     until(lambda: state_of(site, follower) == "Failed")
     assert received(site) == sent
+
+
+def test_suspend_and_resume_on_the_page_of_a_run_pay_nothing_twice(site, worker, pages: PrefectPages):
+    name = f"pressed{pages.version[1:]}.jsonl"
+    run = started(site, name, LONG)
+
+    pages.press(run, "Suspend")
+
+    until(lambda: not children_of(worker.pid), patience_s=STOPS_WITHIN_S)
+    sent = received(site)
+    assert sent < LONG
+    time.sleep(5)
+    assert received(site) == sent
+
+    pages.press(run, "Resume")
+
+    check_whole(site, name, LONG)
+    until(lambda: state_of(site, run) == "Completed")
+
+
+def test_a_suspended_run_that_is_cancelled_on_its_page_ends_its_batch_with_what_was_answered(site, pages):
+    name = f"cancelled{pages.version[1:]}.jsonl"
+    run = started(site, name)
+    suspend(site, run)
+    until(lambda: batch_of(site, name).lease_owner is None)
+    sent = received(site)
+
+    pages.press(run, "Cancel")
+    deployment = site.call("GET", "/deployments/name/housekeeping/housekeeping")["id"]
+    site.call("POST", f"/deployments/{deployment}/create_flow_run", {})
+
+    until(lambda: batch_of(site, name).status == "cancelled")
+    assert (batch_of(site, name).completed, received(site)) == (sent, sent)
+
+
+def test_a_run_that_failed_while_it_was_suspended_continues_by_retry_on_its_page(site, pages):
+    name = f"retried{pages.version[1:]}.jsonl"
+    run = started(site, name)
+    suspend(site, run)
+    until(lambda: batch_of(site, name).lease_owner is None)
+    failed = {"type": "FAILED", "message": "The flow was paused and never resumed."}  # as after five minutes
+    site.call("POST", f"/flow_runs/{run}/set_state", {"state": failed, "force": True})
+
+    pages.press(run, "Retry")
+
+    check_whole(site, name)
