@@ -14,11 +14,13 @@ from batchline.models.errors import BatchlineError, Interrupted, InvalidInput
 from batchline.models.plan import OPEN_CHUNKS, Plan
 from batchline.models.status import TERMINAL, BatchStatus
 from batchline.orchestration import forms, last_word
+from batchline.orchestration.announcing import announce
 from batchline.orchestration.artifacts import show_end
 from batchline.orchestration.blocks import BlockNames
 from batchline.orchestration.budgets import share_budgets
 from batchline.orchestration.crashes import batch_of_crash
 from batchline.orchestration.events import emit, report_stopped
+from batchline.orchestration.lease_storage import warn_of_lost_leases
 from batchline.orchestration.outcome import LABEL, final_state, outcome_message, report_of, run_name
 from batchline.orchestration.run_log import tell_errors_plainly
 from batchline.orchestration.subflows import key_of_call
@@ -81,6 +83,7 @@ def process_batch(
     if batch.status in TERMINAL:
         return _ended(engine, batch)
     share_budgets(engine)
+    warn_of_lost_leases(get_run_logger())
     # A run that is resumed soon after it was suspended begins while its former process still stops.
     is_stopping = batch.last_flow_run_id == str(flow_run.id)
     wait_for_lease(engine, batch, get_run_logger().info, is_stopping=is_stopping)
@@ -96,7 +99,7 @@ def process_batch(
             parts = finished_parts(hold, plan)
             analytics, report = aggregate(hold, parts)
             finish(hold, write(hold, parts, report), analytics, report)
-    return _ended(engine, hold.batch, now=True, by_worker=told_to_end.is_set())
+    return _ended(engine, hold.batch, by_worker=told_to_end.is_set())
 
 
 def run_batch(engine: Engine, batch_id: str) -> None:
@@ -194,17 +197,16 @@ def _tell_beginning(hold: BatchHold, plan: Plan) -> None:
     emit("in_progress", batch, models=plan.models[:20])
 
 
-def _ended(engine: Engine, batch: BatchRecord, *, now: bool = False, by_worker: bool = False) -> BatchResponse:
-    """The flow run's final state, with what people and automations are to know of the end where it is `now`.
+def _ended(engine: Engine, batch: BatchRecord, *, by_worker: bool = False) -> BatchResponse:
+    """Show and announce the end of the batch, and return the flow run's final state.
 
     Where it is a worker that cancels the run, the message is said again when the worker has set its own state.
     """
     report = report_of(engine, batch.id)
     message = outcome_message(batch, report)
     get_run_logger().info("%s of %s %s", batch.id, batch.input_filename, message)
-    if now:
-        emit(batch.status.value, batch, report=report)
     show_end(engine, batch, report)
+    announce(engine, batch, report)
     if by_worker and batch.status is BatchStatus.CANCELLED:
         last_word.leave(str(flow_run.id), message)
     return final_state(batch, message)

@@ -1,5 +1,6 @@
 """The second step, mapped over chunks: send a chunk's requests."""
 
+from asyncio import CancelledError
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -75,7 +76,7 @@ def _gathered(hold: BatchHold, futures: Sequence[PrefectFuture[ChunkResult]]) ->
                 hold.interrupt(str(failure))
             else:
                 results.append(result)
-    except Pause:
+    except (Pause, CancelledError):
         _stop(hold, futures)
         raise
     if failure is not None:
@@ -86,9 +87,10 @@ def _gathered(hold: BatchHold, futures: Sequence[PrefectFuture[ChunkResult]]) ->
 def _stop(hold: BatchHold, futures: Sequence[PrefectFuture[ChunkResult]]) -> None:
     """Stop sending and wait until every chunk has saved its answers.
 
-    Prefect raises `Pause` in a suspended run as soon as a task begins or ends, while others still send.
+    Prefect raises `Pause` in a suspended run as soon as a task begins or ends, while others still send, and
+    `CancelledError` at any time in a run whose concurrency lease its server has forgotten.
     """
-    hold.interrupt("its flow run is suspended")
+    hold.interrupt("Prefect stopped its flow run")
     for future in futures:
         with suppress(Pause, Exception):
             future.wait()

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import httpx
 import waiting
-from real_prefect import BIN, ROOT, start_prefect
+from real_prefect import BIN, ROOT, Prefect, start_prefect
 from shared_servers import prefect_home
 
 from batchline import Batchline
@@ -28,6 +29,13 @@ class Site(NamedTuple):
     environment: dict[str, str]
     inbox: Path
     simulator: Simulator
+    servers: list[Prefect]
+    """Prefect's server, and those before it on the same home and port."""
+
+    def restart(self) -> None:
+        """Kill Prefect's server and start it anew."""
+        self.servers[-1].stop()
+        self.servers.append(start_prefect(Path(self.environment["PREFECT_HOME"]), port=urlsplit(self.api).port))
 
     @property
     def log(self) -> Path:
@@ -83,15 +91,18 @@ def until(condition: Callable[[], Any], *, patience_s: float = PATIENCE_S) -> An
     return waiting.until(condition, patience_s, most_s=0.5)
 
 
-def opened_site(home: Path, *, pages: bool = False) -> Iterator[Site]:
-    """A server that was set up by the documented commands; with its pages for people if they are wanted."""
+def opened_site(home: Path, *, pages: bool = False, **changes: str) -> Iterator[Site]:
+    """A server that was set up by the documented commands; with its pages for people if they are wanted.
+
+    `changes` are variables for its workers.
+    """
     (home / "inbox").mkdir()
     prefect = prefect_home(home / "prefect", deployed=True)
-    server = start_prefect(prefect, pages=pages)
+    servers = [start_prefect(prefect, pages=pages)]
     with Simulator(SimulatorOptions(latency_s=0.1)) as simulator:
         environment = {
             **os.environ,
-            "PREFECT_API_URL": server.url,
+            "PREFECT_API_URL": servers[0].url,
             "PREFECT_HOME": str(prefect),
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "DO_NOT_TRACK": "1",
@@ -103,11 +114,12 @@ def opened_site(home: Path, *, pages: bool = False) -> Iterator[Site]:
             "BATCHLINE_MAX_IN_FLIGHT": "16",
             "BATCHLINE_SHARE_BUDGETS": "false",  # the share of a run that was killed is missing for a minute
             "OPENAI_BASE_URL": simulator.base_url,
+            **changes,
         }
         try:
-            yield Site(server.url, environment, home / "inbox", simulator)
+            yield Site(servers[0].url, environment, home / "inbox", simulator, servers)
         finally:
-            server.stop()
+            servers[-1].stop()
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

@@ -17,7 +17,12 @@ from real_servers import accepts, free_ports, keep, wait_until
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
-OWN = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+LEASES_IN_FILES = {
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"
+}
+"""As step one of the documented set-up has it."""
+
+OWN = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", **LEASES_IN_FILES}
 DATABASE = "prefect.db"
 CRASH_AFTER_S = 45
 """What has no heartbeat for so long has crashed, on a server with our deployments."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from batchline.cli.console import messages
 from batchline.cli.options import Flag, address
 from batchline.cli.prefect_run import configured_server
+from batchline.cli.prefect_setup import warn
 from batchline.models.errors import Interrupted, InvalidInput
 from batchline.models.sync import After, SyncOptions
 
@@ -57,7 +58,9 @@ def serve(
     messages().print(f"Prefect server: {url}", markup=False)
     from batchline.flows.deployments import deployments  # noqa: PLC0415 - Prefect takes seconds to import
     from batchline.orchestration.refusals import words_of  # noqa: PLC0415 - as above
+    from batchline.orchestration.setup import check_server  # noqa: PLC0415 - as above
 
+    warn(check_server())
     runner = _runner(limit=limit + NOT_BATCHES)
     served = deployments(limit=limit, watch=address(watch) if watch else None, options=options)
     try:

@@ -44,13 +44,14 @@ def setup(
     configured_server()
     with Progress(messages()) as progress:
         progress.doing("loading Prefect")
-        from batchline.orchestration.setup import set_up  # noqa: PLC0415 - Prefect takes seconds to import
+        from batchline.orchestration.setup import check_server, set_up  # noqa: PLC0415 - Prefect takes seconds
 
-        made = []
+        made, warning = [], check_server()
         for each in set_up(work_pool=work_pool, crash_after_s=crash_after, notify=notify):
             made.append(each)
             progress.doing(f"{each.what} {each.name}")
     _print_made(made, json=json)
+    warn(warning)
 
 
 @app.command
@@ -84,6 +85,12 @@ def chain(
 
         made = make_chain(first, address(then), deployment=settings.deployment, endpoint=endpoint, window=window)
     _print_made([made], json=json)
+
+
+def warn(warning: str | None) -> None:
+    """Print what is to be changed on the server, if anything."""
+    if warning is not None:
+        messages().print(f"warning: {warning}", markup=False, style="yellow", soft_wrap=True)
 
 
 def _print_made(made: list["Made"], *, json: bool) -> None:

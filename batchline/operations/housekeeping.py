@@ -6,6 +6,7 @@ Every chore is safe to do twice and by two at once. Nothing is done to what a li
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -25,7 +26,10 @@ log = logging.getLogger(__name__)
 UNFINISHED_S: Final = 86_400.0
 """How long a writer may be at work on one object."""
 
-Kind = Literal["resume", "cancel", "delete_file", "delete_objects", "discard_unfinished"]
+ANNOUNCED_WITHIN_S: Final = 120.0
+"""How long a run may take to announce the end of its batch."""
+
+Kind = Literal["resume", "cancel", "announce", "free_slots", "delete_file", "delete_objects", "discard_unfinished"]
 
 
 class Chore(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +72,8 @@ def _jobs(client: Batchline, via: Via) -> Iterator[Job]:
     yield from _doomed_objects(client)
     yield from _unfinished_writes(client)
     yield from _abandoned_batches(client, via)
+    yield from _unannounced_ends(client)
+    yield from _leaked_slots(client)
 
 
 def _expired_files(client: Batchline) -> Iterator[Job]:
@@ -143,6 +149,35 @@ def _what_is_due(client: Batchline, batch: BatchRecord, via: Via, now: float) ->
     elif found is not None:
         resume = partial(_resume, client, batch.id, via, after_crash=found.after_crash)
         yield Chore(kind="resume", subject=batch.id, reason=found.why), resume
+
+
+def _unannounced_ends(client: Batchline) -> Iterator[Job]:
+    """Yield the batches whose run died when they had ended, but before it could say so."""
+    found = client.engine.records.unannounced(ended_before=int(time.time() - ANNOUNCED_WITHIN_S))
+    if not found:
+        return
+    from batchline.orchestration import announcing, due  # noqa: PLC0415 - loads Prefect
+
+    if due.is_configured():
+        for batch in found:
+            chore = Chore(kind="announce", subject=batch.id, reason=f"its run ended before it said {batch.status}")
+            yield chore, partial(announcing.announce_late, client.engine, batch.id)
+
+
+def _leaked_slots(client: Batchline) -> Iterator[Job]:
+    """Yield the limits of upstreams in Prefect whose slots are taken by no process any more."""
+    if not client.engine.settings.share_budgets or "prefect" not in sys.modules:
+        return
+    from batchline.orchestration import due, leaks  # noqa: PLC0415 - loaded already
+
+    if not due.is_configured():
+        return
+    try:
+        for limit in leaks.leaked():
+            reason = f"{limit.slots:,} slots are taken, and no process has used the upstream lately"
+            yield Chore(kind="free_slots", subject=limit.name, reason=reason), partial(leaks.free, limit)
+    except Interrupted as error:
+        log.warning("slots of upstreams were not checked: %s", error)
 
 
 def _fail(error: Exception) -> None:

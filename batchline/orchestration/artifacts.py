@@ -88,15 +88,21 @@ def _progress(reading: Reading) -> str:
     return " · ".join(part for part in (done, reading.details, reading.left, reading.paused) if part)
 
 
-def show_end(engine: Engine, batch: BatchRecord, report: BatchReport | None) -> None:
-    """Put the batch's outcome and figures on the flow run's page; what fails there is logged and left."""
+def show_end(
+    engine: Engine, batch: BatchRecord, report: BatchReport | None, *, run_id: UUID | None = None
+) -> None:
+    """Put the batch's outcome and figures on the page of that flow run, or of the one that executes this.
+
+    What fails is logged and left.
+    """
+    shown_on = run_id or this_run()
     try:
         with get_client(sync_client=True) as client:
             for kind, key, words, data in (
                 ("markdown", batch.id, outcome_message(batch, report), outcome_page(engine, batch, report)),
                 ("table", f"{batch.id}-figures", "Figures of the batch", json.dumps(figures(batch, report))),
             ):
-                made = ArtifactCreate(key=key, type=kind, description=words, data=data, flow_run_id=this_run())
+                made = ArtifactCreate(key=key, type=kind, description=words, data=data, flow_run_id=shown_on)
                 client.create_artifact(made)
     except Exception as error:  # noqa: BLE001 - as above
         log.warning("the outcome of %s was not put on the flow run's page: %s", batch.id, error)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
@@ -22,6 +22,9 @@ from batchline.upstream.ledger import LedgerFault, Standing
 
 PAGE: Final = 200
 """Limits that Prefect lists at once."""
+
+PREFIX: Final = "batchline-"
+"""What the names of our limits begin with."""
 
 PATIENCE_S: Final = 10.0
 LARGEST_LIMIT: Final = 2**31 - 1
@@ -58,7 +61,7 @@ class PrefectLedger:
 
     def name(self, upstream: Upstream, what: str) -> str:
         """`batchline-<upstream>-<what>`, with the server's place for the one that was given no name."""
-        return f"batchline-{_place(upstream) if upstream.name == 'default' else upstream.name}-{what}"
+        return f"{PREFIX}{_place(upstream) if upstream.name == 'default' else upstream.name}-{what}"
 
     def look(self, names: list[str]) -> dict[str, Standing]:
         """The limits of those names, by one question where there are not very many of others."""
@@ -122,6 +125,11 @@ class PrefectLedger:
         """Give back slots whose lease is no longer known."""
         with _faults():
             self._client.release_concurrency_slots(names=[name], slots=slots, occupancy_seconds=1.0)
+
+    def report_alive(self, name: str) -> None:
+        """Write the limit anew as it is, which changes the time when it was updated."""
+        with _faults():
+            self._client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(name=name))
 
     def how_to_change(self, name: str, limit: int | None) -> str:
         """The command by which a person sets the limit."""

@@ -6,7 +6,13 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
@@ -23,6 +29,7 @@ STARTS_WITHIN_S = 300.0
 FOLLOWED_WITHIN_S: Final = 60.0
 """How long the automation for crashes may take to start the next run, before housekeeping does."""
 
+FLOW: Final = "process-batch"
 MOST_WAITING: Final = 200
 
 
@@ -107,7 +114,8 @@ def _is_followed(client: SyncPrefectClient, batch: BatchRecord, run_id: UUID) ->
     """Return True if another run for the batch waits or runs, which has not noted itself with the batch yet."""
     open_states = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
     wanted = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=open_states)))
-    for run in client.read_flow_runs(flow_run_filter=wanted, limit=MOST_WAITING):
+    ours = FlowFilter(name=FlowFilterName(any_=[FLOW]))
+    for run in client.read_flow_runs(flow_filter=ours, flow_run_filter=wanted, limit=MOST_WAITING):
         crashed = str(run.parameters.get("crashed_run") or "")
         is_ours = crashed.endswith(str(run_id)) or run.parameters.get("batch_id") == batch.id
         if is_ours and run.id != run_id:

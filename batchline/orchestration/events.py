@@ -34,16 +34,22 @@ def emit(
     Prefect sends it in the background, and adds the flow run in which it happened; `run_id` names that where
     another thread than the run's own calls.
     """
-    emit_event(
-        event=f"batch.{what}",
-        resource={
-            "prefect.resource.id": f"{RESOURCE}.{batch.id}",
-            "prefect.resource.name": batch.input_filename,
-            "batchline.endpoint": batch.endpoint,
-            "batchline.source": batch.dwext.source if batch.dwext else "api",
-        },
-        payload={**_figures(batch, report), **page_of(str(run_id) if run_id else flow_run.id), **more},
-    )
+    name, resource, payload = event_of(what, batch, report=report, run_id=run_id)
+    emit_event(event=name, resource=resource, payload={**payload, **more})
+
+
+def event_of(
+    what: str, batch: BatchRecord, *, report: BatchReport | None = None, run_id: UUID | None = None
+) -> tuple[str, dict[str, str], dict[str, Any]]:
+    """Return the name, the resource and the payload of the event `batch.<what>`."""
+    resource = {
+        "prefect.resource.id": f"{RESOURCE}.{batch.id}",
+        "prefect.resource.name": batch.input_filename,
+        "batchline.endpoint": batch.endpoint,
+        "batchline.source": batch.dwext.source if batch.dwext else "api",
+    }
+    payload = {**_figures(batch, report), **page_of(str(run_id) if run_id else flow_run.id)}
+    return f"batch.{what}", resource, payload
 
 
 def emit_stopped(run: FlowRun, flow_name: str) -> None:
@@ -54,7 +60,8 @@ def emit_stopped(run: FlowRun, flow_name: str) -> None:
         "prefect.resource.name": flow_name,
     }
     tags = [{"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"} for tag in run.tags]
-    emit_event(STOPPED, {"prefect.resource.id": f"prefect.flow-run.{run.id}"}, related=[flow, *tags])
+    stopped = {"prefect.resource.id": f"prefect.flow-run.{run.id}"}
+    emit_event(event=STOPPED, resource=stopped, related=[flow, *tags])
 
 
 def report_stopped(flow: Flow[Any, Any], flow_run: FlowRun, state: State) -> None:

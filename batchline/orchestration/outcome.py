@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import Final, cast
+from typing import Any, Final, cast
 
+from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import ValidationError
 
@@ -56,12 +57,18 @@ def outcome_message(batch: BatchRecord, report: BatchReport | None) -> str:
 
 
 def final_state(batch: BatchRecord, message: str) -> BatchResponse:
-    """The flow run's state for a batch that is over.
+    """Return the flow run's state for a batch that is over, with what the caller of the flow gets.
 
     Prefect takes a returned state for the run's own, and gives the caller what the state holds.
     """
-    if batch.status is BatchStatus.COMPLETED:
-        return cast("BatchResponse", Completed(message=message, data=batch.to_response(include_analytics=True)))
+    state = state_of(batch, message)
     ended = BatchEnded(f"batch {batch.id} {message}", batch_id=batch.id, status=batch.status)
-    kind = Cancelled if batch.status is BatchStatus.CANCELLED else Failed
-    return cast("BatchResponse", kind(message=message, data=ended))
+    state.data = batch.to_response(include_analytics=True) if state.is_completed() else ended
+    return cast("BatchResponse", state)
+
+
+def state_of(batch: BatchRecord, message: str) -> State[Any]:
+    """Return the flow run's state for a batch that is over, without a result."""
+    if batch.status is BatchStatus.COMPLETED:
+        return Completed(message=message)
+    return Cancelled(message=message) if batch.status is BatchStatus.CANCELLED else Failed(message=message)

@@ -26,7 +26,7 @@ def tell_errors_plainly() -> None:
 class _Plain(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Drop what is told already, and tracebacks that nobody needs."""
-        if HOOK in record.msg:
+        if HOOK in str(record.msg):
             return False
         error = record.exc_info[1] if record.exc_info else None
         if not isinstance(error, BatchlineError):

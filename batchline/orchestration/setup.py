@@ -14,6 +14,7 @@ from batchline.models.errors import InvalidInput
 from batchline.orchestration.automations import Made, connected, put, without_heartbeat
 from batchline.orchestration.blocks import BLOCKS
 from batchline.orchestration.deployments import HEARTBEAT_S, TAG
+from batchline.orchestration.lease_storage import lease_storage_warning
 from batchline.orchestration.notices import file_notices, notices
 
 DEFAULT_HEARTBEAT_S: Final = 180
@@ -47,6 +48,12 @@ def set_up(
         if notify:
             yield put(client, notices(client, notify))
             yield put(client, file_notices(client, notify))
+
+
+def check_server() -> str | None:
+    """Return what to change on the configured server, if there is something; raises `Interrupted` if it fails."""
+    with connected() as client:
+        return lease_storage_warning(client)
 
 
 def _work_pool(client: SyncPrefectClient, name: str) -> Made:

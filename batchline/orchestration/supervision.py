@@ -165,12 +165,13 @@ class _Watch:
             self._do(wish, state)
 
     def _watch(self) -> None:
-        if self._over.wait(ASKED_EVERY_S):
+        pause_s = min(TICK_S, SHOWN_EVERY_S)
+        if self._over.wait(pause_s):
             return
         # One client for all looks: to make one takes more CPU than to ask.
         with get_client(sync_client=True) as client:
             self._look(client)
-            while not self._over.wait(TICK_S):
+            while not self._over.wait(pause_s):
                 self._look(client)
 
     def _look(self, client: SyncPrefectClient) -> None:

@@ -42,7 +42,7 @@ from batchline.storage.rows import (
     batch_of,
     columns_of,
 )
-from batchline.storage.schema import batches, files, idempotency_keys, listed_batches
+from batchline.storage.schema import TO_ANNOUNCE, batches, files, idempotency_keys, listed_batches
 from batchline.storage.senders import forget_senders
 from batchline.storage.source_files import SourceFiles, Taken, source_file_id
 from batchline.storage.statements import (
@@ -174,6 +174,19 @@ class Records(FileRecords, SourceFiles, Leases):
         statement = update(batches).where(batches.c.id == batch_id).values(last_flow_run_id=flow_run_id)
         self._write(lambda connection: connection.execute(statement))
 
+    def unannounced(self, *, ended_before: int) -> list[BatchRecord]:
+        """Return batches that a flow run had, that ended by then, and whose end is not announced."""
+        over = batches.c.status.in_([str(state) for state in TERMINAL])
+        statement = select(batches).where(TO_ANNOUNCE, over).order_by(batches.c.id)
+        rows = self._read(lambda connection: connection.execute(statement).all())
+        return [batch for row in rows if (batch := batch_of(row)).ended_at <= ended_before]
+
+    def note_announced(self, batch_id: str, *, generation: int, now: int) -> None:
+        """Note that the end of that generation of the batch is announced; does nothing to one that is retried."""
+        over = batches.c.status.in_([str(state) for state in TERMINAL])
+        statement = update(batches).where(batches.c.id == batch_id, batches.c.generation == generation, over)
+        self._write(lambda connection: connection.execute(statement.values(announced_at=now)))
+
     def batch_of_file(self, file_id: str) -> BatchRecord | None:
         """The batch whose output or error file that is."""
         statement = select(batches).where(
@@ -255,6 +268,7 @@ class Records(FileRecords, SourceFiles, Leases):
             {
                 **cleared,
                 "errors": None,
+                "announced_at": None,
                 "lease_owner": None,
                 "lease_at": None,
                 **fields,

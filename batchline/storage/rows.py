@@ -95,6 +95,9 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
     last_flow_run_id: str | None = None
     """The flow run that ran it last; `flow_run_id` is the one that made it."""
 
+    announced_at: int | None = None
+    """Unix seconds when its end was announced in Prefect."""
+
     @property
     def ended_at(self) -> int:
         """When it came to its end, in Unix seconds; 0 while it is not over."""

@@ -2,12 +2,28 @@
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, MetaData, String, Table, Text, false
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    false,
+    text,
+)
 
-HEAD: Final = "0010"
+HEAD: Final = "0011"
 """The newest migration; a test holds it to the scripts."""
 
 metadata = MetaData()
+
+TO_ANNOUNCE: Final = text("announced_at IS NULL AND last_flow_run_id IS NOT NULL")
+"""Batches that have a flow run in Prefect, where their end is not announced yet."""
 
 files = Table(
     "files",
@@ -67,11 +83,13 @@ batches = Table(
     Column("plan_key", Text),
     Column("final_prefix", Text),
     Column("last_flow_run_id", String(64)),
+    Column("announced_at", BigInteger),
     Index("batches_by_flow_run", "flow_run_id", unique=True),
     Index("batches_by_last_flow_run", "last_flow_run_id"),
     Index("batches_by_input_file", "input_file_id"),
     Index("batches_by_output_file", "output_file_id"),
     Index("batches_by_error_file", "error_file_id"),
+    Index("batches_to_announce", "id", sqlite_where=TO_ANNOUNCE, postgresql_where=TO_ANNOUNCE),
 )
 
 listed_batches = Table(

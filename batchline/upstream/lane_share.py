@@ -18,7 +18,13 @@ from batchline.upstream.slots import Slots
 
 log = logging.getLogger(__name__)
 
+PROCESSES: Final = "processes"
+"""The limit of which each process that has work holds one slot."""
+
 MANY_PROCESSES: Final = 1_000_000
+ALIVE_S: Final = 60.0
+"""Between reports of a process that it lives. If none reports for minutes, housekeeping frees the slots."""
+
 TOLD_AFTER_S: Final = 5.0
 """Waiting for a share is told of after so long: it may be a moment's."""
 
@@ -57,7 +63,7 @@ class LaneShare:
         self._timing = timing
         self._on_loop = on_loop
         self._wake = wake
-        self._presence = Slots(ledger.name(lane.upstream, "processes"), ledger, timing.lease_s)
+        self._presence = Slots(ledger.name(lane.upstream, PROCESSES), ledger, timing.lease_s)
         self._presence_known: Standing | None = None
         self._portions = [
             Portion(budget, ledger.name(lane.upstream, budget.what), ledger, timing.lease_s)
@@ -65,7 +71,7 @@ class LaneShare:
         ]
         self._demands: list[Demand] = []
         self._began = self._waits_since = time.monotonic()
-        self._worked_at = float("-inf")
+        self._worked_at = self._reported_at = float("-inf")
         self._is_cut_off = self._is_leaving = False
         self._pause_s = timing.look_s
         self._random = Random()  # noqa: S311 - who goes first, not a secret
@@ -163,7 +169,11 @@ class LaneShare:
         self._presence.renew(free=1)
         joined = self._presence.held
         if self._has_work and not joined:
+            self._reported_at = time.monotonic()  # what is taken changes the limit, which is a report as well
             self._presence.take(1)
+        elif joined and self._has_work and time.monotonic() - self._reported_at >= ALIVE_S:
+            self._reported_at = time.monotonic()
+            self._ledger.report_alive(self._presence.name)
         elif joined and not self._has_work:
             self._presence.set_aside(joined)
             self._presence.give_back()

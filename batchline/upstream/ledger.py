@@ -47,5 +47,8 @@ class Ledger(Protocol):
     def give_back_slots(self, name: str, slots: int) -> None:
         """Give back slots whose lease is no longer known."""
 
+    def report_alive(self, name: str) -> None:
+        """Let the limit show that a process which holds some of it lives."""
+
     def how_to_change(self, name: str, limit: int | None) -> str:
         """The command by which a person sets the limit."""

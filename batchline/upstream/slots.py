@@ -152,5 +152,11 @@ class Slots:
         self.give_back(remembered_since)
         for piece in self._pieces:
             if piece.lease is not None:
-                self._ledger.renew(piece.lease, lapse_s)
+                self._let_lapse(piece, piece.lease, lapse_s)
         self._pieces = []
+
+    def _let_lapse(self, piece: Piece, lease: str, lapse_s: float) -> None:
+        """Leave a piece to its lease; one that the ledger has forgotten would never end, so its slots go back."""
+        is_known = self._ledger.renew(lease, lapse_s)
+        if not is_known and piece.age_s() < self._lease_s * SURE_UNTIL:
+            self._ledger.give_back_slots(self.name, piece.slots)

@@ -93,4 +93,5 @@ def a_full_batch() -> BatchRecord:
         plan_key="batches/batch-1/g1/plan.a.json",
         final_prefix="batches/batch-1/g0/final.a/",
         last_flow_run_id=str(uuid.uuid4()),
+        announced_at=NOW + 8,
     )

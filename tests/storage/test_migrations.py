@@ -75,7 +75,7 @@ def kinds() -> Iterator[BatchRecord]:
             )
 
 
-LATER = {"last_flow_run_id", "unanswered", "model"}
+LATER = {"last_flow_run_id", "unanswered", "model", "announced_at"}
 """Columns of batches that came after that revision."""
 
 
@@ -118,6 +118,26 @@ def test_batches_of_before_are_found_changed_and_forgotten(at_0002: Settings) ->
     records.delete_batch("batch-1234", now=NOW, lease_s=60)
     assert found(records, "batch-1234") == found(records, "quite new") == []
     assert len(found(records, "batch-")) == 100
+    records.close()
+
+
+def test_ends_of_before_count_as_announced_in_prefect(database_at: Callable[[str], Settings]) -> None:
+    settings = database_at("0008")
+    over, runs = a_batch(status=BatchStatus.COMPLETED, completed_at=NOW), a_batch(status=BatchStatus.FINALIZING)
+    engine = engine_of(settings)
+    with engine.begin() as connection:
+        for batch in (over, runs):
+            row = columns_of(msgspec.structs.asdict(batch)) | {"last_flow_run_id": "a-run"}
+            row = {name: row[name] for name in row if name not in LATER - {"last_flow_run_id"}}
+            connection.execute(insert(batches), [row])
+    engine.dispose()
+
+    upgrade_database(settings)
+
+    records = open_records(settings)
+    assert records.unannounced(ended_before=NOW) == []
+    records.move(runs.id, BatchStatus.COMPLETED, now=NOW)
+    assert [batch.id for batch in records.unannounced(ended_before=NOW)] == [runs.id]
     records.close()
 
 

@@ -33,6 +33,7 @@ class MemoryLedger:
     leases: dict[str, Lease] = field(default_factory=dict)
     fails: bool = False
     asked: int = 0
+    reported: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._numbers = itertools.count()
@@ -123,6 +124,12 @@ class MemoryLedger:
         with self._lock:
             self._ask()
             self.limits[name].taken = max(0, self.limits[name].taken - slots)
+
+    def report_alive(self, name: str) -> None:
+        """Note that the process lives."""
+        with self._lock:
+            self._ask()
+            self.reported.append(name)
 
     def how_to_change(self, name: str, limit: int | None) -> str:
         return f"set {name} to {limit}"

@@ -10,6 +10,7 @@ from ledgers import MemoryLedger
 from scripted_server import reply
 from waiting import until
 
+from batchline.upstream import lane_share
 from batchline.upstream.caller import Caller
 from batchline.upstream.lane_share import Timing
 from batchline.upstream.rates import Rates
@@ -240,6 +241,28 @@ def test_slots_whose_lease_was_forgotten_are_given_back_all_the_same(ledger, ren
     slots.set_aside(5)
     slots.give_back(presence.remembered_since())
     assert ledger.taken("cap") == 0
+
+
+def test_what_is_left_to_lapse_is_given_back_if_its_lease_was_forgotten(ledger):
+    """A lease that Prefect has forgotten never ends, so its slots would stay taken for good."""
+    ledger.create("cap", 8)
+    slots = Slots("cap", ledger, 60.0)
+    slots.take(6)
+    slots.take(2)
+    ledger.forget_leases()
+
+    slots.leave(used=6, lapse_s=60.0, remembered_since=float("inf"))
+
+    assert ledger.taken("cap") == 0
+
+
+def test_a_process_that_works_reports_that_it_lives(sharing_of, serve, ledger, monkeypatch):
+    monkeypatch.setattr(lane_share, "ALIVE_S", 0.05)
+    caller = sharing_of(serve(lambda _: reply(after_s=0.01)).base_url, max_in_flight=4)
+
+    assert all_answers([caller], 200) == 200
+
+    assert {name.rpartition("-")[2] for name in ledger.reported} == {"processes"}
 
 
 def test_a_minute_with_a_limit_of_0_spends_nothing_of_what_is_still_held(sharing_of, serve, ledger):

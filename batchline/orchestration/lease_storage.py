@@ -1,0 +1,38 @@
+"""Checks where a Prefect server keeps the leases of concurrency slots: in memory, a restart forgets them."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Final
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.settings import get_current_settings
+
+SETTING: Final = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
+IN_FILES: Final = "prefect.server.concurrency.lease_storage.filesystem"
+IN_MEMORY: Final = "prefect.server.concurrency.lease_storage.memory"
+
+
+def warn_of_lost_leases(logger: logging.Logger | logging.LoggerAdapter[Any]) -> None:
+    """Warn in the log if the configured server forgets leases at a restart, unless it is a temporary one."""
+    if get_current_settings().api.url is None:
+        return
+    with get_client(sync_client=True) as client:
+        warning = lease_storage_warning(client)
+    if warning is not None:
+        logger.warning("%s", warning)
+
+
+def lease_storage_warning(client: SyncPrefectClient) -> str | None:
+    """Return what to change on a server that keeps leases in memory; None for any other server."""
+    try:
+        settings = client.request("GET", "/admin/settings").json()
+        storage = settings["server"]["concurrency"]["lease_storage"]
+    except Exception:  # noqa: BLE001 - Prefect's client raises many kinds, and Prefect Cloud has no such page
+        return None
+    if storage != IN_MEMORY:
+        return None
+    return (
+        "this Prefect server keeps the leases of runs and upstreams in memory: when it restarts, it ends runs and "
+        f"slots of upstreams stay taken; start it with {SETTING}={IN_FILES}"
+    )
