@@ -75,11 +75,12 @@ def is_quiet(stand_in: Simulator) -> bool:
 def test_a_part_that_does_not_fit_is_written_once_it_does(
     stand_in: Simulator, engine_for: Callable, batch_of: Callable, small_disk, in_background: Callable, caplog
 ) -> None:
-    engine = engine_for(stand_in.base_url, storage_url=str(small_disk.place), flush_interval_s=1.0)
+    # So long that the part is the first that is written.
+    engine = engine_for(stand_in.base_url, storage_url=str(small_disk.place), flush_interval_s=60.0)
     batch = batch_of(engine, 400)
     run = in_background(engine, batch)
     until(lambda: "sending waits for storage" in caplog.text)
-    until(lambda: received(stand_in) == 400)
+    assert received(stand_in) == 400
 
     small_disk.resize(ENOUGH_KIB)
     ended = run.result()
