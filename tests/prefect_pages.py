@@ -119,9 +119,19 @@ class Form:
                     field.get_by_role("button", name="Add item").click()
                     field.locator("textarea, input").last.fill(item)
             else:
-                control = field.locator("textarea, input:not([type=checkbox]), [contenteditable=true]").last
-                control.fill(value if isinstance(value, str) else json.dumps(value))
+                self._type(field, value if isinstance(value, str) else json.dumps(value))
         return self
+
+    def _type(self, field: Any, text: str) -> None:
+        """Put the text into the field, again if the page puts its default in behind it."""
+        control = field.locator("textarea, input:not([type=checkbox]), [contenteditable=true]").last
+        for _ in range(TRIES):
+            control.fill(text)
+            self._page.wait_for_timeout(SETTLING_MS // 4)
+            is_editor = control.get_attribute("contenteditable") is not None
+            if (control.inner_text() if is_editor else control.input_value()).strip() == text:
+                return
+        raise AssertionError(f"the field does not keep {text}")
 
     def submit(self) -> str:
         """Press the form's last button and return the id of what it made; raise `Refused` if it made nothing.

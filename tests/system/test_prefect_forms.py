@@ -143,7 +143,7 @@ def test_the_pages_of_a_run_whose_file_is_invalid_list_its_errors(
     pages.open(f"/artifacts/artifact/{artifacts['markdown']}", wait_for="text=custom_id is missing")
     listed = pages.text()
     pages.picture(tmp_path / "outcome.png")
-    pages.open(f"/runs/flow-run/{run_id}", wait_for="text=validate")
+    pages.open(f"/runs/flow-run/{run_id}", wait_for="text=Finished in state Failed")
     pages.picture(tmp_path / "run.png")
 
     (task,) = site.call("POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}})
