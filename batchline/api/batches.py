@@ -94,7 +94,7 @@ def _lines(results: Iterator[Result]) -> Iterator[bytes]:
     held: list[bytes] = []
     size = 0
     for result in results:
-        held.append(result.to_json() + b"\n")
+        held.append(result.to_line())
         size += len(held[-1])
         if len(held) >= ITEMS_AT_ONCE or size >= BLOCK_BYTES:
             yield b"".join(held) if len(held) > 1 else held[0]

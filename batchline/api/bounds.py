@@ -27,7 +27,7 @@ STREAMED: Final = ("/content", "/results", "/results.jsonl", "/output.jsonl", "/
 """What paths end with whose answers are streamed: each holds up to 60 MB of a file."""
 
 STREAMS: Final = 64
-STREAMS_OF_A_MEMBER: Final = 4
+STREAMS_OF_A_MEMBER: Final = 3
 PLACE_S: Final = 60.0
 """How long such a request waits for its place."""
 

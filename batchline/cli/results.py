@@ -179,7 +179,7 @@ def _write(items: Iterator[Result], kind: Format, file: BinaryIO) -> int:
         file.write(_csv(FIELDS))
     for item in items:
         count += 1
-        file.write(_csv(map(_harmless, _fields(item))) if kind == "csv" else item.to_json() + b"\n")
+        file.write(_csv(map(_harmless, _fields(item))) if kind == "csv" else item.to_line())
     return count
 
 

@@ -24,6 +24,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     def to_json(self) -> bytes:
         """Return the `BatchResultItem` as JSON, which is one line to every reader, with the bodies as they are."""
+        return self.to_line()[:-1]
+
+    def to_line(self) -> bytes:
+        """Return the same with a newline; bodies may be long, so that each copy counts."""
         parts = [b'{"id":', encode_json(self.id), b',"custom_id":', encode_json(self.custom_id)]
         texts = (
             (b"model", None if self.model is None else encode_json(self.model)),
@@ -35,7 +39,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         for name, text in texts:
             if text is not None and text != b"null":
                 parts += [b',"', name, b'":', text]
-        line = embeddable(b"".join((*parts, b"}")))
+        line = b"".join((*map(embeddable, parts), b"}\n"))
         return line if line.isascii() else with_separators_escaped(line)
 
     def to_item(self) -> BatchResultItem:
