@@ -29,7 +29,7 @@ def make_folder(folder: Path, *, private: bool) -> None:
     """Make the folder and those above it that are missing, durably; if `private`, no other user can enter them."""
     missing: list[Path] = []
     for each in (folder, *folder.parents):
-        if each.is_dir():
+        if each.exists():
             break
         missing.append(each)
     for each in reversed(missing):
