@@ -280,6 +280,8 @@ def new_batch(
         metadata=request.metadata,
         dwext=origin,
         flow_run_id=flow_run_id,
+        # The run may die before it takes the batch, and then its death has to lead to the batch as well.
+        last_flow_run_id=flow_run_id,
         output_expires_after=output_expires_after,
         member_id=member_id,
     )

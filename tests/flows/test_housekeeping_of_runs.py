@@ -20,6 +20,7 @@ from batchline.storage.records import BatchRecord
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
 NAME = "of-housekeeping"
+CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,7 @@ def batch_after(simulator, engine_for, chat_file) -> Callable[..., BatchRecord]:
     stored = store_input_file(engine, chat_file(20))
 
     def make(*states: State) -> BatchRecord:
-        request = CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
+        request = CreateBatchRequest(input_file_id=stored.id, endpoint=CHAT)
         batch = create_batch(engine, request, origin=BatchDwExtResponse(source="deployment"))
         with get_client(sync_client=True) as client:
             run = started(client, batch.id, states)
@@ -87,6 +88,20 @@ def test_a_batch_whose_crash_nobody_heard_of_is_run_to_its_end(batch_after):
 
     ended = batch_after.engine.records.get_batch(batch.id)
     assert (chore.done, ended.status, ended.completed) == (True, BatchStatus.COMPLETED, 20)
+
+
+def test_a_batch_whose_run_died_before_it_took_the_batch_is_run_to_its_end(simulator, engine_for, chat_file):
+    engine = engine_for(simulator().base_url)
+    request = CreateBatchRequest(input_file_id=store_input_file(engine, chat_file(20)).id, endpoint=CHAT)
+    with get_client(sync_client=True) as client:
+        run = started(client, "", (Pending(), Running()))
+        batch = create_batch(engine, request, origin=BatchDwExtResponse(source="deployment"), flow_run_id=str(run))
+        assert chores(engine) == []  # it may be about to take it
+
+        client.set_flow_run_state(run, Crashed())
+
+    [chore] = chores(engine, apply=True)
+    assert (chore.done, engine.records.get_batch(batch.id).status) == (True, BatchStatus.COMPLETED)
 
 
 def test_a_batch_whose_suspended_run_is_cancelled_ends_cancelled(batch_after):
