@@ -1,4 +1,4 @@
-"""What one member can do to the others: each attack runs against `batchline serve` while another member works.
+"""Measures what one member can do to the others: each attack runs while another member works.
 
 Also run by `tests/system/test_hostile_members.py`, for a short time each.
 """
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from bench.measuring import World
 
 SECONDS: Final = 20.0
-"""How long each attack goes on."""
+"""Seconds that each attack lasts."""
 
 SETTLE_S: Final = 2.0
 MOST_MB: Final = 600
@@ -293,7 +293,7 @@ def _upstream(attack: Callable[[Attacker], None]) -> Iterator[dict[str, str]]:
 
 
 class Outcome(NamedTuple):
-    """What the other member met meanwhile, and the most memory that the server held."""
+    """The waits of the other member meanwhile, and the server's peak of memory."""
 
     p95_s: float
     worst_s: float
@@ -315,7 +315,7 @@ class Victim:
         self._form = form
 
     def work(self, seconds: float) -> list[float]:
-        """How long each request took, over so many seconds; raises for one that was refused."""
+        """Return the seconds that each request took, for so many seconds; raises for one that was refused."""
         asks: tuple[Callable[[], httpx.Response], ...] = (
             lambda: self._http.get("/batches"),
             lambda: self._http.get(f"/batches/{self._batch}"),

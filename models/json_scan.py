@@ -179,7 +179,7 @@ def _decoder(names: tuple[str, ...]) -> Any:
 
 
 def _read(text: bytes, decode: Any) -> tuple[Any, bytes]:
-    """What the decoder makes of the text, and the text that it read, of the same length; raises `NotJSONError`."""
+    """Return the decoded text, and the text that was read, of the same length; raises `NotJSONError`."""
     try:
         return decode(text), text
     except RecursionError:  # a deep stack leaves less room
@@ -215,7 +215,7 @@ def _pieces(text: bytes) -> Iterator[bytes]:
 
 
 def _address(text: bytes | Raw) -> int:
-    """Where the bytes stand in memory, which tells where in a text the decoder has found a value."""
+    """Return the address of the bytes, from which follows where in a text the decoder has found a value."""
     import numpy as np  # noqa: PLC0415 - only for texts with lone surrogates
 
     return int(np.frombuffer(text, np.uint8).__array_interface__["data"][0])

@@ -56,7 +56,7 @@ def result_line(
 
 
 class ResultParts(msgspec.Struct, frozen=True, gc=False):
-    """What a line of an output or error file says; `body` is its JSON text, None if there was no answer."""
+    """A line of an output or error file; `body` is its JSON text, None if there was no answer."""
 
     body: bytes | None
     code: str | None

@@ -95,7 +95,7 @@ DIALOG: Final = "[role=dialog], [role=alertdialog], .p-modal"
 CONFIRM: Final = re.compile(r"^\s*(Suspend|Pause|Resume|Retry|Cancel Flow Run|Confirm|Submit|Cancel)\b")
 SUBMIT: Final = "button[type=submit]"
 MAKING: Final = "/schemas/validate$|/create_flow_run$|/block_documents/$"
-"""What the pages ask the server when a form is submitted."""
+"""The request that the pages send when a form is submitted."""
 
 
 class Form:

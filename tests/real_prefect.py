@@ -38,7 +38,7 @@ class Prefect:
 
     @property
     def log(self) -> Path:
-        """What the server has written."""
+        """The file with the server's output."""
         return Path(self.home, "log")
 
     def is_alive(self) -> bool:

@@ -90,7 +90,7 @@ _kept: list[subprocess.Popen[bytes]] = []
 
 @dataclass(frozen=True)
 class S3Server:
-    """Where the server is; it checks signatures. The last three are known of one that we have started."""
+    """The address of a server that checks signatures. The last three are known of one that we have started."""
 
     url: str
     key: str = "tester"
@@ -122,7 +122,7 @@ class S3Server:
 
     @property
     def log(self) -> Path:
-        """What the server has written."""
+        """The file with the server's output."""
         return Path(self.home, "log")
 
     def is_alive(self) -> bool:
@@ -241,7 +241,7 @@ class Postgres:
 
     @property
     def log(self) -> Path:
-        """What the server has written."""
+        """The file with the server's output."""
         return Path(self.home, "log")
 
     def is_alive(self) -> bool:

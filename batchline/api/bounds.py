@@ -24,12 +24,12 @@ NAMES_BYTES: Final = 64 * 2**20
 """Of a body that names requests, of which there may be a million."""
 
 STREAMED: Final = ("/content", "/results", "/results.jsonl", "/output.jsonl", "/errors.jsonl")
-"""What paths end with whose answers are streamed: each holds up to 60 MB of a file."""
+"""Endings of paths whose answers are streamed: each stream holds up to 60 MB of a file."""
 
 STREAMS: Final = 64
 STREAMS_OF_A_MEMBER: Final = 3
 PLACE_S: Final = 60.0
-"""How long such a request waits for its place."""
+"""Seconds that such a request waits for its place."""
 
 LONG_BODIES: Final = 2
 LONG_BODIES_OF_A_MEMBER: Final = 1

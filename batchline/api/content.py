@@ -22,7 +22,7 @@ from batchline.operations.lines import Extent
 
 MEDIA_TYPE: Final = "application/octet-stream"
 _NOT_PLAIN: Final = re.compile(r"[^ !#-$&-\[\]-~]")
-"""What is kept out of a quoted filename: quotes, backslashes, percent signs, and all that is not ASCII."""
+"""Characters that a quoted filename may not have: quotes, backslashes, percent signs and non-ASCII."""
 
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 

@@ -24,7 +24,7 @@ OK = '{"status":"ok"}'
 
 REMEMBERED_S: Final = 1.0
 PATIENCE_S: Final = 5.0
-"""How long storage and the database may take; who watches a server waits no longer either."""
+"""Seconds that storage and the database may take; a monitor waits no longer either."""
 
 
 class Readiness:

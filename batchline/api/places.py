@@ -101,7 +101,7 @@ class FairRoute(APIRoute):
         super().__init__(path, endpoint if iscoroutinefunction(endpoint) else _aside(endpoint), **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """What is called with each request."""
+        """The application that each request is passed to."""
         handle = super().get_route_handler()
 
         async def handle_flat(request: Request) -> Response:

@@ -37,7 +37,7 @@ SHUTDOWN_S: Final = 10
 """How long answers may take that are under way when the server stops."""
 
 SWITCH_S: Final = 0.001
-"""How long a thread that checks files or packs answers keeps the interpreter while the event loop waits for it."""
+"""Seconds that a thread that checks files or packs answers may keep the GIL while the event loop waits for it."""
 
 SERVING: Final[Mapping[str, Any]] = {
     "http": Protocol,

@@ -310,7 +310,7 @@ class Batches:
 
     @property
     def deletion_patience_s(self) -> float:
-        """How long a deletion waits for the batch's runner to end."""
+        """Seconds that a deletion waits for the batch's runner to end."""
         return self._engine.settings.grace_s + DELETION_PATIENCE_S
 
     def delete_if_idle(self, batch_id: str) -> Conflict | None:

@@ -27,7 +27,7 @@ UNFINISHED_S: Final = 86_400.0
 """How long a writer may be at work on one object."""
 
 ANNOUNCED_WITHIN_S: Final = 120.0
-"""How long a run may take to announce the end of its batch."""
+"""Seconds that a run may take to announce the end of its batch."""
 
 Kind = Literal["resume", "cancel", "announce", "free_slots", "delete_file", "delete_objects", "discard_unfinished"]
 

@@ -9,7 +9,7 @@ import msgspec
 
 
 class Extent(msgspec.Struct, frozen=True):
-    """How much of a file there is; one that `is_whole` grows no more. `lines` is absent where nobody counted.
+    """The extent of a file; one that `is_whole` grows no more. `lines` is absent if they were not counted.
 
     `key` is where the content of a whole file is: other content of the file, after a retry, has another key.
     """

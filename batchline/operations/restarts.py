@@ -1,4 +1,4 @@
-"""How soon a batch whose run keeps failing is started again."""
+"""The delay before a batch whose run keeps failing is started again."""
 
 from __future__ import annotations
 

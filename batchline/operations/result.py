@@ -12,7 +12,7 @@ from batchline.models.lines import embeddable, encode_json, with_separators_esca
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What became of a request; `input_text` and `response_text` are the JSON texts of its bodies."""
+    """The result of a request; `input_text` and `response_text` are the JSON texts of its bodies."""
 
     id: str
     custom_id: str
@@ -56,7 +56,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 def _read(text: bytes | None) -> Any:
-    """What the JSON says. Python refuses numbers of over 4,300 digits and nesting of about a thousand levels."""
+    """Return the decoded JSON. Python refuses numbers of over 4,300 digits and nesting of about 1,000 levels."""
     if text is None:
         return None
     try:

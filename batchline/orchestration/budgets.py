@@ -24,7 +24,7 @@ PAGE: Final = 200
 """Limits that Prefect lists at once."""
 
 PREFIX: Final = "batchline-"
-"""What the names of our limits begin with."""
+"""The prefix of the names of our limits."""
 
 PATIENCE_S: Final = 10.0
 LARGEST_LIMIT: Final = 2**31 - 1

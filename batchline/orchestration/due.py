@@ -27,14 +27,14 @@ STARTS_WITHIN_S = 300.0
 """How long a run may be Pending or Running and not take the batch's lease; then it is taken for dead."""
 
 FOLLOWED_WITHIN_S: Final = 60.0
-"""How long the automation for crashes may take to start the next run, before housekeeping does."""
+"""Seconds that the automation for crashes may take to start the next run, before housekeeping does."""
 
 FLOW: Final = "process-batch"
 MOST_WAITING: Final = 200
 
 
 class Due(NamedTuple):
-    """What is to be done with a batch that is not over and that no process holds, and why."""
+    """The action that is due for an unfinished batch that no process holds, and the reason."""
 
     why: str
     after_crash: bool = False

@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import FlowRun, State
 
 
 class Wish(Enum):
-    """What a flow run's state asks of the process that executes it."""
+    """The request that a flow run's state makes of the process that executes it."""
 
     CONTINUE = "continue"
     CANCEL = "cancel"

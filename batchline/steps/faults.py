@@ -20,7 +20,7 @@ MODEL_IS_OPTIONAL = frozenset({"/v1/moderations"})
 
 
 class Rules:
-    """What a batch's lines must keep to; `models` are those that the file has named so far."""
+    """The rules for a batch's lines; `models` are those that the file has named so far."""
 
     def __init__(self, endpoint: str, settings: Settings) -> None:
         self.endpoint = endpoint
@@ -38,7 +38,7 @@ Fault = tuple[str, str, str | None]
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True):
-    """What a close look found: the line's faults, and its custom_id and model where they are usable."""
+    """The result of a full check: the line's faults, and its custom_id and model if they are usable."""
 
     faults: list[Fault] = []
     custom_id: str | None = None

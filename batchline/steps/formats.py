@@ -83,7 +83,7 @@ def _lines(head: bytes, *, is_whole: bool) -> list[bytes]:
 
 
 def _read(line: bytes) -> Any:
-    """What the JSON says; None also for what is not JSON or too deep to be read."""
+    """Return the decoded JSON, or None if the text is not JSON or too deep to be read."""
     try:
         return msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -26,7 +26,7 @@ ZSTD_PIECE_BYTES = 2**8
 """Small, because zstd can grow thirty thousand times, and each piece is decompressed whole and held twice."""
 
 ZSTD_WINDOW_BYTES = 2**23
-"""What each upload may hold of what it has decompressed, as RFC 8878 (3.1.1.1.2) recommends for decoders."""
+"""Bytes of decompressed data that each upload may hold, as RFC 8878 (3.1.1.1.2) recommends for decoders."""
 
 UPLOAD_S = 86_400
 """How long an upload may take; what is not recorded by then is swept away."""

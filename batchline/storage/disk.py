@@ -13,7 +13,7 @@ from typing import BinaryIO, Final
 from batchline.models.errors import NotFound, StorageFault
 
 TEMPORARY: Final = ".tmp-"
-"""What the names of unfinished local objects start with; no key may."""
+"""The prefix of the names of unfinished local objects; no key may have it."""
 
 BUFFER_BYTES: Final = 2**20
 CREATION_TRIES: Final = 10

@@ -122,7 +122,7 @@ class Leases(Senders):
 
 
 def no_batch(batch_id: str) -> NotFound:
-    """What is raised for a batch that is not there, or not for whoever asks."""
+    """Return the error for a batch that does not exist or is not visible to the caller."""
     return NotFound(f"there is no batch {batch_id}; `batchline batches list` shows which there are")
 
 

@@ -88,7 +88,7 @@ class ObjectStore(ABC):
 
     @abstractmethod
     def unfinished(self, *, older_than_s: float) -> list[str]:
-        """What our writers that died have left and no reader sees, begun so long ago; names for `discard`.
+        """Return the names, for `discard`, of objects that our dead writers left unfinished and began so long ago.
 
         Only below the folders of files and batches: the rest of the place may be used by other programs.
         """

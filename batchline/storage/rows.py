@@ -106,7 +106,7 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def not_completed(self) -> int:
-        """How many requests of a batch that is over can be retried."""
+        """The number of requests of a finished batch that can be retried."""
         return self.failed + self.unanswered
 
     def is_held(self, *, now: float, lease_s: float) -> bool:

@@ -38,7 +38,7 @@ OPTIONS: Final[Mapping[str, int]] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,
 }
-"""What libpq is told; in seconds, and milliseconds for the last."""
+"""Connection options of libpq; in seconds, and milliseconds for the last."""
 
 _SET_TIMEOUTS: Final = (
     f"SELECT set_config('statement_timeout', '{STATEMENT_S}s', false), "

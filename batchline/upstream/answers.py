@@ -125,7 +125,7 @@ _ANSWERS = ("choices", "data", "output", "content", "results")
 
 
 def read_reply(reply: Reply) -> Reading:
-    """What the reply says. Never raises, whatever the server sent.
+    """Return the parsed reply. Never raises, whatever the server sent.
 
     Takes a millisecond for each 100 kB of the oddest body; a long one is better read on a thread.
     """
@@ -139,7 +139,7 @@ def read_reply(reply: Reply) -> Reading:
 
 
 async def read_aside(reply: Reply) -> Reading:
-    """What the reply says, read on a thread if it is so long that others would wait for it."""
+    """Return the parsed reply, read on a thread if it is so long that others would wait for it."""
     return read_reply(reply) if len(reply.body) <= LONG_BYTES else await asyncio.to_thread(read_reply, reply)
 
 

@@ -1,4 +1,4 @@
-"""How soon a connection to an upstream whose other end has vanished is given up.
+"""Times after which a connection whose other end has vanished is given up.
 
 A model can take minutes for an answer, and nothing is sent meanwhile. NATs and load balancers forget a silent
 connection after 240 to 350 s without telling either end; the system's own keepalive begins after two hours.

@@ -1,4 +1,4 @@
-"""Whether a run may send at the moment: its lease must be fresh, and storage must take its answers."""
+"""The permission of a run to send: its lease must be fresh, and storage must take its answers."""
 
 import threading
 import time

@@ -4,7 +4,7 @@ import msgspec
 
 
 class RunProgress(msgspec.Struct, frozen=True):
-    """How far a run has come."""
+    """The progress of a run."""
 
     completed: int
     failed: int

@@ -1,4 +1,4 @@
-"""What became of a batch after kills, against what the upstream has seen of it."""
+"""Compares a batch's files after kills with the upstream's log of it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Event:
 
 
 class UpstreamLog:
-    """Which requests the upstream has received and answered, and when. Its file grows while it is read."""
+    """The requests that the upstream has received and answered, with times. Its file grows while it is read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -51,11 +51,11 @@ class UpstreamLog:
         return self._events.get(batch, [])
 
     def received(self, batch: str) -> int:
-        """How many requests of the batch came in, repeated ones included."""
+        """The number of requests of the batch that came in, repeated ones included."""
         return sum(event.kind == "received" for event in self.events(batch))
 
     def repeated(self, batch: str) -> int:
-        """How many requests of the batch came in again."""
+        """The number of requests of the batch that came in again."""
         times = Counter(event.custom_id for event in self.events(batch) if event.kind == "received")
         return sum(times.values()) - len(times)
 

@@ -31,7 +31,7 @@ from bench.kills.victims import (
 )
 
 SHARES = {"command line": 0.4, "storage": 0.2, "database": 0.2, "worker": 0.1, "Prefect server": 0.1}
-"""How the kills are divided among the victims that are chosen."""
+"""The shares of the kills that the chosen victims get."""
 
 RESTORES = "restored database"
 
@@ -115,7 +115,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 
 
 def _division(options: argparse.Namespace) -> dict[str, int]:
-    """How many kills each victim gets."""
+    """Return the number of kills of each victim."""
     chosen = options.victim or list(SHARES)
     whole = sum(SHARES[victim] for victim in chosen)
     kills = {victim: round(options.kills * SHARES[victim] / whole) for victim in chosen}

@@ -1,4 +1,4 @@
-"""Where batches run that are to be killed: settings of their own, an upstream with a log, and the command line."""
+"""The environment of batches that are to be killed: own settings, a logging upstream, the command line."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Site:
         self.chance = chance
         self._environment = environment
         self.run_s = 6.0
-        """How long a run takes that is not killed, from start to end; learnt from the last one."""
+        """Seconds that a run takes that is not killed, from start to end; learnt from the last one."""
 
         server = Upstream(base_url=upstream.base_url, max_in_flight=IN_FLIGHT)
         self.settings: Settings = load_settings(

@@ -1,4 +1,4 @@
-"""Who is killed: the command line, the storage, the database; or the database is an older copy afterwards."""
+"""The victims: the command line, the storage, the database; or the database is an older copy afterwards."""
 
 from __future__ import annotations
 

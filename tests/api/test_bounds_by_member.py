@@ -1,4 +1,4 @@
-"""What one member, or anyone at all, can hold up: others go on meanwhile."""
+"""Bounds of what one member, or anyone at all, can hold up."""
 
 import socket
 import threading
@@ -43,7 +43,7 @@ class Held:
 
 @pytest.fixture
 def held() -> Iterator[Held]:
-    """What is held up until the test ends, at the latest."""
+    """Resources that are held until the test ends, at the latest."""
     slow = Held()
     yield slow
     slow.let_go()

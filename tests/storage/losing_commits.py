@@ -22,7 +22,7 @@ class CommitLoser(socketserver.ThreadingTCPServer):
         self._url = make_url(url)
         self.loses: Callable[[int], bool] = lambda number: False
         self.breaks: Callable[[int], bool] = lambda number: False
-        """Which COMMITs are lost themselves, before the server behind sees them."""
+        """The COMMITs that are lost before the server behind sees them."""
         self.commits = self.lost = 0
         self._lock = threading.Lock()
 

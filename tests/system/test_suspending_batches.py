@@ -49,7 +49,7 @@ def received(site: Site) -> int:
 
 
 def suspend(site: Site, run: str) -> None:
-    """What the pages send when Suspend is pressed."""
+    """Return the state that the pages send when Suspend is pressed."""
     timeout = (datetime.now(UTC) + timedelta(seconds=300)).isoformat()
     details = {"pause_reschedule": True, "pause_timeout": timeout}
     state = {"type": "PAUSED", "name": "Suspended", "state_details": details}
