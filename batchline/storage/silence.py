@@ -40,9 +40,16 @@ OPTIONS: Final[Mapping[str, int]] = {
 }
 """Connection options of libpq; in seconds, and milliseconds for the last."""
 
+
+def _set_unless_set(name: str, seconds: int) -> str:
+    """Return the SQL that sets a timeout unless the URL's options, the role or the database set one."""
+    known = f"current_setting('{name}')"
+    return f"set_config('{name}', CASE {known} WHEN '0' THEN '{seconds}s' ELSE {known} END, false)"
+
+
 _SET_TIMEOUTS: Final = (
-    f"SELECT set_config('statement_timeout', '{STATEMENT_S}s', false), "
-    f"set_config('idle_in_transaction_session_timeout', '{TRANSACTION_S}s', false)"
+    f"SELECT {_set_unless_set('statement_timeout', STATEMENT_S)}, "
+    f"{_set_unless_set('idle_in_transaction_session_timeout', TRANSACTION_S)}"
 )
 
 
@@ -79,7 +86,7 @@ def bound_waiting(engine: Engine) -> None:
 
 
 class _Watchdog:
-    """A thread that breaks connections which have been in use for too long; it runs from the first use on."""
+    """A thread that breaks connections which have been in use for too long; it ends while none is in use."""
 
     def __init__(self) -> None:
         self._in_use: dict[int, tuple[float, DBAPIConnection]] = {}
@@ -104,6 +111,9 @@ class _Watchdog:
             time.sleep(CHECK_S)
             silent_since = time.monotonic() - SILENT_S
             with self._lock:
+                if not self._in_use:  # the thread of an engine that is used no more would live as long as we do
+                    self._process = 0
+                    return
                 late = [number for number, (since, _) in self._in_use.items() if since < silent_since]
                 connections = [self._in_use.pop(number)[1] for number in late]
             for connection in connections:

@@ -121,9 +121,25 @@ def test_connections_notice_a_dead_peer_and_bound_each_statement(postgres_databa
     assert (shown, kept_alive, idle_s, unanswered_ms) == ("30s", 1, 30, 30_000)
 
 
-def test_a_limit_that_the_url_sets_itself_is_kept(postgres_database) -> None:
-    url = f"{postgres_database['database_url']}?tcp_user_timeout=7000"
+def test_limits_that_the_url_sets_itself_are_kept(postgres_database) -> None:
+    url = f"{postgres_database['database_url']}?tcp_user_timeout=7000&options=-c%20statement_timeout%3D100"
     records = open_records(load_settings(database_url=url))
     with records._engine.connect() as connection:
         assert connection.connection.driver_connection.info.get_parameters()["tcp_user_timeout"] == "7000"
+        assert connection.exec_driver_sql("SHOW statement_timeout").scalar_one() == "100ms"
     records.close()
+
+
+def test_the_watchdog_ends_while_no_connection_is_in_use_and_begins_anew(postgres_database, monkeypatch) -> None:
+    monkeypatch.setattr(silence, "CHECK_S", 0.05)
+    before = watchdogs()
+    records = open_records(load_settings(**postgres_database))
+
+    for _ in range(2):
+        assert records.batch_of_flow_run("none") is None
+        until(lambda: watchdogs() <= before)
+    records.close()
+
+
+def watchdogs() -> set[int | None]:
+    return {thread.ident for thread in threading.enumerate() if thread.name == "database watchdog"}

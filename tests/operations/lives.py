@@ -377,7 +377,7 @@ class Lives(RuleBasedStateMachine):
             "blank": f"req-{known.id[6:]}-{free[0]}",
             "good": good[0] if good else "req-",
             "another's": right[0].replace(known.id[6:], "0" * 32),
-            "custom": "request-0",
+            "custom": "request-of-nobody",
             "plus": right[0].replace(f"{known.id[6:]}-", f"{known.id[6:]}-0"),
         }
         with pytest.raises(InvalidInput, match=ids[wrong].replace("+", ".")):

@@ -11,6 +11,7 @@ from scripted_server import ScriptedServer, refusal, reply
 from waiting import until
 
 from batchline.models.failures import ErrorCode
+from batchline.upstream.answers import Answer
 from batchline.upstream.run import Stop
 
 STOPS = [ErrorCode.BATCH_CANCELLED, ErrorCode.BATCH_EXPIRED, ErrorCode.BATCH_FAILED]
@@ -25,9 +26,10 @@ def test_a_stopped_run_finishes_what_is_under_way_and_settles_the_rest_with_its_
         feed.end()
         until(lambda: len(gated.received) == 4)
         run.stop(Stop(code, "that is enough"))
-        until(lambda: run.snapshot().failed == 46)
+        unsent: list[Answer] = []
+        until(lambda: unsent.extend(feed.wait(0.02)) or len(unsent) == 46)
         gate.set()
-        answers = answers_of(feed)
+        answers = unsent + answers_of(feed)
 
     assert Counter(answer.code for answer in answers) == {None: 4, code: 46}
     assert {answer.message for answer in answers if answer.code} == {"that is enough"}
