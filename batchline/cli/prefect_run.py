@@ -67,7 +67,8 @@ def _tags() -> tuple[str, ...]:
     """The tag by which a run that sends heartbeats often enough is soon known to be dead."""
     from prefect.settings import get_current_settings  # noqa: PLC0415 - Prefect takes a second
 
-    from batchline.orchestration.deployments import HEARTBEAT_S, TAG  # noqa: PLC0415 - as above
+    from batchline.orchestration.deployments import TAG  # noqa: PLC0415 - as above
+    from batchline.orchestration.events import HEARTBEAT_S  # noqa: PLC0415 - as above
 
     between_s = get_current_settings().flows.heartbeat_frequency
     return (TAG,) if between_s is not None and between_s <= HEARTBEAT_S else ()

@@ -17,9 +17,6 @@ from batchline.steps.engine import Engine
 TAG: Final = "batchline"
 """On our deployments' runs, and on others that send heartbeats as often, so that their death is soon known."""
 
-HEARTBEAT_S: Final = 30
-"""Between the heartbeats of those runs, as prefect.yaml and the commands set it."""
-
 
 def start_as_deployment(
     engine: Engine, batch_id: str, *, deployment: str | None = None, after_crash: bool = False

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Final
 from uuid import UUID
 
 from prefect import Flow
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.events import emit_event
 from prefect.runtime import flow_run
@@ -24,6 +26,13 @@ STOPPED: Final = "batchline.flow-run.stopped"
 Prefect sends heartbeats in the background, so those of a short run arrive after the event of its end, which the
 server itself sends. This event takes the same way as the heartbeats, after the last of them.
 """
+
+
+HEARTBEAT_S: Final = 30
+"""Seconds between the heartbeats of our deployments' runs, as prefect.yaml and the commands set it."""
+
+SETTLES_S: Final = 1.5
+"""Seconds after which the server has handled a heartbeat, unless it is overloaded."""
 
 
 def emit(
@@ -67,7 +76,21 @@ def emit_stopped(run: FlowRun, flow_name: str) -> None:
 def report_stopped(flow: Flow[Any, Any], flow_run: FlowRun, state: State) -> None:
     """Report the end of a run, as a hook of the flow for its final states."""
     del state
+    if flow_run.deployment_id is not None:
+        # The server handles events that arrive together in any order, and could count the heartbeat of this
+        # moment after the end. Heartbeats are sent when a run begins and every HEARTBEAT_S.
+        time.sleep(max(0.0, SETTLES_S - _ran_for_s(flow_run.id) % HEARTBEAT_S))
     emit_stopped(flow_run, flow.name)
+
+
+def _ran_for_s(run_id: UUID) -> float:
+    """Return the seconds since the flow run began; 0 if the server does not say."""
+    try:
+        with get_client(sync_client=True) as client:
+            began = client.read_flow_run(run_id).start_time
+    except Exception:  # noqa: BLE001 - Prefect's client raises many kinds, and the end is to be reported anyway
+        return 0.0
+    return 0.0 if began is None else time.time() - began.timestamp()
 
 
 def page_of(run_id: str | None) -> dict[str, str]:

@@ -13,7 +13,8 @@ from prefect.exceptions import ObjectNotFound
 from batchline.models.errors import InvalidInput
 from batchline.orchestration.automations import Made, connected, put, without_heartbeat
 from batchline.orchestration.blocks import BLOCKS
-from batchline.orchestration.deployments import HEARTBEAT_S, TAG
+from batchline.orchestration.deployments import TAG
+from batchline.orchestration.events import HEARTBEAT_S
 from batchline.orchestration.lease_storage import lease_storage_warning
 from batchline.orchestration.notices import file_notices, notices
 
