@@ -32,7 +32,7 @@ WORDS = (
 
 @dataclass
 class World:
-    """Where benchmarks run: a directory, the servers' addresses, how much, how long, and every sample taken."""
+    """The setting of benchmarks: a directory, the servers' addresses, amounts, durations and all samples."""
 
     home: Path
     base_url: str

@@ -100,7 +100,7 @@ class BatchErrors(WireModel):
 
 
 class RequestCounts(WireModel):
-    """How many requests a batch has and how many of them completed or failed.
+    """The number of requests of a batch, and of those that completed and failed.
 
     Requests that the end of the window or a cancel left unanswered count as neither: of a batch that is over they
     are what is missing from `completed` and `failed` to `total`.

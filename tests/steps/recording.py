@@ -1,9 +1,10 @@
 """A loopback server that answers every request alike and keeps what it was sent."""
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from server_threads import serving_on_thread
 
 ANSWER = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"Yes."}}],"usage":{}}'
 
@@ -46,11 +47,5 @@ class Answering(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def recording() -> Iterator[Recorder]:
-    with Recorder() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving_on_thread(Recorder()) as server:
+        yield server

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from server_threads import serving_on_thread
+
 Rule = Callable[["Handler"], bool]
 """Whether it has dealt with the request; those that it leaves alone are passed on."""
 
@@ -73,14 +75,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def between(behind: str | None, rule: Rule | None = None) -> Iterator[Between]:
-    with Between(behind, rule or passes_on) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving_on_thread(Between(behind, rule or passes_on)) as server:
+        yield server
 
 
 # Rules

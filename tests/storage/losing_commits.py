@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from server_threads import serving_on_thread
 from sqlalchemy import make_url
 
 COMMIT = b"COMMIT\0"
@@ -81,11 +82,5 @@ def _hang_up(connection: socket.socket) -> None:
 
 @contextmanager
 def losing_commits(url: str) -> Iterator[CommitLoser]:
-    with CommitLoser(url) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving_on_thread(CommitLoser(url)) as server:
+        yield server

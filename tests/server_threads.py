@@ -1,0 +1,22 @@
+"""Servers of the standard library that serve on a thread for the length of a block."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from socketserver import BaseServer
+from typing import TypeVar
+
+Server = TypeVar("Server", bound=BaseServer)
+
+
+@contextmanager
+def serving_on_thread(made: Server) -> Iterator[Server]:
+    """Let the server serve until the block ends, then close it."""
+    with made as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
