@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx
 import openai
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Completed, Crashed, Pending, Running, Scheduled
+from prefect_site import call_prefect
 from processes import kill_group
 from real_prefect import BIN, Prefect, is_healthy, start_prefect
 from real_servers import free_ports
@@ -75,8 +75,7 @@ class Deployed:
 
     def runs_of(self, batch_id: str) -> list[dict[str, Any]]:
         wanted = {"flow_runs": {"name": {"like_": batch_id}}, "sort": "START_TIME_ASC"}
-        answer = httpx.post(f"{self.api}/flow_runs/filter", json=wanted, timeout=30, trust_env=False)
-        return list(answer.raise_for_status().json())
+        return list(call_prefect(self.api, "POST", "/flow_runs/filter", wanted))
 
     def stop(self) -> None:
         for worker in self._workers:

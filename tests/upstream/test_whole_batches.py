@@ -30,7 +30,9 @@ def test_a_batch_outlives_an_outage_without_a_failed_request(
 ) -> None:
     began = time.monotonic()
     server = serve(lambda request: fault if 0.3 < request.at - began < 1.3 else reply(after_s=0.02))
-    engine = engine_for(server.base_url, upstream={"max_attempts": 3, "max_in_flight": 8})
+    # Retries wait long enough for others to be sent in between: it is first tries that tell an outage.
+    upstream = {"max_attempts": 3, "max_in_flight": 8, "backoff_base_s": 0.5, "backoff_cap_s": 1}
+    engine = engine_for(server.base_url, upstream=upstream, flush_interval_s=5)
 
     batch = run_file(engine, chat_file(400))
 
