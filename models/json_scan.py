@@ -113,6 +113,8 @@ def is_too_deep(text: bytes) -> bool:
 
 def has_long_number(text: bytes) -> bool:
     """True if the text, which is JSON, has a number of more than `MAX_DIGITS` digits in a row."""
+    if len(text) <= MAX_DIGITS:  # nearly always: this is asked of every answer
+        return False
     step = MAX_DIGITS // 2  # a longer run of digits covers two neighbours of these samples, and all between them
     seen, in_string = 0, False
     for number, (one, other) in enumerate(pairwise(text[::step])):

@@ -1,6 +1,5 @@
 """What is asked of an upstream and what came of it; reading an answer's usage and its faults."""
 
-import asyncio
 from collections.abc import Iterable
 from typing import Annotated, Any
 
@@ -22,6 +21,8 @@ from batchline.upstream.transport import Reply
 
 MESSAGE_CHARACTERS = 500
 LONG_BYTES = 2**18
+"""Of a reply that is read on a thread, as all others would wait for it."""
+
 MOST_WORDS_BYTES = 2**20
 MOST_USAGE_BYTES = 2**14
 """Of a message and a usage that are read; beyond that they are neither."""
@@ -136,11 +137,6 @@ def read_reply(reply: Reply) -> Reading:
     if message is None:
         message = f"the upstream answered {reply.status_code} with {len(reply.body)} bytes"
     return Reading(code, body, message, _usage_of(reply.body))
-
-
-async def read_aside(reply: Reply) -> Reading:
-    """Return the parsed reply, read on a thread if it is so long that others would wait for it."""
-    return read_reply(reply) if len(reply.body) <= LONG_BYTES else await asyncio.to_thread(read_reply, reply)
 
 
 def reread_without(secrets: Iterable[bytes], reply: Reply, reading: Reading) -> Reading:

@@ -16,7 +16,7 @@ from batchline.models.failures import REFUSED_STATUSES, ErrorCode, is_retried
 from batchline.models.upstreams import Upstream
 from batchline.upstream import limits
 from batchline.upstream.alarm import Alarm
-from batchline.upstream.answers import Reading, read_aside, reread_without
+from batchline.upstream.answers import LONG_BYTES, Reading, read_reply, reread_without
 from batchline.upstream.attempt import Attempt
 from batchline.upstream.limits import FREE_OUTAGE_ATTEMPTS, OUTAGE_STATUSES, AdaptiveLimit, Breaker, Hold
 from batchline.upstream.rates import Rates
@@ -217,7 +217,7 @@ class Lane:
 
     async def _send(self, attempt: Attempt) -> None:
         run = attempt.run
-        if run.stopped is not None or attempt.feed.is_closed or time.monotonic() > run.valid_until:
+        if run.stopped is not None or attempt.feed.is_closed or time.monotonic() > (until := run.valid_until):
             self._done(attempt)
             self._unsendable(attempt)
             return
@@ -228,9 +228,10 @@ class Lane:
             attempt.first_at = began
         attempt.started_at = time.time()
         try:
-            reply = await self._transport.send(attempt.call.path, attempt.call.body, valid_until=run.valid_until)
+            reply = await self._transport.send(attempt.call.path, attempt.call.body, valid_until=until)
             duration_s = time.perf_counter() - began
-            reading = await read_aside(reply)
+            is_long = len(reply.body) > LONG_BYTES
+            reading = await asyncio.to_thread(read_reply, reply) if is_long else read_reply(reply)
         except TooLate:
             self._done(attempt)
             attempt.number -= 1
