@@ -2,19 +2,23 @@
 
 import os
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from batchline.models.errors import Conflict, NotFound, SourceFault
-from batchline.storage.disk import sync_folder, temporary_beside
+from batchline.storage.disk import is_temporary, sync_folder, temporary_beside
 from batchline.storage.inbox import Inbox, InboxFile, matches, source_faults
 from batchline.storage.objects import STREAM_BYTES, LocalObjects
 from batchline.storage.reading import Readable
 
 # No link is followed, and a pipe does not make the opener wait.
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+ASIDE_S: Final = 60.0
+"""Seconds after which a file that was moved aside, which takes a moment, has been abandoned."""
 
 
 class LocalInbox(Inbox):
@@ -29,6 +33,7 @@ class LocalInbox(Inbox):
     def files(self, pattern: str) -> Iterator[InboxFile]:
         """The plain files; `changed_at` also moves when a file gets its name or its rights."""
         with _faults(self._folder):
+            self._put_back_abandoned()
             names = sorted(name for name in os.listdir(self._folder) if matches(name, pattern))  # noqa: PTH208
         for name in names:
             with suppress(FileNotFoundError), _faults_but_absence(self._folder / name):
@@ -98,15 +103,29 @@ class LocalInbox(Inbox):
         with _faults(path):
             if self._version_at(path) != file.version:
                 return False
+            # A folder keeps the file's name: a process that is killed in between cannot put the file back.
+            aside.mkdir()
             try:
-                path.rename(aside)
+                path.rename(aside / file.name)
             except FileNotFoundError:
+                aside.rmdir()
                 return False
-            if self._version_at(aside) == file.version:
-                aside.unlink()
-                return True
-            _put_back(aside, path)
-        return False
+            is_listed = self._version_at(aside / file.name) == file.version
+            if is_listed:
+                (aside / file.name).unlink()
+            else:
+                _put_back(aside / file.name, path)
+            aside.rmdir()
+        return is_listed
+
+    def _put_back_abandoned(self) -> None:
+        """Give files their names again that a process which was killed has moved aside."""
+        for aside in self._folder.iterdir():
+            with suppress(FileNotFoundError, NotADirectoryError, FileExistsError):
+                if is_temporary(aside.name) and time.time() - aside.lstat().st_mtime > ASIDE_S:
+                    for file in aside.iterdir():
+                        _put_back(file, self._folder / file.name)
+                    aside.rmdir()
 
     def write(self, folder: str, name: str, blocks: Iterable[bytes]) -> None:
         """Write a file beside its place and move it there."""

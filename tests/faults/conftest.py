@@ -71,11 +71,11 @@ def start() -> Iterator[Callable[..., Runner]]:
 
 @pytest.fixture
 def slow_to_validate(tmp_path: Path) -> Path:
-    """A file of 200 requests that are odd enough, each of another model, to be checked for most of a second."""
+    """A file of 800 requests that are odd enough, each of another model, to be checked for some seconds."""
     path = tmp_path / "slow-to-validate.jsonl"
     odd = {str(number): str(number) for number in range(600)}
     with path.open("w") as file:
-        for number in range(200):
+        for number in range(800):
             body = {"model": f"model-{number}", "messages": [{"role": "user", "content": "?"}], "metadata": odd}
             line = {
                 "custom_id": f"request-{number}",

@@ -154,7 +154,9 @@ def test_a_chunk_that_is_finished_while_its_segments_are_read_is_read_from_its_p
     client, batch_id = waiting_batch(200, chunk_requests=20)
     store, reader = client.engine.store, threading.current_thread()
     waiter.answer_only(30)
-    found = until(lambda: with_answers(store, batch_id))
+    until(lambda: client.batches.record(batch_id).output_file_id)
+    until(lambda: statuses(client, batch_id)["completed"] == 30)  # then no chunk finishes until the test goes on
+    found = with_answers(store, batch_id)
     original, gone = store.read, []
 
     def read_when_it_is_gone(key, start=0, end=None):

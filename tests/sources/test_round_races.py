@@ -17,6 +17,8 @@ from batchline.models.sync import SyncOptions, SyncSummary
 from batchline.sources import sync_source
 from batchline.steps.engine import Engine, open_engine
 from batchline.steps.sweep import sweep
+from batchline.storage import inbox_local
+from batchline.storage.inbox import InboxFile
 from batchline.storage.inbox_local import LocalInbox
 from batchline.storage.objects import ObjectWriter
 from batchline.storage.records import Taken
@@ -306,6 +308,51 @@ def test_results_are_whole_whatever_write_a_round_dies_at(
         assert run(engine, folder).written_back == 0
 
 
+def test_a_file_that_a_killed_round_had_moved_aside_is_picked_up(
+    local_folder: LocalFolder, engine_for: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_for("http://localhost:9", source_still_s=0, **local_folder.settings)
+    listed = listed_version(local_folder, "a.jsonl", requests(1, "As it was listed"))
+    newer = requests(1, "As it was when it was to be deleted")
+    with monkeypatch.context() as dying:
+        dying.setattr(LocalInbox, "_version_at", versions_of_a_file_that_changes(local_folder, "a.jsonl", newer))
+        with pytest.raises(KilledError):
+            LocalInbox(local_folder.path).delete(listed)
+    assert [name for name in local_folder.names() if not name.startswith(".tmp-")] == []
+
+    synced(engine, local_folder)
+    assert inputs_of(engine) == []
+    monkeypatch.setattr(inbox_local, "ASIDE_S", -1)
+    synced(engine, local_folder)
+
+    assert (inputs_of(engine), local_folder.names()) == ([newer], ["a.jsonl"])
+
+
+class KilledError(BaseException):
+    """The end of a process at this point."""
+
+
+def listed_version(folder: LocalFolder, name: str, data: bytes) -> InboxFile:
+    folder.put(name, data)
+    return next(LocalInbox(folder.path).files("*.jsonl"))
+
+
+def versions_of_a_file_that_changes(folder: LocalFolder, name: str, newer: bytes) -> Callable[..., str | None]:
+    """Answer for the file's version; it changes after the first answer, and the process ends at the second."""
+    original = LocalInbox._version_at
+    asked: list[Path] = []
+
+    def version_at(inbox: LocalInbox, path: Path) -> str | None:
+        asked.append(path)
+        if len(asked) == 2:
+            raise KilledError
+        version = original(inbox, path)
+        folder.put(name, newer)
+        return version
+
+    return version_at
+
+
 def _of(batch_ids: list[str]) -> Any:
     return source_files.c.batch_id.in_(batch_ids)
 
@@ -317,7 +364,9 @@ def forever(settings: Settings, uri: str) -> None:
 
 
 @pytest.mark.slow
-def test_rounds_that_are_killed_lose_no_file_and_take_none_twice(shared: Engine, folder: Folder) -> None:
+def test_rounds_that_are_killed_lose_no_file_and_take_none_twice(
+    shared: Engine, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     texts = [requests(1, f"File {number}") for number in range(40)]
     for number, text in enumerate(texts):
         folder.put(f"{number:02}.jsonl", text)
@@ -330,6 +379,7 @@ def test_rounds_that_are_killed_lose_no_file_and_take_none_twice(shared: Engine,
             time.sleep(0.05)
         process.kill()
         process.join()
+    monkeypatch.setattr(inbox_local, "ASIDE_S", -1)  # no other round is at work, and the test does not wait
     synced(shared, folder, after="move")
 
     assert sorted(inputs_of(shared)) == sorted(texts)

@@ -47,6 +47,7 @@ class ScriptedServer:
         self._at_once = 0
         self._numbers = itertools.count()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._talks: set[asyncio.Task[None]] = set()
         self._port = 0
         self._thread: threading.Thread | None = None
 
@@ -82,15 +83,22 @@ class ScriptedServer:
         ready.set()
         await self._over.wait()
         server.close()
+        # What asyncio is just accepting would stay open if it were cancelled.
+        while accepting := asyncio.all_tasks() - self._talks - {asyncio.current_task()}:
+            await asyncio.wait(accepting)
         for writer in list(self._writers):
             writer.transport.abort()
-        talks = asyncio.all_tasks() - {asyncio.current_task()}
+        talks = list(self._talks)
         for talk in talks:
             talk.cancel()
         await asyncio.gather(*talks, return_exceptions=True)
         self._at_once = 0
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        talk = asyncio.current_task()
+        assert talk is not None
+        self._talks.add(talk)
+        talk.add_done_callback(self._talks.discard)
         self._writers.add(writer)
         self.connections += 1
         try:
