@@ -58,7 +58,11 @@ LONGEST = (
 """The files that are begun first, lest one is left when the other workers are done; the slowest first."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before the tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent.name == "system":
+            item.add_marker("system")
     begun = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: begun.get(item.path, len(LONGEST)))
 

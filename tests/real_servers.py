@@ -27,7 +27,7 @@ from processes import Process
 
 from batchline.models.settings import Settings, load_settings
 
-DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)]
+DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.system)]
 
 PATIENCE_S = 60.0
 TRIES = 3

@@ -5,7 +5,6 @@ import json
 import statistics
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "batchline"
-TESTS = ROOT / "tests"
 
 BELOW = {
     "models": set(),
@@ -190,10 +188,3 @@ def test_a_local_run_imports_nothing_slow_before_its_first_request():
     program = "import json, sys, batchline.cli.run, batchline.steps.local; print(json.dumps([*sys.modules]))"
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT)
     assert set(json.loads(done.stdout)).isdisjoint(SLOW_TO_IMPORT)
-
-
-def test_the_test_command_runs_all_tests_but_the_system_tests():
-    with (ROOT / "pyproject.toml").open("rb") as file:
-        named = {ROOT / path for path in tomllib.load(file)["tool"]["pytest"]["ini_options"]["testpaths"]}
-    found = {path if path.parent == TESTS else path.parent for path in TESTS.rglob("test_*.py")}
-    assert {folder for folder in found if not {folder, *folder.parents} & named} == {TESTS / "system"}

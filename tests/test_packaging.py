@@ -118,13 +118,13 @@ def test_the_linter_refuses_a_bare_name(room, statement):
     assert f"batchline.{room}" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_the_wheel_claims_one_name(wheel):
     names = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
     assert names == {"batchline", f"batchline-{version('batchline')}.dist-info"}
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_the_wheel_holds_every_file_of_the_package_as_a_real_one(wheel):
     rooms = [path for path in (ROOT / "batchline").iterdir() if path.is_dir() and path.name != "__pycache__"]
     files = {
@@ -140,13 +140,13 @@ def test_the_wheel_holds_every_file_of_the_package_as_a_real_one(wheel):
     assert any(name.startswith("batchline/storage/migrations/versions/") for name in held)
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.parametrize("entrypoint", PATHS)
 def test_an_entrypoint_by_path_loads_from_a_bare_checkout(entrypoint, checkout, tmp_path):
     assert str(checkout / "batchline") in load(entrypoint, cwd=checkout, home=tmp_path / "home")
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_entrypoints_load_from_a_bare_checkout_beside_strangers_of_the_same_names(checkout, tmp_path):
     strangers = tmp_path / "site"
     strangers.mkdir()
@@ -156,7 +156,7 @@ def test_entrypoints_load_from_a_bare_checkout_beside_strangers_of_the_same_name
     assert str(checkout / "batchline") in found
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_entrypoints_load_from_the_installed_wheel(wheel, tmp_path):
     site = tmp_path / "site"
     install = ["install", "--quiet", "--no-index", "--no-deps", "--target", str(site), str(wheel)]

@@ -73,7 +73,7 @@ def test_everything_that_a_batch_is_made_of_is_named(document):
     assert [each["name"].lower() for each in headers if each["in"] == "header"] == ["idempotency-key"]
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.parametrize("known", [False, True], ids=["no ids", "known ids"])
 def test_the_server_does_what_the_document_says(known, served: Served, tmp_path):
     arguments = ["run", f"{root_of(served.url)}/openapi.json", f"--checks={','.join(CHECKS)}"]

@@ -33,7 +33,7 @@ def storage(request: pytest.FixtureRequest) -> tuple[dict[str, str], int]:
     }, size_mib
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_a_large_file_goes_in_and_out_and_takes_no_memory(storage, tmp_path):
     settings, size_mib = storage
     upstream = "http://127.0.0.1:9/v1"

@@ -22,7 +22,7 @@ CLIENTS = 200
 POLL_S = 3.0
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_clients_create_poll_and_cancel_at_once_and_no_batch_is_lost(database, simulator, tmp_path):
     """In a process of their own, as they are in life; no client is refused anything but a cancel that is late."""
     settings = {f"BATCHLINE_{name.upper()}": str(value) for name, value in database.items()}

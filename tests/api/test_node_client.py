@@ -23,7 +23,7 @@ def node() -> str:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_all_that_the_node_package_offers_works(node, serve):
     served: Served = serve(grace_s=0.1)
     keys = {

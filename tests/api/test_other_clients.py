@@ -16,7 +16,7 @@ PYTHON = ROOT / ".venv-clients" / "bin" / "python"
 HOW = "run `.ci/clients clients`"
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.system,
     pytest.mark.skipif(not PYTHON.exists(), reason=f"autobatcher and litellm are missing: {HOW}"),
 ]
 

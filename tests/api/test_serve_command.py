@@ -14,6 +14,8 @@ from waiting import until
 from batchline import Batchline
 from batchline.models.settings import load_settings
 
+pytestmark = pytest.mark.system  # each starts processes, and signals them
+
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_serves_until_a_signal_and_then_stops_cleanly(number, tmp_path, simulator):

@@ -159,7 +159,7 @@ def test_a_client_that_vanishes_leaves_nothing_behind(served: Served):
     until(lambda: left(served) == [])
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.parametrize("how", ["vanishes", "falls silent"])
 def test_nothing_stays_on_s3_of_a_client_that(how, serve, s3_server, monkeypatch):
     """Nor parts of an upload that S3 would keep, out of sight, for as long as nobody aborts it."""

@@ -210,7 +210,7 @@ def test_a_batch_is_made_and_run_at_once_and_its_files_expire(ended, request_fil
     assert output["expires_at"] - output["created_at"] >= 3 * 86_400
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_run_takes_a_new_batch_and_a_retried_one_through_prefect(ended, request_file, prefect_api):
     file_id = ended("files", "upload", request_file(4, refused=range(1))).out.strip()
     with Terminal("batches", "create", file_id, "--run", PREFECT_API_URL=prefect_api, **ended.settings) as made:

@@ -15,6 +15,8 @@ from batchline.models.signals import SAME_SIGNAL_S
 from batchline.models.status import BatchStatus
 from batchline.storage.records import Records, open_records
 
+pytestmark = pytest.mark.system  # each starts processes, and signals them
+
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 
@@ -99,7 +101,6 @@ def test_a_later_signal_kills_at_once(number, simulator, request_file):
     assert "Traceback" not in killed.err
 
 
-@pytest.mark.slow
 def test_after_a_kill_a_run_goes_on_when_the_old_lease_has_ended(simulator, request_file):
     upstream = simulator(latency_s=0.1)
     quick = {"BATCHLINE_LEASE_S": "3", "BATCHLINE_FLUSH_INTERVAL_S": "0.2", "BATCHLINE_MAX_IN_FLIGHT": "5"}
@@ -217,7 +218,6 @@ def test_a_runner_that_loses_its_batch_to_another_stops_with_6(simulator, reques
     assert "has been taken over by another runner (another)" in lost.err
 
 
-@pytest.mark.slow
 def test_storage_that_refuses_the_output_stops_the_run_which_then_goes_on_without_sending(
     simulator, request_file, tmp_path
 ):

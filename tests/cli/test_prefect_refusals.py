@@ -12,7 +12,7 @@ from batchline import Batchline
 from batchline.models.errors import Interrupted
 from batchline.orchestration.refusals import words_of
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.system
 
 GIVEN = "tester:w0ndrous"
 

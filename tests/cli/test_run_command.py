@@ -237,7 +237,7 @@ def test_an_endpoint_that_is_given_is_the_one_that_every_request_must_have(simul
     assert ended.out.count("(mismatched_url)") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_a_long_run_without_a_terminal_tells_now_and_then_how_far_it_is(simulator, request_file):
     upstream = simulator(latency_s=0.25)
     with running(

@@ -18,7 +18,7 @@ from waiting import until
 from batchline.cli.prefect_server import TemporaryServer
 from batchline.models.errors import Interrupted
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.system
 
 HOLD_A_SERVER = """
 import sys

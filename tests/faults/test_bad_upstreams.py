@@ -134,7 +134,7 @@ def test_an_upstream_that_hangs_for_ever_costs_no_more_than_the_window(
 # Large
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_answers_of_ten_megabytes_are_stored_whole(
     simulator: Callable[..., Simulator], engine_for: Callable, chat_file: Callable, batch_of: Callable
 ) -> None:

@@ -19,7 +19,7 @@ from batchline.steps import saving
 from batchline.steps.engine import Engine
 from batchline.steps.local import run_local
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.system
 
 REQUESTS = 400
 IN_FLIGHT = 32

@@ -14,7 +14,7 @@ from batchline.simulate import Simulator
 from batchline.steps import saving
 from batchline.steps.local import run_local
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.system
 
 ENOUGH_KIB = 64 * 1024
 ANSWER_TOKENS = 1_000

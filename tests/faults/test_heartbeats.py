@@ -11,7 +11,7 @@ from batchline.models.errors import LeaseLost
 from batchline.simulate import Simulator
 from batchline.steps.engine import Engine
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.system
 
 PATIENCE_S = 60.0
 

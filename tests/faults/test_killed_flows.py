@@ -15,7 +15,7 @@ from batchline.simulate import Simulator
 from batchline.steps.engine import Engine, using_engine
 from batchline.storage.records import BatchRecord
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.system
 
 REQUESTS = 400
 IN_FLIGHT = 16

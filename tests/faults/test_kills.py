@@ -15,7 +15,7 @@ from batchline.steps.engine import Engine
 from batchline.storage import layout
 from batchline.storage.records import BatchRecord
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.system
 
 REQUESTS = 450
 IN_FLIGHT = 32

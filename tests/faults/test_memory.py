@@ -44,7 +44,7 @@ def long_lines(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell a process's peak")
 def test_a_batch_of_ten_megabyte_lines_stays_below_400_mb(
     long_lines: Path, simulator: Callable[..., Simulator], engine_for: Callable[..., Engine], start: Callable

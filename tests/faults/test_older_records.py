@@ -249,7 +249,7 @@ def test_files_of_which_one_is_gone_are_not_taken_for_finished(
     check_same(engine, restored, ended)
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_a_batch_on_s3_that_ended_after_the_copy_ends_with_the_same_files(
     engine_for: Callable[..., Engine], s3_server: S3Server, stand_in: Simulator, batch_of: Callable, tmp_path: Path
 ) -> None:

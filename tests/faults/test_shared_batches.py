@@ -24,7 +24,7 @@ from batchline.steps.local import run_steps
 from batchline.storage import layout
 from batchline.storage.records import BatchRecord
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.system
 
 SENDER = """
 import sys

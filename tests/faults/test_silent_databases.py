@@ -14,7 +14,7 @@ from batchline.models.settings import Settings, load_settings
 from batchline.storage import silence
 from batchline.storage.records import open_records
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.system
 
 
 class Line:

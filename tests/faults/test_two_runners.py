@@ -16,7 +16,7 @@ from batchline.steps.engine import Engine
 from batchline.steps.local import run_local
 from batchline.storage.records import BatchRecord
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.system
 
 
 def test_a_second_runner_is_refused_and_changes_nothing(

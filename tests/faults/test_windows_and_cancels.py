@@ -233,7 +233,7 @@ def test_a_file_that_does_not_validate_ends_as_cancelled_where_that_came_first(
     check_nothing_was_done(engine, stand_in, run.result(), BatchStatus.CANCELLED)
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_a_batch_cancelled_while_it_was_validated_by_a_runner_that_died_ends_without_files(
     simulator: Callable, engine_for: Callable, slow_to_validate: Path, start: Callable
 ) -> None:

@@ -21,7 +21,7 @@ from batchline.steps.local import run_local
 from batchline.steps.retry import retry_batch
 from batchline.storage.records import BatchRecord
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+pytestmark = [pytest.mark.system, pytest.mark.usefixtures("prefect_server")]
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from batchline.steps.engine import Engine
 from batchline.steps.intake import create_batch, store_input_file
 from batchline.storage.records import BatchRecord
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+pytestmark = [pytest.mark.system, pytest.mark.usefixtures("prefect_server")]
 
 NAME = "of-housekeeping"
 CHAT = "/v1/chat/completions"

@@ -11,7 +11,7 @@ from batchline.orchestration import leaks
 from batchline.orchestration.budgets import PrefectLedger
 from batchline.steps.engine import Engine
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+pytestmark = [pytest.mark.system, pytest.mark.usefixtures("prefect_server")]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from batchline.steps.intake import create_batch, store_input_file
 from batchline.steps.retry import retry_batch
 from batchline.storage import layout
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+pytestmark = [pytest.mark.system, pytest.mark.usefixtures("prefect_server")]
 
 
 def run_flow(engine, **parameters) -> State[BatchResponse]:

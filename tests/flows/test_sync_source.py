@@ -58,7 +58,7 @@ def test_every_parameter_is_described_and_choices_are_choices():
 # Rounds
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.usefixtures("prefect_server")
 def test_batches_run_in_the_flow_and_are_written_back(inbox, caplog):
     with caplog.at_level(logging.INFO):
@@ -72,7 +72,7 @@ def test_batches_run_in_the_flow_and_are_written_back(inbox, caplog):
     assert len([record for record in caplog.records if record.message.startswith("taken ")]) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.usefixtures("prefect_server")
 def test_a_batch_that_fails_does_not_fail_the_round(inbox, simulator, monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", simulator(server_error=1.0).base_url)
@@ -85,7 +85,7 @@ def test_a_batch_that_fails_does_not_fail_the_round(inbox, simulator, monkeypatc
     assert statuses(open_engine(), state.result()) == [BatchStatus.FAILED] * 2
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.usefixtures("prefect_server")
 def test_batches_are_started_as_runs_of_a_deployment_once_each(inbox):
     deployment_id = process_batch.to_deployment("process-batch").apply()
@@ -113,7 +113,7 @@ def _of(batch_id: str):
     return source_files.c.batch_id == batch_id
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.usefixtures("prefect_server")
 def test_without_the_deployment_files_are_taken_and_the_start_is_told_and_tried_again(inbox):
     first = sync_source(str(inbox), deployment="process-batch/none")
@@ -124,7 +124,7 @@ def test_without_the_deployment_files_are_taken_and_the_start_is_told_and_tried_
     assert (second.unchanged, second.started) == (2, 2)
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.usefixtures("prefect_server")
 def test_a_folder_that_may_not_be_watched_fails_the_run(inbox):
     state = sync_source("/etc", return_state=True)
@@ -133,7 +133,7 @@ def test_a_folder_that_may_not_be_watched_fails_the_run(inbox):
     assert "below no allowed root" in state.message
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.usefixtures("prefect_server")
 def test_a_file_in_quarantine_is_an_event_and_a_row_on_the_page_of_the_run(inbox):
     (inbox / "bad.jsonl").write_text('{"custom_id": "a|b"}\nno json\n')
@@ -157,7 +157,7 @@ def test_a_file_in_quarantine_is_an_event_and_a_row_on_the_page_of_the_run(inbox
     assert "errors, first line 1" in event["payload"]["reason"]
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.usefixtures("prefect_server")
 def test_a_round_without_a_problem_has_no_table_of_problems(inbox):
     state = sync_source(str(inbox), via="process", return_state=True)

@@ -30,7 +30,7 @@ from batchline.steps.engine import using_engine
 from batchline.steps.hold import hold_batch
 from batchline.steps.intake import create_batch, store_input_file
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+pytestmark = [pytest.mark.system, pytest.mark.usefixtures("prefect_server")]
 
 
 def artifacts_of(run_id: UUID) -> dict[str, Artifact]:

@@ -21,7 +21,7 @@ from batchline.steps.engine import Engine  # noqa: E402
 
 PLACES = [
     pytest.param("sqlite_and_disk", id="sqlite-disk"),
-    pytest.param("postgresql_and_s3", id="postgresql-s3", marks=pytest.mark.slow),
+    pytest.param("postgresql_and_s3", id="postgresql-s3", marks=pytest.mark.system),
 ]
 
 

@@ -72,7 +72,7 @@ with Batchline(Settings.model_validate_json(sys.stdin.read())) as client:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_from_another_process_it_stops_the_sending(world, tmp_path):
     here = world(stand_in={"latency_s": 0.02}, upstream={"max_in_flight": 2}, lease_s=4.0)
     batch = made(here, tmp_path, 3_000)

@@ -29,7 +29,7 @@ from batchline.operations.housekeeping import Chore, housekeeping
 from batchline.steps import saving
 from batchline.storage.records import upgrade_database
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3_600)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(3_600)]
 
 EXAMPLES = int(os.environ.get("BATCHLINE_TEST_EXAMPLES", "25"))
 STEPS = int(os.environ.get("BATCHLINE_TEST_STEPS", "25"))

@@ -17,7 +17,7 @@ from batchline.steps import retry
 from batchline.steps.engine import Engine
 from batchline.storage import transactions
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.system
 
 
 @pytest.fixture

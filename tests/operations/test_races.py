@@ -62,7 +62,7 @@ def at_once(here, verb: str, batch_id: str, *, apart: bool) -> list[object]:
 
 
 apart_or_not = pytest.mark.parametrize(
-    "apart", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["threads", "processes"]
+    "apart", [False, pytest.param(True, marks=pytest.mark.system)], ids=["threads", "processes"]
 )
 
 
@@ -246,7 +246,7 @@ def test_a_retry_right_behind_the_end_is_run(world, tmp_path, monkeypatch):
     assert here.simulator.counters()["received"] == 6
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_a_batch_whose_process_was_killed_is_taken_over_once_by_one_of_two(world, tmp_path):
     here = world(stand_in={"latency_s": 0.05}, upstream={"max_in_flight": 2}, lease_s=1.0, flush_interval_s=0.1)
     batch = made(here, tmp_path, 60)

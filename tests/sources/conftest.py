@@ -33,7 +33,7 @@ def s3_folder(s3_server: S3Server) -> Folder:
     return S3Folder(s3_server, f"{s3_server.bucket}/{uuid.uuid4().hex}/inbox")
 
 
-@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.system)])
 def folder(request: pytest.FixtureRequest) -> Folder:
     """A watched folder of each kind."""
     return request.getfixturevalue(f"{request.param}_folder")

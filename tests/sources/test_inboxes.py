@@ -145,7 +145,7 @@ def is_list(request: str) -> bool:
     return "list-type=2" in request
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_a_look_at_many_files_is_one_request(counted: Any, s3_folder: S3Folder) -> None:
     engine, server = counted
     for number in range(50):
@@ -160,7 +160,7 @@ def test_a_look_at_many_files_is_one_request(counted: Any, s3_folder: S3Folder) 
     assert (again.unchanged, len(server.seen)) == (50, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_a_look_passes_over_what_lies_below_and_what_is_called_otherwise(
     counted: Any, s3_folder: S3Folder
 ) -> None:
@@ -185,7 +185,7 @@ def opened(folder: S3Folder, server: Between | None = None) -> Inbox:
     return inbox
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_an_object_that_is_replaced_right_before_its_deletion_stays(
     s3_folder: S3Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,7 +205,7 @@ def test_an_object_that_is_replaced_right_before_its_deletion_stays(
     assert s3_folder.read("a.jsonl") == b"new"
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.parametrize("status", [501, 204], ids=["refuses the condition", "passes over the condition"])
 def test_a_server_without_conditional_deletion_is_asked_for_the_version_before(
     status: int, s3_folder: S3Folder, s3_server: S3Server
@@ -232,7 +232,7 @@ def test_a_server_without_conditional_deletion_is_asked_for_the_version_before(
         assert s3_folder.names() == []
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.parametrize("changes", [False, True])
 def test_an_object_too_large_for_one_copy_is_moved_in_pieces(
     changes: bool, s3_folder: S3Folder, monkeypatch: pytest.MonkeyPatch
@@ -263,7 +263,7 @@ def versioned(s3_server: S3Server) -> str:
     return "versioned"
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_in_a_bucket_with_versions_what_was_deleted_stays_as_an_earlier_one(
     versioned: str, s3_server: S3Server, engine_for: Callable[..., Engine]
 ) -> None:
@@ -280,7 +280,7 @@ def test_in_a_bucket_with_versions_what_was_deleted_stays_as_an_earlier_one(
     assert synced(engine, folder).found == 0
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_the_top_of_a_bucket_can_be_watched(
     versioned: str, s3_server: S3Server, engine_for: Callable[..., Engine]
 ) -> None:

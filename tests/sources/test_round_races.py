@@ -53,7 +53,7 @@ def one_round(number: int, settings: Settings, uri: str, after: str) -> SyncSumm
 
 
 IN_THREADS = [pytest.param(after, False, id=f"threads-{after}") for after in ("keep", "move", "delete")]
-IN_PROCESSES = [pytest.param("move", True, id="processes-move", marks=pytest.mark.slow)]
+IN_PROCESSES = [pytest.param("move", True, id="processes-move", marks=pytest.mark.system)]
 
 
 @pytest.mark.parametrize(("after", "apart"), [*IN_THREADS, *IN_PROCESSES])
@@ -363,7 +363,7 @@ def forever(settings: Settings, uri: str) -> None:
         one_round(0, settings, uri, "move")
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_rounds_that_are_killed_lose_no_file_and_take_none_twice(
     shared: Engine, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -634,7 +634,7 @@ def test_a_local_folder_that_is_not_there_is_told(engine_for: Callable[..., Engi
         sync_source(engine, f"{local_folder.path.parent}/nowhere", start=pytest.fail)
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_a_wrong_secret_stops_the_round_and_shows_none(s3_folder: Folder, engine_for) -> None:
     settings = {**s3_folder.settings, "s3_secret_access_key": f"{SECRET}x"}
     engine = engine_for("http://localhost:9", **settings)

@@ -204,7 +204,7 @@ def measured(path: Path, what: str, **environment: str) -> dict:
     return json.loads(done.stdout)
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_a_bomb_is_refused_in_bounded_memory(suffix: str, tmp_path: Path) -> None:
     path = bomb(tmp_path / f"bomb{suffix}", 300)
@@ -215,7 +215,7 @@ def test_a_bomb_is_refused_in_bounded_memory(suffix: str, tmp_path: Path) -> Non
     assert found["grown_kib"] < 64 * 1024
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_a_line_of_fifty_megabytes_is_one_error_at_its_line_in_bounded_memory(tmp_path: Path) -> None:
     path = tmp_path / "long.jsonl"
     with path.open("wb") as file:

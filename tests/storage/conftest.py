@@ -10,7 +10,7 @@ from batchline.models.settings import Settings, load_settings
 from batchline.storage.objects import ObjectStore, open_objects
 from batchline.storage.records import Records, open_records
 
-STORES = ["local", pytest.param("s3", marks=pytest.mark.slow)]
+STORES = ["local", pytest.param("s3", marks=pytest.mark.system)]
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,7 @@ def test_a_url_that_cannot_be_used_is_refused_without_showing_it(name: str) -> N
     assert SECRET not in "".join(traceback.format_exception(raised.value))
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.parametrize(
     "kind", ["postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2", "postgresql+asyncpg"]
 )
@@ -75,7 +75,7 @@ def test_a_server_that_is_not_there_is_a_fault_that_shows_no_password() -> None:
     assert SECRET not in "".join(traceback.format_exception(raised.value))
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.parametrize(("database", "password"), [("postgres", f"not-{SECRET}"), ("missing", SECRET)])
 def test_a_server_that_refuses_us_is_a_fault_that_shows_no_password(
     database: str, password: str, postgres: Postgres
@@ -190,7 +190,7 @@ def open_and_add(number: int, settings: Settings) -> str:
         records.close()
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_processes_that_open_a_fresh_sqlite_file_at_once_all_get_their_tables() -> None:
     settings = load_settings()
 
@@ -239,14 +239,14 @@ def test_the_migrated_tables_are_those_of_the_code(database: Settings) -> None:
     assert differences == []
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_an_empty_postgresql_is_refused_with_the_command_that_helps(empty_postgres: Settings) -> None:
     with pytest.raises(InvalidInput, match=r"is empty, .* run `batchline db upgrade`") as raised:
         open_records(empty_postgres)
     assert raised.value.param == "database_url"
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_an_upgraded_postgresql_can_be_used(empty_postgres: Settings) -> None:
     upgrade_database(empty_postgres)
 
@@ -267,7 +267,7 @@ def upgrade_in_process(number: int, settings: Settings) -> str:
     return open_and_add(number, settings)
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_processes_that_upgrade_an_empty_postgresql_at_once_all_succeed(empty_postgres: Settings) -> None:
     ids = in_processes(3, upgrade_in_process, empty_postgres)
 
@@ -282,7 +282,7 @@ def stamp(settings: Settings, revision: str) -> None:
     records.close()
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_a_postgresql_that_is_behind_is_refused_with_the_command_that_helps(ready_postgres: Settings) -> None:
     stamp(ready_postgres, "0000")
 
@@ -339,7 +339,7 @@ def records_there(
     records.close()
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_after_a_restart_of_postgresql_the_next_call_works(restartable: Postgres, records_there: Records) -> None:
     records = records_there
     batch = records.add_batch(a_batch())
@@ -351,7 +351,7 @@ def test_after_a_restart_of_postgresql_the_next_call_works(restartable: Postgres
     assert records.get_batch(batch.id).total == 7
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_after_a_restart_of_postgresql_what_many_look_at_is_shown_again(
     restartable: Postgres, kept_there: Settings, records_there: Records
 ) -> None:
@@ -375,7 +375,7 @@ def test_after_a_restart_of_postgresql_what_many_look_at_is_shown_again(
     assert list(records.rendering.batches([batch.id])) == [batch.id]
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_a_call_during_a_short_restart_of_postgresql_waits_for_it(
     restartable: Postgres, kept_there: Settings
 ) -> None:
@@ -390,7 +390,7 @@ def test_a_call_during_a_short_restart_of_postgresql_waits_for_it(
     records.close()
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_while_postgresql_is_gone_a_call_is_a_fault_before_long(
     restartable: Postgres, kept_there: Settings
 ) -> None:

@@ -147,7 +147,7 @@ def test_leases_of_other_batches_do_not_matter(records: Records, batch: BatchRec
 # Clocks and dead processes
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_a_clock_that_is_far_ahead_takes_no_batch_from_a_runner_that_lives(
     ready_postgres: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,7 +166,7 @@ def test_a_clock_that_is_far_ahead_takes_no_batch_from_a_runner_that_lives(
     records.close()
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_a_clock_that_is_far_behind_keeps_no_lease_that_has_expired(
     ready_postgres: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,7 +257,7 @@ def claim_in_process(number: int, settings: Settings, batch_id: str) -> Lease:
         records.close()
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_of_processes_that_claim_at_once_one_wins(
     database: Settings, records: Records, batch: BatchRecord
 ) -> None:

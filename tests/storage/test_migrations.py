@@ -42,7 +42,7 @@ def make_tables(settings: Settings, revision: str) -> None:
     engine.dispose()
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.system)])
 def database_at(request: pytest.FixtureRequest) -> Callable[[str], Settings]:
     """Make the tables as a revision had them, and return the settings with that database."""
     settings = load_settings() if request.param == "sqlite" else request.getfixturevalue("empty_postgres")
@@ -186,7 +186,7 @@ def plain_user(postgres: Postgres, empty_postgres: Settings) -> Iterator[Setting
     postgres.run("DROP ROLE plain")
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_who_may_not_make_the_extension_is_told_what_to_do(plain_user: Settings) -> None:
     with pytest.raises(InvalidInput, match=r"run `CREATE EXTENSION pg_trgm` in this database") as raised:
         upgrade_database(plain_user)
@@ -195,7 +195,7 @@ def test_who_may_not_make_the_extension_is_told_what_to_do(plain_user: Settings)
     assert SECRET not in str(raised.value)
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.parametrize("schema", ["public", "apart"])
 def test_an_extension_that_an_administrator_has_made_is_used(
     schema: str, plain_user: Settings, postgres: Postgres

@@ -132,7 +132,7 @@ def test_the_version_stays_while_the_object_does(store: ObjectStore) -> None:
     assert store.info("key") == store.info("key") == store.find("")[0]
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_what_one_store_has_written_another_of_the_same_settings_reads(s3_server: S3Server) -> None:
     for settings in (load_settings(), s3_server.settings()):
         open_objects(settings).put("a/b", b"text")

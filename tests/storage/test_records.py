@@ -240,7 +240,7 @@ def make_batch(number: int, settings: Settings, run: str) -> BatchRecord:
         records.close()
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_processes_that_make_a_batch_for_one_flow_run_all_get_the_same(
     database: Settings, records: Records
 ) -> None:
@@ -266,7 +266,7 @@ def write_much(number: int, settings: Settings, batch_id: str, times: int) -> in
     return times
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_processes_that_write_all_the_time_get_everything_written(database: Settings, records: Records) -> None:
     batch = records.add_batch(a_batch())
 

@@ -109,7 +109,7 @@ def test_a_fault_of_the_database_is_told_as_one_and_what_follows_is_answered(rec
     assert [page.ids for page in records.rendering.pages(asked, now=NOW)] == [[batch.id]] * 3
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_after_faults_in_blocks_of_pages_each_is_answered_alone_and_together(postgres_database) -> None:
     """PostgreSQL's driver prepares what is asked often; a fault keeps the statements behind it from being so."""
     url = postgres_database["database_url"]

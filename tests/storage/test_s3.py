@@ -49,7 +49,7 @@ def test_an_address_without_a_bucket_is_refused(url: str) -> None:
     assert raised.value.param == "storage_url"
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.parametrize(("mine", "other"), [("top", "top2"), ("top", "to"), ("top", "top/below"), ("a/b", "a")])
 def test_a_prefix_keeps_its_objects_apart(mine: str, other: str, s3_server: S3Server) -> None:
     mine_store = open_objects(s3_server.settings(f"apart/{mine}"))
@@ -66,7 +66,7 @@ def test_a_prefix_keeps_its_objects_apart(mine: str, other: str, s3_server: S3Se
         other_store.delete(["other"])
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_objects_may_lie_at_the_top_of_a_bucket(s3_server: S3Server) -> None:
     store = open_objects(s3_server.settings(storage_url=f"s3://{s3_server.bucket}"))
     store.put("at-the-top/key", b"1")
@@ -86,7 +86,7 @@ def refused(s3_server: S3Server) -> ObjectStore:
     return open_objects(s3_server.settings("refused", s3_secret_access_key=f"not-{SECRET}"))
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.parametrize("work", WORK)
 def test_a_wrong_secret_is_a_fault_that_says_so_and_tells_no_secret(work: str, refused: ObjectStore) -> None:
     with pytest.raises(StorageFault, match=r"access is refused .* check the access key") as raised:
@@ -96,7 +96,7 @@ def test_a_wrong_secret_is_a_fault_that_says_so_and_tells_no_secret(work: str, r
     assert "refused" in str(raised.value)
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_an_unknown_access_key_is_a_fault_that_says_so(s3_server: S3Server) -> None:
     store = open_objects(s3_server.settings(s3_access_key_id="stranger"))
 
@@ -132,7 +132,7 @@ def front(one_front: Front) -> Iterator[Front]:
     one_front.store.delete([info.key for info in one_front.store.find("")])
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_large_parts_are_joined_by_the_server_itself(front: Front) -> None:
     store, server = front
     for key, size in (("a", 5 * MIB), ("b", 5 * MIB), ("c", 1)):
@@ -158,7 +158,7 @@ UNABLE: dict[str, Rule] = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.parametrize("name", UNABLE)
 def test_a_server_without_part_copies_is_sent_the_bytes(name: str, front: Front, s3_server: S3Server) -> None:
     store = front.store
@@ -209,7 +209,7 @@ def write_and_raise(store: ObjectStore, size: int) -> None:
         raise Stop
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.parametrize("size", [0, 10, 20 * MIB])
 def test_a_writer_that_raises_leaves_no_upload_behind(size: int, s3_server: S3Server) -> None:
     store = open_objects(s3_server.settings())
@@ -220,7 +220,7 @@ def test_a_writer_that_raises_leaves_no_upload_behind(size: int, s3_server: S3Se
     assert uploads_below(s3_server, store) == []
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_an_upload_that_cannot_be_completed_is_a_fault_and_leaves_nothing(
     front: Front, s3_server: S3Server
 ) -> None:
@@ -237,7 +237,7 @@ def test_an_upload_that_cannot_be_completed_is_a_fault_and_leaves_nothing(
     assert uploads_below(s3_server, front.store) == []
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_an_upload_that_the_server_has_forgotten_is_a_fault_and_not_a_missing_object(front: Front) -> None:
     def forget(request: Handler) -> bool:
         return "partNumber=" in request.path and answers(404, "NoSuchUpload")(request)
@@ -248,7 +248,7 @@ def test_an_upload_that_the_server_has_forgotten_is_a_fault_and_not_a_missing_ob
         write(front.store, "key", *[b"x" * MIB] * 20)
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_an_object_is_read_in_one_request(front: Front) -> None:
     front.store.put("key", b"x" * MIB)
     front.server.seen.clear()
@@ -270,7 +270,7 @@ STUMBLES = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.usefixtures("without_waits")
 @pytest.mark.parametrize("name", STUMBLES)
 @pytest.mark.parametrize("read", ["read", "read a range", "stream"])
@@ -287,7 +287,7 @@ def test_a_read_that_fails_once_is_asked_again(name: str, read: str, front: Fron
         assert b"".join(store.stream("key")) == b"0123456789"
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.usefixtures("without_waits")
 @pytest.mark.parametrize("name", [name for name in STUMBLES if name != "the body breaks off"])
 def test_a_write_that_fails_once_is_made_again(name: str, front: Front) -> None:
@@ -380,7 +380,7 @@ def test_a_server_that_is_gone_is_a_fault(work: str, gone: ObjectStore) -> None:
         WORK[work](gone)
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_the_tries_with_all_their_waits_end_before_long() -> None:
     with between(None, answers(503, "ServiceUnavailable")) as server:
         store = open_objects(S3Server(server.url).settings())

@@ -205,7 +205,7 @@ def bucket(s3_server: S3Server) -> Iterator[Callable[..., Settings]]:
     client.rm([f"{s3_server.bucket}/sources/{name}" for name in names])
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.parametrize(
     "root", ["s3://objects", "s3://objects/", "s3://objects/sources", "s3://objects/sources/"]
 )
@@ -213,12 +213,12 @@ def test_an_object_below_a_root_is_read(root: str, bucket: Callable[..., Setting
     assert read("s3://objects/sources/in.jsonl", bucket(root)) == TEXT
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_an_object_with_odd_signs_in_its_name_is_read(bucket: Callable[..., Settings]) -> None:
     assert read("s3://objects/sources/odd ?#%.jsonl", bucket()) == TEXT
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_an_object_is_read_in_pieces_of_any_size(bucket: Callable[..., Settings]) -> None:
     with open_source("s3://objects/sources/large.jsonl", bucket()) as file:
         pieces = [file.read(3), file.read(3_000_000), file.read(12_000_000), file.read()]
@@ -227,26 +227,26 @@ def test_an_object_is_read_in_pieces_of_any_size(bucket: Callable[..., Settings]
     assert [len(piece) for piece in pieces[:3]] == [3, 3_000_000, 12_000_000]
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_an_empty_object_has_no_bytes(bucket: Callable[..., Settings]) -> None:
     assert read("s3://objects/sources/empty.jsonl", bucket()) == b""
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.parametrize("name", ["sources/missing.jsonl", "sources"])
 def test_an_address_without_an_object_is_not_found(name: str, bucket: Callable[..., Settings]) -> None:
     with pytest.raises(NotFound, match=f"s3://objects/{name}"):
         read(f"s3://objects/{name}", bucket("s3://objects"))
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_a_wrong_secret_is_a_fault_that_shows_none(bucket: Callable[..., Settings]) -> None:
     with pytest.raises(StorageFault, match="check the access key") as raised:
         read("s3://objects/sources/in.jsonl", bucket(s3_secret_access_key=f"not-{SECRET}"))
     assert SECRET not in str(raised.value)
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.usefixtures("without_waits")
 def test_a_server_that_fails_in_the_middle_is_a_fault(
     bucket: Callable[..., Settings], s3_server: S3Server
@@ -261,7 +261,7 @@ def test_a_server_that_fails_in_the_middle_is_a_fault(
             file.read()
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_a_fault_of_the_reader_is_not_taken_for_one_of_the_server(bucket: Callable[..., Settings]) -> None:
     with pytest.raises(FileNotFoundError), open_source("s3://objects/sources/in.jsonl", bucket()):
         Path("nowhere").read_bytes()

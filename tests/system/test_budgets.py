@@ -28,7 +28,7 @@ from batchline.upstream.caller import Caller
 from batchline.upstream.lane_share import Timing
 from batchline.upstream.ledger import LedgerFault
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.system
 
 SHARER = Path(__file__).with_name("sharer.py")
 ROOT = Path(__file__).parent.parent.parent

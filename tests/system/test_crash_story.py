@@ -30,7 +30,7 @@ with tags("batchline"):
 """
 """As docs/prefect.md has it."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 
 class Workers:

@@ -42,7 +42,7 @@ SERVE = (
 )
 """The command, in a world in which days and hours may be shorter: these programs all ask for 24 h."""
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.system
 
 
 LOCAL = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}

@@ -9,7 +9,7 @@ import pytest
 
 from bench.hostile import ATTACKS, MOST_MB, Attacker, suffer
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.system
 
 SECONDS = 4.0
 LEAST_ANSWERS = 5

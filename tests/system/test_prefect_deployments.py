@@ -9,7 +9,7 @@ import pytest
 from prefect_site import Site, until, write_requests
 from real_prefect import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.system
 
 CALLER = """
 import sys

@@ -8,7 +8,7 @@ import pytest
 from prefect_pages import V1, PrefectPages, Refused
 from prefect_site import PATIENCE_S, Site, until, write_requests
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.system
 
 KEY = "sk-form-0123456789"
 DEPLOYMENTS = ("process-batch", "sync-source", "housekeeping")

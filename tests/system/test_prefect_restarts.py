@@ -9,7 +9,7 @@ from prefect_site import Site, kill, opened_site, until, write_requests
 
 TOTAL = 1_500
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from batchline import Batchline
 from batchline.models.settings import load_settings
 from batchline.simulate import Simulator, SimulatorOptions
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 PAGE = (ROOT / "docs" / "production.md").read_text(encoding="utf-8").split("## More than one server process")[0]
 SECRET = "w0ndrous"

@@ -26,7 +26,7 @@ FIRES_WITHIN_S = 25
 STOPS_WITHIN_S = 90
 """Generous: it takes two to four seconds on an idle machine."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module", autouse=True)

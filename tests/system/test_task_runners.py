@@ -22,7 +22,7 @@ from batchline.simulate import Simulator
 from batchline.steps.engine import Engine, using_engine
 from batchline.steps.intake import store_input_file
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+pytestmark = [pytest.mark.system, pytest.mark.usefixtures("prefect_server")]
 
 TOTAL = 900
 

@@ -23,7 +23,7 @@ from batchline.simulate import Simulator, SimulatorOptions
 TOTAL = 1_200
 PATIENCE_S = 240.0
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 
 class Site(NamedTuple):

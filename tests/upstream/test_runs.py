@@ -182,7 +182,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     faults=st.lists(st.sampled_from(sorted(FAULTS)), min_size=1, max_size=12),

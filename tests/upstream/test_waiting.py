@@ -226,7 +226,7 @@ def test_an_upstream_that_starts_late_costs_no_request(caller_of: Callable, late
     assert any("is down" in why for why in watch.paused)
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_an_upstream_that_goes_down_midway_costs_no_request(
     serve: Callable, caller_of: Callable, later: Callable
 ) -> None:
@@ -311,7 +311,7 @@ def received_in(server: ScriptedServer, seconds: float) -> int:
     return sum(request.at - first <= seconds for request in server.received)
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_no_more_requests_are_started_than_the_rate_allows(serve: Callable, caller_of: Callable) -> None:
     server = serve(lambda _: reply())
     caller = caller_of(server.base_url, requests_per_minute=600)
@@ -323,7 +323,7 @@ def test_no_more_requests_are_started_than_the_rate_allows(serve: Callable, call
     assert received_in(server, 1.5) <= 10 + 15 + 2
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_retries_count_against_the_rate(serve: Callable, caller_of: Callable) -> None:
     server = serve(lambda request: reply() if request.number % 2 else refusal(500))
     caller = caller_of(server.base_url, requests_per_minute=600, max_attempts=50)
@@ -334,7 +334,7 @@ def test_retries_count_against_the_rate(serve: Callable, caller_of: Callable) ->
     assert received_in(server, 1.0) <= 10 + 10 + 2
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_tokens_that_answers_report_count_against_the_rate(serve: Callable, caller_of: Callable) -> None:
     usage = {"prompt_tokens": 50, "completion_tokens": 50, "total_tokens": 100}
     server = serve(lambda _: reply(200, {"choices": [], "usage": usage}))

@@ -23,7 +23,7 @@ def run_file(engine: Engine, path: Path) -> BatchRecord:
     return run_local(engine, create_batch(engine, request, origin=BatchDwExtResponse(source="api")).id)
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.parametrize("fault", [raw(b"", reset=True), refusal(503)], ids=["resets", "503"])
 def test_a_batch_outlives_an_outage_without_a_failed_request(
     fault: Callable, serve: Callable, engine_for: Callable, chat_file: Callable

@@ -15,7 +15,7 @@ from some_requests import chat_line, requests_file
 
 from batchline.models.status import TERMINAL
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.system
 
 WAIT_MS = 60_000
 ELSEWHERE = "http://127.0.0.1:4"

@@ -14,7 +14,7 @@ SHORT = {
     "restored database": ["--kills", "0", "--restores", "2"],
 }
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
 
 @pytest.mark.parametrize("victim", SHORT)
