@@ -12,8 +12,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from batchline.models.batches import BatchDwExtResponse, BatchResponse, CreateBatchRequest
 from batchline.models.errors import BatchlineError, Interrupted, InvalidInput
 from batchline.models.plan import OPEN_CHUNKS, Plan
-from batchline.models.status import TERMINAL, BatchStatus
-from batchline.orchestration import forms, last_word
+from batchline.models.status import TERMINAL
+from batchline.orchestration import forms
 from batchline.orchestration.announcing import announce
 from batchline.orchestration.artifacts import show_end
 from batchline.orchestration.blocks import BlockNames
@@ -89,7 +89,7 @@ def process_batch(
     wait_for_lease(engine, batch, get_run_logger().info, is_stopping=is_stopping)
     if notice := closed_window_notice(batch, engine.settings, now=time.time()):
         get_run_logger().warning("%s: %s", batch.id, notice)
-    with hold_batch(engine, batch.id) as hold, supervised(hold) as told_to_end:
+    with hold_batch(engine, batch.id) as hold, supervised(hold):
         _note_run(hold)
         plan = _plan(hold)
         if plan is not None:
@@ -99,7 +99,7 @@ def process_batch(
             parts = finished_parts(hold, plan)
             analytics, report = aggregate(hold, parts)
             finish(hold, write(hold, parts, report), analytics, report)
-    return _ended(engine, hold.batch, by_worker=told_to_end.is_set())
+    return _ended(engine, hold.batch)
 
 
 def run_batch(engine: Engine, batch_id: str) -> None:
@@ -197,16 +197,11 @@ def _tell_beginning(hold: BatchHold, plan: Plan) -> None:
     emit("in_progress", batch, models=plan.models[:20])
 
 
-def _ended(engine: Engine, batch: BatchRecord, *, by_worker: bool = False) -> BatchResponse:
-    """Show and announce the end of the batch, and return the flow run's final state.
-
-    Where it is a worker that cancels the run, the message is said again when the worker has set its own state.
-    """
+def _ended(engine: Engine, batch: BatchRecord) -> BatchResponse:
+    """Show and announce the end of the batch, and return the flow run's final state."""
     report = report_of(engine, batch.id)
     message = outcome_message(batch, report)
     get_run_logger().info("%s of %s %s", batch.id, batch.input_filename, message)
     show_end(engine, batch, report)
     announce(engine, batch, report)
-    if by_worker and batch.status is BatchStatus.CANCELLED:
-        last_word.leave(str(flow_run.id), message)
     return final_state(batch, message)

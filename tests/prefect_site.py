@@ -77,6 +77,11 @@ class Site(NamedTuple):
         wanted = {"flows": {"name": {"any_": ["process-batch"]}}, "sort": "START_TIME_ASC"}
         return {run["id"]: run for run in self.call("POST", "/flow_runs/filter", wanted)}
 
+    def artifacts(self, run_id: str) -> list[dict[str, Any]]:
+        """The artifacts of that flow run."""
+        wanted = {"artifacts": {"flow_run_id": {"any_": [run_id]}}}
+        return list(self.call("POST", "/artifacts/filter", wanted))
+
     def client(self) -> Batchline:
         return Batchline(load_settings(home=self.environment["BATCHLINE_HOME"], base_url=self.simulator.base_url))
 

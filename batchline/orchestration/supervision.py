@@ -47,20 +47,20 @@ AT_RISK_AFTER_S: Final = 60.0
 
 
 @contextmanager
-def supervised(hold: BatchHold) -> Iterator[threading.Event]:
-    """Look after the run of a batch until the block ends; the event is set once the process is told to end.
+def supervised(hold: BatchHold) -> Iterator[None]:
+    """Look after the run of a batch until the block ends.
 
     Raises `TerminationSignal` if the process was told to end and the batch was stopped for it, and Prefect's
     `Pause` if the flow run is suspended or another process executes it now, so that its state is left as it is.
     """
     context, told = FlowRunContext.get(), threading.Event()
     if context is None or context.flow_run is None:
-        yield told
+        yield
         return
     watch = _Watch(hold, context.flow_run, context.flow.name if context.flow else "", get_run_logger())
     with _signals(watch, told), watch:
         try:
-            yield told
+            yield
         except Pause:  # raised by Prefect's own observer, at the start or the end of a task
             watch.leave()
             raise

@@ -139,7 +139,7 @@ def test_the_pages_of_a_run_whose_file_is_invalid_list_its_errors(
 
     run_id = form.fill(input_uri=str(file)).submit()
     run = ended(site, run_id)
-    artifacts = {each["type"]: each["id"] for each in artifacts_of(site, run_id)}
+    artifacts = {each["type"]: each["id"] for each in site.artifacts(run_id)}
     pages.open(f"/artifacts/artifact/{artifacts['markdown']}", wait_for="text=custom_id is missing")
     listed = pages.text()
     pages.picture(tmp_path / "outcome.png")
@@ -151,10 +151,3 @@ def test_the_pages_of_a_run_whose_file_is_invalid_list_its_errors(
     assert task["state"]["message"] == run["state"]["message"]
     for expected in ("not JSON", "missing_required_parameter", "method is missing", "body is missing"):
         assert expected in listed
-
-
-def artifacts_of(site: Site, run_id: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = site.call(
-        "POST", "/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run_id]}}}
-    )
-    return found
