@@ -57,8 +57,8 @@ COMMANDS_HEAD = """# Commands
 Made from the commands' own help by `python docs/generate.py`; change those, not this page.
 
 Results go to standard output, progress and messages to standard error. `--json` prints one JSON document, the
-API's objects, alone on standard output. On a terminal lists are tables, or two lines an entry where a table does
-not fit; elsewhere they are tables of unbounded width, without colours.
+API's objects, alone on standard output. Lists are tables. A terminal that is too narrow for all columns shows the
+first ones, and cuts long names; elsewhere tables have every column in full, without colours.
 
 The exit status is 0, or 2 for what cannot be done (bad usage, not found, not in that state), or 6 for a fault of
 storage, database or network. What runs or watches a batch ends as the batch did, with the statuses of `run`.

@@ -7,6 +7,9 @@ from functools import cache
 from rich.console import Console
 from rich.markup import escape
 
+UNBOUNDED = 2_000
+"""Columns of a table that is not for a terminal."""
+
 
 @cache
 def messages() -> Console:
@@ -31,7 +34,9 @@ class _Console(Console):
 def _console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     # A file or a program gets each line whole; a terminal gets them broken between words.
-    return _Console(stderr=stderr, highlight=False, emoji=False, soft_wrap=not stream.isatty())
+    is_whole = not stream.isatty()
+    width = UNBOUNDED if is_whole else None
+    return _Console(stderr=stderr, highlight=False, emoji=False, soft_wrap=is_whole, width=width)
 
 
 def make_streams_lenient() -> None:

@@ -5,13 +5,13 @@ from decimal import Decimal
 from batchline.cli.console import messages, print_json, results
 from batchline.cli.options import Flag
 from batchline.cli.progress import Progress
-from batchline.cli.tables import Column, Row, described, print_rows
+from batchline.cli.tables import Column, Row, print_rows
 from batchline.cli.words import plain
 from batchline.operations import Batchline
 from batchline.operations.estimate import ATTACHMENT_TOKENS, CostEstimate, ModelEstimate, estimate_cost
 
 COLUMNS = (
-    Column("model"),
+    Column("model", least=12),
     *(
         Column(name, right=True)
         for name in ("requests", "input tokens", "input cost", "output tokens", "output cost")
@@ -46,11 +46,7 @@ def _row(model: ModelEstimate, found: CostEstimate) -> Row:
     input_cost, output_cost = _cost(model.input_cost, found) or "no price", _cost(model.output_cost_at_most, found)
     most = "no limit" if model.without_limit else f"≤ {model.output_tokens_at_most:,}"
     output_cost = f"≤ {output_cost}" if output_cost and not model.without_limit else ""
-    return Row(
-        (name, requests, tokens, input_cost, most, output_cost),
-        (name, f"{requests} requests"),
-        described((f"input {tokens} tokens", input_cost, f"output {most}", output_cost)),
-    )
+    return name, requests, tokens, input_cost, most, output_cost
 
 
 def _total(found: CostEstimate) -> str:

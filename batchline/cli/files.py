@@ -16,8 +16,8 @@ from batchline.cli.options import Flag, seconds
 from batchline.cli.output import check_free, new_file
 from batchline.cli.paging import AllFlag, page_size, print_page, say_more, shown
 from batchline.cli.progress import Progress
-from batchline.cli.tables import Column, Row, described, print_rows
-from batchline.cli.words import ago, plain, roughly
+from batchline.cli.tables import Column, Row, print_rows
+from batchline.cli.words import plain, roughly
 from batchline.models.errors import InvalidInput
 from batchline.models.files import FileObject, FilePurpose
 from batchline.operations import Batchline
@@ -25,10 +25,10 @@ from batchline.operations import Batchline
 COLUMNS = (
     Column("file"),
     Column("name", least=16),
-    Column("purpose"),
     Column("bytes", right=True),
     Column("age", right=True),
     Column("expires"),
+    Column("purpose"),
 )
 RANGE = re.compile(r"([0-9]{0,18})-([0-9]{0,18})", re.ASCII)
 
@@ -208,14 +208,8 @@ def _rows(files: Iterable[FileObject]) -> Iterator[Row]:
     """A row a file."""
     now = time.time()
     for file in files:
-        name, size, age, ends = (
-            plain(file.filename),
-            f"{file.bytes:,}",
-            ago(now - file.created_at),
-            _ends(file, now),
-        )
-        more = described((f"{size} bytes", ends and f"expires {ends}", name))
-        yield Row((file.id, name, file.purpose, size, age, ends), (file.id, file.purpose, age), more)
+        age = roughly(now - file.created_at)
+        yield file.id, plain(file.filename), f"{file.bytes:,}", age, _ends(file, now), file.purpose
 
 
 def _ends(file: FileObject, now: float) -> str:

@@ -7,7 +7,7 @@ from batchline.cli.console import messages, print_json
 from batchline.cli.exits import Exit
 from batchline.cli.options import Flag
 from batchline.cli.progress import Progress
-from batchline.cli.tables import Column, Row, described, print_rows
+from batchline.cli.tables import Column, Row, print_rows
 from batchline.cli.words import plain
 from batchline.operations import Batchline
 from batchline.operations import housekeeping as chores_of
@@ -54,8 +54,4 @@ def _row(chore: Chore) -> Row:
     kind, subject = chore.kind.replace("_", " "), plain(chore.subject)
     why = plain(f"{chore.reason}; {chore.error}" if chore.error else chore.reason)
     size = f"{chore.size_bytes:,}" if chore.size_bytes else ""
-    return Row(
-        (state, kind, subject, why, size),
-        (state, kind, subject),
-        described((why, size and f"{size} bytes")),
-    )
+    return state, kind, subject, why, size

@@ -7,14 +7,14 @@ import msgspec
 
 from batchline.cli.console import messages, print_json, results
 from batchline.cli.options import Flag
-from batchline.cli.tables import Column, Row, described, print_rows
-from batchline.cli.words import ago, plain
+from batchline.cli.tables import Column, Row, print_rows
+from batchline.cli.words import plain, roughly
 from batchline.models.keys import KeyLimits, KeyObject, Role
 from batchline.operations import Batchline
 from batchline.operations.checks import checked
 from batchline.operations.keys import Keys
 
-COLUMNS = tuple(Column(name) for name in ("key", "member", "role", "ends in", "age", "state", "limits"))
+COLUMNS = tuple(Column(name) for name in ("key", "member", "state", "role", "ends in", "age", "limits"))
 
 app = cyclopts.App(name="keys", help="Make, list and revoke keys of the API.", help_format="plaintext")
 
@@ -100,15 +100,11 @@ def _keys() -> Keys:
 
 
 def _row(key: KeyObject) -> Row:
-    name, age = plain(key.member.name), ago(time.time() - key.created_at)
+    age = roughly(time.time() - key.created_at)
     state = "revoked" if key.revoked_at else "valid"
     limits = ", ".join(
         f"{name.replace('_', ' ')} {limit:,}"
         for name in KeyLimits.model_fields
         if (limit := getattr(key, name)) is not None
     )
-    return Row(
-        (key.id, name, key.member.role, f"…{key.hint}", age, state, limits),
-        (key.id, name, state),
-        described((key.member.role, f"…{key.hint}", age, limits)),
-    )
+    return key.id, plain(key.member.name), state, key.member.role, f"…{key.hint}", age, limits

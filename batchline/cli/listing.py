@@ -7,8 +7,8 @@ from rich.text import Text
 
 from batchline.cli.options import Flag
 from batchline.cli.paging import AllFlag, page_size, print_page, say_more, shown
-from batchline.cli.tables import Column, Row, described, print_rows
-from batchline.cli.words import ago, cost, plain, roughly, took
+from batchline.cli.tables import Column, Row, print_rows
+from batchline.cli.words import cost, plain, roughly, took
 from batchline.models.batches import StatusFilter
 from batchline.models.settings import Settings
 from batchline.models.status import BatchStatus
@@ -26,7 +26,7 @@ COLOURS = {
 }
 COLUMNS = (
     Column("batch"),
-    Column("file", least=12),
+    Column("file", least=8),
     Column("status"),
     *(Column(name, right=True) for name in ("completed", "failed", "age", "took", "tokens", "cost")),
 )
@@ -99,24 +99,10 @@ def batch_rows(batches: Iterable[BatchRecord], engine: Engine) -> Iterator[Row]:
 
 def _row(batch: BatchRecord, settings: Settings, now: float) -> Row:
     state, name = _state(batch, now, settings.lease_s), plain(batch.input_filename)
-    age_s, length = now - batch.created_at, took(batch, now)
     done = f"{batch.completed:,}/{batch.total:,}" if batch.total else ""
     failed = f"{batch.failed:,}" if batch.failed else ""
-    tokens, price = _usage(batch, settings)
-    return Row(
-        (batch.id, name, state, done, failed, roughly(age_s), length, tokens, price),
-        (batch.id, state, ago(age_s)),
-        described(
-            (
-                done,
-                failed and f"{failed} failed",
-                length and f"took {length}",
-                tokens and f"{tokens} tokens",
-                price,
-                name,
-            )
-        ),
-    )
+    age, (tokens, price) = roughly(now - batch.created_at), _usage(batch, settings)
+    return batch.id, name, state, done, failed, age, took(batch, now), tokens, price
 
 
 def _usage(batch: BatchRecord, settings: Settings) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from batchline.cli.console import messages, print_json
 from batchline.cli.options import Flag, address
 from batchline.cli.prefect_run import configured_server
 from batchline.cli.progress import Progress
-from batchline.cli.tables import Column, Row, print_rows
+from batchline.cli.tables import Column, print_rows
 from batchline.models.settings import load_settings
 
 if TYPE_CHECKING:
@@ -97,5 +97,4 @@ def _print_made(made: list["Made"], *, json: bool) -> None:
     if json:
         print_json(msgspec.json.encode({"data": made}).decode())
         return
-    rows = (Row((each.what, each.name, each.outcome), (each.what, each.name), each.outcome) for each in made)
-    print_rows(rows, COLUMNS, none="")
+    print_rows(((each.what, each.name, each.outcome) for each in made), COLUMNS, none="")

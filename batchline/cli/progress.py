@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from batchline.steps.hold import held
@@ -19,8 +19,6 @@ LIVE_S = 0.25
 SAMPLE_S = 1.0
 PLAIN_S = 5.0
 LONGEST_PLAIN_S = 60.0
-LEAST_BAR, MOST_BAR = 8, 40
-"""Columns of the bar: what the words beside it leave."""
 
 
 class Progress:
@@ -78,7 +76,7 @@ class Progress:
     def _display(self, spinner: Spinner) -> RenderableType:
         reading = self._reading()
         if reading is not None:
-            return _bar(reading, self._console.width)
+            return _bar(reading)
         if self._doing is None:
             return ""
         spinner.update(text=Text(f"{self._doing} · {span(time.monotonic() - self._since)}"))
@@ -105,14 +103,10 @@ def _done(reading: Reading) -> str:
     return f"{reading.settled:,}/{reading.total:,} done · {reading.failed:,} failed"
 
 
-def _bar(reading: Reading, width: int) -> RenderableType:
+def _bar(reading: Reading) -> RenderableType:
     """Two lines that fit eighty columns, and a third while nothing is sent."""
+    top = Table.grid(Column(ratio=1), Column(no_wrap=True), expand=True, padding=(0, 1, 0, 0))
     words = " · ".join(part for part in (_done(reading), reading.left) if part)
-    columns = max(LEAST_BAR, min(MOST_BAR, width - len(words) - 2))
-    top = Table.grid(padding=(0, 1, 0, 0))
-    bar = ProgressBar(total=reading.total, completed=reading.settled, width=columns)
-    top.add_row(bar, Text(words, overflow="ellipsis", no_wrap=True))
-    lines: list[RenderableType] = [top, Text(reading.details)]
-    if reading.paused:
-        lines.append(Text(reading.paused, style="yellow"))
-    return Group(*lines)
+    top.add_row(ProgressBar(total=reading.total, completed=reading.settled), words)
+    lines = [Text(reading.details), *([Text(reading.paused, style="yellow")] if reading.paused else [])]
+    return Group(top, *lines)

@@ -15,7 +15,7 @@ from rich.text import Text
 from batchline.cli.console import messages, print_json
 from batchline.cli.options import Flag
 from batchline.cli.output import check_free, new_file, print_list
-from batchline.cli.tables import Column, Row, described, print_rows
+from batchline.cli.tables import Column, Row, print_rows
 from batchline.cli.words import plain
 from batchline.models.batches import BatchResultItem
 from batchline.models.errors import InvalidInput
@@ -26,11 +26,11 @@ from batchline.operations.result import Result
 Format = Literal["table", "jsonl", "csv", "parquet"]
 FIELDS = ("id", "custom_id", "model", "status", "error", "input_body", "response_body")
 COLUMNS = (
-    Column("id"),
     Column("custom_id", least=24),
     Column("status"),
+    Column("answer", least=30),
     Column("model"),
-    Column("answer", least=40),
+    Column("id"),
 )
 COLOURS = {"completed": "green", "failed": "red", "expired": "red", "cancelled": "yellow"}
 ITEMS_AT_ONCE = 1_000
@@ -135,7 +135,7 @@ def _row(item: BatchResultItem) -> Row:
     custom_id, model = plain(item.custom_id), plain(item.model or "")
     state = Text(item.status, style=COLOURS.get(item.status, "cyan"))
     text = plain(" ".join((item.error or answer_text(item.response_body)).split())[:TEXT_CHARACTERS])
-    return Row((item.id, custom_id, state, model, text), (item.id, state, model), described((custom_id, text)))
+    return custom_id, state, text, model, item.id
 
 
 def answer_text(body: object) -> str:

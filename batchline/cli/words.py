@@ -20,11 +20,6 @@ def plain(text: str) -> Text:
     return Text(CONTROLS.sub(" ", text))
 
 
-def ago(seconds: float) -> str:
-    """How long ago, roughly."""
-    return f"{roughly(seconds)} ago"
-
-
 def roughly(seconds: float) -> str:
     """A length of time in its largest unit."""
     for unit, length in UNITS_S:

@@ -178,7 +178,7 @@ READINGS = {
 @pytest.mark.parametrize("reading", READINGS.values(), ids=READINGS)
 def test_the_display_fits_the_terminal_and_tells_everything_that_it_has_room_for(reading, columns):
     console = Console(file=io.StringIO(), width=columns, force_terminal=True, color_system=None)
-    console.print(_bar(reading, columns))
+    console.print(_bar(reading))
     lines = console.file.getvalue().splitlines()
 
     assert max(map(len, lines)) <= columns
