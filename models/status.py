@@ -44,11 +44,6 @@ MOVES: Final[Mapping[BatchStatus, frozenset[BatchStatus]]] = {
 """From each state, the states that may follow; out of a terminal one only a retry leads."""
 
 
-def may_move(current: BatchStatus, target: BatchStatus) -> bool:
-    """Whether a batch in state `current` may go to `target`."""
-    return target in MOVES[current]
-
-
 def sources_of(target: BatchStatus) -> frozenset[BatchStatus]:
     """The states from which a batch may go to `target`."""
     return frozenset(state for state, targets in MOVES.items() if target in targets)

@@ -5,8 +5,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-Share = float
-
 
 class SimulatorOptions(BaseModel):
     """The stand-in's knobs; with the same seed and the same requests it behaves the same."""

@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, Select, Table, bindparam, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, Table, bindparam, func, insert, select
 from sqlalchemy import delete as delete_from
 
 from batchline.models.errors import Conflict, NotFound
@@ -67,12 +67,6 @@ class FileRecords(Transactions):
             files.c.member_id == member_id, files.c.purpose == "batch"
         )
         return int(self._read(lambda connection: connection.execute(statement).scalar()) or 0)
-
-    def update_file(self, file_id: str, **fields: object) -> None:
-        """Change a file's record."""
-        self._write(
-            lambda connection: connection.execute(update(files).where(files.c.id == file_id).values(**fields))
-        )
 
     def expired_files(self, *, now: int) -> list[FileRecord]:
         """The files that were to be kept until then at most, and that no batch needs that is not over."""

@@ -239,10 +239,6 @@ class Records(FileRecords, SourceFiles, Leases):
         statement = update(batches).where(batches.c.status.in_(allowed))
         return self._change(statement, batch_id, lease, values, f"cannot become {target}", file_changes)
 
-    def update(self, batch_id: str, *, lease: Lease | None = None, **fields: object) -> BatchRecord:
-        """Change fields of the batch, its state apart, and return it; raises as `move` does."""
-        return self._change(update(batches), batch_id, lease, columns_of(fields), "cannot be changed")
-
     def retry(
         self,
         batch_id: str,

@@ -62,7 +62,6 @@ class Run:
         self.deadline = deadline
         self.grace_s = grace_s
         self.stopped: Stop | None = None
-        self.aborted = False
         self.permit = Permit()
         self.feeds: list[Feed] = []
         self.completed = self.failed = self.in_flight = self.attempts = self.retried = 0
@@ -176,7 +175,6 @@ class Run:
 
     def abort(self) -> None:
         """Give up what is under way."""
-        self.aborted = True
         for lane in self.lanes.values():
             lane.abort(self)
 

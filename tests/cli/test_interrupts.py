@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from changed_records import change_batch
 from typed import COMMAND, Ended, batchline, running
 from waiting import until
 
@@ -168,7 +169,7 @@ def test_a_batch_whose_window_has_closed_exits_with_5(simulator, request_file, r
         until(lambda: upstream.counters()["received"] >= 8)
         run.kill(signal.SIGINT)
         stopped = run.ended()
-    records.update(run.batch_id, expires_at=int(time.time()) - 1)
+    change_batch(records, run.batch_id, expires_at=int(time.time()) - 1)
 
     expired = go_on_as_told(stopped, **url)
 
@@ -186,7 +187,7 @@ def test_a_batch_that_may_run_past_its_window_says_so_when_it_goes_on(simulator,
         until(lambda: upstream.counters()["received"] >= 8)
         run.kill(signal.SIGINT)
         stopped = run.ended()
-    records.update(run.batch_id, expires_at=int(time.time()) - 1)
+    change_batch(records, run.batch_id, expires_at=int(time.time()) - 1)
 
     ended = go_on_as_told(stopped, **url)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 from accounts import check_account, error_codes, errors_of, output_of, received
+from changed_records import change_batch
 from waiting import until
 
 from batchline.models.status import BatchStatus
@@ -121,7 +122,7 @@ def test_an_upstream_that_hangs_for_ever_costs_no_more_than_the_window(
     stand_in = simulator(hanging=1.0)
     engine = engine_for(stand_in.base_url, upstream={"max_attempts": 2, "first_byte_timeout_s": 0.2}, grace_s=0.2)
     batch = batch_of(engine, 200)
-    engine.records.update(batch.id, expires_at=int(time.time()) + 2)
+    change_batch(engine.records, batch.id, expires_at=int(time.time()) + 2)
 
     ended = run_local(engine, batch.id)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from accounts import error_codes, errors_of, interrupt, output_of, received
+from changed_records import change_batch
 
 from batchline import Batchline
 from batchline.models.errors import InputChanged, InvalidInput, NotFound
@@ -89,7 +90,7 @@ def test_it_can_be_cancelled_and_keeps_what_was_answered(
 
 def test_it_expires_and_keeps_what_was_answered(engine: Engine, stand_in: Simulator, stopped: BatchRecord) -> None:
     sent = received(stand_in)
-    engine.records.update(stopped.id, expires_at=int(time.time()) - 1)
+    change_batch(engine.records, stopped.id, expires_at=int(time.time()) - 1)
 
     ended = run_local(engine, stopped.id)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from accounts import check_account, error_codes, interrupt, made_batch, received, resumed
+from changed_records import change_batch
 from waiting import until
 
 from batchline.models.batches import ListBatchesQuery
@@ -21,7 +22,7 @@ NO_WINDOW_S = -1
 
 def close_window(engine: Engine, batch: BatchRecord, *, in_s: int) -> None:
     """Let the batch's window close so many seconds from now."""
-    engine.records.update(batch.id, expires_at=int(time.time()) + in_s)
+    change_batch(engine.records, batch.id, expires_at=int(time.time()) + in_s)
 
 
 def cancel(engine: Engine, batch: BatchRecord) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from changed_records import change_batch, change_file
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -183,7 +184,7 @@ class Lives(RuleBasedStateMachine):
     def expire_upload(self, which: int) -> None:
         if (upload := chosen(self.uploads, which)) is None:
             return
-        self.engine.records.update_file(upload.id, expires_at=int(time.time()) - 5)
+        change_file(self.engine.records, upload.id, expires_at=int(time.time()) - 5)
         upload.has_expired = True
 
     def is_needed(self, upload: Upload) -> bool:
@@ -278,7 +279,7 @@ class Lives(RuleBasedStateMachine):
         if (known := chosen(self.live, which)) is None:
             self.something_else()
             return
-        self.engine.records.update(known.id, expires_at=int(time.time()) - 1)
+        change_batch(self.engine.records, known.id, expires_at=int(time.time()) - 1)
         known.is_late = True
 
     @rule(which=WHICH)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import msgspec
+from changed_records import change_batch
 from racing import forking
 
 from batchline import Batchline
@@ -134,7 +135,7 @@ def let_die(engine: Engine, batch_id: str) -> None:
     """Let so much time pass for the batch's runner, if it has one, that it is taken for dead."""
     record = engine.records.get_batch(batch_id)
     if record.lease_at is not None:
-        engine.records.update(batch_id, lease_at=record.lease_at - engine.settings.lease_s - 1)
+        change_batch(engine.records, batch_id, lease_at=record.lease_at - engine.settings.lease_s - 1)
 
 
 def later(engine: Engine) -> None:

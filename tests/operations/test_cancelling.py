@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+from changed_records import change_batch
 from some_requests import lines_of, numbers_of, requests_file
 from waiting import until
 
@@ -146,7 +147,7 @@ def test_what_is_over_cannot_be_cancelled_and_stays_as_it_is(prompt, world, tmp_
 def test_what_has_expired_cannot_be_cancelled(world, tmp_path):
     here = world()
     batch = made(here, tmp_path, 3, via=None)
-    here.client.engine.records.update(batch.id, expires_at=int(time.time()) - 1)
+    change_batch(here.client.engine.records, batch.id, expires_at=int(time.time()) - 1)
     assert here.client.batches.run(batch.id).status == "expired"
 
     with pytest.raises(Conflict, match="is expired"):

@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from changed_records import change_batch, change_file
 from mortals import later, let_die, mortal
 from some_requests import lines_of, requests_file
 from waiting import until
@@ -178,7 +179,7 @@ def test_a_cancelled_batch_that_nobody_finished_is_cancelled(world, tmp_path):
 def test_a_batch_whose_window_has_closed_expires(world, tmp_path):
     here = world()
     batch = made(here, tmp_path)
-    here.client.engine.records.update(batch.id, expires_at=int(time.time()) - 1)
+    change_batch(here.client.engine.records, batch.id, expires_at=int(time.time()) - 1)
 
     assert kept(here) == [("resume", batch.id)]
     assert here.client.batches.retrieve(batch.id).status == "expired"
@@ -200,7 +201,7 @@ def test_a_file_is_deleted_when_it_has_expired_and_nothing_needs_it_any_more(wor
     file = here.client.files.create(file=path, expires_after={"anchor": "created_at", "seconds": 3_600})
     assert file.expires_at == file.created_at + 3_600
     batch = here.client.batches.create(input_file_id=file.id, via=None)
-    here.client.engine.records.update_file(file.id, expires_at=int(time.time()) - 1)
+    change_file(here.client.engine.records, file.id, expires_at=int(time.time()) - 1)
 
     assert list(housekeeping(here.client)) == []
     here.client.batches.run(batch.id)
@@ -225,7 +226,7 @@ def test_what_a_batch_leaves_expires_as_it_was_made_to(world, tmp_path):
     for each in ids:
         file = here.client.files.retrieve(each)
         assert file.expires_at == ended.completed_at + 60
-        here.client.engine.records.update_file(each, expires_at=1)
+        change_file(here.client.engine.records, each, expires_at=1)
 
     assert sorted(kept(here)) == sorted(("delete_file", each) for each in ids)
     assert here.client.batches.retrieve(batch.id) == ended
@@ -236,9 +237,9 @@ def test_what_a_retry_leaves_is_kept_as_long_as_what_the_batch_left_first(world,
     here = world()
     batch = made(here, tmp_path, 4, prompt="simulate:status=400 {}".format, output_expires_after=3_600)
     first = here.client.batches.run(batch.id)
-    here.client.engine.records.update_file(first.error_file_id, expires_at=int(time.time()) + 1)
+    change_file(here.client.engine.records, first.error_file_id, expires_at=int(time.time()) + 1)
     here.client.batches.retry(batch.id, via=None)
-    here.client.engine.records.update_file(first.error_file_id, expires_at=int(time.time()) - 1)
+    change_file(here.client.engine.records, first.error_file_id, expires_at=int(time.time()) - 1)
 
     ended = here.client.batches.run(batch.id)
 
@@ -354,7 +355,7 @@ def test_a_chore_that_fails_is_told_and_the_others_are_done(world, tmp_path, mon
     here = world()
     files = [here.client.files.create(file=requests_file(tmp_path / "r.jsonl", 3)) for _ in range(2)]
     for file in files:
-        here.client.engine.records.update_file(file.id, expires_at=1)
+        change_file(here.client.engine.records, file.id, expires_at=1)
     delete = here.client.files.delete
 
     def refuse_first(file_id: str) -> None:

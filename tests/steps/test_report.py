@@ -7,6 +7,7 @@ import tracemalloc
 
 import hypothesis.strategies as st
 import pytest
+from changed_records import change_batch
 from hypothesis import given, settings
 from reading_pages import Page
 from recording import recording
@@ -184,7 +185,7 @@ def test_a_batch_whose_key_is_refused_tells_so_and_not_the_key(simulator, engine
 def test_a_batch_that_expired(simulator, engine_for, chat_file):
     engine = engine_for(simulator(latency_s=30.0).base_url, upstream={"max_in_flight": 4}, grace_s=0.1)
     batch = made(engine, chat_file(20))
-    engine.records.update(batch.id, expires_at=int(time.time()) + 2)
+    change_batch(engine.records, batch.id, expires_at=int(time.time()) + 2)
     ended = run_local(engine, batch.id)
     assert ended.status is BatchStatus.EXPIRED
     assert_told(engine, ended, "None of the 20 requests was answered: 20 expired.", "batch_expired")

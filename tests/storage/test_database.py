@@ -15,6 +15,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from changed_records import change_batch
 from racing import in_processes, in_threads
 from real_servers import SECRET, Postgres, free_ports, start_postgres
 from some_records import NOW, a_batch, a_file
@@ -347,7 +348,7 @@ def test_after_a_restart_of_postgresql_the_next_call_works(restartable: Postgres
 
     restartable.restart()
 
-    assert records.update(batch.id, total=7).total == 7
+    assert change_batch(records, batch.id, total=7).total == 7
     assert records.get_batch(batch.id).total == 7
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from changed_records import change_batch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
@@ -74,11 +75,11 @@ def moved(records: Records, batch: BatchRecord, now: int) -> None:
 
 changes: st.SearchStrategy[Change] = st.one_of(
     times(3).map(lambda now: lambda records, batch: moved(records, batch, now)),
-    times(3).map(lambda at: lambda records, batch: records.update(batch.id, expires_at=at)),
+    times(3).map(lambda at: lambda records, batch: change_batch(records, batch.id, expires_at=at)),
     st.dictionaries(texts, texts, max_size=1).map(
-        lambda metadata: lambda records, batch: records.update(batch.id, metadata=metadata)
+        lambda metadata: lambda records, batch: change_batch(records, batch.id, metadata=metadata)
     ),
-    st.just(lambda records, batch: records.update(batch.id, total=7)),
+    st.just(lambda records, batch: change_batch(records, batch.id, total=7)),
 )
 
 moments = times(2).flatmap(

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from alembic import command
 from alembic.config import Config
+from changed_records import change_batch
 from real_servers import SECRET, Postgres
 from some_records import NOW, a_batch, a_file, a_full_batch
 from sqlalchemy import Engine, create_engine, insert, make_url, select
@@ -113,7 +114,7 @@ def test_batches_of_before_are_found_changed_and_forgotten(at_0002: Settings) ->
 
     records = open_records(at_0002)
     assert found(records, "batch-1234") == ["batch-1234"]
-    records.update("batch-1234", metadata={"a": "quite new"})
+    change_batch(records, "batch-1234", metadata={"a": "quite new"})
     assert found(records, "QUITE NEW") == ["batch-1234"]
     records.delete_batch("batch-1234", now=NOW, lease_s=60)
     assert found(records, "batch-1234") == found(records, "quite new") == []

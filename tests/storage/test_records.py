@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
+from changed_records import change_batch
 from racing import in_processes, in_threads
 from some_records import NOW, a_batch, a_file, a_full_batch, a_full_file
 
@@ -38,17 +39,6 @@ def test_what_people_see_of_a_file_is_its_public_fields() -> None:
 
     assert shown.keys() == {"id", "object", "bytes", "created_at", "filename", "purpose", "status", "expires_at"}
     assert (shown["bytes"], shown["expires_at"]) == (2**40, NOW + 60)
-
-
-def test_a_file_is_changed_in_the_fields_that_are_given(records: Records) -> None:
-    file, other = a_file(), a_file()
-    records.add_file(file)
-    records.add_file(other)
-
-    records.update_file(file.id, size_bytes=7, status="error")
-
-    assert records.get_file(file.id) == msgspec.structs.replace(file, size_bytes=7, status="error")
-    assert records.get_file(other.id) == other
 
 
 def test_a_deleted_file_is_not_found(records: Records) -> None:
@@ -156,9 +146,10 @@ CHANGES = {
 @pytest.mark.parametrize("field", CHANGES)
 def test_a_batch_is_changed_in_the_field_that_is_given(field: str, records: Records) -> None:
     batch, other = records.add_batch(a_batch()), records.add_batch(a_batch())
-    expected = msgspec.structs.replace(batch, **{field: CHANGES[field]})
+    moved = {"status": BatchStatus.IN_PROGRESS, "in_progress_at": NOW}
+    expected = msgspec.structs.replace(batch, **moved, **{field: CHANGES[field]})
 
-    assert records.update(batch.id, **{field: CHANGES[field]}) == expected
+    assert records.move(batch.id, BatchStatus.IN_PROGRESS, now=NOW, **{field: CHANGES[field]}) == expected
     assert records.get_batch(batch.id) == expected
     assert records.get_batch(other.id) == other
 
@@ -167,19 +158,19 @@ def test_a_batch_is_changed_in_the_field_that_is_given(field: str, records: Reco
 def test_a_field_is_cleared_with_none(field: str, records: Records) -> None:
     batch = records.add_batch(a_full_batch())
 
-    records.update(batch.id, **{field: None})
+    records.move(batch.id, BatchStatus.IN_PROGRESS, now=NOW, **{field: None})
 
-    assert records.get_batch(batch.id) == msgspec.structs.replace(batch, **{field: None})
+    moved = {"status": BatchStatus.IN_PROGRESS, "in_progress_at": NOW}
+    assert records.get_batch(batch.id) == msgspec.structs.replace(batch, **moved, **{field: None})
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda records: records.update(NO_ID, total=1),
         lambda records: records.move(NO_ID, BatchStatus.IN_PROGRESS, now=NOW),
         lambda records: records.claim(NO_ID, owner="me", now=NOW, lease_s=60),
     ],
-    ids=["update", "move", "claim"],
+    ids=["move", "claim"],
 )
 def test_changing_a_batch_that_is_not_recorded_finds_none(
     change: Callable[[Records], object], records: Records
@@ -208,7 +199,7 @@ def test_a_flow_run_that_has_made_none_finds_none(records: Records) -> None:
 def test_a_flow_run_that_makes_a_batch_again_gets_the_first_one(records: Records) -> None:
     run = str(uuid.uuid4())
     first = records.add_batch(a_batch(flow_run_id=run))
-    records.update(first.id, total=7)
+    change_batch(records, first.id, total=7)
 
     again = a_batch(flow_run_id=run, endpoint="/other")
 
@@ -259,7 +250,7 @@ def write_much(number: int, settings: Settings, batch_id: str, times: int) -> in
     try:
         for turn in range(times):
             records.add_file(a_file(id=f"file-{number}-{turn}"))
-            records.update(batch_id, total=turn)
+            change_batch(records, batch_id, total=turn)
             records.get_batch(batch_id)
     finally:
         records.close()

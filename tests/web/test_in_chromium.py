@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from changed_records import change_batch
 from looking import NAMELESS, REDDISH, TOO_FAINT, drop, tab_to
 from serving import Served, root_of
 from some_requests import chat_line, requests_file
@@ -146,7 +147,7 @@ def test_a_thousand_failures_of_a_million_are_seen_in_each_bar(serve, look: Look
     file = served.client.files.create(file=("some.jsonl", lines(20, failing=2)))
     batch = served.client.batches.create(input_file_id=file.id)
     assert served.client.batches.wait(batch.id, timeout_s=60).status in TERMINAL
-    served.client.engine.records.update(batch.id, total=1_000_000, completed=999_000, failed=1_000)
+    change_batch(served.client.engine.records, batch.id, total=1_000_000, completed=999_000, failed=1_000)
     for path, least in ((f"{root_of(served.url)}/", 3), (f"{root_of(served.url)}/batches/{batch.id}", 3)):
         page = look(path)
         bar, bad = page.locator("svg.bar").first, page.locator("svg.bar rect.bad").first
@@ -223,7 +224,7 @@ def addresses(served: Served) -> list[str]:
     batch = client.batches.create(input_file_id=file.id, metadata={"k" * 64: "v" * 512})
     over = client.batches.wait(batch.id, timeout_s=60)
     assert over.status in TERMINAL
-    client.engine.records.update(batch.id, total=1_000_000, completed=998_412, failed=1_588)
+    change_batch(client.engine.records, batch.id, total=1_000_000, completed=998_412, failed=1_588)
     bad = client.files.create(file=("bad.jsonl", b"{\n" * 30))
     failed = client.batches.wait(client.batches.create(input_file_id=bad.id).id, timeout_s=60)
     general = ("/", "/?search=nothing-like-that", "/new", "/files", "/nothing")

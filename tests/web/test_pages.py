@@ -4,6 +4,7 @@ import time
 
 import pytest
 from browsing import Person
+from changed_records import change_batch
 from serving import ENDPOINT, Served, until_over
 from some_requests import requests_file
 from waiting import until
@@ -45,7 +46,7 @@ def unrun(served: Served, **record) -> BatchResponse:
     # From the command line, so that the server leaves it alone.
     client = Batchline(engine=served.client.engine, source="cli")
     batch = client.batches.create(input_file_id=file.id, via=None)
-    served.client.engine.records.update(batch.id, **record)
+    change_batch(served.client.engine.records, batch.id, **record)
     return batch
 
 
