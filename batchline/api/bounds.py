@@ -130,7 +130,9 @@ class _Body:
             async with asyncio.timeout(max(0.0, min(IDLE_S, left))):
                 message = await self._receive()
         except TimeoutError:
-            raise Refusal(408, "the request came too slowly", code="request_timeout") from None
+            # Closes the connection, on which the rest of the body could trickle in for ever.
+            headers, words = {"Connection": "close"}, "the request came too slowly"
+            raise Refusal(408, words, code="request_timeout", headers=headers) from None
         self._is_read = not message.get("more_body")
         self._bytes += len(message.get("body", b""))
         if self._most_bytes is not None and self._bytes > self._most_bytes:

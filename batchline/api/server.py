@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import sys
@@ -18,7 +19,6 @@ from starlette.types import ASGIApp
 
 from batchline.api.app import create_app
 from batchline.api.door import is_loopback
-from batchline.api.protocol import Protocol, raise_file_limit
 from batchline.models.errors import InvalidInput
 from batchline.models.signals import StopSignals
 from batchline.operations import Batchline
@@ -31,6 +31,12 @@ KEEP_ALIVE_S: Final = 75
 Who sends on a connection at the moment in which it is closed gets no answer, and cannot tell what became of that.
 """
 
+HEAD_BYTES: Final = 65_536
+"""Size of the largest head of a request."""
+
+FILES: Final = 16_384
+"""Open files that a server should be allowed: connections from clients, to upstreams, storage and the database."""
+
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 Face = Callable[[FastAPI], ASGIApp]
 SHUTDOWN_S: Final = 10
@@ -40,7 +46,8 @@ SWITCH_S: Final = 0.001
 """Seconds that a thread that checks files or packs answers may keep the GIL while the event loop waits for it."""
 
 SERVING: Final[Mapping[str, Any]] = {
-    "http": Protocol,
+    "http": "h11",  # the only one whose size of a head is bounded
+    "h11_max_incomplete_event_size": HEAD_BYTES,
     "ws": "none",
     "lifespan": "on",
     "log_config": None,
@@ -82,7 +89,7 @@ class Server:
     def run(self) -> None:
         """Serve until SIGINT, SIGTERM or `stop`; then stop the batches that run, which can go on later."""
         sys.setswitchinterval(SWITCH_S)
-        raise_file_limit()
+        _raise_file_limit()
         with self._listener:
             self._server.run(sockets=[self._listener])
 
@@ -117,6 +124,14 @@ class _Uvicorn(uvicorn.Server):
         finally:
             for each, handler in before.items():
                 signal.signal(each, handler)
+
+
+def _raise_file_limit() -> None:
+    """Let this process open as many files as it needs, so far as the system's hard limit allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _listening(host: str, port: int) -> socket.socket:

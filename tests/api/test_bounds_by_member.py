@@ -13,7 +13,7 @@ from serving import ENDPOINT, Served, root_of
 from some_requests import requests_file
 from waiting import until
 
-from batchline.api import bounds, health, places, protocol
+from batchline.api import bounds, health, places
 from batchline.operations.keys import Keys
 
 FORM = (
@@ -166,22 +166,6 @@ def test_a_body_of_brackets_is_refused_before_anything_is_made_of_it(served: Ser
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_value")
     assert "objects and arrays" in answer.json()["error"]["message"]
-
-
-def test_connections_that_rest_make_room_for_those_that_come(served: Served, monkeypatch):
-    monkeypatch.setattr(protocol, "MOST_CONNECTIONS", 20)
-    url = httpx.URL(root_of(served.url))
-    busy = begun_upload(served, served.key("alice"))
-    idle = [socket.create_connection((url.host, url.port or 80)) for _ in range(60)]
-
-    assert served.http(served.key("bob")).get("/v1/files", timeout=MOST_S).status_code == 200
-    idle[0].settimeout(MOST_S)
-    assert idle[0].recv(1) == b""
-    busy.settimeout(0.5)
-    with pytest.raises(TimeoutError):
-        busy.recv(1)
-    for connection in (busy, *idle):
-        connection.close()
 
 
 PROXIES = (
