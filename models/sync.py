@@ -6,6 +6,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from batchline.models.formatting import one_line
 from batchline.models.wire import WireModel
 
 After = Literal["keep", "move", "delete"]
@@ -62,7 +63,7 @@ class SyncEvent(WireModel):
             self.place and f"to {self.place}",
             self.reason and f"({self.reason})",
         ]
-        return _shown(" ".join(part for part in parts if part))
+        return one_line(" ".join(part for part in parts if part))
 
 
 class SyncSummary(WireModel):
@@ -113,8 +114,3 @@ def summed(events: Iterable[SyncEvent], *, sync_id: str, source: str, dry_run: b
         failed=counts["failed"] + counts["unreadable"],
         events=told,
     )
-
-
-def _shown(text: str) -> str:
-    """The text with line breaks and other signs that are not to be seen escaped, as a name may hold them."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)

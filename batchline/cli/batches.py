@@ -15,7 +15,7 @@ from batchline.cli.progress import Progress
 from batchline.cli.run import run
 from batchline.cli.show import show
 from batchline.cli.watch import follow, watch
-from batchline.cli.words import one_line
+from batchline.cli.words import joined
 from batchline.models.batches import BatchResponse
 from batchline.models.errors import InvalidInput
 from batchline.models.status import TERMINAL
@@ -223,4 +223,4 @@ def _say(batch: BatchResponse, *, json: bool, then: str) -> None:
         print_json(batch.model_dump_json())
         return
     results().print(batch.id)
-    messages().print(one_line((batch.status, then)), markup=False, soft_wrap=True)
+    messages().print(joined((batch.status, then)), markup=False, soft_wrap=True)

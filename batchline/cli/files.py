@@ -17,9 +17,10 @@ from batchline.cli.output import check_free, new_file
 from batchline.cli.paging import AllFlag, page_size, print_page, say_more, shown
 from batchline.cli.progress import Progress
 from batchline.cli.tables import Column, Row, print_rows
-from batchline.cli.words import plain, roughly
+from batchline.cli.words import plain
 from batchline.models.errors import InvalidInput
 from batchline.models.files import FileObject, FilePurpose
+from batchline.models.formatting import roughly
 from batchline.operations import Batchline
 
 COLUMNS = (

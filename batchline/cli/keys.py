@@ -8,7 +8,8 @@ import msgspec
 from batchline.cli.console import messages, print_json, results
 from batchline.cli.options import Flag
 from batchline.cli.tables import Column, Row, print_rows
-from batchline.cli.words import plain, roughly
+from batchline.cli.words import plain
+from batchline.models.formatting import roughly
 from batchline.models.keys import KeyLimits, KeyObject, Role
 from batchline.operations import Batchline
 from batchline.operations.checks import checked

@@ -8,8 +8,9 @@ from rich.text import Text
 from batchline.cli.options import Flag
 from batchline.cli.paging import AllFlag, page_size, print_page, say_more, shown
 from batchline.cli.tables import Column, Row, print_rows
-from batchline.cli.words import cost, plain, roughly, took
+from batchline.cli.words import plain, took
 from batchline.models.batches import StatusFilter
+from batchline.models.formatting import money, roughly
 from batchline.models.settings import Settings
 from batchline.models.status import BatchStatus
 from batchline.operations import Batchline
@@ -112,7 +113,7 @@ def _usage(batch: BatchRecord, settings: Settings) -> tuple[str, str]:
         return "", ""
     # The price list is in US dollars; a person's own prices are in whatever they are in.
     currency = "" if settings.prices else CURRENCY
-    return f"{usage.total_tokens:,}", cost(usage.total_cost, currency) if usage.total_cost else ""
+    return f"{usage.total_tokens:,}", money(usage.total_cost, currency) if usage.total_cost else ""
 
 
 def _state(batch: BatchRecord, now: float, lease_s: float) -> Text:

@@ -12,8 +12,9 @@ from rich.spinner import Spinner
 from rich.table import Column, Table
 from rich.text import Text
 
+from batchline.models.formatting import span
 from batchline.steps.hold import held
-from batchline.steps.meter import Meter, Reading, span
+from batchline.steps.meter import Meter, Reading
 
 LIVE_S = 0.25
 SAMPLE_S = 1.0

@@ -11,10 +11,10 @@ from batchline.cli.console import results
 from batchline.cli.grouping import grouped, places_of
 from batchline.models.analytics import BatchReport, Percentiles
 from batchline.models.batches import BatchResponse
+from batchline.models.formatting import duration, span, speed
 from batchline.models.status import TERMINAL, BatchStatus
 from batchline.steps.engine import Engine
-from batchline.steps.meter import span
-from batchline.steps.report.words import speed, unanswered
+from batchline.steps.report.words import unanswered
 from batchline.storage import layout
 
 COLOURS = {BatchStatus.COMPLETED: "green", BatchStatus.FAILED: "red", BatchStatus.EXPIRED: "red"}
@@ -142,15 +142,7 @@ def _shown(place: str) -> str:
 
 def _percentiles(points: Percentiles) -> str:
     names = ("p50", "p90", "p95", "p99", "max")
-    return ", ".join(f"{name} {_ms(getattr(points, name))}" for name in names)
-
-
-def _ms(value: float) -> str:
-    if value >= 10_000:
-        return f"{value / 1e3:.1f} s"
-    if value >= 1_000:
-        return f"{value / 1e3:.2f} s"
-    return f"{value:.0f} ms" if value >= 100 else f"{value:.1f} ms"
+    return ", ".join(f"{name} {duration(getattr(points, name))}" for name in names)
 
 
 def _counts(counts: dict[str, int]) -> str:

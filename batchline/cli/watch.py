@@ -9,10 +9,11 @@ from batchline.cli.exits import Exit, exit_of_batch
 from batchline.cli.options import Flag
 from batchline.cli.progress import Progress
 from batchline.cli.show import show
+from batchline.models.formatting import span, speed
 from batchline.models.status import TERMINAL, BatchStatus
 from batchline.operations import Batchline
 from batchline.operations.progress import runner_note
-from batchline.steps.meter import SILENCE_S, Reading, RecentRate, span, speed
+from batchline.steps.meter import SILENCE_S, Reading, RecentRate
 from batchline.storage.records import BatchRecord
 
 LOOK_S = 0.5

@@ -14,12 +14,12 @@ from prefect.runtime import flow_run
 
 from batchline.models.analytics import BatchReport, DurationBin, Percentiles
 from batchline.models.batches import BatchError, BatchResponse
+from batchline.models.formatting import duration, speed
 from batchline.models.status import TERMINAL, BatchStatus
 from batchline.orchestration.outcome import outcome_message
 from batchline.steps.engine import Engine
 from batchline.steps.hold import BatchHold
-from batchline.steps.meter import Reading, speed
-from batchline.steps.report.words import duration
+from batchline.steps.meter import Reading
 from batchline.storage import layout
 from batchline.storage.records import BatchRecord
 

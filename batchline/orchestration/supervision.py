@@ -25,13 +25,14 @@ from prefect.exceptions import Pause, TerminationSignal
 from prefect.logging.loggers import LoggingAdapter
 
 from batchline.models.errors import Conflict, Interrupted, NotFound, StorageFault
+from batchline.models.formatting import span
 from batchline.models.signals import StopSignals
 from batchline.models.status import BatchStatus
 from batchline.orchestration.artifacts import ProgressArtifact
 from batchline.orchestration.events import emit, emit_stopped
 from batchline.orchestration.run_states import Attempt, Wish
 from batchline.steps.hold import CANCELLED, BatchHold
-from batchline.steps.meter import Meter, Reading, span
+from batchline.steps.meter import Meter, Reading
 
 log = logging.getLogger(__name__)
 

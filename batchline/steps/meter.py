@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from batchline.models.formatting import span, speed
 from batchline.storage.records import BatchRecord
 from batchline.upstream.progress import RunProgress
 from batchline.upstream.run import Run
@@ -119,19 +120,3 @@ def in_flight(progress: RunProgress) -> str:
     if progress.limit < progress.ceiling:
         words += f" (at most {progress.limit:,} of {progress.ceiling:,} for now)"
     return words
-
-
-def speed(per_s: float) -> str:
-    """A rate for people: by the minute where it is below one a second."""
-    if per_s >= 10:
-        return f"{per_s:,.0f}/s"
-    return f"{per_s:.1f}/s" if per_s >= 1 else f"{per_s * 60:.0f}/min"
-
-
-def span(seconds: float) -> str:
-    """A length of time for people."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

@@ -1,4 +1,4 @@
-"""Rates, times and the shape of the display, without a batch."""
+"""Rates, what is left and the shape of the display, without a batch."""
 
 import io
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from batchline.cli.progress import _bar
-from batchline.steps.meter import Meter, Reading, RecentRate, in_flight, span, speed
+from batchline.steps.meter import Meter, Reading, RecentRate, in_flight
 from batchline.upstream.progress import RunProgress
 
 
@@ -45,22 +45,6 @@ def test_silence_is_the_time_since_the_last_answer():
     for now, count in [(0.0, 0), (5.0, 3), (30.0, 3)]:
         rate.add(now, count)
     assert rate.silent_s() == 25.0
-
-
-SPANS = {0.4: "0 s", 59.4: "59 s", 59.6: "1 min 00 s", 61: "1 min 01 s", 3_599: "59 min 59 s", 7_505: "2 h 05 min"}
-
-
-@pytest.mark.parametrize(("seconds", "words"), SPANS.items(), ids=SPANS.values())
-def test_a_span_is_told_in_units_that_suit_it(seconds, words):
-    assert span(seconds) == words
-
-
-SPEEDS = {0.05: "3/min", 0.99: "59/min", 1.0: "1.0/s", 9.94: "9.9/s", 10.0: "10/s", 12_345.6: "12,346/s"}
-
-
-@pytest.mark.parametrize(("per_s", "words"), SPEEDS.items(), ids=SPEEDS.values())
-def test_a_speed_is_told_in_units_that_suit_it(per_s, words):
-    assert speed(per_s) == words
 
 
 class Batch(NamedTuple):
@@ -134,7 +118,7 @@ def test_a_reading_tells_counts_speed_tokens_and_what_is_left():
 def test_what_an_earlier_run_has_settled_counts_but_is_no_speed():
     reading = readings((0.0, 0), (10.0, 20), before=500)
     assert (reading.settled, reading.left) == (520, "about 4 min 00 s left")
-    assert reading.details.startswith("2.0/s")
+    assert reading.details.startswith("2/s")
 
 
 def test_before_the_first_answer_nothing_is_foretold():

@@ -5,7 +5,7 @@ from math import ceil, floor, isfinite, log10
 from typing import Final, NamedTuple
 
 from batchline.models.analytics import BatchReport, DurationBin, Percentiles, ThroughputPoint
-from batchline.steps.report.words import clock, compact, count, duration, rate_unit, span
+from batchline.models.formatting import clock, compact, count, duration, rate_unit, span
 
 FEWEST_SLOTS: Final = 16
 """Fewer bins do not fill the width: one broad bar looks like a great deal."""

@@ -1,0 +1,147 @@
+"""Numbers, times, amounts of money and foreign text as people read them."""
+
+import re
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from math import isfinite
+from typing import Final
+
+NOTHING: Final = "\N{EN DASH}"
+"""Stands for a value that there is not."""
+
+UNITS_S: Final = (("d", 86_400), ("h", 3_600), ("min", 60))
+
+_CONTROLS: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
+_CONTROLS_IN_LINES: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that steer a terminal, turn the order of the words around, or cannot be encoded."""
+
+
+def count(number: float | None) -> str:
+    """Format a whole number with its thousands marked off."""
+    return NOTHING if number is None or not isfinite(number) else f"{number:,.0f}"
+
+
+def compact(number: int) -> str:
+    """Format a number with at most four significant characters."""
+    for unit, least, name in ((10**9, 10**9, "G"), (10**6, 10**6, "M"), (10**3, 10**4, "k")):
+        if number >= least:
+            return f"{number / unit:.3g} {name}" if number < 999.5 * unit else f"{number / unit:,.0f} {name}"
+    return count(number)
+
+
+def size(length: int) -> str:
+    """Format a number of bytes in a unit of its size."""
+    value = float(length)
+    for unit in ("B", "kB", "MB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.5 else f"{value:.1f} {unit}"
+        value /= 1_000
+    return f"{value:,.1f} GB"
+
+
+def share(part: float, whole: float) -> str:
+    """Format a share in per cent; only nothing is 0 %, and only all of it 100 %."""
+    per_cent = 100 * part / whole if whole else 0.0
+    if 0 < per_cent < 0.1:
+        return "<0.1 %"
+    if 99.9 < per_cent < 100:
+        return ">99.9 %"
+    return f"{per_cent:.1f} %".replace(".0 %", " %")
+
+
+def duration(ms: float | None) -> str:
+    """Format a length of time that was measured in milliseconds."""
+    if ms is None or not isfinite(ms):
+        return NOTHING
+    if ms >= 60_000:
+        return span(ms / 1e3)
+    if ms >= 1_000:
+        return f"{ms / 1e3:.3g} s"
+    return f"{ms:.0f} ms" if ms >= 10 else f"{ms:.2g} ms"
+
+
+def span(seconds: float) -> str:
+    """Format a length of time in its two largest units."""
+    minutes, rest_s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 24:
+        return f"{hours // 24:,} d {hours % 24} h"
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest_s:02} s" if minutes else f"{rest_s} s"
+
+
+def roughly(seconds: float) -> str:
+    """Format a length of time in its largest unit."""
+    for unit, length in UNITS_S:
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
+def speed(per_s: float) -> str:
+    """Format a rate, by the minute or the hour if it is low."""
+    if not isfinite(per_s):
+        return NOTHING
+    unit_s, name = rate_unit(per_s)
+    return f"{compact(round(per_s * unit_s)) if per_s * unit_s >= 10 else f'{per_s * unit_s:.2g}'}/{name}"
+
+
+def rate_unit(per_s: float) -> tuple[int, str]:
+    """Return seconds and name of the unit of time in which the rate is not below one."""
+    return next(((s, name) for s, name in ((1, "s"), (60, "min")) if per_s * s >= 1), (3_600, "h"))
+
+
+def moment(at: float | None) -> str:
+    """Format date and time of day of Unix seconds."""
+    return _utc(at, "%-d %b %Y, %H:%M:%S UTC")
+
+
+def day(at: float) -> str:
+    """Format date and time of day of Unix seconds as short as a table needs it."""
+    return _utc(at, "%-d %b %Y, %H:%M")
+
+
+def clock(at: float | None) -> str:
+    """Format the time of day of Unix seconds."""
+    return _utc(at, "%H:%M:%S")
+
+
+def iso(at: float | None) -> str:
+    """Format Unix seconds as programs read them."""
+    return _utc(at, "%Y-%m-%dT%H:%M:%SZ")
+
+
+def _utc(at: float | None, form: str) -> str:
+    if at is None:
+        return NOTHING
+    try:
+        return datetime.fromtimestamp(at, UTC).strftime(form)
+    except (OverflowError, OSError, ValueError):
+        return NOTHING
+
+
+def money(amount: str, currency: str | None) -> str:
+    """Format an exact amount with two decimal places, or three significant digits if it is below one."""
+    try:
+        exact = Decimal(amount)
+        short = f"{exact:,.2f}" if abs(exact) >= 1 or not exact else f"{Decimal(f'{exact:.3g}'):f}"
+    except InvalidOperation:
+        short = cut(amount, 40)
+    return f"{short} {currency or ''}".rstrip()
+
+
+def one_line(text: str) -> str:
+    """Return foreign text with a space for control characters and line breaks."""
+    return _CONTROLS.sub(" ", text)
+
+
+def cut(text: object, most: int) -> str:
+    """Return foreign text on one line, cut to `most` characters."""
+    found = " ".join(one_line(str(text)[: 4 * most]).split())
+    return found if len(found) <= most and len(str(text)) <= 4 * most else f"{found[: most - 1]}…"
+
+
+def lines(text: str) -> str:
+    """Return foreign text with its line breaks, and a sign for each other control character."""
+    return _CONTROLS_IN_LINES.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -1,0 +1,61 @@
+"""Numbers, times and foreign text as people read them."""
+
+import pytest
+
+from batchline.models.formatting import cut, day, duration, lines, money, one_line, roughly, size, span, speed
+
+SPANS = {
+    0.4: "0 s",
+    59.4: "59 s",
+    59.6: "1 min 00 s",
+    61: "1 min 01 s",
+    3_599: "59 min 59 s",
+    7_505: "2 h 05 min",
+    86_399.9: "1 d 0 h",
+    8_640_000_000: "100,000 d 0 h",
+}
+
+
+@pytest.mark.parametrize(("seconds", "words"), SPANS.items(), ids=SPANS.values())
+def test_span_has_the_two_largest_units(seconds, words):
+    assert span(seconds) == words
+
+
+SPEEDS = {
+    0.005: "18/h",
+    0.05: "3/min",
+    0.99: "59/min",
+    1.0: "1/s",
+    9.94: "9.9/s",
+    10.0: "10/s",
+    12_345.6: "12.3 k/s",
+}
+
+
+@pytest.mark.parametrize(("per_s", "words"), SPEEDS.items(), ids=SPEEDS.values())
+def test_speed_is_by_the_minute_or_hour_if_it_is_low(per_s, words):
+    assert speed(per_s) == words
+
+
+def test_lengths_sizes_and_amounts_keep_what_is_small():
+    assert [duration(ms) for ms in (0.25, 12.3, 1_234, 61_000)] == ["0.25 ms", "12 ms", "1.23 s", "1 min 01 s"]
+    assert [roughly(s) for s in (-1, 5, 200, 7_300, 3 * 86_400)] == ["0 s", "5 s", "3 min", "2 h", "3 d"]
+    assert [size(length) for length in (999, 1_500, 2_500_000_000)] == ["999 B", "1.5 kB", "2.5 GB"]
+    assert [money(amount, "USD") for amount in ("1234.5", "0.000012345", "0")] == [
+        "1,234.50 USD",
+        "0.0000123 USD",
+        "0.00 USD",
+    ]
+
+
+HOSTILE = "a\x1b[31m\u202eb\nc\x00"
+
+
+def test_foreign_text_steers_no_terminal():
+    assert one_line(HOSTILE) == "a [31m b c "
+    assert lines(HOSTILE) == "a\N{REPLACEMENT CHARACTER}[31m\N{REPLACEMENT CHARACTER}b\nc\N{REPLACEMENT CHARACTER}"
+    assert cut(HOSTILE * 5, 10) == "a [31m b …"
+
+
+def test_a_time_that_no_calendar_has_is_nothing():
+    assert (day(0), day(1e20)) == ("1 Jan 1970, 00:00", "\N{EN DASH}")
