@@ -4,8 +4,7 @@ from asyncio import CancelledError
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from prefect import get_run_logger, task, unmapped
-from prefect.cache_policies import NO_CACHE
+from prefect import get_run_logger, unmapped
 from prefect.exceptions import Pause
 from prefect.futures import PrefectFuture, as_completed
 
@@ -17,18 +16,10 @@ from batchline.steps.chunk import ChunkOrder, ChunkResult, Hold, send_chunk
 from batchline.steps.engine import open_engine
 from batchline.steps.hold import BatchHold, hold_of
 from batchline.steps.joined import joined
-from batchline.tasks.faults import RETRIES, RETRY_DELAYS_S, is_storage_fault
+from batchline.tasks.faults import step
 
 
-@task(
-    name="call",
-    task_run_name="{order.chunk.range}",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS_S,
-    retry_condition_fn=is_storage_fault,
-)
+@step(name="call", task_run_name="{order.chunk.range}")
 def call(order: ChunkOrder, blocks: BlockNames) -> ChunkResult:
     """Send the chunk and write its part; a repetition sends only what has no saved answer."""
     with _hold(order, blocks) as hold:

@@ -2,26 +2,15 @@
 
 from typing import cast
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from batchline.models.plan import Plan
 from batchline.models.status import BatchStatus
 from batchline.orchestration.outcome import final_state, outcome_message
 from batchline.steps.hold import BatchHold
 from batchline.steps.recovery import validate_or_recover
-from batchline.tasks.faults import RETRIES, RETRY_DELAYS_S, is_storage_fault
+from batchline.tasks.faults import step
 
 
-@task(
-    name="validate",
-    task_run_name="validate",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS_S,
-    retry_condition_fn=is_storage_fault,
-)
+@step(name="validate", task_run_name="validate")
 def validate(hold: BatchHold) -> Plan | None:
     """Return the batch's plan, made now or by an earlier run, or None if the batch was cancelled or has expired.
 
