@@ -8,7 +8,7 @@ from dataclasses import replace
 from batchline.cli.console import messages
 from batchline.cli.prefect_server import TemporaryServer
 from batchline.cli.progress import Progress
-from batchline.models.errors import BatchlineError, Interrupted, InvalidInput
+from batchline.models.errors import InvalidInput
 from batchline.models.settings import environment_of
 from batchline.steps.engine import Engine
 
@@ -36,7 +36,7 @@ def run_flow(engine: Engine, batch_id: str, progress: Progress) -> None:
     from prefect import tags  # noqa: PLC0415 - it takes a second
 
     from batchline.flows.process_batch import run_batch  # noqa: PLC0415 - it takes a second
-    from batchline.orchestration.refusals import words_of  # noqa: PLC0415 - as above
+    from batchline.orchestration.refusals import interrupted  # noqa: PLC0415 - as above
 
     if server is not None:
         # Nobody else knows the server, so there is nobody to share budgets with.
@@ -44,13 +44,8 @@ def run_flow(engine: Engine, batch_id: str, progress: Progress) -> None:
         engine = replace(engine, settings=alone)
         server.ready()
         progress.doing("starting the flow run")
-    try:
-        with tags(*_tags()):
-            run_batch(engine, batch_id)
-    except BatchlineError:
-        raise
-    except Exception as error:  # Prefect's client raises many kinds where its server fails
-        raise Interrupted(words_of(error)) from error
+    with interrupted(), tags(*_tags()):
+        run_batch(engine, batch_id)
 
 
 def _prepare(*, quiet: bool = True) -> None:

@@ -9,7 +9,7 @@ from batchline.cli.console import messages
 from batchline.cli.options import Flag, address
 from batchline.cli.prefect_run import configured_server
 from batchline.cli.prefect_setup import warn
-from batchline.models.errors import Interrupted, InvalidInput
+from batchline.models.errors import InvalidInput
 from batchline.models.sync import After, SyncOptions
 
 if TYPE_CHECKING:
@@ -57,17 +57,15 @@ def serve(
     url = configured_server(quiet=False)
     messages().print(f"Prefect server: {url}", markup=False)
     from batchline.flows.deployments import deployments  # noqa: PLC0415 - Prefect takes seconds to import
-    from batchline.orchestration.refusals import words_of  # noqa: PLC0415 - as above
+    from batchline.orchestration.refusals import interrupted  # noqa: PLC0415 - as above
     from batchline.orchestration.setup import check_server  # noqa: PLC0415 - as above
 
     warn(check_server())
     runner = _runner(limit=limit + NOT_BATCHES)
     served = deployments(limit=limit, watch=address(watch) if watch else None, options=options)
-    try:
+    with interrupted():
         for deployment in served:
             runner.add_deployment(deployment)
-    except Exception as error:  # Prefect's client raises many kinds
-        raise Interrupted(words_of(error)) from error
     names = ", ".join(deployment.full_name for deployment in served)
     messages().print(f"serving {names}; Ctrl-C ends it", markup=False)
     with contextlib.suppress(KeyboardInterrupt):

@@ -14,9 +14,8 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
-from batchline.models.errors import BatchlineError, Interrupted
 from batchline.orchestration.events import RESOURCE, STOPPED
-from batchline.orchestration.refusals import words_of
+from batchline.orchestration.refusals import interrupted
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,13 +34,8 @@ ENDS: Final = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended", "Paus
 @contextmanager
 def connected() -> Iterator[SyncPrefectClient]:
     """A client of the configured server; what fails there is raised as `Interrupted`."""
-    try:
-        with get_client(sync_client=True) as client:
-            yield client
-    except BatchlineError:
-        raise
-    except Exception as error:  # Prefect's client raises many kinds
-        raise Interrupted(words_of(error)) from error
+    with interrupted(), get_client(sync_client=True) as client:
+        yield client
 
 
 def put(client: SyncPrefectClient, wanted: AutomationCore) -> Made:

@@ -11,7 +11,7 @@ from prefect.exceptions import ObjectNotFound
 from batchline.models.errors import Interrupted
 from batchline.orchestration.events import emit
 from batchline.orchestration.outcome import run_name
-from batchline.orchestration.refusals import words_of
+from batchline.orchestration.refusals import interrupted
 from batchline.steps.engine import Engine
 
 TAG: Final = "batchline"
@@ -29,24 +29,24 @@ def start_as_deployment(
     """
     batch = engine.records.get_batch(batch_id)
     name = deployment or engine.settings.deployment
-    try:
-        with get_client(sync_client=True) as client:
-            if batch.last_flow_run_id is not None and _waits(client, batch.last_flow_run_id):
-                return batch.last_flow_run_id
-            run = client.create_flow_run_from_deployment(
-                client.read_deployment_by_name(name).id,
-                parameters={"crashed_run": batch.last_flow_run_id} if after_crash else {"batch_id": batch.id},
-                name=run_name(batch),
-                # The batch's id, and what tells one start of it from the next.
-                idempotency_key=f"{batch.id}-g{batch.generation}-{batch.last_flow_run_id or 'first'}",
-            )
-    except ObjectNotFound as error:
-        raise Interrupted(
-            f"batch {batch.id} is recorded but not started: there is no deployment {name}; make it by "
-            "`prefect deploy --all` in the checkout, or name another in BATCHLINE_DEPLOYMENT"
-        ) from error
-    except Exception as error:  # Prefect's client raises many kinds
-        raise Interrupted(f"batch {batch.id} is recorded but not started: {words_of(error)}") from error
+    not_started = f"batch {batch.id} is recorded but not started: "
+    with interrupted(not_started), get_client(sync_client=True) as client:
+        if batch.last_flow_run_id is not None and _waits(client, batch.last_flow_run_id):
+            return batch.last_flow_run_id
+        try:
+            found = client.read_deployment_by_name(name)
+        except ObjectNotFound as error:
+            raise Interrupted(
+                f"{not_started}there is no deployment {name}; make it by `prefect deploy --all` in the checkout, "
+                "or name another in BATCHLINE_DEPLOYMENT"
+            ) from error
+        run = client.create_flow_run_from_deployment(
+            found.id,
+            parameters={"crashed_run": batch.last_flow_run_id} if after_crash else {"batch_id": batch.id},
+            name=run_name(batch),
+            # The batch's id, and what tells one start of it from the next.
+            idempotency_key=f"{batch.id}-g{batch.generation}-{batch.last_flow_run_id or 'first'}",
+        )
     engine.records.note_flow_run(batch.id, str(run.id))
     if batch.epoch == 0 and batch.last_flow_run_id is None:
         emit("created", batch)

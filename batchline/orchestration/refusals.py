@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
+
+from batchline.models.errors import BatchlineError, Interrupted
+
+
+@contextmanager
+def interrupted(before: str = "") -> Iterator[None]:
+    """Raise failures of Prefect's client within the block as `Interrupted`; `before` begins its message."""
+    try:
+        yield
+    except BatchlineError:
+        raise
+    except Exception as error:  # Prefect's client raises many kinds
+        raise Interrupted(f"{before}{words_of(error)}") from error
 
 
 def words_of(error: Exception) -> str:
