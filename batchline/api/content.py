@@ -16,6 +16,7 @@ from starlette.responses import Response
 from batchline.api.errors import Refusal
 from batchline.api.packing import packed, wants_gzip
 from batchline.api.places import in_turn
+from batchline.models.addresses import byte_range
 from batchline.models.files import FileObject
 from batchline.operations import Batchline
 from batchline.operations.lines import Extent
@@ -23,8 +24,6 @@ from batchline.operations.lines import Extent
 MEDIA_TYPE: Final = "application/octet-stream"
 _NOT_PLAIN: Final = re.compile(r"[^ !#-$&-\[\]-~]")
 """Characters that a quoted filename may not have: quotes, backslashes, percent signs and non-ASCII."""
-
-_RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 
 class ContentQuery(BaseModel):
@@ -100,16 +99,11 @@ def _progress(*, is_whole: bool, last: int | None) -> dict[str, str]:
 
 def _range(asked: str | None, extent: Extent) -> tuple[int, int] | None:
     """Start and end (exclusive) of the one range that is asked for; none where another kind of thing is."""
-    match = _RANGE.fullmatch(asked or "")
-    if match is None or match[0] == "bytes=-":
+    size, unit = extent.size_bytes, "bytes="
+    found = byte_range(asked.removeprefix(unit), size) if asked and asked.startswith(unit) else None
+    if found is None:
         return None
-    size = extent.size_bytes
-    if not match[1]:
-        start, end = max(0, size - int(match[2])), size
-    else:
-        start, end = int(match[1]), min(size, int(match[2]) + 1 if match[2] else size)
-    if match[2] and match[1] and int(match[2]) < int(match[1]):
-        return None
+    start, end = found[0], size if found[1] is None else min(size, found[1])
     if start >= end:
         raise Refusal(
             416,

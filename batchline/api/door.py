@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import time
 from collections.abc import Mapping
 from typing import Final, NamedTuple
@@ -16,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from batchline.api.bounds import PROBES
 from batchline.api.errors import Refusal, answer_of, unavailable
 from batchline.api.places import SEAT, THREADS, THREADS_A_MEMBER, Places, Seat
+from batchline.models.addresses import is_loopback
 from batchline.models.errors import BatchlineError
 from batchline.operations import Batchline
 from batchline.operations.allowance import Allowances
@@ -156,14 +156,6 @@ class Doorkeeper:
 def _token(headers: Mapping[str, str]) -> str:
     scheme, _, token = headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach that address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _check_is_local(headers: Mapping[str, str], *, http_version: str) -> None:

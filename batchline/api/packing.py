@@ -8,7 +8,7 @@ from typing import Final
 
 from starlette.requests import Request
 
-from batchline.api.door import is_loopback
+from batchline.models.addresses import is_loopback
 
 LEVEL: Final = 1
 """Result lines shrink to about a fifth; higher levels cost several times as much for a tenth less."""

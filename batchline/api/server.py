@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from batchline.api.app import create_app
-from batchline.api.door import is_loopback
+from batchline.models.addresses import is_loopback
 from batchline.models.errors import InvalidInput
 from batchline.models.signals import StopSignals
 from batchline.operations import Batchline

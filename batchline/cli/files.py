@@ -1,6 +1,5 @@
 """`batchline files`: the files on storage."""
 
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,7 @@ from batchline.cli.paging import AllFlag, page_size, print_page, say_more, shown
 from batchline.cli.progress import Progress
 from batchline.cli.tables import Column, Row, print_rows
 from batchline.cli.words import plain
+from batchline.models.addresses import byte_range
 from batchline.models.errors import InvalidInput
 from batchline.models.files import FileObject, FilePurpose
 from batchline.models.formatting import roughly
@@ -31,7 +31,6 @@ COLUMNS = (
     Column("expires"),
     Column("purpose"),
 )
-RANGE = re.compile(r"([0-9]{0,18})-([0-9]{0,18})", re.ASCII)
 
 app = cyclopts.App(name="files", help="Upload, list, read and delete files.", help_format="plaintext")
 
@@ -193,16 +192,14 @@ def _bounds(asked: str | None, file: FileObject) -> tuple[int, int | None]:
     """Start and end (exclusive) of the bytes that the option asks for."""
     if asked is None:
         return 0, None
-    match = RANGE.fullmatch(asked)
-    if match is None or asked == "-" or (match[1] and match[2] and int(match[2]) < int(match[1])):
+    found = byte_range(asked, file.bytes)
+    if found is None:
         raise InvalidInput(f"--range is {asked!r}; write it as 0-99, 100- or -100", param="range")
-    if match[1]:
-        return int(match[1]), int(match[2]) + 1 if match[2] else None
-    if file.status != "processed":
+    if asked.startswith("-") and file.status != "processed":
         raise InvalidInput(
             f"file {file.id} still grows; ask for bytes from its start, such as 0-99", param="range"
         )
-    return max(0, file.bytes - int(match[2])), None
+    return found
 
 
 def _rows(files: Iterable[FileObject]) -> Iterator[Row]:

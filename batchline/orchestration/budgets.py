@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import ip_address
 from typing import Final, Self
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -16,6 +15,7 @@ from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
 
+from batchline.models.addresses import is_loopback
 from batchline.models.upstreams import Upstream
 from batchline.steps.engine import Engine
 from batchline.upstream.ledger import LedgerFault, Standing
@@ -155,11 +155,4 @@ def _place(upstream: Upstream) -> str:
     parts = urlsplit(upstream.base_url)
     host = parts.hostname or ""
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    return f"{socket.gethostname() if _is_loopback(host) else host}-{port}".replace(":", ".").lower()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+    return f"{socket.gethostname() if is_loopback(host) else host}-{port}".replace(":", ".").lower()
