@@ -19,6 +19,7 @@ import msgspec
 
 from batchline.models.errors import StorageFault
 from batchline.steps.figures import Figures
+from batchline.storage.disk import pread
 
 PIECE_BYTES = 2**20
 
@@ -115,7 +116,9 @@ class Spool:
 
     def _lines(self, start: int, end: int) -> bytes:
         """Return the bytes from `start` to `end` of all result lines, in the order in which they came."""
-        filed = _read(self._file.fileno(), start, max(0, min(end, self._file_end) - start))
+        filed = pread(self._file, start, min(end, self._file_end))
+        if len(filed) < min(end, self._file_end) - start:
+            raise EOFError("the spool file is shorter than its index")
         kept = self._overflow[max(0, start - self._file_end) : max(0, end - self._file_end)]
         return filed + kept if kept else filed
 
@@ -164,15 +167,3 @@ def _fault(error: OSError) -> StorageFault:
         f"answers cannot be kept in the directory for temporary files: {error.strerror or error}; "
         "make room there, or set TMPDIR to another one"
     )
-
-
-def _read(descriptor: int, offset: int, length: int) -> bytes:
-    pieces = []
-    while length:
-        piece = os.pread(descriptor, length, offset)
-        if not piece:
-            raise EOFError("the spool file is shorter than its index")
-        pieces.append(piece)
-        offset += len(piece)
-        length -= len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
