@@ -1,6 +1,7 @@
 """One call's way through its tries, and the answer that comes of it."""
 
 import asyncio
+from typing import Any
 
 import msgspec
 
@@ -28,46 +29,37 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
     held: Held | None = None
 
     def answered(self, reading: Reading, reply: Reply, duration_s: float) -> Answer:
-        """The answer of a call that got a reply, good or bad."""
+        """Return the answer of a call that got a reply, good or bad."""
         code = reading.code
-        return Answer(
-            call=self.call,
-            code=code,
-            message=reading.message,
+        return self._answer(
+            code,
+            reading.message,
             status_code=reply.status_code,
             body=reading.body,
             request_id=reply.request_id,
             usage=reading.usage if code is None else None,
-            attempts=self.number,
-            retries=self.retries,
-            started_at=self.started_at,
-            queued_s=self.first_at - self.call.read_at,
             duration_s=duration_s,
             ttfb_s=reply.ttfb_s,
-            wasted_tokens=self.wasted,
         )
 
     def failed(self, failure: TransportFailure, duration_s: float) -> Answer:
-        """The answer of a call whose last try got no whole reply."""
-        return Answer(
-            call=self.call,
-            code=failure.code,
-            message=f"{failure.message} (attempt {self.number})",
-            attempts=self.number,
-            retries=self.retries,
-            started_at=self.started_at,
-            queued_s=self.first_at - self.call.read_at,
-            duration_s=duration_s,
-            wasted_tokens=self.wasted,
-        )
+        """Return the answer of a call whose last try got no whole reply."""
+        return self._answer(failure.code, f"{failure.message} (attempt {self.number})", duration_s=duration_s)
 
     def broken(self, error: Exception) -> Answer:
-        """The answer of a call that met a fault of this program, so that it is not lost."""
+        """Return the answer of a call that met a fault of this program, so that it is not lost."""
+        message = f"the request could not be sent: {type(error).__name__}"
+        return self._answer(ErrorCode.CONNECTION_ERROR, message)
+
+    def _answer(self, code: ErrorCode | None, message: str | None, **fields: Any) -> Answer:
         return Answer(
             call=self.call,
-            code=ErrorCode.CONNECTION_ERROR,
-            message=f"the request could not be sent: {type(error).__name__}",
+            code=code,
+            message=message,
             attempts=self.number,
             retries=self.retries,
             started_at=self.started_at,
+            queued_s=self.first_at - self.call.read_at if self.first_at else None,
+            wasted_tokens=self.wasted,
+            **fields,
         )
