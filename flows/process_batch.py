@@ -21,7 +21,7 @@ from batchline.orchestration.budgets import share_budgets
 from batchline.orchestration.crashes import batch_of_crash
 from batchline.orchestration.events import emit, report_stopped
 from batchline.orchestration.lease_storage import warn_of_lost_leases
-from batchline.orchestration.outcome import LABEL, final_state, outcome_message, report_of, run_name
+from batchline.orchestration.outcome import LABEL, final_state, outcome_message, run_name
 from batchline.orchestration.run_log import tell_errors_plainly
 from batchline.orchestration.subflows import key_of_call
 from batchline.orchestration.supervision import supervised
@@ -29,6 +29,7 @@ from batchline.steps.engine import Engine, engine_in_use, open_engine, using_eng
 from batchline.steps.hold import BatchHold, hold_batch, wait_for_lease
 from batchline.steps.intake import create_batch, store_input_from
 from batchline.steps.lifecycle import check_settled, finish, finished_parts, orders, settle
+from batchline.steps.reports import report_of
 from batchline.steps.windows import closed_window_notice
 from batchline.storage.records import BatchRecord, Doomed
 from batchline.tasks.aggregate import aggregate
@@ -199,7 +200,7 @@ def _tell_beginning(hold: BatchHold, plan: Plan) -> None:
 
 def _ended(engine: Engine, batch: BatchRecord) -> BatchResponse:
     """Show and announce the end of the batch, and return the flow run's final state."""
-    report = report_of(engine, batch.id)
+    report = report_of(engine.store, batch.id)
     message = outcome_message(batch, report)
     get_run_logger().info("%s of %s %s", batch.id, batch.input_filename, message)
     show_end(engine, batch, report)

@@ -11,7 +11,6 @@ from batchline.cli.exits import Exit, exit_of_batch
 from batchline.cli.interrupt import clean_interrupt
 from batchline.cli.options import Flag
 from batchline.cli.progress import Progress
-from batchline.cli.show import report_of
 from batchline.cli.summary import print_summary
 from batchline.cli.upstream import Target, target_of
 from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest, checked_metadata
@@ -29,6 +28,7 @@ from batchline.models.status import TERMINAL
 from batchline.steps.engine import Engine, open_engine
 from batchline.steps.hold import wait_for_lease
 from batchline.steps.intake import create_batch, store_input_file
+from batchline.steps.reports import report_of
 from batchline.steps.validate import endpoint_of
 from batchline.steps.windows import closed_window_notice
 from batchline.storage.records import BatchRecord, open_records
@@ -96,7 +96,7 @@ def run(
     if json:
         print_json(ended.model_dump_json())
     elif ended.status in TERMINAL:
-        print_summary(ended, report_of(engine, batch.id), engine, is_retried=bool(record.generation))
+        print_summary(ended, report_of(engine.store, batch.id), engine, is_retried=bool(record.generation))
     return exit_of_batch(ended)
 
 

@@ -8,10 +8,8 @@ from cyclopts import Parameter
 from batchline.cli.console import print_json
 from batchline.cli.prefect_run import page_of
 from batchline.cli.summary import print_summary
-from batchline.models.analytics import BatchReport
-from batchline.models.errors import NotFound
-from batchline.steps.engine import Engine, open_engine
-from batchline.steps.lifecycle import read_report
+from batchline.steps.engine import open_engine
+from batchline.steps.reports import report_of
 from batchline.storage.records import BatchRecord
 
 
@@ -33,7 +31,7 @@ def show(batch_id: str, /, *, json: Annotated[bool, Parameter(negative="", show_
     else:
         print_summary(
             batch,
-            report_of(engine, batch_id),
+            report_of(engine.store, batch_id),
             engine,
             places=tuple(_flow_runs(record)),
             is_retried=bool(record.generation),
@@ -47,11 +45,3 @@ def _flow_runs(batch: BatchRecord) -> Iterator[tuple[str, str]]:
         yield "flow run", page_of(last) or last
     if first is not None and first != last:
         yield "first run", page_of(first) or first
-
-
-def report_of(engine: Engine, batch_id: str) -> BatchReport | None:
-    """The batch's report, once it is written."""
-    try:
-        return read_report(engine.store, batch_id)
-    except NotFound:
-        return None

@@ -30,9 +30,9 @@ from batchline.operations.results import results
 from batchline.operations.runner import Starter
 from batchline.steps.engine import Engine
 from batchline.steps.intake import create_batch
-from batchline.steps.lifecycle import read_report
 from batchline.steps.local import run_local
 from batchline.steps.report.samples import Sample, read_samples
+from batchline.steps.reports import read_report
 from batchline.steps.retry import request_ids_of, retry_batch
 from batchline.steps.sweep import sweep_now
 from batchline.steps.write import read_manifest

@@ -22,8 +22,9 @@ from batchline.models.errors import Interrupted, StorageFault
 from batchline.orchestration.artifacts import show_end
 from batchline.orchestration.automations import connected
 from batchline.orchestration.events import event_of
-from batchline.orchestration.outcome import outcome_message, report_of, state_of
+from batchline.orchestration.outcome import outcome_message, state_of
 from batchline.steps.engine import Engine
+from batchline.steps.reports import report_of
 from batchline.storage.records import BatchRecord
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def announce_late(engine: Engine, batch_id: str) -> None:
     batch = engine.records.get_batch(batch_id)
     if batch.announced_at is not None or batch.last_flow_run_id is None:
         return
-    report = report_of(engine, batch.id)
+    report = report_of(engine.store, batch.id)
     with connected() as client:
         run = _read(client, batch.last_flow_run_id)
         if run is not None:

@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any, Final, cast
 
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Completed, Failed
-from pydantic import ValidationError
 
 from batchline.models.analytics import BatchReport
 from batchline.models.batches import BatchResponse
-from batchline.models.errors import BatchEnded, NotFound, StorageFault
+from batchline.models.errors import BatchEnded
 from batchline.models.status import BatchStatus
-from batchline.steps.engine import Engine
-from batchline.steps.lifecycle import read_report
 from batchline.storage.records import BatchRecord
-
-log = logging.getLogger(__name__)
 
 LABEL: Final = "batchline.batch_id"
 """The label of a flow run that names its batch."""
-
-
-def report_of(engine: Engine, batch_id: str) -> BatchReport | None:
-    """The batch's figures; none where it has none, or they cannot be read now."""
-    try:
-        return read_report(engine.store, batch_id)
-    except NotFound:
-        return None
-    except (StorageFault, ValidationError) as error:
-        log.warning("the report of %s cannot be read: %s", batch_id, error)
-        return None
 
 
 def run_name(batch: BatchRecord) -> str:

@@ -26,7 +26,6 @@ from batchline.steps.sweep import KEPT_S, sweep_due
 from batchline.steps.validate import Validation, validate_input
 from batchline.steps.write import Manifest, publish, read_manifest, write_files
 from batchline.storage import layout
-from batchline.storage.objects import ObjectStore
 from batchline.storage.records import BatchRecord, Doomed, FileChanges, FileRecord
 
 log = logging.getLogger(__name__)
@@ -279,11 +278,6 @@ def publish_files(hold: BatchHold, manifest: Manifest, report: BatchReport) -> N
         hold.check()
         publish(hold.store, batch_id, manifest.prefix)
     hold.store.put(layout.report_data_key(batch_id), report.model_dump_json().encode())
-
-
-def read_report(store: ObjectStore, batch_id: str) -> BatchReport:
-    """The batch's figures; raises `NotFound` before they are written."""
-    return BatchReport.model_validate_json(store.read(layout.report_data_key(batch_id)))
 
 
 def finish(hold: BatchHold, manifest: Manifest, analytics: BatchAnalytics, report: BatchReport) -> BatchRecord:

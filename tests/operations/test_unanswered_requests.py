@@ -8,7 +8,7 @@ from waiting import until
 
 from batchline import Batchline
 from batchline.models import batches
-from batchline.steps.lifecycle import read_report
+from batchline.steps.reports import read_report
 from batchline.storage.records import BatchRecord
 
 HANGING = 5

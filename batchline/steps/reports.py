@@ -1,0 +1,28 @@
+"""The figures of a batch that has ended, as they are stored."""
+
+import logging
+
+from pydantic import ValidationError
+
+from batchline.models.analytics import BatchReport
+from batchline.models.errors import NotFound, StorageFault
+from batchline.storage import layout
+from batchline.storage.objects import ObjectStore
+
+log = logging.getLogger(__name__)
+
+
+def read_report(store: ObjectStore, batch_id: str) -> BatchReport:
+    """Return the batch's figures; raises `NotFound` before they are written."""
+    return BatchReport.model_validate_json(store.read(layout.report_data_key(batch_id)))
+
+
+def report_of(store: ObjectStore, batch_id: str) -> BatchReport | None:
+    """Return the batch's figures, or None if it has none or they cannot be read now."""
+    try:
+        return read_report(store, batch_id)
+    except NotFound:
+        return None
+    except (StorageFault, ValidationError) as error:
+        log.warning("the report of %s cannot be read: %s", batch_id, error)
+        return None
