@@ -40,5 +40,4 @@ def housekeeping(apply: bool = True, resume: bool = True, storage: forms.Text = 
 
 
 def _told(chore: Chore) -> str:
-    state = "failed" if chore.error else "done" if chore.done else "to do"
-    return f"{chore.kind.replace('_', ' ')} {chore.subject}: {chore.reason}; {chore.error or state}"
+    return f"{chore.name} {chore.subject}: {chore.reason}; {chore.error or chore.state}"

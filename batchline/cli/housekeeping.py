@@ -14,6 +14,7 @@ from batchline.operations import housekeeping as chores_of
 from batchline.operations.housekeeping import Chore
 
 COLUMNS = (Column("state"), Column("chore"), Column("of"), Column("why", least=30), Column("bytes", right=True))
+COLOURS = {"failed": "red", "done": "green", "to do": ""}
 
 
 def housekeeping(*, apply: Flag = False, no_resume: Flag = False, json: Flag = False) -> int:
@@ -50,8 +51,7 @@ def _print(chores: list[Chore], *, apply: bool, json: bool) -> None:
 
 
 def _row(chore: Chore) -> Row:
-    state = Text("failed", "red") if chore.error else Text("done", "green") if chore.done else Text("to do")
-    kind, subject = chore.kind.replace("_", " "), plain(chore.subject)
+    state = Text(chore.state, COLOURS[chore.state])
     why = plain(f"{chore.reason}; {chore.error}" if chore.error else chore.reason)
     size = f"{chore.size_bytes:,}" if chore.size_bytes else ""
-    return state, kind, subject, why, size
+    return state, chore.name, plain(chore.subject), why, size

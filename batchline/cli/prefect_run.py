@@ -72,14 +72,9 @@ def _tags() -> tuple[str, ...]:
 def configured_server(*, quiet: bool = True) -> str:
     """The address of the Prefect server that is configured; raises `InvalidInput` where none is."""
     _prepare(quiet=quiet)
-    from prefect.settings import get_current_settings  # noqa: PLC0415 - Prefect takes a second
+    from batchline.orchestration.due import server_url  # noqa: PLC0415 - Prefect takes a second
 
-    url = get_current_settings().api.url
-    if not url:
-        raise InvalidInput(
-            "no Prefect server is configured: set PREFECT_API_URL, such as http://127.0.0.1:4200/api"
-        )
-    return url
+    return server_url()
 
 
 def page_of(flow_run_id: str) -> str | None:

@@ -52,9 +52,9 @@ class DeploymentRunner:
 
     def check(self) -> None:
         """Raise `InvalidInput` where no Prefect server is configured."""
-        from batchline.orchestration.due import check_server  # noqa: PLC0415 - loads Prefect
+        from batchline.orchestration.due import server_url  # noqa: PLC0415 - loads Prefect
 
-        check_server()
+        server_url("BATCHLINE_SERVE_VIA is deployment, and ", param="serve_via")
 
     def start(self, batch_id: str) -> None:
         """Have a run started for the batch, unless one waits or is under way."""

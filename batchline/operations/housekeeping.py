@@ -42,6 +42,16 @@ class Chore(msgspec.Struct, frozen=True, kw_only=True):
     done: bool = False
     error: str | None = None
 
+    @property
+    def name(self) -> str:
+        """The kind in words."""
+        return self.kind.replace("_", " ")
+
+    @property
+    def state(self) -> Literal["failed", "done", "to do"]:
+        """How far it has come, in words."""
+        return "failed" if self.error else "done" if self.done else "to do"
+
 
 Job = tuple[Chore, Callable[[], object]]
 

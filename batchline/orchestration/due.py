@@ -46,14 +46,18 @@ def is_configured() -> bool:
     return get_current_settings().api.url is not None
 
 
-def check_server() -> None:
-    """Raise `InvalidInput` if no Prefect server is configured: a temporary one would have no workers."""
-    if not is_configured():
+def server_url(before: str = "", *, param: str | None = None) -> str:
+    """Return the address of the configured Prefect server.
+
+    Raises `InvalidInput` if none is, with a message that `before` begins: a temporary one would have no workers.
+    """
+    url = get_current_settings().api.url
+    if not url:
         raise InvalidInput(
-            "BATCHLINE_SERVE_VIA is deployment, and no Prefect server is configured: set PREFECT_API_URL, such as "
-            "http://127.0.0.1:4200/api",
-            param="serve_via",
+            f"{before}no Prefect server is configured: set PREFECT_API_URL, such as http://127.0.0.1:4200/api",
+            param=param,
         )
+    return url
 
 
 def needs_run(batch: BatchRecord, *, now: float) -> bool:
