@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import insert, text
+from sqlalchemy import Engine, insert, text
 
 from batchline.models.analytics import BatchAnalytics
 from batchline.models.batches import BatchDwExtResponse, BatchError, ListBatchesQuery
@@ -30,7 +30,7 @@ from bench.measuring import WORDS
 from bench.servers import postgres_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from bench.measuring import World
 
@@ -64,7 +64,7 @@ def _figures(world: World, name: str, settings: Settings, count: int) -> Iterato
     gc.collect()
     gc.freeze()  # as servers do: else each collection goes through all that was ever imported
     try:
-        taken = {asked: _taken(records, query) for asked, query in _queries(ids).items()}
+        taken = {asked: _taken(records, query) for asked, query in queries(ids).items()}
     finally:
         gc.unfreeze()
         records.close()
@@ -98,7 +98,7 @@ def _taken(records: Records, query: ListBatchesQuery) -> dict[str, float]:
 # What is asked
 
 
-def _queries(ids: list[str]) -> dict[str, ListBatchesQuery]:
+def queries(ids: list[str]) -> dict[str, ListBatchesQuery]:
     """What is asked of batches with those ids, oldest first."""
     half, last = ids[len(ids) // 2], ids[1]
     filters: dict[str, dict[str, Any]] = {
@@ -158,13 +158,8 @@ def _day(ago: int) -> datetime:
 def _fill(settings: Settings, count: int) -> list[str]:
     """Record the batches: all but the newest at once, these one by one, with a move. Their ids, oldest first."""
     engine = open_database(settings)
-    made, ids = _batches(count), []
-    while len(ids) < count - FRESH:
-        some = list(itertools.islice(made, min(1_000, count - FRESH - len(ids))))
-        ids += [batch.id for batch in some]
-        with engine.begin() as connection:
-            connection.execute(insert(batches), [columns_of(msgspec.structs.asdict(batch)) for batch in some])
-            connection.execute(insert(listed_batches), [listed_row(batch) for batch in some])
+    made = _batches(count)
+    ids = insert_at_once(engine, itertools.islice(made, count - FRESH))
     records = Records(engine)
     for batch in made:
         ids.append(batch.id)
@@ -174,6 +169,17 @@ def _fill(settings: Settings, count: int) -> list[str]:
             records.move(batch.id, S.IN_PROGRESS, now=batch.created_at + 1)
     records.close()
     settle(settings)
+    return ids
+
+
+def insert_at_once(engine: Engine, made: Iterable[BatchRecord]) -> list[str]:
+    """Record the batches, a thousand in a transaction, and return their ids."""
+    left, ids = iter(made), []
+    while some := list(itertools.islice(left, 1_000)):
+        ids += [batch.id for batch in some]
+        with engine.begin() as connection:
+            connection.execute(insert(batches), [columns_of(msgspec.structs.asdict(batch)) for batch in some])
+            connection.execute(insert(listed_batches), [listed_row(batch) for batch in some])
     return ids
 
 

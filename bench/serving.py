@@ -1,17 +1,18 @@
-"""Figures of the HTTP API: reads against a bare route, uploads against the storage, how soon a batch begins."""
+"""Figures of the HTTP API: polling, pages of lists, uploads against the storage, how soon a batch begins."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-import re
+import random
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -20,12 +21,14 @@ import httpx
 import msgspec
 
 from batchline import Batchline
+from batchline.models.keys import Role
 from batchline.models.settings import Settings, load_settings
 from batchline.operations.keys import Keys
 from batchline.simulate import Simulator
+from batchline.storage.database import open_database
 from batchline.storage.records import upgrade_database
 from bench.figures import Row
-from bench.lists import finished_batches, settle
+from bench.lists import finished_batches, insert_at_once, queries, settle
 from bench.measuring import Run, cpu_s, measure
 from bench.servers import postgres_server, s3_server
 
@@ -34,42 +37,34 @@ if TYPE_CHECKING:
 
     from bench.measuring import Sample, World
 
-BATCHES: Final = 1_000
+BATCHES: Final = 100_000
+CLIENTS: Final = 200
+POLL_S: Final = 1.0
+POLLS: Final = 30
+"""Polls of each client."""
+
+PAGES: Final = 40
+"""Pages of each list."""
+
+MOST_P99_MS: Final = 300
+MOST_CORES: Final = 1
+MOST_P95_MS: Final = 100
 ROUNDS: Final = 5
-CONNECTIONS: Final = 32
-SECONDS: Final = 3
 UPLOAD_REQUESTS: Final = 400_000
 """In a file of some 200 MB."""
 
 NOBODY: Final = "http://127.0.0.1:9/v1"
 
 
-class Page(NamedTuple):
-    """What is asked for, the least of a bare route's rate, and whether by one member or by many in turn."""
-
-    query: str
-    least: float | None
-    is_of_many: bool = False
-
-
-PAGES: Final = {
-    "a batch": Page("", 0.5),
-    "a list of 20": Page("?limit=20", 0.5),
-    "a list of 20 of each member": Page("?limit=20", None, is_of_many=True),
-    "a list of 100": Page("?limit=100", None),
-}
-MEMBERS: Final = 32
-
-
-class Key(NamedTuple):
-    """A member's key."""
+class Poller(NamedTuple):
+    """A client that polls a batch: its key, and the path of the batch."""
 
     token: str
-    member_id: str
+    path: str
 
 
 def api_reads(world: World) -> Iterator[Row]:
-    """Requests a second of GET, with a key, against a bare FastAPI route that returns the same bytes."""
+    """Latency of polls and of pages of lists, with many batches on record, on both databases."""
     with tempfile.TemporaryDirectory(dir=world.home) as home:
         yield from _reads(world, "SQLite", {"BATCHLINE_HOME": home})
     with postgres_server() as url, tempfile.TemporaryDirectory(dir=world.home) as home:
@@ -78,28 +73,87 @@ def api_reads(world: World) -> Iterator[Row]:
 
 
 def _reads(world: World, name: str, environment: dict[str, str]) -> Iterator[Row]:
-    settings = _settings(environment)
-    key, *others = keys = [_key(settings) for _ in range(MEMBERS)]
-    newest = _fill(settings, key, others)
-    with ExitStack() as stack:
-        url, ours = stack.enter_context(_served(environment | {"OPENAI_BASE_URL": NOBODY}))
-        paths = {name: f"batches{page.query or '/' + newest}" for name, page in PAGES.items()}
-        answers = {page: _got(f"{url}/{path}", key) for page, path in paths.items()}
-        bare_url, bare = stack.enter_context(_bare(world.home, answers))
-        for page, path in paths.items():
-            bare_path = f"{bare_url}/{_file_name(page)}"
-            if _got(bare_path, key) != answers[page]:
-                raise RuntimeError(f"the bare route gives another body for {page}")
-            asking = keys if PAGES[page].is_of_many else [key]
-            measures = {
-                "ours": _load(world.home, f"{url}/{path}", asking, ours),
-                "bare": _load(world.home, bare_path, asking, bare),
-            }
-            got = _interleaved(world, f"GET {page}, {name}", measures)
-            ratio, cpu = (got["ours"][each] / got["bare"][each] for each in ("rate", "cpu_us"))
-            yield Row(f"GET {page}, {name}", got["ours"]["rate"], unit="/s")
-            yield Row(f"GET {page}, {name}: requests/s / a bare route's", ratio, least=PAGES[page].least)
-            yield Row(f"GET {page}, {name}: CPU of a request / a bare one's", cpu)
+    settings, count = _settings(environment), world.count(BATCHES)
+    with Batchline(settings) as client:
+        manager = _key(client, "manager", role="manager")
+        keys = [_key(client, f"client {number}") for number in range(CLIENTS)]
+    ids = _fill(settings, count, [key.member_id for key in keys])
+    pollers = [Poller(key.token, f"/batches/{each}") for key, each in zip(keys, ids[-CLIENTS:], strict=True)]
+    with _served(environment | {"OPENAI_BASE_URL": NOBODY}) as (url, server):
+        for when, spread_s in (("", POLL_S), (" at the same moment", 0.0)):
+            figure = f"{CLIENTS} clients poll a batch a second{when}, {name}"
+            before, began = cpu_s(server), time.perf_counter()
+            took_ms = asyncio.run(_polled(url, pollers, spread_s))
+            cores = (cpu_s(server) - before) / (time.perf_counter() - began)
+            sample = {**_summary(took_ms), "cores": cores}
+            world.samples[figure] = {"ours": [sample]}
+            yield Row(f"{figure}: p99", sample["p99_ms"], most=MOST_P99_MS, unit=" ms")
+            yield Row(f"{figure}: CPU", cores, most=MOST_CORES, unit=" cores")
+        yield from _pages(world, f"{name}, {count:,} batches: GET a page of 100", url, manager, ids)
+
+
+async def _polled(url: str, pollers: Sequence[Poller], spread_s: float) -> list[float]:
+    """Return the milliseconds of each poll; once all are connected, the clients begin within `spread_s`."""
+    chance, connected = random.Random(0), asyncio.Barrier(len(pollers))
+    async with asyncio.TaskGroup() as group:
+        polls = [
+            group.create_task(_poll(url, poller, connected, chance.uniform(0, spread_s))) for poller in pollers
+        ]
+    return [taken for each in polls for taken in each.result()]
+
+
+async def _poll(url: str, poller: Poller, connected: asyncio.Barrier, begin_s: float) -> list[float]:
+    """Poll over a plain socket: an HTTP library would need the core that the server is to have."""
+    parts, took_ms = urlsplit(url), []
+    request = (
+        f"GET {parts.path}{poller.path} HTTP/1.1\r\nHost: {parts.netloc}\r\n"
+        f"Authorization: Bearer {poller.token}\r\n\r\n"
+    ).encode()
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    await _answered(reader, writer, request)
+    await connected.wait()
+    begin = time.perf_counter() + begin_s
+    for number in range(POLLS):
+        await asyncio.sleep(max(0.0, begin + number * POLL_S - time.perf_counter()))
+        began = time.perf_counter()
+        await _answered(reader, writer, request)
+        took_ms.append((time.perf_counter() - began) * 1_000)
+    writer.close()
+    return took_ms
+
+
+async def _answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> None:
+    writer.write(request)
+    head = await reader.readuntil(b"\r\n\r\n")
+    if not head.startswith(b"HTTP/1.1 200"):
+        raise RuntimeError(head.decode())
+    await reader.readexactly(int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]))
+
+
+def _pages(world: World, figure: str, url: str, manager: Key, ids: list[str]) -> Iterator[Row]:
+    """The 95th percentile of a page for every filter but a search, and of the worst of them."""
+    asked = {name: query for name, query in queries(ids).items() if query.search is None}
+    headers, samples = {"Authorization": f"Bearer {manager.token}"}, {}
+    with httpx.Client(headers=headers, timeout=60, trust_env=False) as http:
+        for name, query in asked.items():
+            parameters = query.model_dump(mode="json", exclude_defaults=True)
+            took_ms = []
+            for _ in range(PAGES):
+                began = time.perf_counter()
+                http.get(f"{url}/batches", params=parameters).raise_for_status()
+                took_ms.append((time.perf_counter() - began) * 1_000)
+            samples[name] = _summary(took_ms)
+            print(f"    {figure}: {name}: {samples[name]['p95_ms']:.1f} ms", file=sys.stderr)
+    world.samples[figure] = {name: [sample] for name, sample in samples.items()}
+    worst = max(samples, key=lambda name: samples[name]["p95_ms"])
+    middle = statistics.median(sample["p95_ms"] for sample in samples.values())
+    yield Row(f"{figure}, worst p95 ({worst})", samples[worst]["p95_ms"], most=MOST_P95_MS, unit=" ms")
+    yield Row(f"{figure}, the middle of {len(samples)} lists", middle, unit=" ms")
+
+
+def _summary(took_ms: Sequence[float]) -> Sample:
+    points = statistics.quantiles(took_ms, n=100)
+    return {"median_ms": points[49], "p95_ms": points[94], "p99_ms": points[98], "max_ms": max(took_ms)}
 
 
 def _interleaved(world: World, figure: str, measures: Mapping[str, Callable[[], Sample]]) -> dict[str, Sample]:
@@ -118,42 +172,6 @@ def _interleaved(world: World, figure: str, measures: Mapping[str, Callable[[], 
     }
 
 
-IN_TURN: Final = """
-local turn = 0
-request = function()
-  turn = turn % #keys + 1
-  return wrk.format("GET", nil, {["Authorization"] = "Bearer " .. keys[turn]})
-end
-"""
-"""For wrk: requests with each of the keys in turn."""
-
-
-def _load(home: Path, url: str, keys: Sequence[Key], server: int) -> Callable[[], Sample]:
-    """Requests a second that the server answers, every one with a 200, and the CPU that it takes for each."""
-    script = Path(home, f"keys-{len(keys)}.lua")
-    script.write_text(f"local keys = {{{', '.join(json.dumps(key.token) for key in keys)}}}\n{IN_TURN}")
-    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", "-s", str(script), url]
-
-    def loaded() -> Sample:
-        before = cpu_s(server)
-        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        if "Non-2xx" in told or "Socket errors" in told:
-            raise RuntimeError(told)
-        taken_s = cpu_s(server) - before
-        rate, count = (re.search(pattern, told) for pattern in (r"Requests/sec:\s+([\d.]+)", r"(\d+) requests in"))
-        if rate is None or count is None:
-            raise RuntimeError(told)
-        return {"rate": float(rate[1]), "cpu_us": 1e6 * taken_s / int(count[1])}
-
-    return loaded
-
-
-def _got(url: str, key: Key) -> bytes:
-    answer = httpx.get(url, headers={"Authorization": f"Bearer {key.token}"}, trust_env=False)
-    answer.raise_for_status()
-    return answer.content
-
-
 # What is on record
 
 
@@ -163,23 +181,30 @@ def _settings(environment: Mapping[str, str]) -> Settings:
     )
 
 
-def _key(settings: Settings) -> Key:
-    with Batchline(settings) as client:
-        made = Keys(client).create("bench")
+class Key(NamedTuple):
+    """A member's key."""
+
+    token: str
+    member_id: str
+
+
+def _key(client: Batchline, name: str, role: Role = "member") -> Key:
+    made = Keys(client).create(name, role=role)
     if made.token is None:
         raise RuntimeError("the key has no token")
     return Key(made.token, made.member.id)
 
 
-def _fill(settings: Settings, key: Key, others: Sequence[Key]) -> str:
-    """Record batches that are over, most of the key's member, some of each other's; the newest of the former."""
-    with Batchline(settings) as client:
-        members = [other.member_id for other in others for _ in range(30)] + [key.member_id] * BATCHES
-        for member_id, batch in zip(members, finished_batches(len(members)), strict=True):
-            client.engine.records.add_batch(msgspec.structs.replace(batch, member_id=member_id))
-        newest = client.batches.list(limit=1).data[0].id
+def _fill(settings: Settings, count: int, members: Sequence[str]) -> list[str]:
+    """Record batches that are over, the newest of them one of each member. Their ids, oldest first."""
+    made = list(finished_batches(count))
+    for number, member_id in enumerate(members, count - len(members)):
+        made[number] = msgspec.structs.replace(made[number], member_id=member_id)
+    engine = open_database(settings)
+    insert_at_once(engine, made)
+    engine.dispose()
     settle(settings)
-    return newest
+    return [batch.id for batch in made]
 
 
 # Servers
@@ -202,24 +227,6 @@ def _served(environment: Mapping[str, str]) -> Iterator[tuple[str, int]]:
         server.wait()
 
 
-@contextmanager
-def _bare(home: Path, answers: Mapping[str, bytes]) -> Iterator[tuple[str, int]]:
-    """A FastAPI with a route that returns those bytes by name; its URL and its process."""
-    with tempfile.TemporaryDirectory(dir=home) as folder:
-        for name, data in answers.items():
-            Path(folder, _file_name(name)).write_bytes(data)
-        server = subprocess.Popen([sys.executable, "-m", "bench.bare", folder], stdout=subprocess.PIPE, text=True)
-        try:
-            yield server.stdout.readline().strip() if server.stdout else "", server.pid
-        finally:
-            server.kill()
-            server.wait()
-
-
-def _file_name(page: str) -> str:
-    return page.replace(" ", "-")
-
-
 # Uploads
 
 
@@ -234,7 +241,8 @@ def api_uploads(world: World) -> Iterator[Row]:
 
 def _uploads(world: World, name: str, requests: int, environment: dict[str, str]) -> Iterator[Row]:
     path = world.file(requests)
-    key = _key(load_settings(home=Path(environment["BATCHLINE_HOME"])))
+    with Batchline(load_settings(home=Path(environment["BATCHLINE_HOME"]))) as client:
+        key = _key(client, "bench")
     size, run = path.stat().st_size, Run("written", requests, environment=environment)
     with _served(environment | {"OPENAI_BASE_URL": NOBODY}) as (url, _):
         measures: dict[str, Callable[[], Sample]] = {
