@@ -11,7 +11,7 @@ from typing import Any
 from anyio import to_thread
 from fastapi import FastAPI
 
-from batchline.api import batches, files, health, models, polled
+from batchline.api import batches, files, health, models
 from batchline.api.bounds import Bounds
 from batchline.api.door import OPEN_PATHS, Door, Doorkeeper
 from batchline.api.errors import HEADERS, handle_errors
@@ -40,12 +40,10 @@ def create_app(client: Batchline, *, open_without_keys: bool = False) -> FastAPI
     )
     app.state.client = client
     app.state.uploads = Uploads()
-    app.state.reads = polled.Reads()
     app.state.readiness = health.Readiness(client)
     app.state.door = Door(client, open_without_keys=open_without_keys)
     for room in (files, batches, models, health):
         app.include_router(room.router)
-    app.router.routes[:0] = polled.router.routes  # first, and not within a router, which looks for a route twice
     handle_errors(app)
     app.add_middleware(Bounds)
     app.add_middleware(Doorkeeper, door=app.state.door)
@@ -63,7 +61,6 @@ async def _living(app: FastAPI) -> AsyncIterator[None]:
         with Keeper(client):
             yield
     finally:
-        app.state.reads.close()
         app.state.readiness.close()
         await asyncio.to_thread(client.close)
 

@@ -1,4 +1,4 @@
-"""`/v1/batches`, but for the reads that are asked again and again."""
+"""`/v1/batches`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from batchline.api.answers import Deleted, Here, streamed_as, written
+from batchline.api.answers import Deleted, Here, json_answer, streamed_as, written
 from batchline.api.errors import documented
 from batchline.api.places import FairRoute, in_turn, run_aside
 from batchline.models.analytics import BatchAnalytics
 from batchline.models.batches import (
+    BatchListResponse,
     BatchResponse,
     BatchResultsQuery,
+    BatchUsage,
     CreateBatchRequest,
+    Included,
+    ListBatchesQuery,
     RetryRequestsRequest,
 )
+from batchline.models.status import ACTIVE
 from batchline.operations import Batchline
 from batchline.operations.batches import POLL_S
 from batchline.operations.expiry import Expiry
@@ -65,6 +70,22 @@ def create_batch(
         output_expires_after=None if kept is None else Expiry(anchor=kept.anchor, seconds=kept.seconds),
         idempotency_key=idempotency_key,
     )
+    return written(batch)
+
+
+@router.get("", response_model=BatchListResponse, responses=documented())
+def list_batches(query: Annotated[ListBatchesQuery, Query()], client: Here) -> Response:
+    """List batches, newest first."""
+    return json_answer(client.batches.list(**query.model_dump()).to_json())
+
+
+@router.get("/{batch_id}", response_model=BatchResponse, responses=documented())
+def retrieve_batch(batch_id: str, query: Annotated[Included, Query()], client: Here) -> Response:
+    """Tell about a batch."""
+    batch = client.batches.retrieve(batch_id, include=query.include or "")
+    if query.with_analytics and batch.analytics is None and batch.status in ACTIVE:
+        so_far = client.batches.analytics(batch_id)
+        batch = batch.model_copy(update={"analytics": so_far, "usage": BatchUsage.of(so_far)})
     return written(batch)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, Protocol, TypeVar, cast
 
+import msgspec
 from pydantic import BaseModel
 
 
@@ -40,8 +40,10 @@ class Page(Generic[T]):
 
     def to_json(self, shown: Callable[[T], BaseModel] | None = None) -> str:
         """The list object of OpenAI's API, of the objects as they are or as they are to be shown."""
-        texts = [(shown(each) if shown else cast("BaseModel", each)).model_dump_json() for each in self.data]
-        return list_json(",".join(texts), [each.id for each in self.data], has_more=self.has_more)
+        models = [shown(each) if shown else cast("BaseModel", each) for each in self.data]
+        ends = {"first_id": self.first_id, "last_id": self.last_id} if models else {}
+        data = [msgspec.Raw(model.model_dump_json()) for model in models]
+        return msgspec.json.encode({"object": "list", "data": data, **ends, "has_more": self.has_more}).decode()
 
     def next_page(self) -> Page[T] | None:
         """The page that follows; none behind the last."""
@@ -52,9 +54,3 @@ class Page(Generic[T]):
         while page is not None:
             yield from page.data
             page = page.next_page()
-
-
-def list_json(data: str, ids: Sequence[str], *, has_more: bool) -> str:
-    """The list object of OpenAI's API, of its objects as JSON and their ids."""
-    ends = f'"first_id":{json.dumps(ids[0])},"last_id":{json.dumps(ids[-1])},' if ids else ""
-    return f'{{"object":"list","data":[{data}],{ends}"has_more":{json.dumps(has_more)}}}'

@@ -145,25 +145,6 @@ def _engine(url: URL, *, is_bounded: bool = True) -> Engine:
     return engine
 
 
-def looking(engine: Engine) -> Engine:
-    """An engine on the same database, to read what a statement finds by itself.
-
-    Its connections to PostgreSQL, five at most, stand in no transaction, which would take two round trips more.
-    """
-    if engine.dialect.name == "sqlite":
-        return engine.execution_options(reads=True)
-    beside = create_engine(
-        engine.url,
-        connect_args=connect_arguments(engine.url),
-        isolation_level="AUTOCOMMIT",
-        pool_reset_on_return=None,
-        max_overflow=0,
-    )
-    bound_waiting(beside)
-    _ask_the_rested(beside)
-    return beside
-
-
 def _ask_the_rested(engine: Engine) -> None:
     """Find out whether a connection that has rested still is one; one lost sooner shows when it is used."""
 

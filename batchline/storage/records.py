@@ -1,12 +1,11 @@
 """Records of files and batches: who may change what, each change one atomic statement."""
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from sqlalchemy import (
     Connection,
-    Engine,
     Row,
     insert,
     or_,
@@ -29,7 +28,6 @@ from batchline.storage.listing import (
     listed_ids,
 )
 from batchline.storage.overview import Overview
-from batchline.storage.rendering import Rendering
 from batchline.storage.rows import (
     BatchRecord,
     Doomed,
@@ -73,16 +71,6 @@ __all__ = [
 
 class Records(FileRecords, SourceFiles, Leases):
     """Files and batches in a database that several processes share; may be used from any thread."""
-
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(engine)
-        self.rendering: Final = Rendering(engine)
-        """Batches as the API's JSON, from the same database."""
-
-    def close(self) -> None:
-        """Close the connections; the next use opens new ones."""
-        super().close()
-        self.rendering.close()
 
     @property
     def keys(self) -> KeyRecords:

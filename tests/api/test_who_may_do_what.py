@@ -14,11 +14,9 @@ from waiting import until
 
 from batchline import Batchline
 from batchline.api import Server, create_app, door
-from batchline.models.batches import ListBatchesQuery
-from batchline.models.errors import InvalidInput, NotFound
+from batchline.models.errors import InvalidInput
 from batchline.models.settings import load_settings
-from batchline.operations.keys import Keys, access_of
-from batchline.operations.polling import AskedPage, pages_json
+from batchline.operations.keys import Keys
 
 OPEN = {"/healthz", "/readyz"}
 FOR_ALL_WITH_A_KEY = {"/v1/models", "/v1/models/{model}"}
@@ -183,22 +181,6 @@ def test_members_who_ask_at_the_same_moment_see_their_own_only(alices: Alices):
     found = {*at_once(one, 30)}
 
     assert found == {(alices.alice, 200, 1), (alices.bob, 404, 0), (alices.manager, 200, 1)}
-
-
-def test_lists_that_are_read_together_are_each_askers_own(alices: Alices):
-    client = alices.served.client
-    keys = [Keys(client).of_token(token) for token in (alices.alice, alices.bob, alices.manager)]
-    acting = [client.acting_for(access_of(key)) for key in keys if key is not None]
-    everything, behind = ListBatchesQuery(), ListBatchesQuery(after=alices.batch)
-    asked = [AskedPage(each, query) for query in (everything, behind) for each in acting] * 2
-
-    found = pages_json(asked)
-
-    has_batch, behind_it = [alices.batch in str(each) for each in found[:3]], [str(each) for each in found[3:6]]
-    assert has_batch == [True, False, True]
-    assert behind_it[0] == behind_it[2] == str(found[1])
-    assert isinstance(found[4], NotFound)
-    assert [str(each) for each in found[6:]] == [str(each) for each in found[:6]]
 
 
 # Who comes in

@@ -6,11 +6,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -19,7 +17,6 @@ from changed_records import change_batch
 from racing import in_processes, in_threads
 from real_servers import SECRET, Postgres, free_ports, start_postgres
 from some_records import NOW, a_batch, a_file
-from waiting import until
 
 import batchline.storage.migrations
 from batchline.models.errors import InvalidInput, StorageFault
@@ -350,30 +347,6 @@ def test_after_a_restart_of_postgresql_the_next_call_works(restartable: Postgres
 
     assert change_batch(records, batch.id, total=7).total == 7
     assert records.get_batch(batch.id).total == 7
-
-
-@pytest.mark.system
-def test_after_a_restart_of_postgresql_what_many_look_at_is_shown_again(
-    restartable: Postgres, kept_there: Settings, records_there: Records
-) -> None:
-    records = records_there
-    batch = records.add_batch(a_batch())
-    url = str(kept_there.database)
-    with (
-        ThreadPoolExecutor(5) as pool,
-        psycopg.connect(url) as locker,
-        psycopg.connect(url, autocommit=True) as other,
-    ):
-        locker.execute("LOCK TABLE batches IN ACCESS EXCLUSIVE MODE")
-        looks = [pool.submit(records.rendering.batches, [batch.id]) for _ in range(5)]
-        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-        until(lambda: other.execute(waiting).fetchone() == (5,))  # that is, over a connection each
-        locker.rollback()
-        assert [list(look.result()) for look in looks] == [[batch.id]] * 5
-
-    restartable.restart()
-
-    assert list(records.rendering.batches([batch.id])) == [batch.id]
 
 
 @pytest.mark.system

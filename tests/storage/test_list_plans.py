@@ -4,21 +4,20 @@ import json
 import random
 import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 from real_servers import DATABASES
 from some_records import NOW, a_batch, a_file
-from sqlalchemy import Connection, event, insert, text
+from sqlalchemy import event, insert, text
 
 from batchline.models.batches import ListBatchesQuery
 from batchline.models.settings import load_settings
 from batchline.models.status import TERMINAL, BatchStatus, timestamp_field
-from batchline.storage import rendering, search
+from batchline.storage import search
 from batchline.storage.listing import listed_row
-from batchline.storage.prepared import Question, answers
 from batchline.storage.records import BatchRecord, Records, open_records
 from batchline.storage.rows import columns_of
 from batchline.storage.schema import batches, files, listed_batches
@@ -93,19 +92,6 @@ def looks(records: Records, **query: object) -> list[Look]:
     finally:
         event.remove(records._engine, "before_cursor_execute", note)
     return [explained(records, *each) for each in run if "listed_batches" in each[0]]
-
-
-def looks_of_rendering(records: Records, monkeypatch: pytest.MonkeyPatch, **query: object) -> list[Look]:
-    """What is run for a page that the database renders; it goes past SQLAlchemy's events."""
-    run: list[Question] = []
-
-    def note(connection: Connection, questions: Sequence[Question]) -> list[list[tuple[Any, ...]]]:
-        run.extend(questions)
-        return answers(connection, questions)
-
-    monkeypatch.setattr(rendering, "answers", note)
-    records.rendering.pages([(ListBatchesQuery.model_validate({"limit": LIMIT, **query}), None)], now=NOW)
-    return [explained(records, statement.text, statement.bound(values)) for statement, values in run]
 
 
 def explained(records: Records, statement: str, parameters: Any) -> Look:
@@ -193,19 +179,6 @@ def test_a_page_goes_through_an_index_and_no_further_than_it_needs(name: str, de
     # PostgreSQL knows how frequent a state is, and walks through all where it is frequent.
     chosen = index if many._engine.dialect.name == "sqlite" else ""
     assert f"listed_batches_by_{chosen}" in found[-1].plan
-
-
-@pytest.mark.parametrize("name", ["nothing", "expired", "a member's, active first"])
-def test_a_rendered_page_looks_up_no_batches_but_its_own(
-    name: str, many: Records, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = looks_of_rendering(many, monkeypatch, **FILTERS[name][1])
-
-    assert found
-    for look in found:
-        assert "Seq Scan" not in look.plan, look.plan
-        assert "SCAN batches" not in look.plan
-        assert look.rows <= 2 * MOST_ROWS[many._engine.dialect.name], look.plan
 
 
 @pytest.mark.parametrize("name", FILTERS)

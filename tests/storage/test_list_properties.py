@@ -7,11 +7,10 @@ import pytest
 from changed_records import change_batch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
 from some_records import NOW, a_batch
 from sqlalchemy import delete, select
 
-from batchline.models.batches import BatchResponse, ListBatchesQuery
+from batchline.models.batches import ListBatchesQuery
 from batchline.models.status import MOVES, TERMINAL, BatchStatus, timestamp_field
 from batchline.storage import search
 from batchline.storage.listing import listed_row
@@ -142,12 +141,7 @@ def in_order(made: Sequence[BatchRecord], query: ListBatchesQuery) -> list[str]:
 def in_pages(records: Records, query: ListBatchesQuery) -> Iterator[list[str]]:
     after = None
     while True:
-        asked = query.model_copy(update={"after": after})
-        page = records.list_batches(asked, now=NOW)
-        cursor = None if after is None else records.get_batch(after)
-        (rendered,) = records.rendering.pages([(asked, cursor)], now=NOW)
-        assert (rendered.ids, rendered.has_more) == ([batch.id for batch in page.data], page.has_more)
-        assert TypeAdapter(list[BatchResponse]).validate_json(f"[{rendered.text}]") == page.data
+        page = records.list_batches(query.model_copy(update={"after": after}), now=NOW)
         yield [batch.id for batch in page.data]
         if not page.has_more:
             return
