@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
@@ -90,12 +91,23 @@ class Server:
         """Serve until SIGINT, SIGTERM or `stop`; then stop the batches that run, which can go on later."""
         sys.setswitchinterval(SWITCH_S)
         _raise_file_limit()
-        with self._listener:
+        with self._listener, _frozen_memory():
             self._server.run(sockets=[self._listener])
 
     def stop(self) -> None:
         """Have `run` end; may be called from any thread."""
         self._server.should_exit = True
+
+
+@contextmanager
+def _frozen_memory() -> Iterator[None]:
+    """Keep what is in memory now out of garbage collections, which would stop all requests for 50 to 100 ms."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class _Uvicorn(uvicorn.Server):
