@@ -1,76 +1,52 @@
-"""Which batches and files a listing shows: what is kept of each batch for that, and how it is asked for."""
+"""Lists of batches and files: the narrow row that is kept of each batch, and the statements that read a page."""
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
     CompoundSelect,
     Connection,
-    FromClause,
     Integer,
     Select,
-    String,
     and_,
     bindparam,
     desc,
     false,
-    func,
     literal,
     literal_column,
-    or_,
     select,
     true,
     tuple_,
     union_all,
     update,
 )
-from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from batchline.models.batches import ListBatchesQuery
 from batchline.models.status import TERMINAL
 from batchline.models.status import BatchStatus as S
 from batchline.storage.rows import BatchRecord, FileRecord
 from batchline.storage.schema import files, listed_batches
-from batchline.storage.search import (
-    contains,
-    few_candidates,
-    folded,
-    is_storable,
-    plan_each_search,
-    search_text,
-)
+from batchline.storage.search import contains, folded, is_storable, search_text
 
 _IN_PROGRESS: Final = (S.VALIDATING, S.IN_PROGRESS, S.FINALIZING)
-
-
-class _Part(NamedTuple):
-    """Batches that one index leads through in their order: all, or those of which what is set is true."""
-
-    state: str | None = None
-    is_over: bool | None = None
-    is_late: bool | None = None
-    is_overdue: bool = False
-
-
-_SHOWN: Final[Mapping[str | None, tuple[_Part | None, _Part | None]]] = {
-    None: (_Part(is_over=False), _Part(is_over=True)),
-    "in_progress": (_Part(state=S.IN_PROGRESS), None),
-    "completed": (None, _Part(state=S.COMPLETED)),
-    "failed": (None, _Part(state=S.FAILED)),
-    "cancelled": (_Part(state=S.CANCELLING), _Part(state=S.CANCELLED)),
-    "expired": (_Part(is_over=False, is_overdue=True), _Part(is_late=True)),
-}
-"""What each status filter shows of the batches that are not over, and of those that are."""
-
-WALKS: Final = 512
-"""So many kinds of questions are kept ready: some hundred, and some lengths of pages."""
-
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+_Condition = ColumnElement[bool]
+_columns = listed_batches.c
+_is_active: Final = _columns.is_over == false()
+
+_SHOWN: Final[Mapping[str | None, tuple[_Condition | None, _Condition | None]]] = {
+    None: (_is_active, _columns.is_over == true()),
+    "in_progress": (_columns.state == S.IN_PROGRESS, None),
+    "completed": (None, _columns.state == S.COMPLETED),
+    "failed": (None, _columns.state == S.FAILED),
+    "cancelled": (_columns.state == S.CANCELLING, _columns.state == S.CANCELLED),
+    "expired": (and_(_is_active, _columns.expires_at < bindparam("now")), _columns.is_late == true()),
+}
+"""The batches that each status filter shows: unfinished and finished ones, each in the order of one index."""
 
 LISTED_FIELDS: Final = frozenset(
     {"status", "created_at", "expires_at", "member_id", "input_filename", "metadata"}
@@ -106,90 +82,33 @@ def list_again(connection: Connection, record: BatchRecord) -> None:
     )
 
 
-_Columns = ReadOnlyColumnCollection[str, Any]
-
-
-Ids = Select[Any] | CompoundSelect[Any]
-
-
-class Walk(NamedTuple):
-    """What leads through a list: its parts, and which bounds there are; their values come with each question."""
-
-    parts: tuple[_Part, ...]
-    is_behind: bool
-    has_newest: bool
-    has_oldest: bool
-    is_members: bool
-
-
-class Stretch(NamedTuple):
-    """Batches of a list that one statement finds, and the values that it is asked with."""
-
-    walk: Walk
-    values: dict[str, Any]
-    source: FromClause
-    conditions: tuple[ColumnElement[bool], ...] = ()
-
-    @property
-    def is_common(self) -> bool:
-        """Whether its walk is all that its statement follows from."""
-        return not self.conditions
-
-    def ids(self, most: int) -> Ids:
-        """The statement that gives so many ids at most, in their order, with their `created_at`."""
-        if self.is_common:
-            return common_ids(self.walk, most)
-        return _ids(self.source, self.walk, self.conditions, most)
-
-
 def listed_ids(
     connection: Connection, query: ListBatchesQuery, *, after: BatchRecord | None, now: int
 ) -> list[str]:
-    """The ids of the page's batches in their order, with one more where more follow."""
+    """Return the ids of the page's batches in their order, and one more if more batches follow."""
+    wanted = folded(query.search or "")
+    if not is_storable(wanted):
+        return []
     found: list[str] = []
-    for stretch in stretches(connection, query, after=after, now=now):
-        found += connection.execute(stretch.ids(query.limit + 1 - len(found)), stretch.values).scalars()
+    for parts, cursor in _groups(query, after):
+        bounds = _bounds(query, wanted, after=cursor)
+        statement = _newest_ids(parts, bounds, most=query.limit + 1 - len(found))
+        found += connection.execute(statement, {"now": now}).scalars()
         if len(found) > query.limit:
             break
     return found
 
 
-def stretches(
-    connection: Connection, query: ListBatchesQuery, *, after: BatchRecord | None, now: int
-) -> Iterator[Stretch]:
-    """The stretches that make up the list, one behind the other."""
-    wanted = folded(query.search or "")
-    if not is_storable(wanted):
-        return
-    source = _source(connection, wanted)
-    searched = (contains(connection, source.c.search_text, wanted),) if wanted else ()
-    for parts, behind in _groups(query, after):
-        walk, values = _walk(query, tuple(parts), after=behind)
-        yield Stretch(walk, {**values, "now": now}, source, searched)
-
-
-def _source(connection: Connection, wanted: str) -> FromClause:
-    """Where to look: at all, or where SQLite's trigrams name few that may have the text, at those.
-
-    PostgreSQL decides by itself which index it takes.
-    """
-    if not wanted:
-        return listed_batches
-    if connection.dialect.name == "sqlite":
-        few = few_candidates(connection, wanted)
-        return listed_batches if few is None else few
-    plan_each_search(connection)
-    return listed_batches
-
-
-def _groups(query: ListBatchesQuery, after: BatchRecord | None) -> list[tuple[list[_Part], BatchRecord | None]]:
-    """What is listed, one group behind the other, each with the cursor where that is in it."""
+def _groups(
+    query: ListBatchesQuery, after: BatchRecord | None
+) -> list[tuple[Sequence[_Condition], BatchRecord | None]]:
+    """Return the groups to list one after another: the parts of each, and the cursor if it is in the group."""
     active, over = _SHOWN[query.status]
     if not query.active_first:
-        parts = (active, over) if query.status else (_Part(),)
+        parts = (active, over) if query.status else (true(),)
         return [([part for part in parts if part is not None], after)]
     is_over = after is not None and after.status in TERMINAL
-    groups: list[tuple[list[_Part], BatchRecord | None]] = []
+    groups: list[tuple[Sequence[_Condition], BatchRecord | None]] = []
     if active is not None and not is_over:
         groups.append(([active], after))
     if over is not None:
@@ -197,72 +116,42 @@ def _groups(query: ListBatchesQuery, after: BatchRecord | None) -> list[tuple[li
     return groups
 
 
-def _walk(
-    query: ListBatchesQuery, parts: tuple[_Part, ...], *, after: BatchRecord | None
-) -> tuple[Walk, dict[str, Any]]:
-    """The walk through those parts, with as few bounds of time as will do, and what its bounds are."""
-    values: dict[str, Any] = {}
+def _bounds(query: ListBatchesQuery, wanted: str, *, after: BatchRecord | None) -> list[_Condition]:
+    """Return the conditions on time, member and text; of the upper bounds of time only the lower one."""
+    bounds: list[_Condition] = []
     newest = None if query.created_before is None else _second(query.created_before)
-    is_behind = after is not None and (newest is None or after.created_at <= newest)
-    if is_behind and after is not None:
-        values |= {"after_at": after.created_at, "after_id": after.id}
+    if after is not None and (newest is None or after.created_at <= newest):
+        place = tuple_(literal(after.created_at, BigInteger), literal(after.id))
+        bounds.append(tuple_(_columns.created_at, _columns.batch_id) < place)
     elif newest is not None:
-        values["newest"] = newest
+        bounds.append(_columns.created_at <= newest)
     if query.created_after is not None:
-        values["oldest"] = _second(query.created_after, up=True)
+        bounds.append(_columns.created_at >= _second(query.created_after, up=True))
     if query.member_id is not None:
-        values["member"] = str(query.member_id)
-    return Walk(parts, is_behind, "newest" in values, "oldest" in values, "member" in values), values
+        bounds.append(_columns.member_id == str(query.member_id))
+    if wanted:
+        bounds.append(contains(_columns.search_text, wanted))
+    return bounds
 
 
 def _second(moment: datetime, *, up: bool = False) -> int:
-    """The whole Unix second at or before that moment, or behind it; it is in UTC where it names no zone."""
+    """Return the whole Unix second at or before the moment, or at or after it; without a zone it is UTC."""
     since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH
     return -(-since // timedelta(seconds=1)) if up else since // timedelta(seconds=1)
 
 
-@lru_cache(maxsize=WALKS)
-def common_ids(walk: Walk, most: int) -> Ids:
-    """Made once for each kind of question: to make it takes longer than to run it."""
-    return _ids(listed_batches, walk, (), most)
-
-
-def _ids(source: FromClause, walk: Walk, conditions: Sequence[ColumnElement[bool]], most: int) -> Ids:
-    """The newest ids of the walk's parts together.
-
-    In the table each part is looked through by itself, in the order of its index, until so many are found; the few
-    that another index has found are sorted.
-    """
-    shown = select(source.c.batch_id, source.c.created_at).where(*_bounds(source.c, walk), *conditions)
+def _newest_ids(
+    parts: Sequence[_Condition], bounds: Sequence[_Condition], *, most: int
+) -> Select[Any] | CompoundSelect[Any]:
+    """Return the statement for the newest ids of all parts, each of which is read in the order of its index."""
+    shown = select(_columns.batch_id, _columns.created_at).where(*bounds)
     order: list[ColumnElement[Any]] = [desc("created_at"), desc("batch_id")]
-    # Written out, since PostgreSQL makes a plan to keep only where it knows how few rows are wanted.
+    # A literal, because PostgreSQL caches a plan that suits a page only if it knows how few rows are wanted.
     limit = literal_column(str(most), Integer)
-    parts = [_part_of(source.c, part) for part in walk.parts]
-    if len(parts) == 1 or source is not listed_batches:
-        return shown.where(or_(*parts)).order_by(*order).limit(limit)
-    each = [shown.where(part).order_by(*order).limit(limit).subquery() for part in parts]
-    return union_all(*(select(one) for one in each)).order_by(*order).limit(limit)
-
-
-def _bounds(columns: _Columns, walk: Walk) -> list[ColumnElement[bool]]:
-    """What batches have to be but for their state and their texts."""
-    found: list[ColumnElement[bool]] = []
-    if walk.is_behind:
-        place = tuple_(bindparam("after_at", type_=BigInteger), bindparam("after_id", type_=String))
-        found.append(tuple_(columns.created_at, columns.batch_id) < place)
-    if walk.has_newest:
-        found.append(columns.created_at <= bindparam("newest"))
-    if walk.has_oldest:
-        found.append(columns.created_at >= bindparam("oldest"))
-    if walk.is_members:
-        found.append(columns.member_id == bindparam("member"))
-    return found
-
-
-def _part_of(columns: _Columns, part: _Part) -> ColumnElement[bool]:
-    values = {"state": part.state, "is_over": part.is_over, "is_late": part.is_late}
-    found = [columns[name] == literal(value) for name, value in values.items() if value is not None]
-    return and_(true(), *found, *([columns.expires_at < bindparam("now")] if part.is_overdue else ()))
+    each = [shown.where(part).order_by(*order).limit(limit) for part in parts]
+    if len(each) == 1:
+        return each[0]
+    return union_all(*(select(one.subquery()) for one in each)).order_by(*order).limit(limit)
 
 
 def files_statement(
@@ -276,14 +165,11 @@ def files_statement(
     if member_id is not None:
         statement = statement.where(files.c.member_id == member_id)
     if search:
-        statement = statement.where(_is_named(search) if is_storable(search) else false())
+        statement = statement.where(
+            files.c.filename.icontains(search, autoescape=True) if is_storable(search) else false()
+        )
     if after is not None:
         place = tuple_(literal(after.created_at), literal(after.id))
         statement = statement.where(key > place if order == "asc" else key < place)
     columns = (files.c.created_at, files.c.id)
     return statement.order_by(*(column.asc() if order == "asc" else column.desc() for column in columns))
-
-
-def _is_named(part: str) -> ColumnElement[bool]:
-    escaped = re.sub("([/%_])", r"/\1", part)
-    return func.lower(files.c.filename).like(func.lower(f"%{escaped}%"), escape="/")

@@ -3,17 +3,14 @@
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
-import pytest
 from changed_records import change_batch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from some_records import NOW, a_batch
-from sqlalchemy import delete, select
+from sqlalchemy import delete
 
 from batchline.models.batches import ListBatchesQuery
 from batchline.models.status import MOVES, TERMINAL, BatchStatus, timestamp_field
-from batchline.storage import search
-from batchline.storage.listing import listed_row
 from batchline.storage.records import BatchRecord, FileChanges, Records
 from batchline.storage.schema import batches, listed_batches
 
@@ -154,15 +151,9 @@ def forget_all(records: Records) -> None:
         connection.execute(delete(listed_batches))
 
 
-FEW_OR_NONE = st.sampled_from([search.FEW, -1])
-"""How many finds of its index SQLite sorts, before it walks the list instead."""
-
-
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_list_shows_what_a_plain_filter_shows_page_by_page(
-    records: Records, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
-) -> None:
+def test_a_list_shows_what_a_plain_filter_shows_page_by_page(records: Records, data: st.DataObject) -> None:
     forget_all(records)
     made = data.draw(st.lists(some_batches(), min_size=4, max_size=10), label="made")
     for batch in made:
@@ -175,28 +166,6 @@ def test_a_list_shows_what_a_plain_filter_shows_page_by_page(
     kept = [records.get_batch(batch.id) for batch in made if batch.id not in gone]
 
     for query in data.draw(st.lists(some_queries(kept), min_size=6, max_size=6), label="queries"):
-        monkeypatch.setattr(search, "FEW", data.draw(FEW_OR_NONE, label="few"))
         pages = [*in_pages(records, query)]
         assert [each for page in pages for each in page] == in_order(kept, query)
         assert all(len(page) == query.limit for page in pages[:-1])
-
-
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(made=st.lists(some_batches(), min_size=1, max_size=5), data=st.data())
-def test_what_lists_look_at_follows_every_change(
-    records: Records, made: list[BatchRecord], data: st.DataObject
-) -> None:
-    forget_all(records)
-    for batch in made:
-        records.add_batch(batch)
-    for change in data.draw(st.lists(changes, max_size=8)):
-        change(records, data.draw(st.sampled_from(made)))
-
-    with records._engine.connect() as connection:
-        rows = connection.execute(select(listed_batches)).mappings().all()
-
-    expected = {batch.id: listed_row(records.get_batch(batch.id)) for batch in made}
-    assert {row["batch_id"]: {**row} for row in rows} == {
-        row["batch_id"]: {**expected[row["batch_id"]], "number": row["number"]} for row in rows
-    }
-    assert {row["batch_id"] for row in rows} == set(expected)

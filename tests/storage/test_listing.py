@@ -331,9 +331,9 @@ def test_a_lone_surrogate_is_nowhere(wanted: str, records: Records, add: Callabl
     assert listed(records, search=wanted) == []
 
 
-@pytest.mark.parametrize("length", [3, 31, 32, 33, 999, 1_000, 1_001, 60_000])
+@pytest.mark.parametrize("length", [3, 10_000, 10_001, 60_000])
 def test_a_long_search_is_compared_to_its_end(length: int, records: Records, add: Callable) -> None:
-    text = "ab*?[]" * 10_000
+    text = "a%" + "😀" * 60_000  # as many bytes a letter as there can be
     batch = add(input_filename=text)
 
     assert listed(records, search=text[:length].upper()) == [batch]

@@ -1,4 +1,7 @@
-"""Make lists of many batches quick: a narrow table for them with its indexes, one over trigrams among them."""
+"""Make lists of many batches quick: a narrow table for them with its indexes.
+
+Earlier versions of this script also made a trigram index, which 0012 drops; a new database never has one.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -6,32 +9,12 @@ from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.exc import DBAPIError
-
-from batchline.models.errors import InvalidInput
 
 revision = "0003"
 down_revision = "0002"
 
 ROWS_AT_ONCE = 1_000
 LATE = ("completed", "failed", "cancelled")
-
-SQLITE_TRIGRAMS = (
-    "CREATE VIRTUAL TABLE listed_batches_trigrams USING fts5(search_text, content='listed_batches', "
-    "content_rowid='number', detail=none, columnsize=0, tokenize='trigram case_sensitive 1')",
-    "CREATE VIRTUAL TABLE listed_batches_terms USING fts5vocab(listed_batches_trigrams, instance)",
-    "INSERT INTO listed_batches_trigrams(listed_batches_trigrams) VALUES ('rebuild')",
-    "CREATE TRIGGER listed_batches_inserted AFTER INSERT ON listed_batches BEGIN "
-    "INSERT INTO listed_batches_trigrams(rowid, search_text) VALUES (new.number, new.search_text); END",
-    "CREATE TRIGGER listed_batches_deleted AFTER DELETE ON listed_batches BEGIN "
-    "INSERT INTO listed_batches_trigrams(listed_batches_trigrams, rowid, search_text) "
-    "VALUES ('delete', old.number, old.search_text); END",
-    "CREATE TRIGGER listed_batches_changed AFTER UPDATE OF search_text ON listed_batches "
-    "WHEN old.search_text <> new.search_text BEGIN "
-    "INSERT INTO listed_batches_trigrams(listed_batches_trigrams, rowid, search_text) "
-    "VALUES ('delete', old.number, old.search_text); "
-    "INSERT INTO listed_batches_trigrams(rowid, search_text) VALUES (new.number, new.search_text); END",
-)
 
 
 def upgrade() -> None:
@@ -43,7 +26,6 @@ def upgrade() -> None:
         op.create_index(f"listed_batches_by_{name}", "listed_batches", [*columns, "created_at", "batch_id"])
     both = ["member_id", "state", "created_at", "batch_id"]
     op.create_index("listed_batches_by_member_and_state", "listed_batches", both)
-    _index_trigrams()
 
     op.drop_index("batches_by_creation", "batches")
     op.drop_index("batches_by_status", "batches")
@@ -106,39 +88,4 @@ def _search_text(batch: Mapping[str, Any]) -> str:
     metadata = json.loads(batch["metadata"] or "{}")
     texts = (batch["id"], batch["input_filename"], *(text for pair in metadata.items() for text in pair))
     kept_as = {0: "\ufdd1", 0xFDD0: "\ufffd", 0xFDD1: "\ufffd"}
-    return "\ufdd0".join((*(text.casefold().translate(kept_as) for text in texts), "", ""))
-
-
-def _index_trigrams() -> None:
-    if op.get_bind().dialect.name == "sqlite":
-        for statement in SQLITE_TRIGRAMS:
-            op.execute(statement)
-        return
-    # Without its list of what is pending, which each search would have to look through.
-    op.execute(
-        "CREATE INDEX listed_batches_trigrams ON listed_batches "
-        f"USING gin (search_text {_schema_of_trigrams()}.gin_trgm_ops) WITH (fastupdate = off)"
-    )
-
-
-def _schema_of_trigrams() -> str:
-    """The schema that the extension is in, quoted; it is made where it is missing."""
-    connection = op.get_bind()
-    found = (
-        "SELECT quote_ident(nspname) FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace "
-        "WHERE extname = 'pg_trgm'"
-    )
-    schema = connection.scalar(sa.text(found))
-    if schema is None:
-        try:
-            connection.execute(sa.text("CREATE EXTENSION pg_trgm"))
-        except DBAPIError as error:
-            raise InvalidInput(
-                "the database needs the extension pg_trgm, which could not be made "
-                f"({str(error.orig).partition(chr(10))[0]}): install PostgreSQL's contrib package where it is "
-                "missing, have an administrator run `CREATE EXTENSION pg_trgm` in this database, then run "
-                "`batchline db upgrade` again",
-                param="database_url",
-            ) from error
-        schema = connection.scalar(sa.text(found))
-    return str(schema)
+    return "\ufdd0".join(text.casefold().translate(kept_as) for text in texts)
