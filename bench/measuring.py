@@ -141,5 +141,27 @@ def server_cpu_s(world: World) -> float:
 
 def cpu_s(process: int) -> float:
     """CPU seconds that the process has taken, user and system; raises `OSError` where there is none."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    fields = _stat(process)
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def cpu_of_children_s(process: int) -> float:
+    """Return the CPU seconds of the process's children, those that have ended included."""
+    taken = sum(map(int, _stat(process)[13:15])) / os.sysconf("SC_CLK_TCK")
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if parent_of(int(place.name)) == process:
+                taken += cpu_s(int(place.name))
+        except OSError:  # it has ended meanwhile
+            continue
+    return taken
+
+
+def parent_of(process: int) -> int:
+    """Return the id of the process's parent; raises `OSError` if there is no such process."""
+    return int(_stat(process)[1])
+
+
+def _stat(process: int) -> list[str]:
+    """Return the fields that follow the process's name in Linux' `stat`."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
