@@ -179,16 +179,6 @@ def test_a_page_goes_through_an_index_and_no_further_than_it_needs(name: str, de
     assert f"listed_batches_by_{chosen}" in found[-1].plan
 
 
-@pytest.mark.parametrize("name", FILTERS)
-def test_a_page_is_not_sorted(name: str, many: Records) -> None:
-    for look in looks(many, **FILTERS[name][1]):
-        kept_in_order = "MERGE (UNION ALL)" in look.plan
-        assert "TEMP B-TREE" not in look.plan or kept_in_order, look.plan
-        if many._engine.dialect.name == "postgresql":
-            sorts = [node for node in nodes_of(json.loads(look.plan)) if node["Node Type"] == "Sort"]
-            assert all(node["Plans"][0]["Actual Rows"] <= 101 for node in sorts), look.plan
-
-
 # Searches
 
 

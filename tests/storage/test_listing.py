@@ -22,17 +22,6 @@ def listed(records: Records, **query: object) -> list[str]:
     return [batch.id for batch in records.list_batches(ListBatchesQuery(**query), now=NOW).data]
 
 
-def pages(records: Records, **query: object) -> Iterator[list[str]]:
-    """The ids of each page, to the end."""
-    after = None
-    while True:
-        page = records.list_batches(ListBatchesQuery(after=after, **query), now=NOW)
-        yield [batch.id for batch in page.data]
-        if not page.has_more:
-            return
-        after = page.last_id
-
-
 @pytest.fixture
 def add(records: Records) -> Callable[..., str]:
     """Record a batch; its id."""
@@ -69,19 +58,6 @@ def test_there_is_more_only_where_a_batch_is_left(count: int, records: Records, 
 
     assert [batch.id for batch in page.data] == ids[:20]
     assert (page.has_more, page.first_id, page.last_id) == (count > 20, ids[0], ids[:20][-1])
-
-
-@pytest.mark.parametrize("limit", [1, 2, 3, 7, 100])
-@pytest.mark.parametrize("active_first", [False, True])
-def test_pages_together_show_every_batch_once(
-    limit: int, active_first: bool, records: Records, add: Callable
-) -> None:
-    ids = [add(status=status) for status in (*BatchStatus, *BatchStatus)]
-
-    shown = [each for page in pages(records, limit=limit, active_first=active_first) for each in page]
-
-    assert sorted(shown) == sorted(ids)
-    assert shown == listed(records, limit=100, active_first=active_first)
 
 
 def test_unfinished_batches_come_first_each_group_newest_first(records: Records, add: Callable) -> None:
@@ -245,15 +221,6 @@ def test_a_member_sees_the_batches_that_it_made(records: Records, add: Callable)
     add()
 
     assert listed(records, member_id=member) == [mine]
-
-
-def test_filters_narrow_each_other(records: Records, add: Callable) -> None:
-    wanted = add(status=S.COMPLETED, input_filename="report.jsonl", created_at=NOW + 5)
-    add(status=S.FAILED, input_filename="report.jsonl", created_at=NOW + 5)
-    add(status=S.COMPLETED, input_filename="other.jsonl", created_at=NOW + 5)
-    add(status=S.COMPLETED, input_filename="report.jsonl", created_at=NOW)
-
-    assert listed(records, status="completed", search="report", created_after=at(1)) == [wanted]
 
 
 # Search
