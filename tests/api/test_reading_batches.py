@@ -2,6 +2,7 @@
 
 import msgspec
 import pytest
+from changed_records import change_batch
 from serving import Served
 from some_records import NOW, a_batch, a_full_batch
 
@@ -80,7 +81,7 @@ def test_a_batch_is_shown_as_it_is_now(served: Served):
     http, records = served.http(), served.client.engine.records
     before = http.get(f"/v1/batches/{FULL.id}").json()
 
-    changed = records.update(FULL.id, total=FULL.total + 1)
+    changed = change_batch(records, FULL.id, total=FULL.total + 1)
 
     assert http.get(f"/v1/batches/{FULL.id}").json() == shown(msgspec.structs.replace(FULL, total=changed.total))
     assert before == shown(FULL)

@@ -139,7 +139,7 @@ def test_a_writer_waits_for_another_one(tmp_path: Path, sqlite: Records) -> None
     release = threading.Timer(0.5, lambda: writer.execute("COMMIT"))
     release.start()
 
-    assert sqlite.update(batch.id, total=7).total == 7
+    assert change_batch(sqlite, batch.id, total=7).total == 7
     release.join()
     writer.close()
 
