@@ -96,7 +96,7 @@ def what_is_due(batch: BatchRecord, why: str | None, *, now: float) -> Due | Non
             return known
         if was_suspended(client, run.id) and not run.state.is_cancelled():
             return known if batch.status is BatchStatus.FINALIZING else None
-        if run.state.is_scheduled() or _is_followed(client, batch, run.id):
+        if run.state.is_scheduled() or _is_followed(client, batch, run.id, now):
             return None
         return _by_state(batch, run, run.state, known, now)
 
@@ -114,7 +114,7 @@ def _by_state(batch: BatchRecord, run: FlowRun, state: State, known: Due | None,
     return known
 
 
-def _is_followed(client: SyncPrefectClient, batch: BatchRecord, run_id: UUID) -> bool:
+def _is_followed(client: SyncPrefectClient, batch: BatchRecord, run_id: UUID, now: float) -> bool:
     """Return True if another run for the batch waits or runs, which has not noted itself with the batch yet."""
     open_states = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
     wanted = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=open_states)))
@@ -122,9 +122,15 @@ def _is_followed(client: SyncPrefectClient, batch: BatchRecord, run_id: UUID) ->
     for run in client.read_flow_runs(flow_filter=ours, flow_run_filter=wanted, limit=MOST_WAITING):
         crashed = str(run.parameters.get("crashed_run") or "")
         is_ours = crashed.endswith(str(run_id)) or run.parameters.get("batch_id") == batch.id
-        if is_ours and run.id != run_id:
+        if is_ours and run.id != run_id and not _died_unnoticed(run, now):
             return True
     return False
+
+
+def _died_unnoticed(run: FlowRun, now: float) -> bool:
+    """Return True for a run that should long have begun: Prefect leaves one Pending whose worker was killed."""
+    state = run.state
+    return state is not None and not state.is_scheduled() and _age_s(state, now) > STARTS_WITHIN_S
 
 
 def _age_s(state: State, now: float) -> float:

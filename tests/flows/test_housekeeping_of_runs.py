@@ -123,3 +123,19 @@ def test_a_crash_that_is_followed_by_a_run_that_waits_is_left_to_that_one(batch_
 
         client.set_flow_run_state(follower.id, Completed(), force=True)
     assert [chore.kind for chore in chores(batch_after.engine)] == ["resume"]
+
+
+def test_a_crash_is_followed_again_if_the_worker_died_before_it_began_the_next_run(batch_after, monkeypatch):
+    batch = batch_after(Pending(), Running(), Crashed())
+    with get_client(sync_client=True) as client:
+        crashed = batch_after.engine.records.get_batch(batch.id).last_flow_run_id
+        deployment = client.create_deployment(client.create_flow(process_batch), NAME)
+        follower = client.create_flow_run_from_deployment(deployment, parameters={"crashed_run": crashed})
+        client.set_flow_run_state(follower.id, Pending())
+    assert chores(batch_after.engine) == []  # it may be about to begin
+
+    monkeypatch.setattr(due, "STARTS_WITHIN_S", -1.0)
+
+    [chore] = chores(batch_after.engine, apply=True)
+    ended = batch_after.engine.records.get_batch(batch.id)
+    assert (chore.done, ended.status, ended.completed) == (True, BatchStatus.COMPLETED, 20)
