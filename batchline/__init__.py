@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from batchline.operations import AsyncBatchline, Batchline
+    from batchline.client import AsyncBatchline, Batchline
 
 __all__ = ["AsyncBatchline", "Batchline"]
 
@@ -16,6 +16,6 @@ def __getattr__(name: str) -> Any:
     """The clients, loaded when first asked for: most of the package has no need of them."""
     if name not in __all__:
         raise AttributeError(f"module 'batchline' has no attribute {name!r}")
-    from batchline import operations  # noqa: PLC0415 - see above
+    from batchline import client  # noqa: PLC0415 - see above
 
-    return getattr(operations, name)
+    return getattr(client, name)

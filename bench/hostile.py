@@ -27,8 +27,8 @@ import httpx
 import zstandard
 
 from batchline import Batchline
+from batchline.client.api_keys import ApiKeys
 from batchline.models.settings import load_settings
-from batchline.operations.keys import Keys
 from batchline.simulate import Simulator, SimulatorOptions
 from bench.figures import Row
 
@@ -348,7 +348,7 @@ def served(home: Path, upstream: dict[str, str]) -> Iterator[tuple[str, int, lis
         "BATCHLINE_GRACE_S": "2",
     }
     with Batchline(load_settings(home=home)) as client:
-        keys = [str(Keys(client).create(name).token) for name in ("mallory", "alice")]
+        keys = [str(ApiKeys(client).create(name).token) for name in ("mallory", "alice")]
     command = [sys.executable, "-c", "from batchline.cli import main; main()", "serve", "--port", "0"]
     with (home / "log").open("w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)

@@ -18,13 +18,13 @@ from sqlalchemy import Engine, insert, text
 from batchline.models.analytics import BatchAnalytics
 from batchline.models.batches import BatchDwExtResponse, BatchError, ListBatchesQuery
 from batchline.models.settings import Settings, load_settings
-from batchline.models.status import TERMINAL
+from batchline.models.status import TERMINAL_STATUSES
 from batchline.models.status import BatchStatus as S
-from batchline.storage.database import open_database, upgrade_database
-from batchline.storage.listing import listed_row
-from batchline.storage.records import BatchRecord, FileRecord, Records
-from batchline.storage.rows import columns_of
-from batchline.storage.schema import batches, listed_batches
+from batchline.storage.records.batch_index import index_row
+from batchline.storage.records.database import open_database, upgrade_database
+from batchline.storage.records.record_types import to_columns
+from batchline.storage.records.schema import batch_index, batches
+from batchline.storage.records.store import BatchRecord, FileRecord, Records
 from bench.figures import Row
 from bench.measuring import WORDS, cpu_of_children_s, parent_of
 from bench.servers import postgres_server
@@ -186,7 +186,7 @@ def _fill(settings: Settings, count: int) -> list[str]:
         records.add_file(_input_of(batch))
         records.add_batch(msgspec.structs.replace(batch, status=S.VALIDATING))
         if batch.status is not S.VALIDATING:
-            records.move(batch.id, S.IN_PROGRESS, now=batch.created_at + 1)
+            records.change_status(batch.id, S.IN_PROGRESS, now=batch.created_at + 1)
     records.close()
     settle(settings)
     return ids
@@ -198,8 +198,8 @@ def insert_at_once(engine: Engine, made: Iterable[BatchRecord]) -> list[str]:
     while some := list(itertools.islice(left, 1_000)):
         ids += [batch.id for batch in some]
         with engine.begin() as connection:
-            connection.execute(insert(batches), [columns_of(msgspec.structs.asdict(batch)) for batch in some])
-            connection.execute(insert(listed_batches), [listed_row(batch) for batch in some])
+            connection.execute(insert(batches), [to_columns(msgspec.structs.asdict(batch)) for batch in some])
+            connection.execute(insert(batch_index), [index_row(batch) for batch in some])
     return ids
 
 
@@ -271,7 +271,7 @@ def _over(chance: random.Random, created: int, age: float) -> BatchRecord:
 def _batch(chance: random.Random, created: int, **fields: Any) -> BatchRecord:
     hexes = f"{created * 1_000 + chance.randrange(1_000):012x}7{chance.getrandbits(76):019x}"
     name = f"{chance.choice(WORDS)}-{chance.choice(WORDS)}-{chance.randrange(1_000)}.jsonl"
-    over = fields["status"] in TERMINAL
+    over = fields["status"] in TERMINAL_STATUSES
     settled = {
         "id": f"batch-{hexes}",
         "endpoint": "/v1/chat/completions",

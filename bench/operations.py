@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchline import Batchline
+from batchline.engine.services import Services
 from batchline.models.settings import load_settings
 from batchline.simulate import Simulator, SimulatorOptions
-from batchline.steps.engine import Engine
-from batchline.storage.objects import LocalObjects, ObjectWriter
-from batchline.storage.records import open_records
+from batchline.storage.objects.local import LocalObjectStore
+from batchline.storage.objects.store import ObjectWriter
+from batchline.storage.records.store import open_records
 from bench.figures import Row
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def fairness(world: World) -> Iterator[Row]:
         while client.batches.retrieve(large.id).request_counts.completed < 1_000:
             time.sleep(0.1)
         taken["beside"] = [_few_s(client, few.id) for _ in range(ROUNDS)]
-        if client.batches.ended(large.id) is not None:
+        if client.batches.batch_if_ended(large.id) is not None:
             raise RuntimeError("the large batch was over before the small ones")
         client.batches.cancel(large.id)
         client.batches.wait(large.id)
@@ -139,7 +140,7 @@ def _few_s(client: Batchline, file_id: str) -> float:
     return time.perf_counter() - began
 
 
-class CountingObjects(LocalObjects):
+class CountingObjects(LocalObjectStore):
     """A local store that counts the bytes that are written to it; a copy is a link and writes none."""
 
     def __init__(self, root: Path) -> None:
@@ -176,8 +177,8 @@ def retry_of_few(world: World) -> Iterator[Row]:
     ):
         settings = load_settings(home=home, base_url=upstream.base_url, max_attempts=1)
         store = CountingObjects(Path(home) / "storage")
-        engine = Engine(settings=settings, store=store, records=open_records(settings))
-        with Batchline(engine=engine) as client:
+        engine = Services(settings=settings, store=store, records=open_records(settings))
+        with Batchline(services=engine) as client:
             file = client.files.create(file=world.file(n))
             batch = client.batches.create(input_file_id=file.id, via=None)
             began = time.perf_counter()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from batchline import Batchline
 from batchline.models.settings import load_settings
-from batchline.models.status import TERMINAL
+from batchline.models.status import TERMINAL_STATUSES
 from batchline.simulate import Simulator, SimulatorOptions
 from bench.figures import Row
 from bench.servers import s3_server
@@ -131,7 +131,7 @@ def _served(world: World, settings: dict[str, str], upstream: Simulator, gate: G
             time.sleep(world.refuse_for_s / 2)
             meanwhile = sent() - before
             gate.is_shut.clear()
-            _until(lambda: client.batches.record(batch.id).status in TERMINAL)
+            _until(lambda: client.batches.record(batch.id).status in TERMINAL_STATUSES)
         ended = client.batches.retrieve(batch.id)
     if ended.request_counts.completed != REQUESTS:
         raise RuntimeError(f"{ended.request_counts.completed} of {REQUESTS} requests succeeded")

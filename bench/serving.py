@@ -21,12 +21,12 @@ import httpx
 import msgspec
 
 from batchline import Batchline
-from batchline.models.keys import Role
+from batchline.client.api_keys import ApiKeys
+from batchline.models.api_keys import Role
 from batchline.models.settings import Settings, load_settings
-from batchline.operations.keys import Keys
 from batchline.simulate import Simulator
-from batchline.storage.database import open_database
-from batchline.storage.records import upgrade_database
+from batchline.storage.records.database import open_database
+from batchline.storage.records.store import upgrade_database
 from bench.figures import Row
 from bench.lists import finished_batches, insert_at_once, queries, settle
 from bench.measuring import Run, cpu_s, measure
@@ -189,7 +189,7 @@ class Key(NamedTuple):
 
 
 def _key(client: Batchline, name: str, role: Role = "member") -> Key:
-    made = Keys(client).create(name, role=role)
+    made = ApiKeys(client).create(name, role=role)
     if made.token is None:
         raise RuntimeError("the key has no token")
     return Key(made.token, made.member.id)

@@ -1,4 +1,4 @@
-"""What is measured, each run in a process of its own: `python -m bench.subjects NAME OPTIONS-AS-JSON`.
+"""What is measured, each run in a process of its own: `python -m bench.subjects NAME LIBPQ_OPTIONS-AS-JSON`.
 
 Prints one line of JSON: requests, wall_s, cpu_s, peak_mb, and what the subject adds.
 """
@@ -49,13 +49,13 @@ def own(options: dict[str, Any]) -> dict[str, Any]:
     import uvloop
 
     from batchline.models.upstreams import Upstream
-    from batchline.upstream.plain_transport import PlainTransport
+    from batchline.upstream.transports.asyncio_http import AsyncioHttpTransport
 
     body = _body(options)
 
     async def main() -> dict[str, float]:
         upstream = Upstream(base_url=options["base_url"], max_in_flight=options["in_flight"])
-        transport = PlainTransport(upstream)
+        transport = AsyncioHttpTransport(upstream)
         began, cpu = time.perf_counter(), time.process_time()
         await _loop(options, lambda: transport.send(PATH, body))()
         return {"wall_s": time.perf_counter() - began, "cpu_s": time.process_time() - cpu}
@@ -126,11 +126,11 @@ def _prepared(options: dict[str, Any]) -> tuple[Any, str]:
     import pyarrow.parquet  # noqa: F401
 
     from batchline.models.settings import load_settings
-    from batchline.steps.engine import open_engine
-    from batchline.steps.intake import store_input_file
+    from batchline.engine.services import open_services
+    from batchline.engine.ingest import store_input_file
 
     settings = load_settings(base_url=options["base_url"], max_in_flight=options["in_flight"])
-    engine = open_engine(settings)
+    engine = open_services(settings)
     return engine, store_input_file(engine, Path(options["file"])).id
 
 
@@ -140,9 +140,9 @@ def _figures_of(batch: Any, figures: dict[str, float]) -> dict[str, Any]:
 
 def local(options: dict[str, Any]) -> dict[str, Any]:
     """A batch without Prefect."""
+    from batchline.engine.ingest import create_batch
+    from batchline.engine.pipeline import run_local
     from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
-    from batchline.steps.intake import create_batch
-    from batchline.steps.local import run_local
 
     engine, file_id = _prepared(options)
 
@@ -156,12 +156,12 @@ def local(options: dict[str, Any]) -> dict[str, Any]:
 
 def flow(options: dict[str, Any]) -> dict[str, Any]:
     """A batch as a flow run on the server that PREFECT_API_URL names."""
+    from batchline.engine.services import using_services
     from batchline.flows.process_batch import process_batch
-    from batchline.steps.engine import using_engine
 
     engine, file_id = _prepared(options)
-    engine.caller.open_run("warm", deadline=None, refusals_to_stop=1, grace_s=0, requests=0).close()
-    with using_engine(engine):
+    engine.caller.open_session("warm", deadline=None, refusals_to_stop=1, grace_s=0, requests=0).close()
+    with using_services(engine):
         figures, batch = _timed(lambda: process_batch(input_file_id=file_id))
     engine.caller.close()  # and give back its share of the caps, for whoever comes next
     return {**figures, "ok": batch.request_counts.completed, **_sending(engine, batch, figures)}
@@ -180,7 +180,7 @@ def _sending(engine: Any, batch: Any, figures: dict[str, float]) -> dict[str, fl
     import numpy as np
     import pandas as pd
 
-    from batchline.storage import layout
+    from batchline.storage.objects import layout
 
     name = Path(engine.store.uri(layout.requests_key(batch.id)).removeprefix("file://"))
     if not name.exists():
@@ -219,30 +219,30 @@ def sharing(options: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
     from batchline.models.upstreams import Upstream
-    from batchline.orchestration.budgets import PrefectLedger
-    from batchline.steps.requests import calls
-    from batchline.upstream.caller import Caller
+    from batchline.orchestration.quota_store import PrefectQuotaStore
+    from batchline.steps.requests import build_calls
+    from batchline.upstream.dispatcher import Dispatcher
 
     body = _body(options)
     line = json.dumps({"custom_id": "r", "method": "POST", "url": PATH, "body": json.loads(body)}).encode()
     upstream = Upstream(base_url=options["base_url"], **options["upstream"])
-    made = calls(
+    made = build_calls(
         [(number, line) for number in range(options["requests"])],
         endpoint=PATH,
         only_model=None,
-        upstream_of=lambda _: upstream.name,
+        find_upstream=lambda _: upstream.name,
     )
     started: list[float] = []
-    with Caller([upstream]) as caller:
-        caller.share(PrefectLedger)
-        run = caller.open_run("shared", deadline=None, refusals_to_stop=1, grace_s=0, requests=len(made))
+    with Dispatcher([upstream]) as caller:
+        caller.share_quota(PrefectQuotaStore)
+        run = caller.open_session("shared", deadline=None, refusals_to_stop=1, grace_s=0, requests=len(made))
 
         def work() -> None:
-            with run, run.open_feed(0) as feed:
+            with run, run.open_queue(0) as feed:
                 feed.put(made)
-                feed.end()
-                while not feed.drained:
-                    started.extend(answer.started_at for answer in feed.wait(0.5) if answer.started_at)
+                feed.end_input()
+                while not feed.is_done:
+                    started.extend(answer.started_at for answer in feed.wait_for_results(0.5) if answer.started_at)
 
         figures, _ = _timed(work)
     np.save(options["starts"], np.array(started))
@@ -252,7 +252,7 @@ def sharing(options: dict[str, Any]) -> dict[str, Any]:
 def validation(options: dict[str, Any]) -> dict[str, Any]:
     """Reading and checking a file, and nothing else."""
     from batchline.models.settings import load_settings
-    from batchline.steps.validate import validate_input
+    from batchline.steps.check_input import check_input
 
     settings = load_settings(base_url=options["base_url"])
     path = Path(options["file"])
@@ -263,7 +263,7 @@ def validation(options: dict[str, Any]) -> dict[str, Any]:
                 yield block
 
     figures, _ = _timed(
-        lambda: validate_input(
+        lambda: check_input(
             blocks, batch_id="batch-0", input_key="input", endpoint=PATH, settings=settings, max_errors=1_000
         )
     )
@@ -273,7 +273,7 @@ def validation(options: dict[str, Any]) -> dict[str, Any]:
 def written(options: dict[str, Any]) -> dict[str, Any]:
     """The file's bytes put into the storage, and nothing else."""
     from batchline.models.settings import load_settings
-    from batchline.storage.objects import open_objects
+    from batchline.storage.objects.select import open_objects
 
     store = open_objects(load_settings(base_url=options["base_url"]))
     store.put("bench/warm", b"up")

@@ -12,27 +12,31 @@ from batchline.flows.housekeeping import housekeeping
 from batchline.flows.process_batch import process_batch
 from batchline.flows.sync_source import sync_source
 from batchline.models.sync import SyncOptions
-from batchline.orchestration.deployments import TAG
+from batchline.orchestration.deployments import RUN_TAG
 
 
 def deployments(
-    *, limit: int = 8, watch: str | None = None, options: SyncOptions | None = None
+    *, limit: int = 8, watched_uri: str | None = None, options: SyncOptions | None = None
 ) -> list[RunnerDeployment]:
     """What to give to `prefect.serve`: the three flows, with their triggers and schedules.
 
     `limit` batches run at once. The folder to `watch` is checked every minute, with those options; without one
     that schedule is off.
     """
-    found = [_process_batch(limit), _sync_source(watch, options or SyncOptions()), _housekeeping()]
-    for each in found:
+    all_deployments = [
+        _process_batch_deployment(limit),
+        _sync_source_deployment(watched_uri, options or SyncOptions()),
+        _housekeeping_deployment(),
+    ]
+    for deployment in all_deployments:
         # Set, not left out: Prefect then takes a deployment that `prefect deploy` made out of its work pool.
         # Otherwise workers and the serving process would both take its runs.
-        each.work_pool_name = None
-    return found
+        deployment.work_pool_name = None
+    return all_deployments
 
 
-def _process_batch(limit: int) -> RunnerDeployment:
-    goes_on = DeploymentEventTrigger(
+def _process_batch_deployment(limit: int) -> RunnerDeployment:
+    on_crash = DeploymentEventTrigger(
         expect={"prefect.flow-run.Crashed"},
         match={"prefect.resource.id": "prefect.flow-run.*"},
         match_related={"prefect.resource.role": "flow", "prefect.resource.name": process_batch.name},
@@ -42,16 +46,16 @@ def _process_batch(limit: int) -> RunnerDeployment:
         process_batch,
         "process-batch",
         description="Run an OpenAI-format batch file against the configured upstreams.",
-        tags=[TAG],
+        tags=[RUN_TAG],
         concurrency_limit=limit,
-        triggers=[goes_on],
+        triggers=[on_crash],
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
 
 
-def _sync_source(watch: str | None, options: SyncOptions) -> RunnerDeployment:
-    chosen = options.model_dump(exclude_defaults=True)
-    arrived = DeploymentEventTrigger(
+def _sync_source_deployment(watched_uri: str | None, options: SyncOptions) -> RunnerDeployment:
+    option_parameters = options.model_dump(exclude_defaults=True)
+    on_arrival = DeploymentEventTrigger(
         expect={"batchline.file-arrived"},
         match={"prefect.resource.id": "*"},
         parameters={"uri": "{{ event.payload.uri }}"},
@@ -60,21 +64,21 @@ def _sync_source(watch: str | None, options: SyncOptions) -> RunnerDeployment:
         sync_source,
         "sync-source",
         description="Make a batch of each new or changed file in a folder or an S3 prefix.",
-        tags=[TAG],
+        tags=[RUN_TAG],
         concurrency_limit=1,
-        parameters={"uri": watch or "", **chosen},
-        schedule=Schedule(interval=timedelta(seconds=60), active=watch is not None),
-        triggers=[arrived],
+        parameters={"uri": watched_uri or "", **option_parameters},
+        schedule=Schedule(interval=timedelta(seconds=60), active=watched_uri is not None),
+        triggers=[on_arrival],
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
 
 
-def _housekeeping() -> RunnerDeployment:
+def _housekeeping_deployment() -> RunnerDeployment:
     return RunnerDeployment.from_flow(
         housekeeping,
         "housekeeping",
         description="Delete what has expired and what dead processes left; go on with batches whose runner died.",
-        tags=[TAG],
+        tags=[RUN_TAG],
         concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
         schedule=Interval(timedelta(seconds=300)),
         entrypoint_type=EntrypointType.MODULE_PATH,

@@ -4,18 +4,18 @@ from collections import Counter
 
 from prefect import flow, get_run_logger
 
+from batchline.client import Batchline
+from batchline.client import run_housekeeping as chores_of
+from batchline.client.housekeeping import MaintenanceItem
 from batchline.models.errors import StorageFault
-from batchline.operations import Batchline
-from batchline.operations import housekeeping as chores_of
-from batchline.operations.housekeeping import Chore
-from batchline.orchestration import forms
-from batchline.orchestration.blocks import settings_of
+from batchline.orchestration import parameters
+from batchline.orchestration.blocks import settings_from_blocks
 from batchline.orchestration.events import report_stopped
-from batchline.orchestration.run_log import tell_errors_plainly
+from batchline.orchestration.log_filter import install_log_filter
 
 
 @flow(name="housekeeping", persist_result=False, on_completion=[report_stopped], on_failure=[report_stopped])
-def housekeeping(apply: bool = True, resume: bool = True, storage: forms.Text = "") -> dict[str, int]:
+def housekeeping(apply: bool = True, resume: bool = True, storage: parameters.Text = "") -> dict[str, int]:
     """Delete expired files and what dead processes left, and have batches go on whose runner died.
 
     Args:
@@ -25,19 +25,21 @@ def housekeeping(apply: bool = True, resume: bool = True, storage: forms.Text = 
 
     Returns how many chores of each kind there were. Raises `StorageFault` where some could not be done.
     """
-    tell_errors_plainly()
-    logger, kinds, failed = get_run_logger(), Counter[str](), []
-    with Batchline(settings_of(upstreams=[], storage=storage), source="deployment") as client:
-        for chore in chores_of(client, apply=apply, resume=resume, via="deployment"):
-            kinds[chore.kind] += 1
-            logger.log(40 if chore.error else 20, "%s", _told(chore))
-            failed += [chore] if chore.error else []
-    if not kinds:
+    install_log_filter()
+    logger, counts, failed_items = get_run_logger(), Counter[str](), []
+    with Batchline(settings_from_blocks(upstreams=[], storage=storage), origin="deployment") as client:
+        for item in chores_of(client, apply=apply, resume=resume, via="deployment"):
+            counts[item.kind] += 1
+            logger.log(40 if item.error else 20, "%s", _describe_item(item))
+            failed_items += [item] if item.error else []
+    if not counts:
         logger.info("nothing to do")
-    if failed:
-        raise StorageFault(f"{len(failed)} chores could not be done, the first: {_told(failed[0])}")
-    return dict(kinds)
+    if failed_items:
+        raise StorageFault(
+            f"{len(failed_items)} chores could not be done, the first: {_describe_item(failed_items[0])}"
+        )
+    return dict(counts)
 
 
-def _told(chore: Chore) -> str:
-    return f"{chore.name} {chore.subject}: {chore.reason}; {chore.error or chore.state}"
+def _describe_item(item: MaintenanceItem) -> str:
+    return f"{item.name} {item.subject}: {item.reason}; {item.error or item.state}"

@@ -9,52 +9,52 @@ from prefect.exceptions import Pause
 from prefect.runtime import deployment, flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from batchline.engine.ingest import create_batch, store_input_from
+from batchline.engine.lease import BatchLease, acquire_lease, wait_for_lease
+from batchline.engine.lifecycle import check_all_finished, finalize, finish, pending_chunks, read_finished_parts
+from batchline.engine.services import Services, current_services, open_services, using_services
+from batchline.engine.window_notice import closed_window_notice
 from batchline.models.batches import BatchDwExtResponse, BatchResponse, CreateBatchRequest
 from batchline.models.errors import BatchlineError, Interrupted, InvalidInput
-from batchline.models.plan import OPEN_CHUNKS, Plan
-from batchline.models.status import TERMINAL
-from batchline.orchestration import forms
-from batchline.orchestration.announcing import announce
-from batchline.orchestration.artifacts import show_end
+from batchline.models.plan import MAX_OPEN_CHUNKS, Plan
+from batchline.models.status import TERMINAL_STATUSES
+from batchline.orchestration import parameters
+from batchline.orchestration.artifacts import publish_outcome
 from batchline.orchestration.blocks import BlockNames
-from batchline.orchestration.budgets import share_budgets
-from batchline.orchestration.crashes import batch_of_crash
-from batchline.orchestration.events import emit, report_stopped
-from batchline.orchestration.lease_storage import warn_of_lost_leases
-from batchline.orchestration.outcome import LABEL, final_state, outcome_message, run_name
-from batchline.orchestration.run_log import tell_errors_plainly
-from batchline.orchestration.subflows import key_of_call
-from batchline.orchestration.supervision import supervised
-from batchline.steps.engine import Engine, engine_in_use, open_engine, using_engine
-from batchline.steps.hold import BatchHold, hold_batch, wait_for_lease
-from batchline.steps.intake import create_batch, store_input_from
-from batchline.steps.lifecycle import check_settled, finish, finished_parts, orders, settle
+from batchline.orchestration.crashed_runs import batch_of_crashed_run
+from batchline.orchestration.end_announcement import announce_end
+from batchline.orchestration.events import emit_batch_event, report_stopped
+from batchline.orchestration.final_state import BATCH_ID_LABEL, final_state, outcome_message, run_name
+from batchline.orchestration.lease_storage import warn_of_memory_leases
+from batchline.orchestration.log_filter import install_log_filter
+from batchline.orchestration.monitor import monitor_run
+from batchline.orchestration.quota_store import share_quotas
+from batchline.orchestration.subflows import idempotency_of_call
 from batchline.steps.reports import report_of
-from batchline.steps.windows import closed_window_notice
-from batchline.storage.records import BatchRecord, Doomed
+from batchline.storage.records.store import BatchRecord, PendingDeletion
 from batchline.tasks.aggregate import aggregate
-from batchline.tasks.call import call_all
+from batchline.tasks.call import call_all_chunks
 from batchline.tasks.validate import validate
 from batchline.tasks.write import write
 
 
 @flow(
     name="process-batch",
-    task_runner=ThreadPoolTaskRunner(max_workers=OPEN_CHUNKS),  # type: ignore[arg-type]
+    task_runner=ThreadPoolTaskRunner(max_workers=MAX_OPEN_CHUNKS),  # type: ignore[arg-type]
     persist_result=True,
     on_completion=[report_stopped],
     on_failure=[report_stopped],
 )
 def process_batch(
-    input_uri: forms.Text = "",
-    endpoint: forms.Endpoint = "/v1/chat/completions",
-    completion_window: forms.Window = "24h",
-    metadata: forms.Metadata = forms.NO_METADATA,
-    input_file_id: forms.Text = "",
-    batch_id: forms.Text = "",
-    crashed_run: forms.Text = "",
-    upstreams: forms.Names = forms.NO_NAMES,
-    storage: forms.Text = "",
+    input_uri: parameters.Text = "",
+    endpoint: parameters.Endpoint = "/v1/chat/completions",
+    completion_window: parameters.Window = "24h",
+    metadata: parameters.Metadata = parameters.NO_METADATA,
+    input_file_id: parameters.Text = "",
+    batch_id: parameters.Text = "",
+    crashed_run: parameters.Text = "",
+    upstreams: parameters.Names = parameters.NO_NAMES,
+    storage: parameters.Text = "",
 ) -> BatchResponse:
     """Run an OpenAI-format batch file to its end, or go on with a batch where its saved answers end.
 
@@ -74,41 +74,43 @@ def process_batch(
     `InvalidInput` or `NotFound` for parameters that cannot be used, `Conflict` while another run has the batch,
     and `Interrupted` or `StorageFault` when it stopped for a fault of ours: run it again.
     """
-    tell_errors_plainly()
+    install_log_filter()
     blocks = BlockNames(upstreams=tuple(name for name in upstreams or () if name), storage=storage or None)
-    engine = engine_in_use() or open_engine(blocks.settings())
+    services = current_services() or open_services(blocks.settings())
     if crashed_run:
-        batch_id = batch_of_crash(engine, crashed_run).id
-    batch = _batch(engine, blocks, input_uri, input_file_id, endpoint, completion_window, metadata, batch_id)
-    _name_run(batch)
-    if batch.status in TERMINAL:
-        return _ended(engine, batch)
-    share_budgets(engine)
-    warn_of_lost_leases(get_run_logger())
+        batch_id = batch_of_crashed_run(services, crashed_run).id
+    batch = _find_or_create_batch(
+        services, blocks, input_uri, input_file_id, endpoint, completion_window, metadata, batch_id
+    )
+    _name_flow_run(batch)
+    if batch.status in TERMINAL_STATUSES:
+        return _finish_run(services, batch)
+    share_quotas(services)
+    warn_of_memory_leases(get_run_logger())
     # A run that is resumed soon after it was suspended begins while its former process still stops.
     is_stopping = batch.last_flow_run_id == str(flow_run.id)
-    wait_for_lease(engine, batch, get_run_logger().info, is_stopping=is_stopping)
-    if notice := closed_window_notice(batch, engine.settings, now=time.time()):
+    wait_for_lease(services, batch, get_run_logger().info, is_stopping=is_stopping)
+    if notice := closed_window_notice(batch, services.settings, now=time.time()):
         get_run_logger().warning("%s: %s", batch.id, notice)
-    with hold_batch(engine, batch.id) as hold, supervised(hold):
-        _note_run(hold)
-        plan = _plan(hold)
+    with acquire_lease(services, batch.id) as lease, monitor_run(lease):
+        _record_flow_run(lease)
+        plan = _validated_plan(lease)
         if plan is not None:
-            _tell_beginning(hold, plan)
-            check_settled(hold, plan, call_all(hold, orders(hold, plan), blocks))
-            settle(hold)
-            parts = finished_parts(hold, plan)
-            analytics, report = aggregate(hold, parts)
-            finish(hold, write(hold, parts, report), analytics, report)
-    return _ended(engine, hold.batch)
+            _log_start(lease, plan)
+            check_all_finished(lease, plan, call_all_chunks(lease, pending_chunks(lease, plan), blocks))
+            finalize(lease)
+            parts = read_finished_parts(lease, plan)
+            analytics, report = aggregate(lease, parts)
+            finish(lease, write(lease, parts, report), analytics, report)
+    return _finish_run(services, lease.batch)
 
 
-def run_batch(engine: Engine, batch_id: str) -> None:
+def run_batch(services: Services, batch_id: str) -> None:
     """Run the flow for the batch in this process; raises `BatchEnded` or what stopped it, as the flow does.
 
     What else ends the flow run is raised as `Interrupted`.
     """
-    with using_engine(engine):
+    with using_services(services):
         try:
             state = process_batch(batch_id=batch_id, return_state=True)
         except Pause as pause:
@@ -120,8 +122,8 @@ def run_batch(engine: Engine, batch_id: str) -> None:
         raise Interrupted(f"the flow run ended {state.name}: {result}") from result
 
 
-def _batch(
-    engine: Engine,
+def _find_or_create_batch(
+    services: Services,
     blocks: BlockNames,
     input_uri: str | None,
     input_file_id: str | None,
@@ -132,77 +134,79 @@ def _batch(
 ) -> BatchRecord:
     """Return the batch to run: the one named, the one that this run or call made before, or a new one."""
     if batch_id:
-        return engine.records.get_batch(batch_id)
+        return services.records.get_batch(batch_id)
     run_id = flow_run.id
-    known = engine.records.batch_of_flow_run(run_id) if run_id else None
-    if known is not None:
-        return known
+    existing = services.records.find_batch_of_flow_run(run_id) if run_id else None
+    if existing is not None:
+        return existing
     if bool(input_file_id) == bool(input_uri):
         raise InvalidInput(
             "give the batch's input as one of input_file_id and input_uri (or batch_id to go on with a batch)",
             param="input_file_id",
         )
-    file = engine.records.get_file(input_file_id) if input_file_id else store_input_from(engine, str(input_uri))
+    file = (
+        services.records.get_file(input_file_id) if input_file_id else store_input_from(services, str(input_uri))
+    )
     request = CreateBatchRequest(
         input_file_id=file.id,
         endpoint=endpoint,
         completion_window=completion_window,
         metadata=metadata or None,
     )
-    key = key_of_call(file, request, blocks)
-    known = None if key is None else engine.records.batch_of_key(key)
-    if known is not None:
-        get_run_logger().info("this call of the flow made %s in an earlier attempt", known.id)
+    idempotency = idempotency_of_call(file, request, blocks)
+    existing = None if idempotency is None else services.records.find_batch_by_key(idempotency)
+    if existing is not None:
+        get_run_logger().info("this call of the flow made %s in an earlier attempt", existing.id)
         if input_uri:  # it was read in once more to see that it is the same
-            engine.records.delete_file(file.id, doomed_with_it=[Doomed(prefix=file.key, due_at=0)])
-        return known
+            services.records.delete_file(file.id, deletions=[PendingDeletion(prefix=file.key, due_at=0)])
+        return existing
     origin = BatchDwExtResponse(source="deployment" if deployment.id else "api")
-    batch = create_batch(engine, request, origin=origin, flow_run_id=run_id, idempotency=key)
-    emit("created", batch)
+    batch = create_batch(services, request, origin=origin, flow_run_id=run_id, idempotency=idempotency)
+    emit_batch_event("created", batch)
     return batch
 
 
-def _plan(hold: BatchHold) -> Plan | None:
+def _validated_plan(lease: BatchLease) -> Plan | None:
     """Return the batch's plan, or None if the batch is over: its record then says how it ended."""
-    found = validate(hold)
+    plan = validate(lease)
     # Prefect passes a state that a task returned on to its caller.
-    return found if isinstance(found, Plan) else None
+    return plan if isinstance(plan, Plan) else None
 
 
-def _name_run(batch: BatchRecord) -> None:
+def _name_flow_run(batch: BatchRecord) -> None:
     """Name the flow run after file and batch, and label it with the batch's id for those who started it."""
     if not flow_run.id:
         return
     with get_client(sync_client=True) as client:
-        client.update_flow_run_labels(UUID(str(flow_run.id)), {LABEL: batch.id})
+        client.update_flow_run_labels(UUID(str(flow_run.id)), {BATCH_ID_LABEL: batch.id})
         if flow_run.name != run_name(batch):
             client.update_flow_run(UUID(str(flow_run.id)), name=run_name(batch))
 
 
-def _note_run(hold: BatchHold) -> None:
+def _record_flow_run(lease: BatchLease) -> None:
     """Note in the batch's record which flow run has it; one that was refused would hide the one that has."""
-    if flow_run.id and hold.batch.last_flow_run_id != str(flow_run.id):
-        hold.records.note_flow_run(hold.batch.id, str(flow_run.id))
+    if flow_run.id and lease.batch.last_flow_run_id != str(flow_run.id):
+        lease.records.record_flow_run(lease.batch.id, str(flow_run.id))
 
 
-def _tell_beginning(hold: BatchHold, plan: Plan) -> None:
-    batch = hold.batch
+def _log_start(lease: BatchLease, plan: Plan) -> None:
+    batch = lease.batch
     get_run_logger().info(
         "%s of %s: %s requests in %s chunks to %s",
         batch.id,
         batch.input_filename,
         f"{plan.total:,}",
         f"{len(plan.chunks):,}",
-        ", ".join(sorted({hold.upstream_of(model) for model in plan.models})) or "the upstream",
+        ", ".join(sorted({lease.find_upstream(model) for model in plan.models})) or "the upstream",
     )
-    emit("in_progress", batch, models=plan.models[:20])
+    emit_batch_event("in_progress", batch, models=plan.models[:20])
 
 
-def _ended(engine: Engine, batch: BatchRecord) -> BatchResponse:
+def _finish_run(services: Services, batch: BatchRecord) -> BatchResponse:
     """Show and announce the end of the batch, and return the flow run's final state."""
-    report = report_of(engine.store, batch.id)
+    report = report_of(services.store, batch.id)
     message = outcome_message(batch, report)
     get_run_logger().info("%s of %s %s", batch.id, batch.input_filename, message)
-    show_end(engine, batch, report)
-    announce(engine, batch, report)
+    publish_outcome(services, batch, report)
+    announce_end(services, batch, report)
     return final_state(batch, message)

@@ -8,17 +8,17 @@ from typing import Literal, cast
 from prefect import flow, get_run_logger
 from prefect.states import Completed
 
+from batchline.engine.services import Services, open_services
 from batchline.flows.process_batch import run_batch
 from batchline.models.errors import BatchEnded
-from batchline.models.sync import After, SyncEvent, SyncOptions, SyncSummary
-from batchline.orchestration import forms
-from batchline.orchestration.blocks import settings_of
-from batchline.orchestration.deployments import start_as_deployment
+from batchline.models.sync import AfterAction, SyncEvent, SyncOptions, SyncSummary
+from batchline.orchestration import parameters
+from batchline.orchestration.blocks import settings_from_blocks
+from batchline.orchestration.deployments import start_deployment_run
 from batchline.orchestration.events import report_stopped
-from batchline.orchestration.run_log import tell_errors_plainly
-from batchline.orchestration.sync_reports import PROBLEMS, emit_quarantined, show_problems
-from batchline.sources import sync_source as sync
-from batchline.steps.engine import Engine, open_engine
+from batchline.orchestration.log_filter import install_log_filter
+from batchline.orchestration.sync_reports import PROBLEM_KINDS, emit_quarantined, publish_problems
+from batchline.sync import sync_source as sync
 
 
 @flow(
@@ -30,14 +30,14 @@ from batchline.steps.engine import Engine, open_engine
 )
 def sync_source(
     uri: str,
-    endpoint: forms.Text = "",
-    completion_window: forms.Window = "24h",
-    metadata: forms.Metadata = forms.NO_METADATA,
+    endpoint: parameters.Text = "",
+    completion_window: parameters.Window = "24h",
+    metadata: parameters.Metadata = parameters.NO_METADATA,
     write_back: bool = False,
-    after: After = "keep",
+    after: AfterAction = "keep",
     via: Literal["deployment", "process"] = "deployment",
-    deployment: forms.Text = "",
-    storage: forms.Text = "",
+    deployment: parameters.Text = "",
+    storage: parameters.Text = "",
     dry_run: bool = False,
 ) -> SyncSummary:
     """Make a batch of each new or changed file, exactly once, and start it; return what came of the round.
@@ -58,8 +58,8 @@ def sync_source(
         storage: Name of a batchline-storage block; else what the environment says.
         dry_run: Only look, and tell what would be done.
     """
-    tell_errors_plainly()
-    log, engine = get_run_logger(), open_engine(settings_of(upstreams=[], storage=storage))
+    install_log_filter()
+    logger, services = get_run_logger(), open_services(settings_from_blocks(upstreams=[], storage=storage))
     options = SyncOptions(
         endpoint=endpoint or None,
         completion_window=completion_window,
@@ -67,25 +67,25 @@ def sync_source(
         write_back=write_back,
         after=after,
     )
-    start: Callable[[str], object] = partial(start_as_deployment, engine, deployment=deployment)
+    start_batch: Callable[[str], object] = partial(start_deployment_run, services, deployment=deployment)
     if via == "process":
-        start = partial(_run_here, engine)
+        start_batch = partial(_run_in_process, services)
 
-    def tell(event: SyncEvent) -> None:
-        if event.kind in PROBLEMS:
-            log.warning("%s", event)
+    def log_event(event: SyncEvent) -> None:
+        if event.kind in PROBLEM_KINDS:
+            logger.warning("%s", event)
         if event.kind == "quarantined":
             emit_quarantined(event)
-        if event.kind not in {*PROBLEMS, "unchanged"}:
-            log.info("%s", event)
+        if event.kind not in {*PROBLEM_KINDS, "unchanged"}:
+            logger.info("%s", event)
 
-    summary = sync(engine, uri, options, start=start, tell=tell, dry_run=dry_run)
-    log.info("%s: %s", summary.source, summary.message)
-    show_problems(summary)
+    summary = sync(services, uri, options, start_batch=start_batch, on_event=log_event, dry_run=dry_run)
+    logger.info("%s: %s", summary.source, summary.message)
+    publish_problems(summary)
     return cast("SyncSummary", Completed(message=summary.message, data=summary))
 
 
-def _run_here(engine: Engine, batch_id: str) -> None:
+def _run_in_process(services: Services, batch_id: str) -> None:
     """Run the batch to its end, however it ends; raises what stops it before."""
     with suppress(BatchEnded):
-        run_batch(engine, batch_id)
+        run_batch(services, batch_id)

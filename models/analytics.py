@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from batchline.models.wire import WireModel
+from batchline.models.base import WireModel
 
 
 class BatchAnalytics(WireModel):
@@ -46,7 +46,7 @@ class DurationBin(BaseModel):
     failed: int = 0
 
 
-class ModelFigures(BaseModel):
+class ModelMetrics(BaseModel):
     """One model's share of a batch; tokens and means are of the requests that completed."""
 
     model_config = ConfigDict(frozen=True)
@@ -116,7 +116,7 @@ class BatchReport(BaseModel):
         default_factory=dict, description="Error code → HTTP status → requests; 0 stands for no answer."
     )
 
-    models: list[ModelFigures] = Field(default_factory=list)
+    models: list[ModelMetrics] = Field(default_factory=list)
 
     interval_s: float = Field(default=0.0, description="Length of each point of `throughput`, in seconds.")
     throughput: list[ThroughputPoint] = Field(default_factory=list)

@@ -14,27 +14,27 @@ def backoff_s(attempt: int, *, base_s: float, cap_s: float, random: Random) -> f
     return random.uniform(0.0, min(cap_s, base_s * 2.0 ** min(attempt - 1, 62)))
 
 
-def retry_after_s(*, millis: str | None, after: str | None, now: float) -> float | None:
+def retry_after_s(*, retry_after_ms: str | None, retry_after: str | None, now: float) -> float | None:
     """Seconds that an answer's headers ask to wait; none where they ask nothing or are not understood.
 
-    `millis` is `retry-after-ms`, `after` is `Retry-After` in seconds or as an HTTP date (RFC 9110, 10.2.3);
+    `millis` is `retry-after-ms`, `after` is `Retry-AfterAction` in seconds or as an HTTP date (RFC 9110, 10.2.3);
     `now` is in Unix seconds. Never negative.
     """
-    if (wait_ms := _number(millis)) is not None:
+    if (wait_ms := _parse_number(retry_after_ms)) is not None:
         return max(0.0, wait_ms / 1000.0)
-    if after is None:
+    if retry_after is None:
         return None
-    if (wait_s := _number(after)) is not None:
+    if (wait_s := _parse_number(retry_after)) is not None:
         return max(0.0, wait_s)
     try:
-        date = parsedate_to_datetime(after)
+        retry_at = parsedate_to_datetime(retry_after)
     except (ValueError, TypeError, OverflowError):
         return None
     # The oldest of the three forms of a date names no zone; it means UTC, not the machine's.
-    return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now)
+    return max(0.0, (retry_at if retry_at.tzinfo else retry_at.replace(tzinfo=UTC)).timestamp() - now)
 
 
-def _number(text: str | None) -> float | None:
+def _parse_number(text: str | None) -> float | None:
     if text is None:
         return None
     try:

@@ -12,48 +12,48 @@ from uuid import UUID
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from batchline.models.analytics import BatchAnalytics
+from batchline.models.base import WireModel
 from batchline.models.errors import InvalidInput
 from batchline.models.pagination import CursorPagination, Pagination
 from batchline.models.status import BatchStatus
-from batchline.models.wire import WireModel
 
 MAX_METADATA_PAIRS = 16
 MAX_METADATA_KEY = 64
 MAX_METADATA_VALUE = 512
 
-ANALYTICS = "analytics"
+INCLUDE_ANALYTICS = "analytics"
 
-_WINDOW = re.compile(r"([1-9][0-9]{0,8})([mhd])", re.ASCII)
+_WINDOW_PATTERN = re.compile(r"([1-9][0-9]{0,8})([mhd])", re.ASCII)
 _WINDOW_UNIT_S = {"m": 60, "h": 3_600, "d": 86_400}
 
 
 def window_seconds(window: str) -> int:
     """Seconds in a completion window written `<n>m`, `<n>h` or `<n>d`; raises `InvalidInput` for others."""
-    match = _WINDOW.fullmatch(window)
-    if match is None:
+    window_match = _WINDOW_PATTERN.fullmatch(window)
+    if window_match is None:
         raise InvalidInput(
             f"completion_window is {window!r}; write a number and m, h or d, such as '90m', '24h' or '7d'",
             param="completion_window",
         )
-    return int(match[1]) * _WINDOW_UNIT_S[match[2]]
+    return int(window_match[1]) * _WINDOW_UNIT_S[window_match[2]]
 
 
-def metadata_of(text: str) -> dict[str, str]:
+def parse_metadata(text: str) -> dict[str, str]:
     """Metadata as it is typed, one `key=value` a line; raises `InvalidInput` for a line that is no pair."""
     pairs: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for line_number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
-        key, sign, value = (part.strip() for part in line.partition("="))
-        if not sign or not key:
-            raise InvalidInput(f"metadata: line {number} is no pair; write key=value", param="metadata")
+        key, separator, value = (field.strip() for field in line.partition("="))
+        if not separator or not key:
+            raise InvalidInput(f"metadata: line {line_number} is no pair; write key=value", param="metadata")
         if key in pairs:
-            raise InvalidInput(f"metadata: line {number} has {key} a second time", param="metadata")
+            raise InvalidInput(f"metadata: line {line_number} has {key} a second time", param="metadata")
         pairs[key] = value
     return pairs
 
 
-def well_formed(text: str) -> str:
+def require_well_formed(text: str) -> str:
     """The text; raises `ValueError` for half of a surrogate pair in it, which JSON may bring and nothing keeps."""
     try:
         text.encode()
@@ -62,18 +62,18 @@ def well_formed(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(well_formed)]
+WellFormedText = Annotated[str, AfterValidator(require_well_formed)]
 
 
-def checked_metadata(metadata: dict[str, str] | None) -> dict[str, str] | None:
+def validate_metadata(metadata: dict[str, str] | None) -> dict[str, str] | None:
     """The metadata as given; raises `ValueError` where it is over OpenAI's limits (16 pairs, 64, 512)."""
     if metadata is None:
         return None
     if len(metadata) > MAX_METADATA_PAIRS:
         raise ValueError(f"metadata has {len(metadata)} pairs, at most {MAX_METADATA_PAIRS} are allowed")
     for key, value in metadata.items():
-        well_formed(key)
-        well_formed(value)
+        require_well_formed(key)
+        require_well_formed(value)
         if len(key) > MAX_METADATA_KEY:
             raise ValueError(f"metadata key {key[:20]!r}… has {len(key)} characters, at most {MAX_METADATA_KEY}")
         if len(value) > MAX_METADATA_VALUE:
@@ -116,8 +116,12 @@ class CreateBatchRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    input_file_id: Text = Field(description="Id of the uploaded file with the requests.", examples=["file-abc123"])
-    endpoint: Text = Field(description="The endpoint of every request in it.", examples=["/v1/chat/completions"])
+    input_file_id: WellFormedText = Field(
+        description="Id of the uploaded file with the requests.", examples=["file-abc123"]
+    )
+    endpoint: WellFormedText = Field(
+        description="The endpoint of every request in it.", examples=["/v1/chat/completions"]
+    )
     completion_window: str = Field(
         default="24h", description="How long it may take: <n>m, <n>h or <n>d.", examples=["24h"]
     )
@@ -125,7 +129,7 @@ class CreateBatchRequest(BaseModel):
 
     @field_validator("completion_window")
     @classmethod
-    def _is_a_window(cls, window: str) -> str:
+    def _validate_completion_window(cls, window: str) -> str:
         try:
             window_seconds(window)
         except InvalidInput as error:
@@ -134,8 +138,8 @@ class CreateBatchRequest(BaseModel):
 
     @field_validator("metadata")
     @classmethod
-    def _within_limits(cls, metadata: dict[str, str] | None) -> dict[str, str] | None:
-        return checked_metadata(metadata)
+    def _validate_metadata(cls, metadata: dict[str, str] | None) -> dict[str, str] | None:
+        return validate_metadata(metadata)
 
 
 class RetryRequestsRequest(BaseModel):
@@ -143,18 +147,18 @@ class RetryRequestsRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    request_ids: list[Text] = Field(
+    request_ids: list[WellFormedText] = Field(
         min_length=1, description="Request ids or custom_ids.", examples=[["req-abc123-7"]]
     )
 
 
-Source = Literal["api", "frontend", "deployment", "cli", "sync"]
+Origin = Literal["api", "frontend", "deployment", "cli", "sync"]
 
 
 class BatchDwExtResponse(WireModel):
     """Where a batch came from; the four `sync` fields only where `source` is `sync`."""
 
-    source: Source
+    source: Origin
     source_name: str | None = None
     source_id: str | None = None
     source_file: str | None = None
@@ -183,7 +187,7 @@ class BatchUsage(WireModel):
     total_tokens: int
 
     @classmethod
-    def of(cls, analytics: BatchAnalytics) -> Self:
+    def from_analytics(cls, analytics: BatchAnalytics) -> Self:
         """The usage of those analytics."""
         return cls(
             input_tokens=analytics.total_prompt_tokens,
@@ -236,7 +240,7 @@ class BatchListResponse(WireModel):
 StatusFilter = Literal["in_progress", "completed", "failed", "cancelled", "expired"]
 
 
-class Included(BaseModel):
+class IncludeQuery(BaseModel):
     """What to tell of a batch beside itself."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -245,19 +249,19 @@ class Included(BaseModel):
 
     @field_validator("include")
     @classmethod
-    def _is_known(cls, include: str | None) -> str | None:
+    def _validate_include(cls, include: str | None) -> str | None:
         for name in (include or "").split(","):
-            if name.strip() not in {ANALYTICS, ""}:
-                raise ValueError(f"include has {name.strip()!r}; there is {ANALYTICS!r} to include")
+            if name.strip() not in {INCLUDE_ANALYTICS, ""}:
+                raise ValueError(f"include has {name.strip()!r}; there is {INCLUDE_ANALYTICS!r} to include")
         return include
 
     @property
-    def with_analytics(self) -> bool:
+    def includes_analytics(self) -> bool:
         """Whether the batch's analytics are asked for."""
-        return any(name.strip() == ANALYTICS for name in (self.include or "").split(","))
+        return any(name.strip() == INCLUDE_ANALYTICS for name in (self.include or "").split(","))
 
 
-class ListBatchesQuery(CursorPagination, Included):
+class ListBatchesQuery(CursorPagination, IncludeQuery):
     """Which batches to list."""
 
     search: str | None = Field(

@@ -5,14 +5,14 @@ from uuid import UUID
 
 from pydantic import Field
 
+from batchline.models.base import WireModel
 from batchline.models.pagination import CursorPagination
-from batchline.models.wire import WireModel
 
 FilePurpose = Literal["batch", "batch_output"]
 """OpenAI knows no purpose of its own for error files: both result files of a batch are `batch_output`."""
 
 
-MAX_FILES = 10_000
+MAX_FILES_PAGE_SIZE = 10_000
 """The most files on a page, and as many as there are if no `limit` is given: so it is at OpenAI."""
 
 
@@ -42,7 +42,7 @@ class FileListResponse(WireModel):
 class ListFilesQuery(CursorPagination):
     """Which files to list."""
 
-    limit: int = Field(default=MAX_FILES, ge=1, le=MAX_FILES)
+    limit: int = Field(default=MAX_FILES_PAGE_SIZE, ge=1, le=MAX_FILES_PAGE_SIZE)
     purpose: FilePurpose | None = None
     search: str | None = Field(default=None, description="Part of the filename; case does not matter.")
     member_id: UUID | None = Field(default=None, description="Who uploaded the file, or made the batch.")

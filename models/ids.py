@@ -24,17 +24,17 @@ def new_sync_id() -> str:
     return SYNC_PREFIX + uuid6.uuid7().hex
 
 
-def request_prefix(batch_id: str) -> str:
+def request_id_prefix(batch_id: str) -> str:
     """What the ids of a batch's requests start with: `req-<batch hex>-`."""
     return f"{REQUEST_PREFIX}{batch_id.removeprefix(BATCH_PREFIX)}-"
 
 
 def request_id(batch_id: str, line: int) -> str:
     """The id of the request on that line (from 1) of the batch's input file."""
-    return f"{request_prefix(batch_id)}{line}"
+    return f"{request_id_prefix(batch_id)}{line}"
 
 
-def batch_of_request(request_id: str) -> str:
+def batch_id_of_request(request_id: str) -> str:
     """The id of the batch that the request's id names."""
     return BATCH_PREFIX + request_id.removeprefix(REQUEST_PREFIX).partition("-")[0]
 

@@ -2,8 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-DEFAULT_PAGE = 20
-MAX_PAGE = 100
+DEFAULT_PAGE_SIZE = 20
+MAX_PAGE_SIZE = 100
 
 
 class CursorPagination(BaseModel):
@@ -12,7 +12,7 @@ class CursorPagination(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     after: str | None = Field(default=None, description="Id of the last object of the page before.")
-    limit: int = Field(default=DEFAULT_PAGE, ge=1, le=MAX_PAGE)
+    limit: int = Field(default=DEFAULT_PAGE_SIZE, ge=1, le=MAX_PAGE_SIZE)
 
 
 class Pagination(BaseModel):

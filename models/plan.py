@@ -6,18 +6,18 @@ from typing import Final
 
 import msgspec
 
-STRETCH_LINES: Final = 500
+MAX_RANGE_LINES: Final = 500
 """Most lines of a stretch, the unit in which an input is checked and read again."""
 
-OPEN_CHUNKS: Final = 8
+MAX_OPEN_CHUNKS: Final = 8
 """Chunks under way at once in a process: a few that send, the others waiting for their slowest answers."""
 
 
-CHUNKS_A_SENDER: Final = 4
+CHUNKS_PER_SENDER: Final = 4
 """Chunks for each of several processes, which end at different times."""
 
 
-class Stretch(msgspec.Struct, frozen=True, array_like=True):
+class InputRange(msgspec.Struct, frozen=True, array_like=True):
     """Some whole lines of the input file, from line `first_line` (from 1) on.
 
     Bytes `start` to `end` (exclusive) of the decompressed file hold them, whose hex digest is `sha256`.
@@ -38,7 +38,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     index: int
     requests: int
-    stretches: list[Stretch]
+    stretches: list[InputRange]
     only: list[int] | None = None
     last_line: int = 0
     """The last line of its stretches; 0 where that is not known, as in plans of earlier versions."""
@@ -49,11 +49,13 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.only[0] if self.only else self.stretches[0].first_line
 
     @property
-    def range(self) -> str:
+    def label(self) -> str:
         """Which lines it sends, in words."""
-        last = self.only[-1] if self.only else self.last_line
-        words = f"lines {self.first_line:,} to {last:,}" if last else f"lines from {self.first_line:,}"
-        return f"{self.requests:,} of {words}" if self.only else words
+        last_line = self.only[-1] if self.only else self.last_line
+        lines_text = (
+            f"lines {self.first_line:,} to {last_line:,}" if last_line else f"lines from {self.first_line:,}"
+        )
+        return f"{self.requests:,} of {lines_text}" if self.only else lines_text
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,51 +76,61 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     version: int = 1
 
 
-def chunk_requests(total: int, *, senders: int = 1) -> int:
+def max_chunk_requests(total: int, *, senders: int = 1) -> int:
     """How many requests a chunk may hold in a batch that so many processes send.
 
     A fifth of the batch between 500 and 15,000, for several processes a fourth of the share of each: few enough
     tasks for Prefect (some 60 ms of server CPU each), enough of them to keep all processes at work to the end. A
     stretch more, so that chunks, which are made of whole ones, are not more than that for the sake of a few lines.
     """
-    wanted = max(5, CHUNKS_A_SENDER * senders)
-    return max(500, min(15_000, -(-total // wanted))) + STRETCH_LINES
+    min_chunks = max(5, CHUNKS_PER_SENDER * senders)
+    return max(500, min(15_000, -(-total // min_chunks))) + MAX_RANGE_LINES
 
 
-def retry_plan(
-    plan: Plan, lines: Sequence[int], *, most_requests: int | None, most_bytes: int, senders: int = 1
+def plan_retry(
+    plan: Plan, lines: Sequence[int], *, max_requests: int | None, max_bytes: int, senders: int = 1
 ) -> Plan:
     """The plan of a retry of the requests on those lines (ascending) of a batch that was planned so."""
-    stretches = [stretch for chunk in plan.chunks for stretch in chunk.stretches]
-    most = most_requests or chunk_requests(len(lines), senders=senders)
+    input_ranges = [input_range for chunk in plan.chunks for input_range in chunk.stretches]
+    request_limit = max_requests or max_chunk_requests(len(lines), senders=senders)
     chunks: list[Chunk] = []
-    held: list[Stretch] = []
-    only: list[int] = []
+    chunk_ranges: list[InputRange] = []
+    chunk_lines: list[int] = []
 
-    def close() -> None:
-        if only:
-            chunks.append(Chunk(index=len(chunks), requests=len(only), stretches=held[:], only=only[:]))
-        held.clear()
-        only.clear()
+    def close_chunk() -> None:
+        if chunk_lines:
+            chunks.append(
+                Chunk(index=len(chunks), requests=len(chunk_lines), stretches=chunk_ranges[:], only=chunk_lines[:])
+            )
+        chunk_ranges.clear()
+        chunk_lines.clear()
 
-    for stretch, wanted in _lines_by_stretch(stretches, lines):
-        size = sum(each.end - each.start for each in held) + stretch.end - stretch.start
-        if only and (len(only) + len(wanted) > most or size > most_bytes):
-            close()
-        held.append(stretch)
-        only += wanted
-    close()
+    for input_range, range_lines in _lines_by_range(input_ranges, lines):
+        size_bytes = (
+            sum(chunk_range.end - chunk_range.start for chunk_range in chunk_ranges)
+            + input_range.end
+            - input_range.start
+        )
+        if chunk_lines and (len(chunk_lines) + len(range_lines) > request_limit or size_bytes > max_bytes):
+            close_chunk()
+        chunk_ranges.append(input_range)
+        chunk_lines += range_lines
+    close_chunk()
     return msgspec.structs.replace(plan, total=len(lines), chunks=chunks)
 
 
-def _lines_by_stretch(
-    stretches: Sequence[Stretch], lines: Sequence[int]
-) -> Iterator[tuple[Stretch, Sequence[int]]]:
+def _lines_by_range(
+    input_ranges: Sequence[InputRange], lines: Sequence[int]
+) -> Iterator[tuple[InputRange, Sequence[int]]]:
     """Each stretch that has some of the lines, with them."""
-    starts = [stretch.first_line for stretch in stretches]
-    at = 0
-    while at < len(lines):
-        place = bisect_right(starts, lines[at]) - 1
-        end = len(lines) if place + 1 == len(starts) else bisect_left(lines, starts[place + 1], at)
-        yield stretches[place], lines[at:end]
-        at = end
+    first_lines = [input_range.first_line for input_range in input_ranges]
+    position = 0
+    while position < len(lines):
+        range_index = bisect_right(first_lines, lines[position]) - 1
+        end = (
+            len(lines)
+            if range_index + 1 == len(first_lines)
+            else bisect_left(lines, first_lines[range_index + 1], position)
+        )
+        yield input_ranges[range_index], lines[position:end]
+        position = end

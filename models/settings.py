@@ -29,10 +29,10 @@ from pydantic_settings import (
 )
 
 from batchline.models.batches import window_seconds
+from batchline.models.environment import read_dotenv, warn_of_unknown_variables
 from batchline.models.errors import InvalidInput
-from batchline.models.trust import check_trust
+from batchline.models.key_trust import require_trusted_address
 from batchline.models.upstreams import Upstream
-from batchline.models.variables import dotenv, report_unknown
 
 ENDPOINTS = (
     "/v1/chat/completions",
@@ -209,23 +209,23 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Add the two TOML files behind the environment."""
         del file_secret_settings
-        here = _toml_source(settings_cls, Path("batchline.toml"))
-        at_home = _toml_source(settings_cls, home_directory() / "config.toml")
-        return init_settings, env_settings, dotenv_settings, here, at_home
+        working_directory_toml = _toml_source(settings_cls, Path("batchline.toml"))
+        home_toml = _toml_source(settings_cls, home_directory() / "config.toml")
+        return init_settings, env_settings, dotenv_settings, working_directory_toml, home_toml
 
     @property
-    def senders(self) -> int:
+    def sender_processes(self) -> int:
         """How many processes send a batch's chunks."""
         return 1 if self.task_runner == "threads" else self.processes or os.cpu_count() or 1
 
     @field_validator("home")
     @classmethod
-    def _without_tilde(cls, home: Path) -> Path:
+    def _expand_home(cls, home: Path) -> Path:
         return home.expanduser()
 
     @field_validator("min_completion_window", "max_completion_window")
     @classmethod
-    def _is_a_window(cls, window: str) -> str:
+    def _validate_completion_window(cls, window: str) -> str:
         try:
             window_seconds(window)
         except InvalidInput:
@@ -234,39 +234,39 @@ class Settings(BaseSettings):
 
     @field_validator("upstreams")
     @classmethod
-    def _have_own_names(cls, upstreams: list[Upstream]) -> list[Upstream]:
+    def _validate_upstream_names(cls, upstreams: list[Upstream]) -> list[Upstream]:
         names = [upstream.name for upstream in upstreams]
-        if taken := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"have the same name ({', '.join(taken)}); give each a name of its own")
+        if duplicates := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"have the same name ({', '.join(duplicates)}); give each a name of its own")
         return upstreams
 
     @model_validator(mode="after")
-    def _check_as_a_whole(self) -> Self:
+    def _validate_combinations(self) -> Self:
         if window_seconds(self.min_completion_window) > window_seconds(self.max_completion_window):
             raise ValueError("min_completion_window is above max_completion_window")
         if not self.upstreams:
-            self._only_server()
+            self._default_upstream()
         return self
 
     @property
-    def storage(self) -> str:
+    def effective_storage_url(self) -> str:
         """Where objects are: `storage_url`, or its default below `home`."""
         return self.storage_url or str(self.home / "storage")
 
     @property
-    def database(self) -> str:
+    def effective_database_url(self) -> str:
         """Where records are: `database_url`, or its default below `home`. May hold a password."""
         return self.database_url.get_secret_value() or f"sqlite:///{self.home / 'batchline.db'}"
 
     @property
-    def servers(self) -> tuple[Upstream, ...]:
+    def all_upstreams(self) -> tuple[Upstream, ...]:
         """The upstreams to call, in order of preference; empty when none is configured."""
         if self.upstreams:
             return tuple(self.upstreams)
-        server = self._only_server()
-        return () if server is None else (server,)
+        default = self._default_upstream()
+        return () if default is None else (default,)
 
-    def _only_server(self) -> Upstream | None:
+    def _default_upstream(self) -> Upstream | None:
         """The one upstream that needs no list, if it is configured; raises `InvalidInput` for a wrong one."""
         base_url = self.base_url or self.openai_base_url
         api_key = self.api_key or self.openai_api_key
@@ -281,17 +281,17 @@ class Settings(BaseSettings):
                 total_timeout_s=self.request_timeout_s,
             )
         except ValidationError as error:
-            raise _wrong(error, named=self._variable) from None
+            raise _invalid_settings(error, to_name=self._upstream_variable) from None
 
-    def _variable(self, field: str) -> str:
+    def _upstream_variable(self, field: str) -> str:
         """The environment variable that stands behind that field of the one upstream."""
         return f"{'BATCHLINE' if getattr(self, field, None) else 'OPENAI'}_{field}".upper()
 
     def upstream_for(self, model: str | None) -> Upstream | None:
         """The first upstream that serves the model; any will do for a request that names none."""
-        return next((server for server in self.servers if model is None or server.serves(model)), None)
+        return next((upstream for upstream in self.all_upstreams if model is None or upstream.serves(model)), None)
 
-    def checked_endpoint(self, endpoint: str) -> str:
+    def require_endpoint(self, endpoint: str) -> str:
         """The endpoint, if batches may use it; raises `InvalidInput` otherwise."""
         if endpoint not in self.endpoints:
             raise InvalidInput(
@@ -299,11 +299,11 @@ class Settings(BaseSettings):
             )
         return endpoint
 
-    def checked_window_s(self, window: str) -> int:
+    def require_window_s(self, window: str) -> int:
         """Seconds in the completion window, if it is allowed; raises `InvalidInput` otherwise."""
         seconds = window_seconds(window)
-        least, most = window_seconds(self.min_completion_window), window_seconds(self.max_completion_window)
-        if not least <= seconds <= most:
+        min_s, max_s = window_seconds(self.min_completion_window), window_seconds(self.max_completion_window)
+        if not min_s <= seconds <= max_s:
             raise InvalidInput(
                 f"completion_window is {window!r}; allowed is {self.min_completion_window} to "
                 f"{self.max_completion_window}",
@@ -317,22 +317,23 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         settings = Settings(**overrides)
     except ValidationError as error:
-        raise _wrong(error) from None
+        raise _invalid_settings(error) from None
     except SettingsError as error:
         # Its text names the field and where it stood; its cause, which is left out, would show the value.
         raise InvalidInput(f"settings are wrong: {error}; lists and tables are written as JSON there") from None
     except UnicodeDecodeError:
         raise InvalidInput("settings cannot be read: .env is not UTF-8") from None
-    variables = {**dotenv(Path(".env")), **os.environ}
-    report_unknown(variables, map(_variable_of, Settings.model_fields))
-    _check_address(settings, variables)
-    check_trust(settings, overrides, config=home_directory() / "config.toml")
+    variables = {**read_dotenv(Path(".env")), **os.environ}
+    warn_of_unknown_variables(variables, map(_setting_variable, Settings.model_fields))
+    _check_base_url(settings, variables)
+    if not settings.upstreams:
+        require_trusted_address(settings, overrides, config=home_directory() / "config.toml")
     return settings
 
 
-def _check_address(settings: Settings, variables: Mapping[str, str | None]) -> None:
+def _check_base_url(settings: Settings, variables: Mapping[str, str | None]) -> None:
     """Raise `InvalidInput` if a key would go to OpenAI only because a variable for the address is empty."""
-    if settings.upstreams or settings.base_url or settings.openai_base_url or not settings.servers:
+    if settings.upstreams or settings.base_url or settings.openai_base_url or not settings.all_upstreams:
         return
     for name in ("BATCHLINE_BASE_URL", "OPENAI_BASE_URL"):
         if variables.get(name) == "":
@@ -343,27 +344,27 @@ def _check_address(settings: Settings, variables: Mapping[str, str | None]) -> N
             )
 
 
-def environment_of(settings: Settings) -> dict[str, str]:
+def to_environment(settings: Settings) -> dict[str, str]:
     """The environment variables, secrets included, that give another process the settings that were chosen."""
-    chosen = settings.model_dump(include=settings.model_fields_set)
+    values = settings.model_dump(include=settings.model_fields_set)
     return {
-        _variable_of(name): text
-        for name, value in chosen.items()
-        if value is not None and (text := _as_text(value))
+        _setting_variable(name): text
+        for name, value in values.items()
+        if value is not None and (text := _encode_value(value))
     }
 
 
-def _variable_of(field: str) -> str:
+def _setting_variable(setting: str) -> str:
     """The environment variable of that setting."""
-    return str(Settings.model_fields[field].validation_alias or f"BATCHLINE_{field.upper()}")
+    return str(Settings.model_fields[setting].validation_alias or f"BATCHLINE_{setting.upper()}")
 
 
-def _as_text(value: Any) -> str:
-    plain = _plain(value)
-    return plain if isinstance(plain, str) else json.dumps(plain, default=_plain)
+def _encode_value(value: Any) -> str:
+    plain_value = _to_plain_value(value)
+    return plain_value if isinstance(plain_value, str) else json.dumps(plain_value, default=_to_plain_value)
 
 
-def _plain(value: Any) -> Any:
+def _to_plain_value(value: Any) -> Any:
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     if isinstance(value, frozenset | tuple):
@@ -371,13 +372,13 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path | Decimal) else value
 
 
-def _wrong(error: ValidationError, *, named: Callable[[str], str] = str) -> InvalidInput:
+def _invalid_settings(error: ValidationError, *, to_name: Callable[[str], str] = str) -> InvalidInput:
     """What to raise for settings that do not validate: each is named, and no value shown."""
-    faults = [
-        f"{named('.'.join(map(str, fault['loc'])) or 'together')}: {fault['msg'].removeprefix('Value error, ')}"
-        for fault in error.errors(include_input=False, include_url=False)
+    messages = [
+        f"{to_name('.'.join(map(str, entry['loc'])) or 'together')}: {entry['msg'].removeprefix('Value error, ')}"
+        for entry in error.errors(include_input=False, include_url=False)
     ]
-    return InvalidInput(f"settings are wrong: {'; '.join(faults)}")
+    return InvalidInput(f"settings are wrong: {'; '.join(messages)}")
 
 
 def _toml_source(settings_cls: type[BaseSettings], path: Path) -> TomlConfigSettingsSource:
@@ -386,7 +387,7 @@ def _toml_source(settings_cls: type[BaseSettings], path: Path) -> TomlConfigSett
         source = TomlConfigSettingsSource(settings_cls, path)
     except (OSError, ValueError) as error:
         raise InvalidInput(f"settings cannot be read: {path}: {error}") from None
-    known = {name for name, field in settings_cls.model_fields.items() if field.validation_alias is None}
-    if unknown := sorted(source.toml_data.keys() - known):
+    setting_names = {name for name, field in settings_cls.model_fields.items() if field.validation_alias is None}
+    if unknown := sorted(source.toml_data.keys() - setting_names):
         raise InvalidInput(f"settings are wrong: {path} has no such setting: {', '.join(unknown)}")
     return source

@@ -18,12 +18,12 @@ class BatchStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
-TERMINAL: Final = frozenset(
+TERMINAL_STATUSES: Final = frozenset(
     {BatchStatus.FAILED, BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED}
 )
-ACTIVE: Final = frozenset(BatchStatus) - TERMINAL
+ACTIVE_STATUSES: Final = frozenset(BatchStatus) - TERMINAL_STATUSES
 
-MOVES: Final[Mapping[BatchStatus, frozenset[BatchStatus]]] = {
+TRANSITIONS: Final[Mapping[BatchStatus, frozenset[BatchStatus]]] = {
     BatchStatus.VALIDATING: frozenset(
         {
             BatchStatus.IN_PROGRESS,
@@ -44,9 +44,9 @@ MOVES: Final[Mapping[BatchStatus, frozenset[BatchStatus]]] = {
 """From each state, the states that may follow; out of a terminal one only a retry leads."""
 
 
-def sources_of(target: BatchStatus) -> frozenset[BatchStatus]:
+def allowed_from(target: BatchStatus) -> frozenset[BatchStatus]:
     """The states from which a batch may go to `target`."""
-    return frozenset(state for state, targets in MOVES.items() if target in targets)
+    return frozenset(status for status, targets in TRANSITIONS.items() if target in targets)
 
 
 def timestamp_field(status: BatchStatus) -> str | None:
@@ -54,7 +54,7 @@ def timestamp_field(status: BatchStatus) -> str | None:
     return None if status is BatchStatus.VALIDATING else f"{status}_at"
 
 
-def ending(*, completed: int, expired: bool, cancelled: bool) -> BatchStatus:
+def final_status(*, completed: int, expired: bool, cancelled: bool) -> BatchStatus:
     """The terminal state of a batch whose requests are all settled.
 
     A cancelled batch stays cancelled whatever succeeded; so does an expired one. Otherwise one success is

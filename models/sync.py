@@ -6,11 +6,11 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from batchline.models.base import WireModel
 from batchline.models.formatting import one_line
-from batchline.models.wire import WireModel
 
-After = Literal["keep", "move", "delete"]
-SyncKind = Literal[
+AfterAction = Literal["keep", "move", "delete"]
+SyncEventKind = Literal[
     "taken",
     "unchanged",
     "waiting",
@@ -24,10 +24,10 @@ SyncKind = Literal[
     "failed",
 ]
 
-OF_A_FILE: Final = ("taken", "unchanged", "waiting", "changed", "quarantined", "unreadable")
+FILE_EVENT_KINDS: Final = ("taken", "unchanged", "waiting", "changed", "quarantined", "unreadable")
 """Exactly one of these happens to each file that is found."""
 
-WORDS: Final[dict[SyncKind, str]] = {
+KIND_TEXTS: Final[dict[SyncEventKind, str]] = {
     "waiting": "waiting for",
     "changed": "left to the next round",
     "written_back": "wrote results back for",
@@ -43,13 +43,13 @@ class SyncOptions(BaseModel):
     completion_window: str = "24h"
     metadata: dict[str, str] | None = None
     write_back: bool = Field(default=False, description="Write results to the outbox when the batch is over.")
-    after: After = Field(default="keep", description="What becomes of a file of which a batch was made.")
+    after: AfterAction = Field(default="keep", description="What becomes of a file of which a batch was made.")
 
 
 class SyncEvent(WireModel):
     """Something that happened in a round."""
 
-    kind: SyncKind
+    kind: SyncEventKind
     file: str | None = Field(default=None, description="Address of the file in the watched folder.")
     batch_id: str | None = None
     place: str | None = Field(default=None, description="Address of what was moved or written.")
@@ -57,7 +57,7 @@ class SyncEvent(WireModel):
 
     def __str__(self) -> str:
         parts = [
-            WORDS.get(self.kind, self.kind),
+            KIND_TEXTS.get(self.kind, self.kind),
             self.file,
             self.batch_id and f"as {self.batch_id}" if self.kind == "taken" else self.batch_id,
             self.place and f"to {self.place}",
@@ -91,19 +91,19 @@ class SyncSummary(WireModel):
         return ", ".join((f"{self.found:,} found", *counts)) + (" (dry run)" if self.dry_run else "")
 
 
-def summed(events: Iterable[SyncEvent], *, sync_id: str, source: str, dry_run: bool) -> SyncSummary:
+def summarize_events(events: Iterable[SyncEvent], *, sync_id: str, source: str, dry_run: bool) -> SyncSummary:
     """The sum of a round's events."""
     counts: Counter[str] = Counter()
-    told = []
+    reported_events = []
     for event in events:
         counts[event.kind] += 1
         if event.kind != "unchanged":
-            told.append(event)
+            reported_events.append(event)
     return SyncSummary(
         sync_id=sync_id,
         source=source,
         dry_run=dry_run,
-        found=sum(counts[kind] for kind in OF_A_FILE),
+        found=sum(counts[kind] for kind in FILE_EVENT_KINDS),
         taken=counts["taken"],
         unchanged=counts["unchanged"],
         waiting=counts["waiting"],
@@ -112,5 +112,5 @@ def summed(events: Iterable[SyncEvent], *, sync_id: str, source: str, dry_run: b
         started=counts["started"],
         written_back=counts["written_back"],
         failed=counts["failed"] + counts["unreadable"],
-        events=told,
+        events=reported_events,
     )

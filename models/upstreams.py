@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, m
 
 Dialect = Literal["openai", "anthropic"]
 
-_HEADER_TEXT = re.compile(r"[!-~]*")
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_API_KEY_PATTERN = re.compile(r"[!-~]*")
+_HEADER_NAME_PATTERN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _ENDPOINT_PATHS = (
     "/chat/completions",
     "/completions",
@@ -19,7 +19,7 @@ _ENDPOINT_PATHS = (
     "/moderations",
     "/images/generations",
 )
-_HEADER_VALUE = re.compile(r"[\t -~]*")
+_HEADER_VALUE_PATTERN = re.compile(r"[\t -~]*")
 
 
 class Upstream(BaseModel):
@@ -84,47 +84,49 @@ class Upstream(BaseModel):
 
     @field_validator("base_url")
     @classmethod
-    def _is_http(cls, base_url: str) -> str:
+    def _validate_base_url(cls, base_url: str) -> str:
         parts = urlsplit(base_url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ValueError("must be a http:// or https:// address, such as http://localhost:8000/v1")
         if parts.username or parts.password:
             raise ValueError("must not hold a user name or password; use api_key or headers")
-        if endpoint := _endpoint_at_the_end(parts.path):
+        if endpoint := _trailing_endpoint(parts.path):
             path = parts.path.rstrip("/").removesuffix(endpoint)
-            right = parts._replace(path=path, query="", fragment="").geturl()
-            raise ValueError(f"must not end in an endpoint ({endpoint}), which each request names: write {right}")
+            corrected_url = parts._replace(path=path, query="", fragment="").geturl()
+            raise ValueError(
+                f"must not end in an endpoint ({endpoint}), which each request names: write {corrected_url}"
+            )
         if parts.query or parts.fragment:
             raise ValueError("must have no query and no fragment")
-        if not _has_usable_port(parts):
+        if not _has_valid_port(parts):
             raise ValueError("must have a port from 1 to 65535, or none")
         return base_url.rstrip("/")
 
     @field_validator("api_key")
     @classmethod
-    def _fits_a_header(cls, api_key: SecretStr | None) -> SecretStr | None:
-        if api_key is not None and not _HEADER_TEXT.fullmatch(api_key.get_secret_value()):
+    def _validate_api_key(cls, api_key: SecretStr | None) -> SecretStr | None:
+        if api_key is not None and not _API_KEY_PATTERN.fullmatch(api_key.get_secret_value()):
             raise ValueError("must be printable ASCII without spaces and line breaks (is there one at its end?)")
         return api_key
 
     @field_validator("headers")
     @classmethod
-    def _are_headers(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+    def _validate_headers(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
         for name, value in headers.items():
-            if not _HEADER_NAME.fullmatch(name):
+            if not _HEADER_NAME_PATTERN.fullmatch(name):
                 raise ValueError(f"have the name {name!r}, which no header can have")
-            if not _HEADER_VALUE.fullmatch(value.get_secret_value()):
+            if not _HEADER_VALUE_PATTERN.fullmatch(value.get_secret_value()):
                 raise ValueError(f"have a value of {name} that is not printable ASCII on one line")
         return headers
 
     @model_validator(mode="after")
-    def _floor_under_ceiling(self) -> Self:
+    def _validate_in_flight_limits(self) -> Self:
         if self.min_in_flight > self.max_in_flight:
             raise ValueError("min_in_flight is above max_in_flight")
         return self
 
     @property
-    def longest_silence_s(self) -> float:
+    def idle_timeout_s(self) -> float:
         """Seconds without a byte after which an attempt is given up."""
         return self.first_byte_timeout_s or self.total_timeout_s
 
@@ -139,12 +141,14 @@ class Upstream(BaseModel):
         return self.base_url + path
 
 
-def _endpoint_at_the_end(path: str) -> str | None:
+def _trailing_endpoint(path: str) -> str | None:
     """The endpoint, without its `/v1`, that the path ends in."""
-    return next((name for name in _ENDPOINT_PATHS if path.rstrip("/").endswith(name)), None)
+    return next(
+        (endpoint_path for endpoint_path in _ENDPOINT_PATHS if path.rstrip("/").endswith(endpoint_path)), None
+    )
 
 
-def _has_usable_port(parts: SplitResult) -> bool:
+def _has_valid_port(parts: SplitResult) -> bool:
     try:
         return parts.port != 0
     except ValueError:

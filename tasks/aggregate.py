@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
+from batchline.engine import lifecycle
+from batchline.engine.lease import BatchLease
 from batchline.models.analytics import BatchAnalytics, BatchReport
-from batchline.steps import lifecycle
-from batchline.steps.hold import BatchHold
 from batchline.steps.parts import Part
-from batchline.tasks.faults import step
+from batchline.tasks.retries import step
 
 
 @step(name="aggregate", task_run_name="aggregate")
-def aggregate(hold: BatchHold, parts: Sequence[Part]) -> tuple[BatchAnalytics, BatchReport]:
+def aggregate(hold: BatchLease, parts: Sequence[Part]) -> tuple[BatchAnalytics, BatchReport]:
     """What the batch used, how fast it was, and what failed."""
     return lifecycle.measure(hold, parts)

@@ -8,90 +8,91 @@ from prefect import get_run_logger, unmapped
 from prefect.exceptions import Pause
 from prefect.futures import PrefectFuture, as_completed
 
+from batchline.engine.lease import BatchLease, lease_for
+from batchline.engine.remote_sender import join_batch
+from batchline.engine.services import open_services
 from batchline.models.errors import Interrupted
 from batchline.orchestration.blocks import BlockNames
-from batchline.orchestration.budgets import share_budgets
-from batchline.orchestration.runners import chunks_go_to, task_runner
-from batchline.steps.chunk import ChunkOrder, ChunkResult, Hold, send_chunk
-from batchline.steps.engine import open_engine
-from batchline.steps.hold import BatchHold, hold_of
-from batchline.steps.joined import joined
-from batchline.tasks.faults import step
+from batchline.orchestration.quota_store import share_quotas
+from batchline.orchestration.task_runners import describe_destination, open_task_runner
+from batchline.steps.context import SendContext
+from batchline.steps.send_chunk import ChunkResult, ChunkSpec, send_chunk
+from batchline.tasks.retries import step
 
 
-@step(name="call", task_run_name="{order.chunk.range}")
-def call(order: ChunkOrder, blocks: BlockNames) -> ChunkResult:
+@step(name="call", task_run_name="{order.chunk.label}")
+def call(order: ChunkSpec, blocks: BlockNames) -> ChunkResult:
     """Send the chunk and write its part; a repetition sends only what has no saved answer."""
-    with _hold(order, blocks) as hold:
-        result = send_chunk(order, hold)
-    end = "" if result.finished else ", stopped before all was settled"
-    get_run_logger().info("%s ok, %s failed%s", f"{result.completed:,}", f"{result.failed:,}", end)
+    with _open_context(order, blocks) as context:
+        result = send_chunk(order, context)
+    ending = "" if result.is_finished else ", stopped before all was settled"
+    get_run_logger().info("%s ok, %s failed%s", f"{result.completed:,}", f"{result.failed:,}", ending)
     return result
 
 
 @contextmanager
-def _hold(order: ChunkOrder, blocks: BlockNames) -> Iterator[Hold]:
+def _open_context(spec: ChunkSpec, blocks: BlockNames) -> Iterator[SendContext]:
     """This process's hold on the batch, or its part in the hold of another; that one's blocks are loaded here."""
-    here = hold_of(order)
-    if here is not None:
-        yield here
+    lease = lease_for(spec)
+    if lease is not None:
+        yield lease
         return
-    engine = open_engine(blocks.settings())
-    share_budgets(engine)
-    with joined(engine, order) as hold:
-        yield hold
+    services = open_services(blocks.settings())
+    share_quotas(services)
+    with join_batch(services, spec) as context:
+        yield context
 
 
-def call_all(hold: BatchHold, orders: Sequence[ChunkOrder], blocks: BlockNames) -> list[ChunkResult]:
+def call_all_chunks(lease: BatchLease, specs: Sequence[ChunkSpec], blocks: BlockNames) -> list[ChunkResult]:
     """Send all chunks, where the settings say; the first that fails for good stops the others, and is raised."""
-    if not orders:
+    if not specs:
         return []
-    with task_runner(hold.engine.settings) as runner:
+    with open_task_runner(lease.services.settings) as runner:
         if runner is None:
-            return _gathered(hold, call.map(orders, unmapped(blocks)))
-        get_run_logger().info("%s", chunks_go_to(hold.engine.settings))
-        hold.share()
-        results = _gathered(hold, runner.map(call, {"order": orders, "blocks": unmapped(blocks)}))  # type: ignore[arg-type]
-    hold.hear()
+            return _collect_results(lease, call.map(specs, unmapped(blocks)))
+        get_run_logger().info("%s", describe_destination(lease.services.settings))
+        lease.allow_remote_senders()
+        results = _collect_results(lease, runner.map(call, {"order": specs, "blocks": unmapped(blocks)}))  # type: ignore[arg-type]
+    lease.exchange_reports()
     return results
 
 
-def _gathered(hold: BatchHold, futures: Sequence[PrefectFuture[ChunkResult]]) -> list[ChunkResult]:
+def _collect_results(lease: BatchLease, futures: Sequence[PrefectFuture[ChunkResult]]) -> list[ChunkResult]:
     failure: BaseException | None = None
     results = []
     try:
         for future in as_completed(list(futures)):
-            result = _result(future)
+            result = _chunk_result(future)
             if isinstance(result, BaseException):
                 failure = failure or result
-                hold.interrupt(str(failure))
+                lease.interrupt(str(failure))
             else:
                 results.append(result)
     except (Pause, CancelledError):
-        _stop(hold, futures)
+        _stop_sending(lease, futures)
         raise
     if failure is not None:
         raise failure
     return results
 
 
-def _stop(hold: BatchHold, futures: Sequence[PrefectFuture[ChunkResult]]) -> None:
+def _stop_sending(lease: BatchLease, futures: Sequence[PrefectFuture[ChunkResult]]) -> None:
     """Stop sending and wait until every chunk has saved its answers.
 
     Prefect raises `Pause` in a suspended run as soon as a task begins or ends, while others still send, and
     `CancelledError` at any time in a run whose concurrency lease its server has forgotten.
     """
-    hold.interrupt("Prefect stopped its flow run")
+    lease.interrupt("Prefect stopped its flow run")
     for future in futures:
         with suppress(Pause, Exception):
             future.wait()
 
 
-def _result(future: PrefectFuture[ChunkResult]) -> ChunkResult | BaseException:
+def _chunk_result(future: PrefectFuture[ChunkResult]) -> ChunkResult | BaseException:
     """The task's result, or what it or its process failed of."""
     try:
         return future.result(raise_on_failure=False)
     except Exception as error:  # noqa: BLE001 - each kind of task runner has its own for a process that died
-        lost = Interrupted(f"a process that sent chunks was lost: {type(error).__name__}: {error}")
-        lost.__cause__ = error
-        return lost
+        process_lost = Interrupted(f"a process that sent chunks was lost: {type(error).__name__}: {error}")
+        process_lost.__cause__ = error
+        return process_lost

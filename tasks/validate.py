@@ -2,16 +2,16 @@
 
 from typing import cast
 
+from batchline.engine.lease import BatchLease
+from batchline.engine.recovery import validate_or_recover
 from batchline.models.plan import Plan
 from batchline.models.status import BatchStatus
-from batchline.orchestration.outcome import final_state, outcome_message
-from batchline.steps.hold import BatchHold
-from batchline.steps.recovery import validate_or_recover
-from batchline.tasks.faults import step
+from batchline.orchestration.final_state import final_state, outcome_message
+from batchline.tasks.retries import step
 
 
 @step(name="validate", task_run_name="validate")
-def validate(hold: BatchHold) -> Plan | None:
+def validate(hold: BatchLease) -> Plan | None:
     """Return the batch's plan, made now or by an earlier run, or None if the batch was cancelled or has expired.
 
     If the input does not validate, the task run ends *Failed*, and the call returns that state.

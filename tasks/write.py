@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 
+from batchline.engine import lifecycle
+from batchline.engine.lease import BatchLease
 from batchline.models.analytics import BatchReport
-from batchline.steps import lifecycle
-from batchline.steps.hold import BatchHold
+from batchline.models.manifest import Manifest
 from batchline.steps.parts import Part
-from batchline.steps.write import Manifest
-from batchline.tasks.faults import step
+from batchline.tasks.retries import step
 
 
 @step(name="write", task_run_name="write")
-def write(hold: BatchHold, parts: Sequence[Part], report: BatchReport) -> Manifest:
+def write(hold: BatchLease, parts: Sequence[Part], report: BatchReport) -> Manifest:
     """The batch's files, each there whole or not at all."""
     return lifecycle.write(hold, parts, report)

@@ -11,12 +11,12 @@ import shared_servers
 from hypothesis import settings
 from real_servers import Postgres, S3Server
 
+from batchline.engine.services import Services
 from batchline.models.settings import Settings, load_settings
 from batchline.models.upstreams import Upstream
 from batchline.simulate import Simulator, SimulatorOptions
-from batchline.steps.engine import Engine
-from batchline.storage.objects import open_objects
-from batchline.storage.records import open_records
+from batchline.storage.objects.select import open_objects
+from batchline.storage.records.store import open_records
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background job ignores Ctrl-C and passes that on to the commands that the tests interrupt.
@@ -139,23 +139,23 @@ def simulator(plain_simulators: list[Simulator]) -> Iterator[Callable[..., Simul
 
 
 @pytest.fixture
-def engine_for() -> Iterator[Callable[..., Engine]]:
+def engine_for() -> Iterator[Callable[..., Services]]:
     """Make engines on this test's own directory, calling that upstream, with those settings."""
-    made: list[Engine] = []
+    made: list[Services] = []
 
-    def make(base_url: str, *, upstream: dict[str, object] | None = None, **settings: object) -> Engine:
+    def make(base_url: str, *, upstream: dict[str, object] | None = None, **settings: object) -> Services:
         server = Upstream.model_validate(
             {"base_url": base_url, "backoff_base_s": 0.01, "backoff_cap_s": 0.05, **(upstream or {})}
         )
         chosen: Settings = load_settings(**{"upstreams": [server], "flush_interval_s": 0.2, **settings})
-        engine = Engine(settings=chosen, store=open_objects(chosen), records=open_records(chosen))
+        engine = Services(settings=chosen, store=open_objects(chosen), records=open_records(chosen))
         made.append(engine)
         return engine
 
     yield make
     for engine in made:
-        if "caller" in engine.__dict__:
-            engine.caller.close()
+        if "dispatcher" in engine.__dict__:
+            engine.dispatcher.close()
         engine.records.close()
 
 

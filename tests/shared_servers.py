@@ -18,7 +18,7 @@ from real_prefect import Prefect, copy_home, deploy, make_home, start_prefect
 from real_servers import Postgres, S3Server, start_postgres, start_seaweedfs
 
 from batchline.models.settings import load_settings
-from batchline.storage.records import upgrade_database
+from batchline.storage.records.store import upgrade_database
 
 
 def _start_prefect(home: Path) -> Prefect:

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from batchline.cli.app import app
-from batchline.cli.exits import Exit
+from batchline.cli.exit_codes import ExitCode
+from batchline.client.batches import Batches
+from batchline.client.files import Files
 from batchline.flows.process_batch import process_batch
 from batchline.models.analytics import BatchAnalytics
 from batchline.models.batches import BatchResponse, BatchResultItem, RequestCounts
 from batchline.models.settings import Settings, load_settings
-from batchline.operations.batches import Batches
-from batchline.operations.files import Files
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -143,7 +143,7 @@ def test_every_command_is_told():
 
 
 def test_the_table_of_exit_statuses_has_each_once():
-    assert [int(status) for status in re.findall(r"^\| (\d) \|", README, re.MULTILINE)] == sorted(Exit)
+    assert [int(status) for status in re.findall(r"^\| (\d) \|", README, re.MULTILINE)] == sorted(ExitCode)
 
 
 def test_the_summary_in_the_readme_counts_the_requests_of_the_example():
@@ -187,7 +187,7 @@ def test_a_variable_that_is_exported_is_one_that_is_read(pair):
 def test_a_value_that_is_exported_is_one_that_is_taken(pair, monkeypatch):
     name, _, value = pair.partition("=")
     monkeypatch.setenv(name, value.replace("…", "x"))
-    assert load_settings().servers or "URL" in name or name == "BATCHLINE_MAX_IN_FLIGHT"
+    assert load_settings().all_upstreams or "URL" in name or name == "BATCHLINE_MAX_IN_FLIGHT"
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"\bBATCHLINE_[A-Z_]+\b", README))))
@@ -199,7 +199,7 @@ def test_the_toml_snippet_is_a_settings_file(tmp_path):
     (snippet,) = blocks(README, "toml")
     (tmp_path / "batchline.toml").write_text(snippet.replace("…", "x"), encoding="utf-8")
 
-    servers = load_settings().servers
+    servers = load_settings().all_upstreams
 
     assert [server.name for server in servers] == [table["name"] for table in tomllib.loads(snippet)["upstreams"]]
     assert servers[0].serves("qwen2.5-7b-instruct")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from batchline.models.environment import unknown_variables
 from batchline.models.errors import InvalidInput
-from batchline.models.settings import ModelPrice, Settings, environment_of, home_directory, load_settings
+from batchline.models.settings import ModelPrice, Settings, home_directory, load_settings, to_environment
 from batchline.models.upstreams import Upstream
-from batchline.models.variables import unknown_variables
 
 ROOT = Path(__file__).parent.parent
 SECRET = "hunter2"
@@ -137,7 +137,7 @@ def test_an_example_is_not_the_default(name):
 def test_another_process_is_given_all_that_was_chosen(monkeypatch):
     chosen = Settings.model_validate({FIELDS[name].validation_alias or name: EXAMPLES[name] for name in FIELDS})
 
-    for name, text in environment_of(chosen).items():
+    for name, text in to_environment(chosen).items():
         monkeypatch.setenv(name, text)
 
     assert load_settings() == chosen
@@ -215,24 +215,27 @@ def test_a_tilde_in_home_is_the_users_directory(tmp_path, monkeypatch):
 
 def test_storage_and_records_are_below_home_by_default():
     settings = load_settings(home="/srv/b")
-    assert (settings.storage, settings.database) == ("/srv/b/storage", "sqlite:////srv/b/batchline.db")
+    assert (settings.effective_storage_url, settings.effective_database_url) == (
+        "/srv/b/storage",
+        "sqlite:////srv/b/batchline.db",
+    )
 
 
 def test_no_upstream_is_configured_by_default():
-    assert load_settings().servers == ()
+    assert load_settings().all_upstreams == ()
 
 
 def test_the_fields_variables_make_the_one_upstream(monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:8000/v1")
     monkeypatch.setenv("OPENAI_API_KEY", "k")
-    assert load_settings(max_in_flight=7).servers == (
+    assert load_settings(max_in_flight=7).all_upstreams == (
         Upstream(base_url="http://localhost:8000/v1", api_key="k", max_in_flight=7),
     )
 
 
 def test_a_key_alone_means_openai(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "k")
-    assert [server.base_url for server in load_settings().servers] == ["https://api.openai.com/v1"]
+    assert [server.base_url for server in load_settings().all_upstreams] == ["https://api.openai.com/v1"]
 
 
 @pytest.mark.parametrize("name", ["OPENAI_BASE_URL", "BATCHLINE_BASE_URL"])
@@ -273,20 +276,20 @@ def test_our_own_variables_beat_the_fields(monkeypatch):
     for prefix, host in (("OPENAI", "theirs"), ("BATCHLINE", "ours")):
         monkeypatch.setenv(f"{prefix}_BASE_URL", f"http://{host}/v1")
         monkeypatch.setenv(f"{prefix}_API_KEY", host)
-    assert load_settings().servers == (Upstream(base_url="http://ours/v1", api_key="ours"),)
+    assert load_settings().all_upstreams == (Upstream(base_url="http://ours/v1", api_key="ours"),)
 
 
 def test_listed_upstreams_replace_the_one(monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "http://theirs/v1")
     listed = Upstream(name="a", base_url="http://ours/v1")
-    assert load_settings(upstreams=[listed]).servers == (listed,)
+    assert load_settings(upstreams=[listed]).all_upstreams == (listed,)
 
 
 def test_a_copy_with_other_upstreams_calls_those():
     settings = load_settings()
-    assert settings.servers == ()
+    assert settings.all_upstreams == ()
     listed = Upstream(base_url="http://localhost:1/v1")
-    assert settings.model_copy(update={"upstreams": [listed]}).servers == (listed,)
+    assert settings.model_copy(update={"upstreams": [listed]}).all_upstreams == (listed,)
 
 
 def test_a_model_goes_to_the_first_upstream_that_serves_it():
@@ -298,7 +301,7 @@ def test_a_model_goes_to_the_first_upstream_that_serves_it():
 
 def test_an_endpoint_that_is_not_allowed_is_refused_with_those_that_are():
     with pytest.raises(InvalidInput, match=r"/v1/images'; allowed are /v1/chat/completions, ") as refused:
-        load_settings().checked_endpoint("/v1/images")
+        load_settings().require_endpoint("/v1/images")
     assert refused.value.param == "endpoint"
 
 
@@ -371,14 +374,14 @@ SECRET_SETTINGS = {
 @pytest.mark.parametrize("name", SECRET_SETTINGS)
 def test_a_secret_does_not_show_in_any_form_of_the_settings(name):
     settings = load_settings(**{name: SECRET_SETTINGS[name]})
-    assert settings.servers is not None
+    assert settings.all_upstreams is not None
     assert SECRET not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
 
 
 def test_a_secret_does_not_show_in_logs(caplog):
     settings = load_settings(**SECRET_SETTINGS)
     with caplog.at_level(logging.DEBUG):
-        logging.getLogger("batchline").info("settings %s, upstreams %r", settings, settings.servers)
+        logging.getLogger("batchline").info("settings %s, upstreams %r", settings, settings.all_upstreams)
     assert "base_url" in caplog.text
     assert SECRET not in caplog.text
 
@@ -450,7 +453,7 @@ def test_a_key_goes_there_when_that_is_asked_for_outside_of_the_working_director
 
     monkeypatch.setenv("BATCHLINE_TRUST_WORKING_DIRECTORY", "true")
 
-    assert [server.base_url for server in load_settings().servers] == ["http://elsewhere/v1"]
+    assert [server.base_url for server in load_settings().all_upstreams] == ["http://elsewhere/v1"]
 
 
 @pytest.mark.parametrize("key_file", [".env", "batchline.toml"])
@@ -460,7 +463,7 @@ def test_a_key_of_the_working_directory_goes_where_that_says(file, name, key_fil
     with Path(key_file).open("a") as more:
         more.write('api_key = "hunter2"\n' if key_file.endswith("toml") else "OPENAI_API_KEY=hunter2\n")
 
-    assert len(load_settings().servers) == 1
+    assert len(load_settings().all_upstreams) == 1
 
 
 def test_an_address_of_the_environment_wins_over_the_working_directory_and_gets_the_key(monkeypatch):
@@ -468,4 +471,4 @@ def test_an_address_of_the_environment_wins_over_the_working_directory_and_gets_
     monkeypatch.setenv("OPENAI_API_KEY", "hunter2")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://here/v1")
 
-    assert [server.base_url for server in load_settings().servers] == ["http://here/v1"]
+    assert [server.base_url for server in load_settings().all_upstreams] == ["http://here/v1"]

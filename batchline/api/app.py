@@ -12,60 +12,60 @@ from anyio import to_thread
 from fastapi import FastAPI
 
 from batchline.api import batches, files, health, models
-from batchline.api.bounds import Bounds
-from batchline.api.door import OPEN_PATHS, Door, Doorkeeper
-from batchline.api.errors import HEADERS, handle_errors
-from batchline.api.methods import HeadAnswers
-from batchline.api.places import POOL
-from batchline.api.request_ids import DESCRIBED, IdentifyingApp
-from batchline.api.upload import Uploads
+from batchline.api.auth import OPEN_PATHS, Authenticator, AuthMiddleware
+from batchline.api.concurrency import TOTAL_THREADS
+from batchline.api.errors import STATUS_HEADERS, register_error_handlers
+from batchline.api.http_methods import HeadMiddleware
+from batchline.api.request_ids import REQUEST_ID_HEADERS, RequestIdApp
+from batchline.api.request_limits import RequestLimitsMiddleware
+from batchline.api.upload import UploadHandler
+from batchline.client import Batchline
+from batchline.client.maintenance import MaintenanceThread
 from batchline.models.batches import BatchResultItem
-from batchline.operations import Batchline
-from batchline.operations.keeper import Keeper
 
 
-def create_app(client: Batchline, *, open_without_keys: bool = False) -> FastAPI:
+def create_app(client: Batchline, *, allow_anonymous: bool = False) -> FastAPI:
     """The API over that client, which is closed with it; batches run where its run.
 
     `open_without_keys` lets in whoever asks at a loopback address, until a key is made.
     """
-    app = IdentifyingApp(
+    app = RequestIdApp(
         title="batchline",
         description="OpenAI's Files and Batches API, over any OpenAI-compatible server.",
         version=version("batchline"),
-        lifespan=_living,
+        lifespan=_lifespan,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
     app.state.client = client
-    app.state.uploads = Uploads()
-    app.state.readiness = health.Readiness(client)
-    app.state.door = Door(client, open_without_keys=open_without_keys)
-    for room in (files, batches, models, health):
-        app.include_router(room.router)
-    handle_errors(app)
-    app.add_middleware(Bounds)
-    app.add_middleware(Doorkeeper, door=app.state.door)
-    app.add_middleware(HeadAnswers)
-    app.openapi = lambda: _described(app)  # type: ignore[method-assign]
+    app.state.uploads = UploadHandler()
+    app.state.readiness = health.ReadinessCheck(client)
+    app.state.authenticator = Authenticator(client, allow_anonymous=allow_anonymous)
+    for module in (files, batches, models, health):
+        app.include_router(module.router)
+    register_error_handlers(app)
+    app.add_middleware(RequestLimitsMiddleware)
+    app.add_middleware(AuthMiddleware, authenticator=app.state.authenticator)
+    app.add_middleware(HeadMiddleware)
+    app.openapi = lambda: _openapi_document(app)  # type: ignore[method-assign]
     return app
 
 
 @asynccontextmanager
-async def _living(app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Go on with the batches that wait, and stop those that run at the end; they can go on later."""
     client: Batchline = app.state.client
     try:
-        to_thread.current_default_thread_limiter().total_tokens = POOL
-        with Keeper(client):
+        to_thread.current_default_thread_limiter().total_tokens = TOTAL_THREADS
+        with MaintenanceThread(client):
             yield
     finally:
         app.state.readiness.close()
         await asyncio.to_thread(client.close)
 
 
-def _described(app: FastAPI) -> dict[str, Any]:
+def _openapi_document(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, with keys, and without the framework's own form of errors."""
     if app.openapi_schema is None:
         document = FastAPI.openapi(app)
@@ -73,14 +73,16 @@ def _described(app: FastAPI) -> dict[str, Any]:
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
         reference = "#/components/schemas/{model}"
-        line = BatchResultItem.model_json_schema(mode="serialization", ref_template=reference)
-        schemas |= {**line.pop("$defs", {}), "BatchResultItem": line}
+        line_schema = BatchResultItem.model_json_schema(mode="serialization", ref_template=reference)
+        schemas |= {**line_schema.pop("$defs", {}), "BatchResultItem": line_schema}
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         for path, routes in document["paths"].items():
             for route in routes.values():
                 route["responses"].pop("422", None)
                 route["security"] = [] if path in OPEN_PATHS else [{"key": []}]
-                for status, answer in route["responses"].items():
-                    answer["headers"] = answer.get("headers", {}) | DESCRIBED | HEADERS.get(status, {})
+                for status, response in route["responses"].items():
+                    response["headers"] = (
+                        response.get("headers", {}) | REQUEST_ID_HEADERS | STATUS_HEADERS.get(status, {})
+                    )
         app.openapi_schema = document
     return app.openapi_schema

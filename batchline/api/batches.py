@@ -12,9 +12,13 @@ from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from batchline.api.answers import Deleted, Here, json_answer, streamed_as, written
-from batchline.api.errors import documented
-from batchline.api.places import FairRoute, in_turn, run_aside
+from batchline.api.concurrency import FairRoute, iterate_in_thread, run_in_thread
+from batchline.api.errors import openapi_errors
+from batchline.api.responses import CurrentClient, Deleted, json_response, model_response, openapi_stream
+from batchline.client import Batchline
+from batchline.client.batches import POLL_INTERVAL_S
+from batchline.client.expiry import ExpiresAfterDict
+from batchline.client.raw_result import RawResult
 from batchline.models.analytics import BatchAnalytics
 from batchline.models.batches import (
     BatchListResponse,
@@ -22,21 +26,17 @@ from batchline.models.batches import (
     BatchResultsQuery,
     BatchUsage,
     CreateBatchRequest,
-    Included,
+    IncludeQuery,
     ListBatchesQuery,
     RetryRequestsRequest,
 )
-from batchline.models.status import ACTIVE
-from batchline.operations import Batchline
-from batchline.operations.batches import POLL_S
-from batchline.operations.expiry import Expiry
-from batchline.operations.result import Result
+from batchline.models.status import ACTIVE_STATUSES
 
 router = APIRouter(prefix="/v1/batches", tags=["Batches"], route_class=FairRoute)
 
-ITEMS_AT_ONCE: Final = 100
-BLOCK_BYTES: Final = 2**20
-LINES: Final = "application/x-ndjson"
+MAX_BLOCK_ITEMS: Final = 100
+MAX_BLOCK_BYTES: Final = 2**20
+LINES_MEDIA_TYPE: Final = "application/x-ndjson"
 EXAMPLE = "batch-0192f0c1a5"
 
 
@@ -55,103 +55,105 @@ class CreateBatchBody(CreateBatchRequest):
     output_expires_after: OutputExpiry | None = None
 
 
-@router.post("", response_model=BatchResponse, responses=documented(409))
+@router.post("", response_model=BatchResponse, responses=openapi_errors(409))
 def create_batch(
     body: CreateBatchBody,
-    client: Here,
+    client: CurrentClient,
     idempotency_key: Annotated[
         str | None, Header(description="The same key and body give the same batch again.")
     ] = None,
 ) -> Response:
     """Make a batch of an uploaded file's requests, and run it."""
-    kept = body.output_expires_after
+    expiry = body.output_expires_after
     batch = client.batches.create(
         **body.model_dump(exclude={"output_expires_after"}),
-        output_expires_after=None if kept is None else Expiry(anchor=kept.anchor, seconds=kept.seconds),
+        output_expires_after=None
+        if expiry is None
+        else ExpiresAfterDict(anchor=expiry.anchor, seconds=expiry.seconds),
         idempotency_key=idempotency_key,
     )
-    return written(batch)
+    return model_response(batch)
 
 
-@router.get("", response_model=BatchListResponse, responses=documented())
-def list_batches(query: Annotated[ListBatchesQuery, Query()], client: Here) -> Response:
+@router.get("", response_model=BatchListResponse, responses=openapi_errors())
+def list_batches(query: Annotated[ListBatchesQuery, Query()], client: CurrentClient) -> Response:
     """List batches, newest first."""
-    return json_answer(client.batches.list(**query.model_dump()).to_json())
+    return json_response(client.batches.list(**query.model_dump()).to_json())
 
 
-@router.get("/{batch_id}", response_model=BatchResponse, responses=documented())
-def retrieve_batch(batch_id: str, query: Annotated[Included, Query()], client: Here) -> Response:
+@router.get("/{batch_id}", response_model=BatchResponse, responses=openapi_errors())
+def retrieve_batch(batch_id: str, query: Annotated[IncludeQuery, Query()], client: CurrentClient) -> Response:
     """Tell about a batch."""
     batch = client.batches.retrieve(batch_id, include=query.include or "")
-    if query.with_analytics and batch.analytics is None and batch.status in ACTIVE:
+    if query.includes_analytics and batch.analytics is None and batch.status in ACTIVE_STATUSES:
         so_far = client.batches.analytics(batch_id)
-        batch = batch.model_copy(update={"analytics": so_far, "usage": BatchUsage.of(so_far)})
-    return written(batch)
+        batch = batch.model_copy(update={"analytics": so_far, "usage": BatchUsage.from_analytics(so_far)})
+    return model_response(batch)
 
 
-@router.get("/{batch_id}/analytics", response_model=BatchAnalytics, responses=documented())
-def read_analytics(batch_id: str, client: Here) -> Response:
+@router.get("/{batch_id}/analytics", response_model=BatchAnalytics, responses=openapi_errors())
+def read_analytics(batch_id: str, client: CurrentClient) -> Response:
     """Give the figures of a batch; while it runs, those of what is settled so far."""
-    return written(client.batches.analytics(batch_id))
+    return model_response(client.batches.analytics(batch_id))
 
 
 @router.get(
     "/{batch_id}/results",
     response_class=Response,
     responses={
-        **documented(),
-        200: streamed_as(LINES, "A `BatchResultItem` for each request, in input order."),
+        **openapi_errors(),
+        200: openapi_stream(LINES_MEDIA_TYPE, "A `BatchResultItem` for each request, in input order."),
     },
 )
-def read_results(batch_id: str, query: Annotated[BatchResultsQuery, Query()], client: Here) -> Response:
+def read_results(batch_id: str, query: Annotated[BatchResultsQuery, Query()], client: CurrentClient) -> Response:
     """Tell what became of each request, also while the batch runs; each line is a `BatchResultItem`."""
-    lines = _lines(client.batches.result_texts(batch_id, **query.model_dump()))
-    first = next(lines, b"")
-    return StreamingResponse(in_turn(chain([first], lines)), media_type=LINES)
+    lines = _join_lines(client.batches.raw_results(batch_id, **query.model_dump()))
+    first_block = next(lines, b"")
+    return StreamingResponse(iterate_in_thread(chain([first_block], lines)), media_type=LINES_MEDIA_TYPE)
 
 
-def _lines(results: Iterator[Result]) -> Iterator[bytes]:
+def _join_lines(results: Iterator[RawResult]) -> Iterator[bytes]:
     """The results as lines, some at a time; few if their bodies are long."""
-    held: list[bytes] = []
+    pending: list[bytes] = []
     size = 0
     for result in results:
-        held.append(result.to_line())
-        size += len(held[-1])
-        if len(held) >= ITEMS_AT_ONCE or size >= BLOCK_BYTES:
-            yield b"".join(held) if len(held) > 1 else held[0]
-            held, size = [], 0
-    yield b"".join(held)
+        pending.append(result.to_line())
+        size += len(pending[-1])
+        if len(pending) >= MAX_BLOCK_ITEMS or size >= MAX_BLOCK_BYTES:
+            yield b"".join(pending) if len(pending) > 1 else pending[0]
+            pending, size = [], 0
+    yield b"".join(pending)
 
 
-async def deleted(client: Batchline, batch_id: str) -> None:
+async def delete_when_idle(client: Batchline, batch_id: str) -> None:
     """Delete the batch as `Batches.delete` does, without a thread that waits for its runner to end."""
-    deadline = time.monotonic() + client.batches.deletion_patience_s
-    while (reason := await run_aside(client.batches.delete_if_idle, batch_id)) is not None:
+    deadline = time.monotonic() + client.batches.deletion_timeout_s
+    while (reason := await run_in_thread(client.batches.delete_if_idle, batch_id)) is not None:
         if time.monotonic() >= deadline:
             raise reason
-        await asyncio.sleep(POLL_S)
+        await asyncio.sleep(POLL_INTERVAL_S)
 
 
-@router.post("/{batch_id}/cancel", response_model=BatchResponse, responses=documented(409))
-def cancel_batch(batch_id: str, client: Here) -> Response:
+@router.post("/{batch_id}/cancel", response_model=BatchResponse, responses=openapi_errors(409))
+def cancel_batch(batch_id: str, client: CurrentClient) -> Response:
     """Cancel a batch; what was answered is kept."""
-    return written(client.batches.cancel(batch_id))
+    return model_response(client.batches.cancel(batch_id))
 
 
-@router.post("/{batch_id}/retry", response_model=BatchResponse, responses=documented(409))
-def retry_batch(batch_id: str, client: Here) -> Response:
+@router.post("/{batch_id}/retry", response_model=BatchResponse, responses=openapi_errors(409))
+def retry_batch(batch_id: str, client: CurrentClient) -> Response:
     """Try all failed, expired and cancelled requests of a finished batch again."""
-    return written(client.batches.retry(batch_id))
+    return model_response(client.batches.retry(batch_id))
 
 
-@router.post("/{batch_id}/retry-requests", response_model=BatchResponse, responses=documented(409))
-def retry_requests(batch_id: str, body: RetryRequestsRequest, client: Here) -> Response:
+@router.post("/{batch_id}/retry-requests", response_model=BatchResponse, responses=openapi_errors(409))
+def retry_requests(batch_id: str, body: RetryRequestsRequest, client: CurrentClient) -> Response:
     """Try those requests of a finished batch again."""
-    return written(client.batches.retry_requests(batch_id, body.request_ids))
+    return model_response(client.batches.retry_requests(batch_id, body.request_ids))
 
 
-@router.delete("/{batch_id}", response_model=Deleted, responses=documented(409))
-async def delete_batch(batch_id: str, client: Here) -> Response:
+@router.delete("/{batch_id}", response_model=Deleted, responses=openapi_errors(409))
+async def delete_batch(batch_id: str, client: CurrentClient) -> Response:
     """Delete a batch with its output and error files; one that runs is cancelled first."""
-    await deleted(client, batch_id)
-    return written(Deleted(id=batch_id, object="batch"))
+    await delete_when_idle(client, batch_id)
+    return model_response(Deleted(id=batch_id, object="batch"))

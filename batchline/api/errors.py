@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from batchline.api.methods import allowed_methods
+from batchline.api.http_methods import allowed_methods
 from batchline.api.request_ids import request_id
 from batchline.models.errors import (
     BatchlineError,
@@ -27,12 +27,12 @@ from batchline.models.errors import (
 
 log = logging.getLogger(__name__)
 
-RETRY_S: Final = 30
+RETRY_AFTER_S: Final = 30
 """When to try again what was refused because too much is under way."""
 
-INVALID: Final = "invalid_request_error"
+INVALID_REQUEST: Final = "invalid_request_error"
 
-_OF_ERRORS: Final[Mapping[type[BatchlineError], tuple[int, str | None]]] = {
+_STATUS_AND_CODE_OF_ERROR: Final[Mapping[type[BatchlineError], tuple[int, str | None]]] = {
     TooLarge: (413, "file_too_large"),
     InvalidInput: (400, None),
     NotFound: (404, None),
@@ -41,14 +41,14 @@ _OF_ERRORS: Final[Mapping[type[BatchlineError], tuple[int, str | None]]] = {
 }
 """Status and code of each error that is the caller's; the first that fits. Others are ours."""
 
-_OF_FAULTS: Final = {
+_CODE_OF_VALIDATION_ERROR: Final = {
     "missing": "missing_required_parameter",
     "extra_forbidden": "unknown_parameter",
     "json_invalid": "invalid_json",
 }
 """From what pydantic finds to OpenAI's code; any other is `invalid_value`."""
 
-_STATUSES: Final = {
+_STATUS_DESCRIPTIONS: Final = {
     400: "The request cannot be used.",
     401: "No key, or none that is valid.",
     403: "The key does not open this.",
@@ -58,11 +58,11 @@ _STATUSES: Final = {
     409: "Its state forbids it.",
     413: "Too large.",
     416: "No such bytes in the file.",
-    429: "Too many requests, or too many open batches; `Retry-After` says when to come again.",
+    429: "Too many requests, or too many open batches; `Retry-AfterAction` says when to come again.",
     500: "A fault of the server's.",
     503: "Storage or the database does not answer, or the server has too much to do; try again.",
 }
-HEADERS: Final = {
+STATUS_HEADERS: Final = {
     status: {name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()}
     for status, headers in {
         "401": {"WWW-Authenticate": "`Bearer`."},
@@ -73,14 +73,14 @@ HEADERS: Final = {
 }
 """The headers of answers by their status, in an OpenAPI document."""
 
-_ALWAYS: Final = (400, 401, 403, 404, 405, 408, 413, 429, 500, 503)
+_COMMON_STATUSES: Final = (400, 401, 403, 404, 405, 408, 413, 429, 500, 503)
 
 
 class ErrorObject(BaseModel):
     """What went wrong."""
 
     message: str = Field(description="What is wrong, for a person.")
-    type: str = Field(description="Whose fault it is, roughly.", examples=[INVALID])
+    type: str = Field(description="Whose fault it is, roughly.", examples=[INVALID_REQUEST])
     param: str | None = Field(description="The parameter that caused it, if one did.")
     code: str | None = Field(
         description="What is wrong, for a program, where there is a word for it: 400 `invalid_value`, "
@@ -97,7 +97,7 @@ class ErrorResponse(BaseModel):
     error: ErrorObject
 
 
-class Refusal(HTTPException):
+class ApiError(HTTPException):
     """An answer that is no success, from this room."""
 
     def __init__(
@@ -114,126 +114,130 @@ class Refusal(HTTPException):
         self.code = code
 
 
-def documented(*more: int) -> dict[int | str, dict[str, Any]]:
+def openapi_errors(*extra_statuses: int) -> dict[int | str, dict[str, Any]]:
     """What the OpenAPI document says of the errors of a route, those that any route may give included."""
-    statuses = sorted({*_ALWAYS, *more})
-    return {status: {"model": ErrorResponse, "description": _STATUSES[status]} for status in statuses}
+    statuses = sorted({*_COMMON_STATUSES, *extra_statuses})
+    return {status: {"model": ErrorResponse, "description": _STATUS_DESCRIPTIONS[status]} for status in statuses}
 
 
-def answer_of(error: Exception) -> Response:
+def error_response(error: Exception) -> Response:
     """The answer for an error."""
-    return _answer(told(error))
+    return _to_response(to_http_exception(error))
 
 
-def told(error: Exception) -> HTTPException:
+def to_http_exception(error: Exception) -> HTTPException:
     """The error as the caller is told it. Faults of ours are logged, and told without their details."""
     if isinstance(error, BatchlineError):
-        error = _refusal_of(error)
+        error = _from_batchline_error(error)
     if isinstance(error, RequestValidationError):
-        error = _refusal_of_fault(error)
+        error = _from_validation_error(error)
     if not isinstance(error, HTTPException):
         log.error("%s: %s", request_id.get(), error)  # the server adds how it came about
-        error = _failed()
+        error = _server_error()
     return error
 
 
-def _refusal_of(error: BatchlineError) -> Refusal:
-    for kind, (status, code) in _OF_ERRORS.items():
-        if isinstance(error, kind):
-            headers = {"Retry-After": str(RETRY_S)} if status == 429 else None
-            return Refusal(status, str(error), param=getattr(error, "param", None), code=code, headers=headers)
+def _from_batchline_error(error: BatchlineError) -> ApiError:
+    for error_class, (status, code) in _STATUS_AND_CODE_OF_ERROR.items():
+        if isinstance(error, error_class):
+            headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 429 else None
+            return ApiError(status, str(error), param=getattr(error, "param", None), code=code, headers=headers)
     if isinstance(error, StorageFault | Interrupted):
         log.error("%s: %s", request_id.get(), error)
-        return unavailable("storage or the database does not answer; try again")
+        return service_unavailable("storage or the database does not answer; try again")
     log.error("%s: %s", request_id.get(), error, exc_info=error)
-    return _failed()
+    return _server_error()
 
 
-def _failed() -> Refusal:
-    return Refusal(500, f"the server failed; its log says more of {request_id.get()}")
+def _server_error() -> ApiError:
+    return ApiError(500, f"the server failed; its log says more of {request_id.get()}")
 
 
-def unavailable(message: str) -> Refusal:
+def service_unavailable(message: str) -> ApiError:
     """The answer for what may work a little later."""
-    return Refusal(503, message, headers={"Retry-After": "5"})
+    return ApiError(503, message, headers={"Retry-After": "5"})
 
 
-def _refusal_of_fault(error: RequestValidationError) -> Refusal:
+def _from_validation_error(error: RequestValidationError) -> ApiError:
     """What the framework finds wrong with a request; the first of it, as OpenAI does."""
-    fault = error.errors()[0]
-    code, message = _OF_FAULTS.get(str(fault["type"]), "invalid_value"), str(fault["msg"])
+    detail = error.errors()[0]
+    code, message = _CODE_OF_VALIDATION_ERROR.get(str(detail["type"]), "invalid_value"), str(detail["msg"])
     if code == "invalid_json":
-        return Refusal(400, f"the body is not JSON: {fault['ctx']['error']}", code=code)
-    if tuple(fault["loc"]) == ("body",):
-        return Refusal(400, "send a JSON object, with Content-Type: application/json", code=code)
-    name = ".".join(str(part) for part in fault["loc"][1:]) or None
-    return Refusal(400, _fault_in_words(name, code, message.removeprefix("Value error, ")), param=name, code=code)
+        return ApiError(400, f"the body is not JSON: {detail['ctx']['error']}", code=code)
+    if tuple(detail["loc"]) == ("body",):
+        return ApiError(400, "send a JSON object, with Content-Type: application/json", code=code)
+    param = ".".join(str(part) for part in detail["loc"][1:]) or None
+    return ApiError(
+        400, _validation_message(param, code, message.removeprefix("Value error, ")), param=param, code=code
+    )
 
 
-def _fault_in_words(name: str | None, code: str, message: str) -> str:
+def _validation_message(param: str | None, code: str, message: str) -> str:
     """What pydantic tells, by OpenAI's words where it has any, and with the parameter's name once."""
-    if name is None:
+    if param is None:
         return message
     if code == "unknown_parameter":
-        return f"Unknown parameter: '{name}'."
+        return f"Unknown parameter: '{param}'."
     if code == "missing_required_parameter":
-        return f"Missing required parameter: '{name}'."
-    return message if message.startswith(f"{name} ") else f"{name}: {message}"
+        return f"Missing required parameter: '{param}'."
+    return message if message.startswith(f"{param} ") else f"{param}: {message}"
 
 
-def _answer(error: HTTPException) -> Response:
+def _to_response(error: HTTPException) -> Response:
     headers = dict(error.headers or {})
     if error.status_code == 409:
         headers["x-should-retry"] = "false"  # which OpenAI's clients otherwise do
-    kind = _type_of(error.status_code)
+    error_type = _error_type(error.status_code)
     param, code = getattr(error, "param", None), getattr(error, "code", None)
-    param = None if param is None else _well_formed(str(param))
-    body = ErrorObject(message=_well_formed(str(error.detail)), type=kind, param=param, code=code)
+    param = None if param is None else _escape_surrogates(str(param))
+    body = ErrorObject(message=_escape_surrogates(str(error.detail)), type=error_type, param=param, code=code)
     content = ErrorResponse(error=body).model_dump_json()
     return Response(content, error.status_code, headers, media_type="application/json")
 
 
-def _well_formed(text: str) -> str:
+def _escape_surrogates(text: str) -> str:
     """The text with what is no character written as JSON escapes it: JSON may bring one half of a pair."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _type_of(status: int) -> str:
+def _error_type(status: int) -> str:
     if status == 429:
         return "requests"
-    return "server_error" if status >= 500 else INVALID
+    return "server_error" if status >= 500 else INVALID_REQUEST
 
 
-def _unknown_path(request: Request, error: HTTPException) -> HTTPException:
+def _reword_routing_error(request: Request, error: HTTPException) -> HTTPException:
     """Starlette's own words for a path or a method that is not there, in OpenAI's."""
-    if isinstance(error, Refusal):
+    if isinstance(error, ApiError):
         return error
-    asked = f"{request.method} {request.url.path}"
+    request_line = f"{request.method} {request.url.path}"
     if error.status_code == 404:
-        return Refusal(404, f"Invalid URL ({asked}); /openapi.json tells what there is", code="unknown_url")
+        return ApiError(
+            404, f"Invalid URL ({request_line}); /openapi.json tells what there is", code="unknown_url"
+        )
     if error.status_code == 405:
         # The framework names the methods of the first route that has this path, and not of those that follow.
         allowed = allowed_methods(request.app.openapi(), request.url.path)
         headers = error.headers if allowed is None else {"Allow": allowed}
-        return Refusal(405, f"Not allowed: {asked}", code="method_not_supported", headers=headers)
+        return ApiError(405, f"Not allowed: {request_line}", code="method_not_supported", headers=headers)
     return error
 
 
-def handle_errors(app: FastAPI) -> None:
+def register_error_handlers(app: FastAPI) -> None:
     """Let every error of the app come out as OpenAI's do."""
 
     @app.exception_handler(HTTPException)
-    async def refused(request: Request, error: HTTPException) -> Response:
-        return answer_of(_unknown_path(request, error))
+    async def handle_http_error(request: Request, error: HTTPException) -> Response:
+        return error_response(_reword_routing_error(request, error))
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        return answer_of(error)
+    async def handle_validation_error(_: Request, error: RequestValidationError) -> Response:
+        return error_response(error)
 
     @app.exception_handler(BatchlineError)
-    async def failed(_: Request, error: BatchlineError) -> Response:
-        return answer_of(error)
+    async def handle_batchline_error(_: Request, error: BatchlineError) -> Response:
+        return error_response(error)
 
     @app.exception_handler(Exception)
-    async def broken(_: Request, error: Exception) -> Response:
-        return answer_of(error)
+    async def handle_unexpected_error(_: Request, error: Exception) -> Response:
+        return error_response(error)

@@ -11,20 +11,20 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from batchline.operations import Batchline
-from batchline.upstream.tally import BOUNDS_S, Spread, Tally
+from batchline.client import Batchline
+from batchline.upstream.call_metrics import BUCKET_BOUNDS_S, CallMetrics, DurationHistogram
 
 MEDIA_TYPE: Final = CONTENT_TYPE_LATEST
 
 
-def metrics_of(client: Batchline) -> bytes:
+def render_metrics(client: Batchline) -> bytes:
     """The figures as text; raises `StorageFault` where the database does not answer."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Figures(client))
+    registry.register(_MetricsCollector(client))
     return generate_latest(registry)
 
 
-class _Figures(Collector):
+class _MetricsCollector(Collector):
     """What is known at the moment."""
 
     def __init__(self, client: Batchline) -> None:
@@ -36,35 +36,39 @@ class _Figures(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All metrics."""
-        overview = self._client.engine.records.overview
+        batch_counts = self._client.services.records.batch_counts
         batches = GaugeMetricFamily("batchline_batches", "Batches on record.", labels=["status"])
-        for status, count in overview.states().items():
+        for status, count in batch_counts.count_by_status().items():
             batches.add_metric([status], count)
         yield batches
-        oldest = overview.oldest_waiting_at()
-        waited_s = 0.0 if oldest is None else max(0.0, time.time() - oldest)
+        oldest_waiting_at = batch_counts.oldest_waiting_at()
+        waited_s = 0.0 if oldest_waiting_at is None else max(0.0, time.time() - oldest_waiting_at)
         yield GaugeMetricFamily("batchline_queue_age_seconds", "Age of the oldest waiting batch.", waited_s)
-        caller = self._client.engine.started_caller
-        in_flight = 0 if caller is None else caller.in_flight
+        dispatcher = self._client.services.started_dispatcher
+        in_flight = 0 if dispatcher is None else dispatcher.in_flight
         yield GaugeMetricFamily("batchline_requests_in_flight", "Requests under way in this process.", in_flight)
-        yield from _sent(Tally() if caller is None else caller.tally)
+        yield from _call_metrics(CallMetrics() if dispatcher is None else dispatcher.metrics)
 
 
-def _sent(tally: Tally) -> Iterator[Metric]:
+def _call_metrics(call_metrics: CallMetrics) -> Iterator[Metric]:
     """What was sent and came back since the process began."""
     requests = CounterMetricFamily("batchline_requests", "Requests settled by this process.", labels=["outcome"])
-    for outcome, count in {"completed": 0, **tally.outcomes}.items():
+    for outcome, count in {"completed": 0, **call_metrics.outcomes}.items():
         requests.add_metric([outcome], count)
     yield requests
     tokens = CounterMetricFamily("batchline_tokens", "Tokens of answers to this process.", labels=["kind"])
-    tokens.add_metric(["prompt"], tally.prompt_tokens)
-    tokens.add_metric(["completion"], tally.completion_tokens)
+    tokens.add_metric(["prompt"], call_metrics.prompt_tokens)
+    tokens.add_metric(["completion"], call_metrics.completion_tokens)
     yield tokens
-    yield _histogram("batchline_request_duration_seconds", "Final attempts, from start to end.", tally.duration)
-    yield _histogram("batchline_request_first_byte_seconds", "Final attempts, to first byte.", tally.first_byte)
+    yield _histogram_metric(
+        "batchline_request_duration_seconds", "Final attempts, from start to end.", call_metrics.duration
+    )
+    yield _histogram_metric(
+        "batchline_request_first_byte_seconds", "Final attempts, to first byte.", call_metrics.time_to_first_byte
+    )
 
 
-def _histogram(name: str, description: str, spread: Spread) -> Metric:
-    bounds = [*map(str, BOUNDS_S), "+Inf"]
-    buckets = [*zip(bounds, map(float, accumulate(spread.counts)), strict=True)]
-    return HistogramMetricFamily(name, description, buckets=buckets, sum_value=spread.sum_s)
+def _histogram_metric(name: str, description: str, histogram: DurationHistogram) -> Metric:
+    bounds = [*map(str, BUCKET_BOUNDS_S), "+Inf"]
+    buckets = [*zip(bounds, map(float, accumulate(histogram.counts)), strict=True)]
+    return HistogramMetricFamily(name, description, buckets=buckets, sum_value=histogram.sum_s)

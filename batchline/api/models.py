@@ -5,25 +5,25 @@ from __future__ import annotations
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-from batchline.api.answers import Here, written
-from batchline.api.errors import documented
-from batchline.api.places import FairRoute
+from batchline.api.concurrency import FairRoute
+from batchline.api.errors import openapi_errors
+from batchline.api.responses import CurrentClient, model_response
 from batchline.models.errors import NotFound
-from batchline.models.served import ModelListResponse, ModelObject, served_model, served_models
+from batchline.models.model_list import ModelListResponse, ModelObject, find_served_model, list_served_models
 
 router = APIRouter(prefix="/v1/models", tags=["Models"], route_class=FairRoute)
 
 
-@router.get("", response_model=ModelListResponse, responses=documented())
-def list_models(client: Here) -> Response:
+@router.get("", response_model=ModelListResponse, responses=openapi_errors())
+def list_models(client: CurrentClient) -> Response:
     """List the models that the upstreams are said to serve."""
-    return written(served_models(client.engine.settings))
+    return model_response(list_served_models(client.services.settings))
 
 
-@router.get("/{model:path}", response_model=ModelObject, responses=documented())
-def retrieve_model(model: str, client: Here) -> Response:
+@router.get("/{model:path}", response_model=ModelObject, responses=openapi_errors())
+def retrieve_model(model: str, client: CurrentClient) -> Response:
     """Tell which upstream serves a model."""
-    found = served_model(client.engine.settings, model) if model else None
-    if found is None:
+    model_object = find_served_model(client.services.settings, model) if model else None
+    if model_object is None:
         raise NotFound(f"no upstream serves the model {model!r}")
-    return written(found)
+    return model_response(model_object)

@@ -12,7 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 request_id: ContextVar[str] = ContextVar("request_id", default="req_none")
 """The request that is being answered."""
 
-DESCRIBED: Final = {
+REQUEST_ID_HEADERS: Final = {
     "x-request-id": {
         "description": "The request's id, which the server's log has too.",
         "schema": {"type": "string"},
@@ -21,7 +21,7 @@ DESCRIBED: Final = {
 """The header in an OpenAPI document."""
 
 
-class IdentifyingApp(FastAPI):
+class RequestIdApp(FastAPI):
     """A FastAPI whose every answer has its request's id, those to what failed too."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -29,12 +29,12 @@ class IdentifyingApp(FastAPI):
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
-        name = f"req_{secrets.token_hex(16)}"
-        request_id.set(name)
+        assigned_id = f"req_{secrets.token_hex(16)}"
+        request_id.set(assigned_id)
 
-        async def send_named(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", name.encode())]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", assigned_id.encode())]
             await send(message)
 
-        await super().__call__(scope, receive, send_named)
+        await super().__call__(scope, receive, send_with_id)

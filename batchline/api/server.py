@@ -19,11 +19,11 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from batchline.api.app import create_app
+from batchline.client import Batchline
+from batchline.client.api_keys import ApiKeys
 from batchline.models.addresses import is_loopback
 from batchline.models.errors import InvalidInput
-from batchline.models.signals import StopSignals
-from batchline.operations import Batchline
-from batchline.operations.keys import Keys
+from batchline.models.stop_signals import StopSignals
 
 BACKLOG: Final = 2_048
 KEEP_ALIVE_S: Final = 75
@@ -38,15 +38,15 @@ HEAD_BYTES: Final = 65_536
 FILES: Final = 16_384
 """Open files that a server should be allowed: connections from clients, to upstreams, storage and the database."""
 
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
-Face = Callable[[FastAPI], ASGIApp]
-SHUTDOWN_S: Final = 10
+STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+AppFactory = Callable[[FastAPI], ASGIApp]
+SHUTDOWN_TIMEOUT_S: Final = 10
 """How long answers may take that are under way when the server stops."""
 
-SWITCH_S: Final = 0.001
+SWITCH_INTERVAL_S: Final = 0.001
 """Seconds that a thread that checks files or packs answers may keep the GIL while the event loop waits for it."""
 
-SERVING: Final[Mapping[str, Any]] = {
+UVICORN_OPTIONS: Final[Mapping[str, Any]] = {
     "http": "h11",  # the only one whose size of a head is bounded
     "h11_max_incomplete_event_size": HEAD_BYTES,
     "ws": "none",
@@ -56,7 +56,7 @@ SERVING: Final[Mapping[str, Any]] = {
     "server_header": False,
     "backlog": BACKLOG,
     "timeout_keep_alive": KEEP_ALIVE_S,
-    "timeout_graceful_shutdown": SHUTDOWN_S,
+    "timeout_graceful_shutdown": SHUTDOWN_TIMEOUT_S,
 }
 """uvicorn's options."""
 
@@ -69,27 +69,27 @@ class Server:
     nothing is configured that batches could be run by.
     """
 
-    def __init__(self, client: Batchline, *, host: str, port: int, face: Face | None = None) -> None:
-        is_local, keys = is_loopback(host), Keys(client)
-        if not is_local and not keys.can_be_used():
+    def __init__(self, client: Batchline, *, host: str, port: int, app_factory: AppFactory | None = None) -> None:
+        is_local, keys = is_loopback(host), ApiKeys(client)
+        if not is_local and not keys.has_valid_key():
             raise InvalidInput(
                 f"{host} can be reached from other machines, and there is no key: make one with `batchline keys "
                 "create NAME --role manager`, or serve at 127.0.0.1",
                 param="host",
             )
-        client.runner.check()
-        if client.engine.settings.serve_via == "process":
-            client.share_budgets()
-        self._listener = _listening(host, port)
-        self.url = _url(self._listener)
-        self.is_open = is_local and not keys.are_needed()
+        client.runner.require_configured()
+        if client.services.settings.serve_via == "process":
+            client.share_quotas()
+        self._listener = _bind_socket(host, port)
+        self.url = _base_url(self._listener)
+        self.allows_anonymous = is_local and not keys.is_key_required()
         """Whether whoever asks is let in."""
-        api = create_app(client, open_without_keys=is_local)
-        self._server = _Uvicorn(uvicorn.Config(face(api) if face else api, **SERVING))
+        api = create_app(client, allow_anonymous=is_local)
+        self._server = _UvicornServer(uvicorn.Config(app_factory(api) if app_factory else api, **UVICORN_OPTIONS))
 
     def run(self) -> None:
         """Serve until SIGINT, SIGTERM or `stop`; then stop the batches that run, which can go on later."""
-        sys.setswitchinterval(SWITCH_S)
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         _raise_file_limit()
         with self._listener, _frozen_memory():
             self._server.run(sockets=[self._listener])
@@ -110,7 +110,7 @@ def _frozen_memory() -> Iterator[None]:
         gc.unfreeze()
 
 
-class _Uvicorn(uvicorn.Server):
+class _UvicornServer(uvicorn.Server):
     """Stops cleanly at the first signal and is killed by a later one; uvicorn's own dies of the first as well."""
 
     @contextmanager
@@ -120,22 +120,22 @@ class _Uvicorn(uvicorn.Server):
             yield
             return
 
-        signals = StopSignals()
+        stop_signals = StopSignals()
 
         def stop(number: int, frame: FrameType | None) -> None:
-            which = signals.next()
-            if which == "later":
+            ordinal = stop_signals.classify_next()
+            if ordinal == "later":
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
-            if which == "first":
+            if ordinal == "first":
                 self.handle_exit(number, frame)
 
-        before = {each: signal.signal(each, stop) for each in SIGNALS}
+        previous_handlers = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
         try:
             yield
         finally:
-            for each, handler in before.items():
-                signal.signal(each, handler)
+            for number, handler in previous_handlers.items():
+                signal.signal(number, handler)
 
 
 def _raise_file_limit() -> None:
@@ -146,7 +146,7 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def _bind_socket(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
@@ -157,6 +157,6 @@ def _listening(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _url(listener: socket.socket) -> str:
+def _base_url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"

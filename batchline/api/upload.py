@@ -12,109 +12,111 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from batchline.api.errors import Refusal, unavailable
-from batchline.api.pipe import Pipe
-from batchline.api.places import Places
+from batchline.api.concurrency import FairLimiter
+from batchline.api.errors import ApiError, service_unavailable
+from batchline.api.upload_buffer import BoundedBuffer
+from batchline.client import Batchline
+from batchline.client.expiry import ExpiresAfterDict
+from batchline.client.files import UploadOptions
 from batchline.models.errors import InvalidInput
 from batchline.models.files import FileObject
-from batchline.operations import Batchline
-from batchline.operations.expiry import Expiry
-from batchline.operations.files import UploadOptions
 
-MOST_AT_ONCE: Final = 64
-MOST_OF_A_MEMBER: Final = 8
+MAX_UPLOADS: Final = 64
+MAX_UPLOADS_PER_MEMBER: Final = 8
 """Each holds some 40 MB: what it decompresses, and what it sends to S3."""
 
-PLACE_S: Final = 20.0
+SLOT_TIMEOUT_S: Final = 20.0
 """How long an upload waits for one of the places; many small ones that come together then all have theirs."""
 
-FIELD_BYTES: Final = 1_024
-HEADER_BYTES: Final = 8_192
-FIELDS: Final = frozenset({"purpose", "expires_after[anchor]", "expires_after[seconds]"})
+MAX_FIELD_BYTES: Final = 1_024
+MAX_HEADER_BYTES: Final = 8_192
+FORM_FIELDS: Final = frozenset({"purpose", "expires_after[anchor]", "expires_after[seconds]"})
 
 
-class Form:
+class MultipartForm:
     """The form of a request as it is parsed: small fields, and the bytes of one file.
 
-    It has the API's fields and those that are named beside them. Raises `Refusal` where the request has no form.
+    It has the API's fields and those that are named beside them. Raises `ApiError` where the request has no form.
     """
 
-    def __init__(self, request: Request, *, beside: frozenset[str] = frozenset()) -> None:
-        self._known = FIELDS | beside
+    def __init__(self, request: Request, *, extra_fields: frozenset[str] = frozenset()) -> None:
+        self._allowed_fields = FORM_FIELDS | extra_fields
         self.fields: dict[str, bytes] = {}
         self.filename: str | None = None
-        self.is_whole = False
-        self._file: list[bytes] = []
-        self._name = ""
-        self._header = [b"", b""]
+        self.is_complete = False
+        self._file_blocks: list[bytes] = []
+        self._field_name = ""
+        self._partial_header = [b"", b""]
         self._headers: dict[bytes, bytes] = {}
         callbacks = {
-            "on_part_begin": self._begin,
+            "on_part_begin": self._begin_part,
             "on_header_field": lambda data, start, end: self._add_header(0, data[start:end]),
             "on_header_value": lambda data, start, end: self._add_header(1, data[start:end]),
             "on_header_end": self._end_header,
-            "on_headers_finished": self._open,
-            "on_part_data": lambda data, start, end: self._add(data[start:end]),
-            "on_end": self._end,
+            "on_headers_finished": self._begin_data,
+            "on_part_data": lambda data, start, end: self._add_data(data[start:end]),
+            "on_end": self._mark_complete,
         }
         try:
-            self._parser = MultipartParser(_boundary(request), callbacks, max_header_size=HEADER_BYTES)  # type: ignore[arg-type]
+            self._parser = MultipartParser(_parse_boundary(request), callbacks, max_header_size=MAX_HEADER_BYTES)  # type: ignore[arg-type]
         except FormParserError as error:
-            raise Refusal(400, f"the form cannot be read: {error}") from error
+            raise ApiError(400, f"the form cannot be read: {error}") from error
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Parse what came, and return what of it is the file's; raises `Refusal` for what is no form."""
+        """Parse what came, and return what of it is the file's; raises `ApiError` for what is no form."""
         try:
             self._parser.write(data)
         except FormParserError as error:
-            raise Refusal(400, f"the form cannot be read: {error}") from error
-        blocks, self._file = self._file, []
+            raise ApiError(400, f"the form cannot be read: {error}") from error
+        blocks, self._file_blocks = self._file_blocks, []
         return blocks
 
-    def _begin(self) -> None:
+    def _begin_part(self) -> None:
         self._headers = {}
 
-    def _add_header(self, part: int, data: bytes) -> None:
-        self._header[part] += data
+    def _add_header(self, index: int, data: bytes) -> None:
+        self._partial_header[index] += data
 
     def _end_header(self) -> None:
-        name, value = self._header
+        name, value = self._partial_header
         self._headers[name.lower()] = value
-        self._header = [b"", b""]
+        self._partial_header = [b"", b""]
 
-    def _open(self) -> None:
+    def _begin_data(self) -> None:
         """Look at whose data follow."""
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
-        self._name = options.get(b"name", b"").decode(errors="replace")
-        if self._name == "file":
+        self._field_name = options.get(b"name", b"").decode(errors="replace")
+        if self._field_name == "file":
             if self.filename is not None:
-                raise Refusal(400, "there are two files; send one", param="file")
+                raise ApiError(400, "there are two files; send one", param="file")
             self.filename = options.get(b"filename", b"").decode(errors="replace").replace("\0", "")
-        elif self._name not in self._known:
-            known = ", ".join(["file", *sorted(self._known, reverse=True)])
-            message = f"Unknown parameter: '{self._name}'; the form may have {known}"
-            raise Refusal(400, message, param=self._name, code="unknown_parameter")
+        elif self._field_name not in self._allowed_fields:
+            allowed = ", ".join(["file", *sorted(self._allowed_fields, reverse=True)])
+            message = f"Unknown parameter: '{self._field_name}'; the form may have {allowed}"
+            raise ApiError(400, message, param=self._field_name, code="unknown_parameter")
         else:
-            self.fields[self._name] = b""
+            self.fields[self._field_name] = b""
 
-    def _add(self, data: bytes) -> None:
-        if self._name == "file":
-            self._file.append(data)
+    def _add_data(self, data: bytes) -> None:
+        if self._field_name == "file":
+            self._file_blocks.append(data)
             return
-        self.fields[self._name] += data
-        if len(self.fields[self._name]) > FIELD_BYTES:
-            raise Refusal(400, f"{self._name} is longer than {FIELD_BYTES} bytes", param=self._name)
+        self.fields[self._field_name] += data
+        if len(self.fields[self._field_name]) > MAX_FIELD_BYTES:
+            raise ApiError(
+                400, f"{self._field_name} is longer than {MAX_FIELD_BYTES} bytes", param=self._field_name
+            )
 
-    def _end(self) -> None:
-        self.is_whole = True
+    def _mark_complete(self) -> None:
+        self.is_complete = True
 
-    def options(self) -> UploadOptions:
+    def upload_options(self) -> UploadOptions:
         """What the form says of the file; raises `InvalidInput`."""
         if "purpose" not in self.fields:
             raise InvalidInput("purpose is missing; send 'batch'", param="purpose")
-        return UploadOptions(self.fields["purpose"].decode(errors="replace"), self._expiry())
+        return UploadOptions(self.fields["purpose"].decode(errors="replace"), self._parse_expiry())
 
-    def _expiry(self) -> Expiry | None:
+    def _parse_expiry(self) -> ExpiresAfterDict | None:
         anchor, seconds = (self.fields.get(f"expires_after[{name}]") for name in ("anchor", "seconds"))
         if anchor is None and seconds is None:
             return None
@@ -125,81 +127,85 @@ class Form:
         return {"anchor": "created_at", "seconds": int(seconds)}
 
 
-class Uploads:
+class UploadHandler:
     """Stores uploads, so many at once and of one member, each by a thread of its own."""
 
-    def __init__(self, most_at_once: int = MOST_AT_ONCE, most_of_a_member: int = MOST_OF_A_MEMBER) -> None:
-        self._threads = ThreadPoolExecutor(most_at_once, thread_name_prefix="upload")
-        self._places = Places(most_at_once, most_of_a_member)
+    def __init__(self, max_uploads: int = MAX_UPLOADS, max_per_member: int = MAX_UPLOADS_PER_MEMBER) -> None:
+        self._threads = ThreadPoolExecutor(max_uploads, thread_name_prefix="upload")
+        self._limiter = FairLimiter(max_uploads, max_per_member)
 
-    async def receive(self, request: Request, client: Batchline) -> FileObject:
+    async def handle(self, request: Request, client: Batchline) -> FileObject:
         """Store the file of the request's form; where the client leaves, nothing stays behind."""
-        return await self.receive_form(Form(request), request, client)
+        return await self.handle_form(MultipartForm(request), request, client)
 
-    async def receive_form(self, form: Form, request: Request, client: Batchline) -> FileObject:
+    async def handle_form(self, form: MultipartForm, request: Request, client: Batchline) -> FileObject:
         """The same, where the form's other fields are wanted as well."""
-        async with self._place(client.access.member_id):
+        async with self._upload_slot(client.access.member_id):
             try:
-                return await self._received(form, request.stream(), client)
+                return await self._read_form(form, request.stream(), client)
             except ClientDisconnect:
-                raise Refusal(400, "the client has left") from None
+                raise ApiError(400, "the client has left") from None
 
     @asynccontextmanager
-    async def _place(self, member: str | None) -> AsyncIterator[None]:
-        async with AsyncExitStack() as held:
+    async def _upload_slot(self, member_id: str | None) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
             try:
-                async with asyncio.timeout(PLACE_S):
-                    await held.enter_async_context(self._places.place(member))
+                async with asyncio.timeout(SLOT_TIMEOUT_S):
+                    await stack.enter_async_context(self._limiter.slot(member_id))
             except TimeoutError:
-                raise unavailable("too many files are being uploaded; try again") from None
+                raise service_unavailable("too many files are being uploaded; try again") from None
             yield
 
-    async def _received(self, form: Form, pieces: AsyncIterator[bytes], client: Batchline) -> FileObject:
-        async for data in pieces:
+    async def _read_form(self, form: MultipartForm, stream: AsyncIterator[bytes], client: Batchline) -> FileObject:
+        async for data in stream:
             blocks = form.feed(data)
             if form.filename is not None:
-                return await self._stored(form, blocks, pieces, client)
-        raise Refusal(400, "file is missing; send one", param="file", code="missing_required_parameter")
+                return await self._store_file(form, blocks, stream, client)
+        raise ApiError(400, "file is missing; send one", param="file", code="missing_required_parameter")
 
-    async def _stored(
-        self, form: Form, blocks: list[bytes], pieces: AsyncIterator[bytes], client: Batchline
+    async def _store_file(
+        self, form: MultipartForm, blocks: list[bytes], stream: AsyncIterator[bytes], client: Batchline
     ) -> FileObject:
         """Store the file that begins with these blocks."""
-        pipe = Pipe()
-        storing = asyncio.get_running_loop().run_in_executor(self._threads, _store, pipe, form, client)
+        buffer = BoundedBuffer()
+        storing = asyncio.get_running_loop().run_in_executor(
+            self._threads, _store_from_buffer, buffer, form, client
+        )
         try:
-            await _pass_on(form, blocks, pieces, pipe)
+            await _forward_stream(form, blocks, stream, buffer)
         except BaseException as error:
-            pipe.end(error)
+            buffer.end(error)
             await asyncio.wait([storing])
             storing.exception()
             raise
-        pipe.end()
+        buffer.end()
         return await storing
 
 
-def _store(pipe: Pipe, form: Form, client: Batchline) -> FileObject:
+def _store_from_buffer(buffer: BoundedBuffer, form: MultipartForm, client: Batchline) -> FileObject:
     try:
-        return client.files.receive(pipe, filename=form.filename or "", options=form.options)
+        return client.files.create_streaming(buffer, filename=form.filename or "", options=form.upload_options)
     finally:
-        pipe.leave()
+        buffer.abandon()
 
 
-async def _pass_on(form: Form, blocks: list[bytes], pieces: AsyncIterator[bytes], pipe: Pipe) -> None:
+async def _forward_stream(
+    form: MultipartForm, blocks: list[bytes], stream: AsyncIterator[bytes], buffer: BoundedBuffer
+) -> None:
     """Hand the file's bytes over until the form is through, or nobody wants them any more."""
     for block in blocks:
-        await pipe.put(block)
-    async for data in pieces:
+        await buffer.put(block)
+    async for data in stream:
         for block in form.feed(data):
-            await pipe.put(block)
-        if pipe.is_left:
+            await buffer.put(block)
+        if buffer.is_abandoned:
             return
-    if not form.is_whole:
-        raise Refusal(400, "the form is cut short; send it again")
+    if not form.is_complete:
+        raise ApiError(400, "the form is cut short; send it again")
 
 
-def _boundary(request: Request) -> bytes:
-    kind, options = parse_options_header(request.headers.get("content-type", ""))
-    if kind != b"multipart/form-data" or not options.get(b"boundary"):
-        raise Refusal(400, "send the file as multipart/form-data, with a boundary", param="file")
+def _parse_boundary(request: Request) -> bytes:
+    content_type, options = parse_options_header(request.headers.get("content-type", ""))
+    if content_type != b"multipart/form-data" or not options.get(b"boundary"):
+        raise ApiError(400, "send the file as multipart/form-data, with a boundary", param="file")
     return options[b"boundary"]

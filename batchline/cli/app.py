@@ -9,8 +9,8 @@ from typing import NoReturn
 import cyclopts
 from pydantic import ValidationError
 
-from batchline.cli.console import LogLines, complain, make_streams_lenient
-from batchline.cli.exits import STATUSES, Exit, exit_of_error
+from batchline.cli.console import ConsoleLogHandler, escape_unencodable, print_error
+from batchline.cli.exit_codes import EXIT_CODES_HELP, ExitCode, exit_code_of_error
 from batchline.models.errors import BatchlineError
 
 app = cyclopts.App(
@@ -23,7 +23,7 @@ app = cyclopts.App(
 # By name, so that a command loads what it needs and no more; its help is then to be told here.
 app.command(
     "batchline.cli.run:run",
-    help=f"Run a batch file to its end, or go on with a batch that was stopped.\n\n{STATUSES}",
+    help=f"Run a batch file to its end, or go on with a batch that was stopped.\n\n{EXIT_CODES_HELP}",
 )
 app.command("batchline.cli.validate:validate", help="Check a batch file and print every error in it.")
 app.command(
@@ -62,36 +62,38 @@ app.command(
 
 def main() -> NoReturn:
     """Run the command that the arguments name and exit with its status."""
-    make_streams_lenient()
-    logging.basicConfig(level=logging.WARNING, handlers=[LogLines()])
-    status: object = Exit.OK
+    escape_unencodable()
+    logging.basicConfig(level=logging.WARNING, handlers=[ConsoleLogHandler()])
+    status: object = ExitCode.OK
     try:
         status = app(sys.argv[1:], exit_on_error=False, print_error=False)
     except BatchlineError as error:
-        complain(str(error))
-        status = exit_of_error(error)
+        print_error(str(error))
+        status = exit_code_of_error(error)
     except cyclopts.CycloptsError as error:
         command = " ".join(("batchline", *(error.command_chain or ())))
-        complain(f"{_reason(error)}; `{command} --help` tells what there is")
-        status = Exit.BAD_INPUT
+        print_error(f"{_describe_usage_error(error)}; `{command} --help` tells what there is")
+        status = ExitCode.BAD_INPUT
     except KeyboardInterrupt:
-        complain("interrupted")
-        status = Exit.STOPPED
+        print_error("interrupted")
+        status = ExitCode.STOPPED
     except BrokenPipeError:
         # Whoever read our output has gone; the flush at exit would only say so again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        complain(f"the machine failed: {error}")
-        status = Exit.STOPPED
-    sys.exit(status if isinstance(status, int) else Exit.OK)
+        print_error(f"the machine failed: {error}")
+        status = ExitCode.STOPPED
+    sys.exit(status if isinstance(status, int) else ExitCode.OK)
 
 
-def _reason(error: cyclopts.CycloptsError) -> str:
+def _describe_usage_error(error: cyclopts.CycloptsError) -> str:
     """What is wrong with the arguments, in one line."""
     if isinstance(error.__cause__, ValidationError):
-        return "; ".join(f"--{_option(fault['loc'])}: {fault['msg']}" for fault in error.__cause__.errors())
+        return "; ".join(
+            f"--{_option_name(detail['loc'])}: {detail['msg']}" for detail in error.__cause__.errors()
+        )
     return str(error).strip().rstrip(".")
 
 
-def _option(place: tuple[int | str, ...]) -> str:
-    return ".".join(map(str, place)).replace("_", "-")
+def _option_name(location: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, location)).replace("_", "-")

@@ -6,22 +6,22 @@ from typing import Annotated
 import cyclopts
 from cyclopts import Parameter
 
-from batchline.cli.console import messages, print_json, results
-from batchline.cli.exits import Exit
-from batchline.cli.files import say_deleted
-from batchline.cli.listing import list_
-from batchline.cli.options import Flag, seconds
+from batchline.cli.batches_list import list_
+from batchline.cli.console import print_json, stderr_console, stdout_console
+from batchline.cli.exit_codes import ExitCode
+from batchline.cli.files import print_deleted
+from batchline.cli.options import Flag, parse_seconds
 from batchline.cli.progress import Progress
 from batchline.cli.run import run
 from batchline.cli.show import show
-from batchline.cli.watch import follow, watch
+from batchline.cli.watch import follow_batch, watch
 from batchline.cli.words import joined
+from batchline.client import Batchline
+from batchline.client.progress import runner_state
 from batchline.models.batches import BatchResponse
 from batchline.models.errors import InvalidInput
-from batchline.models.status import TERMINAL
-from batchline.operations import Batchline
-from batchline.operations.progress import runner_note
-from batchline.storage.records import BatchRecord
+from batchline.models.status import TERMINAL_STATUSES
+from batchline.storage.records.store import BatchRecord
 
 RunFlag = Annotated[bool, Parameter(name="--run", negative="", show_default=False)]
 
@@ -80,19 +80,19 @@ def create(
     json:
         Print the batch as JSON, at its end where it is run.
     """
-    batch = Batchline(source="cli").batches.create(
+    batch = Batchline(origin="cli").batches.create(
         input_file_id=file_id,
         endpoint=endpoint,
         completion_window=window,
         metadata=metadata,
-        output_expires_after=seconds("expires-after", expires_after),
+        output_expires_after=parse_seconds("expires-after", expires_after),
         via=None,
     )
     if run_ or local or stand_in:
-        messages().print(f"batch: {batch.id}", markup=False)
+        stderr_console().print(f"batch: {batch.id}", markup=False)
         return run(resume=batch.id, local=local, stand_in=stand_in, json=json)
-    _say(batch, json=json, then=f"run it with: batchline run --resume {batch.id}")
-    return Exit.OK
+    _print_batch(batch, json=json, next_step=f"run it with: batchline run --resume {batch.id}")
+    return ExitCode.OK
 
 
 @app.command
@@ -108,21 +108,21 @@ def cancel(batch_id: str, /, *, wait: Flag = False, json: Flag = False) -> int:
     json:
         Print the batch as JSON.
     """
-    client = Batchline(source="cli")
-    lease_s = client.engine.settings.lease_s
+    client = Batchline(origin="cli")
+    lease_s = client.services.settings.lease_s
     batch = client.batches.cancel(batch_id)
     record = client.batches.record(batch_id)
-    if wait and batch.status not in TERMINAL:
-        record = follow(client, batch_id, left_s=0)
+    if wait and batch.status not in TERMINAL_STATUSES:
+        record = follow_batch(client, batch_id, abandoned_s=0)
         batch = record.to_response()
-    is_left = bool(runner_note(record, now=client.engine.records.now(), lease_s=lease_s))
-    then = ""
-    if is_left:
-        then = f"nobody runs it: have its files written with: batchline run --resume {batch_id}"
-    elif batch.status not in TERMINAL:
-        then = "its runner writes what was answered within the grace"
-    _say(batch, json=json, then=then)
-    return Exit.STOPPED if wait and is_left else Exit.OK
+    is_abandoned = bool(runner_state(record, now=client.services.records.now(), lease_s=lease_s))
+    next_step = ""
+    if is_abandoned:
+        next_step = f"nobody runs it: have its files written with: batchline run --resume {batch_id}"
+    elif batch.status not in TERMINAL_STATUSES:
+        next_step = "its runner writes what was answered within the grace"
+    _print_batch(batch, json=json, next_step=next_step)
+    return ExitCode.STOPPED if wait and is_abandoned else ExitCode.OK
 
 
 @app.command
@@ -153,18 +153,18 @@ def retry(
     json:
         Print the batch as JSON, at its end where it is run.
     """
-    batches = Batchline(source="cli").batches
+    batches = Batchline(origin="cli").batches
     if request_ids:
         batch = batches.retry_requests(batch_id, request_ids, via=None)
     else:
         batch = batches.retry(batch_id, via=None)
     counts = batch.request_counts
-    waiting = f"{counts.total - counts.completed - counts.failed:,} requests to send again"
+    pending_note = f"{counts.total - counts.completed - counts.failed:,} requests to send again"
     if run_ or local or stand_in:
-        messages().print(waiting, markup=False)
+        stderr_console().print(pending_note, markup=False)
         return run(resume=batch_id, local=local, stand_in=stand_in, json=json)
-    _say(batch, json=json, then=f"{waiting}: batchline run --resume {batch_id}")
-    return Exit.OK
+    _print_batch(batch, json=json, next_step=f"{pending_note}: batchline run --resume {batch_id}")
+    return ExitCode.OK
 
 
 @app.command
@@ -198,29 +198,29 @@ def delete(batch_id: str, /, *, yes: Flag = False, json: Flag = False) -> int:
     json:
         Print that it is deleted as JSON.
     """
-    client = Batchline(source="cli")
+    client = Batchline(origin="cli")
     batch = client.batches.record(batch_id)
-    if not yes and not _agreed(batch):
-        messages().print("nothing was deleted")
-        return Exit.BAD_INPUT
-    with Progress(messages()) as progress:
+    if not yes and not _confirm_deletion(batch):
+        stderr_console().print("nothing was deleted")
+        return ExitCode.BAD_INPUT
+    with Progress(stderr_console()) as progress:
         progress.doing(f"deleting {batch_id}")
         client.batches.delete(batch_id)
-    say_deleted("batch", batch_id, json=json)
-    return Exit.OK
+    print_deleted("batch", batch_id, json=json)
+    return ExitCode.OK
 
 
-def _agreed(batch: BatchRecord) -> bool:
+def _confirm_deletion(batch: BatchRecord) -> bool:
     if not sys.stdin.isatty():
         raise InvalidInput(f"batch {batch.id} is not deleted without --yes where nobody can be asked", param="yes")
     question = f"delete {batch.id} ({batch.status}, {batch.completed:,} answers)? [y/N] "
-    return messages().input(question, markup=False).strip().lower() in {"y", "yes"}
+    return stderr_console().input(question, markup=False).strip().lower() in {"y", "yes"}
 
 
-def _say(batch: BatchResponse, *, json: bool, then: str) -> None:
+def _print_batch(batch: BatchResponse, *, json: bool, next_step: str) -> None:
     """Print the batch: its JSON, or its id, with its state and what comes next beside it."""
     if json:
         print_json(batch.model_dump_json())
         return
-    results().print(batch.id)
-    messages().print(joined((batch.status, then)), markup=False, soft_wrap=True)
+    stdout_console().print(batch.id)
+    stderr_console().print(joined((batch.status, next_step)), markup=False, soft_wrap=True)

@@ -12,15 +12,15 @@ UNBOUNDED = 2_000
 
 
 @cache
-def messages() -> Console:
+def stderr_console() -> Console:
     """Standard error: progress, messages and logs. One object, so that a live display knows of each line."""
-    return _console(stderr=True)
+    return _open_console(stderr=True)
 
 
 @cache
-def results() -> Console:
+def stdout_console() -> Console:
     """Standard output: what a command was run for."""
-    return _console(stderr=False)
+    return _open_console(stderr=False)
 
 
 class _Console(Console):
@@ -31,7 +31,7 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-def _console(*, stderr: bool) -> Console:
+def _open_console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     # A file or a program gets each line whole; a terminal gets them broken between words.
     is_whole = not stream.isatty()
@@ -39,7 +39,7 @@ def _console(*, stderr: bool) -> Console:
     return _Console(stderr=stderr, highlight=False, emoji=False, soft_wrap=is_whole, width=width)
 
 
-def make_streams_lenient() -> None:
+def escape_unencodable() -> None:
     """Let characters that the terminal's encoding lacks come out escaped instead of ending the command."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
@@ -54,17 +54,17 @@ def print_json(text: str) -> None:
     sys.stdout.buffer.flush()
 
 
-def complain(message: str) -> None:
+def print_error(message: str) -> None:
     """Say on standard error what went wrong."""
-    messages().print(f"[red]error:[/] {escape(message)}")
+    stderr_console().print(f"[red]error:[/] {escape(message)}")
 
 
-class LogLines(logging.Handler):
+class ConsoleLogHandler(logging.Handler):
     """Writes log records beside the other messages, so that they do not break a live display."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record, without a traceback: what ends a command is told by the command."""
         try:
-            messages().print(f"{record.levelname.lower()}: {record.getMessage()}", markup=False)
+            stderr_console().print(f"{record.levelname.lower()}: {record.getMessage()}", markup=False)
         except Exception:  # noqa: BLE001 - as every handler of the standard library does
             self.handleError(record)

@@ -2,13 +2,13 @@
 
 from decimal import Decimal
 
-from batchline.cli.console import messages, print_json, results
+from batchline.cli.console import print_json, stderr_console, stdout_console
 from batchline.cli.options import Flag
 from batchline.cli.progress import Progress
 from batchline.cli.tables import Column, Row, print_rows
 from batchline.cli.words import plain
-from batchline.operations import Batchline
-from batchline.operations.estimate import ATTACHMENT_TOKENS, CostEstimate, ModelEstimate, estimate_cost
+from batchline.client import Batchline
+from batchline.client.estimate import TOKENS_PER_ATTACHMENT, CostEstimate, ModelEstimate, estimate_cost
 
 COLUMNS = (
     Column("model", least=12),
@@ -29,58 +29,64 @@ def cost_estimate(file: str, /, *, json: Flag = False) -> None:
     json:
         Print the figures as JSON.
     """
-    with Batchline(source="cli") as client, Progress(messages()) as progress:
+    with Batchline(origin="cli") as client, Progress(stderr_console()) as progress:
         progress.doing(f"reading {file}")
-        found = estimate_cost(client, file)
+        estimate = estimate_cost(client, file)
     if json:
-        print_json(found.to_json().decode())
+        print_json(estimate.to_json().decode())
         return
-    print_rows([_row(model, found) for model in found.models], COLUMNS, none="")
-    results().print(f"\n{_total(found)}", markup=False)
-    for note in _notes(found):
-        messages().print(note, markup=False)
+    print_rows([_model_row(model, estimate) for model in estimate.models], COLUMNS, none="")
+    stdout_console().print(f"\n{_describe_total(estimate)}", markup=False)
+    for note in _list_notes(estimate):
+        stderr_console().print(note, markup=False)
 
 
-def _row(model: ModelEstimate, found: CostEstimate) -> Row:
+def _model_row(model: ModelEstimate, estimate: CostEstimate) -> Row:
     name, requests, tokens = plain(model.model or "(none)"), f"{model.requests:,}", f"{model.input_tokens:,}"
-    input_cost, output_cost = _cost(model.input_cost, found) or "no price", _cost(model.output_cost_at_most, found)
-    most = "no limit" if model.without_limit else f"≤ {model.output_tokens_at_most:,}"
+    input_cost, output_cost = (
+        _format_cost(model.input_cost, estimate) or "no price",
+        _format_cost(model.output_cost_at_most, estimate),
+    )
+    output_tokens = "no limit" if model.without_limit else f"≤ {model.output_tokens_at_most:,}"
     output_cost = f"≤ {output_cost}" if output_cost and not model.without_limit else ""
-    return name, requests, tokens, input_cost, most, output_cost
+    return name, requests, tokens, input_cost, output_tokens, output_cost
 
 
-def _total(found: CostEstimate) -> str:
-    words = f"{found.requests:,} requests, about {found.input_tokens:,} input tokens (a rough estimate)"
-    if found.least is None:
-        return f"{words}; no total"
-    if found.most is None:
-        return f"{words}; {_cost(found.least, found)} without output, which has no bound"
-    if Decimal(found.most) == Decimal(found.least):
-        return f"{words}; {_cost(found.least, found)}"
-    return f"{words}; {_cost(found.least, found)} without output, at most {_cost(found.most, found)}"
+def _describe_total(estimate: CostEstimate) -> str:
+    summary = f"{estimate.requests:,} requests, about {estimate.input_tokens:,} input tokens (a rough estimate)"
+    if estimate.least is None:
+        return f"{summary}; no total"
+    if estimate.most is None:
+        return f"{summary}; {_format_cost(estimate.least, estimate)} without output, which has no bound"
+    if Decimal(estimate.most) == Decimal(estimate.least):
+        return f"{summary}; {_format_cost(estimate.least, estimate)}"
+    least, most = (_format_cost(cost, estimate) for cost in (estimate.least, estimate.most))
+    return f"{summary}; {least} without output, at most {most}"
 
 
-def _cost(amount: str | None, found: CostEstimate) -> str:
-    return "" if amount is None else f"{amount} {found.currency or ''}".rstrip()
+def _format_cost(amount: str | None, estimate: CostEstimate) -> str:
+    return "" if amount is None else f"{amount} {estimate.currency or ''}".rstrip()
 
 
-def _notes(found: CostEstimate) -> list[str]:
+def _list_notes(estimate: CostEstimate) -> list[str]:
     """What the figures leave out."""
     notes = []
-    if found.attachments:
+    if estimate.attachments:
         notes.append(
-            f"{found.attachments:,} images or files in base64 count as {ATTACHMENT_TOKENS:,} input tokens each"
+            f"{estimate.attachments:,} images or files in base64 count as "
+            f"{TOKENS_PER_ATTACHMENT:,} input tokens each"
         )
-    if found.unpriced_models:
-        names = ", ".join(name or "(none)" for name in found.unpriced_models)
+    if estimate.unpriced_models:
+        names = ", ".join(name or "(none)" for name in estimate.unpriced_models)
         notes.append(f"no price is known for {names}; set BATCHLINE_PRICES")
-    if found.without_limit:
+    if estimate.without_limit:
         notes.append(
-            f"{found.without_limit:,} requests set no limit to their answers (max_completion_tokens, max_tokens, "
+            f"{estimate.without_limit:,} requests set no limit to their answers "
+            "(max_completion_tokens, max_tokens, "
             "max_output_tokens): what these may cost has no upper bound"
         )
-    if found.unreadable:
+    if estimate.unreadable:
         notes.append(
-            f"{found.unreadable:,} lines are no requests and not counted; `batchline validate` tells more"
+            f"{estimate.unreadable:,} lines are no requests and not counted; `batchline validate` tells more"
         )
     return notes

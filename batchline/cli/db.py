@@ -2,7 +2,7 @@
 
 import cyclopts
 
-from batchline.cli.console import messages
+from batchline.cli.console import stderr_console
 from batchline.models.settings import load_settings
 
 app = cyclopts.App(name="db", help="Look after the database of records.", help_format="plaintext")
@@ -11,7 +11,7 @@ app = cyclopts.App(name="db", help="Look after the database of records.", help_f
 @app.command
 def upgrade() -> None:
     """Bring the database's schema up to this version; SQLite does it by itself."""
-    from batchline.storage.records import upgrade_database  # noqa: PLC0415 - Alembic is slow to import
+    from batchline.storage.records.store import upgrade_database  # noqa: PLC0415 - Alembic is slow to import
 
     upgrade_database(load_settings())
-    messages().print("the database's schema is that of this version")
+    stderr_console().print("the database's schema is that of this version")

@@ -10,18 +10,18 @@ import cyclopts
 import msgspec
 from cyclopts import Parameter
 
-from batchline.cli.console import messages, print_json, results
-from batchline.cli.options import Flag, seconds
-from batchline.cli.output import check_free, new_file
-from batchline.cli.paging import AllFlag, page_size, print_page, say_more, shown
+from batchline.cli.console import print_json, stderr_console, stdout_console
+from batchline.cli.options import Flag, parse_seconds
+from batchline.cli.output_files import open_new_file, require_not_exists
+from batchline.cli.paging import AllFlag, page_size, print_more_hint, print_page, select_items
 from batchline.cli.progress import Progress
 from batchline.cli.tables import Column, Row, print_rows
 from batchline.cli.words import plain
+from batchline.client import Batchline
 from batchline.models.addresses import byte_range
 from batchline.models.errors import InvalidInput
 from batchline.models.files import FileObject, FilePurpose
 from batchline.models.formatting import roughly
-from batchline.operations import Batchline
 
 COLUMNS = (
     Column("file"),
@@ -48,17 +48,18 @@ def upload(file: str, /, *, expires_after: str | None = None, json: Flag = False
     json:
         Print the file as JSON.
     """
-    kept_s = seconds("expires-after", expires_after)
-    client = Batchline(source="cli")
-    with Progress(messages()) as progress:
+    lifetime_s = parse_seconds("expires-after", expires_after)
+    client = Batchline(origin="cli")
+    with Progress(stderr_console()) as progress:
         progress.doing(f"reading in {file}")
-        stored = client.files.create(file=file, expires_after=kept_s)
+        uploaded = client.files.create(file=file, expires_after=lifetime_s)
     if json:
-        print_json(stored.model_dump_json())
+        print_json(uploaded.model_dump_json())
         return
-    results().print(stored.id)
-    messages().print(
-        f"{stored.filename}, {stored.bytes:,} bytes; make it a batch with: batchline batches create {stored.id}",
+    stdout_console().print(uploaded.id)
+    stderr_console().print(
+        f"{uploaded.filename}, {uploaded.bytes:,} bytes; "
+        f"make it a batch with: batchline batches create {uploaded.id}",
         markup=False,
         soft_wrap=True,
     )
@@ -94,14 +95,14 @@ def list_(
     json:
         Print a list object of files.
     """
-    page = Batchline(source="cli").files.list(
+    page = Batchline(origin="cli").files.list(
         purpose=purpose, search=search, limit=page_size(limit, all_=all_), after=after, order=order
     )
     if json:
-        print_page(page, all_=all_, show=lambda file: file)
+        print_page(page, all_=all_, convert=lambda file: file)
         return
-    print_rows(_rows(shown(page, all_=all_)), COLUMNS, none="no files")
-    say_more(page, all_=all_)
+    print_rows(_file_rows(select_items(page, all_=all_)), COLUMNS, none="no files")
+    print_more_hint(page, all_=all_)
 
 
 @app.command
@@ -115,11 +116,11 @@ def show(file_id: str, /, *, json: Flag = False) -> None:
     json:
         Print it as JSON.
     """
-    file = Batchline(source="cli").files.retrieve(file_id)
+    file = Batchline(origin="cli").files.retrieve(file_id)
     if json:
         print_json(file.model_dump_json())
     else:
-        print_rows(_rows([file]), COLUMNS, none="")
+        print_rows(_file_rows([file]), COLUMNS, none="")
 
 
 @app.command
@@ -148,21 +149,21 @@ def content(
         raise InvalidInput(
             "the content itself goes to standard output: say --output FILE with --json", param="json"
         )
-    files = Batchline(source="cli").files
-    start, end = _bounds(range_, files.retrieve(file_id))
+    files = Batchline(origin="cli").files
+    start, end = _parse_range(range_, files.retrieve(file_id))
     blocks = files.content(file_id, start=start, end=end)
     if output is None:
         sys.stdout.flush()
         sys.stdout.buffer.writelines(blocks)
         sys.stdout.buffer.flush()
         return
-    check_free(output)
-    with new_file(output) as file:
+    require_not_exists(output)
+    with open_new_file(output) as file:
         size_bytes = sum(map(file.write, blocks))
     if json:
         print_json(msgspec.json.encode({"id": file_id, "path": str(output), "bytes": size_bytes}).decode())
     else:
-        messages().print(f"wrote {size_bytes:,} bytes to {output}", markup=False)
+        stderr_console().print(f"wrote {size_bytes:,} bytes to {output}", markup=False)
 
 
 @app.command
@@ -176,41 +177,41 @@ def delete(file_id: str, /, *, json: Flag = False) -> None:
     json:
         Print that it is deleted as JSON.
     """
-    Batchline(source="cli").files.delete(file_id)
-    say_deleted("file", file_id, json=json)
+    Batchline(origin="cli").files.delete(file_id)
+    print_deleted("file", file_id, json=json)
 
 
-def say_deleted(kind: str, deleted_id: str, *, json: bool) -> None:
+def print_deleted(kind: str, deleted_id: str, *, json: bool) -> None:
     """Tell that the object is gone, as OpenAI's API does or in words."""
     if json:
         print_json(msgspec.json.encode({"id": deleted_id, "object": kind, "deleted": True}).decode())
     else:
-        messages().print(f"deleted {deleted_id}", markup=False)
+        stderr_console().print(f"deleted {deleted_id}", markup=False)
 
 
-def _bounds(asked: str | None, file: FileObject) -> tuple[int, int | None]:
+def _parse_range(value: str | None, file: FileObject) -> tuple[int, int | None]:
     """Start and end (exclusive) of the bytes that the option asks for."""
-    if asked is None:
+    if value is None:
         return 0, None
-    found = byte_range(asked, file.bytes)
+    found = byte_range(value, file.bytes)
     if found is None:
-        raise InvalidInput(f"--range is {asked!r}; write it as 0-99, 100- or -100", param="range")
-    if asked.startswith("-") and file.status != "processed":
+        raise InvalidInput(f"--range is {value!r}; write it as 0-99, 100- or -100", param="range")
+    if value.startswith("-") and file.status != "processed":
         raise InvalidInput(
             f"file {file.id} still grows; ask for bytes from its start, such as 0-99", param="range"
         )
     return found
 
 
-def _rows(files: Iterable[FileObject]) -> Iterator[Row]:
+def _file_rows(files: Iterable[FileObject]) -> Iterator[Row]:
     """A row a file."""
     now = time.time()
     for file in files:
         age = roughly(now - file.created_at)
-        yield file.id, plain(file.filename), f"{file.bytes:,}", age, _ends(file, now), file.purpose
+        yield file.id, plain(file.filename), f"{file.bytes:,}", age, _format_expiry(file, now), file.purpose
 
 
-def _ends(file: FileObject, now: float) -> str:
+def _format_expiry(file: FileObject, now: float) -> str:
     """When it may be deleted, if ever."""
     if file.expires_at is None:
         return ""

@@ -3,15 +3,15 @@
 import msgspec
 from rich.text import Text
 
-from batchline.cli.console import messages, print_json
-from batchline.cli.exits import Exit
+from batchline.cli.console import print_json, stderr_console
+from batchline.cli.exit_codes import ExitCode
 from batchline.cli.options import Flag
 from batchline.cli.progress import Progress
 from batchline.cli.tables import Column, Row, print_rows
 from batchline.cli.words import plain
-from batchline.operations import Batchline
-from batchline.operations import housekeeping as chores_of
-from batchline.operations.housekeeping import Chore
+from batchline.client import Batchline
+from batchline.client import run_housekeeping as chores_of
+from batchline.client.housekeeping import MaintenanceItem
 
 COLUMNS = (Column("state"), Column("chore"), Column("of"), Column("why", least=30), Column("bytes", right=True))
 COLOURS = {"failed": "red", "done": "green", "to do": ""}
@@ -29,29 +29,29 @@ def housekeeping(*, apply: Flag = False, no_resume: Flag = False, json: Flag = F
     json:
         Print `{"data": [{kind, subject, reason, size_bytes, done, error}, …]}`.
     """
-    chores: list[Chore] = []
+    items: list[MaintenanceItem] = []
     try:
-        with Batchline(source="cli") as client, Progress(messages()) as progress:
+        with Batchline(origin="cli") as client, Progress(stderr_console()) as progress:
             progress.doing("looking round")
-            for chore in chores_of(client, apply=apply, resume=not no_resume):
-                chores.append(chore)
-                progress.doing(f"{len(chores):,} chores so far")
+            for item in chores_of(client, apply=apply, resume=not no_resume):
+                items.append(item)
+                progress.doing(f"{len(items):,} chores so far")
     finally:  # also of a round that was interrupted
-        _print(chores, apply=apply, json=json)
-    return Exit.STOPPED if any(chore.error for chore in chores) else Exit.OK
+        _print_items(items, apply=apply, json=json)
+    return ExitCode.STOPPED if any(item.error for item in items) else ExitCode.OK
 
 
-def _print(chores: list[Chore], *, apply: bool, json: bool) -> None:
+def _print_items(items: list[MaintenanceItem], *, apply: bool, json: bool) -> None:
     if json:
-        print_json(msgspec.json.encode({"data": chores}).decode())
+        print_json(msgspec.json.encode({"data": items}).decode())
         return
-    print_rows(map(_row, chores), COLUMNS, none="nothing to do")
-    if chores and not apply:
-        messages().print("nothing was changed; do it with: batchline housekeeping --apply", markup=False)
+    print_rows(map(_item_row, items), COLUMNS, none="nothing to do")
+    if items and not apply:
+        stderr_console().print("nothing was changed; do it with: batchline housekeeping --apply", markup=False)
 
 
-def _row(chore: Chore) -> Row:
-    state = Text(chore.state, COLOURS[chore.state])
-    why = plain(f"{chore.reason}; {chore.error}" if chore.error else chore.reason)
-    size = f"{chore.size_bytes:,}" if chore.size_bytes else ""
-    return state, chore.name, plain(chore.subject), why, size
+def _item_row(item: MaintenanceItem) -> Row:
+    state = Text(item.state, COLOURS[item.state])
+    reason = plain(f"{item.reason}; {item.error}" if item.error else item.reason)
+    size = f"{item.size_bytes:,}" if item.size_bytes else ""
+    return state, item.name, plain(item.subject), reason, size

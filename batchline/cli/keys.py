@@ -5,15 +5,15 @@ import time
 import cyclopts
 import msgspec
 
-from batchline.cli.console import messages, print_json, results
+from batchline.cli.console import print_json, stderr_console, stdout_console
 from batchline.cli.options import Flag
 from batchline.cli.tables import Column, Row, print_rows
 from batchline.cli.words import plain
+from batchline.client import Batchline
+from batchline.client.api_keys import ApiKeys
+from batchline.client.arguments import parse_arguments
+from batchline.models.api_keys import KeyLimits, KeyObject, Role
 from batchline.models.formatting import roughly
-from batchline.models.keys import KeyLimits, KeyObject, Role
-from batchline.operations import Batchline
-from batchline.operations.checks import checked
-from batchline.operations.keys import Keys
 
 COLUMNS = tuple(Column(name) for name in ("key", "member", "state", "role", "ends in", "age", "limits"))
 
@@ -48,18 +48,18 @@ def create(
     json:
         Print the key as JSON.
     """
-    limits = checked(
+    limits = parse_arguments(
         KeyLimits,
         max_upload_bytes=max_upload_bytes,
         max_open_batches=max_open_batches,
         requests_per_minute=requests_per_minute,
     )
-    key = _keys().create(name, role=role, limits=limits)
+    key = _open_keys().create(name, role=role, limits=limits)
     if json:
         print_json(key.model_dump_json())
         return
-    results().print(key.token or "", markup=False)
-    messages().print(f"{key.id} of {role} {name}; keep it, it is not shown again", markup=False)
+    stdout_console().print(key.token or "", markup=False)
+    stderr_console().print(f"{key.id} of {role} {name}; keep it, it is not shown again", markup=False)
 
 
 @app.command(name="list")
@@ -71,11 +71,11 @@ def list_(*, json: Flag = False) -> None:
     json:
         Print `{"data": [key, …]}`.
     """
-    found = _keys().list()
+    keys = _open_keys().list()
     if json:
-        print_json(msgspec.json.encode({"data": [msgspec.Raw(key.to_json()) for key in found]}).decode())
+        print_json(msgspec.json.encode({"data": [msgspec.Raw(key.to_json()) for key in keys]}).decode())
         return
-    print_rows(map(_row, found), COLUMNS, none="no keys")
+    print_rows(map(_key_row, keys), COLUMNS, none="no keys")
 
 
 @app.command
@@ -89,18 +89,18 @@ def revoke(key_id: str, /, *, json: Flag = False) -> None:
     json:
         Print the key as JSON.
     """
-    key = _keys().revoke(key_id)
+    key = _open_keys().revoke(key_id)
     if json:
         print_json(key.model_dump_json())
         return
-    messages().print(f"revoked {key.id} of {key.member.name}", markup=False)
+    stderr_console().print(f"revoked {key.id} of {key.member.name}", markup=False)
 
 
-def _keys() -> Keys:
-    return Keys(Batchline(source="cli"))
+def _open_keys() -> ApiKeys:
+    return ApiKeys(Batchline(origin="cli"))
 
 
-def _row(key: KeyObject) -> Row:
+def _key_row(key: KeyObject) -> Row:
     age = roughly(time.time() - key.created_at)
     state = "revoked" if key.revoked_at else "valid"
     limits = ", ".join(

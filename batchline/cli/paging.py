@@ -6,13 +6,13 @@ from typing import Annotated, TypeVar
 from cyclopts import Parameter
 from pydantic import BaseModel
 
-from batchline.cli.console import messages, print_json
-from batchline.cli.output import print_list
+from batchline.cli.console import print_json, stderr_console
+from batchline.cli.output_files import print_json_list
+from batchline.client.pagination import HasId, Page
 from batchline.models.errors import InvalidInput
-from batchline.models.pagination import DEFAULT_PAGE, MAX_PAGE
-from batchline.operations.pages import Listed, Page
+from batchline.models.pagination import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 
-L = TypeVar("L", bound=Listed)
+L = TypeVar("L", bound=HasId)
 
 AllFlag = Annotated[bool, Parameter(name="--all", negative="", show_default=False)]
 
@@ -21,36 +21,36 @@ def page_size(limit: int | None, *, all_: bool) -> int:
     """How many a page holds; raises `InvalidInput` for a limit on all."""
     if all_ and limit is not None:
         raise InvalidInput("say either --all or --limit, not both", param="limit")
-    return MAX_PAGE if all_ else DEFAULT_PAGE if limit is None else limit
+    return MAX_PAGE_SIZE if all_ else DEFAULT_PAGE_SIZE if limit is None else limit
 
 
-def shown(page: Page[L], *, all_: bool) -> Iterable[L]:
+def select_items(page: Page[L], *, all_: bool) -> Iterable[L]:
     """The page's objects, or those of all that follow it as well."""
     return page if all_ else page.data
 
 
-def say_more(page: Page[L], *, all_: bool) -> None:
+def print_more_hint(page: Page[L], *, all_: bool) -> None:
     """Tell how to see those that are not on the page."""
     if page.has_more and not all_:
-        messages().print(f"there are more: --after {page.last_id}, or --all", markup=False)
+        stderr_console().print(f"there are more: --after {page.last_id}, or --all", markup=False)
 
 
-def print_page(page: Page[L], *, all_: bool, show: Callable[[L], BaseModel]) -> None:
+def print_page(page: Page[L], *, all_: bool, convert: Callable[[L], BaseModel]) -> None:
     """Print the list object of the page, or one of all that follow it as well."""
     if not all_:
-        print_json(page.to_json(show))
+        print_json(page.to_json(convert))
         return
-    last: str | None = None
+    last_id: str | None = None
 
-    def items() -> Iterator[bytes]:
-        nonlocal last
-        for each in page:
-            last = each.id
-            yield show(each).model_dump_json().encode()
+    def encode_items() -> Iterator[bytes]:
+        nonlocal last_id
+        for item in page:
+            last_id = item.id
+            yield convert(item).model_dump_json().encode()
 
-    def end() -> Iterator[bytes]:
-        if last is not None:
-            yield b',"first_id":"%b","last_id":"%b"' % (str(page.first_id).encode(), last.encode())
+    def closing_members() -> Iterator[bytes]:
+        if last_id is not None:
+            yield b',"first_id":"%b","last_id":"%b"' % (str(page.first_id).encode(), last_id.encode())
         yield b',"has_more":false'
 
-    print_list(items(), kind=b'"object":"list",', end=end())
+    print_json_list(encode_items(), head=b'"object":"list",', tail=closing_members())

@@ -5,17 +5,17 @@ import contextlib
 import signal
 from typing import TYPE_CHECKING, Any
 
-from batchline.cli.console import messages
-from batchline.cli.options import Flag, address
-from batchline.cli.prefect_run import configured_server
-from batchline.cli.prefect_setup import warn
+from batchline.cli.console import stderr_console
+from batchline.cli.options import Flag, absolute_uri
+from batchline.cli.prefect_run import configured_server_url
+from batchline.cli.prefect_setup import print_warning
 from batchline.models.errors import InvalidInput
-from batchline.models.sync import After, SyncOptions
+from batchline.models.sync import AfterAction, SyncOptions
 
 if TYPE_CHECKING:
     from prefect.runner import Runner
 
-NOT_BATCHES = 2
+NON_BATCH_RUNS = 2
 """A round of the folder and the keeping of the house do not wait for batches."""
 
 
@@ -26,7 +26,7 @@ def serve(
     endpoint: str | None = None,
     window: str = "24h",
     write_back: Flag = False,
-    after: After = "keep",
+    after: AfterAction = "keep",
 ) -> None:
     """Run batches here, as runs of the deployments that this makes on the configured server, until Ctrl-C.
 
@@ -54,28 +54,30 @@ def serve(
         raise InvalidInput(
             "--endpoint, --window, --write-back and --after need a folder to --watch", param="watch"
         )
-    url = configured_server(quiet=False)
-    messages().print(f"Prefect server: {url}", markup=False)
+    url = configured_server_url(quiet=False)
+    stderr_console().print(f"Prefect server: {url}", markup=False)
     from batchline.flows.deployments import deployments  # noqa: PLC0415 - Prefect takes seconds to import
-    from batchline.orchestration.refusals import interrupted  # noqa: PLC0415 - as above
-    from batchline.orchestration.setup import check_server  # noqa: PLC0415 - as above
+    from batchline.orchestration.prefect_errors import interrupted  # noqa: PLC0415 - as above
+    from batchline.orchestration.setup import find_server_warning  # noqa: PLC0415 - as above
 
-    warn(check_server())
-    runner = _runner(limit=limit + NOT_BATCHES)
-    served = deployments(limit=limit, watch=address(watch) if watch else None, options=options)
+    print_warning(find_server_warning())
+    runner = _build_runner(limit=limit + NON_BATCH_RUNS)
+    served_deployments = deployments(
+        limit=limit, watched_uri=absolute_uri(watch) if watch else None, options=options
+    )
     with interrupted():
-        for deployment in served:
+        for deployment in served_deployments:
             runner.add_deployment(deployment)
-    names = ", ".join(deployment.full_name for deployment in served)
-    messages().print(f"serving {names}; Ctrl-C ends it", markup=False)
+    names = ", ".join(deployment.full_name for deployment in served_deployments)
+    stderr_console().print(f"serving {names}; Ctrl-C ends it", markup=False)
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(runner.start())
-    messages().print(
+    stderr_console().print(
         "ended; batches that ran go on where their saved answers end, once this runs again", markup=False
     )
 
 
-def _runner(*, limit: int) -> "Runner":
+def _build_runner(*, limit: int) -> "Runner":
     from prefect.runner import Runner  # noqa: PLC0415 - Prefect takes seconds to import
 
     class Serving(Runner):

@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING
 import cyclopts
 import msgspec
 
-from batchline.cli.console import messages, print_json
-from batchline.cli.options import Flag, address
-from batchline.cli.prefect_run import configured_server
+from batchline.cli.console import print_json, stderr_console
+from batchline.cli.options import Flag, absolute_uri
+from batchline.cli.prefect_run import configured_server_url
 from batchline.cli.progress import Progress
 from batchline.cli.tables import Column, print_rows
 from batchline.models.settings import load_settings
 
 if TYPE_CHECKING:
-    from batchline.orchestration.automations import Made
+    from batchline.orchestration.automations import SetupResult
 
 app = cyclopts.App(name="prefect", help="Set up a Prefect server for our deployments.", help_format="plaintext")
 app.command("batchline.cli.prefect_serve:serve", help="Run our deployments on this machine, without a worker.")
@@ -41,17 +41,17 @@ def setup(
     json:
         Print `{"data": [{what, name, outcome}, …]}`.
     """
-    configured_server()
-    with Progress(messages()) as progress:
+    configured_server_url()
+    with Progress(stderr_console()) as progress:
         progress.doing("loading Prefect")
-        from batchline.orchestration.setup import check_server, set_up  # noqa: PLC0415 - Prefect takes seconds
+        from batchline.orchestration.setup import find_server_warning, set_up_server  # noqa: PLC0415 - Prefect takes seconds
 
-        made, warning = [], check_server()
-        for each in set_up(work_pool=work_pool, crash_after_s=crash_after, notify=notify):
-            made.append(each)
-            progress.doing(f"{each.what} {each.name}")
-    _print_made(made, json=json)
-    warn(warning)
+        results, warning = [], find_server_warning()
+        for result in set_up_server(work_pool=work_pool, crash_after_s=crash_after, notify=notify):
+            results.append(result)
+            progress.doing(f"{result.what} {result.name}")
+    _print_results(results, json=json)
+    print_warning(warning)
 
 
 @app.command
@@ -76,25 +76,27 @@ def chain(
         Print `{"data": [{what, name, outcome}]}`.
     """
     settings = load_settings()
-    settings.checked_endpoint(endpoint)
-    settings.checked_window_s(window)
-    configured_server()
-    with Progress(messages()) as progress:
+    settings.require_endpoint(endpoint)
+    settings.require_window_s(window)
+    configured_server_url()
+    with Progress(stderr_console()) as progress:
         progress.doing("loading Prefect")
-        from batchline.orchestration.chains import chain as make_chain  # noqa: PLC0415 - as above
+        from batchline.orchestration.batch_chain import chain_batches as make_chain  # noqa: PLC0415 - as above
 
-        made = make_chain(first, address(then), deployment=settings.deployment, endpoint=endpoint, window=window)
-    _print_made([made], json=json)
+        result = make_chain(
+            first, absolute_uri(then), deployment=settings.deployment, endpoint=endpoint, window=window
+        )
+    _print_results([result], json=json)
 
 
-def warn(warning: str | None) -> None:
+def print_warning(warning: str | None) -> None:
     """Print what is to be changed on the server, if anything."""
     if warning is not None:
-        messages().print(f"warning: {warning}", markup=False, style="yellow", soft_wrap=True)
+        stderr_console().print(f"warning: {warning}", markup=False, style="yellow", soft_wrap=True)
 
 
-def _print_made(made: list["Made"], *, json: bool) -> None:
+def _print_results(results: list["SetupResult"], *, json: bool) -> None:
     if json:
-        print_json(msgspec.json.encode({"data": made}).decode())
+        print_json(msgspec.json.encode({"data": results}).decode())
         return
-    print_rows(((each.what, each.name, each.outcome) for each in made), COLUMNS, none="")
+    print_rows(((result.what, result.name, result.outcome) for result in results), COLUMNS, none="")

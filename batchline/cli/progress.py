@@ -12,9 +12,9 @@ from rich.spinner import Spinner
 from rich.table import Column, Table
 from rich.text import Text
 
+from batchline.engine.lease import active_lease
+from batchline.engine.progress_meter import ProgressMeter, ProgressSnapshot
 from batchline.models.formatting import span
-from batchline.steps.hold import held
-from batchline.steps.meter import Meter, Reading
 
 LIVE_S = 0.25
 SAMPLE_S = 1.0
@@ -30,7 +30,7 @@ class Progress:
         self._doing: str | None = None
         self._since = time.monotonic()
         self._batch_id: str | None = None
-        self._meter: Meter | None = None
+        self._meter: ProgressMeter | None = None
         self._over = threading.Event()
         # Not `console.is_terminal`, which is also true of a log whose reader has asked for colours.
         live = console.file.isatty() and not console.is_dumb_terminal
@@ -55,13 +55,13 @@ class Progress:
         """Show the batch's counters as soon as this process runs it."""
         self._batch_id = batch_id
 
-    def _reading(self) -> Reading | None:
-        hold = held(self._batch_id) if self._batch_id else None
+    def _reading(self) -> ProgressSnapshot | None:
+        hold = active_lease(self._batch_id) if self._batch_id else None
         if hold is None:
             self._meter = None
             return None
         if self._meter is None:
-            self._meter = Meter(hold)
+            self._meter = ProgressMeter(hold)
             self.doing("checking the input")
         reading = self._meter.read()
         if reading is not None:
@@ -94,20 +94,20 @@ class Progress:
                 self._console.print(self._line(reading), markup=False)
                 due = now + min(LONGEST_PLAIN_S, max(PLAIN_S, (now - began) / 10))
 
-    def _line(self, reading: Reading | None) -> str:
+    def _line(self, reading: ProgressSnapshot | None) -> str:
         if reading is None:
             return f"{self._doing or 'starting'} · {span(time.monotonic() - self._since)}"
-        return " · ".join(part for part in (_done(reading), reading.details, reading.left, reading.paused) if part)
+        return " · ".join(part for part in (_done(reading), reading.details, reading.eta, reading.paused) if part)
 
 
-def _done(reading: Reading) -> str:
+def _done(reading: ProgressSnapshot) -> str:
     return f"{reading.settled:,}/{reading.total:,} done · {reading.failed:,} failed"
 
 
-def _bar(reading: Reading) -> RenderableType:
+def _bar(reading: ProgressSnapshot) -> RenderableType:
     """Two lines that fit eighty columns, and a third while nothing is sent."""
     top = Table.grid(Column(ratio=1), Column(no_wrap=True), expand=True, padding=(0, 1, 0, 0))
-    words = " · ".join(part for part in (_done(reading), reading.left) if part)
+    words = " · ".join(part for part in (_done(reading), reading.eta) if part)
     top.add_row(ProgressBar(total=reading.total, completed=reading.settled), words)
     lines = [Text(reading.details), *([Text(reading.paused, style="yellow")] if reading.paused else [])]
     return Group(top, *lines)

@@ -6,14 +6,18 @@ from typing import NamedTuple
 
 from rich.markup import escape
 
-from batchline.cli.console import messages, print_json
-from batchline.cli.exits import Exit, exit_of_batch
-from batchline.cli.interrupt import clean_interrupt
+from batchline.cli.console import print_json, stderr_console
+from batchline.cli.exit_codes import ExitCode, exit_code_of_batch
 from batchline.cli.options import Flag
 from batchline.cli.progress import Progress
+from batchline.cli.signals import interrupt_on_signal
 from batchline.cli.summary import print_summary
-from batchline.cli.upstream import Target, target_of
-from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest, checked_metadata
+from batchline.cli.target import Target, select_target
+from batchline.engine.ingest import create_batch, store_input_file
+from batchline.engine.lease import wait_for_lease
+from batchline.engine.services import Services, open_services
+from batchline.engine.window_notice import closed_window_notice
+from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest, validate_metadata
 from batchline.models.errors import (
     BatchEnded,
     BatchlineError,
@@ -24,17 +28,13 @@ from batchline.models.errors import (
     StorageFault,
 )
 from batchline.models.settings import Settings, load_settings
-from batchline.models.status import TERMINAL
-from batchline.steps.engine import Engine, open_engine
-from batchline.steps.hold import wait_for_lease
-from batchline.steps.intake import create_batch, store_input_file
+from batchline.models.status import TERMINAL_STATUSES
+from batchline.steps.check_input import detect_endpoint
 from batchline.steps.reports import report_of
-from batchline.steps.validate import endpoint_of
-from batchline.steps.windows import closed_window_notice
-from batchline.storage.records import BatchRecord, open_records
+from batchline.storage.records.store import BatchRecord, open_records
 
 
-class _Wanted(NamedTuple):
+class _RunArguments(NamedTuple):
     """What a new batch is to be; checked before anything is stored."""
 
     file: Path
@@ -77,37 +77,41 @@ def run(
         Print the batch with its analytics as JSON, last and alone on standard output.
     """
     settings = load_settings()
-    wanted = _wanted(file, resume, endpoint, window, metadata, settings)
+    arguments = _parse_arguments(file, resume, endpoint, window, metadata, settings)
     if resume is not None:
-        _check_known(settings, resume)
-    with target_of(settings, stand_in=stand_in, resumed=resume is not None) as target:
-        engine = open_engine(target.settings)
-        with Progress(messages()) as progress:
-            batch = _created(engine, wanted, progress) if wanted else engine.records.get_batch(str(resume))
-            error = None if batch.status in TERMINAL else _run(engine, batch, progress, local=local)
+        _require_batch(settings, resume)
+    with select_target(settings, stand_in=stand_in, resumed=resume is not None) as target:
+        services = open_services(target.settings)
+        with Progress(stderr_console()) as progress:
+            if arguments:
+                batch = _create_batch(services, arguments, progress)
+            else:
+                batch = services.records.get_batch(str(resume))
+            is_over = batch.status in TERMINAL_STATUSES
+            error = None if is_over else _run_batch(services, batch, progress, local=local)
         try:
-            record = engine.records.get_batch(batch.id)
+            record = services.records.get_batch(batch.id)
         except StorageFault as fault:
-            _say_how_to_go_on(batch.id, error or fault, target, local=local)
-            return Exit.STOPPED
-    ended = record.to_response(include_analytics=True)
-    if error is not None and ended.status not in TERMINAL:
-        _say_how_to_go_on(batch.id, error, target, local=local)
+            _print_resume_hint(batch.id, error or fault, target, local=local)
+            return ExitCode.STOPPED
+    response = record.to_response(include_analytics=True)
+    if error is not None and response.status not in TERMINAL_STATUSES:
+        _print_resume_hint(batch.id, error, target, local=local)
     if json:
-        print_json(ended.model_dump_json())
-    elif ended.status in TERMINAL:
-        print_summary(ended, report_of(engine.store, batch.id), engine, is_retried=bool(record.generation))
-    return exit_of_batch(ended)
+        print_json(response.model_dump_json())
+    elif response.status in TERMINAL_STATUSES:
+        print_summary(response, report_of(services.store, batch.id), services, is_retried=bool(record.generation))
+    return exit_code_of_batch(response)
 
 
-def _wanted(
+def _parse_arguments(
     file: Path | None,
     resume: str | None,
     endpoint: str | None,
     window: str | None,
     metadata: dict[str, str] | None,
     settings: Settings,
-) -> _Wanted | None:
+) -> _RunArguments | None:
     """The new batch that the arguments ask for, none where they name one; raises `InvalidInput` for bad ones."""
     if file is None and resume is None:
         raise InvalidInput(
@@ -118,20 +122,22 @@ def _wanted(
         raise InvalidInput("give either a FILE to run or --resume BATCH_ID, and not both")
     if file is None:
         options = {"--endpoint": endpoint, "--window": window, "--metadata": metadata}
-        if given := [name for name, value in options.items() if value is not None]:
-            raise InvalidInput(f"a batch that exists keeps what it was made with; leave out {', '.join(given)}")
+        if extra_options := [name for name, value in options.items() if value is not None]:
+            raise InvalidInput(
+                f"a batch that exists keeps what it was made with; leave out {', '.join(extra_options)}"
+            )
         return None
     if endpoint is not None:
-        settings.checked_endpoint(endpoint)
-    settings.checked_window_s(window or "24h")
+        settings.require_endpoint(endpoint)
+    settings.require_window_s(window or "24h")
     try:
-        checked_metadata(metadata)
+        validate_metadata(metadata)
     except ValueError as error:
         raise InvalidInput(str(error), param="metadata") from None
-    return _Wanted(file, endpoint, window or "24h", metadata)
+    return _RunArguments(file, endpoint, window or "24h", metadata)
 
 
-def _check_known(settings: Settings, batch_id: str) -> None:
+def _require_batch(settings: Settings, batch_id: str) -> None:
     """Raise `NotFound` before anything else is asked for."""
     records = open_records(settings)
     try:
@@ -140,35 +146,37 @@ def _check_known(settings: Settings, batch_id: str) -> None:
         records.close()
 
 
-def _created(engine: Engine, wanted: _Wanted, progress: Progress) -> BatchRecord:
+def _create_batch(services: Services, arguments: _RunArguments, progress: Progress) -> BatchRecord:
     """Store the file and record a batch for it."""
-    progress.doing(f"reading in {wanted.file.name}")
-    stored = store_input_file(engine, wanted.file)
-    endpoint = wanted.endpoint or endpoint_of(engine.store.stream(stored.key), settings=engine.settings)
+    progress.doing(f"reading in {arguments.file.name}")
+    file = store_input_file(services, arguments.file)
+    endpoint = arguments.endpoint or detect_endpoint(services.store.stream(file.key), settings=services.settings)
     request = CreateBatchRequest(
-        input_file_id=stored.id, endpoint=endpoint, completion_window=wanted.window, metadata=wanted.metadata
+        input_file_id=file.id, endpoint=endpoint, completion_window=arguments.window, metadata=arguments.metadata
     )
-    batch = create_batch(engine, request, origin=BatchDwExtResponse(source="cli"))
-    messages().print(f"batch: {batch.id} of {batch.input_filename}, {stored.size_bytes:,} bytes", markup=False)
+    batch = create_batch(services, request, origin=BatchDwExtResponse(source="cli"))
+    stderr_console().print(f"batch: {batch.id} of {batch.input_filename}, {file.size_bytes:,} bytes", markup=False)
     return batch
 
 
-def _run(engine: Engine, batch: BatchRecord, progress: Progress, *, local: bool) -> BatchlineError | None:
+def _run_batch(
+    services: Services, batch: BatchRecord, progress: Progress, *, local: bool
+) -> BatchlineError | None:
     """Run the batch with progress shown; the error that stopped it, if one did."""
     try:
-        with clean_interrupt(batch.id):
-            wait_for_lease(engine, batch, progress.doing)
-            if notice := closed_window_notice(batch, engine.settings, now=time.time()):
-                messages().print(f"batch {batch.id}: {notice}", markup=False, soft_wrap=True)
+        with interrupt_on_signal(batch.id):
+            wait_for_lease(services, batch, progress.doing)
+            if notice := closed_window_notice(batch, services.settings, now=time.time()):
+                stderr_console().print(f"batch {batch.id}: {notice}", markup=False, soft_wrap=True)
             progress.follow(batch.id)
             if local:
-                from batchline.steps.local import run_local  # noqa: PLC0415 - beside its alternative
+                from batchline.engine.pipeline import run_local  # noqa: PLC0415 - beside its alternative
 
-                run_local(engine, batch.id)
+                run_local(services, batch.id)
             else:
                 from batchline.cli.prefect_run import run_flow  # noqa: PLC0415 - Prefect takes seconds to import
 
-                run_flow(engine, batch.id, progress)
+                run_flow(services, batch.id, progress)
     except BatchEnded:
         return None
     except KeyboardInterrupt:
@@ -184,7 +192,7 @@ def _run(engine: Engine, batch: BatchRecord, progress: Progress, *, local: bool)
     return None
 
 
-def _say_how_to_go_on(batch_id: str, error: BatchlineError, target: Target, *, local: bool) -> None:
-    flags = (" --local" if local else "") + (" --stand-in" if target.stand_in else "")
-    messages().print(f"[red]stopped:[/] {escape(str(error))}")
-    messages().print(f"go on with: batchline run --resume {batch_id}{flags}", markup=False, soft_wrap=True)
+def _print_resume_hint(batch_id: str, error: BatchlineError, target: Target, *, local: bool) -> None:
+    flags = (" --local" if local else "") + (" --stand-in" if target.is_simulator else "")
+    stderr_console().print(f"[red]stopped:[/] {escape(str(error))}")
+    stderr_console().print(f"go on with: batchline run --resume {batch_id}{flags}", markup=False, soft_wrap=True)

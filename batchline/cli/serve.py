@@ -1,7 +1,7 @@
 """`batchline serve`: the HTTP API and the pages."""
 
-from batchline.cli.console import messages
-from batchline.operations.deployed import serving_client
+from batchline.cli.console import stderr_console
+from batchline.client.deployment_runner import client_for_server
 
 
 def serve(*, host: str = "127.0.0.1", port: int = 8080) -> None:
@@ -20,11 +20,11 @@ def serve(*, host: str = "127.0.0.1", port: int = 8080) -> None:
     from batchline.api import Server  # noqa: PLC0415 - FastAPI is slow to import
     from batchline.web import with_pages  # noqa: PLC0415 - as above
 
-    server = Server(serving_client(), host=host, port=port, face=with_pages)
-    messages().print(f"serving at {server.url}", markup=False)
-    messages().print(f"pages for people at {server.url.removesuffix('v1')}", markup=False)
-    if server.is_open:
-        messages().print(
+    server = Server(client_for_server(), host=host, port=port, app_factory=with_pages)
+    stderr_console().print(f"serving at {server.url}", markup=False)
+    stderr_console().print(f"pages for people at {server.url.removesuffix('v1')}", markup=False)
+    if server.allows_anonymous:
+        stderr_console().print(
             "open to every program of this machine, until a key is made with: batchline keys create NAME",
             markup=False,
         )

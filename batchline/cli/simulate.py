@@ -5,25 +5,25 @@ from typing import Annotated
 from cyclopts import Parameter
 from pydantic import Field
 
-from batchline.cli.console import messages
+from batchline.cli.console import stderr_console
 from batchline.models.errors import InvalidInput
 from batchline.simulate import SimulatorOptions, serve
 
 
-class Options(SimulatorOptions):
+class SimulateOptions(SimulatorOptions):
     """The stand-in's knobs, with a port that a person can remember."""
 
     port: int = Field(default=8000, ge=0, le=65_535, description="0 takes a free one.")
 
 
-def simulate(*, options: Annotated[Options, Parameter(name="*")] = Options()) -> None:  # noqa: B008 - frozen
+def simulate(*, options: Annotated[SimulateOptions, Parameter(name="*")] = SimulateOptions()) -> None:  # noqa: B008 - frozen
     """Serve an OpenAI-compatible stand-in on this machine until Ctrl-C; its answers mean nothing.
 
     Shares are of all requests, from 0 to 1; durations are in seconds. With the same seed the same requests get the
     same answers. GET /simulator/counters tells what came in, POST /simulator/reset counts anew.
     """
     try:
-        serve(options, ready=_tell)
+        serve(options, on_ready=_print_urls)
     except OSError as error:
         raise InvalidInput(
             f"cannot listen at {options.host} port {options.port}: {(error.strerror or str(error)).lower()}; "
@@ -31,7 +31,7 @@ def simulate(*, options: Annotated[Options, Parameter(name="*")] = Options()) ->
         ) from error
 
 
-def _tell(url: str) -> None:
-    messages().print(f"serving at {url}", markup=False)
-    messages().print(f"counters at {url.removesuffix('/v1')}/simulator/counters", markup=False)
-    messages().print(f"try OPENAI_BASE_URL={url} batchline run FILE", markup=False, soft_wrap=True)
+def _print_urls(url: str) -> None:
+    stderr_console().print(f"serving at {url}", markup=False)
+    stderr_console().print(f"counters at {url.removesuffix('/v1')}/simulator/counters", markup=False)
+    stderr_console().print(f"try OPENAI_BASE_URL={url} batchline run FILE", markup=False, soft_wrap=True)

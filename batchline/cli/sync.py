@@ -5,15 +5,15 @@ from typing import Literal
 
 from rich.text import Text
 
-from batchline.cli.console import messages, print_json, results
-from batchline.cli.exits import Exit
-from batchline.cli.interrupt import clean_interrupt
+from batchline.cli.console import print_json, stderr_console, stdout_console
+from batchline.cli.exit_codes import ExitCode
 from batchline.cli.options import Flag
 from batchline.cli.progress import Progress
-from batchline.models.sync import After, SyncEvent, SyncOptions
-from batchline.sources import sync_source
-from batchline.steps.engine import Engine, open_engine
-from batchline.steps.local import run_local
+from batchline.cli.signals import interrupt_on_signal
+from batchline.engine.pipeline import run_local
+from batchline.engine.services import Services, open_services
+from batchline.models.sync import AfterAction, SyncEvent, SyncOptions
+from batchline.sync import sync_source
 
 STYLES = {"failed": "red", "unreadable": "red", "quarantined": "yellow", "waiting": "dim", "changed": "dim"}
 
@@ -26,7 +26,7 @@ def sync(
     window: str = "24h",
     metadata: dict[str, str] | None = None,
     write_back: Flag = False,
-    after: After = "keep",
+    after: AfterAction = "keep",
     via: Literal["process", "deployment"] = "process",
     deployment: str | None = None,
     dry_run: Flag = False,
@@ -60,35 +60,37 @@ def sync(
     options = SyncOptions(
         endpoint=endpoint, completion_window=window, metadata=metadata, write_back=write_back, after=after
     )
-    engine = open_engine()
-    with Progress(messages()) as progress:
+    services = open_services()
+    with Progress(stderr_console()) as progress:
         progress.doing(f"looking at {uri}")
-        start = _run(engine, progress) if via == "process" else _deploy(engine, deployment)
-        summary = sync_source(engine, uri, options, start=start, tell=_tell, dry_run=dry_run)
+        start = (
+            _start_locally(services, progress) if via == "process" else _start_by_deployment(services, deployment)
+        )
+        summary = sync_source(services, uri, options, start_batch=start, on_event=_print_event, dry_run=dry_run)
     if json:
         print_json(summary.model_dump_json())
     else:
-        results().print(f"{summary.source}: {summary.message}", markup=False)
-    return Exit.STOPPED if summary.failed else Exit.OK
+        stdout_console().print(f"{summary.source}: {summary.message}", markup=False)
+    return ExitCode.STOPPED if summary.failed else ExitCode.OK
 
 
-def _run(engine: Engine, progress: Progress) -> Callable[[str], object]:
-    def run(batch_id: str) -> None:
+def _start_locally(services: Services, progress: Progress) -> Callable[[str], object]:
+    def run_batch(batch_id: str) -> None:
         progress.follow(batch_id)
-        with clean_interrupt(batch_id):
-            run_local(engine, batch_id)
+        with interrupt_on_signal(batch_id):
+            run_local(services, batch_id)
 
-    return run
+    return run_batch
 
 
-def _deploy(engine: Engine, deployment: str | None) -> Callable[[str], object]:
+def _start_by_deployment(services: Services, deployment: str | None) -> Callable[[str], object]:
     from batchline.orchestration.deployments import (  # noqa: PLC0415 - Prefect takes seconds to import
-        start_as_deployment,
+        start_deployment_run,
     )
 
-    return lambda batch_id: start_as_deployment(engine, batch_id, deployment=deployment)
+    return lambda batch_id: start_deployment_run(services, batch_id, deployment=deployment)
 
 
-def _tell(event: SyncEvent) -> None:
+def _print_event(event: SyncEvent) -> None:
     if event.kind != "unchanged":
-        messages().print(Text(str(event), style=STYLES.get(event.kind, "")))
+        stderr_console().print(Text(str(event), style=STYLES.get(event.kind, "")))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from rich.table import Table
 from rich.text import Text
 
-from batchline.cli.console import results
+from batchline.cli.console import stdout_console
 
 ROWS_AT_ONCE = 1_000
 GAP = 2
@@ -38,10 +38,10 @@ def print_rows(rows: Iterable[Row], columns: Sequence[Column], *, none: str) -> 
             table.add_column(column.name, justify=justify, width=width, no_wrap=True)  # type: ignore[arg-type]
         for row in block:
             table.add_row(*row[: len(widths)])
-        results().print(table, soft_wrap=False)
+        stdout_console().print(table, soft_wrap=False)
         is_first = False
     if is_first:
-        results().print(none, markup=False)
+        stdout_console().print(none, markup=False)
 
 
 def _next(rows: Iterator[Row]) -> Iterator[Row]:
@@ -50,7 +50,7 @@ def _next(rows: Iterator[Row]) -> Iterator[Row]:
 
 def _widths(rows: Sequence[Sequence[Text]], columns: Sequence[Column]) -> Iterator[int]:
     """Yield the widths of the columns that there is room for; what may be cut has what the others leave."""
-    room = results().width
+    room = stdout_console().width
     full = [
         max(len(column.name), *(cell.cell_len for cell in cells))
         for column, cells in zip(columns, zip(*rows, strict=True), strict=True)

@@ -6,13 +6,13 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from batchline.cli.console import messages, print_json, results
-from batchline.cli.exits import Exit
-from batchline.cli.grouping import ErrorGroup, grouped, places_of
+from batchline.cli.console import print_json, stderr_console, stdout_console
+from batchline.cli.error_groups import ErrorGroup, describe_lines, group_errors
+from batchline.cli.exit_codes import ExitCode
 from batchline.cli.progress import Progress
+from batchline.engine.ingest import read_input_blocks
 from batchline.models.settings import load_settings
-from batchline.steps.intake import input_blocks
-from batchline.steps.validate import Validation, validate_input
+from batchline.steps.check_input import Validation, check_input
 
 
 def validate(
@@ -34,41 +34,41 @@ def validate(
         Print `{"data": [{code, line, message, param}, …]}`.
     """
     settings = load_settings()
-    with Progress(messages()) as progress:
+    with Progress(stderr_console()) as progress:
         progress.doing(f"checking {file.name}")
-        found = validate_input(
-            lambda: input_blocks(file),
+        validation = check_input(
+            lambda: read_input_blocks(file),
             batch_id="",
             input_key=str(file),
-            endpoint=None if endpoint is None else settings.checked_endpoint(endpoint),
+            endpoint=None if endpoint is None else settings.require_endpoint(endpoint),
             settings=settings,
             max_errors=None,
         )
     if json:
-        print_json(jsonlib.dumps({"data": [error.model_dump() for error in found.errors]}))
+        print_json(jsonlib.dumps({"data": [error.model_dump() for error in validation.errors]}))
     else:
-        _print(file, found)
-    return Exit.BAD_INPUT if found.error_count else Exit.OK
+        _print_validation(file, validation)
+    return ExitCode.BAD_INPUT if validation.error_count else ExitCode.OK
 
 
-def _print(file: Path, found: Validation) -> None:
-    console = results()
-    for error in grouped(found.errors):
-        console.print(f"{file}{_where(error)}: {error.message} ({error.code})", markup=False)
-    if found.plan is None:
-        count = f"{found.error_count:,} error{'s' if found.error_count > 1 else ''}"
+def _print_validation(file: Path, validation: Validation) -> None:
+    console = stdout_console()
+    for error in group_errors(validation.errors):
+        console.print(f"{file}{_error_location(error)}: {error.message} ({error.code})", markup=False)
+    if validation.plan is None:
+        count = f"{validation.error_count:,} error{'s' if validation.error_count > 1 else ''}"
         console.print(f"{file}: {count}; no request would be sent", markup=False)
         return
-    plan = found.plan
+    plan = validation.plan
     console.print(
         f"{file}: {plan.total:,} requests to {plan.endpoint} for {', '.join(plan.models) or 'no model'}, "
-        f"{plan.size_bytes:,} bytes, about {found.estimated_tokens:,} input tokens (a rough estimate)",
+        f"{plan.size_bytes:,} bytes, about {validation.estimated_tokens:,} input tokens (a rough estimate)",
         markup=False,
     )
 
 
-def _where(error: ErrorGroup) -> str:
+def _error_location(error: ErrorGroup) -> str:
     """The place as editors know it, or the lines in words if there are several."""
     if not error.lines:
         return ""
-    return f":{error.lines[0]}" if len(error.lines) == 1 else f": {places_of(error.lines)}"
+    return f":{error.lines[0]}" if len(error.lines) == 1 else f": {describe_lines(error.lines)}"

@@ -4,20 +4,20 @@ import time
 
 from rich.console import Console
 
-from batchline.cli.console import messages
-from batchline.cli.exits import Exit, exit_of_batch
+from batchline.cli.console import stderr_console
+from batchline.cli.exit_codes import ExitCode, exit_code_of_batch
 from batchline.cli.options import Flag
 from batchline.cli.progress import Progress
 from batchline.cli.show import show
+from batchline.client import Batchline
+from batchline.client.progress import runner_state
+from batchline.engine.progress_meter import IDLE_AFTER_S, ProgressSnapshot, RecentRate
 from batchline.models.formatting import span, speed
-from batchline.models.status import TERMINAL, BatchStatus
-from batchline.operations import Batchline
-from batchline.operations.progress import runner_note
-from batchline.steps.meter import SILENCE_S, Reading, RecentRate
-from batchline.storage.records import BatchRecord
+from batchline.models.status import TERMINAL_STATUSES, BatchStatus
+from batchline.storage.records.store import BatchRecord
 
-LOOK_S = 0.5
-LEFT_S = 30.0
+POLL_INTERVAL_S = 0.5
+ABANDONED_S = 30.0
 """Seconds for which a batch that no process runs is watched on: another may continue it."""
 
 
@@ -31,79 +31,79 @@ def watch(batch_id: str, /, *, json: Flag = False) -> int:
     json:
         Print the batch with its analytics as JSON at the end.
     """
-    client = Batchline(source="cli")
+    client = Batchline(origin="cli")
     try:
-        batch = follow(client, batch_id, left_s=min(LEFT_S, client.engine.settings.lease_s))
+        batch = follow_batch(client, batch_id, abandoned_s=min(ABANDONED_S, client.services.settings.lease_s))
     except KeyboardInterrupt:
-        messages().print(
+        stderr_console().print(
             f"watched no longer; to end the batch itself: batchline batches cancel {batch_id}",
             markup=False,
             soft_wrap=True,
         )
-        return Exit.STOPPED
-    if batch.status not in TERMINAL:
-        messages().print("watched no longer: no process runs the batch")
+        return ExitCode.STOPPED
+    if batch.status not in TERMINAL_STATUSES:
+        stderr_console().print("watched no longer: no process runs the batch")
     show(batch_id, json=json)
-    return exit_of_batch(batch.to_response())
+    return exit_code_of_batch(batch.to_response())
 
 
-def follow(client: Batchline, batch_id: str, *, left_s: float) -> BatchRecord:
+def follow_batch(client: Batchline, batch_id: str, *, abandoned_s: float) -> BatchRecord:
     """Show the batch's progress until it is over, or no process has run it for `left_s`.
 
     One that waits for its first run is followed until its window has closed.
     """
-    lease_s, since = client.engine.settings.lease_s, time.monotonic()
-    with Following(messages()) as display:
+    lease_s, active_at = client.services.settings.lease_s, time.monotonic()
+    with WatchDisplay(stderr_console()) as display:
         while True:
-            batch, now = client.batches.record(batch_id), client.engine.records.now()
-            note = runner_note(batch, now=now, lease_s=lease_s)
-            if not note or (batch.status is BatchStatus.VALIDATING and now < batch.expires_at and left_s):
-                since = time.monotonic()
-            if batch.status in TERMINAL or (note and time.monotonic() - since >= left_s):
+            batch, now = client.batches.record(batch_id), client.services.records.now()
+            note = runner_state(batch, now=now, lease_s=lease_s)
+            if not note or (batch.status is BatchStatus.VALIDATING and now < batch.expires_at and abandoned_s):
+                active_at = time.monotonic()
+            if batch.status in TERMINAL_STATUSES or (note and time.monotonic() - active_at >= abandoned_s):
                 return batch
-            display.look(batch, note)
-            time.sleep(LOOK_S)
+            display.show_record(batch, note)
+            time.sleep(POLL_INTERVAL_S)
 
 
-class Following(Progress):
+class WatchDisplay(Progress):
     """The progress of a batch that another process runs, as far as its record tells."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self._rate = RecentRate()
-        self._seen: Reading | None = None
+        self._snapshot: ProgressSnapshot | None = None
         self._note = ""
-        self._words = ""
+        self._status_text = ""
 
-    def look(self, batch: BatchRecord, note: str) -> None:
+    def show_record(self, batch: BatchRecord, note: str) -> None:
         """Show the record as it is now."""
         if note and note != self._note:
-            messages().print(
+            stderr_console().print(
                 f"{batch.status}, {note}: go on with: batchline run --resume {batch.id}",
                 markup=False,
                 soft_wrap=True,
             )
         self._note = note
-        words = " · ".join(filter(None, (batch.status, note)))
-        if words != self._words:
-            self._words = words
-            self.doing(words)
+        status_text = " · ".join(filter(None, (batch.status, note)))
+        if status_text != self._status_text:
+            self._status_text = status_text
+            self.doing(status_text)
         self._rate.add(time.monotonic(), batch.completed + batch.failed)
-        self._seen = self._read(batch, note) if batch.total else None
+        self._snapshot = self._build_snapshot(batch, note) if batch.total else None
 
-    def _read(self, batch: BatchRecord, note: str) -> Reading:
+    def _build_snapshot(self, batch: BatchRecord, note: str) -> ProgressSnapshot:
         settled = batch.completed + batch.failed
-        is_silent = self._rate.silent_s() > SILENCE_S
-        rate = None if note or is_silent or batch.status is BatchStatus.FINALIZING else self._rate.per_s()
-        left = f"about {span(max(1.0, (batch.total - settled) / rate))} left" if rate else ""
-        return Reading(
+        is_idle = self._rate.idle_s() > IDLE_AFTER_S
+        rate = None if note or is_idle or batch.status is BatchStatus.FINALIZING else self._rate.per_s()
+        eta_text = f"about {span(max(1.0, (batch.total - settled) / rate))} left" if rate else ""
+        return ProgressSnapshot(
             settled=settled,
             total=batch.total,
             failed=batch.failed,
-            left="writing the files" if batch.status is BatchStatus.FINALIZING else left,
+            eta="writing the files" if batch.status is BatchStatus.FINALIZING else eta_text,
             details=" · ".join(filter(None, (batch.status, speed(rate) if rate else ""))),
             paused=note or None,
         )
 
-    def _reading(self) -> Reading | None:
-        return self._seen
+    def _reading(self) -> ProgressSnapshot | None:
+        return self._snapshot

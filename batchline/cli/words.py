@@ -3,8 +3,8 @@
 from rich.text import Text
 
 from batchline.models import formatting
-from batchline.models.status import TERMINAL
-from batchline.storage.records import BatchRecord
+from batchline.models.status import TERMINAL_STATUSES
+from batchline.storage.records.store import BatchRecord
 
 
 def plain(text: str) -> Text:
@@ -16,7 +16,7 @@ def took(batch: BatchRecord, now: float) -> str:
     """How long the batch's sending took, or has taken so far."""
     if batch.in_progress_at is None:
         return ""
-    until = batch.ended_at if batch.status in TERMINAL else now
+    until = batch.ended_at if batch.status in TERMINAL_STATUSES else now
     return formatting.span(max(0.0, until - batch.in_progress_at))
 
 

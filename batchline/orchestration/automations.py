@@ -14,11 +14,11 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
-from batchline.orchestration.events import RESOURCE, STOPPED
-from batchline.orchestration.refusals import interrupted
+from batchline.orchestration.events import BATCH_RESOURCE, STOPPED_EVENT
+from batchline.orchestration.prefect_errors import interrupted
 
 
-class Made(msgspec.Struct, frozen=True, kw_only=True):
+class SetupResult(msgspec.Struct, frozen=True, kw_only=True):
     """Something on the server: what it is, and whether it was made, changed or there already."""
 
     what: str
@@ -26,31 +26,31 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
     outcome: Literal["made", "renewed", "was there"]
 
 
-HEARTBEAT: Final = "prefect.flow-run.heartbeat"
-ENDS: Final = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended", "Paused")
+HEARTBEAT_EVENT: Final = "prefect.flow-run.heartbeat"
+STATES_WITHOUT_HEARTBEAT: Final = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended", "Paused")
 """States in which no heartbeat is due any more."""
 
 
 @contextmanager
-def connected() -> Iterator[SyncPrefectClient]:
+def prefect_client() -> Iterator[SyncPrefectClient]:
     """A client of the configured server; what fails there is raised as `Interrupted`."""
     with interrupted(), get_client(sync_client=True) as client:
         yield client
 
 
-def put(client: SyncPrefectClient, wanted: AutomationCore) -> Made:
+def upsert_automation(client: SyncPrefectClient, automation: AutomationCore) -> SetupResult:
     """Make the automation, or renew the one of its name."""
-    known = client.read_automations_by_name(wanted.name)
-    if known:
-        client.update_automation(known[0].id, wanted)
-        return Made(what="automation", name=wanted.name, outcome="renewed")
-    client.create_automation(wanted)
-    return Made(what="automation", name=wanted.name, outcome="made")
+    existing = client.read_automations_by_name(automation.name)
+    if existing:
+        client.update_automation(existing[0].id, automation)
+        return SetupResult(what="automation", name=automation.name, outcome="renewed")
+    client.create_automation(automation)
+    return SetupResult(what="automation", name=automation.name, outcome="made")
 
 
-def on_batches(*events: str, file: str | None = None) -> EventTrigger:
+def batch_event_trigger(*events: str, file: str | None = None) -> EventTrigger:
     """A trigger for each of those events of any batch, or of those of one file name."""
-    match = {"prefect.resource.id": f"{RESOURCE}.*"} | ({"prefect.resource.name": file} if file else {})
+    match = {"prefect.resource.id": f"{BATCH_RESOURCE}.*"} | ({"prefect.resource.name": file} if file else {})
     return EventTrigger(
         expect={f"batch.{event}" for event in events},
         match=ResourceSpecification(match),
@@ -61,17 +61,21 @@ def on_batches(*events: str, file: str | None = None) -> EventTrigger:
     )
 
 
-def without_heartbeat(which: str, related: dict[str, str], within_s: int) -> AutomationCore:
+def crash_on_missed_heartbeats(runs_text: str, related: dict[str, str], within_s: int) -> AutomationCore:
     """Count runs as crashed whose heartbeats end without a word: nobody else tells when a machine dies.
 
     What goes on with their batches is a trigger of the deployment.
     """
     return AutomationCore(
-        name=f"batchline: runs {which} crash without heartbeats",
+        name=f"batchline: runs {runs_text} crash without heartbeats",
         description=f"After {within_s} s without a heartbeat. Made by `batchline prefect setup`.",
         trigger=EventTrigger(
-            after={HEARTBEAT},
-            expect={HEARTBEAT, STOPPED, *(f"prefect.flow-run.{end}" for end in ENDS)},
+            after={HEARTBEAT_EVENT},
+            expect={
+                HEARTBEAT_EVENT,
+                STOPPED_EVENT,
+                *(f"prefect.flow-run.{state}" for state in STATES_WITHOUT_HEARTBEAT),
+            },
             match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
             match_related=ResourceSpecification(dict(related)),
             for_each={"prefect.resource.id"},

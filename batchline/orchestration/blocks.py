@@ -19,17 +19,17 @@ from batchline.models.errors import InvalidInput
 from batchline.models.settings import Settings, load_settings
 from batchline.models.upstreams import Upstream
 
-__all__ = ["BLOCKS", "BlockNames", "StorageBlock", "UpstreamBlock", "Webhook", "settings_of"]
+__all__ = ["BLOCK_TYPES", "BlockNames", "StorageBlock", "UpstreamBlock", "Webhook", "settings_from_blocks"]
 
 
-def _filled(value: object) -> object:
+def _none_to_empty(value: object) -> object:
     """Return the value, and empty text for null, which blocks of version 0.1 have."""
     return "" if value is None else value
 
 
-Secret = Annotated[SecretStr, BeforeValidator(_filled)]
-Text = Annotated[str, BeforeValidator(_filled)]
-Names = Annotated[list[str], BeforeValidator(lambda value: value or [])]
+OptionalSecret = Annotated[SecretStr, BeforeValidator(_none_to_empty)]
+OptionalText = Annotated[str, BeforeValidator(_none_to_empty)]
+OptionalNames = Annotated[list[str], BeforeValidator(lambda value: value or [])]
 NO_SECRET: Final = SecretStr("")
 
 
@@ -41,8 +41,8 @@ class UpstreamBlock(Block):
     _description: ClassVar[str] = "An OpenAI-compatible server that batches are sent to."
 
     base_url: str = Field(description="Such as https://api.openai.com/v1 or http://vllm:8000/v1.")
-    api_key: Secret = Field(default=NO_SECRET, description="Sent as its dialect wants it; none if empty.")
-    models: Names = Field(default_factory=list, description="Models that it serves; all if empty.")
+    api_key: OptionalSecret = Field(default=NO_SECRET, description="Sent as its dialect wants it; none if empty.")
+    models: OptionalNames = Field(default_factory=list, description="Models that it serves; all if empty.")
     headers: SecretDict = Field(default_factory=lambda: SecretDict({}), description="Sent with each request.")
     max_in_flight: int = Field(default=64, description="Most requests under way at once.")
     requests_per_minute: int | None = Field(default=None, description="Most in any minute.")
@@ -56,12 +56,12 @@ class UpstreamBlock(Block):
 
     def upstream(self, name: str) -> Upstream:
         """The same as a setting; raises `InvalidInput` that names the block."""
-        fields = {**_given(self), "headers": self.headers.get_secret_value() or {}}
+        fields = {**_non_empty_fields(self), "headers": self.headers.get_secret_value() or {}}
         try:
             return Upstream(name=name, **fields)
         except ValidationError as error:
-            wrong = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
-            raise InvalidInput(f"block batchline-upstream/{name} is wrong in: {wrong}") from None
+            wrong_fields = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors())
+            raise InvalidInput(f"block batchline-upstream/{name} is wrong in: {wrong_fields}") from None
 
 
 class StorageBlock(Block):
@@ -72,18 +72,20 @@ class StorageBlock(Block):
     _description: ClassVar[str] = "Where batchline stores files and keeps records."
 
     storage_url: str = Field(description="A directory or s3://bucket/prefix.")
-    database_url: Secret = Field(default=NO_SECRET, description="SQLAlchemy URL of the records.")
-    s3_endpoint_url: Text = Field(default="", description="Address of an S3 server that is not Amazon's own.")
-    s3_region: Text = Field(default="", description="Such as eu-central-1.")
-    s3_access_key_id: Secret = Field(default=NO_SECRET, description="Else the AWS default chain.")
-    s3_secret_access_key: Secret = Field(default=NO_SECRET, description="Goes with the id.")
+    database_url: OptionalSecret = Field(default=NO_SECRET, description="SQLAlchemy URL of the records.")
+    s3_endpoint_url: OptionalText = Field(
+        default="", description="Address of an S3 server that is not Amazon's own."
+    )
+    s3_region: OptionalText = Field(default="", description="Such as eu-central-1.")
+    s3_access_key_id: OptionalSecret = Field(default=NO_SECRET, description="Else the AWS default chain.")
+    s3_secret_access_key: OptionalSecret = Field(default=NO_SECRET, description="Goes with the id.")
 
     def settings(self) -> dict[str, Any]:
         """The settings that it stands for; what it leaves open is as the environment says."""
-        return _given(self)
+        return _non_empty_fields(self)
 
 
-def _given(block: Block) -> dict[str, Any]:
+def _non_empty_fields(block: Block) -> dict[str, Any]:
     """Return the block's fields that somebody filled in, or that have a default that is not empty."""
     fields = {field: getattr(block, field) for field in type(block).model_fields}
     empty: tuple[object, ...] = (None, "", [], NO_SECRET)
@@ -97,30 +99,30 @@ class BlockNames(msgspec.Struct, frozen=True, kw_only=True):
     storage: str | None = None
 
     def settings(self) -> Settings:
-        """As `settings_of` makes them."""
-        return settings_of(upstreams=self.upstreams, storage=self.storage)
+        """As `settings_from_blocks` makes them."""
+        return settings_from_blocks(upstreams=self.upstreams, storage=self.storage)
 
 
-BLOCKS: Final[tuple[type[Block], ...]] = (UpstreamBlock, StorageBlock, Webhook)
+BLOCK_TYPES: Final[tuple[type[Block], ...]] = (UpstreamBlock, StorageBlock, Webhook)
 
 
-def settings_of(*, upstreams: Sequence[str], storage: str | None) -> Settings:
+def settings_from_blocks(*, upstreams: Sequence[str], storage: str | None) -> Settings:
     """The environment's settings with what the blocks of those names say instead.
 
     Raises `InvalidInput` for a block that is not there or wrong.
     """
-    changed: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}
     if upstreams:
-        changed["upstreams"] = [_loaded(UpstreamBlock, name).upstream(name) for name in upstreams]
+        overrides["upstreams"] = [_load_block(UpstreamBlock, name).upstream(name) for name in upstreams]
     if storage:
-        changed |= _loaded(StorageBlock, storage).settings()
-    return load_settings(**changed)
+        overrides |= _load_block(StorageBlock, storage).settings()
+    return load_settings(**overrides)
 
 
-def _loaded(kind: type[Any], name: str) -> Any:
+def _load_block(block_type: type[Any], name: str) -> Any:
     try:
-        return kind.load(name)
+        return block_type.load(name)
     except ValueError as error:
         raise InvalidInput(
-            f"there is no block {kind.get_block_type_slug()}/{name}; make it on Prefect's page Blocks"
+            f"there is no block {block_type.get_block_type_slug()}/{name}; make it on Prefect's page Blocks"
         ) from error

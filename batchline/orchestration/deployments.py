@@ -8,18 +8,18 @@ from uuid import UUID
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound
 
+from batchline.engine.services import Services
 from batchline.models.errors import Interrupted
-from batchline.orchestration.events import emit
-from batchline.orchestration.outcome import run_name
-from batchline.orchestration.refusals import interrupted
-from batchline.steps.engine import Engine
+from batchline.orchestration.events import emit_batch_event
+from batchline.orchestration.final_state import run_name
+from batchline.orchestration.prefect_errors import interrupted
 
-TAG: Final = "batchline"
+RUN_TAG: Final = "batchline"
 """On our deployments' runs, and on others that send heartbeats as often, so that their death is soon known."""
 
 
-def start_as_deployment(
-    engine: Engine, batch_id: str, *, deployment: str | None = None, after_crash: bool = False
+def start_deployment_run(
+    services: Services, batch_id: str, *, deployment: str | None = None, after_crash: bool = False
 ) -> str:
     """Have a worker run the batch, and return the id of the flow run; one that waits for a worker is that again.
 
@@ -27,11 +27,11 @@ def start_as_deployment(
     ends at once after too many crashes in a row. Raises `NotFound` for an unknown batch, and `Interrupted` where
     Prefect does not take it; the batch stays as it is and can be started again.
     """
-    batch = engine.records.get_batch(batch_id)
-    name = deployment or engine.settings.deployment
+    batch = services.records.get_batch(batch_id)
+    name = deployment or services.settings.deployment
     not_started = f"batch {batch.id} is recorded but not started: "
     with interrupted(not_started), get_client(sync_client=True) as client:
-        if batch.last_flow_run_id is not None and _waits(client, batch.last_flow_run_id):
+        if batch.last_flow_run_id is not None and _is_pending(client, batch.last_flow_run_id):
             return batch.last_flow_run_id
         try:
             found = client.read_deployment_by_name(name)
@@ -47,13 +47,13 @@ def start_as_deployment(
             # The batch's id, and what tells one start of it from the next.
             idempotency_key=f"{batch.id}-g{batch.generation}-{batch.last_flow_run_id or 'first'}",
         )
-    engine.records.note_flow_run(batch.id, str(run.id))
+    services.records.record_flow_run(batch.id, str(run.id))
     if batch.epoch == 0 and batch.last_flow_run_id is None:
-        emit("created", batch)
+        emit_batch_event("created", batch)
     return str(run.id)
 
 
-def _waits(client: SyncPrefectClient, run_id: str) -> bool:
+def _is_pending(client: SyncPrefectClient, run_id: str) -> bool:
     """Whether the flow run has not begun yet."""
     try:
         state = client.read_flow_run(UUID(run_id)).state

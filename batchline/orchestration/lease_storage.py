@@ -8,12 +8,12 @@ from typing import Any, Final
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import get_current_settings
 
-SETTING: Final = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
-IN_FILES: Final = "prefect.server.concurrency.lease_storage.filesystem"
-IN_MEMORY: Final = "prefect.server.concurrency.lease_storage.memory"
+LEASE_STORAGE_SETTING: Final = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
+FILE_STORAGE: Final = "prefect.server.concurrency.lease_storage.filesystem"
+MEMORY_STORAGE: Final = "prefect.server.concurrency.lease_storage.memory"
 
 
-def warn_of_lost_leases(logger: logging.Logger | logging.LoggerAdapter[Any]) -> None:
+def warn_of_memory_leases(logger: logging.Logger | logging.LoggerAdapter[Any]) -> None:
     """Warn in the log if the configured server forgets leases at a restart, unless it is a temporary one."""
     if get_current_settings().api.url is None:
         return
@@ -30,9 +30,9 @@ def lease_storage_warning(client: SyncPrefectClient) -> str | None:
         storage = settings["server"]["concurrency"]["lease_storage"]
     except Exception:  # noqa: BLE001 - Prefect's client raises many kinds, and Prefect Cloud has no such page
         return None
-    if storage != IN_MEMORY:
+    if storage != MEMORY_STORAGE:
         return None
     return (
         "this Prefect server keeps the leases of runs and upstreams in memory: when it restarts, it ends runs and "
-        f"slots of upstreams stay taken; start it with {SETTING}={IN_FILES}"
+        f"slots of upstreams stay taken; start it with {LEASE_STORAGE_SETTING}={FILE_STORAGE}"
     )

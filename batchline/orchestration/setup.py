@@ -11,22 +11,30 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 
 from batchline.models.errors import InvalidInput
-from batchline.orchestration.automations import Made, connected, put, without_heartbeat
-from batchline.orchestration.blocks import BLOCKS
-from batchline.orchestration.deployments import TAG
+from batchline.orchestration.automations import (
+    SetupResult,
+    crash_on_missed_heartbeats,
+    prefect_client,
+    upsert_automation,
+)
+from batchline.orchestration.blocks import BLOCK_TYPES
+from batchline.orchestration.deployments import RUN_TAG
 from batchline.orchestration.events import HEARTBEAT_S
 from batchline.orchestration.lease_storage import lease_storage_warning
-from batchline.orchestration.notices import file_notices, notices
+from batchline.orchestration.notifications import batch_notifications, file_notifications
 
 DEFAULT_HEARTBEAT_S: Final = 180
 """Between those of runs that are started elsewhere: Prefect's own default."""
 
-MISSED: Final = 3
+MISSED_HEARTBEATS: Final = 3
 
 
-def set_up(
-    *, work_pool: str = "batchline", crash_after_s: int = MISSED * HEARTBEAT_S, notify: Sequence[str] = ()
-) -> Iterator[Made]:
+def set_up_server(
+    *,
+    work_pool: str = "batchline",
+    crash_after_s: int = MISSED_HEARTBEATS * HEARTBEAT_S,
+    notify: Sequence[str] = (),
+) -> Iterator[SetupResult]:
     """Make the work pool, the types of blocks and the automations that are missing, and yield each.
 
     Safe to repeat. `crash_after_s` is how long a run that is tagged batchline may send no heartbeat before it
@@ -39,37 +47,39 @@ def set_up(
             f"crash-after is {crash_after_s} s; runs send a heartbeat every {HEARTBEAT_S} s, so write more",
             param="crash_after",
         )
-    with connected() as client:
-        yield _work_pool(client, work_pool)
-        for block in BLOCKS:
+    with prefect_client() as client:
+        yield _ensure_work_pool(client, work_pool)
+        for block in BLOCK_TYPES:
             block.register_type_and_schema()
-            yield Made(what="block type", name=str(block.get_block_type_slug()), outcome="renewed")
-        for automation in _crashes(crash_after_s):
-            yield put(client, automation)
+            yield SetupResult(what="block type", name=str(block.get_block_type_slug()), outcome="renewed")
+        for automation in _crash_automations(crash_after_s):
+            yield upsert_automation(client, automation)
         if notify:
-            yield put(client, notices(client, notify))
-            yield put(client, file_notices(client, notify))
+            yield upsert_automation(client, batch_notifications(client, notify))
+            yield upsert_automation(client, file_notifications(client, notify))
 
 
-def check_server() -> str | None:
+def find_server_warning() -> str | None:
     """Return what to change on the configured server, if there is something; raises `Interrupted` if it fails."""
-    with connected() as client:
+    with prefect_client() as client:
         return lease_storage_warning(client)
 
 
-def _work_pool(client: SyncPrefectClient, name: str) -> Made:
+def _ensure_work_pool(client: SyncPrefectClient, name: str) -> SetupResult:
     try:
         client.read_work_pool(name)
     except ObjectNotFound:
         client.create_work_pool(WorkPoolCreate(name=name, type="process"))
-        return Made(what="work pool", name=name, outcome="made")
-    return Made(what="work pool", name=name, outcome="was there")
+        return SetupResult(what="work pool", name=name, outcome="made")
+    return SetupResult(what="work pool", name=name, outcome="was there")
 
 
-def _crashes(crash_after_s: int) -> Iterator[AutomationCore]:
-    ours = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
-    yield without_heartbeat("of our deployments", ours, crash_after_s)
-    all_runs = {"prefect.resource.role": "flow", "prefect.resource.name": "process-batch"}
-    yield without_heartbeat(
-        "of process-batch, started anywhere,", all_runs, max(crash_after_s, MISSED * DEFAULT_HEARTBEAT_S)
+def _crash_automations(crash_after_s: int) -> Iterator[AutomationCore]:
+    our_tag = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{RUN_TAG}"}
+    yield crash_on_missed_heartbeats("of our deployments", our_tag, crash_after_s)
+    batch_flow = {"prefect.resource.role": "flow", "prefect.resource.name": "process-batch"}
+    yield crash_on_missed_heartbeats(
+        "of process-batch, started anywhere,",
+        batch_flow,
+        max(crash_after_s, MISSED_HEARTBEATS * DEFAULT_HEARTBEAT_S),
     )

@@ -12,52 +12,52 @@ from prefect.events import emit_event
 from prefect.runtime import flow_run
 
 from batchline.models.sync import SyncEvent, SyncSummary
-from batchline.orchestration.artifacts import cell, this_run
-from batchline.orchestration.events import page_of
+from batchline.orchestration.artifacts import current_run_id, escape
+from batchline.orchestration.events import run_page_payload
 
 log = logging.getLogger(__name__)
 
-FILE: Final = "batchline.source-file"
-QUARANTINED: Final = "batchline.file-quarantined"
-PROBLEMS: Final = frozenset({"quarantined", "unreadable", "failed"})
-MOST_ROWS: Final = 200
+FILE_RESOURCE: Final = "batchline.source-file"
+QUARANTINED_EVENT: Final = "batchline.file-quarantined"
+PROBLEM_KINDS: Final = frozenset({"quarantined", "unreadable", "failed"})
+MAX_ROWS: Final = 200
 
 
 def emit_quarantined(event: SyncEvent) -> None:
     """Send the event that a file was put into quarantine, with the file as its resource."""
-    file = str(event.file)
+    file_uri = str(event.file)
     emit_event(
-        event=QUARANTINED,
+        event=QUARANTINED_EVENT,
         resource={
-            "prefect.resource.id": f"{FILE}.{uuid.uuid5(uuid.NAMESPACE_URL, file)}",
-            "prefect.resource.name": file.rpartition("/")[2],
+            "prefect.resource.id": f"{FILE_RESOURCE}.{uuid.uuid5(uuid.NAMESPACE_URL, file_uri)}",
+            "prefect.resource.name": file_uri.rpartition("/")[2],
         },
-        payload={"file": file, "place": event.place, "reason": event.reason, **page_of(flow_run.id)},
+        payload={"file": file_uri, "place": event.place, "reason": event.reason, **run_page_payload(flow_run.id)},
     )
 
 
-def show_problems(summary: SyncSummary) -> None:
+def publish_problems(summary: SyncSummary) -> None:
     """Put what the round could not do on the flow run's page, if anything; a failure of that is only logged."""
     rows = [
-        f"| {event.kind} | {cell(event.file or event.batch_id or '')} | {cell(event.place or '')} "
-        f"| {cell(event.reason or '')} |"
+        f"| {event.kind} | {escape(event.file or event.batch_id or '')} | {escape(event.place or '')} "
+        f"| {escape(event.reason or '')} |"
         for event in summary.events
-        if event.kind in PROBLEMS
+        if event.kind in PROBLEM_KINDS
     ]
     if not rows:
         return
-    more = [f"\n{len(rows) - MOST_ROWS:,} more are in the run's log."] if len(rows) > MOST_ROWS else []
-    page = [f"# {cell(summary.source)}", f"**{cell(summary.message)}**", ""]
-    table = ["| | file | where it is now | why |", "|---|---|---|---|", *rows[:MOST_ROWS], *more]
-    made = ArtifactCreate(
+    overflow_note = [f"\n{len(rows) - MAX_ROWS:,} more are in the run's log."] if len(rows) > MAX_ROWS else []
+    heading = [f"# {escape(summary.source)}", f"**{escape(summary.message)}**", ""]
+    table = ["| | file | where it is now | why |", "|---|---|---|---|", *rows[:MAX_ROWS], *overflow_note]
+    artifact = ArtifactCreate(
         key=f"sync-{uuid.uuid5(uuid.NAMESPACE_URL, summary.source)}",
         type="markdown",
         description=summary.message,
-        data="\n".join([*page, *table]) + "\n",
-        flow_run_id=this_run(),
+        data="\n".join([*heading, *table]) + "\n",
+        flow_run_id=current_run_id(),
     )
     try:
         with get_client(sync_client=True) as client:
-            client.create_artifact(made)
+            client.create_artifact(artifact)
     except Exception as error:  # noqa: BLE001 - Prefect's client raises many kinds
         log.warning("the problems of the round over %s were not put on its page: %s", summary.source, error)

@@ -6,10 +6,10 @@ from batchline.simulate.options import SimulatorOptions
 from batchline.simulate.server import serve
 
 
-def _tell(url: str) -> None:
+def _print_url(url: str) -> None:
     """Tell the parent process where the server is."""
     sys.stdout.write(f"{url}\n")
     sys.stdout.flush()
 
 
-serve(SimulatorOptions.model_validate_json(sys.stdin.readline()), ready=_tell, with_parent=True)
+serve(SimulatorOptions.model_validate_json(sys.stdin.readline()), on_ready=_print_url, exit_with_parent=True)

@@ -10,7 +10,7 @@ from typing import Any, Self
 from batchline.models.errors import BatchlineError
 from batchline.simulate.options import SimulatorOptions
 
-READY_S = 20.0
+CONTROL_TIMEOUT_S = 20.0
 
 
 class Simulator:
@@ -41,14 +41,14 @@ class Simulator:
             start_new_session=True,
         )
         # On a pipe, and not as an argument: every user of the machine may read those, and one of them is a key.
-        self._write(json.dumps(options) + "\n")
+        self._write_line(json.dumps(options) + "\n")
         line = self._process.stdout.readline().strip() if self._process.stdout else ""
         if not line.startswith("http"):
             self.stop()
             raise BatchlineError("the stand-in upstream did not start; see its message above")
         self.base_url = line
 
-    def _write(self, line: str) -> None:
+    def _write_line(self, line: str) -> None:
         if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):  # it has ended already, which its silence tells
                 self._process.stdin.write(line)
@@ -68,15 +68,15 @@ class Simulator:
 
     def counters(self) -> dict[str, Any]:
         """What the server has received and answered since its start or the last reset."""
-        return self._call("GET", "counters")
+        return self._call_control("GET", "counters")
 
     def reset(self) -> None:
         """Begin counting anew."""
-        self._call("POST", "reset")
+        self._call_control("POST", "reset")
 
-    def _call(self, method: str, name: str) -> dict[str, Any]:
+    def _call_control(self, method: str, name: str) -> dict[str, Any]:
         url = f"{self.base_url.removesuffix('/v1')}/simulator/{name}"
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(urllib.request.Request(url, method=method), timeout=READY_S) as answer:  # noqa: S310
-            counters: dict[str, Any] = json.load(answer)
+        with opener.open(urllib.request.Request(url, method=method), timeout=CONTROL_TIMEOUT_S) as response:  # noqa: S310
+            counters: dict[str, Any] = json.load(response)
         return counters

@@ -15,78 +15,87 @@ from typing import Any
 
 import httptools
 
-from batchline.simulate.answers import Rendered, decode, digest, error, render, with_separators
-from batchline.simulate.faults import SEPARATORS, Fault
+from batchline.simulate.fault_injection import SEPARATORS, InjectedFault
 from batchline.simulate.options import SimulatorOptions
-from batchline.simulate.state import State
+from batchline.simulate.replies import (
+    SimulatedReply,
+    decode_request,
+    digest_body,
+    error_body,
+    insert_separators,
+    render_reply,
+)
+from batchline.simulate.state import SimulatorState
 
-HTML = b"<!doctype html><title>502 Bad Gateway</title><h1>502 Bad Gateway</h1>"
-HEAD = b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\nx-request-id: sim-%x\r\n%bcontent-length: %d\r\n\r\n"
-REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
+HTML_BODY = b"<!doctype html><title>502 Bad Gateway</title><h1>502 Bad Gateway</h1>"
+HEAD_FORMAT = b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\nx-request-id: sim-%x\r\n%bcontent-length: %d\r\n\r\n"
+REASON_PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
 def serve(
-    options: SimulatorOptions, *, ready: Callable[[str], None] | None = None, with_parent: bool = False
+    options: SimulatorOptions, *, on_ready: Callable[[str], None] | None = None, exit_with_parent: bool = False
 ) -> None:
     """Serve until interrupted; `ready` is told the base URL. `with_parent`: end when standard input closes."""
     with contextlib.suppress(KeyboardInterrupt):
-        _run(_serve(options, ready, with_parent=with_parent))
+        _run_event_loop(_serve_until_stopped(options, on_ready, exit_with_parent=exit_with_parent))
 
 
-def _run(main: Any) -> None:
+def _run_event_loop(coroutine: Any) -> None:
     try:
         import uvloop  # noqa: PLC0415 - not to be had on every system
     except ImportError:
-        asyncio.run(main)
+        asyncio.run(coroutine)
     else:
-        uvloop.run(main)
+        uvloop.run(coroutine)
 
 
-async def _serve(options: SimulatorOptions, ready: Callable[[str], None] | None, *, with_parent: bool) -> None:
+async def _serve_until_stopped(
+    options: SimulatorOptions, on_ready: Callable[[str], None] | None, *, exit_with_parent: bool
+) -> None:
     loop = asyncio.get_running_loop()
-    state = State(options)
-    server = await loop.create_server(lambda: Connection(state), options.host, options.port, backlog=4096)
+    state = SimulatorState(options)
+    server = await loop.create_server(lambda: SimulatorConnection(state), options.host, options.port, backlog=4096)
     port = server.sockets[0].getsockname()[1]
-    over = asyncio.Event()
-    if with_parent:
-        loop.add_reader(sys.stdin.fileno(), _parent_gone, over)
-    if ready is not None:
-        ready(f"http://{options.host}:{port}/v1")
+    stopped = asyncio.Event()
+    if exit_with_parent:
+        loop.add_reader(sys.stdin.fileno(), _on_parent_closed, stopped)
+    if on_ready is not None:
+        on_ready(f"http://{options.host}:{port}/v1")
     if options.down_from_s is not None:
-        loop.call_later(options.down_from_s, lambda: asyncio.ensure_future(_outage(state, server, port)))
-    await over.wait()
+        loop.call_later(options.down_from_s, lambda: asyncio.ensure_future(_simulate_outage(state, server, port)))
+    await stopped.wait()
 
 
-def _parent_gone(over: asyncio.Event) -> None:
+def _on_parent_closed(stopped: asyncio.Event) -> None:
     if not os.read(sys.stdin.fileno(), 1024):
-        over.set()
+        stopped.set()
 
 
-async def _outage(state: State, server: asyncio.Server, port: int) -> None:
+async def _simulate_outage(state: SimulatorState, server: asyncio.Server, port: int) -> None:
     """Refuse and close connections for a while."""
     server.close()
     for connection in list(state.connections):
         connection.abort()
     await asyncio.sleep(state.options.down_for_s)
     loop = asyncio.get_running_loop()
-    await loop.create_server(lambda: Connection(state), state.options.host, port, backlog=4096)
+    await loop.create_server(lambda: SimulatorConnection(state), state.options.host, port, backlog=4096)
 
 
-class Connection(asyncio.Protocol):
+class SimulatorConnection(asyncio.Protocol):
     """One client's connection; answers go out in the order of the requests."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: SimulatorState) -> None:
         self._state = state
         self._parser: Any = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
-        self._waiting: deque[tuple[str, str, bytes, str | None, bool]] = deque()
-        self._busy = self._counted = self._keep_alive = False
-        self._begin()
+        self._pending: deque[tuple[str, str, bytes, str | None, bool]] = deque()
+        self._is_busy = self._is_counted = self._keep_alive = False
+        self._reset_request()
 
-    def _begin(self) -> None:
+    def _reset_request(self) -> None:
         self._url = b""
-        self._pieces: list[bytes] = []
-        self._key: str | None = None
+        self._body_parts: list[bytes] = []
+        self._api_key: str | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
@@ -98,7 +107,7 @@ class Connection(asyncio.Protocol):
         del exc
         self._transport = None
         self._state.connections.discard(self)
-        self._leave()
+        self._count_closed()
 
     def abort(self) -> None:
         """Close at once."""
@@ -110,17 +119,17 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._refuse("no other protocol than HTTP/1.1 is spoken here; send no Upgrade header")
+            self._reject_protocol("no other protocol than HTTP/1.1 is spoken here; send no Upgrade header")
         except httptools.HttpParserError:
-            self._refuse("this is no HTTP")
+            self._reject_protocol("this is no HTTP")
 
-    def _refuse(self, why: str) -> None:
+    def _reject_protocol(self, message: str) -> None:
         """Tell a client that cannot be understood, and close."""
         self._keep_alive = False
-        if self._busy:
+        if self._is_busy:
             self.abort()
         else:
-            self._reply(400, error(why, "invalid_request_error"))
+            self._send_reply(400, error_body(message, "invalid_request_error"))
 
     def on_url(self, url: bytes) -> None:
         """Parser callback."""
@@ -128,228 +137,243 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Parser callback."""
-        lower = name.lower()
-        if lower == b"authorization":
-            self._key = value.decode("latin-1").removeprefix("Bearer ")
-        elif lower == b"x-api-key":
-            self._key = value.decode("latin-1")
-        elif lower == b"expect" and self._transport is not None:
+        lower_name = name.lower()
+        if lower_name == b"authorization":
+            self._api_key = value.decode("latin-1").removeprefix("Bearer ")
+        elif lower_name == b"x-api-key":
+            self._api_key = value.decode("latin-1")
+        elif lower_name == b"expect" and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
         """Parser callback."""
-        self._pieces.append(body)
+        self._body_parts.append(body)
 
     def on_message_complete(self) -> None:
         """Parser callback: a request is whole."""
         path = self._url.decode("latin-1").partition("?")[0]
         method = self._parser.get_method().decode()
-        body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        body = self._body_parts[0] if len(self._body_parts) == 1 else b"".join(self._body_parts)
         if self._parser.should_upgrade():
             return  # The parser has skipped the body.
-        self._waiting.append((method, path, body, self._key, self._parser.should_keep_alive()))
-        self._begin()
-        self._proceed()
+        self._pending.append((method, path, body, self._api_key, self._parser.should_keep_alive()))
+        self._reset_request()
+        self._handle_pending()
 
-    def _proceed(self) -> None:
+    def _handle_pending(self) -> None:
         """Handle what waits, until a request takes its time."""
-        while self._waiting and not self._busy and self._transport is not None:
-            self._busy = True
-            self._handle(*self._waiting.popleft())
+        while self._pending and not self._is_busy and self._transport is not None:
+            self._is_busy = True
+            self._handle_request(*self._pending.popleft())
 
-    def _handle(self, method: str, path: str, body: bytes, key: str | None, keep_alive: bool) -> None:
+    def _handle_request(self, method: str, path: str, body: bytes, key: str | None, keep_alive: bool) -> None:
         self._keep_alive = keep_alive
         if method == "POST" and path.startswith("/v1/"):
-            self._complete(path, body, key)
+            self._handle_completion(path, body, key)
         else:
-            self._small(method, path)
+            self._handle_control(method, path)
 
-    def _small(self, method: str, path: str) -> None:
+    def _handle_control(self, method: str, path: str) -> None:
         """What is not a model's answer."""
         state = self._state
         if path == "/simulator/reset" and method == "POST":
             state.reset()
-            self._reply(200, b"{}")
+            self._send_reply(200, b"{}")
         elif path == "/simulator/counters":
-            self._reply(200, json.dumps(state.counters()).encode())
+            self._send_reply(200, json.dumps(state.counters()).encode())
         elif path == "/healthz":
-            self._reply(200, b'{"status":"ok"}')
+            self._send_reply(200, b'{"status":"ok"}')
         elif path == "/v1/models":
             models = [{"id": name, "object": "model"} for name in state.options.models or ("stand-in",)]
-            self._reply(200, json.dumps({"object": "list", "data": models}).encode())
+            self._send_reply(200, json.dumps({"object": "list", "data": models}).encode())
         else:
-            self._reply(404, error(f"no such path: {path}", "invalid_request_error"))
+            self._send_reply(404, error_body(f"no such path: {path}", "invalid_request_error"))
 
-    def _complete(self, path: str, body: bytes, key: str | None) -> None:
+    def _handle_completion(self, path: str, body: bytes, key: str | None) -> None:
         state = self._state
-        number = digest(body)
+        body_digest = digest_body(body)
         state.received += 1
         state.bytes_received += len(body)
         state.paths[path] += 1
-        state.seen[number] += 1
-        state.note("received", body)
-        refusal = self._refusal(key)
-        if refusal is not None:
-            self._count_and_reply(*refusal)
+        state.received_bodies[body_digest] += 1
+        state.log_event("received", body)
+        rejection = self._find_rejection(key)
+        if rejection is not None:
+            self._count_and_reply(*rejection)
             return
-        dice = state.fate.dice(number, state.seen[number])
-        fault: str | None = state.fate.fault(dice)
-        ordered = state.fate.ordered(body)
+        rng = state.fault_injector.rng_for(body_digest, state.received_bodies[body_digest])
+        fault: str | None = state.fault_injector.draw_fault(rng)
+        directive = state.fault_injector.read_directive(body)
         status = None
-        if ordered is not None:
-            fault, status = ordered
-        latency_s = state.fate.latency_s(dice)
-        self._enter()
+        if directive is not None:
+            fault, status = directive
+        latency_s = state.fault_injector.draw_latency_s(rng)
+        self._count_opened()
         if latency_s:
             wait_s = latency_s * state.options.first_byte_share
             asyncio.get_running_loop().call_later(
-                wait_s, self._answer_later, path, body, number, fault, status, latency_s - wait_s
+                wait_s, self._answer_delayed, path, body, body_digest, fault, status, latency_s - wait_s
             )
         else:
-            self._answer(path, body, number, fault, status, 0.0)
+            self._answer_request(path, body, body_digest, fault, status, 0.0)
 
-    def _enter(self) -> None:
+    def _count_opened(self) -> None:
         state = self._state
-        self._counted = True
-        state.now_open += 1
-        state.most_at_once = max(state.most_at_once, state.now_open)
+        self._is_counted = True
+        state.open_requests += 1
+        state.max_open_requests = max(state.max_open_requests, state.open_requests)
 
-    def _leave(self) -> None:
+    def _count_closed(self) -> None:
         """Count the connection's request as open no more."""
-        if self._counted:
-            self._counted = False
-            self._state.now_open -= 1
+        if self._is_counted:
+            self._is_counted = False
+            self._state.open_requests -= 1
 
-    def _refusal(self, key: str | None) -> tuple[int, bytes, bytes] | None:
+    def _find_rejection(self, key: str | None) -> tuple[int, bytes, bytes] | None:
         """Why a request is not even looked at."""
         state, options = self._state, self._state.options
-        if state.key is not None and key != state.key:
-            return 401, error("Incorrect API key provided", "authentication_error", "invalid_api_key"), b""
-        if options.max_concurrent is not None and state.now_open >= options.max_concurrent:
-            return 503, error("The server is overloaded", "server_error"), b""
-        wait_s = state.requests.take(1)
+        if state.api_key is not None and key != state.api_key:
+            return 401, error_body("Incorrect API key provided", "authentication_error", "invalid_api_key"), b""
+        if options.max_concurrent is not None and state.open_requests >= options.max_concurrent:
+            return 503, error_body("The server is overloaded", "server_error"), b""
+        wait_s = state.request_limit.acquire(1)
         if wait_s is not None:
-            return 429, error("Rate limit reached: requests", "requests"), self._retry_after(wait_s)
+            return 429, error_body("Rate limit reached: requests", "requests"), self._retry_after_header(wait_s)
         return None
 
-    def _retry_after(self, wait_s: float) -> bytes:
-        kind = self._state.options.retry_after
-        if kind == "none":
+    def _retry_after_header(self, wait_s: float) -> bytes:
+        form = self._state.options.retry_after
+        if form == "none":
             return b""
-        if kind == "ms":
+        if form == "ms":
             return b"retry-after-ms: %d\r\n" % round(wait_s * 1e3)
-        if kind == "date":
+        if form == "date":
             # Dates have whole seconds; one that is cut off would be too early.
             return b"retry-after: %b\r\n" % formatdate(ceil(time.time() + wait_s), usegmt=True).encode()
         return b"retry-after: %b\r\n" % f"{wait_s:.3f}".encode()
 
-    def _answer_later(
-        self, path: str, body: bytes, number: int, fault: str | None, status: int | None, rest_s: float
+    def _answer_delayed(
+        self, path: str, body: bytes, number: int, fault: str | None, status: int | None, remaining_s: float
     ) -> None:
-        self._answer(path, body, number, fault, status, rest_s)
-        self._proceed()
+        self._answer_request(path, body, number, fault, status, remaining_s)
+        self._handle_pending()
 
-    def _answer(
-        self, path: str, body: bytes, number: int, fault: str | None, status: int | None, rest_s: float
+    def _answer_request(
+        self, path: str, body: bytes, body_digest: int, fault: str | None, status: int | None, remaining_s: float
     ) -> None:
         if self._transport is None:
             self._state.abandoned += 1
             return
         if fault is not None:
             self._state.faults[fault] += 1
-            if self._misbehave(fault, status):
+            if self._inject_fault(fault, status):
                 return
         try:
-            request = decode(body)
-            rendered = render(path, request, number, self._state.options.answer_tokens)
+            request = decode_request(body)
+            reply = render_reply(path, request, body_digest, self._state.options.answer_tokens)
         except (ValueError, RecursionError) as wrong:
-            self._count_and_reply(400, error(f"bad body: {wrong}", "invalid_request_error"))
+            self._count_and_reply(400, error_body(f"bad body: {wrong}", "invalid_request_error"))
             return
-        if rendered is None or (self._state.options.models and request.model not in self._state.options.models):
-            self._count_and_reply(404, error(f"{path} {request.model} is not served", "invalid_request_error"))
+        if reply is None or (self._state.options.models and request.model not in self._state.options.models):
+            self._count_and_reply(
+                404, error_body(f"{path} {request.model} is not served", "invalid_request_error")
+            )
             return
         self._state.models[request.model] += 1
-        wait_s = self._state.tokens.take(rendered.prompt_tokens + rendered.completion_tokens)
+        wait_s = self._state.token_limit.acquire(reply.prompt_tokens + reply.completion_tokens)
         if wait_s is not None:
-            self._count_and_reply(429, error("Rate limit reached: tokens", "tokens"), self._retry_after(wait_s))
+            self._count_and_reply(
+                429, error_body("Rate limit reached: tokens", "tokens"), self._retry_after_header(wait_s)
+            )
         else:
-            self._succeed(rendered, body, number, fault, rest_s)
+            self._send_completion(reply, body, body_digest, fault, remaining_s)
 
-    def _misbehave(self, fault: str, status: int | None) -> bool:
+    def _inject_fault(self, fault: str, status: int | None) -> bool:
         """Do what the fault says; false where it only spoils a good answer."""
-        if fault == Fault.RATE_LIMITED:
-            headers = self._retry_after(self._state.options.retry_after_s)
-            self._count_and_reply(429, error("Rate limit reached", "requests", "rate_limit_exceeded"), headers)
-        elif fault == Fault.SERVER_ERROR:
-            self._count_and_reply(500, error("The server had an error", "server_error"))
-        elif fault == Fault.UNAVAILABLE:
-            self._count_and_reply(503, error("The server is overloaded", "server_error"))
+        if fault == InjectedFault.RATE_LIMITED:
+            headers = self._retry_after_header(self._state.options.retry_after_s)
+            self._count_and_reply(
+                429, error_body("Rate limit reached", "requests", "rate_limit_exceeded"), headers
+            )
+        elif fault == InjectedFault.SERVER_ERROR:
+            self._count_and_reply(500, error_body("The server had an error", "server_error"))
+        elif fault == InjectedFault.UNAVAILABLE:
+            self._count_and_reply(503, error_body("The server is overloaded", "server_error"))
         elif fault == "status" and status:
-            self._count_and_reply(status, error(f"status {status} as ordered", "invalid_request_error"))
-        elif fault == Fault.DROPPED:
+            self._count_and_reply(status, error_body(f"status {status} as ordered", "invalid_request_error"))
+        elif fault == InjectedFault.DROPPED:
             self.abort()
-        elif fault == Fault.HTML:
-            self._count_and_reply(200, HTML, kind=b"text/html")
-        elif fault == Fault.ERROR_OBJECT:
-            self._count_and_reply(200, error("The model crashed", "server_error"))
+        elif fault == InjectedFault.HTML:
+            self._count_and_reply(200, HTML_BODY, media_type=b"text/html")
+        elif fault == InjectedFault.ERROR_OBJECT:
+            self._count_and_reply(200, error_body("The model crashed", "server_error"))
         else:
-            return fault == Fault.HANGING
+            return fault == InjectedFault.HANGING
         return True
 
-    def _succeed(self, rendered: Rendered, body: bytes, number: int, fault: str | None, rest_s: float) -> None:
+    def _send_completion(
+        self, reply: SimulatedReply, body: bytes, number: int, fault: str | None, remaining_s: float
+    ) -> None:
         state = self._state
-        if fault == Fault.TRUNCATED:
-            self._count_and_reply(200, rendered.body[: len(rendered.body) // 2])
+        if fault == InjectedFault.TRUNCATED:
+            self._count_and_reply(200, reply.body[: len(reply.body) // 2])
             return
-        if fault == Fault.CUT_OFF:
-            self._write(200, rendered.body, b"", cut=len(rendered.body) // 2)
-            self._close()
+        if fault == InjectedFault.CUT_OFF:
+            self._write_response(200, reply.body, b"", body_length=len(reply.body) // 2)
+            self._close_transport()
             return
         if fault == SEPARATORS:
-            rendered = with_separators(rendered)
-        state.prompt_tokens += rendered.prompt_tokens
-        state.completion_tokens += rendered.completion_tokens
-        state.answered[number] += 1
-        state.note("answered", body)
+            reply = insert_separators(reply)
+        state.prompt_tokens += reply.prompt_tokens
+        state.completion_tokens += reply.completion_tokens
+        state.answered_bodies[number] += 1
+        state.log_event("answered", body)
         state.statuses[200] += 1
-        if rest_s:
-            self._write(200, rendered.body, b"", cut=0)
-            asyncio.get_running_loop().call_later(rest_s, self._finish, rendered.body)
+        if remaining_s:
+            self._write_response(200, reply.body, b"", body_length=0)
+            asyncio.get_running_loop().call_later(remaining_s, self._write_rest, reply.body)
         else:
-            self._reply(200, rendered.body)
+            self._send_reply(200, reply.body)
 
     def _count_and_reply(
-        self, status: int, body: bytes, headers: bytes = b"", kind: bytes = b"application/json"
+        self, status: int, body: bytes, headers: bytes = b"", media_type: bytes = b"application/json"
     ) -> None:
         self._state.statuses[status] += 1
-        self._reply(status, body, headers, kind)
+        self._send_reply(status, body, headers, media_type)
 
-    def _reply(self, status: int, body: bytes, headers: bytes = b"", kind: bytes = b"application/json") -> None:
-        self._write(status, body, headers, kind)
-        self._done()
+    def _send_reply(
+        self, status: int, body: bytes, headers: bytes = b"", media_type: bytes = b"application/json"
+    ) -> None:
+        self._write_response(status, body, headers, media_type)
+        self._end_request()
 
-    def _write(
-        self, status: int, body: bytes, headers: bytes, kind: bytes = b"application/json", cut: int | None = None
+    def _write_response(
+        self,
+        status: int,
+        body: bytes,
+        headers: bytes,
+        media_type: bytes = b"application/json",
+        body_length: int | None = None,
     ) -> None:
         if self._transport is None:
             return
-        reason = REASONS.get(status, b"Status")
+        reason = REASON_PHRASES.get(status, b"Status")
         self._state.replies += 1
-        head = HEAD % (status, reason, kind, self._state.replies, headers, len(body))
-        self._transport.write(head + (body if cut is None else body[:cut]))
+        head = HEAD_FORMAT % (status, reason, media_type, self._state.replies, headers, len(body))
+        self._transport.write(head + (body if body_length is None else body[:body_length]))
 
-    def _finish(self, rest: bytes) -> None:
+    def _write_rest(self, rest: bytes) -> None:
         if self._transport is not None:
             self._transport.write(rest)
-        self._done()
-        self._proceed()
+        self._end_request()
+        self._handle_pending()
 
-    def _done(self) -> None:
-        self._leave()
-        self._busy = False
+    def _end_request(self) -> None:
+        self._count_closed()
+        self._is_busy = False
         if not self._keep_alive:
-            self._close()
+            self._close_transport()
 
-    def _close(self) -> None:
+    def _close_transport(self) -> None:
         if self._transport is not None:
             self._transport.close()

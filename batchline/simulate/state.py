@@ -7,47 +7,47 @@ from typing import Any, Protocol
 
 import msgspec
 
-from batchline.simulate.faults import Budget, Fate
+from batchline.simulate.fault_injection import FaultInjector, FixedWindowLimit
 from batchline.simulate.options import SimulatorOptions
 
 
-class Open(Protocol):
+class AbortableConnection(Protocol):
     """A client's connection."""
 
     def abort(self) -> None:
         """Close at once."""
 
 
-class State:
+class SimulatorState:
     """What all connections share: options, budgets and counters."""
 
     def __init__(self, options: SimulatorOptions) -> None:
         self.options = options
-        self.fate = Fate(options)
-        self.key = options.api_key.get_secret_value() if options.api_key else None
-        self.requests = Budget(options.requests_per_minute)
-        self.tokens = Budget(options.tokens_per_minute)
-        self.connections: set[Open] = set()
+        self.fault_injector = FaultInjector(options)
+        self.api_key = options.api_key.get_secret_value() if options.api_key else None
+        self.request_limit = FixedWindowLimit(options.requests_per_minute)
+        self.token_limit = FixedWindowLimit(options.tokens_per_minute)
+        self.connections: set[AbortableConnection] = set()
         self._log = None if options.log_file is None else options.log_file.open("ab", buffering=0)
-        self.now_open = self.replies = 0
+        self.open_requests = self.replies = 0
         self.reset()
 
-    def note(self, event: str, body: bytes) -> None:
+    def log_event(self, event: str, body: bytes) -> None:
         """Write a line to the log, if there is one."""
         if self._log is not None:
-            line = {"at": time.time(), "event": event, "user": _user_of(body)}
+            line = {"at": time.time(), "event": event, "user": _body_user(body)}
             self._log.write(json.dumps(line).encode() + b"\n")
 
     def reset(self) -> None:
         """Count from nothing."""
-        self.received = self.bytes_received = self.most_at_once = self.abandoned = 0
+        self.received = self.bytes_received = self.max_open_requests = self.abandoned = 0
         self.prompt_tokens = self.completion_tokens = 0
         self.statuses: Counter[int] = Counter()
         self.paths: Counter[str] = Counter()
         self.models: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
-        self.seen: Counter[int] = Counter()
-        self.answered: Counter[int] = Counter()
+        self.received_bodies: Counter[int] = Counter()
+        self.answered_bodies: Counter[int] = Counter()
 
     def counters(self) -> dict[str, Any]:
         """The counts as JSON shows them.
@@ -59,27 +59,27 @@ class State:
         return {
             "received": self.received,
             "bytes_received": self.bytes_received,
-            "distinct": len(self.seen),
-            "repeated": self.received - len(self.seen),
+            "distinct": len(self.received_bodies),
+            "repeated": self.received - len(self.received_bodies),
             "abandoned": self.abandoned,
-            "answered_twice": sum(1 for times in self.answered.values() if times > 1),
+            "answered_twice": sum(1 for count in self.answered_bodies.values() if count > 1),
             "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
             "paths": dict(self.paths),
             "models": dict(self.models),
             "faults": dict(self.faults),
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
-            "most_at_once": self.most_at_once,
+            "most_at_once": self.max_open_requests,
         }
 
 
-def _user_of(body: bytes) -> str | None:
+def _body_user(body: bytes) -> str | None:
     """Return the body's `user`, by which clients can tell their requests apart, or None if it has none."""
     try:
-        return msgspec.json.decode(body, type=_Body).user
+        return msgspec.json.decode(body, type=_UserField).user
     except msgspec.DecodeError:
         return None
 
 
-class _Body(msgspec.Struct):
+class _UserField(msgspec.Struct):
     user: str | None = None

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
+from batchline.analytics.request_metrics import DICTIONARY_COLUMNS, RequestMetrics, build_table
+from batchline.models.error_codes import ErrorCode
 from batchline.models.errors import StorageFault
-from batchline.models.failures import ErrorCode
-from batchline.steps.figures import TEXTS, Figures, table_of
-from batchline.storage import layout
-from batchline.storage.objects import ObjectStore, ObjectWriter
+from batchline.storage.objects import layout
+from batchline.storage.objects.store import ObjectStore, ObjectWriter
 
 if TYPE_CHECKING:
     from batchline.steps.spool import Spool
 
 log = logging.getLogger(__name__)
 
-WRITE_LINES = 256
+LINES_PER_WRITE = 256
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,36 +49,36 @@ def write_part(store: ObjectStore, keys: layout.PartKeys, *, chunk: int, spool: 
 
     Where the sender has a name, and another was first, it is that one's part that is returned.
     """
-    rows: list[Figures] = []
+    rows: list[RequestMetrics] = []
     offsets: list[int] = []
     lengths: list[int] = []
     ends = {True: 0, False: 0}
-    with _Lines(store, keys) as files:
-        for block in _blocks(spool.in_order()):
-            for figures, line in block:
-                rows.append(figures)
-                offsets.append(ends[figures.ok])
+    with _LineFiles(store, keys) as files:
+        for block in _record_blocks(spool.in_order()):
+            for metrics, line in block:
+                rows.append(metrics)
+                offsets.append(ends[metrics.ok])
                 lengths.append(len(line))
-                ends[figures.ok] += len(line)
-            files.write(b"".join([line for figures, line in block if figures.ok]), ok=True)
-            files.write(b"".join([line for figures, line in block if not figures.ok]), ok=False)
+                ends[metrics.ok] += len(line)
+            files.write(b"".join([line for metrics, line in block if metrics.ok]), ok=True)
+            files.write(b"".join([line for metrics, line in block if not metrics.ok]), ok=False)
     completed = sum(row.ok for row in rows)
     failed = len(rows) - completed
     expired = sum(row.error_code == ErrorCode.BATCH_EXPIRED for row in rows) if failed else 0
-    unanswered = failed - sum(row.failed for row in rows)
+    unanswered = failed - sum(row.is_failed for row in rows)
     counts = {"completed": completed, "failed": failed, "unanswered": unanswered, "expired": expired}
-    figures_file = _parquet(rows, offsets, lengths, {**counts, "sender": sender})
+    metrics_file = _encode_parquet(rows, offsets, lengths, {**counts, "sender": sender})
     if not sender:
-        store.put(keys.figures, figures_file)
-    elif not store.put_new(keys.figures, figures_file):
-        part = part_of(store, keys.figures)
+        store.put(keys.metrics, metrics_file)
+    elif not store.put_if_absent(keys.metrics, metrics_file):
+        part = read_part(store, keys.metrics)
         if part.keys != keys:
-            drop(store, [keys.output, keys.errors])
+            try_delete(store, [keys.output, keys.errors])
         return part
     return Part(chunk=chunk, keys=keys, **counts)
 
 
-class _Lines:
+class _LineFiles:
     """A part's output and error lines; an object is begun with its first line, and none written without one."""
 
     def __init__(self, store: ObjectStore, keys: layout.PartKeys) -> None:
@@ -102,67 +102,71 @@ class _Lines:
         self._open[ok].write(lines)
 
 
-def _blocks(records: Iterator[tuple[Figures, bytes]]) -> Iterator[list[tuple[Figures, bytes]]]:
-    while block := list(islice(records, WRITE_LINES)):
+def _record_blocks(
+    records: Iterator[tuple[RequestMetrics, bytes]],
+) -> Iterator[list[tuple[RequestMetrics, bytes]]]:
+    while block := list(islice(records, LINES_PER_WRITE)):
         yield block
 
 
-def _parquet(rows: list[Figures], offsets: list[int], lengths: list[int], notes: Mapping[str, object]) -> bytes:
+def _encode_parquet(
+    rows: list[RequestMetrics], offsets: list[int], lengths: list[int], metadata: Mapping[str, object]
+) -> bytes:
     import pyarrow.parquet as pq  # noqa: PLC0415 - half a second that must not delay the first request
 
-    table = table_of(rows, offsets=offsets, lengths=lengths)
+    table = build_table(rows, offsets=offsets, lengths=lengths)
     buffer = io.BytesIO()
     pq.write_table(
-        table.replace_schema_metadata({name: str(note) for name, note in notes.items()}),
+        table.replace_schema_metadata({name: str(value) for name, value in metadata.items()}),
         buffer,
         compression="snappy",
-        use_dictionary=list(TEXTS),
+        use_dictionary=list(DICTIONARY_COLUMNS),
         write_statistics=False,
     )
     return buffer.getvalue()
 
 
-def part_of(store: ObjectStore, key: str) -> Part:
+def read_part(store: ObjectStore, key: str) -> Part:
     """The finished part whose figures are at that key."""
     import pyarrow.parquet as pq  # noqa: PLC0415 - as above
 
     name = layout.parse_part(key)
-    notes = pq.read_schema(io.BytesIO(store.read(key))).metadata
-    sender = notes.get(b"sender", b"").decode()
+    metadata = pq.read_schema(io.BytesIO(store.read(key))).metadata
+    sender = metadata.get(b"sender", b"").decode()
     return Part(
         chunk=name.chunk,
         keys=layout.part_keys(name.batch_id, name.generation, name.chunk, name.epoch, sender=sender),
-        completed=int(notes[b"completed"]),
-        failed=int(notes[b"failed"]),
-        unanswered=int(notes.get(b"unanswered", 0)),  # absent from parts of earlier versions
-        expired=int(notes[b"expired"]),
+        completed=int(metadata[b"completed"]),
+        failed=int(metadata[b"failed"]),
+        unanswered=int(metadata.get(b"unanswered", 0)),  # absent from parts of earlier versions
+        expired=int(metadata[b"expired"]),
     )
 
 
-def finished_keys(store: ObjectStore, batch_id: str, generation: int) -> dict[int, str]:
+def find_finished_keys(store: ObjectStore, batch_id: str, generation: int) -> dict[int, str]:
     """Chunk → the key of its part's figures; of two parts for one chunk that of the lowest epoch."""
-    found: dict[int, tuple[int, str]] = {}
-    for info in store.find(layout.parts_prefix(batch_id, generation)):
+    first_finished: dict[int, tuple[int, str]] = {}
+    for info in store.list_objects(layout.parts_prefix(batch_id, generation)):
         if not info.key.endswith(".parquet"):
             continue
         name = layout.parse_part(info.key)
-        if name.chunk not in found or name.epoch < found[name.chunk][0]:
-            found[name.chunk] = (name.epoch, info.key)
-    return {chunk: key for chunk, (_, key) in sorted(found.items())}
+        if name.chunk not in first_finished or name.epoch < first_finished[name.chunk][0]:
+            first_finished[name.chunk] = (name.epoch, info.key)
+    return {chunk: key for chunk, (_, key) in sorted(first_finished.items())}
 
 
-def segments_of(store: ObjectStore, batch_id: str, generation: int, chunk: int) -> Iterator[tuple[str, bytes]]:
+def read_segments(store: ObjectStore, batch_id: str, generation: int, chunk: int) -> Iterator[tuple[str, bytes]]:
     """The chunk's segments with their keys, of every epoch, oldest first."""
     names = [
         (segment.epoch, segment.number, info.key)
-        for info in store.find(layout.segments_prefix(batch_id, generation))
+        for info in store.list_objects(layout.segments_prefix(batch_id, generation))
         if (segment := layout.parse_segment(info.key)).chunk == chunk
     ]
     for _, _, key in sorted(names):
         yield key, store.read(key)
 
 
-def drop(store: ObjectStore, keys: Iterable[str]) -> None:
+def try_delete(store: ObjectStore, keys: Iterable[str]) -> None:
     """Delete segments that a part has made needless; ones that storage does not let go of do no harm."""
     try:
         store.delete(keys)

@@ -4,9 +4,9 @@ import msgspec
 
 from batchline.models.errors import NotFound
 from batchline.models.plan import Plan
-from batchline.storage import layout
-from batchline.storage.objects import ObjectStore
-from batchline.storage.records import BatchRecord
+from batchline.storage.objects import layout
+from batchline.storage.objects.store import ObjectStore
+from batchline.storage.records.store import BatchRecord
 
 _decode_plan = msgspec.json.Decoder(Plan).decode
 
@@ -16,7 +16,7 @@ def read_plan(store: ObjectStore, batch: BatchRecord) -> Plan:
     return _decode_plan(store.read(batch.plan_key or layout.plan_key(batch.id)))
 
 
-def whole_plan(store: ObjectStore, batch_id: str) -> Plan:
+def read_first_plan(store: ObjectStore, batch_id: str) -> Plan:
     """The plan of all the batch's requests; raises `NotFound` before there is one."""
     return _decode_plan(store.read(layout.plan_key(batch_id)))
 
@@ -28,14 +28,14 @@ def store_plan(store: ObjectStore, plan: Plan) -> Plan:
     stored plan.
     """
     try:
-        stored = whole_plan(store, plan.batch_id)
+        stored = read_first_plan(store, plan.batch_id)
     except NotFound:
         stored = None
-    if stored is not None and _input_of(stored) == _input_of(plan):
+    if stored is not None and _input_identity(stored) == _input_identity(plan):
         return stored
     store.put(layout.plan_key(plan.batch_id), msgspec.json.encode(plan))
     return plan
 
 
-def _input_of(plan: Plan) -> tuple[object, ...]:
+def _input_identity(plan: Plan) -> tuple[object, ...]:
     return plan.input_key, plan.size_bytes, plan.endpoint, plan.total

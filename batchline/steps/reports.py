@@ -6,8 +6,8 @@ from pydantic import ValidationError
 
 from batchline.models.analytics import BatchReport
 from batchline.models.errors import NotFound, StorageFault
-from batchline.storage import layout
-from batchline.storage.objects import ObjectStore
+from batchline.storage.objects import layout
+from batchline.storage.objects.store import ObjectStore
 
 log = logging.getLogger(__name__)
 

@@ -17,14 +17,14 @@ from typing import Self
 
 import msgspec
 
+from batchline.analytics.request_metrics import RequestMetrics
 from batchline.models.errors import StorageFault
-from batchline.steps.figures import Figures
-from batchline.storage.disk import pread
+from batchline.storage.objects.disk import pread
 
-PIECE_BYTES = 2**20
+READ_BLOCK_BYTES = 2**20
 
-_encode = msgspec.json.encode
-_decode = msgspec.json.Decoder(list[Figures]).decode
+_encode_metrics = msgspec.json.encode
+_decode_metrics = msgspec.json.Decoder(list[RequestMetrics]).decode
 
 
 class Spool:
@@ -34,12 +34,12 @@ class Spool:
     """
 
     def __init__(self) -> None:
-        self._file = _temporary_file()
+        self._file = _open_temporary_file()
         self._file_end = 0
         self._overflow = b""
-        self._rows: list[Figures] = []
-        self._ends = array("q")
-        self._taken: set[int] = set()
+        self._metrics: list[RequestMetrics] = []
+        self._line_ends = array("q")
+        self._line_numbers: set[int] = set()
         self._saved_rows = 0
         self._saved_end = 0
 
@@ -52,43 +52,43 @@ class Spool:
         self._file.close()
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._metrics)
 
     def __contains__(self, line: object) -> bool:
-        return line in self._taken
+        return line in self._line_numbers
 
     @property
-    def _end(self) -> int:
-        return self._ends[-1] if self._ends else 0
+    def _total_bytes(self) -> int:
+        return self._line_ends[-1] if self._line_ends else 0
 
     @property
     def completed(self) -> int:
         """How many of the requests succeeded."""
-        return sum(row.ok for row in self._rows)
+        return sum(row.ok for row in self._metrics)
 
     @property
     def unsaved_bytes(self) -> int:
         """Bytes of result lines that no segment holds yet."""
-        return self._end - self._saved_end
+        return self._total_bytes - self._saved_end
 
     @property
     def is_overflowing(self) -> bool:
         """True if lines are kept in memory, for want of room in the temporary file."""
         return bool(self._overflow)
 
-    def add(self, rows: Sequence[Figures], lines: Sequence[bytes]) -> None:
+    def add(self, metrics: Sequence[RequestMetrics], lines: Sequence[bytes]) -> None:
         """Take in settled requests with their result lines (newline included); never fails."""
-        new = b"".join(lines)
-        self._overflow = self._overflow + new if self._overflow else new
+        data = b"".join(lines)
+        self._overflow = self._overflow + data if self._overflow else data
         with suppress(StorageFault):
-            self.tidy()
-        ends = accumulate(map(len, lines), initial=self._end)
+            self.write_overflow()
+        ends = accumulate(map(len, lines), initial=self._total_bytes)
         next(ends)
-        self._ends.extend(ends)
-        self._rows += rows
-        self._taken.update([row.line for row in rows])
+        self._line_ends.extend(ends)
+        self._metrics += metrics
+        self._line_numbers.update([row.line for row in metrics])
 
-    def tidy(self) -> None:
+    def write_overflow(self) -> None:
         """Write what is kept in memory to the temporary file; raises `StorageFault` if that is still full."""
         if self._overflow:
             # At a position, so that a write that failed halfway is overwritten by the next.
@@ -96,59 +96,61 @@ class Spool:
             self._file_end += len(self._overflow)
             self._overflow = b""
 
-    def recover(self, segment: bytes) -> list[Figures]:
+    def recover(self, segment: bytes) -> list[RequestMetrics]:
         """Take in a segment that an earlier run saved, and return the figures of the records that are new.
 
         Raises `StorageFault` if the temporary file does not take them.
         """
-        new = {row.line: (row, line + b"\n") for row, line in records_of(segment) if row.line not in self}
-        rows = [row for row, _ in new.values()]
-        self.add(rows, [line for _, line in new.values()])
+        new = {
+            row.line: (row, line + b"\n") for row, line in parse_segment_records(segment) if row.line not in self
+        }
+        metrics = [row for row, _ in new.values()]
+        self.add(metrics, [line for _, line in new.values()])
         self.mark_saved()
-        self.tidy()
-        return rows
+        self.write_overflow()
+        return metrics
 
-    def unsaved(self) -> Iterator[bytes]:
+    def unsaved_blocks(self) -> Iterator[bytes]:
         """What the next segment must hold, in pieces."""
-        yield _encode(self._rows[self._saved_rows :]) + b"\n"
-        for at in range(self._saved_end, self._end, PIECE_BYTES):
-            yield self._lines(at, min(self._end, at + PIECE_BYTES))
+        yield _encode_metrics(self._metrics[self._saved_rows :]) + b"\n"
+        for offset in range(self._saved_end, self._total_bytes, READ_BLOCK_BYTES):
+            yield self._read_lines(offset, min(self._total_bytes, offset + READ_BLOCK_BYTES))
 
-    def _lines(self, start: int, end: int) -> bytes:
+    def _read_lines(self, start: int, end: int) -> bytes:
         """Return the bytes from `start` to `end` of all result lines, in the order in which they came."""
-        filed = pread(self._file, start, min(end, self._file_end))
-        if len(filed) < min(end, self._file_end) - start:
+        from_file = pread(self._file, start, min(end, self._file_end))
+        if len(from_file) < min(end, self._file_end) - start:
             raise EOFError("the spool file is shorter than its index")
-        kept = self._overflow[max(0, start - self._file_end) : max(0, end - self._file_end)]
-        return filed + kept if kept else filed
+        from_memory = self._overflow[max(0, start - self._file_end) : max(0, end - self._file_end)]
+        return from_file + from_memory if from_memory else from_file
 
     def mark_saved(self) -> None:
         """Note that a segment holds everything so far."""
-        self._saved_rows, self._saved_end = len(self._rows), self._end
+        self._saved_rows, self._saved_end = len(self._metrics), self._total_bytes
 
-    def in_order(self) -> Iterator[tuple[Figures, bytes]]:
+    def in_order(self) -> Iterator[tuple[RequestMetrics, bytes]]:
         """Every record by ascending line number."""
-        if not self._rows:
+        if not self._metrics:
             return
-        rows, ends, filed = self._rows, self._ends, self._file_end
+        metrics, ends, file_end = self._metrics, self._line_ends, self._file_end
         # Mapped, not read: a read a record would give up and take back the interpreter's lock a record.
-        with mmap(self._file.fileno(), filed, access=ACCESS_READ) if filed else nullcontext(b"") as spooled:
-            for at in sorted(range(len(rows)), key=[row.line for row in rows].__getitem__):
-                start, end = ends[at - 1] if at else 0, ends[at]
-                yield rows[at], spooled[start:end] if end <= filed else self._lines(start, end)
+        with mmap(self._file.fileno(), file_end, access=ACCESS_READ) if file_end else nullcontext(b"") as mapped:
+            for index in sorted(range(len(metrics)), key=[row.line for row in metrics].__getitem__):
+                start, end = ends[index - 1] if index else 0, ends[index]
+                yield metrics[index], mapped[start:end] if end <= file_end else self._read_lines(start, end)
 
 
-def records_of(segment: bytes) -> Iterator[tuple[Figures, bytes]]:
+def parse_segment_records(segment: bytes) -> Iterator[tuple[RequestMetrics, bytes]]:
     """The segment's records: figures, and the result line without its newline."""
     head, _, rest = segment.partition(b"\n")
-    return zip(_decode(head), rest.split(b"\n"), strict=False)
+    return zip(_decode_metrics(head), rest.split(b"\n"), strict=False)
 
 
-def _temporary_file() -> FileIO:
+def _open_temporary_file() -> FileIO:
     try:
         return tempfile.TemporaryFile(prefix="batchline-", buffering=0)
     except OSError as error:
-        raise _fault(error) from error
+        raise _temporary_file_fault(error) from error
 
 
 def _write_all(descriptor: int, data: bytes, offset: int) -> None:
@@ -159,10 +161,10 @@ def _write_all(descriptor: int, data: bytes, offset: int) -> None:
             offset += written
             view = view[written:]
     except OSError as error:
-        raise _fault(error) from error
+        raise _temporary_file_fault(error) from error
 
 
-def _fault(error: OSError) -> StorageFault:
+def _temporary_file_fault(error: OSError) -> StorageFault:
     return StorageFault(
         f"answers cannot be kept in the directory for temporary files: {error.strerror or error}; "
         "make room there, or set TMPDIR to another one"

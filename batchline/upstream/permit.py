@@ -5,10 +5,10 @@ import time
 from math import inf
 from typing import Final
 
-SLEPT_S: Final = 1.0
+MIN_SLEEP_S: Final = 1.0
 """Seconds by which the wall clock must gain on the monotonic one for the machine to count as suspended."""
 
-SHOWN_AFTER_S: Final = 2.0
+REPORT_AFTER_S: Final = 2.0
 """Seconds for which sending is suspended before people are told: a slow write is no news."""
 
 
@@ -18,7 +18,7 @@ class Permit:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._lease_until = inf
-        self._wall_ahead_s = 0.0
+        self._wall_clock_lead_s = 0.0
         self._suspended: dict[int, tuple[float, str]] = {}
         self._suspended_from = inf
 
@@ -28,7 +28,7 @@ class Permit:
         if self._lease_until == inf:
             return self._suspended_from
         # The monotonic clock stops while the machine sleeps, and the lease may have expired meanwhile.
-        if _wall_ahead_s() - self._wall_ahead_s > SLEPT_S:
+        if _wall_clock_lead_s() - self._wall_clock_lead_s > MIN_SLEEP_S:
             return -inf
         return min(self._lease_until, self._suspended_from)
 
@@ -39,54 +39,56 @@ class Permit:
 
     def renew(self, valid_for_s: float) -> None:
         """Allow sending for that long from now; without a first renewal there is no such limit."""
-        self._wall_ahead_s = _wall_ahead_s()
+        self._wall_clock_lead_s = _wall_clock_lead_s()
         self._lease_until = time.monotonic() + valid_for_s
 
-    def suspend(self, holder: int, why: str, *, after_s: float = 0.0) -> None:
+    def suspend(self, holder: int, reason: str, *, after_s: float = 0.0) -> None:
         """Allow nothing after that time until the same holder resumes."""
         with self._lock:
             since = time.monotonic() + after_s
             if holder in self._suspended:
                 since = min(since, self._suspended[holder][0])
-            self._suspended[holder] = (since, why)
-            self._note()
+            self._suspended[holder] = (since, reason)
+            self._update_suspended_from()
 
     def resume(self, holder: int) -> bool:
         """End the holder's suspension; return True if there was one."""
         with self._lock:
-            own, left = (self._suspended.pop(key, None) for key in (holder, _left_by(holder)))
-            self._note()
-        return own is not None or left is not None
+            own_suspension, inherited_suspension = (
+                self._suspended.pop(key, None) for key in (holder, _handed_over_key(holder))
+            )
+            self._update_suspended_from()
+        return own_suspension is not None or inherited_suspension is not None
 
     def hand_over(self, holder: int) -> bool:
         """Keep the suspension of a holder that ends, if there is one; return True if there is."""
         with self._lock:
             if holder in self._suspended:
-                self._suspended[_left_by(holder)] = self._suspended.pop(holder)
-            return _left_by(holder) in self._suspended
+                self._suspended[_handed_over_key(holder)] = self._suspended.pop(holder)
+            return _handed_over_key(holder) in self._suspended
 
     def end_handed_over(self, holder: int) -> bool:
         """End what an ended holder has left; return True if there was such a suspension."""
         with self._lock:
-            was_suspended = self._suspended.pop(_left_by(holder), None) is not None
-            self._note()
-        return was_suspended
+            was_handed_over = self._suspended.pop(_handed_over_key(holder), None) is not None
+            self._update_suspended_from()
+        return was_handed_over
 
     def reason(self) -> str | None:
         """The reason for which sending has been suspended for a while, or None."""
-        shown_since = time.monotonic() - SHOWN_AFTER_S
+        reported_since = time.monotonic() - REPORT_AFTER_S
         with self._lock:
-            return next((why for since, why in self._suspended.values() if since <= shown_since), None)
+            return next((reason for since, reason in self._suspended.values() if since <= reported_since), None)
 
-    def _note(self) -> None:
+    def _update_suspended_from(self) -> None:
         self._suspended_from = min((since for since, _ in self._suspended.values()), default=inf)
 
 
-def _left_by(holder: int) -> int:
+def _handed_over_key(holder: int) -> int:
     """Return the key under which a holder's suspension outlives it."""
     return -1 - holder
 
 
-def _wall_ahead_s() -> float:
+def _wall_clock_lead_s() -> float:
     """Return by how much the wall clock is ahead of the monotonic one; it grows while the machine sleeps."""
     return time.time() - time.monotonic()

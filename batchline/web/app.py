@@ -7,22 +7,22 @@ from typing import Final
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from batchline.api.bounds import Bounds
-from batchline.api.door import FOR_MANAGERS, OPEN_PATHS
-from batchline.api.methods import HeadAnswers
-from batchline.api.request_ids import IdentifyingApp
-from batchline.operations import Batchline
-from batchline.operations.progress import Watch
-from batchline.web import batch, create, files, listing, results, signing, static
-from batchline.web.checks import Checks
-from batchline.web.errors import handle_errors
-from batchline.web.gate import Gate
+from batchline.api.auth import MANAGER_PATHS, OPEN_PATHS
+from batchline.api.http_methods import HeadMiddleware
+from batchline.api.request_ids import RequestIdApp
+from batchline.api.request_limits import RequestLimitsMiddleware
+from batchline.client import Batchline
+from batchline.client.progress import ProgressTracker
+from batchline.web import batch, batch_list, files, new_batch, results, sign_in, static_files
+from batchline.web.errors import register_error_handlers
+from batchline.web.session import SessionMiddleware
+from batchline.web.validation_cache import ValidationCache
 
-OF_THE_API: Final = OPEN_PATHS | FOR_MANAGERS
-TAKES_FILES: Final = frozenset({"/new"})
+API_PATHS: Final = OPEN_PATHS | MANAGER_PATHS
+UPLOAD_PATHS: Final = frozenset({"/new"})
 
 
-class Front:
+class PathRouter:
     """Hands every request to the API or to the pages, by its path."""
 
     def __init__(self, api: ASGIApp, pages: ASGIApp) -> None:
@@ -31,26 +31,26 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand the request on."""
-        is_page = scope["type"] == "http" and not _is_of_the_api(scope["path"])
+        is_page = scope["type"] == "http" and not _is_api_path(scope["path"])
         await (self._pages if is_page else self._api)(scope, receive, send)
 
 
-def _is_of_the_api(path: str) -> bool:
-    return path == "/v1" or path.startswith("/v1/") or path in OF_THE_API
+def _is_api_path(path: str) -> bool:
+    return path == "/v1" or path.startswith("/v1/") or path in API_PATHS
 
 
 def with_pages(api: FastAPI) -> ASGIApp:
     """The API with the pages beside it, which let in whom it lets in, as often."""
     client: Batchline = api.state.client
-    pages = IdentifyingApp(openapi_url=None, docs_url=None, redoc_url=None)
-    pages.state.door = api.state.door
+    pages = RequestIdApp(openapi_url=None, docs_url=None, redoc_url=None)
+    pages.state.authenticator = api.state.authenticator
     pages.state.uploads = api.state.uploads
-    pages.state.checks = Checks()
-    pages.state.watch = Watch(client.engine)
-    for room in (static, signing, listing, create, files, results, batch):
-        pages.include_router(room.router)
-    handle_errors(pages)
-    pages.add_middleware(Bounds, takes_files=TAKES_FILES.__contains__)
-    pages.add_middleware(Gate, door=api.state.door)
-    pages.add_middleware(HeadAnswers)
-    return Front(api, pages)
+    pages.state.validation_cache = ValidationCache()
+    pages.state.progress_tracker = ProgressTracker(client.services)
+    for module in (static_files, sign_in, batch_list, new_batch, files, results, batch):
+        pages.include_router(module.router)
+    register_error_handlers(pages)
+    pages.add_middleware(RequestLimitsMiddleware, is_upload=UPLOAD_PATHS.__contains__)
+    pages.add_middleware(SessionMiddleware, authenticator=api.state.authenticator)
+    pages.add_middleware(HeadMiddleware)
+    return PathRouter(api, pages)

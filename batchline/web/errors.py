@@ -10,9 +10,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from batchline.api.errors import answer_of, told
+from batchline.api.errors import error_response, to_http_exception
 from batchline.models.errors import BatchlineError
-from batchline.web.rendering import page
+from batchline.web.rendering import render_page
 
 TITLES: Final = {
     400: "That cannot be used",
@@ -27,8 +27,8 @@ TITLES: Final = {
     429: "Too much at once",
     503: "Not available",
 }
-FAULT: Final = "The server failed"
-WHAT_TO_DO: Final = {
+SERVER_ERROR_TITLE: Final = "The server failed"
+ADVICE: Final = {
     404: "It may have been deleted, or it is somebody else's.",
     409: "Look at it as it is now, and decide again.",
     429: "Wait a little, then reload this page.",
@@ -37,37 +37,37 @@ WHAT_TO_DO: Final = {
 }
 
 
-def wants_page(request: Request) -> bool:
+def accepts_html(request: Request) -> bool:
     """Whether a browser asks; programs get errors as JSON."""
     return "text/html" in request.headers.get("accept", "")
 
 
-def error_answer(request: Request, error: Exception) -> Response:
+def render_error(request: Request, error: Exception) -> Response:
     """The answer for an error: a page that says what is wrong and what to do, or JSON."""
-    found = told(error)
-    if found.status_code == 404 and not isinstance(error, BatchlineError) and not wants_page(request):
-        found.detail = f"there is nothing at {request.url.path[:200]}; the API is at /v1"
-    if not wants_page(request):
-        return answer_of(found)
-    status, message = found.status_code, str(found.detail)
+    http_error = to_http_exception(error)
+    if http_error.status_code == 404 and not isinstance(error, BatchlineError) and not accepts_html(request):
+        http_error.detail = f"there is nothing at {request.url.path[:200]}; the API is at /v1"
+    if not accepts_html(request):
+        return error_response(http_error)
+    status, message = http_error.status_code, str(http_error.detail)
     if message == "Not Found":
         message = "there is no such page"
-    return page(
+    return render_page(
         request,
         "error.html",
         status=status,
-        headers=found.headers,
-        title=TITLES.get(status, FAULT),
+        headers=http_error.headers,
+        title=TITLES.get(status, SERVER_ERROR_TITLE),
         message=message,
-        advice=WHAT_TO_DO.get(status),
+        advice=ADVICE.get(status),
     )
 
 
-def handle_errors(pages: FastAPI) -> None:
+def register_error_handlers(pages: FastAPI) -> None:
     """Let every error of the pages come out so."""
 
     async def handle(request: Request, error: Exception) -> Response:
-        return error_answer(request, error)
+        return render_error(request, error)
 
-    for kind in (HTTPException, RequestValidationError, BatchlineError, Exception):
-        pages.add_exception_handler(kind, handle)
+    for error_class in (HTTPException, RequestValidationError, BatchlineError, Exception):
+        pages.add_exception_handler(error_class, handle)

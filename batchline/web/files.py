@@ -8,84 +8,86 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
-from batchline.api.content import ContentQuery, content_of
-from batchline.api.places import FairRoute
-from batchline.operations import Batchline
-from batchline.web.asked import Here, query_of
-from batchline.web.listing import members_seen
-from batchline.web.rendering import page
+from batchline.api.concurrency import FairRoute
+from batchline.api.content import ContentQuery, content_response
+from batchline.client import Batchline
+from batchline.web.batch_list import visible_members
+from batchline.web.dependencies import CurrentClient, read_query
+from batchline.web.rendering import render_page
 
 PURPOSES: Final = (
     ("", "All"),
     ("batch", "Uploaded"),
     ("batch_output", "Results"),
 )
-SHOWN_BYTES: Final = 64 * 1_024
-SHOWN_LINES: Final = 20
-SHOWN_LETTERS: Final = 2_000
+MAX_SHOWN_BYTES: Final = 64 * 1_024
+MAX_SHOWN_LINES: Final = 20
+MAX_SHOWN_CHARACTERS: Final = 2_000
 
 router = APIRouter(prefix="/files", route_class=FairRoute)
 
 
 @router.get("")
-def list_files(request: Request, client: Here) -> Response:
+def list_files(request: Request, client: CurrentClient) -> Response:
     """Show a page of files."""
-    asked = query_of(request, "purpose", "search", "member", "after")
-    query: dict[str, Any] = {name: value for name, value in asked.items() if name != "member"}
-    files = client.files.list(**query, member_id=asked.get("member"), limit=20)
-    chosen = {name: value for name, value in asked.items() if name != "after"}
-    others = {name: value for name, value in chosen.items() if name != "purpose"}
-    return page(
+    params = read_query(request, "purpose", "search", "member", "after")
+    query: dict[str, Any] = {name: value for name, value in params.items() if name != "member"}
+    files = client.files.list(**query, member_id=params.get("member"), limit=20)
+    filters = {name: value for name, value in params.items() if name != "after"}
+    other_filters = {name: value for name, value in filters.items() if name != "purpose"}
+    return render_page(
         request,
         "files.html",
         files=files.data,
-        asked=asked,
-        is_filtered=bool(chosen),
+        asked=params,
+        is_filtered=bool(filters),
         purposes=[
             (
                 name,
-                "/files?" + urlencode({**others, "purpose": kind} if kind else others),
-                kind == chosen.get("purpose", ""),
+                "/files?" + urlencode({**other_filters, "purpose": kind} if kind else other_filters),
+                kind == filters.get("purpose", ""),
             )
             for kind, name in PURPOSES
         ],
-        members=members_seen(request, client),
-        more=f"/files?{urlencode({**chosen, 'after': files.last_id})}" if files.has_more else None,
-        first=f"/files?{urlencode(chosen)}" if "after" in asked else None,
+        members=visible_members(request, client),
+        more=f"/files?{urlencode({**filters, 'after': files.last_id})}" if files.has_more else None,
+        first=f"/files?{urlencode(filters)}" if "after" in params else None,
     )
 
 
 @router.get("/{file_id}")
-def show_file(request: Request, file_id: str, client: Here) -> Response:
+def show_file(request: Request, file_id: str, client: CurrentClient) -> Response:
     """Show a file and its first lines."""
     file = client.files.retrieve(file_id)
     lines, has_more = _first_lines(client, file_id)
-    return page(request, "file.html", file=file, lines=lines, has_more=has_more)
+    return render_page(request, "file.html", file=file, lines=lines, has_more=has_more)
 
 
 def _first_lines(client: Batchline, file_id: str) -> tuple[list[tuple[str, bool]], bool]:
     """The first lines, each with whether it is cut, and whether there are more."""
-    start = b"".join(client.files.content(file_id, end=SHOWN_BYTES))
-    found = start.decode(errors="replace").split("\n", SHOWN_LINES)
-    lines, rest = found[:SHOWN_LINES], found[SHOWN_LINES:]
-    shown = [(line[:SHOWN_LETTERS], len(line) > SHOWN_LETTERS) for line in lines if line.strip()]
-    return shown, any(rest) or len(start) == SHOWN_BYTES
+    start = b"".join(client.files.content(file_id, end=MAX_SHOWN_BYTES))
+    parts = start.decode(errors="replace").split("\n", MAX_SHOWN_LINES)
+    lines, rest = parts[:MAX_SHOWN_LINES], parts[MAX_SHOWN_LINES:]
+    shown_lines = [
+        (line[:MAX_SHOWN_CHARACTERS], len(line) > MAX_SHOWN_CHARACTERS) for line in lines if line.strip()
+    ]
+    return shown_lines, any(rest) or len(start) == MAX_SHOWN_BYTES
 
 
 @router.get("/{file_id}/content")
-def read_content(request: Request, file_id: str, client: Here) -> Response:
+def read_content(request: Request, file_id: str, client: CurrentClient) -> Response:
     """Give the file to keep."""
-    return content_of(request, file_id, ContentQuery(), client)
+    return content_response(request, file_id, ContentQuery(), client)
 
 
 @router.get("/{file_id}/delete")
-def ask_to_delete(request: Request, file_id: str, client: Here) -> Response:
+def ask_to_delete(request: Request, file_id: str, client: CurrentClient) -> Response:
     """Ask whether the file is to go."""
-    return page(request, "delete_file.html", file=client.files.retrieve(file_id))
+    return render_page(request, "delete_file.html", file=client.files.retrieve(file_id))
 
 
 @router.post("/{file_id}/delete")
-def delete_file(file_id: str, client: Here) -> Response:
+def delete_file(file_id: str, client: CurrentClient) -> Response:
     """Delete the file."""
     client.files.delete(file_id)
     return RedirectResponse("/files", 303)

@@ -14,20 +14,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Send
 
-from batchline.api.door import Visitor
-from batchline.models.status import TERMINAL
-from batchline.steps.report.page import FOLDER as REPORT_FOLDER
-from batchline.steps.report.page import environment
+from batchline.api.auth import Principal
+from batchline.models.status import TERMINAL_STATUSES
+from batchline.report.page import TEMPLATE_FOLDER as REPORT_FOLDER
+from batchline.report.page import build_environment
 from batchline.web import words
-from batchline.web.static import address_of
+from batchline.web.static_files import static_url
 
-FOLDER: Final = Path(__file__).parent / "templates"
-POLICY: Final = (
+TEMPLATES_FOLDER: Final = Path(__file__).parent / "templates"
+CONTENT_SECURITY_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-HEADERS: Final = {
-    "Content-Security-Policy": POLICY,
+SECURITY_HEADERS: Final = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     # With `no-referrer` browsers send their forms from the origin "null".
@@ -38,26 +38,28 @@ HEADERS: Final = {
 }
 
 
-def secured(send: Send) -> Send:
+def with_security_headers(send: Send) -> Send:
     """Send with those headers, where the answer has none of its own."""
 
-    async def with_headers(message: Message) -> None:
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            for name, value in HEADERS.items():
+            for name, value in SECURITY_HEADERS.items():
                 headers.setdefault(name, value)
         await send(message)
 
-    return with_headers
+    return send_with_headers
 
 
-def page(
-    request: Request, template: str, *, status: int = 200, headers: Mapping[str, str] | None = None, **found: Any
+def render_page(
+    request: Request, template: str, *, status: int = 200, headers: Mapping[str, str] | None = None, **context: Any
 ) -> Response:
     """The page that the template makes of what was found."""
-    visitor: Visitor | None = getattr(request.state, "visitor", None)
+    principal: Principal | None = getattr(request.state, "principal", None)
     text = (
-        templates().get_template(template).render(visitor=visitor, here=request.url.path, now=time.time(), **found)
+        template_environment()
+        .get_template(template)
+        .render(principal=principal, here=request.url.path, now=time.time(), **context)
     )
     # A lone half of a surrogate pair, which a body may hold, is no text that could be sent.
     content = text.encode("utf-8", errors="replace")
@@ -65,9 +67,9 @@ def page(
 
 
 @cache
-def templates() -> Environment:
+def template_environment() -> Environment:
     """The pages' templates, and those of the report, whose charts they show."""
-    made = environment(FileSystemLoader([FOLDER, REPORT_FOLDER]))
-    made.filters.update(words.FILTERS)
-    made.globals.update(static=address_of, TERMINAL=TERMINAL)
-    return made
+    env = build_environment(FileSystemLoader([TEMPLATES_FOLDER, REPORT_FOLDER]))
+    env.filters.update(words.FILTERS)
+    env.globals.update(static=static_url, TERMINAL=TERMINAL_STATUSES)
+    return env

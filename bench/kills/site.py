@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchline import Batchline
-from batchline.models.settings import Settings, environment_of, load_settings
-from batchline.models.status import TERMINAL
+from batchline.engine.services import Services
+from batchline.models.settings import Settings, load_settings, to_environment
+from batchline.models.status import TERMINAL_STATUSES
 from batchline.models.upstreams import Upstream
 from batchline.simulate import Simulator, SimulatorOptions
-from batchline.steps.engine import Engine
-from batchline.storage.objects import open_objects
-from batchline.storage.records import open_records
+from batchline.storage.objects.select import open_objects
+from batchline.storage.records.store import open_records
 from bench.kills.account import FLUSH_S, IN_FLIGHT, LATENCY_S, UpstreamLog, account_of
 
 if TYPE_CHECKING:
@@ -92,11 +92,11 @@ class Site:
     @contextmanager
     def client(self) -> Iterator[Batchline]:
         """A client of its own each time: the database may be another one by then."""
-        engine = Engine(
+        engine = Services(
             settings=self.settings, store=open_objects(self.settings), records=open_records(self.settings)
         )
         try:
-            with Batchline(engine=engine) as client:
+            with Batchline(services=engine) as client:
                 yield client
         finally:
             engine.records.close()
@@ -112,7 +112,7 @@ class Site:
     def is_over(self, batch: Batch) -> bool:
         """True if the batch has ended."""
         found = self.find(batch)
-        return found is not None and found.status in TERMINAL
+        return found is not None and found.status in TERMINAL_STATUSES
 
     def start(self, *command: str) -> subprocess.Popen[bytes]:
         """Start a batchline command; what it prints goes to a file."""
@@ -126,7 +126,7 @@ class Site:
     @property
     def environment(self) -> dict[str, str]:
         """The environment of all programs."""
-        return {**self._environment, **environment_of(self.settings)}
+        return {**self._environment, **to_environment(self.settings)}
 
     def start_run(self, batch: Batch) -> subprocess.Popen[bytes]:
         """Run the batch, or go on with it if it exists already."""

@@ -13,8 +13,8 @@ from real_servers import DATABASES  # noqa: E402
 from serving import Served  # noqa: E402 - now that what it needs can be found
 
 from batchline import Batchline  # noqa: E402
+from batchline.engine.services import Services  # noqa: E402
 from batchline.simulate import Simulator  # noqa: E402
-from batchline.steps.engine import Engine  # noqa: E402
 
 
 @pytest.fixture(params=DATABASES)
@@ -25,7 +25,7 @@ def database(request: pytest.FixtureRequest) -> dict[str, object]:
 
 @pytest.fixture
 def serve(
-    simulator: Callable[..., Simulator], engine_for: Callable[..., Engine]
+    simulator: Callable[..., Simulator], engine_for: Callable[..., Services]
 ) -> Iterator[Callable[..., Served]]:
     """Serve on this test's own directory; `stand_in` are options of the simulator, the others settings."""
     started: list[Served] = []
@@ -34,7 +34,7 @@ def serve(
         *, stand_in: dict[str, object] | None = None, upstream: dict[str, object] | None = None, **settings: object
     ) -> Served:
         target = simulator(**(stand_in or {}))
-        client = Batchline(engine=engine_for(target.base_url, upstream=upstream, **settings))
+        client = Batchline(services=engine_for(target.base_url, upstream=upstream, **settings))
         started.append(Served(client, target))
         return started[-1]
 

@@ -13,9 +13,9 @@ from waiting import pauses
 
 from batchline import Batchline
 from batchline.api import Server
-from batchline.api.server import Face
-from batchline.models.keys import KeyLimits, Role
-from batchline.operations.keys import Keys
+from batchline.api.server import AppFactory
+from batchline.client.api_keys import ApiKeys
+from batchline.models.api_keys import KeyLimits, Role
 from batchline.simulate import Simulator
 
 T = TypeVar("T")
@@ -24,9 +24,9 @@ OVER = {"completed", "failed", "expired", "cancelled"}
 
 
 @contextmanager
-def running(client: Batchline, face: Face | None = None) -> Iterator[str]:
+def running(client: Batchline, face: AppFactory | None = None) -> Iterator[str]:
     """The base URL of the API over that client, which ends with the block."""
-    server = Server(client, host="127.0.0.1", port=0, face=face)
+    server = Server(client, host="127.0.0.1", port=0, app_factory=face)
     thread = threading.Thread(target=server.run, name="server")
     thread.start()
     try:
@@ -45,7 +45,7 @@ def root_of(url: str) -> str:
 class Served:
     """An API that runs, with the client under it, which sees everything, and clients that end with it."""
 
-    def __init__(self, client: Batchline, simulator: Simulator, face: Face | None = None) -> None:
+    def __init__(self, client: Batchline, simulator: Simulator, face: AppFactory | None = None) -> None:
         self.client = client
         self.simulator = simulator
         self._stack = ExitStack()
@@ -67,7 +67,7 @@ class Served:
 
     def key(self, name: str, role: Role = "member", **limits: int) -> str:
         """The token of a new key."""
-        made = Keys(self.client).create(name, role=role, limits=KeyLimits(**limits))
+        made = ApiKeys(self.client).create(name, role=role, limits=KeyLimits(**limits))
         assert made.token is not None
         return made.token
 

@@ -13,8 +13,8 @@ from serving import ENDPOINT, Served, root_of
 from some_requests import requests_file
 from waiting import until
 
-from batchline.api import bounds, health, places
-from batchline.operations.keys import Keys
+from batchline.api import concurrency, health, request_limits
+from batchline.client.api_keys import ApiKeys
 
 FORM = (
     b'--XY\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
@@ -70,7 +70,7 @@ def begun_upload(served: Served, token: str) -> socket.socket:
 def test_uploads_of_one_member_that_trickle_leave_places_for_others(served: Served):
     alice, bob = served.key("alice"), served.http(served.key("bob"))
     slow = [begun_upload(served, alice) for _ in range(64)]
-    until(lambda: len([*served.client.engine.store.unfinished(older_than_s=0)]) >= 8)
+    until(lambda: len([*served.client.services.store.incomplete_uploads(older_than_s=0)]) >= 8)
 
     answer = bob.post(
         "/v1/files",
@@ -80,20 +80,20 @@ def test_uploads_of_one_member_that_trickle_leave_places_for_others(served: Serv
     )
 
     assert answer.status_code == 200
-    assert len([*served.client.engine.store.unfinished(older_than_s=0)]) == 8
+    assert len([*served.client.services.store.incomplete_uploads(older_than_s=0)]) == 8
     for connection in slow:
         connection.close()
 
 
 def test_slow_answers_to_one_member_leave_threads_for_others(served: Served, held: Held, many, monkeypatch):
     alice, bob = served.http(served.key("alice")), served.http(served.key("bob"))
-    monkeypatch.setattr("batchline.api.files.estimate_stored", held)
+    monkeypatch.setattr("batchline.api.files.estimate_file", held)
     many(lambda: alice.get("/v1/files/file-x/cost-estimate", timeout=60), 60)
-    until(lambda: held.begun == places.THREADS_A_MEMBER)
+    until(lambda: held.begun == concurrency.THREADS_PER_MEMBER)
 
     for path in ("/v1/files", "/v1/batches", "/v1/models", "/v1/batches?search=x"):
         assert bob.get(path, timeout=MOST_S).status_code == 200, path
-    assert held.begun == places.THREADS_A_MEMBER
+    assert held.begun == concurrency.THREADS_PER_MEMBER
 
 
 def test_deletions_of_a_batch_that_runs_take_no_threads_from_anyone(serve, tmp_path):
@@ -117,8 +117,8 @@ def test_deletions_of_a_batch_that_runs_take_no_threads_from_anyone(serve, tmp_p
 
 
 def test_requests_of_one_member_at_once_are_bounded(served: Served, held: Held, many, monkeypatch):
-    monkeypatch.setattr(bounds, "MOST_OF_A_MEMBER", 10)
-    monkeypatch.setattr("batchline.api.files.estimate_stored", held)
+    monkeypatch.setattr(request_limits, "MAX_REQUESTS_PER_MEMBER", 10)
+    monkeypatch.setattr("batchline.api.files.estimate_file", held)
     alice, bob = served.http(served.key("alice")), served.http(served.key("bob"))
     many(lambda: alice.get("/v1/files/file-x/cost-estimate", timeout=60), 15)  # one may meet the bound
     refused = lambda: alice.get("/v1/batches", timeout=MOST_S)  # noqa: E731
@@ -129,8 +129,8 @@ def test_requests_of_one_member_at_once_are_bounded(served: Served, held: Held, 
 
 
 def test_readiness_is_asked_once_for_all_and_a_slow_answer_is_none(served: Served, held: Held, many, monkeypatch):
-    monkeypatch.setattr(served.client, "check", held)
-    monkeypatch.setattr(health, "PATIENCE_S", 2.0)
+    monkeypatch.setattr(served.client, "check_storage", held)
+    monkeypatch.setattr(health, "CHECK_TIMEOUT_S", 2.0)
     anyone, statuses = served.http(), []
     many(lambda: statuses.append(anyone.get("/readyz", timeout=60).status_code), 100)
     until(lambda: held.begun == 1)
@@ -143,8 +143,10 @@ def test_readiness_is_asked_once_for_all_and_a_slow_answer_is_none(served: Serve
 def test_keys_that_nobody_has_are_looked_up_apart_from_those_in_use(served: Served, held: Held, many, monkeypatch):
     alice = served.http(served.key("alice"))
     assert alice.get("/v1/files").status_code == 200
-    look_up = Keys.of_token
-    monkeypatch.setattr(Keys, "of_token", lambda keys, token: held() if "stray" in token else look_up(keys, token))
+    look_up = ApiKeys.find_by_token
+    monkeypatch.setattr(
+        ApiKeys, "find_by_token", lambda keys, token: held() if "stray" in token else look_up(keys, token)
+    )
     stranger = served.http()
     ask = lambda number: stranger.get("/v1/files", headers={"Authorization": f"Bearer stray-{number}"}, timeout=60)  # noqa: E731
     numbers = iter(range(1_000))

@@ -163,7 +163,7 @@ def test_a_search_finds_custom_ids_and_can_be_gone_on_with(served: Served, path)
 
 
 def test_a_line_that_is_too_long_to_search_is_counted_and_matches_nothing(served: Served, monkeypatch):
-    monkeypatch.setattr("batchline.operations.lines.LONGEST_SEARCHED", 2**20)
+    monkeypatch.setattr("batchline.client.line_ranges.MAX_SEARCHED_BYTES", 2**20)
     client = served.http()
     sizes = (1, 2**23, 1)
     lines = [

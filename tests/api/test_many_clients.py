@@ -15,8 +15,8 @@ from typed import running as running_command
 from waiting import until
 
 from batchline import Batchline
+from batchline.client.maintenance import resume_orphaned_batches
 from batchline.models.errors import StorageFault
-from batchline.operations.keeper import go_on
 
 CLIENTS = 200
 POLL_S = 3.0
@@ -93,20 +93,20 @@ def test_what_a_stopped_server_had_begun_goes_on_in_the_next(serve, tmp_path):
     served.close()
     assert {served.client.batches.record(each).status for each in ids}.isdisjoint({"completed", "failed"})
 
-    other = Batchline(engine=served.client.engine)
+    other = Batchline(services=served.client.engine)
     with running(other) as url, openai.OpenAI(base_url=url, api_key="none") as client:
         assert {until_over(client, each).status for each in ids} == {"completed"}
 
 
 def test_batches_that_others_run_are_left_to_them(served: Served, tmp_path):
     file = served.client.files.create(file=requests_file(tmp_path / "r.jsonl", 1))
-    cli = Batchline(engine=served.client.engine, source="cli")
+    cli = Batchline(services=served.client.services, origin="cli")
     theirs = cli.batches.create(input_file_id=file.id, via=None)
     ours = served.client.batches.create(input_file_id=file.id, via=None)
 
-    assert go_on(served.client) == [ours.id]
+    assert resume_orphaned_batches(served.client) == [ours.id]
     assert served.client.batches.wait(ours.id).status == "completed"
-    assert go_on(served.client) == []
+    assert resume_orphaned_batches(served.client) == []
     assert served.client.batches.retrieve(theirs.id).status == "validating"
 
 
@@ -116,7 +116,7 @@ def test_figures_tell_of_batches_and_requests(serve, tmp_path):
     file = served.client.files.create(file=requests_file(tmp_path / "r.jsonl", 5, prompt=prompt))
     ran = served.client.batches.create(input_file_id=file.id)
     served.client.batches.wait(ran.id)
-    Batchline(engine=served.client.engine, source="cli").batches.create(input_file_id=file.id, via=None)
+    Batchline(services=served.client.engine, origin="cli").batches.create(input_file_id=file.id, via=None)
     time.sleep(1.1)
 
     text = served.http().get("/metrics").text
@@ -144,7 +144,7 @@ def test_readiness_tells_of_storage_and_database(served: Served, monkeypatch):
     def fail(*_: object) -> None:
         raise StorageFault("/secret/place: gone")
 
-    monkeypatch.setattr(served.client.engine.store, "info", fail)
+    monkeypatch.setattr(served.client.services.store, "info", fail)
     http = served.http()
     until(lambda: http.get("/readyz").status_code == 503)  # once the answer of a moment ago is forgotten
     assert http.get("/readyz").json()["error"]["type"] == "server_error"

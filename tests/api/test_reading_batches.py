@@ -7,7 +7,7 @@ from serving import Served
 from some_records import NOW, a_batch, a_full_batch
 
 from batchline.models.batches import BatchError, BatchResponse
-from batchline.storage.records import BatchRecord
+from batchline.storage.records.store import BatchRecord
 
 ODD = "Größe 😀 \"'\\ %s %% {} \n\r\t\x7f\u2028"
 """Letters that JSON escapes or a template would take for its own."""
@@ -26,7 +26,7 @@ BARE = a_batch(created_at=NOW - 2)
 def served(serve, database) -> Served:
     started: Served = serve(**database)
     for batch in (FULL, ODD_BATCH, BARE):  # of no source: the server runs those of the API
-        started.client.engine.records.add_batch(batch)
+        started.client.services.records.add_batch(batch)
     return started
 
 
@@ -78,7 +78,7 @@ def test_an_empty_list_names_no_ids(served: Served):
 
 
 def test_a_batch_is_shown_as_it_is_now(served: Served):
-    http, records = served.http(), served.client.engine.records
+    http, records = served.http(), served.client.services.records
     before = http.get(f"/v1/batches/{FULL.id}").json()
 
     changed = change_batch(records, FULL.id, total=FULL.total + 1)

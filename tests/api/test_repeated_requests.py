@@ -35,7 +35,7 @@ def test_a_key_holds_across_restarts_until_its_batch_is_deleted(served: Served, 
     served.client.files.delete(file.id)
     served.close()
 
-    other = Batchline(engine=served.client.engine)
+    other = Batchline(services=served.client.services)
     with running(other) as url, httpx.Client(base_url=root_of(url), trust_env=False) as client:
         again = client.post("/v1/batches", json=body_of(file.id), headers=headers)
         assert (again.status_code, again.json()["id"], again.json()["status"]) == (200, first["id"], "completed")

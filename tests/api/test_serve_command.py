@@ -83,7 +83,7 @@ def test_a_killed_servers_batches_go_on_in_the_next(tmp_path, simulator):
 
 def still_held(batch_id: str) -> bool:
     client = Batchline(load_settings(lease_s=2))
-    return client.batches.record(batch_id).is_held(now=time.time(), lease_s=2)
+    return client.batches.record(batch_id).is_leased(now=time.time(), lease_s=2)
 
 
 @pytest.mark.parametrize(

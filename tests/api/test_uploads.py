@@ -12,7 +12,7 @@ import pytest
 from serving import Served, root_of
 from waiting import until
 
-from batchline.api import bounds, upload
+from batchline.api import request_limits, upload
 from batchline.models.errors import StorageFault
 
 CONTENT = b"".join(b'{"custom_id": "%d"}\r\n--X\r\n' % number for number in range(9_000))
@@ -32,9 +32,9 @@ HEADERS = {"Content-Type": "multipart/form-data; boundary=XY"}
 
 def left(served: Served) -> list[object]:
     """All that is on storage, and what is noted to be deleted."""
-    engine = served.client.engine
-    found = [*engine.store.find(""), *engine.store.unfinished(older_than_s=0)]
-    return [*found, *engine.records.doomed(now=time.time() + 10**6)]
+    engine = served.client.services
+    found = [*engine.store.list_objects(""), *engine.store.incomplete_uploads(older_than_s=0)]
+    return [*found, *engine.records.due_deletions(now=time.time() + 10**6)]
 
 
 ORDERS = {
@@ -129,7 +129,7 @@ def test_a_fault_of_storage_is_told_without_its_details(served: Served, monkeypa
     def fail(_: str) -> None:
         raise StorageFault("/secret/place: disk full")
 
-    monkeypatch.setattr(served.client.engine.store, "writer", fail)
+    monkeypatch.setattr(served.client.services.store, "writer", fail)
 
     answer = served.http().post("/v1/files", content=PURPOSE + FILE + END, headers=HEADERS)
 
@@ -163,13 +163,13 @@ def test_a_client_that_vanishes_leaves_nothing_behind(served: Served):
 @pytest.mark.parametrize("how", ["vanishes", "falls silent"])
 def test_nothing_stays_on_s3_of_a_client_that(how, serve, s3_server, monkeypatch):
     """Nor parts of an upload that S3 would keep, out of sight, for as long as nobody aborts it."""
-    monkeypatch.setattr(bounds, "IDLE_S", 0.5 if how == "falls silent" else 30)
+    monkeypatch.setattr(request_limits, "BODY_IDLE_TIMEOUT_S", 0.5 if how == "falls silent" else 30)
     place = s3_server.settings()
     names = ("storage_url", "s3_endpoint_url", "s3_region", "s3_access_key_id", "s3_secret_access_key")
     served = serve(**{name: getattr(place, name) for name in names})
     long = PURPOSE + part("file", CONTENT * 120, "r.jsonl")
     with begun(served, long, length=10**9) as connection:
-        until(lambda: served.client.engine.store.unfinished(older_than_s=0) != [])
+        until(lambda: served.client.engine.store.incomplete_uploads(older_than_s=0) != [])
         if how == "falls silent":
             connection.settimeout(30)
             assert connection.recv(10_000).startswith(b"HTTP/1.1 408 ")
@@ -179,7 +179,7 @@ def test_nothing_stays_on_s3_of_a_client_that(how, serve, s3_server, monkeypatch
 
 @pytest.mark.parametrize("body", [b"", PURPOSE, PURPOSE + FILE[:5_000]], ids=["no body", "no file", "half a file"])
 def test_a_client_that_falls_silent_is_given_up(body, served: Served, monkeypatch):
-    monkeypatch.setattr(bounds, "IDLE_S", 0.3)
+    monkeypatch.setattr(request_limits, "BODY_IDLE_TIMEOUT_S", 0.3)
     with begun(served, body) as connection:
         connection.settimeout(10)
         answer = connection.recv(10_000)
@@ -190,7 +190,7 @@ def test_a_client_that_falls_silent_is_given_up(body, served: Served, monkeypatc
 
 
 def test_a_client_that_sends_a_byte_now_and_then_is_given_up(served: Served, monkeypatch):
-    monkeypatch.setattr(bounds, "START_S", 0.5)
+    monkeypatch.setattr(request_limits, "BODY_BASE_TIMEOUT_S", 0.5)
     with begun(served, PURPOSE + FILE[:200]) as connection:
         connection.settimeout(0.05)
         answer, began = b"", time.monotonic()
@@ -247,7 +247,7 @@ def test_many_slow_uploads_do_not_keep_others_waiting(served: Served):
 
 
 def test_more_uploads_than_there_are_places_are_told_to_come_again(served: Served, monkeypatch):
-    monkeypatch.setattr(upload, "PLACE_S", 0.3)
+    monkeypatch.setattr(upload, "SLOT_TIMEOUT_S", 0.3)
     slow = [begun(served, PURPOSE + FILE[:70_000]) for _ in range(64)]
     until(lambda: len(left(served)) >= 64)
 

@@ -13,10 +13,10 @@ from some_requests import requests_file
 from waiting import until
 
 from batchline import Batchline
-from batchline.api import Server, create_app, door
+from batchline.api import Server, auth, create_app
+from batchline.client.api_keys import ApiKeys
 from batchline.models.errors import InvalidInput
 from batchline.models.settings import load_settings
-from batchline.operations.keys import Keys
 
 OPEN = {"/healthz", "/readyz"}
 FOR_ALL_WITH_A_KEY = {"/v1/models", "/v1/models/{model}"}
@@ -148,7 +148,7 @@ def test_lists_hold_ones_own_and_a_managers_all(alices: Alices):
     assert len(ids(alice, "/v1/files")) == 3
     assert len(ids(manager, "/v1/files")) == 5
     assert ids(manager, "/v1/batches") == ids(alice, "/v1/batches") == [alices.batch]
-    member = {key.member.name: key.member.id for key in Keys(served.client).list()}
+    member = {key.member.name: key.member.id for key in ApiKeys(served.client).list()}
     assert ids(manager, "/v1/files", member_id=member["bob"]) == [bobs]
     assert ids(manager, "/v1/batches", member_id=member["bob"]) == []
     assert ids(manager, "/v1/batches", member_id=member["alice"]) == [alices.batch]
@@ -213,10 +213,10 @@ def test_a_key_that_is_revoked_opens_nothing_a_second_later(served: Served):
     client = served.http(token)
     assert client.get("/v1/batches").status_code == 200
 
-    (key,) = Keys(served.client).list()
-    assert Keys(served.client).revoke(key.id).revoked_at is not None
+    (key,) = ApiKeys(served.client).list()
+    assert ApiKeys(served.client).revoke(key.id).revoked_at is not None
 
-    time.sleep(door.REMEMBERED_S)
+    time.sleep(auth.CACHE_TTL_S)
     assert client.get("/v1/batches").status_code == 401
     assert served.http().get("/v1/batches").status_code == 401  # nor is it open again
 
@@ -227,7 +227,7 @@ def test_a_server_that_was_open_is_closed_a_second_after_a_key_is_made(served: S
 
     served.key("alice")
 
-    time.sleep(door.REMEMBERED_S)
+    time.sleep(auth.CACHE_TTL_S)
     assert client.get("/v1/batches").status_code == 401
 
 
@@ -248,9 +248,9 @@ def test_beyond_this_machine_nothing_is_served_without_a_key():
         Server(client, host="0.0.0.0", port=0)
     assert raised.value.param == "host"
 
-    Keys(client).create("alice")
+    ApiKeys(client).create("alice")
     server = Server(client, host="0.0.0.0", port=0)
-    assert not server.is_open
+    assert not server.allows_anonymous
     server._listener.close()
 
 
@@ -258,7 +258,7 @@ def test_a_token_is_kept_as_its_hash_only(served: Served, tmp_path):
     token = served.key("alice")
     served.http(token).get("/v1/batches")
 
-    home = served.client.engine.settings.home
+    home = served.client.services.settings.home
     assert not [path for path in home.rglob("*") if path.is_file() and token.encode() in path.read_bytes()]
 
 

@@ -9,13 +9,13 @@ import pytest
 from typed import Ended, batch_id_in
 
 from batchline.cli import main
-from batchline.cli.console import messages, results
+from batchline.cli.console import stderr_console, stdout_console
+from batchline.engine.services import Services
 from batchline.models.ids import new_batch_id, new_file_id
 from batchline.models.settings import load_settings
 from batchline.models.status import BatchStatus
 from batchline.simulate import Simulator
-from batchline.steps.engine import Engine
-from batchline.storage.records import BatchRecord, FileRecord, open_records
+from batchline.storage.records.store import BatchRecord, FileRecord, open_records
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def request_file(chat_file: Callable[..., Path]) -> Callable[..., Path]:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ended]]:
     """Run the command's entry in this process: for what needs no process of its own, a hundredth of the time."""
-    opened: list[Engine] = []
-    monkeypatch.setattr("batchline.steps.engine._engines", opened)
+    opened: list[Services] = []
+    monkeypatch.setattr("batchline.engine.services._open_services", opened)
 
     def run(*arguments: str | Path, **settings: str) -> Ended:
         for name, value in {"COLUMNS": "80", **settings}.items():
@@ -55,8 +55,8 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
 
 def forget_consoles() -> None:
     """Let the next command look at its streams anew."""
-    messages.cache_clear()
-    results.cache_clear()
+    stderr_console.cache_clear()
+    stdout_console.cache_clear()
 
 
 Command = Callable[..., Ended]

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from typed import COMMAND, Terminal, batch_id_in, world
 
+from batchline.client.batches import Batches
 from batchline.models.analytics import BatchAnalytics, BatchReport
 from batchline.models.formatting import speed
 from batchline.models.status import BatchStatus
-from batchline.operations.batches import Batches
 
 VERBS = {"create", "list", "show", "watch", "results", "download", "cancel", "retry", "resume", "delete"}
 

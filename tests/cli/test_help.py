@@ -9,7 +9,7 @@ from typed import batchline
 
 from batchline.cli.run import run
 from batchline.cli.show import show
-from batchline.cli.simulate import Options
+from batchline.cli.simulate import SimulateOptions
 from batchline.cli.validate import validate
 from batchline.simulate import SimulatorOptions
 
@@ -53,8 +53,8 @@ def test_help_of_simulate_lists_each_knob(here):
 
 def test_help_of_simulate_tells_the_port_that_is_taken(here):
     told = " ".join(here("simulate", "--help").out.replace("│", " ").split())
-    assert f"[default: {Options().port}]" in told
-    assert Options().port == 8000
+    assert f"[default: {SimulateOptions().port}]" in told
+    assert SimulateOptions().port == 8000
 
 
 def test_help_of_db_lists_the_upgrade(here):

@@ -12,9 +12,9 @@ from typed import COMMAND, Ended, batchline, running
 from waiting import until
 
 from batchline.models.settings import load_settings
-from batchline.models.signals import SAME_SIGNAL_S
 from batchline.models.status import BatchStatus
-from batchline.storage.records import Records, open_records
+from batchline.models.stop_signals import REPEATED_WITHIN_S
+from batchline.storage.records.store import Records, open_records
 
 pytestmark = pytest.mark.system  # each starts processes, and signals them
 
@@ -94,7 +94,7 @@ def test_a_later_signal_kills_at_once(number, simulator, request_file):
         until(lambda: upstream.counters()["received"] == 20)
         run.kill(number)
         run.wait_for("stopping: requests under way have 15 s to finish (Ctrl-C again to kill)")
-        time.sleep(SAME_SIGNAL_S)
+        time.sleep(REPEATED_WITHIN_S)
         run.kill(number)
         killed = run.ended(timeout_s=5)
 

@@ -5,14 +5,14 @@ import json
 import pytest
 
 from batchline import Batchline
-from batchline.operations.keys import Keys
+from batchline.client.api_keys import ApiKeys
 
 
 def test_a_key_is_printed_once_alone_on_standard_output(here):
     ended = here("keys", "create", "alice", "--role", "manager", "--requests-per-minute", "5")
 
     token = ended.out.strip()
-    key = Keys(Batchline()).of_token(token)
+    key = ApiKeys(Batchline()).find_by_token(token)
     assert (ended.status, key.name, key.role, key.requests_per_minute) == (0, "alice", "manager", 5)
     assert token not in ended.err
     assert token not in here("keys", "list").out + here("keys", "list", "--json").out
@@ -38,7 +38,7 @@ def test_a_revoked_key_is_valid_no_more(here):
     made = json.loads(here("keys", "create", "alice", "--json").out)
 
     assert "revoked" in here("keys", "revoke", made["id"]).err
-    assert Keys(Batchline()).of_token(made["token"]) is None
+    assert ApiKeys(Batchline()).find_by_token(made["token"]) is None
     assert "revoked" in here("keys", "list").out
     assert json.loads(here("keys", "revoke", made["id"], "--json").out)["revoked_at"]
 

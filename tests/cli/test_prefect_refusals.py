@@ -10,7 +10,7 @@ from typed import Ended, batchline
 
 from batchline import Batchline
 from batchline.models.errors import Interrupted
-from batchline.orchestration.refusals import words_of
+from batchline.orchestration.prefect_errors import describe_error
 
 pytestmark = pytest.mark.system
 
@@ -80,4 +80,4 @@ def test_a_batch_for_a_worker_is_recorded_and_the_variable_named(
 
 
 def test_what_else_fails_keeps_its_own_words():
-    assert words_of(TimeoutError("too slow")) == "Prefect failed: TimeoutError: too slow"
+    assert describe_error(TimeoutError("too slow")) == "Prefect failed: TimeoutError: too slow"

@@ -15,14 +15,14 @@ from shared_servers import prefect_home
 from typed import PREFECT_HOME, Terminal, batchline, world
 from waiting import until
 
-from batchline.cli.prefect_server import TemporaryServer
+from batchline.cli.temporary_server import TemporaryServer
 from batchline.models.errors import Interrupted
 
 pytestmark = pytest.mark.system
 
 HOLD_A_SERVER = """
 import sys
-from batchline.cli.prefect_server import TemporaryServer
+from batchline.cli.temporary_server import TemporaryServer
 from batchline.models.errors import Interrupted
 server = TemporaryServer()
 server.ready()
@@ -162,4 +162,4 @@ def test_a_temporary_server_that_cannot_start_says_why(monkeypatch, tmp_path):
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
     server = TemporaryServer()
     with pytest.raises(Interrupted, match=r"did not start: .+--local"):
-        server.ready()
+        server.wait_until_ready()

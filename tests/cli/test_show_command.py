@@ -8,10 +8,10 @@ import pytest
 from typed import Ended, batch_id_in, batchline, running
 from waiting import until
 
+from batchline.engine.ingest import create_batch, store_input_file
+from batchline.engine.services import open_services
 from batchline.models.batches import BatchDwExtResponse, BatchResponse, CreateBatchRequest
 from batchline.simulate import Simulator
-from batchline.steps.engine import open_engine
-from batchline.steps.intake import create_batch, store_input_file
 
 LINE = (
     '{"custom_id": "c-%d", "method": "POST", "url": "/v1/chat/completions", '
@@ -62,7 +62,7 @@ def test_a_run_of_a_batch_that_is_over_tells_the_same_and_sends_nothing(finished
 
 
 def test_a_batch_that_waits_is_shown_without_figures(request_file, here):
-    engine = open_engine()
+    engine = open_services()
     stored = store_input_file(engine, request_file(3))
     made = create_batch(
         engine,
@@ -119,12 +119,12 @@ def test_what_only_looks_leaves_a_fresh_home_without_batches(command, request_fi
 def test_a_batch_names_its_flow_runs_by_their_pages(variables, page, request_file, here, monkeypatch):
     for name in ("PREFECT_API_URL", "PREFECT_UI_URL"):
         monkeypatch.delenv(name, raising=False)
-    engine = open_engine()
+    engine = open_services()
     stored = store_input_file(engine, request_file(3))
     request = CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
     made = create_batch(engine, request, origin=BatchDwExtResponse(source="api"), flow_run_id="11-first")
     first = here("show", made.id, **variables)
-    engine.records.note_flow_run(made.id, "22-last")
+    engine.records.record_flow_run(made.id, "22-last")
 
     last, as_json = here("show", made.id, **variables), here("show", made.id, "--json", **variables)
 

@@ -8,7 +8,7 @@ import pytest
 from typed import ESCAPES, Terminal
 from waiting import until
 
-from batchline.models.signals import SAME_SIGNAL_S
+from batchline.models.stop_signals import REPEATED_WITHIN_S
 from batchline.simulate import Simulator, SimulatorOptions
 
 LINE = (
@@ -92,7 +92,7 @@ def test_a_second_ctrl_c_kills_and_gives_the_cursor_back(simulator, request_file
         until(lambda: upstream.counters()["received"] == 10)
         terminal.press_ctrl_c()
         terminal.wait_for("Ctrl-C again to kill")
-        time.sleep(SAME_SIGNAL_S)
+        time.sleep(REPEATED_WITHIN_S)
         terminal.press_ctrl_c()
         status = terminal.ended(timeout_s=5)
 

@@ -11,29 +11,29 @@ from pathlib import Path
 import pytest
 from waiting import until
 
+from batchline.engine.ingest import create_batch, store_input_file
+from batchline.engine.lease import active_lease
+from batchline.engine.pipeline import run_local
+from batchline.engine.services import Services
 from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
+from batchline.models.error_codes import UNANSWERED_CODES
 from batchline.models.errors import Conflict, Interrupted
-from batchline.models.failures import UNANSWERED
 from batchline.models.status import BatchStatus
 from batchline.simulate import Simulator
-from batchline.steps.engine import Engine
-from batchline.steps.hold import held
-from batchline.steps.intake import create_batch, store_input_file
-from batchline.steps.local import run_local
-from batchline.storage import layout
-from batchline.storage.records import BatchRecord
+from batchline.storage.objects import layout
+from batchline.storage.records.store import BatchRecord
 
 PATIENCE_S = 30.0
 
 
-def made_batch(engine: Engine, path: Path) -> BatchRecord:
+def made_batch(engine: Services, path: Path) -> BatchRecord:
     """A new batch of that file, which nobody runs yet."""
     stored = store_input_file(engine, path)
     request = CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
     return create_batch(engine, request, origin=BatchDwExtResponse(source="api"))
 
 
-def resumed(engine: Engine, batch_id: str) -> BatchRecord:
+def resumed(engine: Services, batch_id: str) -> BatchRecord:
     """The batch after it has gone on, as soon as the lease of the runner that died is stale."""
     give_up_at = time.monotonic() + PATIENCE_S
     while True:
@@ -47,7 +47,7 @@ def resumed(engine: Engine, batch_id: str) -> BatchRecord:
 def interrupt(batch: BatchRecord, run: Future[BatchRecord], *, once: Callable[[], object]) -> None:
     """Stop a run in this process as Ctrl-C does, as soon as that is true."""
     until(once)
-    hold = held(batch.id)
+    hold = active_lease(batch.id)
     assert hold is not None
     hold.interrupt("enough for today")
     with pytest.raises(Interrupted):
@@ -59,30 +59,30 @@ def received(stand_in: Simulator) -> int:
     return int(stand_in.counters()["received"])
 
 
-def output_of(engine: Engine, batch: BatchRecord) -> list[dict]:
+def output_of(engine: Services, batch: BatchRecord) -> list[dict]:
     return _lines(engine, layout.output_key(batch.id))
 
 
-def errors_of(engine: Engine, batch: BatchRecord) -> list[dict]:
+def errors_of(engine: Services, batch: BatchRecord) -> list[dict]:
     return _lines(engine, layout.errors_key(batch.id))
 
 
-def error_codes(engine: Engine, batch: BatchRecord) -> Counter[str]:
+def error_codes(engine: Services, batch: BatchRecord) -> Counter[str]:
     """How many requests failed with each code."""
     return Counter(line["error"]["code"] for line in errors_of(engine, batch))
 
 
-def _lines(engine: Engine, key: str) -> list[dict]:
+def _lines(engine: Services, key: str) -> list[dict]:
     return [json.loads(line) for line in engine.store.read(key).splitlines()]
 
 
-def check_account(engine: Engine, batch: BatchRecord, total: int) -> None:
+def check_account(engine: Services, batch: BatchRecord, total: int) -> None:
     """Every request has one line in one of the two files, both in input order, and counts and tokens add up."""
     output, errors = output_of(engine, batch), errors_of(engine, batch)
     good, bad = _numbers(output), _numbers(errors)
     assert sorted(good + bad) == list(range(total))
     assert (good, bad) == (sorted(good), sorted(bad))
-    unanswered = sum(line["error"]["code"] in UNANSWERED for line in errors)
+    unanswered = sum(line["error"]["code"] in UNANSWERED_CODES for line in errors)
     assert (batch.total, batch.completed, batch.not_completed) == (total, len(good), len(bad))
     assert batch.unanswered == unanswered
     assert (batch.output_file_id is None, batch.error_file_id is None) == (not good, not bad)
@@ -97,7 +97,7 @@ def check_account(engine: Engine, batch: BatchRecord, total: int) -> None:
     )
 
 
-def check_not_over(engine: Engine, batch: BatchRecord, status: BatchStatus) -> None:
+def check_not_over(engine: Services, batch: BatchRecord, status: BatchStatus) -> None:
     """The batch has that status, and none of what a finished one has."""
     now = engine.records.get_batch(batch.id)
     assert (now.status, now.completed_at, now.analytics) == (status, None, None)
@@ -109,15 +109,15 @@ def _numbers(lines: list[dict]) -> list[int]:
     return [int(line["custom_id"].removeprefix("request-")) for line in lines]
 
 
-def saved(engine: Engine, batch: BatchRecord) -> int:
+def saved(engine: Services, batch: BatchRecord) -> int:
     """How many requests have an answer on storage, in finished parts and in segments."""
     prefix = f"batches/{batch.id}/g{batch.generation}"
-    keys = [info.key for info in engine.store.find(prefix) if info.key.endswith(".jsonl")]
+    keys = [info.key for info in engine.store.list_objects(prefix) if info.key.endswith(".jsonl")]
     lines = [line for key in keys if _counts(engine, key) for line in engine.store.read(key).splitlines()]
     return len({json.loads(line)["id"] for line in lines if line.startswith(b"{")})
 
 
-def _counts(engine: Engine, key: str) -> bool:
+def _counts(engine: Services, key: str) -> bool:
     """Whether a rerun takes over what is there; a part's figures are written last."""
     stem = re.sub(r"\.(output|errors)\.jsonl$", "", key)
     return stem == key or engine.store.exists(f"{stem}.parquet")

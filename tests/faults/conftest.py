@@ -17,14 +17,14 @@ sys.path.append(str(Path(__file__).parent.parent / "storage"))  # for what stand
 from accounts import made_batch  # noqa: E402 - now that it can be found
 from runners import Runner  # noqa: E402
 
-from batchline.steps.engine import Engine  # noqa: E402
-from batchline.steps.hold import held  # noqa: E402
-from batchline.steps.local import run_local  # noqa: E402
-from batchline.storage.records import BatchRecord  # noqa: E402
+from batchline.engine.lease import active_lease  # noqa: E402
+from batchline.engine.pipeline import run_local  # noqa: E402
+from batchline.engine.services import Services  # noqa: E402
+from batchline.storage.records.store import BatchRecord  # noqa: E402
 
 
 @pytest.fixture
-def engine_for(engine_for: Callable[..., Engine]) -> Callable[..., Engine]:
+def engine_for(engine_for: Callable[..., Services]) -> Callable[..., Services]:
     """Engines whose runs give what is under way little grace."""
     return partial(engine_for, grace_s=2.0)
 
@@ -33,24 +33,24 @@ def engine_for(engine_for: Callable[..., Engine]) -> Callable[..., Engine]:
 def batch_of(chat_file: Callable[..., Path]) -> Callable[..., BatchRecord]:
     """Record a batch of so many chat requests."""
 
-    def make(engine: Engine, count: int, **options: Callable[[int], str]) -> BatchRecord:
+    def make(engine: Services, count: int, **options: Callable[[int], str]) -> BatchRecord:
         return made_batch(engine, chat_file(count, **options))
 
     return make
 
 
 @pytest.fixture
-def in_background() -> Iterator[Callable[[Engine, BatchRecord], Future[BatchRecord]]]:
+def in_background() -> Iterator[Callable[[Services, BatchRecord], Future[BatchRecord]]]:
     """Run batches on threads; what still runs at the test's end is interrupted."""
     begun: list[str] = []
 
-    def begin(engine: Engine, batch: BatchRecord) -> Future[BatchRecord]:
+    def begin(engine: Services, batch: BatchRecord) -> Future[BatchRecord]:
         begun.append(batch.id)
         return pool.submit(run_local, engine, batch.id)
 
     with ThreadPoolExecutor() as pool:
         yield begin
-        for hold in filter(None, map(held, begun)):
+        for hold in filter(None, map(active_lease, begun)):
             hold.interrupt("the test is over")
 
 
@@ -59,7 +59,7 @@ def start() -> Iterator[Callable[..., Runner]]:
     """Start processes that run a batch with an engine's settings; they end with the test."""
     started: list[Runner] = []
 
-    def begin(engine: Engine, batch: BatchRecord, **options: str) -> Runner:
+    def begin(engine: Services, batch: BatchRecord, **options: str) -> Runner:
         runner = Runner(engine.settings, batch.id, **options)
         started.append(runner)
         return runner

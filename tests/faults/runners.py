@@ -7,14 +7,14 @@ import sys
 import tempfile
 from contextlib import suppress
 
-from batchline.models.settings import Settings, environment_of
+from batchline.models.settings import Settings, to_environment
 
 # What writes parts is loaded beforehand, as in a process that has run for longer: it takes as long as a flush.
 LOCALLY = """
 import sys
 import pyarrow.parquet
-from batchline.steps.engine import open_engine
-from batchline.steps.local import run_local
+from batchline.engine.services import open_engine
+from batchline.engine.pipeline import run_local
 run_local(open_engine(), sys.argv[1])
 """
 
@@ -34,7 +34,7 @@ class Runner:
         self._told = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill
         self._process = subprocess.Popen(
             [sys.executable, "-c", program, batch_id],
-            env={**os.environ, **environment_of(settings), **environment},
+            env={**os.environ, **to_environment(settings), **environment},
             stdin=subprocess.DEVNULL,
             stdout=self._told,
             stderr=subprocess.STDOUT,

@@ -8,10 +8,10 @@ from accounts import check_account, error_codes, errors_of, output_of, received
 from changed_records import change_batch
 from waiting import until
 
+from batchline.engine.lease import active_lease
+from batchline.engine.pipeline import run_local
 from batchline.models.status import BatchStatus
 from batchline.simulate import Simulator
-from batchline.steps.hold import held
-from batchline.steps.local import run_local
 
 BAD = (3, 28, 53, 78)
 """Few enough that all attempts at them in a row are not yet taken for an outage."""
@@ -60,7 +60,10 @@ def test_while_an_upstream_is_down_the_batch_is_paused_and_says_so(
     in_background(engine, batch)
 
     until(
-        lambda: (hold := held(batch.id)) and (hold.progress().paused or "").startswith("upstream default is down")
+        lambda: (
+            (hold := active_lease(batch.id))
+            and (hold.progress().paused or "").startswith("upstream default is down")
+        )
     )
 
     assert engine.records.get_batch(batch.id).status is BatchStatus.IN_PROGRESS

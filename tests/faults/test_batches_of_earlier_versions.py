@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from accounts import check_account, output_of, received
 
+from batchline.engine.pipeline import run_local
+from batchline.engine.services import Services
 from batchline.models.batches import ListBatchesQuery
 from batchline.models.status import BatchStatus
 from batchline.simulate import Simulator
-from batchline.steps.engine import Engine
-from batchline.steps.local import run_local
-from batchline.storage.records import BatchRecord
-from batchline.storage.schema import HEAD
+from batchline.storage.records.schema import HEAD
+from batchline.storage.records.store import BatchRecord
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 BEGUN = {"begun_at_abf985f": "0008"}
@@ -38,7 +38,7 @@ def stand_in(simulator: Callable[..., Simulator]) -> Simulator:
 
 
 @pytest.fixture
-def engine(home: Path, stand_in: Simulator, engine_for: Callable[..., Engine]) -> Engine:
+def engine(home: Path, stand_in: Simulator, engine_for: Callable[..., Services]) -> Services:
     return engine_for(stand_in.base_url, home=home)
 
 
@@ -50,7 +50,7 @@ def revision(home: Path) -> str:
         connection.close()
 
 
-def named(engine: Engine, name: str) -> BatchRecord:
+def named(engine: Services, name: str) -> BatchRecord:
     batches, _ = engine.records.list_records(ListBatchesQuery(limit=100), now=0)
     return next(batch for batch in batches if (batch.metadata or {})["name"] == name)
 
@@ -76,7 +76,7 @@ def test_the_database_is_migrated_when_it_is_opened(home: Path, request: pytest.
 
 @pytest.mark.parametrize(("name", "total"), [("begun", 60), ("retried", 24)])
 def test_a_batch_is_finished_with_the_answers_that_were_saved(
-    name: str, total: int, home: Path, engine: Engine, stand_in: Simulator
+    name: str, total: int, home: Path, engine: Services, stand_in: Simulator
 ) -> None:
     batch = named(engine, name)
     assert batch.status is BatchStatus.IN_PROGRESS

@@ -12,12 +12,12 @@ from botocore.retries.standard import ExponentialBackoff
 from real_servers import S3Server
 from waiting import until
 
+from batchline.engine.pipeline import run_local
+from batchline.engine.services import Services
 from batchline.models.errors import StorageFault
 from batchline.models.status import BatchStatus
 from batchline.simulate import Simulator
-from batchline.steps import saving
-from batchline.steps.engine import Engine
-from batchline.steps.local import run_local
+from batchline.steps import segment_writer
 
 pytestmark = pytest.mark.system
 
@@ -40,8 +40,8 @@ def stand_in(simulator: Callable[..., Simulator]) -> Simulator:
 
 @pytest.fixture
 def engine(
-    engine_for: Callable[..., Engine], s3_server: S3Server, front: Between, stand_in: Simulator, monkeypatch
-) -> Engine:
+    engine_for: Callable[..., Services], s3_server: S3Server, front: Between, stand_in: Simulator, monkeypatch
+) -> Services:
     """An engine that stores by way of the front, whose client tries again without waiting."""
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda self, context: 0.01)
     place = s3_server.settings(s3_endpoint_url=front.url)
@@ -64,7 +64,7 @@ def out_of_order(front: Between, pattern: str) -> Iterator[None]:
 
 
 def test_a_server_that_takes_nothing_for_a_while_costs_neither_the_run_nor_a_request(
-    engine: Engine, front: Between, stand_in: Simulator, batch_of: Callable, in_background: Callable, caplog
+    engine: Services, front: Between, stand_in: Simulator, batch_of: Callable, in_background: Callable, caplog
 ) -> None:
     batch = batch_of(engine, REQUESTS)
     run = in_background(engine, batch)
@@ -81,9 +81,9 @@ def test_a_server_that_takes_nothing_for_a_while_costs_neither_the_run_nor_a_req
 
 
 def test_a_server_that_takes_nothing_for_long_stops_the_run_and_no_saved_answer_is_asked_for_again(
-    engine: Engine, front: Between, stand_in: Simulator, batch_of: Callable, in_background: Callable, monkeypatch
+    engine: Services, front: Between, stand_in: Simulator, batch_of: Callable, in_background: Callable, monkeypatch
 ) -> None:
-    monkeypatch.setattr(saving, "STORAGE_PATIENCE_S", 0.5)
+    monkeypatch.setattr(segment_writer, "STORAGE_PATIENCE_S", 0.5)
     batch = batch_of(engine, REQUESTS)
     run = in_background(engine, batch)
     until(lambda: saved(engine, batch))
@@ -101,7 +101,7 @@ def test_a_server_that_takes_nothing_for_long_stops_the_run_and_no_saved_answer_
 
 
 def test_while_a_server_takes_nothing_not_even_pending_requests_are_sent(
-    engine: Engine, front: Between, stand_in: Simulator, batch_of: Callable, in_background: Callable, caplog
+    engine: Services, front: Between, stand_in: Simulator, batch_of: Callable, in_background: Callable, caplog
 ) -> None:
     batch = batch_of(engine, 2_000)
     run = in_background(engine, batch)
@@ -119,9 +119,9 @@ def test_while_a_server_takes_nothing_not_even_pending_requests_are_sent(
 
 
 def test_a_batch_that_goes_on_sends_nothing_before_the_server_has_taken_a_write(
-    engine: Engine, front: Between, stand_in: Simulator, batch_of: Callable, in_background: Callable, monkeypatch
+    engine: Services, front: Between, stand_in: Simulator, batch_of: Callable, in_background: Callable, monkeypatch
 ) -> None:
-    monkeypatch.setattr(saving, "STORAGE_PATIENCE_S", 0.5)
+    monkeypatch.setattr(segment_writer, "STORAGE_PATIENCE_S", 0.5)
     batch = batch_of(engine, REQUESTS)
     interrupt(batch, in_background(engine, batch), once=lambda: received(stand_in) > 150)
     sent = received(stand_in)
@@ -142,7 +142,7 @@ FINAL_FILES = {
 
 @pytest.mark.parametrize("pattern", FINAL_FILES.values(), ids=FINAL_FILES)
 def test_a_batch_whose_files_cannot_be_written_is_finished_later_without_a_request(
-    pattern: str, engine: Engine, front: Between, stand_in: Simulator, batch_of: Callable
+    pattern: str, engine: Services, front: Between, stand_in: Simulator, batch_of: Callable
 ) -> None:
     batch = batch_of(engine, 200)
     with out_of_order(front, pattern), pytest.raises(StorageFault, match="S3 fails"):
@@ -161,7 +161,12 @@ READS = {"the list of parts": r"^GET .*list-type=2", "the input": r"^GET .*files
 
 @pytest.mark.parametrize("pattern", READS.values(), ids=READS)
 def test_a_batch_that_goes_on_while_reads_are_refused_sends_nothing_that_is_answered(
-    pattern: str, engine: Engine, front: Between, stand_in: Simulator, batch_of: Callable, in_background: Callable
+    pattern: str,
+    engine: Services,
+    front: Between,
+    stand_in: Simulator,
+    batch_of: Callable,
+    in_background: Callable,
 ) -> None:
     batch = batch_of(engine, REQUESTS)
     interrupt(batch, in_background(engine, batch), once=lambda: received(stand_in) > 150)
@@ -177,7 +182,7 @@ def test_a_batch_that_goes_on_while_reads_are_refused_sends_nothing_that_is_answ
 
 
 def test_a_batch_whose_segments_may_not_be_deleted_completes_all_the_same(
-    engine: Engine, front: Between, stand_in: Simulator, batch_of: Callable
+    engine: Services, front: Between, stand_in: Simulator, batch_of: Callable
 ) -> None:
     batch = batch_of(engine, REQUESTS)
     with out_of_order(front, r"^POST .*\?delete"):

@@ -8,11 +8,11 @@ import pytest
 from accounts import check_account, check_not_over, received, resumed, saved
 from waiting import until
 
+from batchline.engine.pipeline import run_local
 from batchline.models.errors import LeaseLost, StorageFault
 from batchline.models.status import BatchStatus
 from batchline.simulate import Simulator
-from batchline.steps import saving
-from batchline.steps.local import run_local
+from batchline.steps import segment_writer
 
 pytestmark = pytest.mark.system
 
@@ -29,7 +29,7 @@ def stand_in(simulator: Callable[..., Simulator]) -> Simulator:
 def test_answers_that_do_not_fit_are_not_claimed_and_no_saved_one_is_sent_again(
     stand_in: Simulator, engine_for: Callable, batch_of: Callable, small_disk, monkeypatch
 ) -> None:
-    monkeypatch.setattr(saving, "STORAGE_PATIENCE_S", 0.5)
+    monkeypatch.setattr(segment_writer, "STORAGE_PATIENCE_S", 0.5)
     engine = engine_for(stand_in.base_url, storage_url=str(small_disk.place))
     batch = batch_of(engine, 500)
     with pytest.raises(StorageFault, match="the disk is full"):
@@ -165,7 +165,7 @@ def test_a_heartbeat_that_cannot_be_written_costs_no_answer_that_storage_takes(
 def test_a_temporary_directory_without_room_stops_sending_and_costs_no_answer(
     stand_in: Simulator, engine_for: Callable, batch_of: Callable, small_disk, monkeypatch
 ) -> None:
-    monkeypatch.setattr(saving, "STORAGE_PATIENCE_S", 0.5)
+    monkeypatch.setattr(segment_writer, "STORAGE_PATIENCE_S", 0.5)
     engine = engine_for(stand_in.base_url, flush_interval_s=60.0)
     batch = batch_of(engine, 500)
     with monkeypatch.context() as here:

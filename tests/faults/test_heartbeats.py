@@ -7,9 +7,9 @@ import pytest
 from accounts import check_account, received, resumed, saved
 from waiting import until
 
+from batchline.engine.services import Services
 from batchline.models.errors import LeaseLost
 from batchline.simulate import Simulator
-from batchline.steps.engine import Engine
 
 pytestmark = pytest.mark.system
 
@@ -18,7 +18,7 @@ PATIENCE_S = 60.0
 
 def test_a_run_ends_when_its_batch_is_deleted_under_it(
     simulator: Callable[..., Simulator],
-    engine_for: Callable[..., Engine],
+    engine_for: Callable[..., Services],
     batch_of: Callable,
     in_background: Callable,
 ) -> None:
@@ -37,7 +37,7 @@ def test_a_run_ends_when_its_batch_is_deleted_under_it(
 
 def test_a_heartbeat_that_meets_a_fault_of_the_program_ends_the_run_with_its_answers_saved(
     simulator: Callable[..., Simulator],
-    engine_for: Callable[..., Engine],
+    engine_for: Callable[..., Services],
     batch_of: Callable,
     in_background: Callable,
     monkeypatch: pytest.MonkeyPatch,
@@ -50,7 +50,7 @@ def test_a_heartbeat_that_meets_a_fault_of_the_program_ends_the_run_with_its_ans
     until(lambda: received(stand_in) > 4)
 
     with monkeypatch.context() as here:
-        here.setattr(engine.records, "beat", lambda *_, **__: 1 / 0)
+        here.setattr(engine.records, "heartbeat", lambda *_, **__: 1 / 0)
         with pytest.raises(LeaseLost, match="no heartbeat for half a lease: division by zero"):
             run.result(PATIENCE_S)
     assert "ZeroDivisionError" in caplog.text

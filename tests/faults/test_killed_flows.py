@@ -9,11 +9,11 @@ from prefect_settings import using_prefect
 from runners import AS_FLOW
 from waiting import until
 
+from batchline.engine.services import Services, using_services
 from batchline.flows.process_batch import process_batch
 from batchline.models.status import BatchStatus
 from batchline.simulate import Simulator
-from batchline.steps.engine import Engine, using_engine
-from batchline.storage.records import BatchRecord
+from batchline.storage.records.store import BatchRecord
 
 pytestmark = pytest.mark.system
 
@@ -37,7 +37,7 @@ def stand_in(simulator: Callable[..., Simulator]) -> Simulator:
 
 
 @pytest.fixture
-def engine(engine_for: Callable[..., Engine], stand_in: Simulator) -> Engine:
+def engine(engine_for: Callable[..., Services], stand_in: Simulator) -> Services:
     return engine_for(
         stand_in.base_url,
         upstream={"max_in_flight": IN_FLIGHT},
@@ -47,19 +47,19 @@ def engine(engine_for: Callable[..., Engine], stand_in: Simulator) -> Engine:
     )
 
 
-def go_on(engine: Engine, batch: BatchRecord) -> BatchRecord:
+def go_on(engine: Services, batch: BatchRecord) -> BatchRecord:
     """Run the flow for the batch as soon as its old lease is stale."""
     lease_at = engine.records.get_batch(batch.id).lease_at
     assert lease_at is not None
     until(lambda: time.time() > lease_at + engine.settings.lease_s)
-    with using_engine(engine):
+    with using_services(engine):
         state = process_batch(batch_id=batch.id, return_state=True)
     assert state.is_completed()
     return engine.records.get_batch(batch.id)
 
 
 def test_a_flow_run_that_was_killed_is_gone_on_with_where_its_answers_end(
-    prefect_api: str, stand_in: Simulator, engine: Engine, batch_of: Callable, start: Callable
+    prefect_api: str, stand_in: Simulator, engine: Services, batch_of: Callable, start: Callable
 ) -> None:
     batch = batch_of(engine, REQUESTS)
     runner = start(engine, batch, program=AS_FLOW, PREFECT_API_URL=prefect_api)

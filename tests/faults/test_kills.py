@@ -9,11 +9,11 @@ import pytest
 from accounts import check_account, made_batch, resumed
 from waiting import until
 
+from batchline.engine.services import Services
 from batchline.models.status import BatchStatus
 from batchline.simulate import Simulator
-from batchline.steps.engine import Engine
-from batchline.storage import layout
-from batchline.storage.records import BatchRecord
+from batchline.storage.objects import layout
+from batchline.storage.records.store import BatchRecord
 
 pytestmark = pytest.mark.system
 
@@ -36,7 +36,7 @@ def stand_in(simulator: Callable[..., Simulator]) -> Simulator:
 
 
 @pytest.fixture
-def engine(engine_for: Callable[..., Engine], stand_in: Simulator) -> Engine:
+def engine(engine_for: Callable[..., Services], stand_in: Simulator) -> Services:
     return engine_for(
         stand_in.base_url,
         upstream={"max_in_flight": IN_FLIGHT},
@@ -47,7 +47,7 @@ def engine(engine_for: Callable[..., Engine], stand_in: Simulator) -> Engine:
 
 
 @pytest.fixture
-def run_and_kill(engine: Engine, start: Callable) -> Callable:
+def run_and_kill(engine: Services, start: Callable) -> Callable:
     """Run a batch in a process, and kill that as soon as something is true."""
 
     def kill(batch: BatchRecord, *, once: Callable[[], object]) -> None:
@@ -61,7 +61,7 @@ def run_and_kill(engine: Engine, start: Callable) -> Callable:
 
 @pytest.mark.parametrize("moment", RANDOM_MOMENTS)
 def test_a_batch_that_was_killed_goes_on_and_accounts_for_every_request(
-    moment: int, stand_in: Simulator, engine: Engine, batch_of: Callable, run_and_kill: Callable
+    moment: int, stand_in: Simulator, engine: Services, batch_of: Callable, run_and_kill: Callable
 ) -> None:
     batch = batch_of(engine, REQUESTS)
     run_and_kill(batch, once=lambda: stand_in.counters()["received"] >= moment)
@@ -74,7 +74,7 @@ def test_a_batch_that_was_killed_goes_on_and_accounts_for_every_request(
 
 
 def test_a_batch_that_was_killed_twice_goes_on_and_accounts_for_every_request(
-    stand_in: Simulator, engine: Engine, batch_of: Callable, run_and_kill: Callable
+    stand_in: Simulator, engine: Services, batch_of: Callable, run_and_kill: Callable
 ) -> None:
     batch = batch_of(engine, REQUESTS)
     run_and_kill(batch, once=lambda: stand_in.counters()["received"] >= 150)
@@ -88,14 +88,14 @@ def test_a_batch_that_was_killed_twice_goes_on_and_accounts_for_every_request(
     assert stand_in.counters()["repeated"] <= 2 * MOST_REPEATED
 
 
-def is_free(engine: Engine, batch: BatchRecord) -> bool:
+def is_free(engine: Services, batch: BatchRecord) -> bool:
     """Whether the lease of the one who had the batch is stale."""
     lease_at = engine.records.get_batch(batch.id).lease_at
     return lease_at is None or lease_at + engine.settings.lease_s < time.time()
 
 
 def test_a_batch_that_was_killed_while_validating_is_validated_anew(
-    stand_in: Simulator, engine: Engine, slow_to_validate: Path, run_and_kill: Callable
+    stand_in: Simulator, engine: Services, slow_to_validate: Path, run_and_kill: Callable
 ) -> None:
     batch = made_batch(engine, slow_to_validate)
     run_and_kill(batch, once=lambda: engine.records.get_batch(batch.id).lease_owner)
@@ -108,19 +108,19 @@ def test_a_batch_that_was_killed_while_validating_is_validated_anew(
     assert stand_in.counters()["received"] == 200
 
 
-def is_finalizing(engine: Engine, batch: BatchRecord) -> bool:
+def is_finalizing(engine: Services, batch: BatchRecord) -> bool:
     return engine.records.get_batch(batch.id).status is BatchStatus.FINALIZING
 
 
-def has_its_output_file(engine: Engine, batch: BatchRecord) -> bool:
+def has_its_output_file(engine: Services, batch: BatchRecord) -> bool:
     return engine.store.exists(layout.output_key(batch.id))
 
 
 @pytest.mark.parametrize("point", [is_finalizing, has_its_output_file], ids=["before the files", "between them"])
 def test_a_batch_that_was_killed_while_finalizing_is_finished_without_a_request(
-    point: Callable[[Engine, BatchRecord], bool],
+    point: Callable[[Services, BatchRecord], bool],
     stand_in: Simulator,
-    engine: Engine,
+    engine: Services,
     batch_of: Callable,
     run_and_kill: Callable,
 ) -> None:

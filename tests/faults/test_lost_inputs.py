@@ -10,14 +10,14 @@ from accounts import error_codes, errors_of, interrupt, output_of, received
 from changed_records import change_batch
 
 from batchline import Batchline
+from batchline.engine import retry
+from batchline.engine.pipeline import run_local
+from batchline.engine.retry import retry_batch
+from batchline.engine.services import Services
 from batchline.models.errors import InputChanged, InvalidInput, NotFound
 from batchline.models.status import BatchStatus
 from batchline.simulate import Simulator
-from batchline.steps import retry
-from batchline.steps.engine import Engine
-from batchline.steps.local import run_local
-from batchline.steps.retry import retry_batch
-from batchline.storage.records import BatchRecord
+from batchline.storage.records.store import BatchRecord
 
 TOTAL = 60
 
@@ -34,7 +34,7 @@ def stand_in(simulator: Callable[..., Simulator]) -> Simulator:
 
 
 @pytest.fixture
-def engine(engine_for: Callable[..., Engine], stand_in: Simulator) -> Engine:
+def engine(engine_for: Callable[..., Services], stand_in: Simulator) -> Services:
     few = {"max_in_flight": 4, "max_attempts": 1}
     return engine_for(stand_in.base_url, upstream=few, chunk_requests=10, flush_interval_s=0.05)
 
@@ -42,7 +42,7 @@ def engine(engine_for: Callable[..., Engine], stand_in: Simulator) -> Engine:
 @pytest.fixture(params=LOSSES)
 def stopped(
     request: pytest.FixtureRequest,
-    engine: Engine,
+    engine: Services,
     stand_in: Simulator,
     batch_of: Callable,
     in_background: Callable,
@@ -54,7 +54,7 @@ def stopped(
     return engine.records.get_batch(batch.id)
 
 
-def check_ended(engine: Engine, ended: BatchRecord, code: str) -> None:
+def check_ended(engine: Services, ended: BatchRecord, code: str) -> None:
     """Each request has a line of its own in one of the files, and those without an answer have the code."""
     output, errors = output_of(engine, ended), errors_of(engine, ended)
     ids = Counter(line["id"] for line in output + errors)
@@ -64,23 +64,25 @@ def check_ended(engine: Engine, ended: BatchRecord, code: str) -> None:
     assert all(
         "input can no longer be read" in line["error"]["message"] for line in errors if not line["custom_id"]
     )
-    assert len(list(Batchline(engine=engine).batches.results(ended.id))) == TOTAL
+    assert len(list(Batchline(services=engine).batches.results(ended.id))) == TOTAL
 
 
-def test_it_stops_and_says_how_to_end_it_and_its_answers_can_be_read(engine: Engine, stopped: BatchRecord) -> None:
+def test_it_stops_and_says_how_to_end_it_and_its_answers_can_be_read(
+    engine: Services, stopped: BatchRecord
+) -> None:
     with pytest.raises(InputChanged, match=f"batchline batches cancel {stopped.id}"):
         run_local(engine, stopped.id)
 
-    items = list(Batchline(engine=engine).batches.results(stopped.id, status="completed"))
+    items = list(Batchline(services=engine).batches.results(stopped.id, status="completed"))
     assert len(items) >= 11
     assert all(item.response_body for item in items)
 
 
 def test_it_can_be_cancelled_and_keeps_what_was_answered(
-    engine: Engine, stand_in: Simulator, stopped: BatchRecord
+    engine: Services, stand_in: Simulator, stopped: BatchRecord
 ) -> None:
     sent = received(stand_in)
-    Batchline(engine=engine).batches.cancel(stopped.id)
+    Batchline(services=engine).batches.cancel(stopped.id)
 
     ended = run_local(engine, stopped.id)
 
@@ -88,7 +90,9 @@ def test_it_can_be_cancelled_and_keeps_what_was_answered(
     check_ended(engine, ended, "batch_cancelled")
 
 
-def test_it_expires_and_keeps_what_was_answered(engine: Engine, stand_in: Simulator, stopped: BatchRecord) -> None:
+def test_it_expires_and_keeps_what_was_answered(
+    engine: Services, stand_in: Simulator, stopped: BatchRecord
+) -> None:
     sent = received(stand_in)
     change_batch(engine.records, stopped.id, expires_at=int(time.time()) - 1)
 
@@ -99,8 +103,8 @@ def test_it_expires_and_keeps_what_was_answered(engine: Engine, stand_in: Simula
 
 
 def test_a_batch_whose_upstream_is_no_longer_configured_can_be_cancelled(
-    engine: Engine,
-    engine_for: Callable[..., Engine],
+    engine: Services,
+    engine_for: Callable[..., Services],
     stand_in: Simulator,
     batch_of: Callable,
     in_background: Callable,
@@ -110,7 +114,7 @@ def test_a_batch_whose_upstream_is_no_longer_configured_can_be_cancelled(
     other = engine_for(stand_in.base_url, upstream={"models": ["another"]}, chunk_requests=10)
     with pytest.raises(InvalidInput, match="no upstream serves"):
         run_local(other, batch.id)
-    Batchline(engine=other).batches.cancel(batch.id)
+    Batchline(services=other).batches.cancel(batch.id)
 
     ended = run_local(other, batch.id)
 
@@ -122,7 +126,7 @@ def test_a_batch_whose_upstream_is_no_longer_configured_can_be_cancelled(
 @pytest.mark.parametrize("name", ["input_file_id", "error_file_id"])
 def test_a_file_that_is_deleted_while_a_retry_is_made_refuses_the_retry(
     name: str,
-    engine_for: Callable[..., Engine],
+    engine_for: Callable[..., Services],
     stand_in: Simulator,
     batch_of: Callable,
     monkeypatch: pytest.MonkeyPatch,
@@ -131,13 +135,13 @@ def test_a_file_that_is_deleted_while_a_retry_is_made_refuses_the_retry(
     batch = run_local(
         engine, batch_of(engine, 4, prompt=lambda number: "simulate:status=400" if number else "Well?").id
     )
-    batch, whole_plan = engine.records.get_batch(batch.id), retry.whole_plan
+    batch, whole_plan = engine.records.get_batch(batch.id), retry.read_first_plan
 
     def deleted_meanwhile(*arguments: object) -> object:
-        Batchline(engine=engine).files.delete(str(getattr(batch, name)))
+        Batchline(services=engine).files.delete(str(getattr(batch, name)))
         return whole_plan(*arguments)
 
-    monkeypatch.setattr(retry, "whole_plan", deleted_meanwhile)
+    monkeypatch.setattr(retry, "read_first_plan", deleted_meanwhile)
     with pytest.raises(NotFound):
         retry_batch(engine, batch.id)
 

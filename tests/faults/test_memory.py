@@ -8,9 +8,9 @@ import pytest
 from accounts import check_account, made_batch
 from runners import LOCALLY
 
+from batchline.engine.services import Services
 from batchline.models.status import BatchStatus
 from batchline.simulate import Simulator
-from batchline.steps.engine import Engine
 
 MOST_MIB = 400
 LINES = 30
@@ -47,7 +47,7 @@ def long_lines(tmp_path: Path) -> Path:
 @pytest.mark.system
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell a process's peak")
 def test_a_batch_of_ten_megabyte_lines_stays_below_400_mb(
-    long_lines: Path, simulator: Callable[..., Simulator], engine_for: Callable[..., Engine], start: Callable
+    long_lines: Path, simulator: Callable[..., Simulator], engine_for: Callable[..., Services], start: Callable
 ) -> None:
     engine = engine_for(simulator().base_url)
     batch = made_batch(engine, long_lines)

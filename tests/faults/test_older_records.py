@@ -10,15 +10,15 @@ from accounts import check_account, errors_of, interrupt, output_of, received
 from real_servers import S3Server
 
 from batchline import Batchline
+from batchline.client.housekeeping import run_housekeeping
+from batchline.engine.pipeline import run_local
+from batchline.engine.retry import retry_batch
+from batchline.engine.services import Services
 from batchline.models.status import BatchStatus
-from batchline.operations.housekeeping import housekeeping
 from batchline.simulate import Simulator
-from batchline.steps.engine import Engine
-from batchline.steps.local import run_local
-from batchline.steps.plans import whole_plan
-from batchline.steps.retry import retry_batch
-from batchline.storage import layout
-from batchline.storage.records import BatchRecord
+from batchline.steps.plans import read_first_plan
+from batchline.storage.objects import layout
+from batchline.storage.records.store import BatchRecord
 
 TOTAL = 60
 
@@ -26,7 +26,7 @@ TOTAL = 60
 class Backup:
     """A copy of an engine's database, which can be put back."""
 
-    def __init__(self, engine: Engine, path: Path) -> None:
+    def __init__(self, engine: Services, path: Path) -> None:
         self._engine, self._path = engine, path
         _copy(engine.settings.home / "batchline.db", path)
 
@@ -49,13 +49,13 @@ def stand_in(simulator: Callable[..., Simulator]) -> Simulator:
 
 
 @pytest.fixture
-def engine(engine_for: Callable[..., Engine], stand_in: Simulator) -> Engine:
+def engine(engine_for: Callable[..., Services], stand_in: Simulator) -> Services:
     few = {"max_attempts": 1, "max_in_flight": 4}
     return engine_for(stand_in.base_url, upstream=few, chunk_requests=10, flush_interval_s=0.05)
 
 
 @pytest.fixture
-def stopped_early(engine: Engine, stand_in: Simulator, in_background: Callable) -> Callable[[BatchRecord], None]:
+def stopped_early(engine: Services, stand_in: Simulator, in_background: Callable) -> Callable[[BatchRecord], None]:
     """Run a batch until some of what it sends is answered, and stop it."""
 
     def stop(batch: BatchRecord) -> None:
@@ -65,16 +65,16 @@ def stopped_early(engine: Engine, stand_in: Simulator, in_background: Callable) 
     return stop
 
 
-def clean_up(engine: Engine, batch: BatchRecord) -> None:
+def clean_up(engine: Services, batch: BatchRecord) -> None:
     """Delete what the batch has left, as housekeeping does an hour after its end."""
-    for some in engine.records.doomed(now=2**40):
-        engine.records.doom(msgspec.structs.replace(some, due_at=0))
-    assert [chore.error for chore in housekeeping(Batchline(engine=engine), apply=True) if chore.error] == []
-    keys = [info.key for info in engine.store.find(layout.batch_prefix(batch.id))]
+    for some in engine.records.due_deletions(now=2**40):
+        engine.records.schedule_deletion(msgspec.structs.replace(some, due_at=0))
+    assert [chore.error for chore in run_housekeeping(Batchline(services=engine), apply=True) if chore.error] == []
+    keys = [info.key for info in engine.store.list_objects(layout.batch_prefix(batch.id))]
     assert [key for key in keys if "/parts/" in key or "/segments/" in key] == []
 
 
-def check_same(engine: Engine, restored: BatchRecord, before: BatchRecord) -> None:
+def check_same(engine: Services, restored: BatchRecord, before: BatchRecord) -> None:
     check_account(engine, restored, TOTAL)
     for name in ("status", "total", "completed", "failed", "generation", "analytics", "final_prefix"):
         assert getattr(restored, name) == getattr(before, name), name
@@ -82,7 +82,12 @@ def check_same(engine: Engine, restored: BatchRecord, before: BatchRecord) -> No
 
 @pytest.mark.parametrize("cleaned", [True, False], ids=["parts deleted", "parts there"])
 def test_a_batch_that_ended_after_the_copy_ends_with_the_same_files(
-    cleaned: bool, engine: Engine, stand_in: Simulator, batch_of: Callable, stopped_early: Callable, tmp_path: Path
+    cleaned: bool,
+    engine: Services,
+    stand_in: Simulator,
+    batch_of: Callable,
+    stopped_early: Callable,
+    tmp_path: Path,
 ) -> None:
     batch = batch_of(engine, TOTAL)
     stopped_early(batch)
@@ -101,28 +106,28 @@ def test_a_batch_that_ended_after_the_copy_ends_with_the_same_files(
     assert (output_of(engine, restored), errors_of(engine, restored)) == lines
 
 
-def test_parts_outlive_the_end_of_their_batch_by_an_hour(engine: Engine, batch_of: Callable) -> None:
+def test_parts_outlive_the_end_of_their_batch_by_an_hour(engine: Services, batch_of: Callable) -> None:
     ended = run_local(engine, batch_of(engine, TOTAL).id)
-    assert engine.store.find(layout.parts_prefix(ended.id, 0)) != []
+    assert engine.store.list_objects(layout.parts_prefix(ended.id, 0)) != []
 
-    [doomed] = engine.records.doomed(now=2**40)
+    [doomed] = engine.records.due_deletions(now=2**40)
     assert doomed.prefix == layout.generation_prefix(ended.id, 0)
     assert doomed.due_at - ended.ended_at == pytest.approx(3_600, abs=60)
     clean_up(engine, ended)
 
 
-def test_what_is_due_is_deleted_when_the_next_batch_ends(engine: Engine, batch_of: Callable) -> None:
+def test_what_is_due_is_deleted_when_the_next_batch_ends(engine: Services, batch_of: Callable) -> None:
     first = run_local(engine, batch_of(engine, TOTAL).id)
-    [doomed] = engine.records.doomed(now=2**40)
-    engine.records.doom(msgspec.structs.replace(doomed, due_at=0))
+    [doomed] = engine.records.due_deletions(now=2**40)
+    engine.records.schedule_deletion(msgspec.structs.replace(doomed, due_at=0))
 
     run_local(engine, batch_of(engine, TOTAL).id)
 
-    assert engine.store.find(layout.parts_prefix(first.id, 0)) == []
+    assert engine.store.list_objects(layout.parts_prefix(first.id, 0)) == []
 
 
 def test_a_batch_that_was_not_even_validated_in_the_copy_ends_with_the_same_files(
-    engine: Engine, stand_in: Simulator, batch_of: Callable, tmp_path: Path
+    engine: Services, stand_in: Simulator, batch_of: Callable, tmp_path: Path
 ) -> None:
     batch = batch_of(engine, TOTAL)
     backup = Backup(engine, tmp_path / "copy.db")
@@ -140,8 +145,8 @@ def test_a_batch_that_was_not_even_validated_in_the_copy_ends_with_the_same_file
 
 
 def test_a_batch_that_was_begun_after_the_copy_goes_on_in_the_same_chunks(
-    engine: Engine,
-    engine_for: Callable[..., Engine],
+    engine: Services,
+    engine_for: Callable[..., Services],
     stand_in: Simulator,
     batch_of: Callable,
     stopped_early: Callable,
@@ -150,20 +155,25 @@ def test_a_batch_that_was_begun_after_the_copy_goes_on_in_the_same_chunks(
     batch = batch_of(engine, TOTAL)
     backup = Backup(engine, tmp_path / "copy.db")
     stopped_early(batch)
-    plan = whole_plan(engine.store, batch.id)
+    plan = read_first_plan(engine.store, batch.id)
 
     backup.restore()
     other = engine_for(stand_in.base_url, upstream={"max_attempts": 1}, chunk_requests=7)
     ended = run_local(other, batch.id)
 
-    assert whole_plan(engine.store, batch.id) == plan
+    assert read_first_plan(engine.store, batch.id) == plan
     assert stand_in.counters()["repeated"] <= 4
     check_account(engine, ended, TOTAL)
 
 
 @pytest.mark.parametrize("retries", [1, 2])
 def test_a_retry_that_ended_after_the_copy_ends_with_the_newest_files(
-    retries: int, engine: Engine, stand_in: Simulator, batch_of: Callable, stopped_early: Callable, tmp_path: Path
+    retries: int,
+    engine: Services,
+    stand_in: Simulator,
+    batch_of: Callable,
+    stopped_early: Callable,
+    tmp_path: Path,
 ) -> None:
     batch = run_local(engine, batch_of(engine, TOTAL).id)
     stopped_early(retry_batch(engine, batch.id))
@@ -186,7 +196,7 @@ def test_a_retry_that_ended_after_the_copy_ends_with_the_newest_files(
 
 
 def test_a_retry_does_not_take_the_parts_of_one_that_the_records_do_not_know(
-    engine: Engine, stand_in: Simulator, batch_of: Callable, stopped_early: Callable, tmp_path: Path
+    engine: Services, stand_in: Simulator, batch_of: Callable, stopped_early: Callable, tmp_path: Path
 ) -> None:
     batch = run_local(engine, batch_of(engine, TOTAL).id)
     backup = Backup(engine, tmp_path / "copy.db")
@@ -204,7 +214,7 @@ def test_a_retry_does_not_take_the_parts_of_one_that_the_records_do_not_know(
 
 
 def test_a_batch_that_was_over_and_was_retried_after_the_copy_can_be_retried_again(
-    engine: Engine, stand_in: Simulator, batch_of: Callable, tmp_path: Path
+    engine: Services, stand_in: Simulator, batch_of: Callable, tmp_path: Path
 ) -> None:
     batch = run_local(engine, batch_of(engine, TOTAL).id)
     backup = Backup(engine, tmp_path / "copy.db")
@@ -219,12 +229,12 @@ def test_a_batch_that_was_over_and_was_retried_after_the_copy_can_be_retried_aga
 
 
 def test_a_batch_that_was_cancelled_after_the_copy_is_cancelled(
-    engine: Engine, stand_in: Simulator, batch_of: Callable, stopped_early: Callable, tmp_path: Path
+    engine: Services, stand_in: Simulator, batch_of: Callable, stopped_early: Callable, tmp_path: Path
 ) -> None:
     batch = batch_of(engine, TOTAL)
     stopped_early(batch)
     backup = Backup(engine, tmp_path / "copy.db")
-    Batchline(engine=engine).batches.cancel(batch.id)
+    Batchline(services=engine).batches.cancel(batch.id)
     ended = run_local(engine, batch.id)
     assert ended.status is BatchStatus.CANCELLED
     clean_up(engine, ended)
@@ -236,7 +246,7 @@ def test_a_batch_that_was_cancelled_after_the_copy_is_cancelled(
 
 
 def test_files_of_which_one_is_gone_are_not_taken_for_finished(
-    engine: Engine, stand_in: Simulator, batch_of: Callable, tmp_path: Path
+    engine: Services, stand_in: Simulator, batch_of: Callable, tmp_path: Path
 ) -> None:
     batch = batch_of(engine, TOTAL)
     backup = Backup(engine, tmp_path / "copy.db")
@@ -251,7 +261,11 @@ def test_files_of_which_one_is_gone_are_not_taken_for_finished(
 
 @pytest.mark.system
 def test_a_batch_on_s3_that_ended_after_the_copy_ends_with_the_same_files(
-    engine_for: Callable[..., Engine], s3_server: S3Server, stand_in: Simulator, batch_of: Callable, tmp_path: Path
+    engine_for: Callable[..., Services],
+    s3_server: S3Server,
+    stand_in: Simulator,
+    batch_of: Callable,
+    tmp_path: Path,
 ) -> None:
     place = s3_server.settings()
     settings = place.model_dump(include=place.model_fields_set)

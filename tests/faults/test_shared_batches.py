@@ -12,45 +12,45 @@ from accounts import check_account, received
 from runners import Runner
 from waiting import until
 
+from batchline.engine.lease import BatchLease, acquire_lease
+from batchline.engine.lease import active_lease as held_here
+from batchline.engine.lifecycle import pending_chunks, validate_batch
+from batchline.engine.pipeline import run_pipeline
+from batchline.engine.remote_sender import join_batch
+from batchline.engine.services import Services
 from batchline.models.errors import Interrupted, InvalidInput, LeaseLost
 from batchline.models.status import BatchStatus
-from batchline.steps.chunk import ChunkOrder, ChunkResult, send_chunk
-from batchline.steps.engine import Engine
-from batchline.steps.hold import BatchHold, hold_batch
-from batchline.steps.hold import held as held_here
-from batchline.steps.joined import joined
-from batchline.steps.lifecycle import orders, validate_batch
-from batchline.steps.local import run_steps
-from batchline.storage import layout
-from batchline.storage.records import BatchRecord
+from batchline.steps.send_chunk import ChunkResult, ChunkSpec, send_chunk
+from batchline.storage.objects import layout
+from batchline.storage.records.store import BatchRecord
 
 pytestmark = pytest.mark.system
 
 SENDER = """
 import sys
 import msgspec, pyarrow.parquet
-from batchline.steps.chunk import ChunkOrder, send_chunk
-from batchline.steps.engine import open_engine
-from batchline.steps.joined import joined
+from batchline.steps.send_chunk import ChunkOrder, send_chunk
+from batchline.engine.services import open_engine
+from batchline.engine.remote_sender import joined
 order = msgspec.json.decode(sys.argv[1], type=ChunkOrder)
 with joined(open_engine(), order) as part:
     send_chunk(order, part)
 """
 
 
-def send(engine: Engine, order: ChunkOrder) -> ChunkResult:
+def send(engine: Services, order: ChunkSpec) -> ChunkResult:
     """Send the chunk as a process that has not the batch's lease does."""
-    with joined(engine, order) as part:
+    with join_batch(engine, order) as part:
         return send_chunk(order, part)
 
 
-def sent_by(hold: BatchHold, senders: Sequence[Engine], todo: Sequence[ChunkOrder]) -> list[ChunkResult]:
+def sent_by(hold: BatchLease, senders: Sequence[Services], todo: Sequence[ChunkSpec]) -> list[ChunkResult]:
     """Have the engines send the chunks in turn, all at once."""
-    hold.share()
+    hold.allow_remote_senders()
     with ThreadPoolExecutor() as pool:
         futures = [pool.submit(send, engine, order) for order, engine in zip(todo, cycle(senders), strict=False)]
         results = [future.result() for future in futures]
-    hold.hear()
+    hold.exchange_reports()
     return results
 
 
@@ -59,12 +59,12 @@ def run_by(batch_of: Callable[..., BatchRecord]) -> Iterator[Callable[..., tuple
     """Start a batch of so many requests whose chunks those engines send; its record, and what it ends in."""
     with ThreadPoolExecutor() as pool:
 
-        def start(engine: Engine, senders: Sequence[Engine], count: int) -> tuple[BatchRecord, Future]:
+        def start(engine: Services, senders: Sequence[Services], count: int) -> tuple[BatchRecord, Future]:
             batch = batch_of(engine, count)
 
             def work() -> BatchRecord:
-                with hold_batch(engine, batch.id) as hold:
-                    return run_steps(hold, send_all=lambda todo: sent_by(hold, senders, todo))
+                with acquire_lease(engine, batch.id) as hold:
+                    return run_pipeline(hold, send_all=lambda todo: sent_by(hold, senders, todo))
 
             return batch, pool.submit(work)
 
@@ -72,13 +72,13 @@ def run_by(batch_of: Callable[..., BatchRecord]) -> Iterator[Callable[..., tuple
 
 
 @contextmanager
-def held(engine: Engine, batch: BatchRecord) -> Iterator[tuple[BatchHold, list[ChunkOrder]]]:
+def held(engine: Services, batch: BatchRecord) -> Iterator[tuple[BatchLease, list[ChunkSpec]]]:
     """Hold the batch, validated, with the chunks that are to be sent."""
-    with hold_batch(engine, batch.id) as hold:
+    with acquire_lease(engine, batch.id) as hold:
         plan = validate_batch(hold)
         assert plan is not None
-        hold.share()
-        yield hold, orders(hold, plan)
+        hold.allow_remote_senders()
+        yield hold, pending_chunks(hold, plan)
 
 
 def test_requests_that_others_send_are_counted_and_each_settled_once(simulator, engine_for, run_by):
@@ -93,8 +93,8 @@ def test_requests_that_others_send_are_counted_and_each_settled_once(simulator, 
     until(lambda: 0 < runner.records.get_batch(batch.id).completed < 600)
     check_account(runner, end.result(), 600)
     assert received(stand_in) == 600
-    assert runner.started_caller is None or not runner.caller.tally.outcomes
-    assert not runner.records.sender_reports(batch.id, 1)
+    assert runner.started_caller is None or not runner.caller.metrics.outcomes
+    assert not runner.records.read_sender_reports(batch.id, 1)
 
 
 def test_a_sender_outlives_a_report_that_meets_a_fault_of_the_program(
@@ -164,8 +164,8 @@ def test_a_runner_that_is_interrupted_takes_the_others_with_it_and_another_goes_
     with pytest.raises(Interrupted, match="its process was told to end"):
         end.result()
     assert received(stand_in) < 300
-    with hold_batch(runner, batch.id) as hold:
-        ended = run_steps(hold, send_all=lambda todo: sent_by(hold, [sender], todo))
+    with acquire_lease(runner, batch.id) as hold:
+        ended = run_pipeline(hold, send_all=lambda todo: sent_by(hold, [sender], todo))
     check_account(runner, ended, 400)
     assert received(stand_in) == 400
 
@@ -200,7 +200,7 @@ def test_a_runner_that_shows_no_life_is_sent_for_half_its_lease_at_most(
         sending = pool.submit(send, sender, todo[0])
         until(lambda: received(stand_in) > 30)  # heartbeats have been seen to come
         silenced_at, before = time.monotonic(), received(stand_in)
-        monkeypatch.setattr(hold.records, "beat", lambda *_, **__: BatchStatus.IN_PROGRESS)
+        monkeypatch.setattr(hold.records, "heartbeat", lambda *_, **__: BatchStatus.IN_PROGRESS)
 
         with pytest.raises(LeaseLost, match="shows no life"):
             sending.result()
@@ -222,12 +222,12 @@ def test_of_two_that_send_the_same_chunk_the_first_to_end_makes_its_part(simulat
         early = send(first, order)
 
         assert late.result() == early
-        hold.hear()
+        hold.exchange_reports()
         assert hold.counts() == (100, 0)
         keys = {info.key for info in runner.store.find(layout.parts_prefix(batch.id, 0))}
     assert sorted(key.rpartition(".")[2] for key in keys) == ["jsonl", "parquet"]
-    with hold_batch(runner, batch.id) as hold:
-        ended = run_steps(hold, send_all=lambda todo: sent_by(hold, [first], todo))
+    with acquire_lease(runner, batch.id) as hold:
+        ended = run_pipeline(hold, send_all=lambda todo: sent_by(hold, [first], todo))
     check_account(runner, ended, 100)
 
 
@@ -261,9 +261,9 @@ def test_one_that_is_refused_stops_nobody_once_another_was_answered(simulator, e
 
         result = send(refused, second)
 
-        assert (result.failed, result.finished) == (100, True)
-        hold.hear()
-        assert hold.run.stopped is None
+        assert (result.failed, result.is_finished) == (100, True)
+        hold.exchange_reports()
+        assert hold.session.stop_reason is None
 
 
 def test_a_chunk_whose_sender_was_killed_is_gone_on_with_elsewhere(simulator, engine_for, batch_of):
@@ -272,16 +272,16 @@ def test_a_chunk_whose_sender_was_killed_is_gone_on_with_elsewhere(simulator, en
         engine_for(stand_in.base_url, upstream={"max_in_flight": 8}, chunk_requests=200) for _ in range(2)
     ]
     batch = batch_of(runner, 200)
-    with hold_batch(runner, batch.id) as hold:
+    with acquire_lease(runner, batch.id) as hold:
 
-        def send_all(todo: Sequence[ChunkOrder]) -> list[ChunkResult]:
+        def send_all(todo: Sequence[ChunkSpec]) -> list[ChunkResult]:
             [order] = todo
             process = Runner(runner.settings, msgspec.json.encode(order).decode(), program=SENDER)
             until(lambda: received(stand_in) > 80)
             process.kill()
             return sent_by(hold, [sender], todo)
 
-        ended = run_steps(hold, send_all=send_all)
+        ended = run_pipeline(hold, send_all=send_all)
 
     check_account(runner, ended, 200)
     assert received(stand_in) <= 200 + 8 + 8 * (0.2 / 0.1 + 1)

@@ -11,8 +11,8 @@ from waiting import until
 
 from batchline.models.errors import LeaseLost, StorageFault
 from batchline.models.settings import Settings, load_settings
-from batchline.storage import silence
-from batchline.storage.records import open_records
+from batchline.storage.records import connection_timeouts
+from batchline.storage.records.store import open_records
 
 pytestmark = pytest.mark.system
 
@@ -73,8 +73,8 @@ def behind_the_line(line: Line, postgres, postgres_database) -> dict[str, object
 def test_a_run_whose_database_falls_silent_saves_its_answers_and_ends(
     line, behind_the_line, postgres_database, simulator, engine_for, batch_of: Callable, in_background, monkeypatch
 ) -> None:
-    monkeypatch.setattr(silence, "SILENT_S", 8.0)
-    monkeypatch.setattr(silence, "CHECK_S", 0.5)
+    monkeypatch.setattr(connection_timeouts, "MAX_USE_S", 8.0)
+    monkeypatch.setattr(connection_timeouts, "WATCHDOG_INTERVAL_S", 0.5)
     stand_in = simulator(latency_s=0.5)
     options = {"upstream": {"max_in_flight": 16}, "lease_s": 4.0, "flush_interval_s": 60.0}
     engine = engine_for(stand_in.base_url, **options, **behind_the_line)
@@ -94,14 +94,14 @@ def test_a_run_whose_database_falls_silent_saves_its_answers_and_ends(
 
 
 def test_a_question_that_gets_no_answer_ends_in_a_fault(line, behind_the_line, monkeypatch) -> None:
-    monkeypatch.setattr(silence, "SILENT_S", 1.0)
-    monkeypatch.setattr(silence, "CHECK_S", 0.2)
+    monkeypatch.setattr(connection_timeouts, "MAX_USE_S", 1.0)
+    monkeypatch.setattr(connection_timeouts, "WATCHDOG_INTERVAL_S", 0.2)
     records = open_records(load_settings(**behind_the_line))
-    assert records.batch_of_flow_run("none") is None
+    assert records.find_batch_of_flow_run("none") is None
 
     line.cut()
     with pytest.raises(StorageFault, match="database failed"):
-        records.batch_of_flow_run("none")
+        records.find_batch_of_flow_run("none")
 
 
 def test_connections_notice_a_dead_peer_and_bound_each_statement(postgres_database) -> None:
@@ -131,12 +131,12 @@ def test_limits_that_the_url_sets_itself_are_kept(postgres_database) -> None:
 
 
 def test_the_watchdog_ends_while_no_connection_is_in_use_and_begins_anew(postgres_database, monkeypatch) -> None:
-    monkeypatch.setattr(silence, "CHECK_S", 0.05)
+    monkeypatch.setattr(connection_timeouts, "WATCHDOG_INTERVAL_S", 0.05)
     before = watchdogs()
     records = open_records(load_settings(**postgres_database))
 
     for _ in range(2):
-        assert records.batch_of_flow_run("none") is None
+        assert records.find_batch_of_flow_run("none") is None
         until(lambda: watchdogs() <= before)
     records.close()
 

@@ -9,18 +9,18 @@ import pytest
 from accounts import check_account, received, resumed
 from waiting import until
 
+from batchline.engine.pipeline import run_local
+from batchline.engine.services import Services
 from batchline.models.errors import Conflict
 from batchline.models.status import BatchStatus
 from batchline.simulate import Simulator
-from batchline.steps.engine import Engine
-from batchline.steps.local import run_local
-from batchline.storage.records import BatchRecord
+from batchline.storage.records.store import BatchRecord
 
 pytestmark = pytest.mark.system
 
 
 def test_a_second_runner_is_refused_and_changes_nothing(
-    simulator: Callable[..., Simulator], engine_for: Callable[..., Engine], batch_of: Callable, start: Callable
+    simulator: Callable[..., Simulator], engine_for: Callable[..., Services], batch_of: Callable, start: Callable
 ) -> None:
     first, second = simulator(latency_s=0.1), simulator()
     engine = engine_for(first.base_url, upstream={"max_in_flight": 16})
@@ -39,7 +39,7 @@ def test_a_second_runner_is_refused_and_changes_nothing(
     assert (received(first), received(second)) == (160, 0)
 
 
-def taken_over(engine: Engine, batch: BatchRecord) -> bool:
+def taken_over(engine: Services, batch: BatchRecord) -> bool:
     """Whether the batch's lease could be taken, which also takes it."""
     with suppress(Conflict):
         engine.records.claim(batch.id, owner="another", now=time.time(), lease_s=engine.settings.lease_s)
@@ -49,7 +49,7 @@ def taken_over(engine: Engine, batch: BatchRecord) -> bool:
 
 def test_a_runner_that_lives_keeps_even_a_short_lease(
     simulator: Callable[..., Simulator],
-    engine_for: Callable[..., Engine],
+    engine_for: Callable[..., Services],
     batch_of: Callable,
     start: Callable,
 ) -> None:
@@ -72,7 +72,7 @@ def test_a_runner_that_was_paused_for_longer_than_its_lease_sends_nothing_after_
     sent_before: int,
     lease_s: float,
     simulator: Callable[..., Simulator],
-    engine_for: Callable[..., Engine],
+    engine_for: Callable[..., Services],
     batch_of: Callable,
     start: Callable,
 ) -> None:

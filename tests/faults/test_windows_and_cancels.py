@@ -9,24 +9,24 @@ from accounts import check_account, error_codes, interrupt, made_batch, received
 from changed_records import change_batch
 from waiting import until
 
+from batchline.engine.lease import active_lease
+from batchline.engine.pipeline import run_local
+from batchline.engine.services import Services
 from batchline.models.batches import ListBatchesQuery
 from batchline.models.status import BatchStatus
 from batchline.simulate import Simulator
-from batchline.steps.engine import Engine
-from batchline.steps.hold import held
-from batchline.steps.local import run_local
-from batchline.storage.records import BatchRecord
+from batchline.storage.records.store import BatchRecord
 
 NO_WINDOW_S = -1
 
 
-def close_window(engine: Engine, batch: BatchRecord, *, in_s: int) -> None:
+def close_window(engine: Services, batch: BatchRecord, *, in_s: int) -> None:
     """Let the batch's window close so many seconds from now."""
     change_batch(engine.records, batch.id, expires_at=int(time.time()) + in_s)
 
 
-def cancel(engine: Engine, batch: BatchRecord) -> None:
-    engine.records.move(batch.id, BatchStatus.CANCELLING, now=int(time.time()))
+def cancel(engine: Services, batch: BatchRecord) -> None:
+    engine.records.change_status(batch.id, BatchStatus.CANCELLING, now=int(time.time()))
 
 
 # The window
@@ -112,7 +112,7 @@ def test_a_batch_whose_window_closed_before_it_was_validated_ends_as_expired_wit
     check_nothing_was_done(engine, stand_in, run_local(engine, batch.id), BatchStatus.EXPIRED)
 
 
-def check_nothing_was_done(engine: Engine, stand_in: Simulator, ended: BatchRecord, status: BatchStatus) -> None:
+def check_nothing_was_done(engine: Services, stand_in: Simulator, ended: BatchRecord, status: BatchStatus) -> None:
     """The batch ended with that status before it was validated: no counts, no files, nothing sent."""
     assert ended.status is status
     assert (ended.total, ended.completed, ended.failed) == (0, 0, 0)
@@ -201,7 +201,7 @@ def test_a_batch_cancelled_while_it_is_validated_ends_without_files(
     engine = engine_for(stand_in.base_url)
     batch = made_batch(engine, slow_to_validate)
     run = in_background(engine, batch)
-    until(lambda: held(batch.id))
+    until(lambda: active_lease(batch.id))
     cancel(engine, batch)
 
     check_nothing_was_done(engine, stand_in, run.result(), BatchStatus.CANCELLED)
@@ -214,7 +214,7 @@ def test_a_batch_cancelled_at_the_end_of_its_validation_ends_without_files(
     engine = engine_for(stand_in.base_url)
     batch = batch_of(engine, 20_000)
     run = in_background(engine, batch)
-    until(lambda: held(batch.id), every_s=0.0)
+    until(lambda: active_lease(batch.id), every_s=0.0)
     cancel(engine, batch)
 
     check_nothing_was_done(engine, stand_in, run.result(), BatchStatus.CANCELLED)
@@ -228,7 +228,7 @@ def test_a_file_that_does_not_validate_ends_as_cancelled_where_that_came_first(
     slow_to_validate.write_text(slow_to_validate.read_text() + "not json\n")
     batch = made_batch(engine, slow_to_validate)
     run = in_background(engine, batch)
-    until(lambda: held(batch.id))
+    until(lambda: active_lease(batch.id))
     cancel(engine, batch)
 
     check_nothing_was_done(engine, stand_in, run.result(), BatchStatus.CANCELLED)

@@ -11,15 +11,15 @@ from prefect.states import Crashed, Running
 from waiting import until
 
 from batchline import Batchline
+from batchline.client.housekeeping import run_housekeeping
+from batchline.engine.ingest import create_batch, store_input_file
+from batchline.engine.pipeline import run_local
+from batchline.engine.retry import retry_batch
+from batchline.engine.services import Services, using_services
 from batchline.flows.process_batch import process_batch
 from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
-from batchline.operations.housekeeping import housekeeping
-from batchline.orchestration import announcing
-from batchline.steps.engine import Engine, using_engine
-from batchline.steps.intake import create_batch, store_input_file
-from batchline.steps.local import run_local
-from batchline.steps.retry import retry_batch
-from batchline.storage.records import BatchRecord
+from batchline.orchestration import end_announcement
+from batchline.storage.records.store import BatchRecord
 
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("prefect_server")]
 
@@ -28,20 +28,20 @@ pytestmark = [pytest.mark.system, pytest.mark.usefixtures("prefect_server")]
 def announced_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let housekeeping not wait for runs that announce the end themselves."""
     # By name: the package has a function of the module's name.
-    monkeypatch.setattr(import_module("batchline.operations.housekeeping"), "ANNOUNCED_WITHIN_S", -1.0)
+    monkeypatch.setattr(import_module("batchline.client.housekeeping"), "ANNOUNCE_TIMEOUT_S", -1.0)
 
 
-def made(engine: Engine, path) -> BatchRecord:
+def made(engine: Services, path) -> BatchRecord:
     request = CreateBatchRequest(input_file_id=store_input_file(engine, path).id, endpoint="/v1/chat/completions")
     return create_batch(engine, request, origin=BatchDwExtResponse(source="deployment"))
 
 
-def ended_by_a_run_that_died(engine: Engine, path) -> BatchRecord:
+def ended_by_a_run_that_died(engine: Services, path) -> BatchRecord:
     """The batch is over, and its run crashed before it said so, as it does if its concurrency lease is gone."""
     batch = made(engine, path)
     with get_client(sync_client=True) as client:
         run = client.create_flow_run(process_batch, state=Running())
-        engine.records.note_flow_run(batch.id, str(run.id))
+        engine.records.record_flow_run(batch.id, str(run.id))
         run_local(engine, batch.id)
         client.set_flow_run_state(run.id, Crashed(), force=True)
     return engine.records.get_batch(batch.id)
@@ -56,8 +56,8 @@ def events_of(batch: BatchRecord, name: str = "batch.completed") -> list[dict[st
     return found
 
 
-def keep_house(engine: Engine, batch: BatchRecord) -> list[str]:
-    done = housekeeping(Batchline(engine=engine), apply=True)
+def keep_house(engine: Services, batch: BatchRecord) -> list[str]:
+    done = run_housekeeping(Batchline(services=engine), apply=True)
     return [chore.kind for chore in done if chore.subject == batch.id and chore.done]
 
 
@@ -85,7 +85,7 @@ def test_the_run_that_follows_a_crash_announces_the_end_and_nobody_does_again(si
     engine = engine_for(stand_in.base_url)
     batch = ended_by_a_run_that_died(engine, chat_file(20))
 
-    with using_engine(engine):
+    with using_services(engine):
         followed = process_batch(crashed_run=f"prefect.flow-run.{batch.last_flow_run_id}", return_state=True)
         process_batch(batch_id=batch.id)
 
@@ -100,15 +100,15 @@ def test_the_run_that_follows_a_crash_announces_the_end_and_nobody_does_again(si
 def test_an_end_that_could_not_be_announced_is_announced_later(simulator, engine_for, chat_file, monkeypatch):
     engine = engine_for(simulator().base_url)
     batch = made(engine, chat_file(10))
-    send = announcing._send
+    send = end_announcement._send_end_event
 
     def fail(*_: object) -> None:
-        raise announcing.Interrupted("Prefect does not answer")
+        raise end_announcement.Interrupted("Prefect does not answer")
 
-    with using_engine(engine):
-        monkeypatch.setattr(announcing, "_send", fail)
+    with using_services(engine):
+        monkeypatch.setattr(end_announcement, "_send_end_event", fail)
         process_batch(batch_id=batch.id)
-        monkeypatch.setattr(announcing, "_send", send)
+        monkeypatch.setattr(end_announcement, "_send_end_event", send)
 
     assert events_of(batch) == []
     assert keep_house(engine, batch) == ["announce"]
@@ -118,7 +118,7 @@ def test_an_end_that_could_not_be_announced_is_announced_later(simulator, engine
 def test_the_end_of_a_retried_batch_is_announced_again(simulator, engine_for, chat_file):
     engine = engine_for(simulator(server_error=0.3).base_url, upstream={"max_attempts": 1})
     batch = made(engine, chat_file(60))
-    with using_engine(engine):
+    with using_services(engine):
         process_batch(batch_id=batch.id)
         retry_batch(engine, batch.id)
         process_batch(batch_id=batch.id)

@@ -50,7 +50,7 @@ def test_all_that_is_deployed_is_served():
 
 
 def test_a_folder_to_watch_turns_its_schedule_on():
-    sync = {each.name: each for each in deployments(watch="/jobs/inbox", limit=3)}["sync-source"]
+    sync = {each.name: each for each in deployments(watched_uri="/jobs/inbox", limit=3)}["sync-source"]
 
     assert sync.parameters == {"uri": "/jobs/inbox"}
     assert [each.active for each in sync.schedules] == [True]
@@ -59,7 +59,7 @@ def test_a_folder_to_watch_turns_its_schedule_on():
 def test_the_folder_to_watch_has_options_of_its_own():
     options = SyncOptions(endpoint="/v1/embeddings", write_back=True, after="move")
 
-    sync = {each.name: each for each in deployments(watch="/jobs/inbox", options=options)}["sync-source"]
+    sync = {each.name: each for each in deployments(watched_uri="/jobs/inbox", options=options)}["sync-source"]
 
     chosen = {"endpoint": "/v1/embeddings", "write_back": True, "after": "move"}
     assert sync.parameters == {"uri": "/jobs/inbox", **chosen}

@@ -8,14 +8,14 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.states import Cancelling, Completed, Crashed, Failed, Pending, Running, Scheduled, State, Suspended
 
 from batchline import Batchline
+from batchline.client.housekeeping import MaintenanceItem, run_housekeeping
+from batchline.engine.ingest import create_batch, store_input_file
+from batchline.engine.services import Services
 from batchline.flows.process_batch import process_batch
 from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
 from batchline.models.status import BatchStatus
-from batchline.operations.housekeeping import Chore, housekeeping
-from batchline.orchestration import due
-from batchline.steps.engine import Engine
-from batchline.steps.intake import create_batch, store_input_file
-from batchline.storage.records import BatchRecord
+from batchline.orchestration import run_needed
+from batchline.storage.records.store import BatchRecord
 
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("prefect_server")]
 
@@ -26,7 +26,7 @@ CHAT = "/v1/chat/completions"
 @pytest.fixture(autouse=True)
 def followed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait for the automation that starts the next run after a crash: there is none."""
-    monkeypatch.setattr(due, "FOLLOWED_WITHIN_S", 0.0)
+    monkeypatch.setattr(run_needed, "FOLLOW_UP_TIMEOUT_S", 0.0)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def batch_after(simulator, engine_for, chat_file) -> Callable[..., BatchRecord]:
         batch = create_batch(engine, request, origin=BatchDwExtResponse(source="deployment"))
         with get_client(sync_client=True) as client:
             run = started(client, batch.id, states)
-        engine.records.note_flow_run(batch.id, str(run))
+        engine.records.record_flow_run(batch.id, str(run))
         return engine.records.get_batch(batch.id)
 
     make.engine = engine  # type: ignore[attr-defined]
@@ -55,8 +55,8 @@ def started(client: SyncPrefectClient, batch_id: str, states: tuple[State, ...])
     return run.id
 
 
-def chores(engine: Engine, *, apply: bool = False) -> list[Chore]:
-    return list(housekeeping(Batchline(engine=engine), apply=apply))
+def chores(engine: Services, *, apply: bool = False) -> list[MaintenanceItem]:
+    return list(run_housekeeping(Batchline(services=engine), apply=apply))
 
 
 def test_a_batch_is_continued_only_if_its_run_ended_without_being_stopped(batch_after):
@@ -134,7 +134,7 @@ def test_a_crash_is_followed_again_if_the_worker_died_before_it_began_the_next_r
         client.set_flow_run_state(follower.id, Pending())
     assert chores(batch_after.engine) == []  # it may be about to begin
 
-    monkeypatch.setattr(due, "STARTS_WITHIN_S", -1.0)
+    monkeypatch.setattr(run_needed, "START_TIMEOUT_S", -1.0)
 
     [chore] = chores(batch_after.engine, apply=True)
     ended = batch_after.engine.records.get_batch(batch.id)

@@ -6,10 +6,10 @@ import pytest
 from prefect.client.orchestration import get_client
 
 from batchline import Batchline
-from batchline.operations.housekeeping import housekeeping
-from batchline.orchestration import leaks
-from batchline.orchestration.budgets import PrefectLedger
-from batchline.steps.engine import Engine
+from batchline.client.housekeeping import run_housekeeping
+from batchline.engine.services import Services
+from batchline.orchestration import leaked_slots
+from batchline.orchestration.quota_store import PrefectQuotaStore
 
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("prefect_server")]
 
@@ -18,17 +18,17 @@ pytestmark = [pytest.mark.system, pytest.mark.usefixtures("prefect_server")]
 def upstream(monkeypatch: pytest.MonkeyPatch) -> str:
     """The start of the names of an upstream's limits that no other test uses, with slots taken by nobody."""
     start = f"batchline-leaking-{uuid4().hex[:8]}"
-    monkeypatch.setattr(leaks, "PREFIX", start)
-    with PrefectLedger() as ledger, get_client(sync_client=True) as client:
+    monkeypatch.setattr(leaked_slots, "NAME_PREFIX", start)
+    with PrefectQuotaStore() as ledger, get_client(sync_client=True) as client:
         for kind, taken in (("processes", 1), ("in-flight", 56), ("requests-per-minute", 0)):
-            ledger.create(f"{start}-{kind}", 64)
+            ledger.create_limit(f"{start}-{kind}", 64)
             if taken:  # as after a server has forgotten the leases
                 client.increment_concurrency_slots(names=[f"{start}-{kind}"], slots=taken, mode="concurrency")
     return start
 
 
-def freed(engine: Engine) -> list[str]:
-    done = housekeeping(Batchline(engine=engine), apply=True)
+def freed(engine: Services) -> list[str]:
+    done = run_housekeeping(Batchline(services=engine), apply=True)
     return sorted(chore.subject for chore in done if chore.kind == "free_slots" and chore.done)
 
 
@@ -36,7 +36,7 @@ def test_slots_that_no_process_holds_are_freed_once_the_upstream_was_quiet(upstr
     engine = engine_for("http://127.0.0.1:9/v1", share_budgets=True)
     assert freed(engine) == []
 
-    monkeypatch.setattr(leaks, "QUIET_S", -5.0)
+    monkeypatch.setattr(leaked_slots, "IDLE_AFTER_S", -5.0)
 
     assert freed(engine) == [f"{upstream}-in-flight", f"{upstream}-processes"]
     with get_client(sync_client=True) as client:
@@ -47,7 +47,7 @@ def test_slots_that_no_process_holds_are_freed_once_the_upstream_was_quiet(upstr
 def test_a_process_that_reports_that_it_lives_keeps_what_is_taken(upstream, engine_for, monkeypatch):
     engine = engine_for("http://127.0.0.1:9/v1", share_budgets=True)
     name = f"{upstream}-processes"
-    with PrefectLedger() as ledger, get_client(sync_client=True) as client:
+    with PrefectQuotaStore() as ledger, get_client(sync_client=True) as client:
         before = client.read_global_concurrency_limit_by_name(name).updated
         ledger.report_alive(name)
         after = client.read_global_concurrency_limit_by_name(name).updated

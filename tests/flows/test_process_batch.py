@@ -14,21 +14,21 @@ from prefect.runtime import flow_run
 from waiting import until
 
 from batchline import Batchline
+from batchline.engine.ingest import create_batch, store_input_file
+from batchline.engine.retry import retry_batch
+from batchline.engine.services import using_services
 from batchline.flows.process_batch import process_batch
 from batchline.models.batches import BatchDwExtResponse, BatchResponse, CreateBatchRequest
 from batchline.models.errors import BatchEnded, Interrupted, InvalidInput, StorageFault
 from batchline.models.status import BatchStatus
 from batchline.orchestration.artifacts import ProgressArtifact
-from batchline.steps.engine import using_engine
-from batchline.steps.intake import create_batch, store_input_file
-from batchline.steps.retry import retry_batch
-from batchline.storage import layout
+from batchline.storage.objects import layout
 
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("prefect_server")]
 
 
 def run_flow(engine, **parameters) -> State[BatchResponse]:
-    with using_engine(engine):
+    with using_services(engine):
         return process_batch(**parameters, return_state=True)
 
 
@@ -157,7 +157,7 @@ def test_a_retry_of_the_flow_run_goes_on_with_the_batch_that_it_made(
 
     monkeypatch.setattr(type(engine.store), "put", put_or_fail)
     retried = process_batch.with_options(retries=1, retry_delay_seconds=0)
-    with using_engine(engine):
+    with using_services(engine):
         state = retried(input_file_id=stored.id, return_state=True)
 
     assert not failing
@@ -187,14 +187,14 @@ def test_a_step_that_storage_fails_for_a_moment_is_tried_again(simulator, engine
 
 
 def test_a_cancel_is_noticed_though_showing_progress_fails(simulator, engine_for, chat_file, monkeypatch):
-    monkeypatch.setattr(ProgressArtifact, "show", lambda *_: 1 / 0)
+    monkeypatch.setattr(ProgressArtifact, "show_progress", lambda *_: 1 / 0)
     stand_in = simulator(latency_s=0.3)
     engine = engine_for(stand_in.base_url, upstream={"max_in_flight": 4}, grace_s=1.0)
     stored = store_input_file(engine, chat_file(2_000))
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit(copy_context().run, run_flow, engine, input_file_id=stored.id)
         until(lambda: stand_in.counters()["received"] >= 80)  # later than progress is first shown
-        [batch] = Batchline(engine=engine).batches.records()
+        [batch] = Batchline(services=engine).batches.records()
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(UUID(batch.last_flow_run_id), State(type=StateType.CANCELLING), force=True)
         run.result(120)
@@ -250,7 +250,7 @@ def test_a_batch_made_in_a_flow_belongs_to_its_run(simulator, engine_for, chat_f
         assert flow_run.id
         return UUID(process_batch(input_file_id=stored.id).id.removeprefix("batch-"))
 
-    with using_engine(engine):
+    with using_services(engine):
         made = parent()
 
     assert engine.records.get_batch(f"batch-{made.hex}").flow_run_id is not None
@@ -284,7 +284,7 @@ def test_a_retried_parent_finds_its_batches_and_pays_for_none_twice(simulator, e
             fail.remove("parent")
             raise RuntimeError("the parent fails after its batches")
 
-    with using_engine(engine):
+    with using_services(engine):
         parent()
 
     before, after = made
@@ -303,7 +303,7 @@ def test_a_retried_parent_with_another_file_gets_another_batch(simulator, engine
         if len(made) == 1:
             raise RuntimeError("once")
 
-    with using_engine(engine):
+    with using_services(engine):
         parent()
 
     assert len(set(made)) == 2

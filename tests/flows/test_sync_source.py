@@ -17,16 +17,16 @@ from prefect.client.schemas.filters import (
 from prefect.utilities.callables import parameter_schema
 from waiting import until
 
+from batchline.engine.services import Services, open_services
 from batchline.flows.process_batch import process_batch
 from batchline.flows.sync_source import sync_source
 from batchline.models.status import BatchStatus
-from batchline.steps.engine import Engine, open_engine
 
 
 @pytest.fixture
 def inbox(tmp_path: Path, simulator: Callable, chat_file: Callable, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with two files, and an environment that allows it and has an upstream."""
-    monkeypatch.setattr("batchline.steps.engine._engines", [])
+    monkeypatch.setattr("batchline.engine.services._open_services", [])
     monkeypatch.setenv("BATCHLINE_SOURCE_ROOTS", json.dumps([str(tmp_path)]))
     monkeypatch.setenv("BATCHLINE_SOURCE_STILL_S", "0")
     monkeypatch.setenv("OPENAI_BASE_URL", simulator().base_url)
@@ -38,7 +38,7 @@ def inbox(tmp_path: Path, simulator: Callable, chat_file: Callable, monkeypatch:
     return folder
 
 
-def statuses(engine: Engine, summary) -> list[BatchStatus]:
+def statuses(engine: Services, summary) -> list[BatchStatus]:
     taken = [event.batch_id for event in summary.events if event.kind == "taken"]
     return [engine.records.get_batch(batch_id).status for batch_id in taken]
 
@@ -67,7 +67,7 @@ def test_batches_run_in_the_flow_and_are_written_back(inbox, caplog):
 
     assert state.is_completed()
     assert state.message == "2 found, 2 taken, 2 started, 2 written back"
-    assert statuses(open_engine(), summary) == [BatchStatus.COMPLETED] * 2
+    assert statuses(open_services(), summary) == [BatchStatus.COMPLETED] * 2
     assert len(list((inbox.parent / "outbox").iterdir())) == 2
     assert len([record for record in caplog.records if record.message.startswith("taken ")]) == 2
 
@@ -82,7 +82,7 @@ def test_a_batch_that_fails_does_not_fail_the_round(inbox, simulator, monkeypatc
 
     assert state.is_completed()
     assert state.result().started == 2
-    assert statuses(open_engine(), state.result()) == [BatchStatus.FAILED] * 2
+    assert statuses(open_services(), state.result()) == [BatchStatus.FAILED] * 2
 
 
 @pytest.mark.system
@@ -91,10 +91,10 @@ def test_batches_are_started_as_runs_of_a_deployment_once_each(inbox):
     deployment_id = process_batch.to_deployment("process-batch").apply()
 
     summary = sync_source(str(inbox))
-    engine = open_engine()
+    engine = open_services()
     for event in summary.events:  # as after a death between the start and its note
         if event.kind == "started":
-            engine.records._note(_of(event.batch_id), started_at=None)
+            engine.records._update_rows(_of(event.batch_id), started_at=None)
     again = sync_source(str(inbox))
 
     assert (summary.taken, summary.started, again.taken, again.started) == (2, 2, 0, 2)
@@ -108,9 +108,9 @@ def test_batches_are_started_as_runs_of_a_deployment_once_each(inbox):
 
 
 def _of(batch_id: str):
-    from batchline.storage.schema import source_files  # noqa: PLC0415
+    from batchline.storage.records.schema import synced_files  # noqa: PLC0415
 
-    return source_files.c.batch_id == batch_id
+    return synced_files.c.batch_id == batch_id
 
 
 @pytest.mark.system

@@ -17,18 +17,18 @@ from prefect.states import Cancelled
 from waiting import until
 
 from batchline import Batchline
+from batchline.engine.ingest import create_batch, store_input_file
+from batchline.engine.lease import acquire_lease
+from batchline.engine.services import using_services
 from batchline.flows.process_batch import process_batch
 from batchline.models.batches import BatchDwExtResponse, BatchError, CreateBatchRequest
 from batchline.models.errors import Interrupted, InvalidInput, NotFound
-from batchline.orchestration import artifacts, events, supervision
-from batchline.orchestration.artifacts import MOST_ERRORS
-from batchline.orchestration.blocks import StorageBlock, UpstreamBlock, settings_of
-from batchline.orchestration.chains import chain
-from batchline.orchestration.crashes import batch_of_crash
-from batchline.orchestration.setup import set_up
-from batchline.steps.engine import using_engine
-from batchline.steps.hold import hold_batch
-from batchline.steps.intake import create_batch, store_input_file
+from batchline.orchestration import artifacts, events, monitor
+from batchline.orchestration.artifacts import MAX_LISTED_ERRORS
+from batchline.orchestration.batch_chain import chain_batches
+from batchline.orchestration.blocks import StorageBlock, UpstreamBlock, settings_from_blocks
+from batchline.orchestration.crashed_runs import batch_of_crashed_run
+from batchline.orchestration.setup import set_up_server
 
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("prefect_server")]
 
@@ -47,12 +47,12 @@ def fails_some(number: int) -> str:
 
 def test_a_run_ends_with_its_outcome_its_figures_and_full_progress(simulator, engine_for, chat_file, monkeypatch):
     for pause in ("ASKED_EVERY_S", "SHOWN_EVERY_S", "TICK_S"):
-        monkeypatch.setattr(supervision, pause, 0.1)
+        monkeypatch.setattr(monitor, pause, 0.1)
     engine = engine_for(simulator(latency_s=0.2).base_url, upstream={"max_in_flight": 8})
     path = chat_file(60, prompt=fails_some).rename(chat_file(1).parent / "a|b <x> _c_.jsonl")
     stored = store_input_file(engine, path)
 
-    with using_engine(engine):
+    with using_services(engine):
         state = process_batch(input_file_id=stored.id, metadata={"team": "search"}, return_state=True)
 
     assert state.message == "completed: 54 ok, 6 failed (invalid_request 6)"
@@ -73,11 +73,11 @@ def test_a_run_whose_input_is_invalid_shows_all_errors_and_a_failed_validate_tas
     path.write_text("nonsense\n{}\n")
     stored = store_input_file(engine, path)
 
-    with using_engine(engine):
+    with using_services(engine):
         state = process_batch(input_file_id=stored.id, return_state=True)
 
     page = artifacts_of(state.state_details.flow_run_id)["markdown"].data
-    batch = engine.records.last_batch_of_flow_run(str(state.state_details.flow_run_id))
+    batch = engine.records.find_last_batch_of_flow_run(str(state.state_details.flow_run_id))
     for error in batch.errors:
         assert f"| {error.line} | {error.code.replace('_', chr(92) + '_')} |" in page
     assert {error.line for error in batch.errors} == {1, 2}
@@ -89,11 +89,13 @@ def test_a_run_whose_input_is_invalid_shows_all_errors_and_a_failed_validate_tas
 
 
 def test_many_errors_are_listed_up_to_a_limit_and_counted():
-    errors = [BatchError(code="invalid_json_line", line=n, message="not JSON") for n in range(1, MOST_ERRORS + 6)]
+    errors = [
+        BatchError(code="invalid_json_line", line=n, message="not JSON") for n in range(1, MAX_LISTED_ERRORS + 6)
+    ]
 
     rows = list(artifacts.errors_table(errors))
 
-    assert len(rows) == 2 + MOST_ERRORS + 1
+    assert len(rows) == 2 + MAX_LISTED_ERRORS + 1
     assert rows[-1].endswith("| and 5 more |")
 
 
@@ -105,7 +107,7 @@ def test_each_turn_of_a_batch_is_an_event_with_its_figures(simulator, engine_for
     engine = engine_for(simulator().base_url)
     stored = store_input_file(engine, chat_file(20, prompt=fails_some))
 
-    with using_engine(engine):
+    with using_services(engine):
         batch = process_batch(input_file_id=stored.id)
 
     resource = {"filter": {"resource": {"id": [f"batchline.batch.{batch.id}"]}}}
@@ -125,13 +127,13 @@ def test_a_batch_that_will_be_late_is_told_of_once_with_what_is_done(
     told: list[dict[str, Any]] = []
     monkeypatch.setattr(events, "emit_event", lambda *stopped, **event: told.append(event))
     for pause in ("ASKED_EVERY_S", "SHOWN_EVERY_S", "TICK_S"):
-        monkeypatch.setattr(supervision, pause, 0.1)
-    monkeypatch.setattr(supervision, "AT_RISK_AFTER_S", 0.5)
-    monkeypatch.setattr(supervision.Meter, "left_s", lambda self: 3_600.0)
+        monkeypatch.setattr(monitor, pause, 0.1)
+    monkeypatch.setattr(monitor, "RISK_CHECK_DELAY_S", 0.5)
+    monkeypatch.setattr(monitor.ProgressMeter, "eta_s", lambda self: 3_600.0)
     engine = engine_for(simulator(latency_s=0.2).base_url, upstream={"max_in_flight": 8})
     stored = store_input_file(engine, chat_file(60))
 
-    with using_engine(engine):
+    with using_services(engine):
         state = process_batch(input_file_id=stored.id, completion_window="1m", return_state=True)
 
     (late,) = (event["payload"] for event in told if event.get("event") == "batch.deadline_at_risk")
@@ -150,7 +152,7 @@ def test_a_batch_that_is_started_as_a_deployment_run_is_there_before_a_worker_ha
     simulator, engine_for, chat_file
 ):
     engine = engine_for(simulator().base_url)
-    with Batchline(engine=engine) as client:
+    with Batchline(services=engine) as client:
         file = client.files.create(file=chat_file(5))
         batch = client.batches.create(input_file_id=file.id, via="deployment")
         record = client.batches.record(batch.id)
@@ -162,14 +164,14 @@ def test_a_batch_that_is_started_as_a_deployment_run_is_there_before_a_worker_ha
     assert run.parameters["batch_id"] == batch.id
     assert run.name == f"{file.filename} {batch.id}"
     assert client.batches.record(batch.id).last_flow_run_id == record.last_flow_run_id
-    assert batch_of_crash(engine, f"prefect.flow-run.{run.id}").id == batch.id
+    assert batch_of_crashed_run(engine, f"prefect.flow-run.{run.id}").id == batch.id
 
 
 @pytest.mark.usefixtures("deployed")
 def test_a_batch_is_created_once_however_often_it_is_started(simulator, engine_for, chat_file, monkeypatch):
     told: list[str] = []
     monkeypatch.setattr(events, "emit_event", lambda event, **more: told.append(event))
-    with Batchline(engine=engine_for(simulator().base_url)) as client, get_client(sync_client=True) as prefect:
+    with Batchline(services=engine_for(simulator().base_url)) as client, get_client(sync_client=True) as prefect:
         file = client.files.create(file=chat_file(5))
         batch = client.batches.create(input_file_id=file.id, via="deployment")
         first = client.batches.record(batch.id).last_flow_run_id
@@ -185,19 +187,19 @@ def test_a_run_that_was_refused_does_not_hide_the_one_that_has_the_batch(simulat
     stored = store_input_file(engine, chat_file(10))
     request = CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
     batch = create_batch(engine, request, origin=BatchDwExtResponse(source="api"))
-    with using_engine(engine), hold_batch(engine, batch.id) as hold:
-        hold.records.note_flow_run(batch.id, "the one that has it")
+    with using_services(engine), acquire_lease(engine, batch.id) as hold:
+        hold.records.record_flow_run(batch.id, "the one that has it")
         refused = process_batch(batch_id=batch.id, return_state=True)
 
     assert "is being run by another process" in refused.message
     assert engine.records.get_batch(batch.id).last_flow_run_id == "the one that has it"
-    crashed = batch_of_crash(engine, f"prefect.flow-run.{refused.state_details.flow_run_id}")
+    crashed = batch_of_crashed_run(engine, f"prefect.flow-run.{refused.state_details.flow_run_id}")
     assert crashed.id == batch.id
 
 
 def test_where_there_is_no_deployment_the_batch_is_kept_and_the_way_on_is_told(simulator, engine_for, chat_file):
     engine = engine_for(simulator().base_url, deployment="process-batch/nobodys")
-    with Batchline(engine=engine) as client:
+    with Batchline(services=engine) as client:
         file = client.files.create(file=chat_file(5))
         with pytest.raises(Interrupted, match="prefect deploy --all") as told:
             client.batches.create(input_file_id=file.id, via="deployment")
@@ -209,16 +211,18 @@ def test_where_there_is_no_deployment_the_batch_is_kept_and_the_way_on_is_told(s
 
 def test_a_crash_without_a_batch_is_told(simulator, engine_for):
     with pytest.raises(NotFound, match="before it had a batch"):
-        batch_of_crash(engine_for(simulator().base_url), "nobody")
+        batch_of_crashed_run(engine_for(simulator().base_url), "nobody")
 
 
 def test_a_server_is_set_up_once_and_again(capsys):
-    first, second = ([each.outcome for each in set_up(notify=["http://127.0.0.1:9/hook"])] for _ in range(2))
+    first, second = (
+        [each.outcome for each in set_up_server(notify=["http://127.0.0.1:9/hook"])] for _ in range(2)
+    )
 
     assert first.count("made") == 5
     assert second.count("made") == 0
     with pytest.raises(InvalidInput, match="crash-after"):
-        list(set_up(crash_after_s=10))
+        list(set_up_server(crash_after_s=10))
 
 
 @pytest.mark.parametrize(
@@ -234,23 +238,24 @@ def test_who_cannot_be_notified_is_told_by_name(target, why):
     UpstreamBlock(base_url="http://127.0.0.1:9").save("mute", overwrite=True)
 
     with pytest.raises(InvalidInput, match=why):
-        list(set_up(notify=[target]))
+        list(set_up_server(notify=[target]))
 
 
 @pytest.mark.usefixtures("deployed")
 def test_a_chain_is_made_once_and_needs_the_deployment():
     options = {"endpoint": "/v1/embeddings", "window": "6h"}
     made = [
-        chain("a.jsonl", "/jobs/b.jsonl", deployment="process-batch/process-batch", **options) for _ in range(2)
+        chain_batches("a.jsonl", "/jobs/b.jsonl", deployment="process-batch/process-batch", **options)
+        for _ in range(2)
     ]
 
     assert [each.outcome for each in made] == ["made", "renewed"]
     with pytest.raises(InvalidInput, match="there is no deployment process-batch/nobodys"):
-        chain("a.jsonl", "/jobs/b.jsonl", deployment="process-batch/nobodys", **options)
+        chain_batches("a.jsonl", "/jobs/b.jsonl", deployment="process-batch/nobodys", **options)
 
 
 def test_a_batch_runs_with_blocks_by_name(simulator, engine_for, chat_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("batchline.steps.engine._engines", [])
+    monkeypatch.setattr("batchline.engine.services._open_services", [])
     monkeypatch.setenv("BATCHLINE_SOURCE_ROOTS", json.dumps([str(tmp_path)]))
     stand_in = simulator(api_key="sk-block-1234")
     UpstreamBlock(base_url=stand_in.base_url, api_key="sk-block-1234").save("gpus", overwrite=True)
@@ -266,8 +271,8 @@ def test_a_batch_runs_with_blocks_by_name(simulator, engine_for, chat_file, tmp_
 
 def test_a_block_that_is_not_there_or_wrong_is_told_by_name():
     with pytest.raises(InvalidInput, match="batchline-upstream/nobody"):
-        settings_of(upstreams=["nobody"], storage=None)
+        settings_from_blocks(upstreams=["nobody"], storage=None)
     UpstreamBlock(base_url="nonsense", api_key="hunter2").save("wrong", overwrite=True)
     with pytest.raises(InvalidInput, match="batchline-upstream/wrong") as told:
-        settings_of(upstreams=["wrong"], storage=None)
+        settings_from_blocks(upstreams=["wrong"], storage=None)
     assert "hunter2" not in str(told.value)

@@ -82,23 +82,25 @@ def test_the_same_seed_gives_the_same_wait():
     ids=str,
 )
 def test_headers_in_numbers(millis, after, wait_s):
-    assert retry_after_s(millis=millis, after=after, now=NOW) == wait_s
+    assert retry_after_s(retry_after_ms=millis, retry_after=after, now=NOW) == wait_s
 
 
 @pytest.mark.usefixtures("zone")
 @pytest.mark.parametrize("after", IN_30_S.values(), ids=IN_30_S)
 def test_all_three_forms_of_a_date_mean_utc_wherever_the_machine_is(after):
-    assert retry_after_s(millis=None, after=after, now=NOW) == 30
+    assert retry_after_s(retry_after_ms=None, retry_after=after, now=NOW) == 30
 
 
 @given(st.datetimes(datetime(1970, 1, 2), datetime(2100, 1, 1), timezones=st.just(UTC)), st.integers(-9999, 9999))
 def test_a_date_waits_until_then_and_a_past_one_not_at_all(date, ahead_s):
     date = date.replace(microsecond=0)
-    wait_s = retry_after_s(millis=None, after=format_datetime(date, usegmt=True), now=date.timestamp() - ahead_s)
+    wait_s = retry_after_s(
+        retry_after_ms=None, retry_after=format_datetime(date, usegmt=True), now=date.timestamp() - ahead_s
+    )
     assert wait_s == max(0, ahead_s)
 
 
 @given(st.none() | st.text(), st.none() | st.text())
 def test_whatever_a_server_writes_there_is_a_wait_or_none(millis, after):
-    wait_s = retry_after_s(millis=millis, after=after, now=NOW)
+    wait_s = retry_after_s(retry_after_ms=millis, retry_after=after, now=NOW)
     assert wait_s is None or wait_s >= 0

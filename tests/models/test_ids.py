@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from batchline.models.ids import new_batch_id, new_file_id, request_id, request_prefix
+from batchline.models.ids import new_batch_id, new_file_id, request_id, request_id_prefix
 
 MAKERS = {"batch-": new_batch_id, "file-": new_file_id}
 
@@ -38,4 +38,4 @@ def test_a_requests_id_follows_from_batch_and_line():
 
 def test_a_requests_id_starts_with_its_batchs_prefix():
     batch_id = new_batch_id()
-    assert request_id(batch_id, 12) == request_prefix(batch_id) + "12"
+    assert request_id(batch_id, 12) == request_id_prefix(batch_id) + "12"

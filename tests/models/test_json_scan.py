@@ -13,11 +13,11 @@ from batchline.models.json_scan import (
     MAX_DIGITS,
     NotJSONError,
     TooDeepError,
-    check,
     has_long_number,
     is_json,
     is_too_deep,
-    members,
+    read_members,
+    require_json,
 )
 
 
@@ -85,7 +85,7 @@ def test_any_text_is_judged_as_a_strict_parser_judges_it(text: bytes) -> None:
 @given(TEXTS)
 @settings(deadline=None)
 def test_what_a_writer_of_json_writes_is_json(text: bytes) -> None:
-    check(text)
+    require_json(text)
 
 
 @given(TEXTS, st.data())
@@ -114,7 +114,7 @@ def test_the_members_of_an_object_are_its_texts_and_the_last_of_equal_keys_count
     written = [(key, json.dumps(key, ensure_ascii=escaped).encode(), value) for key, escaped, value in pairs]
     inside = (space + b"," + space).join(name + space + b":" + space + value for _, name, value in written)
 
-    found = members(space + b"{" + space + inside + space + b"}" + space, *NAMES)
+    found = read_members(space + b"{" + space + inside + space + b"}" + space, *NAMES)
 
     assert found == {key: value for key, _, value in written if key in NAMES}
 
@@ -124,7 +124,7 @@ def test_the_members_of_an_object_are_its_texts_and_the_last_of_equal_keys_count
 def test_members_of_anything_else_are_none(text: bytes) -> None:
     value = parsed(text)
 
-    assert set(members(text, "a")) == (value.keys() & {"a"} if isinstance(value, dict) else set())
+    assert set(read_members(text, "a")) == (value.keys() & {"a"} if isinstance(value, dict) else set())
 
 
 OFFSETS = {
@@ -145,7 +145,7 @@ OFFSETS = {
 @pytest.mark.parametrize(("text", "offset"), OFFSETS.values(), ids=OFFSETS)
 def test_what_is_not_json_says_at_which_byte_that_shows(text: bytes, offset: int) -> None:
     with pytest.raises(NotJSONError) as caught:
-        check(text)
+        require_json(text)
 
     assert caught.value.offset == offset
 
@@ -160,7 +160,7 @@ def test_a_text_may_be_as_deep_as_the_bound_and_no_deeper(start: bytes, end: byt
 
     assert (is_json(fits), is_too_deep(deep)) == (True, True)
     with pytest.raises(TooDeepError):
-        check(deep)
+        require_json(deep)
 
 
 def test_many_brackets_side_by_side_or_in_strings_are_not_deep() -> None:
@@ -177,7 +177,7 @@ def test_a_long_number_is_told_from_digits_in_a_string() -> None:
 
 @pytest.mark.parametrize("text", [b"9" * 10_000, b"-1e99999", b'"' + b"x" * 2_000_000 + b'"'], ids=len)
 def test_size_is_no_hindrance(text: bytes) -> None:
-    assert members(b'{"a":' + text + b"}", "a") == {"a": text}
+    assert read_members(b'{"a":' + text + b"}", "a") == {"a": text}
 
 
 SURROGATES = st.lists(
@@ -190,14 +190,14 @@ SURROGATES = st.lists(
 def test_surrogates_in_any_order_are_json_and_kept(parts: list[bytes]) -> None:
     text = b'"' + b"".join(parts) + b'"'
 
-    assert members(b'{"b":"\\ud800","a":' + text + b"}", "a") == {"a": text}
+    assert read_members(b'{"b":"\\ud800","a":' + text + b"}", "a") == {"a": text}
 
 
 def test_a_long_run_of_surrogates_is_not_divided_within_a_pair() -> None:
     pairs = rb"\ud83d\ude00" * 60_000
 
-    assert members(b'{"a":"' + pairs + rb'\ud800"}', "a") == {"a": b'"' + pairs + rb'\ud800"'}
-    assert json_scan._without_lone_surrogates(b"x" + pairs + rb"\ud800") == b"x" + pairs + rb"\ufffd"
+    assert read_members(b'{"a":"' + pairs + rb'\ud800"}', "a") == {"a": b'"' + pairs + rb'\ud800"'}
+    assert json_scan._replace_lone_surrogates(b"x" + pairs + rb"\ud800") == b"x" + pairs + rb"\ufffd"
 
 
 TWICE = {
@@ -212,4 +212,4 @@ TWICE = {
 
 @pytest.mark.parametrize(("text", "expected"), TWICE.values(), ids=TWICE)
 def test_a_member_that_an_object_has_twice_is_found(text: bytes, expected: bool) -> None:
-    assert json_scan.has_twice(text, "a") is expected
+    assert json_scan.has_duplicate_member(text, "a") is expected

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchline.models.json_scan import NotJSONError
-from batchline.models.lines import as_json_text, embeddable, split_line
+from batchline.models.lines import parse_request_line, to_json_string, to_single_line
 
 TAIL = b'"method":"POST","url":"/v1/chat/completions"'
 VALUES = st.recursive(
@@ -33,7 +33,7 @@ BODIES = {
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 def test_a_body_is_split_off_byte_for_byte(body: bytes) -> None:
-    request = split_line(b'{"custom_id": "a\\u0062" ,"body":' + body + b"," + TAIL + b"}\r")
+    request = parse_request_line(b'{"custom_id": "a\\u0062" ,"body":' + body + b"," + TAIL + b"}\r")
 
     assert (bytes(request.custom_id), bytes(request.body)) == (b'"a\\u0062"', body)
 
@@ -47,13 +47,13 @@ def test_any_body_in_any_place_is_split_off_byte_for_byte(
     name = json.dumps(custom_id, ensure_ascii=escaped).encode()
     members = [b'"custom_id":' + space + name, b'"body":' + space + body, TAIL, b'"extra":{"body":[]}']
 
-    request = split_line(b"{" + space + (space + b",").join(members[at] for at in order) + space + b"}")
+    request = parse_request_line(b"{" + space + (space + b",").join(members[at] for at in order) + space + b"}")
 
     assert (bytes(request.custom_id), bytes(request.body)) == (name, body)
 
 
 def test_the_last_of_equal_members_counts_as_it_does_in_validation() -> None:
-    request = split_line(b'{"custom_id":"a","custom_id":"b","body":1,"b\\u006fdy":{"model":"m"}}')
+    request = parse_request_line(b'{"custom_id":"a","custom_id":"b","body":1,"b\\u006fdy":{"model":"m"}}')
 
     assert (bytes(request.custom_id), bytes(request.body)) == (b'"b"', b'{"model":"m"}')
 
@@ -65,7 +65,7 @@ def test_the_last_of_equal_members_counts_as_it_does_in_validation() -> None:
 )
 def test_a_line_that_is_no_request_is_refused(line: bytes, error: type[Exception]) -> None:
     with pytest.raises(error):
-        split_line(line)
+        parse_request_line(line)
 
 
 @given(VALUES, st.sampled_from([None, 1, "\t"]), st.sampled_from(["\n", "\r\n", "\r"]))
@@ -74,14 +74,14 @@ def test_a_text_made_embeddable_is_one_line_and_means_the_same(
 ) -> None:
     text = json.dumps(value, indent=indent).replace("\n", newline).encode()
 
-    line = embeddable(text)
+    line = to_single_line(text)
 
     assert (len(line.splitlines()), json.loads(line)) == (1, value)
 
 
 @given(st.binary())
 def test_any_bytes_become_a_json_string_on_one_line(body: bytes) -> None:
-    text = as_json_text(body)
+    text = to_json_string(body)
 
     assert json.loads(text) == body.decode("utf-8", errors="replace")
     assert b"\n" not in text

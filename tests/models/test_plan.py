@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchline.models.plan import Chunk, Plan, Stretch, chunk_requests, retry_plan
+from batchline.models.plan import Chunk, InputRange, Plan, max_chunk_requests, plan_retry
 
 
 @pytest.mark.parametrize(
@@ -12,12 +12,12 @@ from batchline.models.plan import Chunk, Plan, Stretch, chunk_requests, retry_pl
     [(1, 1_000), (2_500, 1_000), (2_501, 1_001), (50_000, 10_500), (1_000_000, 15_500)],
 )
 def test_a_chunk_is_a_fifth_of_the_batch_and_a_stretch_within_bounds(total, requests):
-    assert chunk_requests(total) == requests
+    assert max_chunk_requests(total) == requests
 
 
 @given(st.integers(1, 50_000))
 def test_a_batch_of_up_to_fifty_thousand_has_at_most_five_chunks(total):
-    assert -(-total // chunk_requests(total)) <= 5
+    assert -(-total // max_chunk_requests(total)) <= 5
 
 
 @st.composite
@@ -29,7 +29,7 @@ def plans(draw: st.DrawFn) -> Plan:
         for lines, size in draw(
             st.lists(st.tuples(st.integers(1, 4), st.integers(1, 90)), min_size=1, max_size=5)
         ):
-            stretches.append(Stretch(at, at + size, line, f"digest of {line}"))
+            stretches.append(InputRange(at, at + size, line, f"digest of {line}"))
             at, line, requests = at + size, line + lines, requests + lines
         chunks.append(Chunk(index=index, requests=requests, stretches=stretches))
     return Plan(
@@ -48,7 +48,7 @@ def plans(draw: st.DrawFn) -> Plan:
 def test_a_retrys_chunks_hold_each_of_its_lines_once_with_the_stretches_they_are_in(plan, data, requests, size):
     lines = sorted(data.draw(st.sets(st.integers(1, plan.total), min_size=1)))
 
-    retried = retry_plan(plan, lines, most_requests=requests, most_bytes=size)
+    retried = plan_retry(plan, lines, max_requests=requests, max_bytes=size)
 
     known = [stretch for chunk in plan.chunks for stretch in chunk.stretches]
     assert [line for chunk in retried.chunks for line in chunk.only] == lines

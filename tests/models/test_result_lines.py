@@ -6,8 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchline.models.failures import ErrorCode
-from batchline.models.lines import as_json_text, embeddable, encode_json, result_line, split_result
+from batchline.models.error_codes import ErrorCode
+from batchline.models.lines import (
+    encode_json,
+    encode_result_line,
+    parse_result_line,
+    to_json_string,
+    to_single_line,
+)
 
 TEXT = st.text(st.characters(codec="utf-8"))
 JSON = st.recursive(
@@ -20,13 +26,13 @@ LAYOUT = st.sampled_from([{}, {"indent": 2}, {"separators": (",", ":")}, {"ensur
 
 def line(**fields) -> bytes:
     answered = {"status_code": 200, "answer_id": "up-1", "body": b"{}"}
-    return result_line(**({"request_id": "req-1-1", "custom_id": b'"a"'} | answered | fields))
+    return encode_result_line(**({"request_id": "req-1-1", "custom_id": b'"a"'} | answered | fields))
 
 
 @given(body=JSON, layout=LAYOUT, custom_id=TEXT, line_break=st.sampled_from(["\n", "\r\n", "\r"]))
 def test_a_line_holds_the_body_whatever_it_is_and_however_it_was_laid_out(body, layout, custom_id, line_break):
     sent = json.dumps(body, **layout).replace("\n", line_break).encode()
-    written = line(custom_id=encode_json(custom_id), body=embeddable(sent))
+    written = line(custom_id=encode_json(custom_id), body=to_single_line(sent))
     assert written.endswith(b"\n")
     assert len(written.decode().splitlines()) == 1
     assert json.loads(written) == {
@@ -39,12 +45,12 @@ def test_a_line_holds_the_body_whatever_it_is_and_however_it_was_laid_out(body, 
 
 @given(body=JSON, layout=LAYOUT, custom_id=TEXT, answer_id=TEXT, message=st.none() | TEXT.filter(bool))
 def test_a_line_is_taken_apart_without_its_body_being_read(body, layout, custom_id, answer_id, message):
-    text = embeddable(json.dumps({"error": None, "body": body, "response": 1}, **layout).encode())
+    text = to_single_line(json.dumps({"error": None, "body": body, "response": 1}, **layout).encode())
     code = None if message is None else "server_error"
     fields = {"custom_id": encode_json(custom_id), "answer_id": answer_id, "error_code": code, "message": message}
 
-    answered = split_result(line(body=text, **fields))
-    unanswered = split_result(line(status_code=None, **fields))
+    answered = parse_result_line(line(body=text, **fields))
+    unanswered = parse_result_line(line(status_code=None, **fields))
 
     assert json.loads(answered.body) == json.loads(text)
     assert (answered.code, answered.message) == (unanswered.code, unanswered.message) == (code, message)
@@ -53,7 +59,7 @@ def test_a_line_is_taken_apart_without_its_body_being_read(body, layout, custom_
 
 @given(st.binary())
 def test_what_is_no_json_becomes_a_json_string(body):
-    written = line(status_code=502, body=as_json_text(body), error_code="server_error", message="HTTP 502")
+    written = line(status_code=502, body=to_json_string(body), error_code="server_error", message="HTTP 502")
     assert len(written.decode().splitlines()) == 1
     assert json.loads(written)["response"]["body"] == body.decode("utf-8", errors="replace")
 
@@ -70,20 +76,20 @@ def test_what_is_no_json_becomes_a_json_string(body):
     ids=["double key", "huge number", "long integer", "lone surrogate", "deep nesting"],
 )
 def test_a_body_on_one_line_is_embedded_byte_for_byte(body):
-    assert b'"body":' + body + b"}" in line(body=embeddable(body))
+    assert b'"body":' + body + b"}" in line(body=to_single_line(body))
 
 
 def test_characters_at_which_readers_split_lines_are_escaped_and_all_others_kept():
     separators = [chr(each) for each in range(0x20, 0x110000) if len(f"a{chr(each)}a".splitlines()) > 1]
     assert "".join(separators) == "\x85\u2028\u2029"
 
-    written = line(body=embeddable('"\x85ä\u2027\u2028“\u2029\u202a中"'.encode()))
+    written = line(body=to_single_line('"\x85ä\u2027\u2028“\u2029\u202a中"'.encode()))
 
     assert '"\\u0085ä\u2027\\u2028“\\u2029\u202a中"'.encode() in written
 
 
 def test_line_breaks_between_tokens_become_spaces():
-    assert embeddable(b'{\r\n"a": "\\n"\n}') == b'{  "a": "\\n" }'
+    assert to_single_line(b'{\r\n"a": "\\n"\n}') == b'{  "a": "\\n" }'
 
 
 def test_an_answer_without_an_id_bears_the_requests():

@@ -4,12 +4,12 @@ import pytest
 
 from batchline.models.batches import BatchResponse
 from batchline.models.status import (
-    ACTIVE,
-    MOVES,
-    TERMINAL,
+    ACTIVE_STATUSES,
+    TERMINAL_STATUSES,
+    TRANSITIONS,
     BatchStatus,
-    ending,
-    sources_of,
+    allowed_from,
+    final_status,
     timestamp_field,
 )
 
@@ -35,19 +35,19 @@ LEGAL = {
 
 @pytest.mark.parametrize("target", BatchStatus)
 def test_the_sources_of_a_state_are_those_that_may_move_to_it(target):
-    assert sources_of(target) == {current for current in BatchStatus if (current, target) in LEGAL}
+    assert allowed_from(target) == {current for current in BatchStatus if (current, target) in LEGAL}
 
 
 def test_every_state_has_its_moves():
-    assert set(MOVES) == set(BatchStatus)
+    assert set(TRANSITIONS) == set(BatchStatus)
 
 
 def test_a_state_is_either_terminal_or_active():
-    assert (set(BatchStatus), set()) == (TERMINAL | ACTIVE, TERMINAL & ACTIVE)
+    assert (set(BatchStatus), set()) == (TERMINAL_STATUSES | ACTIVE_STATUSES, TERMINAL_STATUSES & ACTIVE_STATUSES)
 
 
 def test_the_terminal_states_are_four():
-    assert {"completed", "failed", "expired", "cancelled"} == TERMINAL
+    assert {"completed", "failed", "expired", "cancelled"} == TERMINAL_STATUSES
 
 
 @pytest.mark.parametrize("status", [status for status in BatchStatus if status is not BatchStatus.VALIDATING])
@@ -73,4 +73,4 @@ def test_validating_sets_no_timestamp_beyond_created_at():
     ],
 )
 def test_how_the_requests_ended_decides_how_the_batch_ends(completed, expired, cancelled, status):
-    assert ending(completed=completed, expired=expired, cancelled=cancelled) == status
+    assert final_status(completed=completed, expired=expired, cancelled=cancelled) == status

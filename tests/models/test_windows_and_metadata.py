@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from batchline.models.batches import CreateBatchRequest, checked_metadata, window_seconds
+from batchline.models.batches import CreateBatchRequest, validate_metadata, window_seconds
 from batchline.models.errors import InvalidInput
 from batchline.models.settings import Settings
 
@@ -42,13 +42,13 @@ def test_a_request_without_a_window_has_a_day():
 
 @pytest.mark.parametrize(("window", "seconds"), [("1m", 60), ("7d", 604_800)])
 def test_the_bounds_of_allowed_windows_are_allowed(window, seconds):
-    assert Settings().checked_window_s(window) == seconds
+    assert Settings().require_window_s(window) == seconds
 
 
 @pytest.mark.parametrize("window", ["8d", "10081m"])
 def test_a_window_over_the_bounds_is_refused_with_the_bounds(window):
     with pytest.raises(InvalidInput, match="allowed is 1m to 7d"):
-        Settings().checked_window_s(window)
+        Settings().require_window_s(window)
 
 
 FITTING = {"none": None, "empty": {}, "sixteen": {str(n): "" for n in range(16)}, "long": {"k" * 64: "v" * 512}}
@@ -61,7 +61,7 @@ TOO_MUCH = {
 
 @pytest.mark.parametrize("metadata", FITTING.values(), ids=FITTING)
 def test_metadata_at_its_limits_is_kept_as_it_is(metadata):
-    assert checked_metadata(metadata) == request(metadata=metadata).metadata == metadata
+    assert validate_metadata(metadata) == request(metadata=metadata).metadata == metadata
 
 
 @pytest.mark.parametrize(("says", "metadata"), TOO_MUCH.items(), ids=TOO_MUCH)

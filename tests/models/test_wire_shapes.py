@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from batchline.models.analytics import BatchAnalytics
+from batchline.models.base import WireModel
 from batchline.models.batches import (
     BatchDwExtResponse,
     BatchError,
@@ -26,7 +27,6 @@ from batchline.models.batches import (
 from batchline.models.files import FileObject
 from batchline.models.pagination import CursorPagination, Pagination
 from batchline.models.status import BatchStatus
-from batchline.models.wire import WireModel
 
 ALWAYS, OPTIONAL = False, True
 

@@ -16,8 +16,8 @@ from some_requests import requests_file  # noqa: E402
 from waiters import Waiter  # noqa: E402
 
 from batchline import Batchline  # noqa: E402
+from batchline.engine.services import Services  # noqa: E402
 from batchline.simulate import Simulator  # noqa: E402
-from batchline.steps.engine import Engine  # noqa: E402
 
 PLACES = [
     pytest.param("sqlite_and_disk", id="sqlite-disk"),
@@ -51,7 +51,7 @@ def place(request: pytest.FixtureRequest) -> dict[str, object]:
 
 @pytest.fixture
 def world(
-    place: dict[str, object], simulator: Callable[..., Simulator], engine_for: Callable[..., Engine]
+    place: dict[str, object], simulator: Callable[..., Simulator], engine_for: Callable[..., Services]
 ) -> Iterator[Callable[..., World]]:
     """Open clients; `stand_in` are options of the simulator, the others settings."""
     opened: list[Batchline] = []
@@ -60,7 +60,7 @@ def world(
         *, stand_in: dict[str, object] | None = None, upstream: dict[str, object] | None = None, **settings: object
     ) -> World:
         server = simulator(**(stand_in or {}))
-        client = Batchline(engine=engine_for(server.base_url, upstream=upstream, **{**place, **settings}))
+        client = Batchline(services=engine_for(server.base_url, upstream=upstream, **{**place, **settings}))
         opened.append(client)
         return World(client, server)
 

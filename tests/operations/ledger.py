@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from batchline import Batchline
 from batchline.models.batches import BatchResponse, BatchResultItem
 from batchline.models.ids import request_id
-from batchline.models.status import TERMINAL, BatchStatus
-from batchline.storage.records import BatchRecord
+from batchline.models.status import TERMINAL_STATUSES, BatchStatus
+from batchline.storage.records.store import BatchRecord
 
 PENDING = "pending"
 GOOD = "completed"
@@ -52,7 +52,7 @@ class Known:
 
     @property
     def is_over(self) -> bool:
-        return self.status in TERMINAL
+        return self.status in TERMINAL_STATUSES
 
     @property
     def open(self) -> list[int]:
@@ -95,7 +95,7 @@ def check_times(record: BatchRecord) -> None:
     times = [time for time in (getattr(record, name) for name in ORDER) if time is not None]
     assert times == sorted(times) or record.generation
     ends = {name: getattr(record, name) for name in ENDS if getattr(record, name) is not None}
-    assert set(ends) == ({f"{record.status}_at"} if record.status in TERMINAL else set())
+    assert set(ends) == ({f"{record.status}_at"} if record.status in TERMINAL_STATUSES else set())
     assert all(end >= max(times[1:], default=record.created_at) for end in ends.values())
 
 

@@ -23,15 +23,15 @@ from waiters import Waiter
 from waiting import until
 
 from batchline import Batchline
+from batchline.engine.lease import active_lease
+from batchline.engine.services import Services
 from batchline.models.batches import BatchResponse
 from batchline.models.errors import BatchlineError, Conflict, InvalidInput, NotFound
 from batchline.models.settings import Settings, load_settings
-from batchline.models.status import TERMINAL, BatchStatus
+from batchline.models.status import TERMINAL_STATUSES, BatchStatus
 from batchline.models.upstreams import Upstream
-from batchline.steps.engine import Engine
-from batchline.steps.hold import held
-from batchline.storage.objects import open_objects
-from batchline.storage.records import open_records
+from batchline.storage.objects.select import open_objects
+from batchline.storage.records.store import open_records
 
 MOST_FILES, MOST_BATCHES = 3, 4
 PATIENCE_S = 10.0
@@ -59,10 +59,10 @@ class Lives(RuleBasedStateMachine):
         place.mkdir()
         shutil.copy(self.home / "empty.db", place / "records.db")
         self.settings = settings_for(self.waiter, place)
-        engine = Engine(
+        engine = Services(
             settings=self.settings, store=open_objects(self.settings), records=open_records(self.settings)
         )
-        self.client = Batchline(engine=engine)
+        self.client = Batchline(services=engine)
         self.engine = engine
         self.uploads: list[Upload] = []
         self.batches: list[Known] = []
@@ -287,7 +287,7 @@ class Lives(RuleBasedStateMachine):
         if (known := chosen(self.batches, which)) is None:
             self.something_else()
             return
-        if known.status in {"finalizing", *TERMINAL} - {"cancelled"}:
+        if known.status in {"finalizing", *TERMINAL_STATUSES} - {"cancelled"}:
             with pytest.raises(Conflict):
                 self.client.batches.cancel(known.id)
             return
@@ -311,7 +311,7 @@ class Lives(RuleBasedStateMachine):
         self.client.batches.resume(known.id)
         until(lambda: len(self.waiter.told) >= most)
         assert self.client.batches.cancel(known.id).status == "cancelling"
-        until(lambda: (hold := held(known.id)) is not None and hold.run.stopped is not None)
+        until(lambda: (hold := active_lease(known.id)) is not None and hold.session.stop_reason is not None)
         told = len(self.waiter.told)
         self.waiter.go_on()
         self.client.batches.wait(known.id, timeout_s=PATIENCE_S, poll_interval_s=0.01)
@@ -411,7 +411,7 @@ class Lives(RuleBasedStateMachine):
             return
         self.client.batches.delete(known.id)
         self.has_been_deleted(known)
-        assert self.engine.store.find(f"batches/{known.id}/") == []
+        assert self.engine.store.list_objects(f"batches/{known.id}/") == []
 
     def has_been_deleted(self, known: Known) -> None:
         self.batches.remove(known)

@@ -10,13 +10,13 @@ from changed_records import change_batch
 from racing import forking
 
 from batchline import Batchline
+from batchline.engine.pipeline import run_local
+from batchline.engine.services import Services, open_services
 from batchline.models.errors import StorageFault
 from batchline.models.settings import Settings
 from batchline.models.status import BatchStatus
-from batchline.steps.engine import Engine, open_engine
-from batchline.steps.local import run_local
-from batchline.storage.objects import ObjectInfo, ObjectStore, ObjectWriter
-from batchline.storage.records import Lease, Records
+from batchline.storage.objects.store import ObjectInfo, ObjectStore, ObjectWriter
+from batchline.storage.records.store import Lease, Records
 
 _T = TypeVar("_T")
 
@@ -68,9 +68,9 @@ class MortalStore(ObjectStore):
             yield file
             self._life.spend()
 
-    def put_new(self, key: str, data: bytes) -> bool:
+    def put_if_absent(self, key: str, data: bytes) -> bool:
         self._life.spend()
-        return self._store.put_new(key, data)
+        return self._store.put_if_absent(key, data)
 
     def concat(self, keys: Sequence[str], target: str) -> int:
         self._life.spend()
@@ -85,13 +85,13 @@ class MortalStore(ObjectStore):
             self._life.spend()
             self._store.delete([key])
 
-    def unfinished(self, *, older_than_s: float) -> list[str]:
+    def incomplete_uploads(self, *, older_than_s: float) -> list[str]:
         self._life.check()
-        return self._store.unfinished(older_than_s=older_than_s)
+        return self._store.incomplete_uploads(older_than_s=older_than_s)
 
-    def discard(self, unfinished: str) -> None:
+    def abort_upload(self, upload: str) -> None:
         self._life.spend()
-        self._store.discard(unfinished)
+        self._store.abort_upload(upload)
 
     def uri(self, key: str) -> str:
         return self._store.uri(key)
@@ -105,43 +105,43 @@ class MortalRecords(Records):
         self._life = life
         self._beating = threading.local()
 
-    def beat(self, lease: Lease, **fields: Any) -> BatchStatus:
+    def heartbeat(self, lease: Lease, **fields: Any) -> BatchStatus:
         self._beating.is_true = True
         try:
-            return super().beat(lease, **fields)
+            return super().heartbeat(lease, **fields)
         finally:
             self._beating.is_true = False
 
-    def _read(self, work: Callable[..., _T]) -> _T:
+    def _run_read(self, operation: Callable[..., _T]) -> _T:
         self._life.check()
-        return super()._read(work)
+        return super()._run_read(operation)
 
-    def _write(self, work: Callable[..., _T]) -> _T:
+    def _run_write(self, operation: Callable[..., _T]) -> _T:
         if getattr(self._beating, "is_true", False):
             self._life.check()
         else:
             self._life.spend()
-        return super()._write(work)
+        return super()._run_write(operation)
 
 
-def mortal(engine: Engine, writes: int) -> tuple[Batchline, Life]:
+def mortal(engine: Services, writes: int) -> tuple[Batchline, Life]:
     """A client of the engine's store and records that dies at the write behind so many."""
     life = Life(writes)
     store, records = MortalStore(engine.store, life), MortalRecords(engine.records, life)
-    return Batchline(engine=Engine(settings=engine.settings, store=store, records=records)), life
+    return Batchline(services=Services(settings=engine.settings, store=store, records=records)), life
 
 
-def let_die(engine: Engine, batch_id: str) -> None:
+def let_die(engine: Services, batch_id: str) -> None:
     """Let so much time pass for the batch's runner, if it has one, that it is taken for dead."""
     record = engine.records.get_batch(batch_id)
     if record.lease_at is not None:
         change_batch(engine.records, batch_id, lease_at=record.lease_at - engine.settings.lease_s - 1)
 
 
-def later(engine: Engine) -> None:
+def later(engine: Services) -> None:
     """Make everything due that is doomed."""
-    for some in engine.records.doomed(now=2**40):
-        engine.records.doom(msgspec.structs.replace(some, due_at=0))
+    for some in engine.records.due_deletions(now=2**40):
+        engine.records.schedule_deletion(msgspec.structs.replace(some, due_at=0))
 
 
 # Processes
@@ -155,4 +155,4 @@ def begun(settings: Settings, batch_id: str) -> Any:
 
 
 def _run(settings: Settings, batch_id: str) -> None:
-    run_local(open_engine(settings), batch_id)
+    run_local(open_services(settings), batch_id)

@@ -13,7 +13,7 @@ def run(here, work):
     """What `work` returns for an asynchronous client of the same place."""
 
     async def main():
-        async with AsyncBatchline(engine=here.client.engine) as client:
+        async with AsyncBatchline(services=here.client.engine) as client:
             return await work(client)
 
     return asyncio.run(main())

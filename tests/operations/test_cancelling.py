@@ -10,10 +10,10 @@ from changed_records import change_batch
 from some_requests import lines_of, numbers_of, requests_file
 from waiting import until
 
+from batchline.engine.lease import active_lease
 from batchline.models.errors import Conflict, NotFound, StorageFault
 from batchline.models.status import BatchStatus
-from batchline.steps.hold import held
-from batchline.storage import layout
+from batchline.storage.objects import layout
 
 TOTAL = 300
 SLOW = {"latency_s": 0.1}
@@ -82,7 +82,7 @@ def test_from_another_process_it_stops_the_sending(world, tmp_path):
     told = cancelled_elsewhere(here.client.engine.settings, batch.id)
 
     assert told == "cancelling"
-    until(lambda: (hold := held(batch.id)) is None or hold.run.stopped is not None, patience_s=10)
+    until(lambda: (hold := active_lease(batch.id)) is None or hold.session.stop_reason is not None, patience_s=10)
     sent = received(here)
     ended = here.client.batches.wait(batch.id, timeout_s=30)
     assert received(here) - sent <= 2  # what was on its way when the run was stopped
@@ -107,7 +107,7 @@ def test_where_nobody_runs_it_any_more_a_run_writes_its_files_and_sends_nothing(
     here = world(stand_in=SLOW, upstream=FEW)
     batch = made(here, tmp_path)
     until(lambda: received(here) > 20)
-    held(batch.id).interrupt("enough for today")
+    active_lease(batch.id).interrupt("enough for today")
     until(lambda: not here.client.runner.is_running(batch.id))
     sent = received(here)
 

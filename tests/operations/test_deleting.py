@@ -4,9 +4,9 @@ import pytest
 from some_requests import requests_file
 from waiting import until
 
+from batchline.engine.lease import active_lease
 from batchline.models.errors import Conflict, NotFound
-from batchline.steps.hold import held
-from batchline.storage import layout
+from batchline.storage.objects import layout
 
 STATES = ["validating", "running", "left lying", "completed", "failed", "being retried", "cancelled"]
 
@@ -26,7 +26,7 @@ def batch_in(state, here, tmp_path):
     elif state != "validating":
         batches.run(batch.id)
     if state == "left lying":
-        held(batch.id).interrupt("enough for today")
+        active_lease(batch.id).interrupt("enough for today")
         until(lambda: not here.client.runner.is_running(batch.id))
     if state == "being retried":
         batches.retry(batch.id, via=None)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from batchline import Batchline
+from batchline.client.estimate import estimate_cost
 from batchline.models.errors import InvalidInput, NotFound
-from batchline.operations.estimate import estimate_cost
 
 PRICES = {"a": {"input": "1", "output": "2"}, "b": {"input": "10", "output": "40"}}
 
@@ -22,7 +22,7 @@ def line(number: int, model: str = "a", *, url: str = "/v1/chat/completions", si
 
 @pytest.fixture
 def estimate(engine_for, simulator, tmp_path):
-    client = Batchline(engine=engine_for(simulator().base_url, prices=PRICES))
+    client = Batchline(services=engine_for(simulator().base_url, prices=PRICES))
 
     def of(*lines: bytes, name: str = "r.jsonl"):
         path = tmp_path / name

@@ -113,7 +113,7 @@ def test_a_file_whose_batch_ends_while_it_is_looked_at_is_seen_whole(look, world
         client.batches.wait(batch.id, poll_interval_s=0.02)
         return find(file_id)
 
-    monkeypatch.setattr(records, "batch_of_file", find_when_it_is_over)
+    monkeypatch.setattr(records, "find_batch_of_file", find_when_it_is_over)
 
     assert look(client.files, output) == 12
 

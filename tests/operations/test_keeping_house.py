@@ -11,18 +11,18 @@ from mortals import later, let_die, mortal
 from some_requests import lines_of, requests_file
 from waiting import until
 
+from batchline.client.housekeeping import run_housekeeping
+from batchline.client.maintenance import MaintenanceThread
 from batchline.models.errors import BatchlineError, NotFound, StorageFault
-from batchline.operations.housekeeping import housekeeping
-from batchline.operations.keeper import Keeper
-from batchline.steps import saving
-from batchline.storage import layout
+from batchline.steps import segment_writer
+from batchline.storage.objects import layout
 
 
 @pytest.fixture(autouse=True)
 def dies_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A runner whose storage is gone does not wait for it to come back."""
-    monkeypatch.setattr(saving, "STORAGE_PATIENCE_S", 0.0)
-    monkeypatch.setattr(saving, "STORAGE_PAUSE_S", 0.01)
+    monkeypatch.setattr(segment_writer, "STORAGE_PATIENCE_S", 0.0)
+    monkeypatch.setattr(segment_writer, "STORAGE_PAUSE_S", 0.01)
 
 
 def named(found) -> list[tuple[str, str]]:
@@ -31,11 +31,11 @@ def named(found) -> list[tuple[str, str]]:
 
 def kept(here) -> list[tuple[str, str]]:
     """What housekeeping has done; it finds nothing to do afterwards."""
-    wanted = named(housekeeping(here.client))
-    done = list(housekeeping(here.client, apply=True))
+    wanted = named(run_housekeeping(here.client))
+    done = list(run_housekeeping(here.client, apply=True))
     assert named(done) == wanted
     assert [chore for chore in done if not chore.done] == []
-    assert list(housekeeping(here.client)) == []
+    assert list(run_housekeeping(here.client)) == []
     return wanted
 
 
@@ -63,7 +63,7 @@ def test_a_healthy_store_needs_nothing(world, tmp_path):
         here.client.batches.run(retried.id)
         here.client.batches.retry(retried.id, via=None)
 
-    assert list(housekeeping(here.client)) == []
+    assert list(run_housekeeping(here.client)) == []
     assert here.client.batches.retrieve(waiting.id).status == "validating"
 
 
@@ -75,7 +75,7 @@ def test_a_batch_whose_runs_keep_failing_is_started_ever_more_rarely(world, tmp_
     in_the_way.parent.mkdir(parents=True)
     in_the_way.touch()  # so that no answer can be saved below it
 
-    with Keeper(here.client, round_s=0.1):
+    with MaintenanceThread(here.client, interval_s=0.1):
         stops = lambda: [r.created for r in caplog.records if r.message.startswith(f"batch {batch.id} stopped")]  # noqa: E731
         until(lambda: len(stops()) >= 5)
         gaps = [later - earlier for earlier, later in pairwise(stops())]
@@ -92,7 +92,7 @@ def test_the_keeper_outlives_a_round_that_meets_a_fault_of_the_program(world, tm
     batch = made(here, tmp_path)
     with monkeypatch.context() as broken:
         broken.setattr(here.client.batches, "records", lambda **_: 1 / 0)
-        with Keeper(here.client, round_s=0.05):
+        with MaintenanceThread(here.client, interval_s=0.05):
             until(lambda: caplog.text.count("ZeroDivisionError") >= 2)
             broken.undo()
             until(lambda: here.client.batches.retrieve(batch.id).status == "completed")
@@ -121,7 +121,7 @@ def test_a_batch_whose_runner_died_is_named_and_run_to_its_end(world, tmp_path):
         except BatchlineError:
             let_die(here.client.engine, batch.id)
         if here.client.batches.retrieve(batch.id).status != "completed":
-            [chore] = housekeeping(here.client)
+            [chore] = run_housekeeping(here.client)
             assert (chore.kind, chore.subject, chore.done) == ("resume", batch.id, False), writes
             assert "died" in chore.reason, writes
             resumed += 1
@@ -143,7 +143,7 @@ def test_batches_are_only_named_where_they_are_not_to_be_run(world, tmp_path):
 
     sent = here.simulator.counters()["received"]
 
-    [chore] = housekeeping(here.client, apply=True, resume=False)
+    [chore] = run_housekeeping(here.client, apply=True, resume=False)
 
     assert (chore.kind, chore.done) == ("resume", False)
     assert here.simulator.counters()["received"] == sent
@@ -192,7 +192,7 @@ def test_a_batch_that_runs_is_let_be(world, tmp_path):
     while not here.simulator.counters()["received"]:
         time.sleep(0.01)
 
-    assert list(housekeeping(here.client)) == []
+    assert list(run_housekeeping(here.client)) == []
 
 
 def test_a_file_is_deleted_when_it_has_expired_and_nothing_needs_it_any_more(world, tmp_path):
@@ -203,7 +203,7 @@ def test_a_file_is_deleted_when_it_has_expired_and_nothing_needs_it_any_more(wor
     batch = here.client.batches.create(input_file_id=file.id, via=None)
     change_file(here.client.engine.records, file.id, expires_at=int(time.time()) - 1)
 
-    assert list(housekeeping(here.client)) == []
+    assert list(run_housekeeping(here.client)) == []
     here.client.batches.run(batch.id)
 
     assert kept(here) == [("delete_file", file.id)]
@@ -244,7 +244,7 @@ def test_what_a_retry_leaves_is_kept_as_long_as_what_the_batch_left_first(world,
     ended = here.client.batches.run(batch.id)
 
     assert here.client.files.retrieve(ended.error_file_id).expires_at == ended.failed_at + 3_600
-    assert [chore for chore in housekeeping(here.client) if chore.kind == "delete_file"] == []
+    assert [chore for chore in run_housekeeping(here.client) if chore.kind == "delete_file"] == []
 
 
 def test_an_upload_that_died_leaves_nothing_a_day_later(world, tmp_path):
@@ -254,7 +254,7 @@ def test_an_upload_that_died_leaves_nothing_a_day_later(world, tmp_path):
         client.files.create(file=requests_file(tmp_path / "r.jsonl", 3))
 
     assert list(here.client.files.list()) == []
-    assert list(housekeeping(here.client)) == []
+    assert list(run_housekeeping(here.client)) == []
     later(here.client.engine)
     assert [kind for kind, _ in kept(here)] == ["delete_objects"]
     assert here.client.engine.store.find("") == []
@@ -283,7 +283,7 @@ def test_what_a_retry_replaced_is_kept_for_readers_and_then_deleted(world, tmp_p
     ended = here.client.batches.run(batch.id)
     content = lines_of(here.client, ended.error_file_id)
 
-    assert list(housekeeping(here.client)) == []
+    assert list(run_housekeeping(here.client)) == []
     later(here.client.engine)
     done = kept(here)
     assert {kind for kind, _ in done} == {"delete_objects"}
@@ -305,7 +305,7 @@ def test_a_retry_outlives_the_cleaning_up_that_the_end_before_it_had_no_time_for
     assert (ended.status, ended.request_counts.failed) == ("completed", 3)
 
     here.client.batches.retry(batch.id, via=None)
-    list(housekeeping(here.client, apply=True))
+    list(run_housekeeping(here.client, apply=True))
 
     assert [line["custom_id"] for line in lines_of(here.client, ended.output_file_id)] == ["request-0"]
     again = here.client.batches.run(batch.id)
@@ -319,7 +319,7 @@ def test_what_a_writer_that_died_left_half_is_discarded_after_a_day(world, tmp_p
     batch = made(here, tmp_path)
     half = Path(here.client.engine.store.uri(layout.input_key(batch.input_file_id))).with_name(f".tmp-{'0a' * 16}")
     half.write_bytes(b"{")
-    assert list(housekeeping(here.client)) == []
+    assert list(run_housekeeping(here.client)) == []
     os.utime(half, (1, 1))
 
     assert kept(here) == [("discard_unfinished", str(half))]
@@ -364,6 +364,6 @@ def test_a_chore_that_fails_is_told_and_the_others_are_done(world, tmp_path, mon
         delete(file_id)
 
     monkeypatch.setattr(here.client.files, "delete", refuse_first)
-    done = list(housekeeping(here.client, apply=True))
+    done = list(run_housekeeping(here.client, apply=True))
 
     assert [(chore.done, chore.error) for chore in done] == [(False, "the disk is away"), (True, None)]

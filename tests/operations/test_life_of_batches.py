@@ -22,12 +22,12 @@ from mortals import begun, later, let_die
 from waiters import Waiter
 from waiting import until
 
+from batchline.client.housekeeping import MaintenanceItem, run_housekeeping
 from batchline.models.errors import BatchlineError
 from batchline.models.settings import load_settings
-from batchline.models.status import TERMINAL, BatchStatus
-from batchline.operations.housekeeping import Chore, housekeeping
-from batchline.steps import saving
-from batchline.storage.records import upgrade_database
+from batchline.models.status import TERMINAL_STATUSES, BatchStatus
+from batchline.steps import segment_writer
+from batchline.storage.records.store import upgrade_database
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(3_600)]
 
@@ -118,7 +118,7 @@ class LivesAndDeaths(Lives):
                 known.outcomes[number] = "cancelled" if was_cancelling else "expired"
                 assert was_cancelling or known.is_late
                 known.late_now |= set() if was_cancelling else {number}
-        if record.status in TERMINAL:
+        if record.status in TERMINAL_STATUSES:
             assert known.open == []
             known.status = ending_of(known)
         else:
@@ -173,11 +173,11 @@ class LivesAndDeaths(Lives):
             later(self.engine)
             self.is_untidy = True
         wanted = self.expected_chores()
-        found = list(housekeeping(self.client))
+        found = list(run_housekeeping(self.client))
         assert {(chore.kind, chore.subject) for chore in self.told(found)} == wanted
         assert not any(chore.done for chore in found)
         self.waiter.forget()
-        done = list(housekeeping(self.client, apply=True))
+        done = list(run_housekeeping(self.client, apply=True))
         assert [chore for chore in done if not chore.done] == []
         self.has_been_kept(wanted)
 
@@ -194,14 +194,14 @@ class LivesAndDeaths(Lives):
         for upload in self.uploads:
             upload.is_there = self.exists(self.client.files.retrieve, upload.id)
 
-    def keep_house_until(self, writes: int) -> Iterator[Chore]:
+    def keep_house_until(self, writes: int) -> Iterator[MaintenanceItem]:
         client = self.doomed(writes)
         try:
-            yield from housekeeping(client, apply=True)
+            yield from run_housekeeping(client, apply=True)
         except BatchlineError as error:
             note(f"died: {error}")
 
-    def told(self, found: list[Chore]) -> list[Chore]:
+    def told(self, found: list[MaintenanceItem]) -> list[MaintenanceItem]:
         """Without the remains of deaths, of which there are none where nobody died."""
         remains = [chore for chore in found if chore.kind in {"delete_objects", "discard_unfinished"}]
         assert remains == [] or self.is_untidy
@@ -230,7 +230,7 @@ class LivesAndDeaths(Lives):
             if ("resume", known.id) in wanted:
                 sent += [f"{known.upload.name} {number}" for number in self.has_ended(known)]
         assert sorted(self.waiter.told) == sorted(sent)
-        left = self.told(list(housekeeping(self.client)))
+        left = self.told(list(run_housekeeping(self.client)))
         assert {(chore.kind, chore.subject) for chore in left} == self.expected_chores()
 
     # Reading
@@ -291,16 +291,16 @@ class LivesAndDeaths(Lives):
     def every_object_is_owned_or_doomed(self) -> None:
         owned = [f"files/{each.id}/" for each in self.uploads if each.is_there]
         owned += [f"batches/{each.id}/" for each in self.batches]
-        owned += [each.prefix for each in self.engine.records.doomed(now=2**40)]
-        keys = [info.key for info in self.engine.store.find("")]
+        owned += [each.prefix for each in self.engine.records.due_deletions(now=2**40)]
+        keys = [info.key for info in self.engine.store.list_objects("")]
         assert [key for key in keys if not key.startswith(tuple(owned))] == []
 
 
 def test_whatever_is_done_in_whatever_order_the_contract_holds(
     waiter: Waiter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saving, "STORAGE_PATIENCE_S", 0.0)
-    monkeypatch.setattr(saving, "STORAGE_PAUSE_S", 0.01)
+    monkeypatch.setattr(segment_writer, "STORAGE_PATIENCE_S", 0.0)
+    monkeypatch.setattr(segment_writer, "STORAGE_PAUSE_S", 0.01)
     upgrade_database(load_settings(database_url=f"sqlite:///{tmp_path / 'empty.db'}"))
     machine = type("Machine", (LivesAndDeaths,), {"waiter": waiter, "home": tmp_path})
 

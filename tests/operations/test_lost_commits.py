@@ -8,14 +8,14 @@ from losing_commits import CommitLoser, losing_commits
 from some_requests import lines_of, numbers_of, requests_file
 
 from batchline import Batchline
+from batchline.client.api_keys import ApiKeys
+from batchline.engine import retry
+from batchline.engine.services import Services
 from batchline.models.errors import Conflict, StorageFault
 from batchline.models.sync import SyncOptions
-from batchline.operations.keys import Keys
 from batchline.simulate import Simulator
-from batchline.sources import sync_source
-from batchline.steps import retry
-from batchline.steps.engine import Engine
-from batchline.storage import transactions
+from batchline.storage.records import transactions
+from batchline.sync import sync_source
 
 pytestmark = pytest.mark.system
 
@@ -33,7 +33,7 @@ def stand_in(simulator: Callable[..., Simulator]) -> Simulator:
 
 @pytest.fixture
 def client(
-    loser: CommitLoser, stand_in: Simulator, engine_for: Callable[..., Engine], tmp_path: Path
+    loser: CommitLoser, stand_in: Simulator, engine_for: Callable[..., Services], tmp_path: Path
 ) -> Iterator[Batchline]:
     engine = engine_for(
         stand_in.base_url,
@@ -42,7 +42,7 @@ def client(
         source_roots=(str(tmp_path),),
         source_still_s=0,
     )
-    with Batchline(engine=engine) as made:
+    with Batchline(services=engine) as made:
         yield made
 
 
@@ -71,7 +71,7 @@ def test_a_batch_lives_and_is_retried_while_the_answer_to_every_commit_is_lost(
     client.batches.delete(batch.id)
     client.files.delete(file.id)
     assert (list(client.batches.list()), list(client.files.list())) == ([], [])
-    assert client.engine.store.find("") == []
+    assert client.services.store.list_objects("") == []
 
 
 def test_a_cancel_and_a_key_are_made_once(client: Batchline, loser: CommitLoser, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_cancel_and_a_key_are_made_once(client: Batchline, loser: CommitLoser,
     loser.loses = lambda number: True
 
     assert client.batches.cancel(batch.id).status == "cancelled"
-    keys = Keys(client)
+    keys = ApiKeys(client)
     made = keys.create("somebody")
     assert [key.id for key in keys.list()] == [made.id]
 
@@ -89,14 +89,14 @@ def test_a_cancel_and_a_key_are_made_once(client: Batchline, loser: CommitLoser,
 def test_a_file_is_taken_once_and_its_copy_stays(
     after: str, client: Batchline, loser: CommitLoser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("batchline.sources.rounds.DELETED_AFTER_S", 0)
+    monkeypatch.setattr("batchline.sync.sync_pass.DELETE_AFTER_S", 0)
     (tmp_path / "inbox").mkdir()
     path = requests_file(tmp_path / "inbox" / "r.jsonl", 3)
     content = path.read_bytes()
     loser.loses = lambda number: True
 
     summary = sync_source(
-        client.engine, str(tmp_path / "inbox"), SyncOptions(after=after), start=lambda batch_id: None
+        client.services, str(tmp_path / "inbox"), SyncOptions(after=after), start_batch=lambda batch_id: None
     )
 
     assert (summary.taken, summary.started, summary.failed) == (1, 1, 0)
@@ -112,7 +112,7 @@ def test_a_commit_of_which_nothing_is_known_leaves_what_was_stored(
     (tmp_path / "inbox").mkdir()
     path = requests_file(tmp_path / "inbox" / "r.jsonl", 3)
     content = path.read_bytes()
-    take = client.engine.records.take
+    take = client.services.records.record_synced_file
 
     def lose_this(*arguments: object, **options: object) -> object:
         loser.loses = lambda number: True
@@ -123,14 +123,14 @@ def test_a_commit_of_which_nothing_is_known_leaves_what_was_stored(
     def fault(*_: object) -> bool:
         raise StorageFault("the database is away")
 
-    monkeypatch.setattr(client.engine.records, "take", lose_this)
+    monkeypatch.setattr(client.services.records, "record_synced_file", lose_this)
     options, inbox = SyncOptions(after="delete"), str(tmp_path / "inbox")
     with pytest.raises(StorageFault):
-        sync_source(client.engine, inbox, options, start=lambda batch_id: None)
-    monkeypatch.setattr(client.engine.records, "take", take)
+        sync_source(client.services, inbox, options, start_batch=lambda batch_id: None)
+    monkeypatch.setattr(client.services.records, "record_synced_file", take)
     loser.loses = lambda number: False
 
-    summary = sync_source(client.engine, inbox, options, start=lambda batch_id: None)
+    summary = sync_source(client.services, inbox, options, start_batch=lambda batch_id: None)
 
     assert (summary.unchanged, summary.started) == (1, 1)
     [batch] = client.batches.list()
@@ -157,15 +157,15 @@ def test_what_another_has_done_is_still_a_conflict(
     path = requests_file(tmp_path / "r.jsonl", 4, prompt=half_fails)
     batch = client.batches.create(input_file_id=client.files.create(file=path).id, via=None)
     client.batches.run(batch.id)
-    other = Batchline(engine=client.engine)
-    whole_plan = retry.whole_plan
+    other = Batchline(services=client.services)
+    whole_plan = retry.read_first_plan
 
     def another_comes_first(*arguments: object) -> object:
-        monkeypatch.setattr(retry, "whole_plan", whole_plan)
+        monkeypatch.setattr(retry, "read_first_plan", whole_plan)
         other.batches.retry(batch.id, via=None)
         return whole_plan(*arguments)
 
-    monkeypatch.setattr(retry, "whole_plan", another_comes_first)
+    monkeypatch.setattr(retry, "read_first_plan", another_comes_first)
     with pytest.raises(Conflict):
         client.batches.retry(batch.id, via=None)
 

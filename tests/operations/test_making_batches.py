@@ -7,9 +7,9 @@ from some_requests import requests_file
 from waiting import until
 
 from batchline import Batchline
+from batchline.client.runner import MAX_CONCURRENT_BATCHES
+from batchline.engine.lease import active_lease
 from batchline.models.errors import Conflict, InvalidInput, NotFound
-from batchline.operations.runner import MOST_AT_ONCE
-from batchline.steps.hold import held
 
 
 def stored(here, tmp_path, count=20, **options):
@@ -134,7 +134,7 @@ def test_a_query_that_cannot_be_is_refused(world):
 def test_what_is_over_or_runs_cannot_be_resumed(world, tmp_path):
     here = world(stand_in={"latency_s": 0.05}, upstream={"max_in_flight": 2})
     batch = here.client.batches.create(input_file_id=stored(here, tmp_path, 40).id)
-    until(lambda: held(batch.id))
+    until(lambda: active_lease(batch.id))
 
     with pytest.raises(Conflict, match="is being run"):
         here.client.batches.resume(batch.id)
@@ -146,7 +146,7 @@ def test_what_is_over_or_runs_cannot_be_resumed(world, tmp_path):
 def test_leaving_a_client_stops_what_it_runs_and_another_goes_on(world, tmp_path):
     here = world(stand_in={"latency_s": 0.05}, upstream={"max_in_flight": 4})
     engine = here.client.engine
-    with Batchline(engine=engine) as client:
+    with Batchline(services=engine) as client:
         batch = client.batches.create(input_file_id=stored(here, tmp_path, 300).id)
         until(lambda: here.simulator.counters()["received"] >= 20)
     sent = here.simulator.counters()["received"]
@@ -178,7 +178,7 @@ def test_batches_that_wait_take_no_threads(world, tmp_path):
     here = world(stand_in={"latency_s": 0.05})
     file = here.client.files.create(file=requests_file(tmp_path / "r.jsonl", 1))
 
-    ids = [here.client.batches.create(input_file_id=file.id).id for _ in range(MOST_AT_ONCE * 2)]
+    ids = [here.client.batches.create(input_file_id=file.id).id for _ in range(MAX_CONCURRENT_BATCHES * 2)]
 
-    assert sum(thread.name == "runner" for thread in threading.enumerate()) <= MOST_AT_ONCE
+    assert sum(thread.name == "runner" for thread in threading.enumerate()) <= MAX_CONCURRENT_BATCHES
     assert {here.client.batches.wait(each, timeout_s=60).status for each in ids} == {"completed"}

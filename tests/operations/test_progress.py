@@ -8,9 +8,9 @@ import pytest
 from waiting import until
 
 from batchline import Batchline
+from batchline.client.progress import ProgressTracker, runner_state
 from batchline.models.status import BatchStatus
-from batchline.operations.progress import Watch, runner_note
-from batchline.storage.records import BatchRecord
+from batchline.storage.records.store import BatchRecord
 
 HELD = {"lease_owner": "a:1:x", "lease_at": 1_000.0}
 
@@ -33,32 +33,32 @@ def record(**fields: object) -> BatchRecord:
     ids=["it runs", "over", "silent", "not begun", "let go"],
 )
 def test_why_a_batch_does_not_move(fields, note):
-    assert runner_note(record(**fields), now=1_010, lease_s=60) == note
+    assert runner_state(record(**fields), now=1_010, lease_s=60) == note
 
 
 @pytest.fixture
-def watch(engine_for) -> Watch:
-    return Watch(engine_for("http://127.0.0.1:9/v1"))
+def watch(engine_for) -> ProgressTracker:
+    return ProgressTracker(engine_for("http://127.0.0.1:9/v1"))
 
 
-def test_speed_is_that_since_the_start_until_it_was_watched(watch: Watch):
+def test_speed_is_that_since_the_start_until_it_was_watched(watch: ProgressTracker):
     run = {**HELD, "lease_at": time.time(), "in_progress_at": int(time.time()) - 50}
-    seen = watch.look(record(total=1_000, completed=90, failed=10, **run))
-    assert (seen.settled, seen.run) == (100, None)
+    seen = watch.snapshot(record(total=1_000, completed=90, failed=10, **run))
+    assert (seen.settled, seen.session) == (100, None)
     assert seen.per_s == pytest.approx(2, rel=0.1)
-    assert seen.left_s == pytest.approx(450, rel=0.1)
+    assert seen.eta_s == pytest.approx(450, rel=0.1)
 
 
-def test_a_batch_that_nobody_runs_has_no_time_left(watch: Watch):
-    seen = watch.look(record(total=1_000, completed=100, in_progress_at=int(time.time()) - 50))
-    assert (seen.note, seen.left_s) == ("stopped", None)
+def test_a_batch_that_nobody_runs_has_no_time_left(watch: ProgressTracker):
+    seen = watch.snapshot(record(total=1_000, completed=100, in_progress_at=int(time.time()) - 50))
+    assert (seen.note, seen.eta_s) == ("stopped", None)
 
 
-def test_then_it_is_the_speed_of_late(watch: Watch):
+def test_then_it_is_the_speed_of_late(watch: ProgressTracker):
     batch = record(total=1_000, completed=100, in_progress_at=int(time.time()) - 1_000)
-    watch.look(batch)
+    watch.snapshot(batch)
     time.sleep(1.2)
-    seen = watch.look(msgspec.structs.replace(batch, completed=700))
+    seen = watch.snapshot(msgspec.structs.replace(batch, completed=700))
     assert seen.per_s is not None
     assert seen.per_s > 100
 
@@ -66,20 +66,20 @@ def test_then_it_is_the_speed_of_late(watch: Watch):
 @pytest.mark.parametrize(
     "fields", [{"generation": 1}, {"in_progress_at": None}, {"status": BatchStatus.FINALIZING}]
 )
-def test_a_speed_that_cannot_be_known_is_not_told(fields, watch: Watch):
-    seen = watch.look(record(**{"total": 9, "completed": 5, "in_progress_at": 1, **fields}))
-    assert (seen.per_s, seen.left_s) == (None, None)
+def test_a_speed_that_cannot_be_known_is_not_told(fields, watch: ProgressTracker):
+    seen = watch.snapshot(record(**{"total": 9, "completed": 5, "in_progress_at": 1, **fields}))
+    assert (seen.per_s, seen.eta_s) == (None, None)
 
 
 def test_the_process_that_runs_it_knows_more(simulator: Callable, engine_for: Callable, chat_file: Callable):
     engine = engine_for(simulator(latency_s=0.3).base_url)
-    with Batchline(engine=engine) as client:
+    with Batchline(services=engine) as client:
         file = client.files.create(file=chat_file(2_000))
         batch = client.batches.create(input_file_id=file.id)
-        watch = Watch(engine)
+        watch = ProgressTracker(engine)
 
         def some() -> bool:
-            run = watch.look(client.batches.record(batch.id)).run
+            run = watch.snapshot(client.batches.record(batch.id)).session
             return run is not None and run.completed > 0
 
         until(some)

@@ -10,13 +10,13 @@ from some_requests import lines_of, numbers_of, requests_file
 from waiting import until
 
 from batchline import Batchline
+from batchline.engine.services import Services
 from batchline.models.batches import BatchResponse
+from batchline.models.error_codes import UNANSWERED_CODES
 from batchline.models.errors import BatchlineError, Conflict, NotFound
-from batchline.models.failures import UNANSWERED
 from batchline.models.settings import Settings
-from batchline.models.status import TERMINAL, BatchStatus
-from batchline.steps.engine import Engine
-from batchline.storage.records import Lease, Records
+from batchline.models.status import TERMINAL_STATUSES, BatchStatus
+from batchline.storage.records.store import Lease, Records
 
 ROUNDS = 4
 
@@ -34,10 +34,10 @@ def failed(here, tmp_path, count=12):
 def assert_sound(here, batch_id: str, count: int) -> None:
     """It is over, each request is in one of its files, and the counts add up."""
     batch = here.client.batches.retrieve(batch_id)
-    assert batch.status in TERMINAL
+    assert batch.status in TERMINAL_STATUSES
     output, errors = lines_of(here.client, batch.output_file_id), lines_of(here.client, batch.error_file_id)
     assert sorted(numbers_of(output) + numbers_of(errors)) == (list(range(count)) if output or errors else [])
-    failed = [line for line in errors if line["error"]["code"] not in UNANSWERED]
+    failed = [line for line in errors if line["error"]["code"] not in UNANSWERED_CODES]
     assert (batch.request_counts.completed, batch.request_counts.failed) == (len(output), len(failed))
 
 
@@ -198,15 +198,15 @@ class Dawdling(Records):
         super().__init__(records._engine)
         self.is_held_up = False
 
-    def beat(
+    def heartbeat(
         self, lease: Lease, *, completed: int | None = None, failed: int | None = None, now: float | None = None
     ) -> BatchStatus:
         if not completed:
-            return super().beat(lease, now=now, completed=completed, failed=failed)
+            return super().heartbeat(lease, now=now, completed=completed, failed=failed)
         self.is_held_up = True
-        while self.get_batch(lease.batch_id).status not in TERMINAL:
+        while self.get_batch(lease.batch_id).status not in TERMINAL_STATUSES:
             threading.Event().wait(0.01)
-        return super().beat(lease, now=now, completed=completed, failed=failed)
+        return super().heartbeat(lease, now=now, completed=completed, failed=failed)
 
 
 def test_a_heartbeat_that_comes_late_does_not_change_the_counts_of_what_is_over(world, tmp_path):
@@ -215,7 +215,7 @@ def test_a_heartbeat_that_comes_late_does_not_change_the_counts_of_what_is_over(
     records = Dawdling(engine.records)
     batch = made(here, tmp_path)
 
-    with Batchline(engine=Engine(settings=engine.settings, store=engine.store, records=records)) as client:
+    with Batchline(services=Services(settings=engine.settings, store=engine.store, records=records)) as client:
         ended = client.batches.run(batch.id)
 
     assert records.is_held_up

@@ -10,8 +10,8 @@ from some_requests import requests_file
 from waiting import until
 
 from batchline.models.errors import InvalidInput, NotFound
-from batchline.steps.spool import records_of
-from batchline.storage import layout
+from batchline.steps.spool import parse_segment_records
+from batchline.storage.objects import layout
 
 TOTAL = 90
 
@@ -143,7 +143,7 @@ def with_answers(store, batch_id) -> set[str]:
     found = set()
     for info in store.find(layout.segments_prefix(batch_id, 0)):
         with suppress(NotFound):  # its chunk may have been finished since
-            if list(records_of(store.read(info.key))):
+            if list(parse_segment_records(store.read(info.key))):
                 found.add(info.key)
     return found
 

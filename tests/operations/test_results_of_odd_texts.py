@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchline import Batchline
-from batchline.cli.results import _write
+from batchline.cli.results import _write_results
 
 DIGITS = "9" * 5_000
 ANSWERS = {
@@ -45,7 +45,7 @@ def client(engine_for: Callable) -> Iterator[Batchline]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Odd) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         engine = engine_for(f"http://127.0.0.1:{server.server_port}/v1", upstream={"max_attempts": 1})
-        with Batchline(engine=engine) as client:
+        with Batchline(services=engine) as client:
             yield client
         server.shutdown()
 
@@ -72,7 +72,7 @@ def test_one_odd_body_spoils_nobody_elses_result(client: Batchline, tmp_path: Pa
     ]
     batch_id = ended(client, tmp_path / "r.jsonl", odd)
 
-    lines = [each.to_json() for each in client.batches.result_texts(batch_id)]
+    lines = [each.to_json() for each in client.batches.raw_results(batch_id)]
     items = list(client.batches.results(batch_id))
 
     found = [json.loads(line, parse_int=str) for line in lines]
@@ -92,7 +92,7 @@ def test_csv_and_parquet_take_any_body(client: Batchline, tmp_path: Path) -> Non
     for kind in ("csv", "parquet"):
         path = tmp_path / f"r.{kind}"
         with path.open("wb") as file:
-            assert _write(client.batches.result_texts(batch_id), kind, file) == 2
+            assert _write_results(client.batches.raw_results(batch_id), kind, file) == 2
     with (tmp_path / "r.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     table = pq.read_table(tmp_path / "r.parquet").to_pylist()
@@ -106,7 +106,7 @@ def test_a_csv_holds_no_formula_and_no_control_character(client: Batchline, tmp_
     batch_id = ended(client, tmp_path / "r.jsonl", [(each, "plain", "") for each in CUSTOM_IDS])
     file = io.BytesIO()
 
-    _write(client.batches.result_texts(batch_id), "csv", file)
+    _write_results(client.batches.raw_results(batch_id), "csv", file)
 
     found = [row["custom_id"] for row in csv.DictReader(io.StringIO(file.getvalue().decode(), newline=""))]
     assert found == ["'=1+1", "'@x", "-2", "+3.5", "'-x\\x1b[31m", "plain"]

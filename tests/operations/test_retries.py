@@ -4,8 +4,8 @@ import pytest
 from some_requests import lines_of, numbers_of, requests_file
 from waiting import until
 
+from batchline.models.error_codes import UNANSWERED_CODES
 from batchline.models.errors import Conflict, InvalidInput, NotFound
-from batchline.models.failures import UNANSWERED
 from batchline.models.ids import request_id
 
 FAILING_ONCE = {"server_error": 0.4}
@@ -23,7 +23,7 @@ def assert_each_once_in_order(client, batch, total):
     assert numbers_of(output) == sorted(numbers_of(output))
     assert numbers_of(errors) == sorted(numbers_of(errors))
     assert sorted(numbers_of(output) + numbers_of(errors)) == list(range(total))
-    failed = [line for line in errors if line["error"]["code"] not in UNANSWERED]
+    failed = [line for line in errors if line["error"]["code"] not in UNANSWERED_CODES]
     assert (batch.request_counts.completed, batch.request_counts.failed) == (len(output), len(failed))
     assert all(line["error"] is None for line in output)
     assert all(line["error"] is not None for line in errors)

@@ -9,7 +9,7 @@ from waiting import until
 from batchline import Batchline
 from batchline.models import batches
 from batchline.steps.reports import read_report
-from batchline.storage.records import BatchRecord
+from batchline.storage.records.store import BatchRecord
 
 HANGING = 5
 PROMPTS = ["1?", "2?", "3 simulate:status=400", *(f"{number} simulate:hanging" for number in range(HANGING))]
@@ -20,7 +20,7 @@ def begun(client: Batchline, **create: object) -> BatchRecord:
     content = "\n".join(chat_line(number, prompt) for number, prompt in enumerate(PROMPTS)).encode()
     file = client.files.create(file=("r.jsonl", content))
     batch = client.batches.create(input_file_id=file.id, **create)
-    records = client.engine.records
+    records = client.services.records
     until(lambda: (records.get_batch(batch.id).completed, records.get_batch(batch.id).failed) == (2, 1))
     return records.get_batch(batch.id)
 

@@ -7,7 +7,7 @@ from prefect.settings import PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
 from batchline.models.errors import BatchEnded, Conflict, InvalidInput, StorageFault
 from batchline.models.status import BatchStatus
-from batchline.orchestration.run_log import UNEXPECTED, tell_errors_plainly
+from batchline.orchestration.log_filter import UNEXPECTED_MESSAGE, install_log_filter
 
 ENDED = BatchEnded("batch b failed: 3 failed", batch_id="b", status=BatchStatus.FAILED)
 
@@ -15,17 +15,17 @@ ENDED = BatchEnded("batch b failed: 3 failed", batch_id="b", status=BatchStatus.
 @pytest.mark.parametrize(
     ("error", "message", "told"),
     [
-        (ENDED, UNEXPECTED, None),
+        (ENDED, UNEXPECTED_MESSAGE, None),
         (InvalidInput("no such window"), "Encountered exception during execution", False),
-        (Conflict("another has it"), UNEXPECTED, None),
+        (Conflict("another has it"), UNEXPECTED_MESSAGE, None),
         (StorageFault("the disk is full"), "Encountered exception during execution", True),
-        (StorageFault("the disk is full"), UNEXPECTED, None),
-        (ValueError("a fault"), UNEXPECTED, True),
+        (StorageFault("the disk is full"), UNEXPECTED_MESSAGE, None),
+        (ValueError("a fault"), UNEXPECTED_MESSAGE, True),
     ],
     ids=["a batch's end", "asked wrongly", "said before", "fault", "fault, said before", "not ours"],
 )
 def test_each_error_is_told_once_and_with_a_traceback_where_that_helps(error, message, told, caplog):
-    tell_errors_plainly()
+    install_log_filter()
     with temporary_settings({PREFECT_LOGGING_TO_API_ENABLED: False}), caplog.at_level(logging.ERROR):
         logging.getLogger("prefect.flow_runs").error(message, exc_info=error)
 

@@ -12,7 +12,7 @@ from asking import Answer, ask, chat, connected
 from pydantic import ValidationError
 
 from batchline.simulate import Simulator, SimulatorOptions
-from batchline.simulate.faults import Budget, Fate, Fault
+from batchline.simulate.fault_injection import FaultInjector, FixedWindowLimit, InjectedFault
 
 
 def statuses(stand_in: Simulator, count: int) -> list[int]:
@@ -82,13 +82,16 @@ def test_a_prompt_may_order_any_status(plain):
     assert ask(plain, chat("please simulate:status=418 now")).status == 418
 
 
-@pytest.mark.parametrize("fault", Fault)
+@pytest.mark.parametrize("fault", InjectedFault)
 def test_every_fault_can_be_ordered_in_a_prompt(fault):
-    assert Fate(SimulatorOptions()).ordered(f'{{"x": "simulate:{fault}"}}'.encode()) == (fault, None)
+    assert FaultInjector(SimulatorOptions()).read_directive(f'{{"x": "simulate:{fault}"}}'.encode()) == (
+        fault,
+        None,
+    )
 
 
 def test_every_fault_has_a_knob():
-    assert {fault.value for fault in Fault} <= set(SimulatorOptions.model_fields)
+    assert {fault.value for fault in InjectedFault} <= set(SimulatorOptions.model_fields)
 
 
 def test_a_share_of_requests_fails_and_the_rest_does_not(simulator):
@@ -170,17 +173,17 @@ def test_tokens_above_the_budget_are_refused(simulator):
 
 def test_a_budget_is_whole_again_after_a_minute(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("batchline.simulate.faults.time.monotonic", lambda: now[0])
-    budget = Budget(3)
-    assert [budget.take(2), budget.take(2)] == [None, 60.0]
+    monkeypatch.setattr("batchline.simulate.fault_injection.time.monotonic", lambda: now[0])
+    budget = FixedWindowLimit(3)
+    assert [budget.acquire(2), budget.acquire(2)] == [None, 60.0]
     now[0] += 60.0
-    assert budget.take(2) is None
+    assert budget.acquire(2) is None
 
 
 def test_a_request_above_a_whole_budget_is_let_through_alone():
-    budget = Budget(10)
-    assert budget.take(50) is None
-    assert budget.take(1) is not None
+    budget = FixedWindowLimit(10)
+    assert budget.acquire(50) is None
+    assert budget.acquire(1) is not None
 
 
 def test_more_at_once_than_allowed_is_refused(simulator):
@@ -257,8 +260,8 @@ def test_the_first_byte_comes_after_its_share_of_the_latency(simulator):
 
 
 def latencies(**knobs: object) -> list[float]:
-    fate = Fate(SimulatorOptions.model_validate({"latency_s": 0.5, **knobs}))
-    return [fate.latency_s(fate.dice(number, 1)) for number in range(5_000)]
+    fate = FaultInjector(SimulatorOptions.model_validate({"latency_s": 0.5, **knobs}))
+    return [fate.draw_latency_s(fate.rng_for(number, 1)) for number in range(5_000)]
 
 
 def test_uniform_latencies_spread_evenly_to_twice_the_mean():

@@ -13,8 +13,8 @@ for room in ("storage", "operations"):  # for their races and deaths
 from folders import Folder, LocalFolder, S3Folder  # noqa: E402 - now that what it needs can be found
 from real_servers import S3Server  # noqa: E402
 
-from batchline.sources import rounds  # noqa: E402
-from batchline.steps.engine import Engine  # noqa: E402
+from batchline.engine.services import Services  # noqa: E402
+from batchline.sync import sync_pass  # noqa: E402
 
 
 @pytest.fixture
@@ -42,10 +42,10 @@ def folder(request: pytest.FixtureRequest) -> Folder:
 @pytest.fixture(autouse=True)
 def deletes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not keep what was taken for an hour before it is deleted; tests of that hour set it again."""
-    monkeypatch.setattr(rounds, "DELETED_AFTER_S", 0)
+    monkeypatch.setattr(sync_pass, "DELETE_AFTER_S", 0)
 
 
 @pytest.fixture
-def engine(folder: Folder, engine_for: Callable[..., Engine]) -> Engine:
+def engine(folder: Folder, engine_for: Callable[..., Services]) -> Services:
     """An engine that may pick up from the folder, with an upstream that nobody asks."""
     return engine_for("http://localhost:9", source_still_s=0, **folder.settings)

@@ -7,12 +7,12 @@ from typing import Any, Protocol
 from real_servers import S3Server
 from some_requests import chat_line
 
+from batchline.engine.pipeline import run_local
+from batchline.engine.services import Services
 from batchline.models.batches import ListBatchesQuery
 from batchline.models.sync import SyncOptions, SyncSummary
-from batchline.sources import sync_source
-from batchline.steps.engine import Engine
-from batchline.steps.local import run_local
-from batchline.storage.records import BatchRecord
+from batchline.storage.records.store import BatchRecord
+from batchline.sync import sync_source
 
 
 class Folder(Protocol):
@@ -92,24 +92,24 @@ def requests(count: int = 2, prompt: str = "Question {}?") -> bytes:
 BAD = b'{"custom_id":"a"}\nno json\n'
 
 
-def synced(engine: Engine, folder: Folder, **options: Any) -> SyncSummary:
+def synced(engine: Services, folder: Folder, **options: Any) -> SyncSummary:
     """A round that starts nothing."""
-    return sync_source(engine, folder.uri, SyncOptions(**options), start=lambda batch_id: None)
+    return sync_source(engine, folder.uri, SyncOptions(**options), start_batch=lambda batch_id: None)
 
 
-def run(engine: Engine, folder: Folder, **options: Any) -> SyncSummary:
+def run(engine: Services, folder: Folder, **options: Any) -> SyncSummary:
     """A round that runs each batch to its end and writes back its results."""
     chosen = SyncOptions(**{"write_back": True, **options})
-    return sync_source(engine, folder.uri, chosen, start=lambda batch_id: run_local(engine, batch_id))
+    return sync_source(engine, folder.uri, chosen, start_batch=lambda batch_id: run_local(engine, batch_id))
 
 
-def batches_of(engine: Engine) -> list[BatchRecord]:
+def batches_of(engine: Services) -> list[BatchRecord]:
     """All batches, oldest first."""
     found, _ = engine.records.list_records(ListBatchesQuery(limit=100), now=0)
     return found[::-1]
 
 
-def inputs_of(engine: Engine) -> list[bytes]:
+def inputs_of(engine: Services) -> list[bytes]:
     """What each batch reads."""
     files = [engine.records.get_file(batch.input_file_id) for batch in batches_of(engine)]
     return [engine.store.read(file.key) for file in files]

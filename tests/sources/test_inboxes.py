@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from real_servers import S3Server
 
+from batchline.engine.services import Services
 from batchline.models.settings import load_settings
 from batchline.models.sync import SyncEvent
-from batchline.steps.engine import Engine
-from batchline.storage import inbox_s3
-from batchline.storage.inbox import ENDINGS, Inbox, ending_of, open_inbox, stem_of
+from batchline.sync import s3_folder as s3_folder_module
+from batchline.sync.folder import JSONL_SUFFIXES, WatchedFolder, jsonl_suffix, short_stem
+from batchline.sync.select import open_watched_folder
 
 # Names
 
@@ -45,7 +46,7 @@ DISK_ONLY = ["b\\..\\..\\c.jsonl", f"{'n' * 249}.jsonl", f"{'文' * 83}.jsonl"]
 
 
 def test_a_file_of_any_name_goes_all_the_ways(
-    folder: Folder, simulator: Callable, engine_for: Callable[..., Engine]
+    folder: Folder, simulator: Callable, engine_for: Callable[..., Services]
 ) -> None:
     engine = engine_for(simulator().base_url, source_still_s=0, **folder.settings)
     for name in NAMES if isinstance(folder, S3Folder) else [*NAMES, *DISK_ONLY]:
@@ -74,7 +75,7 @@ def added(now: list[str], before: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("folder", ["local"], indirect=True)
-def test_a_name_that_is_not_utf8_is_told_and_left(engine: Engine, folder: LocalFolder) -> None:
+def test_a_name_that_is_not_utf8_is_told_and_left(engine: Services, folder: LocalFolder) -> None:
     folder.put("\udcff.jsonl", requests())
     folder.put("a.jsonl", requests())
 
@@ -85,7 +86,7 @@ def test_a_name_that_is_not_utf8_is_told_and_left(engine: Engine, folder: LocalF
 
 
 @pytest.mark.parametrize("folder", ["local"], indirect=True)
-def test_a_folder_reached_by_a_link_is_the_same_source(engine: Engine, folder: LocalFolder) -> None:
+def test_a_folder_reached_by_a_link_is_the_same_source(engine: Services, folder: LocalFolder) -> None:
     folder.put("a.jsonl", requests())
     (folder.path.parent / "link").symlink_to("inbox")
     synced(engine, folder)
@@ -95,7 +96,7 @@ def test_a_folder_reached_by_a_link_is_the_same_source(engine: Engine, folder: L
 
 
 @pytest.mark.parametrize("folder", ["local"], indirect=True)
-def test_results_do_not_leave_the_roots_by_a_link(engine: Engine, folder: LocalFolder, tmp_path) -> None:
+def test_results_do_not_leave_the_roots_by_a_link(engine: Services, folder: LocalFolder, tmp_path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (folder.path.parent / "outbox").symlink_to(tmp_path / "elsewhere")
 
@@ -106,11 +107,11 @@ def test_results_do_not_leave_the_roots_by_a_link(engine: Engine, folder: LocalF
 some_names = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=250)
 
 
-@given(name=some_names, ending=st.sampled_from(["", *ENDINGS, ".JSONL", ".jsonl.GZ"]))
+@given(name=some_names, ending=st.sampled_from(["", *JSONL_SUFFIXES, ".JSONL", ".jsonl.GZ"]))
 def test_what_is_made_of_a_name_is_a_name(name: str, ending: str) -> None:
-    stem = stem_of(name + ending)
+    stem = short_stem(name + ending)
 
-    assert ending_of(name + ending).lower() in {"", *ENDINGS}
+    assert jsonl_suffix(name + ending).lower() in {"", *JSONL_SUFFIXES}
     assert stem
     assert "/" not in stem
     assert len(f"{stem}.{'0' * 12}.jsonl.zst.errors.json".encode()) <= 255
@@ -119,7 +120,7 @@ def test_what_is_made_of_a_name_is_a_name(name: str, ending: str) -> None:
 
 @given(st.lists(some_names, min_size=2, max_size=2, unique=True))
 def test_names_that_are_cut_stay_apart(names: list[str]) -> None:
-    one, other = (stem_of(f"{name}.jsonl") for name in names)
+    one, other = (short_stem(f"{name}.jsonl") for name in names)
 
     assert one != other
 
@@ -134,7 +135,7 @@ def test_an_event_is_one_line_whatever_the_name() -> None:
 
 
 @pytest.fixture
-def counted(s3_folder: S3Folder, s3_server: S3Server, engine_for: Callable[..., Engine]) -> Iterator[Any]:
+def counted(s3_folder: S3Folder, s3_server: S3Server, engine_for: Callable[..., Services]) -> Iterator[Any]:
     """An engine whose way to S3 counts the requests."""
     with between(s3_server.url) as server:
         settings = {**s3_folder.settings, "s3_endpoint_url": server.url}
@@ -179,9 +180,9 @@ def test_a_look_passes_over_what_lies_below_and_what_is_called_otherwise(
 # Servers that know fewer conditions
 
 
-def opened(folder: S3Folder, server: Between | None = None) -> Inbox:
+def opened(folder: S3Folder, server: Between | None = None) -> WatchedFolder:
     changes = {"s3_endpoint_url": server.url} if server else {}
-    inbox, _ = open_inbox(folder.uri, load_settings(**{**folder.settings, **changes}))
+    inbox, _ = open_watched_folder(folder.uri, load_settings(**{**folder.settings, **changes}))
     return inbox
 
 
@@ -191,7 +192,7 @@ def test_an_object_that_is_replaced_right_before_its_deletion_stays(
 ) -> None:
     inbox = opened(s3_folder)
     s3_folder.put("a.jsonl", b"old")
-    [file] = inbox.files("")
+    [file] = inbox.list_files("")
     info = inbox._store.info
 
     def late(key: str) -> object:
@@ -222,12 +223,12 @@ def test_a_server_without_conditional_deletion_is_asked_for_the_version_before(
     with between(s3_server.url, rule) as server:
         inbox = opened(s3_folder, server)
         s3_folder.put("a.jsonl", b"old")
-        [file] = inbox.files("")
+        [file] = inbox.list_files("")
         s3_folder.put("a.jsonl", b"new")
         assert not inbox.delete(file)
         assert s3_folder.read("a.jsonl") == b"new"
 
-        [file] = inbox.files("")
+        [file] = inbox.list_files("")
         assert inbox.delete(file)
         assert s3_folder.names() == []
 
@@ -237,16 +238,16 @@ def test_a_server_without_conditional_deletion_is_asked_for_the_version_before(
 def test_an_object_too_large_for_one_copy_is_moved_in_pieces(
     changes: bool, s3_folder: S3Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inbox_s3, "COPY_BYTES", 2**20)
-    monkeypatch.setattr(inbox_s3, "PIECE_BYTES", 5 * 2**20)
+    monkeypatch.setattr(s3_folder_module, "MAX_COPY_BYTES", 2**20)
+    monkeypatch.setattr(s3_folder_module, "COPY_PART_BYTES", 5 * 2**20)
     data = bytes(range(256)) * 45_000
     inbox = opened(s3_folder)
     s3_folder.put("a.jsonl", data)
-    [file] = inbox.files("")
+    [file] = inbox.list_files("")
     if changes:
         s3_folder.put("a.jsonl", b"new")
 
-    assert inbox.move(file, "taken", "a.jsonl") is not changes
+    assert inbox.move_to_sibling(file, "taken", "a.jsonl") is not changes
     assert s3_folder.names("taken") == ([] if changes else ["a.jsonl"])
     assert s3_folder.names() == (["a.jsonl"] if changes else [])
     assert changes or s3_folder.read("a.jsonl", "taken") == data
@@ -265,7 +266,7 @@ def versioned(s3_server: S3Server) -> str:
 
 @pytest.mark.system
 def test_in_a_bucket_with_versions_what_was_deleted_stays_as_an_earlier_one(
-    versioned: str, s3_server: S3Server, engine_for: Callable[..., Engine]
+    versioned: str, s3_server: S3Server, engine_for: Callable[..., Services]
 ) -> None:
     folder = S3Folder(s3_server, f"{versioned}/top/inbox")
     engine = engine_for("http://localhost:9", source_still_s=0, **folder.settings)
@@ -282,7 +283,7 @@ def test_in_a_bucket_with_versions_what_was_deleted_stays_as_an_earlier_one(
 
 @pytest.mark.system
 def test_the_top_of_a_bucket_can_be_watched(
-    versioned: str, s3_server: S3Server, engine_for: Callable[..., Engine]
+    versioned: str, s3_server: S3Server, engine_for: Callable[..., Services]
 ) -> None:
     folder = S3Folder(s3_server, versioned)
     folder.client.pipe_file(f"{versioned}/a.jsonl", requests())

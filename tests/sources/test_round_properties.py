@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_round_races import assert_sound, mortal
 
+from batchline.engine.services import Services
 from batchline.models.errors import StorageFault
-from batchline.steps.engine import Engine
 
 NAMES = ("a.jsonl", "b.jsonl", "a.JSONL")
 
@@ -22,7 +22,7 @@ rounds = st.tuples(st.just("round"), st.sampled_from(["keep", "move", "delete"])
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(acts=st.lists(puts | puts | rounds, max_size=14))
 def test_what_lies_there_at_the_end_is_taken_and_nothing_is_taken_twice(
-    acts: list[tuple[str, str, object]], engine_for: Callable[..., Engine], tmp_path: Path
+    acts: list[tuple[str, str, object]], engine_for: Callable[..., Services], tmp_path: Path
 ) -> None:
     home = tmp_path / str(time.monotonic_ns())
     folder = LocalFolder(home / "data" / "inbox")

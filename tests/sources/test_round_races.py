@@ -11,35 +11,34 @@ from folders import BAD, Folder, LocalFolder, batches_of, inputs_of, kinds, requ
 from mortals import Life, MortalRecords, MortalStore, later
 from racing import forking, in_processes, in_threads
 
+from batchline.engine.deletion import delete_objects
+from batchline.engine.services import Services, open_services
 from batchline.models.errors import StorageFault
 from batchline.models.settings import Settings
 from batchline.models.sync import SyncOptions, SyncSummary
-from batchline.sources import sync_source
-from batchline.steps.engine import Engine, open_engine
-from batchline.steps.sweep import sweep
-from batchline.storage import inbox_local
-from batchline.storage.inbox import InboxFile
-from batchline.storage.inbox_local import LocalInbox
-from batchline.storage.objects import ObjectWriter
-from batchline.storage.records import Taken
-from batchline.storage.schema import source_files
+from batchline.storage.objects.store import ObjectWriter
+from batchline.storage.records.schema import synced_files
+from batchline.storage.records.store import SyncedVersion
+from batchline.sync import local_folder, sync_source
+from batchline.sync.folder import WatchedFile
+from batchline.sync.local_folder import LocalWatchedFolder
 
 FILES = 12
 
 
 @pytest.fixture
-def shared(folder: Folder, database: dict[str, object], engine_for: Callable[..., Engine]) -> Engine:
+def shared(folder: Folder, database: dict[str, object], engine_for: Callable[..., Services]) -> Services:
     """An engine on each kind of database."""
     return engine_for("http://localhost:9", source_still_s=0, **{**folder.settings, **database})
 
 
-def assert_sound(engine: Engine) -> None:
+def assert_sound(engine: Services) -> None:
     """What is stored is the input of a batch, and nothing else, once what is doomed is gone."""
     later(engine)
-    for some in engine.records.doomed(now=time.time()):
-        sweep(engine, some)
+    for some in engine.records.due_deletions(now=time.time()):
+        delete_objects(engine, some)
     inputs = {engine.records.get_file(batch.input_file_id).key for batch in batches_of(engine)}
-    assert {info.key for info in engine.store.find("files/")} == inputs
+    assert {info.key for info in engine.store.list_objects("files/")} == inputs
 
 
 # Two at once
@@ -49,7 +48,7 @@ def one_round(number: int, settings: Settings, uri: str, after: str) -> SyncSumm
     """A round in a process of its own; top-level, so that such a process finds it."""
     del number
     options = SyncOptions(after=after)
-    return sync_source(open_engine(settings), uri, options, start=lambda batch_id: None)
+    return sync_source(open_services(settings), uri, options, start_batch=lambda batch_id: None)
 
 
 IN_THREADS = [pytest.param(after, False, id=f"threads-{after}") for after in ("keep", "move", "delete")]
@@ -58,7 +57,7 @@ IN_PROCESSES = [pytest.param("move", True, id="processes-move", marks=pytest.mar
 
 @pytest.mark.parametrize(("after", "apart"), [*IN_THREADS, *IN_PROCESSES])
 def test_two_rounds_at_once_make_one_batch_of_each_file(
-    after: str, apart: bool, shared: Engine, folder: Folder
+    after: str, apart: bool, shared: Services, folder: Folder
 ) -> None:
     for number in range(FILES):
         folder.put(f"{number:02}.jsonl", requests(1, f"File {number}"))
@@ -80,14 +79,14 @@ def test_two_rounds_at_once_make_one_batch_of_each_file(
     assert folder.names("quarantine") == ["bad.jsonl", "bad.jsonl.errors.json"]
 
 
-def test_two_files_that_want_the_same_place_at_once_both_get_one(shared: Engine, folder: Folder) -> None:
+def test_two_files_that_want_the_same_place_at_once_both_get_one(shared: Services, folder: Folder) -> None:
     """The results of `a.jsonl` and `a.JSONL` would have the same name."""
     for number in range(6):
         folder.put(f"{number}.jsonl", requests(1, f"One {number}"))
         folder.put(f"{number}.JSONL", requests(1, f"Other {number}"))
 
     def take(pattern: str) -> SyncSummary:
-        return sync_source(shared, f"{folder.uri}/{pattern}", start=lambda batch_id: None)
+        return sync_source(shared, f"{folder.uri}/{pattern}", start_batch=lambda batch_id: None)
 
     rounds = in_threads(2, lambda number: take(("*.jsonl", "*.JSONL")[number]))
 
@@ -99,24 +98,24 @@ def test_two_files_that_want_the_same_place_at_once_both_get_one(shared: Engine,
 
 
 @pytest.fixture
-def between_list_and_read(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def between_list_and_read(engine: Services, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Do something when the round has listed the files and looks up which of them it knows."""
 
     def arrange(act: Callable[[], object]) -> None:
-        taken = engine.records.taken
+        taken = engine.records.synced_versions
 
-        def first_act(ids: Any) -> dict[str, Taken]:
-            monkeypatch.setattr(engine.records, "taken", taken)
+        def first_act(ids: Any) -> dict[str, SyncedVersion]:
+            monkeypatch.setattr(engine.records, "synced_versions", taken)
             act()
             return taken(ids)
 
-        monkeypatch.setattr(engine.records, "taken", first_act)
+        monkeypatch.setattr(engine.records, "synced_versions", first_act)
 
     return arrange
 
 
 @pytest.fixture
-def while_reading(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def while_reading(engine: Services, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Do something when the first block of the file has been read."""
 
     def arrange(act: Callable[[], object]) -> None:
@@ -135,19 +134,19 @@ def while_reading(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[.
 
 
 @pytest.fixture
-def behind_the_record(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def behind_the_record(engine: Services, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Do something when the batch has just been recorded."""
 
     def arrange(act: Callable[[], object]) -> None:
-        take = engine.records.take
+        take = engine.records.record_synced_file
 
         def acting(*arguments: Any, **options: Any) -> Any:
-            monkeypatch.setattr(engine.records, "take", take)
+            monkeypatch.setattr(engine.records, "record_synced_file", take)
             picked = take(*arguments, **options)
             act()
             return picked
 
-        monkeypatch.setattr(engine.records, "take", acting)
+        monkeypatch.setattr(engine.records, "record_synced_file", acting)
 
     return arrange
 
@@ -157,7 +156,7 @@ LARGE = requests(1) + b"\n" * 20_000_000
 
 @pytest.mark.parametrize("moment", ["between_list_and_read", "while_reading"])
 def test_a_file_that_is_replaced_before_it_is_read_whole_is_left_to_the_next_round(
-    moment: str, engine: Engine, folder: Folder, request: pytest.FixtureRequest
+    moment: str, engine: Services, folder: Folder, request: pytest.FixtureRequest
 ) -> None:
     folder.put("a.jsonl", LARGE)
     folder.put("b.jsonl", requests(2))
@@ -167,7 +166,7 @@ def test_a_file_that_is_replaced_before_it_is_read_whole_is_left_to_the_next_rou
     assert kinds(first) == ["changed", "taken", "moved", "started"]
     assert folder.names() == ["a.jsonl"]
     assert inputs_of(engine) == [requests(2)]
-    assert len(engine.store.find("files/")) == 1
+    assert len(engine.store.list_objects("files/")) == 1
 
     assert synced(engine, folder).taken == 1
     assert inputs_of(engine) == [requests(2), requests(3)]
@@ -176,7 +175,7 @@ def test_a_file_that_is_replaced_before_it_is_read_whole_is_left_to_the_next_rou
 @pytest.mark.parametrize("moment", ["between_list_and_read", "while_reading"])
 @pytest.mark.parametrize("folder", ["local"], indirect=True)
 def test_a_file_that_is_written_on_while_it_is_read_is_left_to_the_next_round(
-    moment: str, engine: Engine, folder: LocalFolder, request: pytest.FixtureRequest
+    moment: str, engine: Services, folder: LocalFolder, request: pytest.FixtureRequest
 ) -> None:
     def write_on() -> None:
         with (folder.path / "a.jsonl").open("ab") as file:
@@ -186,12 +185,12 @@ def test_a_file_that_is_written_on_while_it_is_read_is_left_to_the_next_round(
     request.getfixturevalue(moment)(write_on)
 
     assert kinds(synced(engine, folder)) == ["changed"]
-    assert engine.store.find("") == []
+    assert engine.store.list_objects("") == []
 
 
 @pytest.mark.parametrize("after", ["move", "delete"])
 def test_a_file_that_is_replaced_when_it_has_been_read_is_neither_moved_nor_deleted(
-    after: str, engine: Engine, folder: Folder, behind_the_record: Callable[..., None]
+    after: str, engine: Services, folder: Folder, behind_the_record: Callable[..., None]
 ) -> None:
     folder.put("a.jsonl", requests(2))
     behind_the_record(lambda: folder.put("a.jsonl", requests(3)))
@@ -206,7 +205,7 @@ def test_a_file_that_is_replaced_when_it_has_been_read_is_neither_moved_nor_dele
 
 
 def test_a_file_that_vanishes_is_told(
-    engine: Engine, folder: Folder, between_list_and_read: Callable[..., None]
+    engine: Services, folder: Folder, between_list_and_read: Callable[..., None]
 ) -> None:
     folder.put("a.jsonl", requests())
     folder.put("b.jsonl", requests())
@@ -216,7 +215,7 @@ def test_a_file_that_vanishes_is_told(
 
 
 def test_a_bad_file_that_is_replaced_when_it_has_been_read_does_not_go_into_quarantine(
-    engine: Engine, folder: Folder, monkeypatch: pytest.MonkeyPatch
+    engine: Services, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = engine.store.stream
 
@@ -236,9 +235,9 @@ def test_a_bad_file_that_is_replaced_when_it_has_been_read_does_not_go_into_quar
 def test_a_local_file_that_comes_in_the_very_moment_of_a_deletion_is_put_back(
     local_folder: LocalFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inbox = LocalInbox(local_folder.path)
+    inbox = LocalWatchedFolder(local_folder.path)
     local_folder.put("a.jsonl", b"old")
-    [file] = inbox.files("")
+    [file] = inbox.list_files("")
     rename = Path.rename
 
     def late(path: Path, target: Path) -> Path:
@@ -256,16 +255,16 @@ def test_a_local_file_that_comes_in_the_very_moment_of_a_deletion_is_put_back(
 # Deaths
 
 
-def mortal(engine: Engine, writes: int) -> Engine:
+def mortal(engine: Services, writes: int) -> Services:
     """The same, which dies at the write behind so many."""
     life = Life(writes)
     store, records = MortalStore(engine.store, life), MortalRecords(engine.records, life)
-    return Engine(settings=engine.settings, store=store, records=records)
+    return Services(settings=engine.settings, store=store, records=records)
 
 
 @pytest.mark.parametrize("after", ["keep", "move", "delete"])
 def test_a_round_that_dies_at_any_write_leaves_what_the_next_one_finishes(
-    after: str, engine: Engine, folder: Folder
+    after: str, engine: Services, folder: Folder
 ) -> None:
     died = 0
     for writes in range(40):
@@ -278,7 +277,7 @@ def test_a_round_that_dies_at_any_write_leaves_what_the_next_one_finishes(
         synced(engine, folder, after=after)
 
         assert [each for each in inputs_of(engine) if each == text] == [text]
-        assert engine.records.unstarted(str(batches_of(engine)[0].dwext.source_id)) == []
+        assert engine.records.unstarted_batches(str(batches_of(engine)[0].dwext.source_id)) == []
         if died and writes > died:
             break
     assert died >= 4
@@ -287,7 +286,7 @@ def test_a_round_that_dies_at_any_write_leaves_what_the_next_one_finishes(
 
 
 def test_results_are_whole_whatever_write_a_round_dies_at(
-    folder: Folder, simulator: Callable, engine_for: Callable[..., Engine]
+    folder: Folder, simulator: Callable, engine_for: Callable[..., Services]
 ) -> None:
     settings = {**folder.settings, "lease_s": 0.5}
     engine = engine_for(simulator().base_url, source_still_s=0, upstream={"max_attempts": 1}, **settings)
@@ -295,10 +294,10 @@ def test_results_are_whole_whatever_write_a_round_dies_at(
     folder.put("b.jsonl", requests(3))
     run(engine, folder, write_back=False)
     taken = [batch.id for batch in batches_of(engine)]
-    engine.records._note(_of(taken), writes_back=True)
+    engine.records._update_rows(_of(taken), writes_back=True)
 
     for writes in (0, 1, 2):
-        engine.records._note(_of(taken), written_generation=None)
+        engine.records._update_rows(_of(taken), written_generation=None)
         with suppress(StorageFault):
             run(mortal(engine, writes), folder)
         run(engine, folder)
@@ -309,20 +308,22 @@ def test_results_are_whole_whatever_write_a_round_dies_at(
 
 
 def test_a_file_that_a_killed_round_had_moved_aside_is_picked_up(
-    local_folder: LocalFolder, engine_for: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+    local_folder: LocalFolder, engine_for: Callable[..., Services], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_for("http://localhost:9", source_still_s=0, **local_folder.settings)
     listed = listed_version(local_folder, "a.jsonl", requests(1, "As it was listed"))
     newer = requests(1, "As it was when it was to be deleted")
     with monkeypatch.context() as dying:
-        dying.setattr(LocalInbox, "_version_at", versions_of_a_file_that_changes(local_folder, "a.jsonl", newer))
+        dying.setattr(
+            LocalWatchedFolder, "_current_version", versions_of_a_file_that_changes(local_folder, "a.jsonl", newer)
+        )
         with pytest.raises(KilledError):
-            LocalInbox(local_folder.path).delete(listed)
+            LocalWatchedFolder(local_folder.path).delete(listed)
     assert [name for name in local_folder.names() if not name.startswith(".tmp-")] == []
 
     synced(engine, local_folder)
     assert inputs_of(engine) == []
-    monkeypatch.setattr(inbox_local, "ASIDE_S", -1)
+    monkeypatch.setattr(local_folder, "ASIDE_S", -1)
     synced(engine, local_folder)
 
     assert (inputs_of(engine), local_folder.names()) == ([newer], ["a.jsonl"])
@@ -332,17 +333,17 @@ class KilledError(BaseException):
     """The end of a process at this point."""
 
 
-def listed_version(folder: LocalFolder, name: str, data: bytes) -> InboxFile:
+def listed_version(folder: LocalFolder, name: str, data: bytes) -> WatchedFile:
     folder.put(name, data)
-    return next(LocalInbox(folder.path).files("*.jsonl"))
+    return next(LocalWatchedFolder(folder.path).list_files("*.jsonl"))
 
 
 def versions_of_a_file_that_changes(folder: LocalFolder, name: str, newer: bytes) -> Callable[..., str | None]:
     """Answer for the file's version; it changes after the first answer, and the process ends at the second."""
-    original = LocalInbox._version_at
+    original = LocalWatchedFolder._current_version
     asked: list[Path] = []
 
-    def version_at(inbox: LocalInbox, path: Path) -> str | None:
+    def version_at(inbox: LocalWatchedFolder, path: Path) -> str | None:
         asked.append(path)
         if len(asked) == 2:
             raise KilledError
@@ -354,7 +355,7 @@ def versions_of_a_file_that_changes(folder: LocalFolder, name: str, newer: bytes
 
 
 def _of(batch_ids: list[str]) -> Any:
-    return source_files.c.batch_id.in_(batch_ids)
+    return synced_files.c.batch_id.in_(batch_ids)
 
 
 def forever(settings: Settings, uri: str) -> None:
@@ -365,7 +366,7 @@ def forever(settings: Settings, uri: str) -> None:
 
 @pytest.mark.system
 def test_rounds_that_are_killed_lose_no_file_and_take_none_twice(
-    shared: Engine, folder: Folder, monkeypatch: pytest.MonkeyPatch
+    shared: Services, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = [requests(1, f"File {number}") for number in range(40)]
     for number, text in enumerate(texts):
@@ -379,7 +380,7 @@ def test_rounds_that_are_killed_lose_no_file_and_take_none_twice(
             time.sleep(0.05)
         process.kill()
         process.join()
-    monkeypatch.setattr(inbox_local, "ASIDE_S", -1)  # no other round is at work, and the test does not wait
+    monkeypatch.setattr(local_folder, "ASIDE_S", -1)  # no other round is at work, and the test does not wait
     synced(shared, folder, after="move")
 
     assert sorted(inputs_of(shared)) == sorted(texts)

@@ -14,20 +14,20 @@ from real_servers import SECRET
 from rights import as_nobody
 from sqlalchemy import update
 
+from batchline.engine.deletion import DELETION_DELAY_S
+from batchline.engine.pipeline import run_local
+from batchline.engine.retry import retry_batch
+from batchline.engine.services import Services
 from batchline.models.errors import BatchlineError, Conflict, InvalidInput, NotFound, StorageFault
-from batchline.models.sync import OF_A_FILE, SyncOptions
+from batchline.models.sync import FILE_EVENT_KINDS, SyncOptions
 from batchline.simulate import Simulator
-from batchline.sources import rounds, sync_source
-from batchline.steps.engine import Engine
-from batchline.steps.local import run_local
-from batchline.steps.retry import retry_batch
-from batchline.steps.sweep import KEPT_S
-from batchline.storage.schema import source_files
+from batchline.storage.records.schema import synced_files
+from batchline.sync import sync_pass, sync_source
 
 # Taking
 
 
-def test_each_file_becomes_a_batch_of_a_copy_of_it(engine: Engine, folder: Folder) -> None:
+def test_each_file_becomes_a_batch_of_a_copy_of_it(engine: Services, folder: Folder) -> None:
     folder.put("a.jsonl", requests(2))
     folder.put("b.jsonl.gz", gzip.compress(requests(3)))
     folder.put("c.jsonl.zst", zstandard.compress(requests(4)))
@@ -40,7 +40,7 @@ def test_each_file_becomes_a_batch_of_a_copy_of_it(engine: Engine, folder: Folde
     assert folder.names() == ["a.jsonl", "b.jsonl.gz", "c.jsonl.zst"]
 
 
-def test_a_batch_says_where_it_came_from(engine: Engine, folder: Folder) -> None:
+def test_a_batch_says_where_it_came_from(engine: Services, folder: Folder) -> None:
     folder.put("a.jsonl", requests())
     folder.put("b.jsonl", requests())
 
@@ -58,7 +58,7 @@ def test_a_batch_says_where_it_came_from(engine: Engine, folder: Folder) -> None
     assert (one.completion_window, one.metadata) == ("3h", {"team": "search"})
 
 
-def test_the_endpoint_is_the_files_own(engine: Engine, folder: Folder) -> None:
+def test_the_endpoint_is_the_files_own(engine: Services, folder: Folder) -> None:
     line = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m", "input": "x"}}
     folder.put("a.jsonl", json.dumps(line).encode())
     folder.put("b.jsonl", requests())
@@ -69,14 +69,14 @@ def test_the_endpoint_is_the_files_own(engine: Engine, folder: Folder) -> None:
 
 
 def test_a_file_for_another_endpoint_than_the_one_asked_for_goes_into_quarantine(
-    engine: Engine, folder: Folder
+    engine: Services, folder: Folder
 ) -> None:
     folder.put("a.jsonl", requests())
 
     assert synced(engine, folder, endpoint="/v1/embeddings").quarantined == 1
 
 
-def test_a_file_is_taken_once(engine: Engine, folder: Folder) -> None:
+def test_a_file_is_taken_once(engine: Services, folder: Folder) -> None:
     folder.put("a.jsonl", requests())
     synced(engine, folder)
 
@@ -86,7 +86,7 @@ def test_a_file_is_taken_once(engine: Engine, folder: Folder) -> None:
     assert len(batches_of(engine)) == 1
 
 
-def test_a_file_that_changed_is_taken_again(engine: Engine, folder: Folder) -> None:
+def test_a_file_that_changed_is_taken_again(engine: Services, folder: Folder) -> None:
     folder.put("a.jsonl", requests(2))
     synced(engine, folder)
     folder.put("a.jsonl", requests(3))
@@ -95,7 +95,7 @@ def test_a_file_that_changed_is_taken_again(engine: Engine, folder: Folder) -> N
     assert inputs_of(engine) == [requests(2), requests(3)]
 
 
-def test_a_file_that_grew_is_taken_again(engine_for: Callable[..., Engine], local_folder: LocalFolder) -> None:
+def test_a_file_that_grew_is_taken_again(engine_for: Callable[..., Services], local_folder: LocalFolder) -> None:
     engine = engine_for("http://localhost:9", source_still_s=0, **local_folder.settings)
     local_folder.put("a.jsonl", requests(1))
     synced(engine, local_folder)
@@ -117,17 +117,17 @@ PATTERNS = {
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_the_pattern_says_which_files_are_meant(pattern: str, engine: Engine, folder: Folder) -> None:
+def test_the_pattern_says_which_files_are_meant(pattern: str, engine: Services, folder: Folder) -> None:
     for name in ("a.jsonl", ".hidden.jsonl", "x.txt", "..jsonl"):
         folder.put(name, requests())
     folder.put("b.jsonl.gz", gzip.compress(requests()))
 
-    summary = sync_source(engine, folder.uri + pattern, start=lambda batch_id: None, dry_run=True)
+    summary = sync_source(engine, folder.uri + pattern, start_batch=lambda batch_id: None, dry_run=True)
 
     assert [str(event.file).rpartition("/")[2] for event in summary.events] == PATTERNS[pattern]
 
 
-def test_folders_in_the_folder_are_left_alone(engine: Engine, folder: Folder) -> None:
+def test_folders_in_the_folder_are_left_alone(engine: Services, folder: Folder) -> None:
     if isinstance(folder, LocalFolder):
         (folder.path / "below").mkdir()
         (folder.path / "folder.jsonl").mkdir()
@@ -136,7 +136,7 @@ def test_folders_in_the_folder_are_left_alone(engine: Engine, folder: Folder) ->
     assert synced(engine, folder).found == 0
 
 
-def test_links_and_pipes_are_left_alone(engine_for: Callable[..., Engine], local_folder: LocalFolder) -> None:
+def test_links_and_pipes_are_left_alone(engine_for: Callable[..., Services], local_folder: LocalFolder) -> None:
     engine = engine_for("http://localhost:9", source_still_s=0, **local_folder.settings)
     (local_folder.path / "link.jsonl").symlink_to("/etc/passwd")
     os.mkfifo(local_folder.path / "pipe.jsonl")
@@ -144,7 +144,9 @@ def test_links_and_pipes_are_left_alone(engine_for: Callable[..., Engine], local
     assert synced(engine, local_folder).found == 0
 
 
-def test_a_file_that_is_being_written_waits(engine_for: Callable[..., Engine], local_folder: LocalFolder) -> None:
+def test_a_file_that_is_being_written_waits(
+    engine_for: Callable[..., Services], local_folder: LocalFolder
+) -> None:
     engine = engine_for("http://localhost:9", source_still_s=0.4, **local_folder.settings)
     local_folder.put("a.jsonl", requests(1))
 
@@ -157,7 +159,7 @@ def test_a_file_that_is_being_written_waits(engine_for: Callable[..., Engine], l
 
 
 def test_a_time_of_change_that_was_set_back_does_not_make_a_file_still(
-    engine_for: Callable[..., Engine], local_folder: LocalFolder
+    engine_for: Callable[..., Services], local_folder: LocalFolder
 ) -> None:
     engine = engine_for("http://localhost:9", source_still_s=60, **local_folder.settings)
     local_folder.put("a.jsonl", requests(1))
@@ -166,19 +168,19 @@ def test_a_time_of_change_that_was_set_back_does_not_make_a_file_still(
     assert synced(engine, local_folder).waiting == 1
 
 
-def test_a_dry_run_changes_nothing(engine: Engine, folder: Folder) -> None:
+def test_a_dry_run_changes_nothing(engine: Services, folder: Folder) -> None:
     folder.put("a.jsonl", requests())
     folder.put("bad.jsonl", BAD)
 
-    summary = sync_source(engine, folder.uri, SyncOptions(after="move"), start=pytest.fail, dry_run=True)
+    summary = sync_source(engine, folder.uri, SyncOptions(after="move"), start_batch=pytest.fail, dry_run=True)
 
     assert (summary.found, summary.taken, summary.dry_run) == (2, 2, True)
     assert batches_of(engine) == []
-    assert engine.store.find("") == []
+    assert engine.store.list_objects("") == []
     assert folder.names() == ["a.jsonl", "bad.jsonl"]
 
 
-def test_every_file_that_is_found_is_counted_once(engine: Engine, folder: Folder) -> None:
+def test_every_file_that_is_found_is_counted_once(engine: Services, folder: Folder) -> None:
     folder.put("a.jsonl", requests())
     synced(engine, folder)
     folder.put("b.jsonl", requests(3))
@@ -188,14 +190,14 @@ def test_every_file_that_is_found_is_counted_once(engine: Engine, folder: Folder
     summary = synced(engine, folder, after="move")
 
     assert summary.found == 4
-    assert sum(kind in OF_A_FILE for kind in kinds(summary)) + summary.unchanged == 4
+    assert sum(kind in FILE_EVENT_KINDS for kind in kinds(summary)) + summary.unchanged == 4
     assert summary.message == "4 found, 1 taken, 1 started, 1 unchanged, 2 quarantined"
 
 
 # Putting away
 
 
-def test_what_was_taken_is_moved_when_asked_for(engine: Engine, folder: Folder) -> None:
+def test_what_was_taken_is_moved_when_asked_for(engine: Services, folder: Folder) -> None:
     folder.put("a.jsonl", requests())
 
     summary = synced(engine, folder, after="move")
@@ -205,7 +207,7 @@ def test_what_was_taken_is_moved_when_asked_for(engine: Engine, folder: Folder) 
     assert folder.read("a.jsonl", "taken") == requests()
 
 
-def test_what_was_taken_is_deleted_when_asked_for(engine: Engine, folder: Folder) -> None:
+def test_what_was_taken_is_deleted_when_asked_for(engine: Services, folder: Folder) -> None:
     folder.put("a.jsonl", requests())
 
     assert kinds(synced(engine, folder, after="delete")) == ["taken", "deleted", "started"]
@@ -213,7 +215,7 @@ def test_what_was_taken_is_deleted_when_asked_for(engine: Engine, folder: Folder
 
 
 def test_a_later_version_does_not_take_the_place_of_an_earlier_among_those_taken(
-    engine: Engine, folder: Folder
+    engine: Services, folder: Folder
 ) -> None:
     for count in (1, 2, 3):
         folder.put("a.jsonl", requests(count))
@@ -226,27 +228,27 @@ def test_a_later_version_does_not_take_the_place_of_an_earlier_among_those_taken
 
 
 def test_what_was_taken_is_kept_for_an_hour_before_it_is_deleted(
-    engine: Engine, folder: Folder, monkeypatch: pytest.MonkeyPatch
+    engine: Services, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rounds, "DELETED_AFTER_S", KEPT_S)
+    monkeypatch.setattr(sync_pass, "DELETE_AFTER_S", DELETION_DELAY_S)
     folder.put("a.jsonl", requests())
 
     assert kinds(synced(engine, folder, after="delete")) == ["taken", "started"]
     assert kinds(synced(engine, folder, after="delete")) == []
     assert folder.names() == ["a.jsonl"]
-    taken_earlier(engine, KEPT_S + 1)
+    taken_earlier(engine, DELETION_DELAY_S + 1)
     assert kinds(synced(engine, folder, after="delete")) == ["deleted"]
     assert folder.names() == []
 
 
-def taken_earlier(engine: Engine, by_s: int) -> None:
+def taken_earlier(engine: Services, by_s: int) -> None:
     """Let so much time have passed since files were taken."""
     with engine.records._engine.begin() as connection:
-        connection.execute(update(source_files).values(taken_at=source_files.c.taken_at - by_s))
+        connection.execute(update(synced_files).values(taken_at=synced_files.c.taken_at - by_s))
 
 
 def test_results_can_be_read_by_others_and_what_is_stored_cannot(
-    engine_for: Callable[..., Engine], simulator: Callable[..., Simulator], local_folder: LocalFolder
+    engine_for: Callable[..., Services], simulator: Callable[..., Simulator], local_folder: LocalFolder
 ) -> None:
     umask = os.umask(0o022)
     try:
@@ -264,7 +266,7 @@ def test_results_can_be_read_by_others_and_what_is_stored_cannot(
     assert [path for path in ours if path.stat().st_mode & 0o077] == []
 
 
-def test_a_file_whose_copy_is_not_on_storage_is_not_deleted(engine: Engine, folder: Folder) -> None:
+def test_a_file_whose_copy_is_not_on_storage_is_not_deleted(engine: Services, folder: Folder) -> None:
     folder.put("a.jsonl", requests())
     synced(engine, folder)
     [batch] = batches_of(engine)
@@ -277,7 +279,9 @@ def test_a_file_whose_copy_is_not_on_storage_is_not_deleted(engine: Engine, fold
 
 
 @pytest.mark.parametrize("after", ["move", "delete"])
-def test_what_was_kept_is_put_away_by_a_round_that_is_asked_to(after: str, engine: Engine, folder: Folder) -> None:
+def test_what_was_kept_is_put_away_by_a_round_that_is_asked_to(
+    after: str, engine: Services, folder: Folder
+) -> None:
     folder.put("a.jsonl", requests())
     synced(engine, folder)
 
@@ -289,7 +293,7 @@ def test_what_was_kept_is_put_away_by_a_round_that_is_asked_to(after: str, engin
 
 
 def test_a_file_that_cannot_be_put_away_is_told_and_its_batch_started(
-    engine_for: Callable[..., Engine], local_folder: LocalFolder
+    engine_for: Callable[..., Services], local_folder: LocalFolder
 ) -> None:
     engine = engine_for("http://localhost:9", source_still_s=0, **local_folder.settings)
     local_folder.put("a.jsonl", requests())
@@ -305,7 +309,7 @@ def test_a_file_that_cannot_be_put_away_is_told_and_its_batch_started(
 
 
 def test_a_file_that_does_not_validate_goes_into_quarantine_with_all_its_errors(
-    engine: Engine, folder: Folder
+    engine: Services, folder: Folder
 ) -> None:
     folder.put("bad.jsonl", requests(2) + BAD + requests(1))
     folder.put("good.jsonl", requests())
@@ -323,7 +327,7 @@ def test_a_file_that_does_not_validate_goes_into_quarantine_with_all_its_errors(
 
 
 def test_the_errors_are_those_that_validate_prints(
-    engine_for: Callable[..., Engine], local_folder: LocalFolder, tmp_path: Path, capfdbinary
+    engine_for: Callable[..., Services], local_folder: LocalFolder, tmp_path: Path, capfdbinary
 ) -> None:
     from batchline.cli.validate import validate  # noqa: PLC0415
 
@@ -351,7 +355,7 @@ UNUSABLE = {
 
 @pytest.mark.parametrize("name", UNUSABLE)
 def test_a_file_that_cannot_be_used_is_in_nobodys_way(
-    name: str, folder: Folder, engine_for: Callable[..., Engine]
+    name: str, folder: Folder, engine_for: Callable[..., Services]
 ) -> None:
     engine = engine_for("http://localhost:9", source_still_s=0, max_file_bytes=4_000, **folder.settings)
     folder.put(name, UNUSABLE[name])
@@ -363,10 +367,10 @@ def test_a_file_that_cannot_be_used_is_in_nobodys_way(
     assert folder.names() == ["z.jsonl"]
     assert folder.read(name, "quarantine") == UNUSABLE[name]
     assert errors_in(folder.read(f"{name}.errors.json", "quarantine"))
-    assert len(engine.store.find("")) == 1
+    assert len(engine.store.list_objects("")) == 1
 
 
-def test_a_file_out_of_quarantine_is_looked_at_anew(engine_for: Callable[..., Engine], local_folder) -> None:
+def test_a_file_out_of_quarantine_is_looked_at_anew(engine_for: Callable[..., Services], local_folder) -> None:
     closed = engine_for("http://localhost:9", source_still_s=0, max_requests=1, **local_folder.settings)
     opened = engine_for("http://localhost:9", source_still_s=0, **local_folder.settings)
     local_folder.put("a.jsonl", requests(2))
@@ -378,7 +382,7 @@ def test_a_file_out_of_quarantine_is_looked_at_anew(engine_for: Callable[..., En
 
 
 def test_a_later_version_does_not_take_the_place_of_an_earlier_in_quarantine(
-    engine: Engine, folder: Folder
+    engine: Services, folder: Folder
 ) -> None:
     for text in (b"one", b"two"):
         folder.put("a.jsonl", text)
@@ -390,7 +394,7 @@ def test_a_later_version_does_not_take_the_place_of_an_earlier_in_quarantine(
 
 
 def test_a_file_that_may_not_be_read_is_told_and_stays(
-    engine_for: Callable[..., Engine], local_folder: LocalFolder
+    engine_for: Callable[..., Services], local_folder: LocalFolder
 ) -> None:
     engine = engine_for("http://localhost:9", source_still_s=0, **local_folder.settings)
     local_folder.put("a.jsonl", requests())
@@ -417,16 +421,16 @@ def test_a_file_that_may_not_be_read_is_told_and_stays(
 # Starting
 
 
-def test_a_batch_that_an_earlier_round_did_not_start_is_started(engine: Engine, folder: Folder) -> None:
+def test_a_batch_that_an_earlier_round_did_not_start_is_started(engine: Services, folder: Folder) -> None:
     def fails(batch_id: str) -> None:
         raise StorageFault("the server is away")
 
     folder.put("a.jsonl", requests())
-    first = sync_source(engine, folder.uri, start=fails)
+    first = sync_source(engine, folder.uri, start_batch=fails)
     started: list[str] = []
 
-    second = sync_source(engine, folder.uri, start=started.append)
-    third = sync_source(engine, folder.uri, start=started.append)
+    second = sync_source(engine, folder.uri, start_batch=started.append)
+    third = sync_source(engine, folder.uri, start_batch=started.append)
 
     assert (first.taken, first.started, first.failed) == (1, 0, 1)
     assert "the server is away" in str(first.events[-1].reason)
@@ -434,44 +438,44 @@ def test_a_batch_that_an_earlier_round_did_not_start_is_started(engine: Engine, 
     assert started == [batches_of(engine)[0].id]
 
 
-def test_what_is_wrong_with_each_start_is_told_once(engine: Engine, folder: Folder) -> None:
+def test_what_is_wrong_with_each_start_is_told_once(engine: Services, folder: Folder) -> None:
     def fails(batch_id: str) -> None:
         raise InvalidInput("there is no such deployment")
 
     for name in ("a.jsonl", "b.jsonl"):
         folder.put(name, requests())
 
-    summary = sync_source(engine, folder.uri, start=fails)
+    summary = sync_source(engine, folder.uri, start_batch=fails)
 
     assert (summary.taken, summary.failed) == (2, 1)
 
 
-def test_a_batch_that_another_has_started_is_as_good_as_started(engine: Engine, folder: Folder) -> None:
+def test_a_batch_that_another_has_started_is_as_good_as_started(engine: Services, folder: Folder) -> None:
     def taken(batch_id: str) -> None:
         raise Conflict("it is being run")
 
     folder.put("a.jsonl", requests())
 
-    assert sync_source(engine, folder.uri, start=taken).failed == 0
-    assert sync_source(engine, folder.uri, start=pytest.fail).started == 0
+    assert sync_source(engine, folder.uri, start_batch=taken).failed == 0
+    assert sync_source(engine, folder.uri, start_batch=pytest.fail).started == 0
 
 
-def test_a_batch_that_was_deleted_is_not_started(engine: Engine, folder: Folder) -> None:
+def test_a_batch_that_was_deleted_is_not_started(engine: Services, folder: Folder) -> None:
     def fails(batch_id: str) -> None:
         raise StorageFault("no")
 
     folder.put("a.jsonl", requests())
-    sync_source(engine, folder.uri, start=fails)
+    sync_source(engine, folder.uri, start_batch=fails)
     engine.records.delete_batch(batches_of(engine)[0].id, now=0, lease_s=60)
 
-    assert sync_source(engine, folder.uri, start=pytest.fail).failed == 0
+    assert sync_source(engine, folder.uri, start_batch=pytest.fail).failed == 0
 
 
 # Writing back
 
 
 @pytest.fixture
-def running(folder: Folder, simulator: Callable, engine_for: Callable[..., Engine]) -> Engine:
+def running(folder: Folder, simulator: Callable, engine_for: Callable[..., Services]) -> Services:
     """An engine with an upstream that answers."""
     return engine_for(simulator().base_url, source_still_s=0, upstream={"max_attempts": 1}, **folder.settings)
 
@@ -479,7 +483,7 @@ def running(folder: Folder, simulator: Callable, engine_for: Callable[..., Engin
 SOME_FAIL = requests(2) + requests(4, "simulate:status=400 {}").split(b"\n", 2)[2]
 
 
-def test_results_are_written_back_when_the_batch_is_over(running: Engine, folder: Folder) -> None:
+def test_results_are_written_back_when_the_batch_is_over(running: Services, folder: Folder) -> None:
     folder.put("a.jsonl", SOME_FAIL)
 
     summary = run(running, folder)
@@ -493,7 +497,7 @@ def test_results_are_written_back_when_the_batch_is_over(running: Engine, folder
 
 
 def test_results_of_a_batch_that_ran_elsewhere_are_written_back_by_the_next_round(
-    running: Engine, folder: Folder
+    running: Services, folder: Folder
 ) -> None:
     folder.put("a.jsonl", requests())
     assert kinds(synced(running, folder, write_back=True)) == ["taken", "started"]
@@ -504,7 +508,7 @@ def test_results_of_a_batch_that_ran_elsewhere_are_written_back_by_the_next_roun
     assert folder.names("outbox") == ["a.output.jsonl"]
 
 
-def test_without_the_wish_nothing_is_written_back(running: Engine, folder: Folder) -> None:
+def test_without_the_wish_nothing_is_written_back(running: Services, folder: Folder) -> None:
     folder.put("a.jsonl", requests())
     run(running, folder, write_back=False)
 
@@ -512,7 +516,9 @@ def test_without_the_wish_nothing_is_written_back(running: Engine, folder: Folde
     assert folder.names("outbox") == []
 
 
-def test_results_of_two_files_whose_names_differ_in_their_ends_do_not_mix(running: Engine, folder: Folder) -> None:
+def test_results_of_two_files_whose_names_differ_in_their_ends_do_not_mix(
+    running: Services, folder: Folder
+) -> None:
     folder.put("a.jsonl", requests(1))
     folder.put("a.jsonl.gz", gzip.compress(requests(2)))
     run(running, folder)
@@ -525,7 +531,7 @@ def test_results_of_two_files_whose_names_differ_in_their_ends_do_not_mix(runnin
 
 
 def test_results_of_a_retry_take_the_place_of_those_before(
-    folder: Folder, simulator: Callable, engine_for: Callable[..., Engine]
+    folder: Folder, simulator: Callable, engine_for: Callable[..., Services]
 ) -> None:
     shaky, sound = (
         engine_for(
@@ -551,7 +557,7 @@ def test_results_of_a_retry_take_the_place_of_those_before(
 
 
 def test_a_batch_that_does_not_validate_any_more_leaves_its_errors(
-    folder: Folder, engine_for: Callable[..., Engine]
+    folder: Folder, engine_for: Callable[..., Services]
 ) -> None:
     first = engine_for("http://localhost:9", source_still_s=0, **folder.settings)
     folder.put("a.jsonl", requests())
@@ -564,7 +570,7 @@ def test_a_batch_that_does_not_validate_any_more_leaves_its_errors(
 
 
 def test_results_that_cannot_be_written_are_told_and_tried_again(
-    simulator: Callable, engine_for: Callable[..., Engine], local_folder: LocalFolder
+    simulator: Callable, engine_for: Callable[..., Services], local_folder: LocalFolder
 ) -> None:
     engine = engine_for(simulator().base_url, source_still_s=0, **local_folder.settings)
     local_folder.put("a.jsonl", requests())
@@ -592,7 +598,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_options_that_cannot_be_are_refused_before_anything_is_read(
-    name: str, engine: Engine, folder: Folder
+    name: str, engine: Services, folder: Folder
 ) -> None:
     options, param = REFUSED[name]
     folder.put("a.jsonl", requests())
@@ -621,17 +627,21 @@ OUTSIDE = [
 
 
 @pytest.mark.parametrize(("uri", "words"), OUTSIDE)
-def test_a_folder_that_may_not_be_watched_is_refused(uri: str, words: str, engine: Engine, folder: Folder) -> None:
+def test_a_folder_that_may_not_be_watched_is_refused(
+    uri: str, words: str, engine: Services, folder: Folder
+) -> None:
     with pytest.raises(InvalidInput, match=words) as raised:
-        sync_source(engine, uri.format(inbox=folder.uri, beside=folder.uri.rpartition("/")[0]), start=pytest.fail)
+        sync_source(
+            engine, uri.format(inbox=folder.uri, beside=folder.uri.rpartition("/")[0]), start_batch=pytest.fail
+        )
     assert raised.value.param == "uri"
 
 
-def test_a_local_folder_that_is_not_there_is_told(engine_for: Callable[..., Engine], local_folder) -> None:
+def test_a_local_folder_that_is_not_there_is_told(engine_for: Callable[..., Services], local_folder) -> None:
     engine = engine_for("http://localhost:9", **local_folder.settings)
 
     with pytest.raises(NotFound, match="nowhere"):
-        sync_source(engine, f"{local_folder.path.parent}/nowhere", start=pytest.fail)
+        sync_source(engine, f"{local_folder.path.parent}/nowhere", start_batch=pytest.fail)
 
 
 @pytest.mark.system
@@ -645,7 +655,7 @@ def test_a_wrong_secret_stops_the_round_and_shows_none(s3_folder: Folder, engine
 
 
 def test_a_fault_of_our_own_storage_stops_the_round(
-    engine: Engine, folder: Folder, monkeypatch: pytest.MonkeyPatch
+    engine: Services, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object) -> None:
         raise StorageFault("the disk is full")

@@ -5,8 +5,8 @@ from typing import Any
 import hypothesis.strategies as st
 import pyarrow as pa
 
-from batchline.steps.figures import Figures, table_of
-from batchline.upstream.answers import MOST_TOKENS
+from batchline.analytics.request_metrics import RequestMetrics, build_table
+from batchline.upstream.call_results import MAX_TOKENS
 
 MODELS = (None, "gpt-4o-mini", "claude-sonnet-4-5", "deepseek-chat", "own", "nobody's")
 CODES = ("invalid_request", "rate_limited", "timeout", "batch_expired")
@@ -39,21 +39,21 @@ FAILED = {
 }
 
 
-def done(**changes: Any) -> Figures:
+def done(**changes: Any) -> RequestMetrics:
     """A request that completed."""
-    return Figures(**{"line": 1, "custom_id": "a", **DONE, **changes})
+    return RequestMetrics(**{"line": 1, "custom_id": "a", **DONE, **changes})
 
 
-def failed(**changes: Any) -> Figures:
+def failed(**changes: Any) -> RequestMetrics:
     """A request that failed."""
-    return Figures(**{"line": 1, "custom_id": "a", **FAILED, **changes})
+    return RequestMetrics(**{"line": 1, "custom_id": "a", **FAILED, **changes})
 
 
-def table(rows: list[Figures]) -> pa.Table:
-    return table_of(rows, offsets=[0] * len(rows), lengths=[0] * len(rows))
+def table(rows: list[RequestMetrics]) -> pa.Table:
+    return build_table(rows, offsets=[0] * len(rows), lengths=[0] * len(rows))
 
 
-def tables(rows: list[Figures], size: int) -> list[pa.Table]:
+def tables(rows: list[RequestMetrics], size: int) -> list[pa.Table]:
     """The rows in tables of so many."""
     return [table(rows[at : at + size]) for at in range(0, len(rows), size)]
 
@@ -62,7 +62,7 @@ def _maybe(values: st.SearchStrategy) -> st.SearchStrategy:
     return st.none() | values
 
 
-tokens = st.integers(0, 3_000) | st.integers(0, 400_000) | st.integers(0, MOST_TOKENS - 1)
+tokens = st.integers(0, 3_000) | st.integers(0, 400_000) | st.integers(0, MAX_TOKENS - 1)
 times_ms = st.floats(0, 1e6) | st.sampled_from([0.0, 0.1, 1.0, 10.0, 1e9])
 starts_s = st.floats(1_700_000_000, 1_700_000_300) | st.floats(1_600_000_000, 1_800_000_000)
 
@@ -83,7 +83,7 @@ def usages(draw: st.DrawFn) -> dict[str, int | None]:
 
 
 @st.composite
-def figures(draw: st.DrawFn) -> Figures:
+def figures(draw: st.DrawFn) -> RequestMetrics:
     """Any row that a batch may leave."""
     common = {
         "model": draw(st.sampled_from(MODELS)),

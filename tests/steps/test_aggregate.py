@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from batchline.analytics import totals as aggregating
+from batchline.analytics.request_metrics import RequestMetrics
+from batchline.analytics.totals import compute_analytics
 from batchline.models.analytics import BatchReport
 from batchline.models.settings import ModelPrice
-from batchline.steps import aggregate as aggregating
-from batchline.steps.aggregate import aggregate
-from batchline.steps.figures import Figures
 from tests.steps.some_figures import done, failed, figures, table, tables
 
 OWN = {
@@ -28,21 +28,21 @@ few = settings(max_examples=40, deadline=None)
 stretches = st.sampled_from([1, 7, 65_536])
 
 
-def of(rows: list[Figures], *, prices=OWN, size: int = 11):
-    return aggregate(tables(rows, size), prices=prices)
+def of(rows: list[RequestMetrics], *, prices=OWN, size: int = 11):
+    return compute_analytics(tables(rows, size), prices=prices)
 
 
 @pytest.fixture(autouse=True)
 def _cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reduce few rows at a time, so that several stretches meet."""
-    monkeypatch.setattr(aggregating, "ROWS_AT_ONCE", 16)
+    monkeypatch.setattr(aggregating, "ROWS_PER_FRAME", 16)
 
 
-def summed(rows: list[Figures], name: str) -> int:
+def summed(rows: list[RequestMetrics], name: str) -> int:
     return sum(getattr(row, name) or 0 for row in rows)
 
 
-def known(rows: list[Figures], name: str) -> list[float]:
+def known(rows: list[RequestMetrics], name: str) -> list[float]:
     return [getattr(row, name) for row in rows if getattr(row, name) is not None]
 
 
@@ -65,7 +65,7 @@ def test_analytics_are_sums_and_means_over_the_completed_requests(rows) -> None:
         assert mean == (pytest.approx(statistics.fmean(values), rel=1e-9) if values else None)
 
 
-def own_cost(rows: list[Figures]) -> Decimal:
+def own_cost(rows: list[RequestMetrics]) -> Decimal:
     """What the rows cost at `OWN`, each by itself."""
     result = Decimal(0)
     for row in rows:
@@ -153,7 +153,7 @@ def test_the_histogram_counts_every_duration_in_its_bin(rows) -> None:
     assert sum(each.completed + each.failed for each in report.durations) == len(timed)
 
 
-def overlap_s(row: Figures, start: float, end: float) -> float:
+def overlap_s(row: RequestMetrics, start: float, end: float) -> float:
     return max(0.0, min(end, row.started_at + row.duration_ms / 1e3) - max(start, row.started_at))
 
 
@@ -206,7 +206,7 @@ def test_a_report_survives_its_json(rows) -> None:
 
 
 def test_no_rows_give_nothing_but_zeros() -> None:
-    analytics, report = aggregate([], prices={})
+    analytics, report = compute_analytics([], prices={})
 
     assert analytics.model_dump() == {
         "total_requests": 0,
@@ -284,7 +284,7 @@ def test_a_report_of_an_earlier_version_can_be_read() -> None:
 def test_memory_does_not_grow_with_the_number_of_models_times_stretches() -> None:
     rows = [done(model=f"model-{at % 150}", duration_ms=float(at)) for at in range(600)]
 
-    _, report = aggregate([table(rows)], prices={})
+    _, report = compute_analytics([table(rows)], prices={})
 
     assert len(report.models) == 150
     assert sum(model.duration_ms is not None for model in report.models) == 100

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 from recording import Recorder, recording
 
+from batchline.engine.ingest import create_batch, store_input_file
+from batchline.engine.lease import acquire_lease
+from batchline.engine.lifecycle import validate_batch
+from batchline.engine.pipeline import run_local
+from batchline.engine.services import Services
 from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
 from batchline.models.errors import InputChanged, NotFound
-from batchline.models.status import TERMINAL, BatchStatus
-from batchline.steps.engine import Engine
-from batchline.steps.hold import hold_batch
-from batchline.steps.intake import create_batch, store_input_file
-from batchline.steps.lifecycle import validate_batch
-from batchline.steps.local import run_local
-from batchline.steps.plans import whole_plan
-from batchline.storage import layout
-from batchline.storage.records import BatchRecord
+from batchline.models.status import TERMINAL_STATUSES, BatchStatus
+from batchline.steps.plans import read_first_plan
+from batchline.storage.objects import layout
+from batchline.storage.records.store import BatchRecord
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def recorder() -> Iterator[Recorder]:
         yield server
 
 
-def created(engine: Engine, path: Path) -> tuple[BatchRecord, Path]:
+def created(engine: Services, path: Path) -> tuple[BatchRecord, Path]:
     """A new batch of the file, and where its input is stored."""
     file = store_input_file(engine, path)
     request = CreateBatchRequest(input_file_id=file.id, endpoint="/v1/chat/completions")
@@ -36,10 +36,10 @@ def created(engine: Engine, path: Path) -> tuple[BatchRecord, Path]:
     return batch, Path(engine.store.uri(file.key))
 
 
-def validated(engine: Engine, path: Path) -> tuple[BatchRecord, Path]:
+def validated(engine: Services, path: Path) -> tuple[BatchRecord, Path]:
     """A batch that has been validated and whose runner is gone."""
     batch, stored = created(engine, path)
-    with hold_batch(engine, batch.id) as hold:
+    with acquire_lease(engine, batch.id) as hold:
         assert validate_batch(hold) is not None
     return batch, stored
 
@@ -90,7 +90,7 @@ def test_of_a_changed_stretch_nothing_is_sent(
     with pytest.raises(InputChanged):
         run_local(engine, batch.id)
 
-    stretches = [each for chunk in whole_plan(engine.store, batch.id).chunks for each in chunk.stretches]
+    stretches = [each for chunk in read_first_plan(engine.store, batch.id).chunks for each in chunk.stretches]
     first = max(each.first_line for each in stretches if each.first_line <= 1_204)
     assert {f"Question {number}?" for number in range(first - 1, 1_500)}.isdisjoint(prompts(recorder))
 
@@ -163,7 +163,7 @@ def test_a_file_that_vanishes_before_validation_sends_nothing_and_leaves_the_bat
     with pytest.raises(NotFound, match=r"content\.jsonl"):
         run_local(engine, batch.id)
 
-    assert engine.records.get_batch(batch.id).status not in TERMINAL
+    assert engine.records.get_batch(batch.id).status not in TERMINAL_STATUSES
     assert recorder.sent == []
 
 

@@ -14,12 +14,18 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from batchline.engine.ingest import (
+    create_batch,
+    read_input_blocks,
+    store_input,
+    store_input_file,
+    store_input_from,
+)
+from batchline.engine.services import Services
 from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
 from batchline.models.errors import InvalidInput, NotFound
 from batchline.models.settings import load_settings
-from batchline.steps.engine import Engine
-from batchline.steps.intake import create_batch, input_blocks, store_input, store_input_file, store_input_from
-from batchline.steps.validate import validate_input
+from batchline.steps.check_input import check_input
 
 CONTENT = b"".join(b'{"custom_id":"%d"}\r\n' % random.Random(number).getrandbits(64) for number in range(20_000))
 SKIPPABLE = b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"
@@ -37,11 +43,11 @@ def zst(data: bytes) -> bytes:
 
 
 @pytest.fixture
-def engine(engine_for: Callable[..., Engine]) -> Engine:
+def engine(engine_for: Callable[..., Services]) -> Services:
     return engine_for("http://localhost:9", max_file_bytes=4 * 2**20)
 
 
-def stored_below(engine: Engine) -> list[Path]:
+def stored_below(engine: Services) -> list[Path]:
     return [path for path in Path(engine.store.root).rglob("*") if path.is_file()]
 
 
@@ -64,7 +70,7 @@ WHOLE = {
 
 @pytest.mark.parametrize(("name", "data"), WHOLE.values(), ids=WHOLE)
 def test_a_file_is_stored_with_its_decompressed_bytes_size_and_digest(
-    name: str, data: bytes, engine: Engine
+    name: str, data: bytes, engine: Services
 ) -> None:
     content = data if data.startswith((b"\xef", b"{")) or not data else CONTENT
 
@@ -87,7 +93,9 @@ def test_a_file_is_stored_with_its_decompressed_bytes_size_and_digest(
         ("", "input.jsonl"),
     ],
 )
-def test_a_file_is_recorded_under_the_plain_name_of_what_is_stored(name: str, plain: str, engine: Engine) -> None:
+def test_a_file_is_recorded_under_the_plain_name_of_what_is_stored(
+    name: str, plain: str, engine: Services
+) -> None:
     data = gzip.compress(b"{}") if name.lower().endswith("gz") else zst(b"{}") if name.endswith("zst") else b"{}"
 
     assert store_input(engine, io.BytesIO(data), filename=name).filename == plain
@@ -109,7 +117,7 @@ BROKEN = {
 
 @pytest.mark.parametrize(("name", "data"), BROKEN.values(), ids=BROKEN)
 def test_a_file_that_does_not_decompress_is_refused_and_nothing_is_stored(
-    name: str, data: bytes, engine: Engine
+    name: str, data: bytes, engine: Services
 ) -> None:
     with pytest.raises(InvalidInput, match=rf"{name} does not decompress as \w+: .*again"):
         store_input(engine, io.BytesIO(data), filename=name)
@@ -117,7 +125,7 @@ def test_a_file_that_does_not_decompress_is_refused_and_nothing_is_stored(
     assert stored_below(engine) == []
 
 
-def test_a_zstd_window_of_8_mib_is_taken_and_a_larger_one_is_refused_with_what_to_do(engine: Engine) -> None:
+def test_a_zstd_window_of_8_mib_is_taken_and_a_larger_one_is_refused_with_what_to_do(engine: Services) -> None:
     store_input(engine, io.BytesIO(wide_zst(CONTENT, 23)), filename="a.zst")
 
     with pytest.raises(InvalidInput, match=r"window is over 8,388,608 bytes .leave out --long"):
@@ -126,7 +134,7 @@ def test_a_zstd_window_of_8_mib_is_taken_and_a_larger_one_is_refused_with_what_t
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
 def test_a_file_longer_than_the_limit_when_decompressed_is_refused_and_nothing_is_stored(
-    name: str, engine: Engine
+    name: str, engine: Services
 ) -> None:
     data = b"x" * (engine.settings.max_file_bytes + 1)
     packed = gzip.compress(data) if name.endswith("gz") else zst(data) if name.endswith("zst") else data
@@ -137,7 +145,7 @@ def test_a_file_longer_than_the_limit_when_decompressed_is_refused_and_nothing_i
     assert stored_below(engine) == []
 
 
-def test_a_file_of_exactly_the_limit_is_stored(engine: Engine) -> None:
+def test_a_file_of_exactly_the_limit_is_stored(engine: Services) -> None:
     most = engine.settings.max_file_bytes
 
     record = store_input(engine, io.BytesIO(gzip.compress(b"x" * most)), filename="a.gz")
@@ -163,9 +171,9 @@ MEASURE = """
 import json, re, sys
 from pathlib import Path
 from batchline.models.errors import InvalidInput
-from batchline.steps.engine import open_engine
-from batchline.steps.intake import input_blocks, store_input_file
-from batchline.steps.validate import validate_input
+from batchline.engine.services import open_engine
+from batchline.engine.ingest import input_blocks, store_input_file
+from batchline.steps.check_input import validate_input
 
 path, what = Path(sys.argv[1]), sys.argv[2]
 engine = open_engine()
@@ -231,7 +239,7 @@ def test_a_line_of_fifty_megabytes_is_one_error_at_its_line_in_bounded_memory(tm
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "."])
-def test_a_path_that_cannot_be_read_is_named_with_the_reason(name: str, engine: Engine, tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_read_is_named_with_the_reason(name: str, engine: Services, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"cannot be read: (no such file|is a directory)"):
         store_input_file(engine, tmp_path / name)
 
@@ -240,8 +248,8 @@ def test_a_compressed_local_file_is_validated_by_its_decompressed_lines(tmp_path
     path = tmp_path / "a.jsonl.zst"
     path.write_bytes(zst(b"\n\nbad\n"))
 
-    found = validate_input(
-        lambda: input_blocks(path),
+    found = check_input(
+        lambda: read_input_blocks(path),
         batch_id="",
         input_key="",
         endpoint=None,
@@ -252,13 +260,13 @@ def test_a_compressed_local_file_is_validated_by_its_decompressed_lines(tmp_path
     assert [(error.code, error.line) for error in found.errors] == [("invalid_json_line", 3)]
 
 
-def test_an_upload_that_expires_says_when(engine: Engine) -> None:
+def test_an_upload_that_expires_says_when(engine: Services) -> None:
     record = store_input(engine, io.BytesIO(b"{}"), filename="a.jsonl", expires_after=lambda: 3_600)
 
     assert record.expires_at == record.created_at + 3_600
 
 
-def test_a_file_below_an_allowed_root_is_stored(engine_for: Callable[..., Engine], tmp_path: Path) -> None:
+def test_a_file_below_an_allowed_root_is_stored(engine_for: Callable[..., Services], tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jsonl.gz").write_bytes(gzip.compress(b"{}\n"))
     engine = engine_for("http://localhost:9", source_roots=(str(tmp_path / "in"),))
@@ -270,7 +278,7 @@ def test_a_file_below_an_allowed_root_is_stored(engine_for: Callable[..., Engine
 
 @pytest.mark.parametrize("uri", ["secret.jsonl", "in/../secret.jsonl", "in/link.jsonl", "file://{}/secret.jsonl"])
 def test_a_file_outside_the_allowed_roots_is_refused(
-    uri: str, engine_for: Callable[..., Engine], tmp_path: Path
+    uri: str, engine_for: Callable[..., Services], tmp_path: Path
 ) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "secret.jsonl").write_bytes(b"{}\n")
@@ -281,12 +289,12 @@ def test_a_file_outside_the_allowed_roots_is_refused(
         store_input_from(engine, uri.format(tmp_path) if "://" in uri else str(tmp_path / uri))
 
 
-def batch_of(engine: Engine, **fields: str) -> CreateBatchRequest:
+def batch_of(engine: Services, **fields: str) -> CreateBatchRequest:
     file = store_input(engine, io.BytesIO(b"{}\n"), filename="a.jsonl")
     return CreateBatchRequest(**{"input_file_id": file.id, "endpoint": "/v1/chat/completions", **fields})
 
 
-def test_a_flow_run_that_makes_its_batch_again_gets_the_same(engine: Engine) -> None:
+def test_a_flow_run_that_makes_its_batch_again_gets_the_same(engine: Services) -> None:
     request = batch_of(engine)
 
     made = [
@@ -297,12 +305,12 @@ def test_a_flow_run_that_makes_its_batch_again_gets_the_same(engine: Engine) -> 
 
 
 @pytest.mark.parametrize("fields", [{"endpoint": "/v1/nothing"}, {"completion_window": "8d"}], ids=str)
-def test_a_batch_that_the_settings_do_not_allow_is_refused(fields: dict[str, str], engine: Engine) -> None:
+def test_a_batch_that_the_settings_do_not_allow_is_refused(fields: dict[str, str], engine: Services) -> None:
     with pytest.raises(InvalidInput, match="allowed"):
         create_batch(engine, batch_of(engine, **fields), origin=BatchDwExtResponse(source="api"))
 
 
-def test_a_batch_of_an_unknown_file_is_refused(engine: Engine) -> None:
+def test_a_batch_of_an_unknown_file_is_refused(engine: Services) -> None:
     request = batch_of(engine, input_file_id="file-0")
 
     with pytest.raises(NotFound, match="file-0"):

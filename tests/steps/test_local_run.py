@@ -8,27 +8,27 @@ from pathlib import Path
 
 import pytest
 
+from batchline.engine.ingest import create_batch, store_input_file
+from batchline.engine.lease import BatchLease, active_lease
+from batchline.engine.lifecycle import measure
+from batchline.engine.pipeline import run_local
+from batchline.engine.services import Services
 from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
 from batchline.models.errors import Interrupted
 from batchline.models.status import BatchStatus
-from batchline.steps.engine import Engine
-from batchline.steps.hold import BatchHold, held
-from batchline.steps.intake import create_batch, store_input_file
-from batchline.steps.lifecycle import measure
-from batchline.steps.local import run_local
 from batchline.steps.parts import Part
-from batchline.storage import layout
-from batchline.storage.records import BatchRecord
+from batchline.storage.objects import layout
+from batchline.storage.records.store import BatchRecord
 
 
-def run_file(engine: Engine, path: Path) -> BatchRecord:
+def run_file(engine: Services, path: Path) -> BatchRecord:
     stored = store_input_file(engine, path)
     request = CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
     batch = create_batch(engine, request, origin=BatchDwExtResponse(source="api"))
     return run_local(engine, batch.id)
 
 
-def lines_of(engine: Engine, key: str) -> list[dict]:
+def lines_of(engine: Services, key: str) -> list[dict]:
     return [json.loads(line) for line in engine.store.read(key).splitlines()]
 
 
@@ -63,11 +63,11 @@ def test_a_batch_whose_files_are_being_written_shows_the_counts_of_all_requests(
     engine = engine_for(simulator().base_url)
     seen: list[BatchRecord] = []
 
-    def measured(hold: BatchHold, parts: Sequence[Part]):
+    def measured(hold: BatchLease, parts: Sequence[Part]):
         seen.append(engine.records.get_batch(hold.batch.id))
         return measure(hold, parts)
 
-    monkeypatch.setattr("batchline.steps.local.measure", measured)
+    monkeypatch.setattr("batchline.engine.pipeline.measure", measured)
     run_file(engine, chat_file(30, prompt=lambda n: "simulate:status=400" if n < 3 else "Question"))
 
     assert [(each.status, each.completed, each.failed) for each in seen] == [(BatchStatus.FINALIZING, 27, 3)]
@@ -146,7 +146,7 @@ def test_a_run_that_is_interrupted_while_the_input_is_checked_stops_at_once_and_
 
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(run_local, engine, batch.id)
-        while (hold := held(batch.id)) is None:
+        while (hold := active_lease(batch.id)) is None:
             time.sleep(0.001)
         hold.interrupt("stopped by a test")
         with pytest.raises(Interrupted, match="stopped by a test"):

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from batchline.cli.progress import _bar
-from batchline.steps.meter import Meter, Reading, RecentRate, in_flight
-from batchline.upstream.progress import RunProgress
+from batchline.engine.progress_meter import ProgressMeter, ProgressSnapshot, RecentRate, in_flight_text
+from batchline.upstream.session_progress import SessionProgress
 
 
 def rate_of(*points: tuple[float, int], window_s: float = 60.0) -> float | None:
@@ -44,7 +44,7 @@ def test_silence_is_the_time_since_the_last_answer():
     rate = RecentRate()
     for now, count in [(0.0, 0), (5.0, 3), (30.0, 3)]:
         rate.add(now, count)
-    assert rate.silent_s() == 25.0
+    assert rate.idle_s() == 25.0
 
 
 class Batch(NamedTuple):
@@ -61,17 +61,17 @@ class Hold(NamedTuple):
     batch: Batch
     run: Stopped
     settled: tuple[int, int]
-    own: RunProgress
+    own: SessionProgress
 
     def counts(self) -> tuple[int, int]:
         return self.settled
 
-    def progress(self) -> RunProgress:
+    def progress(self) -> SessionProgress:
         return self.own
 
 
-def progress_of(completed: int, in_flight: int = 10, limit: int = 64) -> RunProgress:
-    return RunProgress(
+def progress_of(completed: int, in_flight: int = 10, limit: int = 64) -> SessionProgress:
+    return SessionProgress(
         completed=completed,
         failed=0,
         in_flight=in_flight,
@@ -93,21 +93,21 @@ def readings(
     stopped: str | None = None,
     paused: str | None = None,
     in_flight: int = 10,
-) -> Reading:
+) -> ProgressSnapshot:
     """The last of the readings of a run that had settled so many requests at those times."""
     clock = iter([now for now, _ in moments])
-    meter = Meter(Hold(Batch(0), Stopped(None), (0, 0), progress_of(0)), clock=lambda: next(clock))
+    meter = ProgressMeter(Hold(Batch(0), Stopped(None), (0, 0), progress_of(0)), clock=lambda: next(clock))
     reading = None
     for _, own in moments:
         own_progress = msgspec.structs.replace(progress_of(own, in_flight), paused=paused)
-        meter._hold = Hold(Batch(total), Stopped(stopped), (before + own, 0), own_progress)
+        meter._source = Hold(Batch(total), Stopped(stopped), (before + own, 0), own_progress)
         reading = meter.read()
     assert reading is not None
     return reading
 
 
 def test_a_batch_whose_input_is_being_checked_has_no_reading():
-    assert Meter(Hold(Batch(0), Stopped(None), (0, 0), progress_of(0))).read() is None
+    assert ProgressMeter(Hold(Batch(0), Stopped(None), (0, 0), progress_of(0))).read() is None
 
 
 def test_a_reading_tells_counts_speed_tokens_and_what_is_left():
@@ -117,13 +117,13 @@ def test_a_reading_tells_counts_speed_tokens_and_what_is_left():
 
 def test_what_an_earlier_run_has_settled_counts_but_is_no_speed():
     reading = readings((0.0, 0), (10.0, 20), before=500)
-    assert (reading.settled, reading.left) == (520, "about 4 min 00 s left")
+    assert (reading.settled, reading.eta) == (520, "about 4 min 00 s left")
     assert reading.details.startswith("2/s")
 
 
 def test_before_the_first_answer_nothing_is_foretold():
     reading = readings((0.0, 0), (5.0, 0))
-    assert (reading.left, reading.details) == ("", "0 tokens · 10 in flight")
+    assert (reading.eta, reading.details) == ("", "0 tokens · 10 in flight")
 
 
 def test_a_long_silence_is_told():
@@ -131,22 +131,22 @@ def test_a_long_silence_is_told():
 
 
 def test_no_time_left_is_foretold_while_everything_waits():
-    assert readings((0.0, 0), (5.0, 50), (50.0, 50)).left == ""
-    assert readings((0.0, 0), (5.0, 50), paused="the upstream is down", in_flight=0).left == ""
-    assert readings((0.0, 0), (5.0, 50), paused="one of two is down").left.startswith("about ")
+    assert readings((0.0, 0), (5.0, 50), (50.0, 50)).eta == ""
+    assert readings((0.0, 0), (5.0, 50), paused="the upstream is down", in_flight=0).eta == ""
+    assert readings((0.0, 0), (5.0, 50), paused="one of two is down").eta.startswith("about ")
 
 
 def test_at_the_end_the_files_are_being_written():
-    assert readings((0.0, 0), (10.0, 1_000)).left == "writing the files"
+    assert readings((0.0, 0), (10.0, 1_000)).eta == "writing the files"
 
 
 def test_a_run_that_is_being_stopped_says_so():
-    assert readings((0.0, 0), (10.0, 10), stopped="by SIGINT").left == "stopping"
+    assert readings((0.0, 0), (10.0, 10), stopped="by SIGINT").eta == "stopping"
 
 
 READINGS = {
-    "small": Reading(3, 240, 0, "about 58 s left", "3.3/s · 5,057 tokens · 10 in flight", None),
-    "large": Reading(
+    "small": ProgressSnapshot(3, 240, 0, "about 58 s left", "3.3/s · 5,057 tokens · 10 in flight", None),
+    "large": ProgressSnapshot(
         999_999,
         1_000_000,
         123_456,
@@ -154,7 +154,9 @@ READINGS = {
         "12,345/s · 1,234,567,890 tokens · 10,000 in flight",
         None,
     ),
-    "paused": Reading(0, 50, 0, "", "0 tokens · 0 in flight", "upstream gpu is down (refused); next try in 12 s"),
+    "paused": ProgressSnapshot(
+        0, 50, 0, "", "0 tokens · 0 in flight", "upstream gpu is down (refused); next try in 12 s"
+    ),
 }
 
 
@@ -173,5 +175,5 @@ def test_the_display_fits_the_terminal_and_tells_everything_that_it_has_room_for
 
 
 def test_a_limit_that_the_upstream_has_brought_down_is_shown():
-    assert in_flight(progress_of(0, in_flight=40, limit=45)) == "40 in flight (at most 45 of 64 for now)"
-    assert in_flight(progress_of(0, in_flight=40)) == "40 in flight"
+    assert in_flight_text(progress_of(0, in_flight=40, limit=45)) == "40 in flight (at most 45 of 64 for now)"
+    assert in_flight_text(progress_of(0, in_flight=40)) == "40 in flight"

@@ -8,10 +8,10 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
+from batchline.analytics.prices import PriceBook, build_price_book, find_listed_tariff, format_cost
+from batchline.analytics.totals import compute_analytics
 from batchline.models.settings import ModelPrice, load_settings
 from batchline.models.upstreams import Upstream
-from batchline.steps.aggregate import aggregate
-from batchline.steps.prices import PriceBook, as_text, listed_tariff, price_book
 from tests.steps.some_figures import done, failed, table
 
 TIERED, BY_THE_HOUR, BY_THE_REQUEST, REASONING = (
@@ -22,7 +22,7 @@ few = settings(max_examples=60, deadline=None)
 
 
 def cost(*rows, prices=None, **options):
-    analytics, _ = aggregate([table(list(rows))], prices=prices or {}, **options)
+    analytics, _ = compute_analytics([table(list(rows))], prices=prices or {}, **options)
     return analytics.total_cost
 
 
@@ -97,7 +97,7 @@ def test_a_price_of_each_request_is_added_to_that_of_its_tokens() -> None:
 def test_reasoning_has_the_lists_own_price_where_there_is_one() -> None:
     row = done(model=REASONING, prompt_tokens=0, completion_tokens=1_000, reasoning_tokens=400, total_tokens=1_000)
 
-    assert cost(row) == as_text((600 * Decimal(8) + 400 * Decimal(3)) / 1_000_000)
+    assert cost(row) == format_cost((600 * Decimal(8) + 400 * Decimal(3)) / 1_000_000)
 
 
 OWN = {"own": ModelPrice(input=1, output=10)}
@@ -138,7 +138,7 @@ def test_the_settings_go_before_the_list() -> None:
 def test_a_model_without_a_price_leaves_the_batch_without_a_total_and_is_named() -> None:
     rows = [done(), done(model="nobody's"), done(model=None)]
 
-    analytics, report = aggregate([table(rows)], prices={})
+    analytics, report = compute_analytics([table(rows)], prices={})
 
     assert analytics.total_cost is None
     assert report.unpriced_models == ["", "nobody's"]
@@ -146,22 +146,22 @@ def test_a_model_without_a_price_leaves_the_batch_without_a_total_and_is_named()
 
 
 def test_a_model_none_of_whose_requests_completed_needs_no_price() -> None:
-    analytics, report = aggregate([table([done(), failed(model="nobody's")])], prices={})
+    analytics, report = compute_analytics([table([done(), failed(model="nobody's")])], prices={})
 
     assert (analytics.total_cost, report.unpriced_models) == ("0.000045", [])
 
 
 def test_wasted_tokens_cost_at_most_their_models_dearest_price() -> None:
-    _, report = aggregate([table([done(wasted_tokens=1_000), done(wasted_tokens=500)])], prices={})
-    _, unknown = aggregate([table([done(), done(model="nobody's", wasted_tokens=1)])], prices={})
+    _, report = compute_analytics([table([done(wasted_tokens=1_000), done(wasted_tokens=500)])], prices={})
+    _, unknown = compute_analytics([table([done(), done(model="nobody's", wasted_tokens=1)])], prices={})
 
     assert (report.wasted_tokens, report.wasted_cost_at_most) == (1_500, "0.0009")
     assert unknown.wasted_cost_at_most is None
 
 
 def test_the_currency_is_told_where_the_list_alone_is_charged_by() -> None:
-    _, listed = aggregate([table([done()])], prices=OWN)
-    _, mixed = aggregate([table([done(), done(**TOLD)])], prices=OWN)
+    _, listed = compute_analytics([table([done()])], prices=OWN)
+    _, mixed = compute_analytics([table([done(), done(**TOLD)])], prices=OWN)
 
     assert (listed.currency, listed.models[0].price_source) == ("USD", "openai gpt-4o-mini")
     assert (mixed.currency, mixed.models[1].price_source) == (None, "settings")
@@ -189,7 +189,7 @@ BY_NAME = {
 
 @pytest.mark.parametrize("model", BY_NAME)
 def test_at_an_unknown_url_the_name_tells_whose_price_it_is(model) -> None:
-    tariff = listed_tariff(model, "http://localhost:8000/v1")
+    tariff = find_listed_tariff(model, "http://localhost:8000/v1")
 
     assert (tariff and tariff.source) == BY_NAME[model]
 
@@ -204,7 +204,7 @@ BY_URL = {
 
 @pytest.mark.parametrize(("url", "model"), BY_URL)
 def test_at_a_providers_url_its_own_list_decides(url, model) -> None:
-    tariff = listed_tariff(model, url)
+    tariff = find_listed_tariff(model, url)
 
     assert (tariff and tariff.source) == BY_URL[url, model]
 
@@ -214,12 +214,12 @@ def test_prices_are_looked_up_at_the_upstream_that_serves_the_model() -> None:
         Upstream(name="groq", base_url="https://api.groq.com/openai/v1", models={"llama-3.1-8b-instant"}),
         Upstream(name="openai", base_url="https://api.openai.com/v1"),
     ]
-    book = price_book(load_settings(upstreams=upstreams, prices={"mine": {"input": 1}}))
+    book = build_price_book(load_settings(upstreams=upstreams, prices={"mine": {"input": 1}}))
 
     sources = {
         name: tariff and tariff.source
         for name in ("llama-3.1-8b-instant", "gpt-4o-mini", "mine", "")
-        for tariff in [book.tariff(name)]
+        for tariff in [book.find_tariff(name)]
     }
     assert sources == {
         "llama-3.1-8b-instant": "groq llama-3.1-8b-instant",
@@ -236,19 +236,19 @@ def test_every_listed_price_can_be_read() -> None:
     priced = 0
     for provider in data_snapshot.get_snapshot().providers:
         for model in provider.models:
-            tariff = book.tariff(f"{provider.id}/{model.id}")
+            tariff = book.find_tariff(f"{provider.id}/{model.id}")
             if tariff is None:
                 continue
             for period in range(tariff.periods):
-                for step in range(len(tariff.starts) + 1):
-                    rates = tariff.rates(period, step)
-                    priced += rates is not None and rates.dearest >= rates.prompt >= 0
+                for step in range(len(tariff.tier_starts) + 1):
+                    rates = tariff.prices_for(period, step)
+                    priced += rates is not None and rates.highest >= rates.prompt >= 0
     assert priced > 1_000
 
 
 @given(st.decimals(0, 10**20, allow_nan=False, allow_infinity=False))
 def test_a_cost_is_written_without_an_exponent_and_reads_the_same(amount) -> None:
-    text = as_text(amount)
+    text = format_cost(amount)
 
     assert Decimal(text) == amount
     assert set(text) <= set("0123456789.")

@@ -15,27 +15,28 @@ from some_figures import CODES, tables
 from some_figures import figures as any_figures
 
 from batchline import Batchline
+from batchline.analytics.totals import compute_analytics
+from batchline.engine.ingest import create_batch, store_input_file
+from batchline.engine.pipeline import run_local
+from batchline.engine.retry import retry_batch
 from batchline.models.analytics import (
     BatchAnalytics,
     BatchReport,
     DurationBin,
-    ModelFigures,
+    ModelMetrics,
     Percentiles,
     ThroughputPoint,
 )
 from batchline.models.batches import BatchDwExtResponse, BatchError, CreateBatchRequest
 from batchline.models.errors import StorageFault
-from batchline.models.lines import result_line
-from batchline.models.status import TERMINAL, BatchStatus
-from batchline.steps.aggregate import aggregate
-from batchline.steps.intake import create_batch, store_input_file
-from batchline.steps.local import run_local
-from batchline.steps.report.page import make_page
-from batchline.steps.report.samples import Failure, Sample, read_samples
-from batchline.steps.report.words import TIMES, outcome, stretches
-from batchline.steps.retry import retry_batch
-from batchline.storage import layout
-from batchline.storage.records import BatchRecord
+from batchline.models.lines import encode_result_line
+from batchline.models.manifest import Failure
+from batchline.models.status import TERMINAL_STATUSES, BatchStatus
+from batchline.report.formatting import MULTIPLIER, bar_segments, outcome_sentence
+from batchline.report.page import render_page
+from batchline.report.samples import Sample, read_samples
+from batchline.storage.objects import layout
+from batchline.storage.records.store import BatchRecord
 
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>&amp;\u202e{{ 7 * 7 }}"
 
@@ -82,8 +83,12 @@ def test_the_first_words_are_what_came_of_it(mixed):
 
 def test_failures_are_told_by_code_with_counts_and_statuses(mixed):
     page = page_of(*mixed)
-    assert page.row("invalid_request")[1:] == ["10", "90.9 % of the failures", f"400{TIMES}6, 422{TIMES}4"]
-    assert page.row("server_error")[1:] == ["1", "9.1 % of the failures", f"503{TIMES}1"]
+    assert page.row("invalid_request")[1:] == [
+        "10",
+        "90.9 % of the failures",
+        f"400{MULTIPLIER}6, 422{MULTIPLIER}4",
+    ]
+    assert page.row("server_error")[1:] == ["1", "9.1 % of the failures", f"503{MULTIPLIER}1"]
 
 
 def test_the_first_three_failures_of_each_code_are_quoted_from_the_error_file(mixed):
@@ -143,7 +148,7 @@ OUTCOMES = [
 def test_an_outcome_tells_failed_requests_from_unanswered_ones(counts, sentence):
     total, completed, failures = counts
     batch = ended(total=total, completed=completed, failed=total - completed)
-    assert outcome(batch, BatchReport(failures=failures)) == sentence
+    assert outcome_sentence(batch, BatchReport(failures=failures)) == sentence
 
 
 @pytest.mark.parametrize(
@@ -157,7 +162,7 @@ def test_an_outcome_tells_failed_requests_from_unanswered_ones(counts, sentence)
     ],
 )
 def test_no_part_of_a_bar_is_too_small_to_be_seen(parts, whole, found):
-    assert stretches(parts, whole, 2) == found
+    assert bar_segments(parts, whole, 2) == found
 
 
 def assert_told(engine, batch, *words):
@@ -199,7 +204,7 @@ def test_a_batch_that_was_cancelled(simulator, engine_for, chat_file):
     running.start()
     while stand_in.counters()["received"] < 8:
         time.sleep(0.01)
-    Batchline(engine=engine).batches.cancel(batch.id)
+    Batchline(services=engine).batches.cancel(batch.id)
     running.join()
     ended = engine.records.get_batch(batch.id)
     assert ended.status is BatchStatus.CANCELLED
@@ -258,11 +263,11 @@ def test_hostile_names_ids_messages_and_metadata_are_shown_as_text(simulator, en
 def test_a_huge_error_line_neither_fills_memory_nor_the_page(engine_for):
     store = engine_for("http://localhost").store
     body = json.dumps({"message": "no", "echo": 'x",\\"error\\":{"code":"y"}' * 500_000}).encode()
-    line = result_line(
+    line = encode_result_line(
         request_id="req-1-1",
         custom_id=b'"a"',
         status_code=400,
-        answer_id=None,
+        upstream_request_id=None,
         body=body,
         error_code="invalid_request",
         message='too "long"',
@@ -287,17 +292,17 @@ def failed(**changes):
 
 def test_long_texts_are_cut():
     failure = failed(custom_id="i" * 512)
-    report = BatchReport(failures={"invalid_request": 1}, models=[ModelFigures(model="m" * 10**6)])
-    page = make_page(ended(), report, {"invalid_request": [Sample(failure, "e" * 10**6)]})
+    report = BatchReport(failures={"invalid_request": 1}, models=[ModelMetrics(model="m" * 10**6)])
+    page = render_page(ended(), report, {"invalid_request": [Sample(failure, "e" * 10**6)]})
     assert len(page) < 30_000
     assert "e" * 299 + "…" in Page(page).text
 
 
 def test_very_many_models_are_put_together():
     models = [
-        ModelFigures(model=f"model-{n}", requests=n + 1, total_tokens=5, prompt_tokens=5) for n in range(2_000)
+        ModelMetrics(model=f"model-{n}", requests=n + 1, total_tokens=5, prompt_tokens=5) for n in range(2_000)
     ]
-    page = Page(make_page(ended(), BatchReport(models=models), {}))
+    page = Page(render_page(ended(), BatchReport(models=models), {}))
     assert page.size < 60_000
     rest = page.row("1,975 more models")
     assert rest[1] == f"{sum(range(1, 1_976)):,}"
@@ -337,12 +342,12 @@ def test_a_crash_between_page_and_end_is_repaired_by_a_resume(simulator, engine_
     move = engine.records.move
 
     def crash(batch_id, target, **fields):
-        if target in TERMINAL:
+        if target in TERMINAL_STATUSES:
             raise StorageFault("the database is gone")
         return move(batch_id, target, **fields)
 
     with monkeypatch.context() as for_once:
-        for_once.setattr(engine.records, "move", crash)
+        for_once.setattr(engine.records, "change_status", crash)
         with pytest.raises(StorageFault):
             run_local(engine, batch.id)
     assert engine.store.exists(layout.report_page_key(batch.id))
@@ -384,7 +389,7 @@ def test_a_retry_whose_page_cannot_be_made_leaves_no_page_of_the_past(failed_onc
 @pytest.mark.parametrize("deleted", ["the batch", "its error file"])
 def test_the_page_goes_with_the_batch_and_with_the_errors_that_it_quotes(deleted, mixed):
     engine, batch = mixed
-    client = Batchline(engine=engine)
+    client = Batchline(services=engine)
     if deleted == "the batch":
         client.batches.delete(batch.id)
     else:
@@ -394,7 +399,7 @@ def test_the_page_goes_with_the_batch_and_with_the_errors_that_it_quotes(deleted
 
 def test_the_page_is_among_the_batchs_files(mixed):
     engine, batch = mixed
-    content = b"".join(Batchline(engine=engine).batches.files(batch.id)["report.html"])
+    content = b"".join(Batchline(services=engine).batches.files(batch.id)["report.html"])
     assert content == engine.store.read(layout.report_page_key(batch.id))
 
 
@@ -439,7 +444,7 @@ any_reports = st.builds(
     failure_statuses=st.dictionaries(st.sampled_from(CODES), st.dictionaries(st.integers(0, 599), counts)),
     models=st.lists(
         st.builds(
-            ModelFigures,
+            ModelMetrics,
             model=names,
             **dict.fromkeys(["requests", "failed", "prompt_tokens", "completion_tokens", "total_tokens"], counts),
             duration_ms=points,
@@ -479,7 +484,7 @@ samples = st.dictionaries(
 )
 batches = st.builds(
     ended,
-    st.sampled_from(sorted(TERMINAL)),
+    st.sampled_from(sorted(TERMINAL_STATUSES)),
     input_filename=names,
     total=counts,
     completed=counts,
@@ -493,7 +498,7 @@ batches = st.builds(
 @settings(deadline=None, max_examples=60)
 @given(batches, any_reports, samples)
 def test_any_report_makes_a_page_that_is_well_formed_and_small(batch, report, quoted):
-    page = Page(make_page(batch, report, quoted))
+    page = Page(render_page(batch, report, quoted))
     page.assert_stands_alone()
     page.assert_drawn_with_numbers()
     assert page.size < 250_000
@@ -502,16 +507,16 @@ def test_any_report_makes_a_page_that_is_well_formed_and_small(batch, report, qu
 @settings(deadline=None, max_examples=60)
 @given(st.lists(any_figures(), max_size=30))
 def test_what_is_aggregated_of_any_rows_makes_a_page(rows):
-    analytics, report = aggregate(tables(rows, 7), prices={})
+    analytics, report = compute_analytics(tables(rows, 7), prices={})
     ok = sum(row.ok for row in rows)
     batch = ended(total=len(rows), completed=ok, failed=len(rows) - ok, analytics=analytics)
-    Page(make_page(batch, report, {})).assert_drawn_with_numbers()
+    Page(render_page(batch, report, {})).assert_drawn_with_numbers()
 
 
 @pytest.mark.parametrize("in_flight", [5e-324, 1e-300, 0.0])
 def test_next_to_nothing_in_flight_is_drawn_as_nothing(in_flight):
-    _, report = aggregate(tables([], 7), prices={})
+    _, report = compute_analytics(tables([], 7), prices={})
     point = ThroughputPoint(at=0.0, requests=1, tokens=1, failed=0, in_flight=in_flight)
     report = report.model_copy(update={"throughput": [point, point], "interval_s": 1.0})
 
-    Page(make_page(ended(), report, {})).assert_drawn_with_numbers()
+    Page(render_page(ended(), report, {})).assert_drawn_with_numbers()

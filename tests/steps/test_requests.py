@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from recording import Recorder, recording
 
+from batchline.engine.ingest import create_batch, store_input_file
+from batchline.engine.pipeline import run_local
+from batchline.engine.services import Services
 from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
 from batchline.models.settings import load_settings
 from batchline.models.status import BatchStatus
 from batchline.models.upstreams import Upstream
-from batchline.steps.engine import Engine
-from batchline.steps.intake import create_batch, store_input_file
-from batchline.steps.local import run_local
-from batchline.storage import layout
-from batchline.storage.objects import open_objects
-from batchline.storage.records import BatchRecord, open_records
+from batchline.storage.objects import layout
+from batchline.storage.objects.select import open_objects
+from batchline.storage.records.store import BatchRecord, open_records
 
 CHAT = "/v1/chat/completions"
 
@@ -29,7 +29,7 @@ def recorder() -> Iterator[Recorder]:
         yield server
 
 
-def run_text(engine: Engine, text: bytes, endpoint: str = CHAT) -> BatchRecord:
+def run_text(engine: Services, text: bytes, endpoint: str = CHAT) -> BatchRecord:
     path = Path("input.jsonl")
     path.write_bytes(text)
     request = CreateBatchRequest(input_file_id=store_input_file(engine, path).id, endpoint=endpoint)
@@ -135,8 +135,8 @@ def test_requests_go_to_the_upstream_that_serves_their_model(recorder: Recorder,
             Upstream(name="second", base_url=second.base_url),
         ]
     )
-    engine = Engine(settings=chosen, store=open_objects(chosen), records=open_records(chosen))
-    with contextlib.closing(engine.records), contextlib.closing(engine.caller):
+    engine = Services(settings=chosen, store=open_objects(chosen), records=open_records(chosen))
+    with contextlib.closing(engine.records), contextlib.closing(engine.dispatcher):
         run_text(engine, b"\n".join(line(f'"{number}"', body) for number, body in enumerate(bodies)))
 
     assert sorted(recorder.sent) == sorted((CHAT, bodies[at].encode()) for at in (0, 2, 3))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from batchline.steps.stretches import PIECE_BYTES, UTF8_BOM, Stretch, stretches_of
+from batchline.steps.line_blocks import SLICE_BYTES, UTF8_BOM, LineBlock, split_line_blocks
 
 LINES = st.lists(st.sampled_from([b"", b"\r", b"a", b"bb", "é".encode(), b"\xff", b"long line", b"x" * 40]))
 FILES = st.builds(
@@ -27,12 +27,12 @@ def cut(text: bytes, cuts: list[int]) -> Iterator[bytes]:
     return (text[start:end] for start, end in itertools.pairwise(places))
 
 
-def every_line(stretches: list[Stretch]) -> list[tuple[int, int, bytes | int]]:
+def every_line(stretches: list[LineBlock]) -> list[tuple[int, int, bytes | int]]:
     """Number, start and content of each line; the length of one that was not kept."""
     found: list[tuple[int, int, bytes | int]] = []
     for stretch in stretches:
-        if stretch.overlong:
-            found.append((stretch.first_line, stretch.start, stretch.overlong))
+        if stretch.too_long_bytes:
+            found.append((stretch.first_line, stretch.start, stretch.too_long_bytes))
         at = stretch.start
         for number, line in enumerate(stretch.lines, start=stretch.first_line):
             found.append((number, at, line))
@@ -59,7 +59,7 @@ def expected_lines(text: bytes) -> list[tuple[int, int, bytes]]:
 def test_every_line_is_there_once_with_its_number_and_place_wherever_the_blocks_end(
     text: bytes, cuts: list[int], most_lines: int
 ) -> None:
-    stretches = list(stretches_of(cut(text, cuts), max_line_bytes=1_000, most_lines=most_lines))
+    stretches = list(split_line_blocks(cut(text, cuts), max_line_bytes=1_000, max_lines=most_lines))
 
     assert every_line(stretches) == expected_lines(text)
 
@@ -70,7 +70,7 @@ def test_stretches_tile_the_file_behind_its_byte_order_mark_and_pin_their_bytes(
     text: bytes, cuts: list[int], most_lines: int
 ) -> None:
     at = len(UTF8_BOM) if text.startswith(UTF8_BOM) else 0
-    for stretch in stretches_of(cut(text, cuts), max_line_bytes=1_000, most_lines=most_lines):
+    for stretch in split_line_blocks(cut(text, cuts), max_line_bytes=1_000, max_lines=most_lines):
         assert stretch.start == at
         assert stretch.sha256 == hashlib.sha256(text[stretch.start : stretch.end]).hexdigest()
         assert len(stretch.lines) <= most_lines
@@ -82,7 +82,7 @@ def test_stretches_tile_the_file_behind_its_byte_order_mark_and_pin_their_bytes(
 @given(FILES, CUTS)
 @settings(deadline=None)
 def test_a_stretch_says_whether_its_bytes_are_utf8(text: bytes, cuts: list[int]) -> None:
-    for stretch in stretches_of(cut(text, cuts), max_line_bytes=1_000):
+    for stretch in split_line_blocks(cut(text, cuts), max_line_bytes=1_000):
         assert stretch.is_utf8 == (b"\xff" not in text[stretch.start : stretch.end])
 
 
@@ -92,7 +92,7 @@ def test_a_line_over_the_limit_is_kept_or_told_by_its_length_and_the_others_stay
     text: bytes, cuts: list[int], most_lines: int
 ) -> None:
     text = text.removeprefix(UTF8_BOM)
-    stretches = list(stretches_of(cut(text, cuts), max_line_bytes=8, most_lines=most_lines))
+    stretches = list(split_line_blocks(cut(text, cuts), max_line_bytes=8, max_lines=most_lines))
 
     found = every_line(stretches)
 
@@ -101,17 +101,17 @@ def test_a_line_over_the_limit_is_kept_or_told_by_its_length_and_the_others_stay
         assert content == line or (content == len(line) and len(line) > 8)
 
 
-@pytest.mark.parametrize("block_bytes", [1_000, PIECE_BYTES, 10**6], ids=str)
+@pytest.mark.parametrize("block_bytes", [1_000, SLICE_BYTES, 10**6], ids=str)
 def test_of_a_line_far_over_the_limit_nothing_is_kept(block_bytes: int) -> None:
     text = b"a\n" + b"x" * 10**6 + b"\nb\n"
     blocks = (text[at : at + block_bytes] for at in range(0, len(text), block_bytes))
 
-    stretches = list(stretches_of(blocks, max_line_bytes=1_000))
+    stretches = list(split_line_blocks(blocks, max_line_bytes=1_000))
 
-    assert [stretch.overlong for stretch in stretches if not stretch.lines] == [10**6]
+    assert [stretch.too_long_bytes for stretch in stretches if not stretch.lines] == [10**6]
     assert [line for stretch in stretches for line in stretch.lines] == [b"a", b"b"]
-    assert max(stretch.end - stretch.start for stretch in stretches if stretch.lines) <= PIECE_BYTES
+    assert max(stretch.end - stretch.start for stretch in stretches if stretch.lines) <= SLICE_BYTES
 
 
 def test_an_empty_file_has_no_stretch() -> None:
-    assert list(stretches_of(iter([b"", b""]), max_line_bytes=10)) == []
+    assert list(split_line_blocks(iter([b"", b""]), max_line_bytes=10)) == []

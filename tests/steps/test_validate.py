@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from batchline.models.settings import load_settings
-from batchline.steps import validate as validate_module
-from batchline.steps.validate import Validation, endpoint_of, validate_input
+from batchline.steps import check_input as validate_module
+from batchline.steps.check_input import Validation, check_input, detect_endpoint
 
 CHAT = "/v1/chat/completions"
 SURROGATE = '"\\ud83d"'
@@ -28,7 +28,7 @@ def check(
         for at in range(0, len(text), block_bytes):
             yield text[at : at + block_bytes]
 
-    return validate_input(
+    return check_input(
         blocks,
         batch_id="batch-0",
         input_key="files/file-0/content.jsonl",
@@ -382,7 +382,7 @@ def test_an_unusual_layout_validates_and_every_request_counts(text: bytes, total
 def test_an_unknown_endpoint_is_taken_from_the_first_url_that_the_settings_allow() -> None:
     text = b"\n".join([b"bad", line(url='"/x"'), line(url='"/v1/embeddings"'), line()])
 
-    assert endpoint_of(iter([text]), settings=load_settings()) == "/v1/embeddings"
+    assert detect_endpoint(iter([text]), settings=load_settings()) == "/v1/embeddings"
 
 
 def test_messages_stay_short_whatever_the_line_holds() -> None:

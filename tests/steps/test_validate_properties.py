@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from batchline.models.batches import BatchError
 from batchline.models.plan import Plan
 from batchline.models.settings import Settings
-from batchline.steps.formats import foreign_format
-from batchline.steps.stretches import UTF8_BOM
-from batchline.steps.validate import Validation, validate_input
+from batchline.steps.check_input import Validation, check_input
+from batchline.steps.format_detection import detect_foreign_format
+from batchline.steps.line_blocks import UTF8_BOM
 
 CHAT = "/v1/chat/completions"
 GOOD = b'{"custom_id":"%d","method":"POST","url":"/v1/chat/completions","body":{"model":"m","x":%b}}'
@@ -21,7 +21,7 @@ def check(text: bytes, *, blocks_of: int = 2**20, **chosen: object) -> Validatio
     def blocks() -> Iterator[bytes]:
         return (text[at : at + blocks_of] for at in range(0, len(text), blocks_of))
 
-    return validate_input(
+    return check_input(
         blocks,
         batch_id="batch-0",
         input_key="input",
@@ -88,7 +88,7 @@ def lines_of(errors: list[BatchError]) -> set[int | None]:
 @given(FILES)
 @settings(max_examples=400, deadline=None)
 def test_a_line_of_any_bytes_is_blank_or_a_request_or_has_an_error_with_its_number(text: bytes) -> None:
-    assume(foreign_format(text, is_whole=True) is None)  # such a file has one error
+    assume(detect_foreign_format(text, is_whole=True) is None)  # such a file has one error
     found = check(text)
 
     expected: set[int | None] = {number for number, line in non_blank(text).items() if not is_request(line)}

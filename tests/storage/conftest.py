@@ -7,8 +7,9 @@ from botocore.retries.standard import ExponentialBackoff
 from real_servers import DATABASES, Postgres, S3Server
 
 from batchline.models.settings import Settings, load_settings
-from batchline.storage.objects import ObjectStore, open_objects
-from batchline.storage.records import Records, open_records
+from batchline.storage.objects.select import open_objects
+from batchline.storage.objects.store import ObjectStore
+from batchline.storage.records.store import Records, open_records
 
 STORES = ["local", pytest.param("s3", marks=pytest.mark.system)]
 
@@ -24,7 +25,7 @@ def store(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
     """An empty store of each kind."""
     made = open_objects(load_settings()) if request.param == "local" else request.getfixturevalue("s3_store")
     yield made
-    made.delete([info.key for info in made.find("")])
+    made.delete([info.key for info in made.list_objects("")])
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from batchline.models.analytics import BatchAnalytics
 from batchline.models.batches import BatchDwExtResponse, BatchError
 from batchline.models.ids import new_batch_id, new_file_id
 from batchline.models.status import BatchStatus
-from batchline.storage.records import BatchRecord, FileRecord
+from batchline.storage.records.store import BatchRecord, FileRecord
 
 NOW = 1_764_000_000
 

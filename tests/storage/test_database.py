@@ -18,14 +18,14 @@ from racing import in_processes, in_threads
 from real_servers import SECRET, Postgres, free_ports, start_postgres
 from some_records import NOW, a_batch, a_file
 
-import batchline.storage.migrations
+import batchline.storage.records.migrations
 from batchline.models.errors import InvalidInput, StorageFault
 from batchline.models.settings import Settings, load_settings
-from batchline.storage.database import open_database
-from batchline.storage.records import Records, open_records, upgrade_database
-from batchline.storage.schema import HEAD, metadata
+from batchline.storage.records.database import open_database
+from batchline.storage.records.schema import HEAD, metadata
+from batchline.storage.records.store import Records, open_records, upgrade_database
 
-SCRIPTS = Path(batchline.storage.migrations.__file__).parent
+SCRIPTS = Path(batchline.storage.records.migrations.__file__).parent
 
 
 # URLs
@@ -58,10 +58,10 @@ def test_a_url_that_cannot_be_used_is_refused_without_showing_it(name: str) -> N
     "kind", ["postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2", "postgresql+asyncpg"]
 )
 def test_a_postgresql_url_may_be_written_in_more_than_one_way(kind: str, ready_postgres: Settings) -> None:
-    url = ready_postgres.database.replace("postgresql", kind, 1)
+    url = ready_postgres.effective_database_url.replace("postgresql", kind, 1)
     records = open_records(load_settings(database_url=url))
 
-    assert records.batch_of_flow_run("none") is None
+    assert records.find_batch_of_flow_run("none") is None
     records.close()
 
 
@@ -325,7 +325,7 @@ def records_there(
     request: pytest.FixtureRequest, kept_there: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Records]:
     """That database's records, whose connections are asked before each use, or never."""
-    monkeypatch.setattr("batchline.storage.database.RESTED_S", request.param)
+    monkeypatch.setattr("batchline.storage.records.database.PING_AFTER_IDLE_S", request.param)
     records = open_records(kept_there)
     yield records
     records.close()

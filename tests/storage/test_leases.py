@@ -10,8 +10,8 @@ from some_records import NOW, a_batch
 from batchline.models.errors import Conflict, LeaseLost
 from batchline.models.settings import Settings
 from batchline.models.status import BatchStatus
-from batchline.storage.owners import owner_name
-from batchline.storage.records import BatchRecord, Lease, Records, open_records
+from batchline.storage.records.lease_owners import new_lease_owner
+from batchline.storage.records.store import BatchRecord, Lease, Records, open_records
 
 LEASE_S = 60.0
 
@@ -54,7 +54,7 @@ def test_another_takes_over_when_the_heartbeat_is_stale(records: Records, batch:
 
 def test_a_heartbeat_keeps_a_batch_from_being_taken(records: Records, batch: BatchRecord) -> None:
     lease = claim(records, batch, "first", NOW)
-    records.beat(lease, now=NOW + 50)
+    records.heartbeat(lease, now=NOW + 50)
 
     with pytest.raises(Conflict):
         claim(records, batch, "second", NOW + 100)
@@ -68,13 +68,13 @@ def test_the_owner_itself_may_claim_again_and_gets_the_next_epoch(records: Recor
 
     assert new.epoch == old.epoch + 1
     with pytest.raises(LeaseLost):
-        records.beat(old, now=NOW + 2)
+        records.heartbeat(old, now=NOW + 2)
 
 
 def test_a_heartbeat_notes_the_counts_and_tells_the_state(records: Records, batch: BatchRecord) -> None:
     lease = claim(records, batch, "first", NOW)
 
-    status = records.beat(lease, now=NOW + 5.5, completed=3, failed=2)
+    status = records.heartbeat(lease, now=NOW + 5.5, completed=3, failed=2)
 
     noted = records.get_batch(batch.id)
     assert status is BatchStatus.IN_PROGRESS
@@ -83,9 +83,9 @@ def test_a_heartbeat_notes_the_counts_and_tells_the_state(records: Records, batc
 
 def test_a_heartbeat_without_counts_leaves_them(records: Records, batch: BatchRecord) -> None:
     lease = claim(records, batch, "first", NOW)
-    records.beat(lease, now=NOW + 1, completed=3, failed=0)
+    records.heartbeat(lease, now=NOW + 1, completed=3, failed=0)
 
-    records.beat(lease, now=NOW + 2)
+    records.heartbeat(lease, now=NOW + 2)
 
     assert (records.get_batch(batch.id).completed, records.get_batch(batch.id).failed) == (3, 0)
 
@@ -96,8 +96,8 @@ def test_who_was_taken_over_from_can_no_longer_beat_or_move(records: Records, ba
     before = records.get_batch(batch.id)
 
     for change in (
-        lambda: records.beat(lost, now=NOW + 62, completed=9),
-        lambda: records.move(batch.id, BatchStatus.FINALIZING, now=NOW + 62, lease=lost),
+        lambda: records.heartbeat(lost, now=NOW + 62, completed=9),
+        lambda: records.change_status(batch.id, BatchStatus.FINALIZING, now=NOW + 62, lease=lost),
     ):
         with pytest.raises(LeaseLost, match="taken over by another runner \\(second\\)"):
             change()
@@ -116,7 +116,7 @@ def test_who_gave_a_lease_back_can_no_longer_beat(records: Records, batch: Batch
     records.release(lease)
 
     with pytest.raises(LeaseLost, match=r"\(none\)"):
-        records.beat(lease, now=NOW + 1)
+        records.heartbeat(lease, now=NOW + 1)
 
 
 def test_giving_back_a_lease_that_is_lost_leaves_the_new_owners(records: Records, batch: BatchRecord) -> None:
@@ -125,7 +125,7 @@ def test_giving_back_a_lease_that_is_lost_leaves_the_new_owners(records: Records
 
     records.release(lost)
 
-    assert records.beat(held, now=NOW + 62) is BatchStatus.IN_PROGRESS
+    assert records.heartbeat(held, now=NOW + 62) is BatchStatus.IN_PROGRESS
 
 
 def test_giving_a_lease_back_twice_is_fine(records: Records, batch: BatchRecord) -> None:
@@ -157,7 +157,7 @@ def test_a_clock_that_is_far_ahead_takes_no_batch_from_a_runner_that_lives(
     here = time.time
     monkeypatch.setattr(time, "time", lambda: here() + 10 * LEASE_S)
 
-    assert records.get_batch(batch.id).is_held(now=records.now(), lease_s=LEASE_S)
+    assert records.get_batch(batch.id).is_leased(now=records.now(), lease_s=LEASE_S)
     with pytest.raises(Conflict, match="is being run by another"):
         records.claim(batch.id, owner="second", lease_s=LEASE_S)
     with pytest.raises(Conflict, match="is being run"):
@@ -175,7 +175,7 @@ def test_a_clock_that_is_far_behind_keeps_no_lease_that_has_expired(
     monkeypatch.setattr(time, "time", lambda: here() - 10 * LEASE_S)
 
     lease = records.claim(batch.id, owner="another:1:machine", lease_s=0.1)
-    assert records.beat(lease) is BatchStatus.IN_PROGRESS
+    assert records.heartbeat(lease) is BatchStatus.IN_PROGRESS
     age_s = records.report_sender(batch.id, lease.epoch, "sender", "{}").age_s
     time.sleep(0.2)
 
@@ -186,7 +186,7 @@ def test_a_clock_that_is_far_behind_keeps_no_lease_that_has_expired(
 
 def owner_that_has_ended(number: int) -> str:
     del number
-    return owner_name()
+    return new_lease_owner()
 
 
 def test_the_lease_of_a_process_of_this_machine_that_has_ended_can_be_taken_at_once(
@@ -195,12 +195,12 @@ def test_the_lease_of_a_process_of_this_machine_that_has_ended_can_be_taken_at_o
     [dead] = in_processes(1, owner_that_has_ended)
     claim(records, batch, dead, NOW)
 
-    assert not records.get_batch(batch.id).is_held(now=NOW, lease_s=LEASE_S)
+    assert not records.get_batch(batch.id).is_leased(now=NOW, lease_s=LEASE_S)
     assert claim(records, batch, "second", NOW).epoch == 2
 
 
 ALIVE_OR_UNKNOWN = {
-    "this process": lambda dead: owner_name(),
+    "this process": lambda dead: new_lease_owner(),
     "a process of another machine": lambda dead: f"elsewhere{dead}",
     "a process of another container": lambda dead: re.sub(r":\w+-", ":0badcafe-", dead),
     "a name of another form": lambda dead: dead.rpartition("-")[0],

@@ -15,11 +15,11 @@ from sqlalchemy import event, insert, text
 
 from batchline.models.batches import ListBatchesQuery
 from batchline.models.settings import load_settings
-from batchline.models.status import TERMINAL, BatchStatus, timestamp_field
-from batchline.storage.listing import listed_row
-from batchline.storage.records import BatchRecord, Records, open_records
-from batchline.storage.rows import columns_of
-from batchline.storage.schema import batches, files, listed_batches
+from batchline.models.status import TERMINAL_STATUSES, BatchStatus, timestamp_field
+from batchline.storage.records.batch_index import index_row
+from batchline.storage.records.record_types import to_columns
+from batchline.storage.records.schema import batch_index, batches, files
+from batchline.storage.records.store import BatchRecord, Records, open_records
 
 MANY = 20_000
 LIMIT = 20
@@ -29,11 +29,11 @@ MEMBERS = [str(uuid.UUID(int=number)) for number in (1, 2, 3)]
 def in_the_middle_of_life(number: int, chance: random.Random) -> BatchRecord:
     """One of many batches, the last hundred of which are not over; half of the old ones are of a project."""
     active = number >= MANY - 100
-    status = chance.choice([*(BatchStatus if active else TERMINAL)])
-    if active and status in TERMINAL:
+    status = chance.choice([*(BatchStatus if active else TERMINAL_STATUSES)])
+    if active and status in TERMINAL_STATUSES:
         status = BatchStatus.IN_PROGRESS
     created = NOW - MANY + number
-    ends = {timestamp_field(status): created + chance.randrange(90_000)} if status in TERMINAL else {}
+    ends = {timestamp_field(status): created + chance.randrange(90_000)} if status in TERMINAL_STATUSES else {}
     return a_batch(
         status=status,
         created_at=created,
@@ -59,8 +59,8 @@ def many(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         a_file(created_at=NOW - number, purpose=chance.choice(["batch", "batch_output"])) for number in range(MANY)
     ]
     with records._engine.begin() as connection:
-        connection.execute(insert(batches), [columns_of(msgspec.structs.asdict(batch)) for batch in made])
-        connection.execute(insert(listed_batches), [listed_row(batch) for batch in made])
+        connection.execute(insert(batches), [to_columns(msgspec.structs.asdict(batch)) for batch in made])
+        connection.execute(insert(batch_index), [index_row(batch) for batch in made])
         connection.execute(insert(files), [msgspec.structs.asdict(file) for file in stored])
         connection.execute(text("ANALYZE" if request.param == "postgresql" else "SELECT 1"))
     yield records

@@ -10,9 +10,9 @@ from some_records import NOW, a_batch
 from sqlalchemy import delete
 
 from batchline.models.batches import ListBatchesQuery
-from batchline.models.status import MOVES, TERMINAL, BatchStatus, timestamp_field
-from batchline.storage.records import BatchRecord, FileChanges, Records
-from batchline.storage.schema import batches, listed_batches
+from batchline.models.status import TERMINAL_STATUSES, TRANSITIONS, BatchStatus, timestamp_field
+from batchline.storage.records.schema import batch_index, batches
+from batchline.storage.records.store import BatchRecord, FileChanges, Records
 
 S = BatchStatus
 
@@ -39,7 +39,7 @@ texts = st.one_of(names, st.text(CURIOUS + "\0", max_size=5), st.sampled_from(["
 def some_batches(draw: st.DrawFn) -> BatchRecord:
     """A batch in any state, as it may be: with the timestamp of the end that it has come to."""
     status = draw(st.sampled_from(S))
-    ends = {timestamp_field(status): draw(times(1))} if status in TERMINAL else {}
+    ends = {timestamp_field(status): draw(times(1))} if status in TERMINAL_STATUSES else {}
     return a_batch(
         status=status,
         created_at=draw(times(2)),
@@ -56,7 +56,7 @@ Change = Callable[[Records, BatchRecord], object]
 
 def moved(records: Records, batch: BatchRecord, now: int) -> None:
     current = records.get_batch(batch.id)
-    if current.status in TERMINAL:
+    if current.status in TERMINAL_STATUSES:
         records.retry(
             batch.id,
             now=now,
@@ -66,7 +66,7 @@ def moved(records: Records, batch: BatchRecord, now: int) -> None:
             expires_at=now + 2,
         )
     else:
-        records.move(batch.id, min(MOVES[current.status]), now=now)
+        records.change_status(batch.id, min(TRANSITIONS[current.status]), now=now)
 
 
 changes: st.SearchStrategy[Change] = st.one_of(
@@ -113,8 +113,8 @@ def parts_of(batch: BatchRecord) -> list[str]:
 
 def is_shown(batch: BatchRecord, query: ListBatchesQuery) -> bool:
     ends = [batch.completed_at, batch.failed_at, batch.cancelled_at]
-    late = batch.status in TERMINAL and any(at is not None and at > batch.expires_at for at in ends)
-    overdue = batch.status not in TERMINAL and batch.expires_at < NOW
+    late = batch.status in TERMINAL_STATUSES and any(at is not None and at > batch.expires_at for at in ends)
+    overdue = batch.status not in TERMINAL_STATUSES and batch.expires_at < NOW
     created = datetime.fromtimestamp(batch.created_at, UTC)
     return all(
         [
@@ -131,7 +131,7 @@ def is_shown(batch: BatchRecord, query: ListBatchesQuery) -> bool:
 def in_order(made: Sequence[BatchRecord], query: ListBatchesQuery) -> list[str]:
     newest = sorted(made, key=lambda batch: (batch.created_at, batch.id), reverse=True)
     if query.active_first:
-        newest.sort(key=lambda batch: batch.status in TERMINAL)
+        newest.sort(key=lambda batch: batch.status in TERMINAL_STATUSES)
     return [batch.id for batch in newest if is_shown(batch, query)]
 
 
@@ -148,7 +148,7 @@ def in_pages(records: Records, query: ListBatchesQuery) -> Iterator[list[str]]:
 def forget_all(records: Records) -> None:
     with records._engine.begin() as connection:
         connection.execute(delete(batches))
-        connection.execute(delete(listed_batches))
+        connection.execute(delete(batch_index))
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -11,8 +11,8 @@ from some_records import NOW, a_batch, a_file, a_full_batch
 
 from batchline.models.batches import ListBatchesQuery
 from batchline.models.errors import NotFound
-from batchline.models.status import ACTIVE, TERMINAL, BatchStatus
-from batchline.storage.records import BatchRecord, Records
+from batchline.models.status import ACTIVE_STATUSES, TERMINAL_STATUSES, BatchStatus
+from batchline.storage.records.store import BatchRecord, Records
 
 S = BatchStatus
 
@@ -67,8 +67,8 @@ def test_unfinished_batches_come_first_each_group_newest_first(records: Records,
     shown = listed(records, active_first=True)
 
     assert shown == [
-        *(each for each in newest if ids[each] in ACTIVE),
-        *(each for each in newest if ids[each] in TERMINAL),
+        *(each for each in newest if ids[each] in ACTIVE_STATUSES),
+        *(each for each in newest if ids[each] in TERMINAL_STATUSES),
     ]
 
 

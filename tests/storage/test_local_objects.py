@@ -13,7 +13,9 @@ from rights import as_nobody
 
 from batchline.models.errors import InvalidInput, StorageFault
 from batchline.models.settings import load_settings
-from batchline.storage.objects import LocalObjects, ObjectStore, open_objects
+from batchline.storage.objects.local import LocalObjectStore
+from batchline.storage.objects.select import open_objects
+from batchline.storage.objects.store import ObjectStore
 
 MIB = 2**20
 
@@ -54,27 +56,27 @@ def test_an_address_of_an_unknown_kind_is_refused(url: str) -> None:
 
 
 def test_opening_a_store_makes_no_directory(tmp_path: Path) -> None:
-    open_objects(load_settings(storage_url=str(tmp_path / "objects"))).find("")
+    open_objects(load_settings(storage_url=str(tmp_path / "objects"))).list_objects("")
 
     assert not (tmp_path / "objects").exists()
 
 
 def test_unfinished_objects_are_not_found(tmp_path: Path) -> None:
-    store = LocalObjects(tmp_path)
+    store = LocalObjectStore(tmp_path)
 
     with store.writer("key") as file:
         file.write(b"x" * 2 * MIB)
-        assert store.find("") == []
+        assert store.list_objects("") == []
         assert len(names_below(tmp_path)) == 1
 
 
 def test_folders_that_come_and_go_break_no_writer(tmp_path: Path) -> None:
-    store = LocalObjects(tmp_path)
+    store = LocalObjectStore(tmp_path)
 
     def come_and_go(number: int) -> None:
         for turn in range(300):  # few threads and many turns: what matters is the moment when the folder is empty
             key = f"folder/below/{number}-{turn}"
-            assert store.put_new(key, b"1") is True
+            assert store.put_if_absent(key, b"1") is True
             store.put(key, b"2")
             store.delete([key])
 
@@ -88,7 +90,7 @@ def test_folders_that_come_and_go_break_no_writer(tmp_path: Path) -> None:
 WRITES: dict[str, Callable[[ObjectStore], object]] = {
     "put": lambda store: store.put("key", b"x" * 4 * MIB),
     "put in a new folder": lambda store: store.put("folder/key", b"x" * 4 * MIB),
-    "put_new": lambda store: store.put_new("fresh", b"x" * 4 * MIB),
+    "put_new": lambda store: store.put_if_absent("fresh", b"x" * 4 * MIB),
     "concat": lambda store: store.concat(["half"] * 4, "key"),
 }
 
@@ -111,7 +113,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("write", WRITES)
 def test_a_full_disk_is_a_fault_that_leaves_all_as_it_was(write: str, small_disk: Path) -> None:
-    store = LocalObjects(small_disk)
+    store = LocalObjectStore(small_disk)
     store.put("key", b"old")
     store.put("half", b"x" * MIB)
 
@@ -123,7 +125,7 @@ def test_a_full_disk_is_a_fault_that_leaves_all_as_it_was(write: str, small_disk
 
 
 def test_a_disk_that_has_room_again_takes_the_object(small_disk: Path) -> None:
-    store = LocalObjects(small_disk)
+    store = LocalObjectStore(small_disk)
     (small_disk / "ballast").write_bytes(b"x" * 2 * MIB)
     with pytest.raises(StorageFault):
         store.put("key", b"x" * 2 * MIB)
@@ -147,7 +149,7 @@ def files_limited_to(size_bytes: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("write", WRITES)
 def test_a_file_that_may_not_grow_is_a_fault_that_leaves_all_as_it_was(write: str, tmp_path: Path) -> None:
-    store = LocalObjects(tmp_path / "objects")
+    store = LocalObjectStore(tmp_path / "objects")
     store.put("key", b"old")
     store.put("half", b"x" * MIB)
 
@@ -163,7 +165,7 @@ def test_a_file_where_a_folder_should_be_is_a_fault_of_the_writer(write: str, tm
     (tmp_path / "objects").write_text("no folder")
 
     with pytest.raises(StorageFault):
-        WRITES[write](LocalObjects(tmp_path / "objects"))
+        WRITES[write](LocalObjectStore(tmp_path / "objects"))
 
 
 # A place that is closed to us
@@ -175,17 +177,17 @@ CLOSED: dict[str, Callable[[ObjectStore], object]] = {
     "read": lambda store: store.read("closed/key"),
     "stream": lambda store: [*store.stream("closed/key")],
     "put": lambda store: store.put("closed/key", b"new"),
-    "put_new": lambda store: store.put_new("closed/new", b"new"),
+    "put_new": lambda store: store.put_if_absent("closed/new", b"new"),
     "concat": lambda store: store.concat(["closed/key"], "target"),
-    "find": lambda store: store.find("closed"),
-    "find from above": lambda store: store.find(""),
+    "find": lambda store: store.list_objects("closed"),
+    "find from above": lambda store: store.list_objects(""),
     "delete": lambda store: store.delete(["closed/key"]),
 }
 
 
 @pytest.mark.parametrize("work", CLOSED)
 def test_a_folder_that_may_not_be_entered_is_a_fault_and_not_an_empty_one(work: str, tmp_path: Path) -> None:
-    store = LocalObjects(tmp_path / "objects")
+    store = LocalObjectStore(tmp_path / "objects")
     store.put("closed/key", b"old")
     (tmp_path / "objects/closed").chmod(0)
 
@@ -202,7 +204,7 @@ def test_a_folder_that_may_not_be_entered_is_a_fault_and_not_an_empty_one(work: 
 def test_the_name_of_an_object_and_its_new_folders_are_written_to_the_disk(
     write: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = LocalObjects(tmp_path / "objects")
+    store = LocalObjectStore(tmp_path / "objects")
     store.put("old", b"text")
     synced: list[str] = []
     fsync = os.fsync
@@ -214,7 +216,7 @@ def test_the_name_of_an_object_and_its_new_folders_are_written_to_the_disk(
     monkeypatch.setattr(os, "fsync", noting)
     writes = {
         "put": lambda: store.put("new/folder/key", b"text"),
-        "put_new": lambda: store.put_new("new/folder/key", b"text"),
+        "put_new": lambda: store.put_if_absent("new/folder/key", b"text"),
         "concat": lambda: store.concat(["old", "old"], "new/folder/key"),
         "copy": lambda: store.copy("old", "new/folder/key"),
     }
@@ -228,7 +230,7 @@ def test_the_name_of_an_object_and_its_new_folders_are_written_to_the_disk(
 def test_only_we_can_read_objects_and_enter_their_folders(tmp_path: Path) -> None:
     umask = os.umask(0o022)
     try:
-        LocalObjects(tmp_path / "objects").put("folder/key", b"text")
+        LocalObjectStore(tmp_path / "objects").put("folder/key", b"text")
     finally:
         os.umask(umask)
 

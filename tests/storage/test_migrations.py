@@ -13,20 +13,20 @@ from real_servers import SECRET, Postgres
 from some_records import NOW, a_batch, a_file, a_full_batch
 from sqlalchemy import Connection, Engine, Table, create_engine, insert, inspect, make_url, select, text
 
-import batchline.storage.migrations
+import batchline.storage.records.migrations
 from batchline.models.batches import ListBatchesQuery
 from batchline.models.settings import Settings, load_settings
-from batchline.models.status import TERMINAL, BatchStatus, timestamp_field
-from batchline.storage.listing import listed_row
-from batchline.storage.records import BatchRecord, Records, open_records, upgrade_database
-from batchline.storage.rows import columns_of
-from batchline.storage.schema import HEAD, batches, files, listed_batches
+from batchline.models.status import TERMINAL_STATUSES, BatchStatus, timestamp_field
+from batchline.storage.records.batch_index import index_row
+from batchline.storage.records.record_types import to_columns
+from batchline.storage.records.schema import HEAD, batch_index, batches, files
+from batchline.storage.records.store import BatchRecord, Records, open_records, upgrade_database
 
-SCRIPTS = Path(batchline.storage.migrations.__file__).parent
+SCRIPTS = Path(batchline.storage.records.migrations.__file__).parent
 
 
 def engine_of(settings: Settings) -> Engine:
-    url = make_url(settings.database)
+    url = make_url(settings.effective_database_url)
     return create_engine(url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url)
 
 
@@ -65,7 +65,7 @@ def kinds() -> Iterator[BatchRecord]:
     """Batches in every state, over in time and late, with every kind of text."""
     yield a_full_batch()
     for status in BatchStatus:
-        ends = timestamp_field(status) if status in TERMINAL else "in_progress_at"
+        ends = timestamp_field(status) if status in TERMINAL_STATUSES else "in_progress_at"
         for late in (-1, 0, 1):
             yield a_batch(
                 status=status,
@@ -83,7 +83,7 @@ LATER = {"last_flow_run_id", "unanswered", "model", "announced_at"}
 def fill(settings: Settings, made: list[BatchRecord]) -> None:
     engine = engine_of(settings)
     with engine.begin() as connection:
-        rows = [columns_of(msgspec.structs.asdict(batch)) for batch in made]
+        rows = [to_columns(msgspec.structs.asdict(batch)) for batch in made]
         connection.execute(
             insert(batches), [{name: row[name] for name in row if name not in LATER} for row in rows]
         )
@@ -98,11 +98,11 @@ def test_batches_of_before_are_listed_as_if_they_were_new(at_0002: Settings) -> 
 
     engine = engine_of(at_0002)
     with engine.connect() as connection:
-        rows = [{**row} for row in connection.execute(select(listed_batches)).mappings()]
+        rows = [{**row} for row in connection.execute(select(batch_index)).mappings()]
     engine.dispose()
     for row in rows:
         del row["number"]
-    expected = [listed_row(batch) for batch in made]
+    expected = [index_row(batch) for batch in made]
     assert {row["batch_id"]: row for row in rows} == {row["batch_id"]: row for row in expected}
 
 
@@ -115,7 +115,7 @@ def test_many_batches_of_before_are_all_listed(at_0002: Settings) -> None:
     records = open_records(at_0002)
     for number in (0, 999, 1_000, 1_234, 2_344):
         assert found(records, f"batch-{number:04}") == [f"batch-{number:04}"]
-    assert sum(records.overview.states().values()) == len(made)
+    assert sum(records.batch_counts.count_by_status().values()) == len(made)
     records.close()
 
 
@@ -125,7 +125,7 @@ def test_ends_of_before_count_as_announced_in_prefect(database_at: Callable[[str
     engine = engine_of(settings)
     with engine.begin() as connection:
         for batch in (over, runs):
-            row = columns_of(msgspec.structs.asdict(batch)) | {"last_flow_run_id": "a-run"}
+            row = to_columns(msgspec.structs.asdict(batch)) | {"last_flow_run_id": "a-run"}
             row = {name: row[name] for name in row if name not in LATER - {"last_flow_run_id"}}
             connection.execute(insert(batches), [row])
     engine.dispose()
@@ -133,9 +133,9 @@ def test_ends_of_before_count_as_announced_in_prefect(database_at: Callable[[str
     upgrade_database(settings)
 
     records = open_records(settings)
-    assert records.unannounced(ended_before=NOW) == []
-    records.move(runs.id, BatchStatus.COMPLETED, now=NOW)
-    assert [batch.id for batch in records.unannounced(ended_before=NOW)] == [runs.id]
+    assert records.list_unannounced(ended_before=NOW) == []
+    records.change_status(runs.id, BatchStatus.COMPLETED, now=NOW)
+    assert [batch.id for batch in records.list_unannounced(ended_before=NOW)] == [runs.id]
     records.close()
 
 
@@ -229,9 +229,9 @@ def test_a_database_of_every_earlier_version_is_upgraded_and_searched(
     settings, batch = database_at(revision), a_batch(input_filename="GRÜN.jsonl")
     engine = engine_of(settings)
     with engine.begin() as connection:
-        insert_known(connection, batches, columns_of(msgspec.structs.asdict(batch)))
+        insert_known(connection, batches, to_columns(msgspec.structs.asdict(batch)))
         if revision >= "0003":
-            insert_known(connection, listed_batches, listed_row(batch))
+            insert_known(connection, batch_index, index_row(batch))
             if engine.dialect.name == "postgresql":
                 connection.exec_driver_sql("CREATE EXTENSION pg_trgm")
             index_trigrams(connection)
@@ -253,7 +253,7 @@ def test_a_database_of_every_earlier_version_is_upgraded_and_searched(
 @pytest.fixture
 def plain_user(postgres: Postgres, empty_postgres: Settings) -> Iterator[Settings]:
     """Settings with the same empty database and a user who may make tables there, and no more."""
-    url = make_url(empty_postgres.database)
+    url = make_url(empty_postgres.effective_database_url)
     database = str(url.database)
     postgres.run(f"CREATE ROLE plain LOGIN PASSWORD '{SECRET}'")
     postgres.run("GRANT CREATE, USAGE ON SCHEMA public TO plain", database=database)
@@ -274,7 +274,7 @@ def test_a_role_that_may_not_make_extensions_upgrades_an_empty_database(plain_us
 
 @pytest.mark.system
 def test_the_extension_that_an_administrator_has_made_stays(plain_user: Settings, postgres: Postgres) -> None:
-    postgres.run("CREATE EXTENSION pg_trgm", database=str(make_url(plain_user.database).database))
+    postgres.run("CREATE EXTENSION pg_trgm", database=str(make_url(plain_user.effective_database_url).database))
     make_tables(plain_user, "0011")
     engine = engine_of(plain_user)
     with engine.begin() as connection:

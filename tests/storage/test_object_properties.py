@@ -5,7 +5,7 @@ import uuid
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from batchline.storage.objects import STREAM_BYTES, ObjectStore
+from batchline.storage.objects.store import STREAM_BLOCK_BYTES, ObjectStore
 
 on_one_store = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -33,13 +33,13 @@ def test_an_object_is_found_and_read_under_the_key_that_it_was_given(
     store.put(key, data)
     total = store.concat([key, key], f"{top}-joined/{names[0]}")
 
-    assert [(info.key, info.size_bytes) for info in store.find(top)] == [(key, len(data))]
-    assert store.find(top)[0] == store.info(key)
+    assert [(info.key, info.size_bytes) for info in store.list_objects(top)] == [(key, len(data))]
+    assert store.list_objects(top)[0] == store.info(key)
     assert store.read(key) == data
     assert store.read(f"{top}-joined/{names[0]}") == data + data
     assert total == 2 * len(data)
     store.delete([key])
-    assert store.find(top) == []
+    assert store.list_objects(top) == []
 
 
 @on_one_store
@@ -47,7 +47,7 @@ def test_an_object_is_found_and_read_under_the_key_that_it_was_given(
     data=st.binary(max_size=300),
     start=st.integers(0, 320),
     length=st.none() | st.integers(0, 320),
-    block_bytes=st.integers(1, 50) | st.just(STREAM_BYTES),
+    block_bytes=st.integers(1, 50) | st.just(STREAM_BLOCK_BYTES),
 )
 def test_a_range_within_an_object_is_what_python_would_cut_out(
     store: ObjectStore, data: bytes, start: int, length: int | None, block_bytes: int

@@ -13,7 +13,8 @@ from real_servers import S3Server
 
 from batchline.models.errors import InvalidInput, NotFound, StorageFault
 from batchline.models.settings import load_settings
-from batchline.storage.objects import ObjectStore, open_objects
+from batchline.storage.objects.select import open_objects
+from batchline.storage.objects.store import ObjectStore
 
 MIB = 2**20
 LARGE = random.Random(7).randbytes(20 * MIB)
@@ -21,7 +22,7 @@ LARGE = random.Random(7).randbytes(20 * MIB)
 
 def contents(store: ObjectStore) -> dict[str, bytes]:
     """Everything that is there."""
-    return {info.key: store.read(info.key) for info in store.find("")}
+    return {info.key: store.read(info.key) for info in store.list_objects("")}
 
 
 # Reading what was written
@@ -129,7 +130,7 @@ def test_what_overwrites_an_object_has_another_version(store: ObjectStore) -> No
 def test_the_version_stays_while_the_object_does(store: ObjectStore) -> None:
     store.put("key", b"old")
 
-    assert store.info("key") == store.info("key") == store.find("")[0]
+    assert store.info("key") == store.info("key") == store.list_objects("")[0]
 
 
 @pytest.mark.system
@@ -183,7 +184,7 @@ TAKES_A_KEY: dict[str, Callable[[ObjectStore, str], object]] = {
     "exists": lambda store, key: store.exists(key),
     "put": lambda store, key: store.put(key, b""),
     "put a large one": lambda store, key: store.put(key, b"x" * 9 * MIB),
-    "put_new": lambda store, key: store.put_new(key, b""),
+    "put_new": lambda store, key: store.put_if_absent(key, b""),
     "concat to": lambda store, key: store.concat(["there"], key),
     "delete": lambda store, key: store.delete(["there", key]),
     "uri": lambda store, key: store.uri(key),
@@ -202,7 +203,7 @@ def test_a_key_that_leaves_the_root_is_refused(take: str, store: ObjectStore) ->
 @pytest.mark.parametrize("prefix", ["..", "a/../..", "/etc", "a//b", "./a"])
 def test_a_prefix_that_leaves_the_root_is_refused(prefix: str, store: ObjectStore) -> None:
     with pytest.raises(InvalidInput, match="is not a key"):
-        store.find(prefix)
+        store.list_objects(prefix)
 
 
 # Whole or not at all
@@ -243,7 +244,7 @@ def test_an_object_is_not_there_before_its_writer_is_done(store: ObjectStore) ->
     with store.writer("key") as file:
         for _ in range(5):
             file.write(b"x" * 4 * MIB)
-        assert (store.exists("key"), store.find("")) == (False, [])
+        assert (store.exists("key"), store.list_objects("")) == (False, [])
 
     assert store.info("key").size_bytes == 20 * MIB
 
@@ -289,7 +290,7 @@ def test_a_stream_never_mixes_an_object_with_its_successor(store: ObjectStore) -
 
 
 def test_put_new_writes_an_object_that_is_not_there(store: ObjectStore) -> None:
-    assert store.put_new("folder/key", b"mine") is True
+    assert store.put_if_absent("folder/key", b"mine") is True
     assert contents(store) == {"folder/key": b"mine"}
 
 
@@ -297,12 +298,12 @@ def test_put_new_writes_an_object_that_is_not_there(store: ObjectStore) -> None:
 def test_put_new_leaves_an_object_that_is_there(data: bytes, store: ObjectStore) -> None:
     store.put("key", b"")
 
-    assert store.put_new("key", data) is False
+    assert store.put_if_absent("key", data) is False
     assert contents(store) == {"key": b""}
 
 
 def test_of_twenty_that_race_for_a_new_object_one_wins(store: ObjectStore) -> None:
-    won = in_threads(20, lambda number: store.put_new("claim", str(number).encode()))
+    won = in_threads(20, lambda number: store.put_if_absent("claim", str(number).encode()))
 
     assert won.count(True) == 1
     assert won.count(False) == 19
@@ -348,14 +349,14 @@ def test_what_cannot_be_joined_leaves_the_old_target(size: int, store: ObjectSto
         store.concat(["part", "part", "missing"], "target")
 
     assert store.read("target") == b"old"
-    assert {info.key for info in store.find("")} == {"part", "target"}
+    assert {info.key for info in store.list_objects("")} == {"part", "target"}
 
 
 # Finding and deleting
 
 
 def test_nothing_is_found_where_nothing_is(store: ObjectStore) -> None:
-    assert (store.find(""), store.find("a/b")) == ([], [])
+    assert (store.list_objects(""), store.list_objects("a/b")) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -380,8 +381,8 @@ def test_what_is_found_lies_below_the_prefix(
     for key in keys:
         store.put(key, key.encode())
 
-    assert [info.key for info in store.find(prefix)] == sorted(found)
-    assert [info.size_bytes for info in store.find(prefix)] == [len(key) for key in sorted(found)]
+    assert [info.key for info in store.list_objects(prefix)] == sorted(found)
+    assert [info.size_bytes for info in store.list_objects(prefix)] == [len(key) for key in sorted(found)]
 
 
 def put_all(store: ObjectStore, keys: list[str]) -> None:
@@ -394,9 +395,9 @@ def test_more_than_a_thousand_objects_are_found_in_order_and_deleted(store: Obje
     put_all(store, keys)
     store.put("other", b"")
 
-    assert [info.key for info in store.find("many")] == keys
+    assert [info.key for info in store.list_objects("many")] == keys
     store.delete(keys)
-    assert [info.key for info in store.find("")] == ["other"]
+    assert [info.key for info in store.list_objects("")] == ["other"]
 
 
 def test_deleted_objects_are_gone_and_the_others_stay(store: ObjectStore) -> None:

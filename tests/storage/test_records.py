@@ -14,7 +14,7 @@ from batchline.models.errors import Conflict, NotFound
 from batchline.models.ids import new_batch_id
 from batchline.models.settings import Settings
 from batchline.models.status import BatchStatus
-from batchline.storage.records import BatchRecord, FileRecord, Records, open_records
+from batchline.storage.records.store import BatchRecord, FileRecord, Records, open_records
 
 NO_ID = "batch-of-nobody"
 
@@ -149,7 +149,7 @@ def test_a_batch_is_changed_in_the_field_that_is_given(field: str, records: Reco
     moved = {"status": BatchStatus.IN_PROGRESS, "in_progress_at": NOW}
     expected = msgspec.structs.replace(batch, **moved, **{field: CHANGES[field]})
 
-    assert records.move(batch.id, BatchStatus.IN_PROGRESS, now=NOW, **{field: CHANGES[field]}) == expected
+    assert records.change_status(batch.id, BatchStatus.IN_PROGRESS, now=NOW, **{field: CHANGES[field]}) == expected
     assert records.get_batch(batch.id) == expected
     assert records.get_batch(other.id) == other
 
@@ -158,7 +158,7 @@ def test_a_batch_is_changed_in_the_field_that_is_given(field: str, records: Reco
 def test_a_field_is_cleared_with_none(field: str, records: Records) -> None:
     batch = records.add_batch(a_full_batch())
 
-    records.move(batch.id, BatchStatus.IN_PROGRESS, now=NOW, **{field: None})
+    records.change_status(batch.id, BatchStatus.IN_PROGRESS, now=NOW, **{field: None})
 
     moved = {"status": BatchStatus.IN_PROGRESS, "in_progress_at": NOW}
     assert records.get_batch(batch.id) == msgspec.structs.replace(batch, **moved, **{field: None})
@@ -187,13 +187,13 @@ def test_a_flow_run_finds_the_batch_that_it_has_made(records: Records) -> None:
     batch = records.add_batch(a_batch(flow_run_id=run))
     records.add_batch(a_batch(flow_run_id=str(uuid.uuid4())))
 
-    assert records.batch_of_flow_run(run) == batch
+    assert records.find_batch_of_flow_run(run) == batch
 
 
 def test_a_flow_run_that_has_made_none_finds_none(records: Records) -> None:
     records.add_batch(a_batch())
 
-    assert records.batch_of_flow_run(str(uuid.uuid4())) is None
+    assert records.find_batch_of_flow_run(str(uuid.uuid4())) is None
 
 
 def test_a_flow_run_that_makes_a_batch_again_gets_the_first_one(records: Records) -> None:
@@ -220,7 +220,7 @@ def test_threads_that_make_a_batch_for_one_flow_run_all_get_the_same(records: Re
     made = in_threads(8, lambda number: records.add_batch(a_batch(flow_run_id=run, total=number)))
 
     assert len({batch.id for batch in made}) == 1
-    assert made[0] == records.batch_of_flow_run(run)
+    assert made[0] == records.find_batch_of_flow_run(run)
 
 
 def make_batch(number: int, settings: Settings, run: str) -> BatchRecord:
@@ -239,7 +239,7 @@ def test_processes_that_make_a_batch_for_one_flow_run_all_get_the_same(
 
     made = in_processes(3, make_batch, database, run)
 
-    assert {batch.id for batch in made} == {records.batch_of_flow_run(run).id}
+    assert {batch.id for batch in made} == {records.find_batch_of_flow_run(run).id}
 
 
 # Many at once

@@ -11,8 +11,9 @@ from real_servers import SECRET, S3Server, free_ports
 from batchline.models.errors import InvalidInput, NotFound, StorageFault
 from batchline.models.ids import new_batch_id, new_file_id
 from batchline.models.settings import load_settings
-from batchline.storage import layout
-from batchline.storage.objects import ObjectStore, open_objects
+from batchline.storage.objects import layout
+from batchline.storage.objects.select import open_objects
+from batchline.storage.objects.store import ObjectStore
 
 MIB = 2**20
 
@@ -32,9 +33,9 @@ WORK: dict[str, Callable[[ObjectStore], object]] = {
     "put": lambda store: store.put("key", b"text"),
     "write": lambda store: write(store, "key", b"text"),
     "write much": lambda store: write(store, "key", *[b"x" * MIB] * 9),
-    "put_new": lambda store: store.put_new("key", b"text"),
+    "put_new": lambda store: store.put_if_absent("key", b"text"),
     "concat": lambda store: store.concat(["key", "key"], "target"),
-    "find": lambda store: store.find(""),
+    "find": lambda store: store.list_objects(""),
     "delete": lambda store: store.delete(["key"]),
 }
 
@@ -59,7 +60,7 @@ def test_a_prefix_keeps_its_objects_apart(mine: str, other: str, s3_server: S3Se
 
     try:
         assert not mine_store.exists("other")
-        assert "other" not in {info.key for info in mine_store.find("")}
+        assert "other" not in {info.key for info in mine_store.list_objects("")}
         assert other_store.read("other") == b"2"
     finally:
         mine_store.delete(["mine"])
@@ -71,8 +72,8 @@ def test_objects_may_lie_at_the_top_of_a_bucket(s3_server: S3Server) -> None:
     store = open_objects(s3_server.settings(storage_url=f"s3://{s3_server.bucket}"))
     store.put("at-the-top/key", b"1")
 
-    assert [info.key for info in store.find("at-the-top")] == ["at-the-top/key"]
-    assert "at-the-top/key" in {info.key for info in store.find("")}
+    assert [info.key for info in store.list_objects("at-the-top")] == ["at-the-top/key"]
+    assert "at-the-top/key" in {info.key for info in store.list_objects("")}
     assert store.uri("at-the-top/key") == f"s3://{s3_server.bucket}/at-the-top/key"
     store.delete(["at-the-top/key"])
 
@@ -129,7 +130,7 @@ def one_front(s3_server: S3Server) -> Iterator[Front]:
 def front(one_front: Front) -> Iterator[Front]:
     yield one_front
     one_front.server.rule = passes_on
-    one_front.store.delete([info.key for info in one_front.store.find("")])
+    one_front.store.delete([info.key for info in one_front.store.list_objects("")])
 
 
 @pytest.mark.system
@@ -184,12 +185,12 @@ def test_only_our_own_unfinished_uploads_are_found(prefix: str, s3_server: S3Ser
     for key in (*ours, *foreign):
         client.call_s3("create_multipart_upload", Bucket=bucket, Key=key)
 
-    found = store.unfinished(older_than_s=0)
+    found = store.incomplete_uploads(older_than_s=0)
 
     assert sorted(name.rpartition(" ")[0] for name in found) == sorted(ours)
     for name in found:
-        store.discard(name)
-    assert store.unfinished(older_than_s=0) == []
+        store.abort_upload(name)
+    assert store.incomplete_uploads(older_than_s=0) == []
 
 
 def uploads_below(server: S3Server, store: ObjectStore) -> list[str]:

@@ -10,13 +10,13 @@ from rights import as_nobody
 
 from batchline.models.errors import InvalidInput, NotFound, StorageFault
 from batchline.models.settings import Settings, load_settings
-from batchline.storage.sources import open_source
+from batchline.storage.objects.input_uris import open_input_uri
 
 TEXT = b"line 1\nline 2\n"
 
 
 def read(uri: str, settings: Settings) -> bytes:
-    with open_source(uri, settings) as file:
+    with open_input_uri(uri, settings) as file:
         return file.read()
 
 
@@ -220,7 +220,7 @@ def test_an_object_with_odd_signs_in_its_name_is_read(bucket: Callable[..., Sett
 
 @pytest.mark.system
 def test_an_object_is_read_in_pieces_of_any_size(bucket: Callable[..., Settings]) -> None:
-    with open_source("s3://objects/sources/large.jsonl", bucket()) as file:
+    with open_input_uri("s3://objects/sources/large.jsonl", bucket()) as file:
         pieces = [file.read(3), file.read(3_000_000), file.read(12_000_000), file.read()]
 
     assert b"".join(pieces) == b"0123456789" * 2_000_000
@@ -253,7 +253,7 @@ def test_a_server_that_fails_in_the_middle_is_a_fault(
 ) -> None:
     with (
         between(s3_server.url) as server,
-        open_source("s3://objects/sources/large.jsonl", bucket(s3_endpoint_url=server.url)) as file,
+        open_input_uri("s3://objects/sources/large.jsonl", bucket(s3_endpoint_url=server.url)) as file,
     ):
         file.read(1)
         server.rule = answers(500, "InternalError")
@@ -263,5 +263,5 @@ def test_a_server_that_fails_in_the_middle_is_a_fault(
 
 @pytest.mark.system
 def test_a_fault_of_the_reader_is_not_taken_for_one_of_the_server(bucket: Callable[..., Settings]) -> None:
-    with pytest.raises(FileNotFoundError), open_source("s3://objects/sources/in.jsonl", bucket()):
+    with pytest.raises(FileNotFoundError), open_input_uri("s3://objects/sources/in.jsonl", bucket()):
         Path("nowhere").read_bytes()

@@ -23,17 +23,17 @@ from waiting import until
 
 from batchline import Batchline
 from batchline.models.upstreams import Upstream
-from batchline.orchestration.budgets import PAGE, PrefectLedger
-from batchline.upstream.caller import Caller
-from batchline.upstream.lane_share import Timing
-from batchline.upstream.ledger import LedgerFault
+from batchline.orchestration.quota_store import PAGE_SIZE, PrefectQuotaStore
+from batchline.upstream.dispatcher import Dispatcher
+from batchline.upstream.quota.store import QuotaStoreError
+from batchline.upstream.quota.upstream_quota import QuotaTiming
 
 pytestmark = pytest.mark.system
 
 SHARER = Path(__file__).with_name("sharer.py")
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE_S = 90.0
-QUICK = Timing(look_s=0.3, calm_s=0.6, lease_s=60.0)
+QUICK = QuotaTiming(poll_s=0.3, max_poll_s=0.6, lease_s=60.0)
 
 
 @contextmanager
@@ -127,8 +127,8 @@ def test_a_limit_that_a_person_changes_while_requests_are_sent_is_followed(clien
     client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=2))
     with serving(lambda _: reply(after_s=0.02)) as server:
         upstream = Upstream(name="changed", base_url=server.base_url, max_in_flight=4)
-        with Caller([upstream]) as caller, open_run(caller) as run, run.open_feed(0) as feed:
-            caller.share(PrefectLedger, timing=QUICK)
+        with Dispatcher([upstream]) as caller, open_run(caller) as run, run.open_queue(0) as feed:
+            caller.share_quota(PrefectQuotaStore, timing=QUICK)
             feed.put(made_calls(some_bodies(5_000), upstream="changed"))
             until(lambda: len(server.received) > 20, patience_s=PATIENCE_S)
             assert server.most_at_once == 2
@@ -162,8 +162,8 @@ def test_an_api_that_serves_shares_too(engine_for, chat_file, simulator, client,
     engine = engine_for(
         simulator().base_url, upstream={"name": "served"}, share_budgets=True, PREFECT_API_URL=prefect[0]
     )
-    with Batchline(engine=engine) as batchline:
-        batchline.share_budgets()
+    with Batchline(services=engine) as batchline:
+        batchline.share_quotas()
         file = batchline.files.create(file=chat_file(20))
         batch = batchline.batches.create(input_file_id=file.id)
         assert batchline.batches.wait(batch.id).status == "completed"
@@ -171,10 +171,10 @@ def test_an_api_that_serves_shares_too(engine_for, chat_file, simulator, client,
 
 
 def test_limits_are_named_by_upstream_and_one_without_a_name_by_where_it_is(client):
-    ledger = PrefectLedger()
+    ledger = PrefectQuotaStore()
 
     def name(base_url: str, **options: str) -> str:
-        return ledger.name(Upstream(base_url=base_url, **options), "in-flight")
+        return ledger.limit_name(Upstream(base_url=base_url, **options), "in-flight")
 
     assert name("http://one/v1", name="gpus") == "batchline-gpus-in-flight"
     assert name("https://api.example.com/v1") == "batchline-api.example.com-443-in-flight"
@@ -184,29 +184,29 @@ def test_limits_are_named_by_upstream_and_one_without_a_name_by_where_it_is(clie
 
 
 def test_a_limit_that_is_not_there_gives_no_slots_and_one_among_very_many_is_found(client):
-    for number in range(PAGE):
+    for number in range(PAGE_SIZE):
         client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=f"a-{number}", limit=1))
-    with PrefectLedger() as ledger:
-        assert ledger.take("z-none", 1, 60.0) is None
-        ledger.create("z-last", 5)
-        ledger.create("z-last", 7)
-        assert ledger.take("z-last", 6, 60.0) is None
-        lease = ledger.take("z-last", 4, 60.0)
-        assert ledger.take("z-last", 2, 60.0) is None
-        assert {name: (each.limit, each.taken) for name, each in ledger.look(["z-last", "z-none"]).items()} == {
-            "z-last": (5, 4)
-        }
+    with PrefectQuotaStore() as ledger:
+        assert ledger.acquire("z-none", 1, 60.0) is None
+        ledger.create_limit("z-last", 5)
+        ledger.create_limit("z-last", 7)
+        assert ledger.acquire("z-last", 6, 60.0) is None
+        lease = ledger.acquire("z-last", 4, 60.0)
+        assert ledger.acquire("z-last", 2, 60.0) is None
+        assert {
+            name: (each.limit, each.taken) for name, each in ledger.read_limits(["z-last", "z-none"]).items()
+        } == {"z-last": (5, 4)}
         assert ledger.renew(lease, 60.0)
-        ledger.give_back(lease)
-        ledger.give_back(lease)
+        ledger.release(lease)
+        ledger.release(lease)
         assert not ledger.renew(lease, 60.0)
-        assert ledger.look(["z-last"])["z-last"].taken == 0
+        assert ledger.read_limits(["z-last"])["z-last"].taken == 0
 
 
 def test_a_server_that_is_not_reached_is_a_fault_of_the_ledger():
     with (
         temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
-        PrefectLedger() as ledger,
-        pytest.raises(LedgerFault, match="Prefect fails"),
+        PrefectQuotaStore() as ledger,
+        pytest.raises(QuotaStoreError, match="Prefect fails"),
     ):
-        ledger.look(["any"])
+        ledger.read_limits(["any"])

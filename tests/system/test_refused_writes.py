@@ -15,7 +15,7 @@ from typed import running
 from waiting import until
 
 from batchline import Batchline
-from batchline.models.settings import environment_of
+from batchline.models.settings import to_environment
 from batchline.simulate import Simulator
 
 REQUESTS, IN_FLIGHT, LATENCY_S, FLUSH_S = 900, 16, 0.2, 2.0
@@ -47,14 +47,14 @@ def test_no_more_is_paid_for_twice_than_what_is_in_flight_and_comes_in_one_flush
         batch = client.batches.create(input_file_id=file.id, via=None)
         serve = ("serve", "--port", "0")
 
-        with running(*serve, folder=tmp_path, **environment_of(settings)) as first:
+        with running(*serve, folder=tmp_path, **to_environment(settings)) as first:
             until(lambda: received() >= 300)
             front.rule = refuses_writes
             sent = received()
             first.wait_for("sending waits for storage")
             time.sleep(3)
             first.kill(signal.SIGKILL)
-        with running(*serve, folder=tmp_path, **environment_of(settings)) as second:
+        with running(*serve, folder=tmp_path, **to_environment(settings)) as second:
             second.wait_for("sending waits for storage")
             time.sleep(3)
             sent_meanwhile = received() - sent

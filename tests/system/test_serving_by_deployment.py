@@ -31,7 +31,7 @@ from batchline import Batchline
 from batchline.flows.process_batch import process_batch
 from batchline.models.settings import load_settings
 from batchline.models.status import BatchStatus
-from batchline.orchestration.due import needs_run
+from batchline.orchestration.run_needed import needs_run
 from batchline.simulate import Simulator
 
 SERVER_S = 120

@@ -14,7 +14,7 @@ from real_prefect import CRASH_AFTER_S
 
 from batchline.orchestration.blocks import UpstreamBlock
 from batchline.simulate import Simulator, SimulatorOptions
-from batchline.storage.records import BatchRecord
+from batchline.storage.records.store import BatchRecord
 
 TOTAL = 2_000
 LONG = 8_000

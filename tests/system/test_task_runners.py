@@ -14,41 +14,41 @@ import pytest
 from distributed import Client, LocalCluster
 from real_servers import free_ports
 
+from batchline.engine.ingest import store_input_file
+from batchline.engine.services import Services, using_services
 from batchline.flows.process_batch import process_batch
 from batchline.models.errors import InvalidInput
-from batchline.models.settings import environment_of
+from batchline.models.settings import to_environment
 from batchline.models.status import BatchStatus
 from batchline.simulate import Simulator
-from batchline.steps.engine import Engine, using_engine
-from batchline.steps.intake import store_input_file
 
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("prefect_server")]
 
 TOTAL = 900
 
 
-def run(engine: Engine, path: Path):
+def run(engine: Services, path: Path):
     stored = store_input_file(engine, path)
-    with using_engine(engine):
+    with using_services(engine):
         return process_batch(input_file_id=stored.id, return_state=True)
 
 
 @pytest.fixture
-def engine_of(engine_for: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Engine]:
+def engine_of(engine_for: Callable[..., Services], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Services]:
     """An engine whose settings are the environment's too, where the processes that send find them."""
 
-    def make(stand_in: Simulator, **settings: object) -> Engine:
+    def make(stand_in: Simulator, **settings: object) -> Services:
         engine = engine_for(
             stand_in.base_url, upstream={"max_in_flight": 16}, chunk_requests=100, processes=2, **settings
         )
-        for name, text in environment_of(engine.settings).items():
+        for name, text in to_environment(engine.settings).items():
             monkeypatch.setenv(name, text)
         return engine
 
     return make
 
 
-def check_output(engine: Engine, batch) -> None:
+def check_output(engine: Services, batch) -> None:
     assert (batch.status, batch.request_counts.completed) == (BatchStatus.COMPLETED, TOTAL)
     key = engine.records.get_file(batch.output_file_id).key
     lines = [json.loads(line)["custom_id"] for line in engine.store.read(key).splitlines()]
@@ -75,7 +75,7 @@ def test_a_batch_is_sent_by_the_processes_that_the_settings_name(kind, simulator
 
     check_output(engine, state.result())
     assert stand_in.counters()["received"] == TOTAL
-    assert engine.started_caller is None or engine.caller.tally.outcomes.total() == 0
+    assert engine.started_caller is None or engine.caller.metrics.outcomes.total() == 0
 
 
 @pytest.fixture

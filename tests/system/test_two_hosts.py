@@ -17,7 +17,7 @@ from real_prefect import BIN, is_healthy, set_up
 from real_servers import Postgres, S3Server, free_ports
 
 from batchline import Batchline
-from batchline.models.settings import Settings, environment_of, load_settings
+from batchline.models.settings import Settings, load_settings, to_environment
 from batchline.simulate import Simulator, SimulatorOptions
 
 TOTAL = 1_200
@@ -65,7 +65,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server, postgres
         settings = s3_server.settings(
             database_url=postgres.url(records), lease_s=5.0, flush_interval_s=0.2, max_in_flight=16
         )
-        seen_there = {name: text.replace("127.0.0.1", HUB) for name, text in environment_of(settings).items()}
+        seen_there = {name: text.replace("127.0.0.1", HUB) for name, text in to_environment(settings).items()}
         environments = tuple(
             {
                 **shared,
@@ -76,7 +76,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server, postgres
             }
             for host, simulator in zip(hosts, simulators, strict=True)
         )
-        here = {**os.environ, **shared, **environment_of(settings), "PREFECT_HOME": str(folder / "prefect")}
+        here = {**os.environ, **shared, **to_environment(settings), "PREFECT_HOME": str(folder / "prefect")}
         here["PREFECT_API_DATABASE_CONNECTION_URL"] = postgres.url(orchestration).replace(
             "postgresql:", "postgresql+asyncpg:"
         )

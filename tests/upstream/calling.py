@@ -4,11 +4,11 @@ import json
 import time
 from collections.abc import Callable, Sequence
 
-from batchline.steps.requests import calls
-from batchline.upstream.answers import Answer, Call
-from batchline.upstream.caller import Caller
-from batchline.upstream.progress import RunProgress
-from batchline.upstream.run import Feed, Run
+from batchline.steps.requests import build_calls
+from batchline.upstream.batch_session import BatchSession, ChunkQueue
+from batchline.upstream.call_results import Call, CallResult
+from batchline.upstream.dispatcher import Dispatcher
+from batchline.upstream.session_progress import SessionProgress
 
 PATIENCE_S = 30.0
 
@@ -21,8 +21,8 @@ def made_calls(
         json.dumps({"custom_id": f"call-{number}", "method": "POST", "url": endpoint, "body": body}).encode()
         for number, body in enumerate(bodies, first)
     ]
-    return calls(
-        list(enumerate(lines, first)), endpoint=endpoint, only_model=None, upstream_of=lambda _model: upstream
+    return build_calls(
+        list(enumerate(lines, first)), endpoint=endpoint, only_model=None, find_upstream=lambda _model: upstream
     )
 
 
@@ -32,39 +32,39 @@ def some_bodies(count: int) -> list[dict]:
 
 
 def answers_of(
-    *feeds: Feed, watch: Callable[[RunProgress], object] = lambda _: None, patience_s: float = PATIENCE_S
-) -> list[Answer]:
+    *feeds: ChunkQueue, watch: Callable[[SessionProgress], object] = lambda _: None, patience_s: float = PATIENCE_S
+) -> list[CallResult]:
     """All answers of feeds that have ended, by line; fails where they never come."""
-    answers: list[Answer] = []
+    answers: list[CallResult] = []
     give_up_at = time.monotonic() + patience_s
-    while not all(feed.drained for feed in feeds):
+    while not all(feed.is_done for feed in feeds):
         assert time.monotonic() < give_up_at, f"only {len(answers)} answers after {patience_s:.0f} s"
         for feed in feeds:
-            answers += feed.wait(0.02)
-        watch(feeds[0].run.snapshot())
+            answers += feed.wait_for_results(0.02)
+        watch(feeds[0].session.snapshot())
     return sorted(answers, key=lambda answer: answer.call.line)
 
 
 def call_all(
-    caller: Caller,
+    caller: Dispatcher,
     bodies: Sequence[dict],
     *,
     deadline: float | None = None,
     refusals_to_stop: int = 1_000_000,
-    watch: Callable[[RunProgress], object] = lambda _: None,
+    watch: Callable[[SessionProgress], object] = lambda _: None,
     patience_s: float = PATIENCE_S,
     **options: str,
-) -> list[Answer]:
+) -> list[CallResult]:
     """The answers to those bodies, in their order, from a run of their own."""
-    run = caller.open_run(
+    run = caller.open_session(
         "batch-1", deadline=deadline, refusals_to_stop=refusals_to_stop, grace_s=1.0, requests=len(bodies)
     )
-    with run, run.open_feed(0) as feed:
+    with run, run.open_queue(0) as feed:
         feed.put(made_calls(bodies, **options))
-        feed.end()
+        feed.end_input()
         return answers_of(feed, watch=watch, patience_s=patience_s)
 
 
-def open_run(caller: Caller, *, grace_s: float = 5.0, **options: object) -> Run:
+def open_run(caller: Dispatcher, *, grace_s: float = 5.0, **options: object) -> BatchSession:
     chosen = {"deadline": None, "refusals_to_stop": 20, "requests": 1_000, **options}
-    return caller.open_run("batch-1", grace_s=grace_s, **chosen)
+    return caller.open_session("batch-1", grace_s=grace_s, **chosen)

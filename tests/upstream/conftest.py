@@ -9,10 +9,10 @@ from scripted_server import Act, Received, ScriptedServer
 from scripted_server import gated as held_back
 
 from batchline.models.upstreams import Upstream
-from batchline.upstream.answers import Answer
-from batchline.upstream.caller import Caller
-from batchline.upstream.transport import TransportFactory
-from batchline.upstream.transports import open_transport
+from batchline.upstream.call_results import CallResult
+from batchline.upstream.dispatcher import Dispatcher
+from batchline.upstream.transports.base import TransportFactory
+from batchline.upstream.transports.select import open_transport
 
 
 @pytest.fixture
@@ -37,14 +37,14 @@ def transport() -> TransportFactory:
 
 
 @pytest.fixture
-def caller_of(transport: TransportFactory) -> Iterator[Callable[..., Caller]]:
+def caller_of(transport: TransportFactory) -> Iterator[Callable[..., Dispatcher]]:
     """Make callers of upstreams with quick retries; they are closed with the test."""
-    made: list[Caller] = []
+    made: list[Dispatcher] = []
 
-    def make(*base_urls: str, upstreams: Sequence[Upstream] = (), **options: object) -> Caller:
+    def make(*base_urls: str, upstreams: Sequence[Upstream] = (), **options: object) -> Dispatcher:
         quick = {"backoff_base_s": 0.01, "backoff_cap_s": 0.05, **options}
         servers = [*upstreams, *(Upstream.model_validate({"base_url": url, **quick}) for url in base_urls)]
-        caller = Caller(servers, open_transport=transport)
+        caller = Dispatcher(servers, open_transport=transport)
         made.append(caller)
         return caller
 
@@ -54,12 +54,14 @@ def caller_of(transport: TransportFactory) -> Iterator[Callable[..., Caller]]:
 
 
 @pytest.fixture
-def call_one(caller_of: Callable[..., Caller], serve: Callable[..., ScriptedServer]) -> Callable[..., Answer]:
+def call_one(
+    caller_of: Callable[..., Dispatcher], serve: Callable[..., ScriptedServer]
+) -> Callable[..., CallResult]:
     """The answer to one request from a server with that script, by an upstream with those options."""
 
     def call(
         script: Callable[[Received], Act], *, path: str = "/v1/chat/completions", **options: object
-    ) -> Answer:
+    ) -> CallResult:
         caller = caller_of(serve(script).base_url, **options)
         [answer] = call_all(caller, some_bodies(1), endpoint=path)
         return answer

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from batchline.models.upstreams import Upstream
-from batchline.upstream.ledger import LedgerFault, Standing
+from batchline.upstream.quota.store import LimitState, QuotaStoreError
 
 
 @dataclass
@@ -73,27 +73,27 @@ class MemoryLedger:
     def _ask(self) -> None:
         self.asked += 1
         if self.fails:
-            raise LedgerFault("it is made to fail")
+            raise QuotaStoreError("it is made to fail")
         self._end_leases()
 
-    def name(self, upstream: Upstream, what: str) -> str:
-        return f"{upstream.name}-{what}"
+    def limit_name(self, upstream: Upstream, kind: str) -> str:
+        return f"{upstream.name}-{kind}"
 
-    def look(self, names: list[str]) -> dict[str, Standing]:
+    def read_limits(self, names: list[str]) -> dict[str, LimitState]:
         with self._lock:
             self._ask()
             found = {name: limit for name, limit in self.limits.items() if name in names}
             return {
-                name: Standing(limit.limit, limit.taken, limit.in_force, limit.identity)
+                name: LimitState(limit.limit, limit.taken, limit.in_force, limit.identity)
                 for name, limit in found.items()
             }
 
-    def create(self, name: str, limit: int) -> None:
+    def create_limit(self, name: str, limit: int) -> None:
         with self._lock:
             self._ask()
             self.limits.setdefault(name, Limit(limit, str(next(self._numbers))))
 
-    def take(self, name: str, slots: int, lease_s: float) -> str | None:
+    def acquire(self, name: str, slots: int, lease_s: float) -> str | None:
         with self._lock:
             self._ask()
             limit = self.limits[name]
@@ -101,26 +101,26 @@ class MemoryLedger:
                 return None
             limit.taken += slots
             limit.most_taken = max(limit.most_taken, limit.taken)
-            lease = str(next(self._numbers))
-            self.leases[lease] = Lease(limit, slots, time.monotonic() + lease_s)
-            return lease
+            lease_id = str(next(self._numbers))
+            self.leases[lease_id] = Lease(limit, slots, time.monotonic() + lease_s)
+            return lease_id
 
-    def renew(self, lease: str, lease_s: float) -> bool:
+    def renew(self, lease_id: str, lease_s: float) -> bool:
         with self._lock:
             self._ask()
-            if lease in self.leases:
-                self.leases[lease].ends_at = time.monotonic() + lease_s
-            return lease in self.leases
+            if lease_id in self.leases:
+                self.leases[lease_id].ends_at = time.monotonic() + lease_s
+            return lease_id in self.leases
 
-    def give_back(self, lease: str) -> None:
+    def release(self, lease_id: str) -> None:
         with self._lock:
             self._ask()
-            if lease in self.leases and self.leases[lease].limit.limit == 0:
-                raise LedgerFault("slots are divided by the limit, as Prefect does")
-            if (known := self.leases.pop(lease, None)) is not None:
+            if lease_id in self.leases and self.leases[lease_id].limit.limit == 0:
+                raise QuotaStoreError("slots are divided by the limit, as Prefect does")
+            if (known := self.leases.pop(lease_id, None)) is not None:
                 known.limit.taken -= known.slots
 
-    def give_back_slots(self, name: str, slots: int) -> None:
+    def release_slots(self, name: str, slots: int) -> None:
         with self._lock:
             self._ask()
             self.limits[name].taken = max(0, self.limits[name].taken - slots)
@@ -131,5 +131,5 @@ class MemoryLedger:
             self._ask()
             self.reported.append(name)
 
-    def how_to_change(self, name: str, limit: int | None) -> str:
+    def change_command(self, name: str, limit: int | None) -> str:
         return f"set {name} to {limit}"

@@ -11,38 +11,38 @@ from batchline.upstream.limits import AdaptiveLimit
 
 def test_the_smaller_of_what_is_allotted_and_what_the_upstream_takes_holds():
     limit = AdaptiveLimit(floor=1, ceiling=100)
-    limit.allot(40)
+    limit.set_cap(40)
     assert limit.value == 40
-    limit.pushed_back(10.0)
+    limit.on_push_back(10.0)
     assert limit.value == 38
 
-    limit.allot(10)
+    limit.set_cap(10)
     assert limit.value == 10
-    limit.allot(None)
+    limit.set_cap(None)
     assert limit.value == 38
 
 
 def test_a_limit_that_was_cut_rises_again_under_what_is_allotted():
     limit = AdaptiveLimit(floor=1, ceiling=20)
-    limit.allot(10)
-    limit.pushed_back(10.0)
-    while limit.is_cut:
-        limit.succeeded()
+    limit.set_cap(10)
+    limit.on_push_back(10.0)
+    while limit.is_reduced:
+        limit.on_success()
 
     assert limit.value == 10
-    assert limit.wanted == 20
+    assert limit.demand == 20
 
 
 def test_no_more_is_sent_at_once_than_is_allotted(caller_of, gated, gate):
     caller = caller_of(gated.base_url, max_in_flight=8)
-    lane = caller._lanes["default"]
+    lane = caller._pools["default"]
 
     def allot(most: int) -> None:
         lane.limit.allot(most)
-        lane.offered(lane.limit.value)
+        lane.wake_workers(lane.limit.value)
 
     caller._loop.call_soon_threadsafe(allot, 0)
-    with open_run(caller) as run, run.open_feed(0) as feed:
+    with open_run(caller) as run, run.open_queue(0) as feed:
         feed.put(made_calls(some_bodies(20)))
         until(lane.has_pending)
         assert gated.received == []
@@ -57,12 +57,12 @@ def test_no_more_is_sent_at_once_than_is_allotted(caller_of, gated, gate):
 def test_what_is_allotted_while_a_lane_closes_wakes_nobody(caller_of, serve):
     caller = caller_of(serve(lambda _: reply()).base_url, max_in_flight=4)
     call_all(caller, some_bodies(4))
-    lane = caller._lanes["default"]
+    lane = caller._pools["default"]
 
     async def close_and_allot() -> None:
         closing = asyncio.ensure_future(lane.close())
         await asyncio.sleep(0)
-        lane.offered(4)
+        lane.wake_workers(4)
         await closing
 
     asyncio.run_coroutine_threadsafe(close_and_allot(), caller._loop).result(10)

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from batchline.upstream.answers import Reading, Usage, read_reply
-from batchline.upstream.transport import Reply
+from batchline.upstream.call_results import ParsedReply, Usage, parse_reply
+from batchline.upstream.transports.base import HttpReply
 
 
-def read(body: bytes | str | dict, status: int = 200) -> Reading:
+def read(body: bytes | str | dict, status: int = 200) -> ParsedReply:
     text = json.dumps(body) if isinstance(body, dict) else body
-    return read_reply(Reply(status, text if isinstance(text, bytes) else text.encode(), 0.1))
+    return parse_reply(HttpReply(status, text if isinstance(text, bytes) else text.encode(), 0.1))
 
 
 def usage_of(usage: dict) -> Usage | None:
@@ -137,7 +137,7 @@ def test_a_2xx_with_an_answer_is_a_success(name: str) -> None:
 
 @pytest.mark.parametrize("text", ["[]", "[1, 2]", "3", '"text"', "true", "null"])
 def test_a_2xx_with_another_json_value_is_passed_through(text: str) -> None:
-    assert read(text) == Reading(None, text.encode(), None, None)
+    assert read(text) == ParsedReply(None, text.encode(), None, None)
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 299])

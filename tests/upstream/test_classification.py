@@ -22,13 +22,13 @@ from scripted_server import (
     silence,
 )
 
-from batchline.upstream.answers import Answer
-from batchline.upstream.httpx_transport import through_httpx
-from batchline.upstream.plain_transport import PlainTransport
-from batchline.upstream.pyreqwest_transport import PyreqwestTransport
-from batchline.upstream.transport import TransportFactory
+from batchline.upstream.call_results import CallResult
+from batchline.upstream.transports.asyncio_http import AsyncioHttpTransport
+from batchline.upstream.transports.base import TransportFactory
+from batchline.upstream.transports.httpx import through_httpx
+from batchline.upstream.transports.pyreqwest import PyreqwestTransport
 
-TRANSPORTS = {"plain": PlainTransport, "pyreqwest": PyreqwestTransport, "httpx": through_httpx()}
+TRANSPORTS = {"plain": AsyncioHttpTransport, "pyreqwest": PyreqwestTransport, "httpx": through_httpx()}
 
 
 @pytest.fixture(params=TRANSPORTS)
@@ -331,7 +331,7 @@ def test_a_base_url_that_ends_in_v1_absorbs_the_paths_own(serve: Callable, calle
     assert server.received[0].path == "/v1/chat/completions"
 
 
-def everything_told(answer: Answer) -> str:
+def everything_told(answer: CallResult) -> str:
     return f"{answer.message} {answer.retries} {answer.status_code} {answer.request_id}"
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scripted_server import refusal, reply
 
 from batchline.models.upstreams import Upstream
-from batchline.upstream.answers import Usage
-from batchline.upstream.rates import PERIOD_S, Cap, Rates
+from batchline.upstream.call_results import Usage
+from batchline.upstream.rate_limits import PERIOD_S, RateLimits, SlidingWindowLimit
 
 GAPS = st.lists(st.one_of(st.just(0.0), st.floats(0, 0.5), st.floats(0, 90)), min_size=1, max_size=200)
 
@@ -23,12 +23,12 @@ def most_in_a_window(spent: list[tuple[float, float]], length: float = PERIOD_S)
 @given(st.integers(1, 300), GAPS)
 @settings(max_examples=150, deadline=None)
 def test_no_window_holds_more_requests_than_the_cap_however_they_come(most, gaps):
-    cap, sent, now = Cap(most, 0.0), [], 0.0
+    cap, sent, now = SlidingWindowLimit(most, 0.0), [], 0.0
     for arrival in accumulate(gaps):
         now = max(now, arrival)
         while (wait_s := cap.wait_s(1, now)) > 0:
             now += wait_s
-        cap.take(1, now)
+        cap.spend(1, now)
         sent.append((now, 1.0))
 
     assert most_in_a_window(sent) <= most
@@ -40,11 +40,11 @@ def test_no_window_holds_more_requests_than_the_cap_however_they_come(most, gaps
 )
 @settings(max_examples=150, deadline=None)
 def test_no_window_holds_more_tokens_than_the_cap_and_what_was_put_right_meanwhile(most, requests):
-    cap, spent, now, risen = Cap(most, 0.0), [], 0.0, 0.0
+    cap, spent, now, risen = SlidingWindowLimit(most, 0.0), [], 0.0, 0.0
     for estimate, used, pause_s in requests:
         while (wait_s := cap.wait_s(estimate, now)) > 0:
             now += wait_s
-        entry = cap.take(estimate, now)
+        entry = cap.spend(estimate, now)
         spent.append((now, float(used)))
         now += pause_s
         cap.correct(entry, used - estimate, now)
@@ -56,21 +56,21 @@ def test_no_window_holds_more_tokens_than_the_cap_and_what_was_put_right_meanwhi
 
 @pytest.mark.parametrize("most", [60, 600, 5_000])
 def test_the_cap_is_used_while_there_is_work(most):
-    cap, now, sent = Cap(most, 0.0), 0.0, 0
+    cap, now, sent = SlidingWindowLimit(most, 0.0), 0.0, 0
     while now < 600:
         wait_s = cap.wait_s(1, now)
         if wait_s > 0:
             now += wait_s
         else:
-            cap.take(1, now)
+            cap.spend(1, now)
             sent += 1
 
     assert sent >= 0.97 * most * 10
 
 
 def test_a_request_above_the_whole_cap_goes_alone():
-    cap = Cap(100, 0.0)
-    cap.take(10, 0.0)
+    cap = SlidingWindowLimit(100, 0.0)
+    cap.spend(10, 0.0)
 
     wait_s = cap.wait_s(5_000, 0.0)
 
@@ -78,8 +78,8 @@ def test_a_request_above_the_whole_cap_goes_alone():
     assert cap.wait_s(5_000, wait_s) == 0
 
 
-def rates_of(**caps: int) -> Rates:
-    return Rates(Upstream(base_url="http://127.0.0.1:1", **caps), 0.0)
+def rates_of(**caps: int) -> RateLimits:
+    return RateLimits(Upstream(base_url="http://127.0.0.1:1", **caps), 0.0)
 
 
 def usage(total: int) -> Usage:
@@ -89,21 +89,21 @@ def usage(total: int) -> Usage:
 def test_the_estimate_learns_what_answers_cost():
     rates, now = rates_of(tokens_per_minute=1_000_000), 0.0
     body = b'{"max_tokens": 4000, "messages": []}'
-    first = rates.take(body, now)
+    first = rates.reserve(body, now)
     assert first.units > 4_000
     for _ in range(50):
-        rates.settle(rates.take(body, now), usage(100), now)
+        rates.reconcile(rates.reserve(body, now), usage(100), now)
 
-    assert rates.take(body, now).units == pytest.approx(100, rel=0.05)
+    assert rates.reserve(body, now).units == pytest.approx(100, rel=0.05)
 
 
 @pytest.mark.parametrize(("refused", "kept"), [(True, 0.0), (False, 1.0)], ids=["refused", "failed otherwise"])
 def test_a_refused_request_costs_nothing_and_one_that_failed_its_estimate(refused, kept):
     rates = rates_of(tokens_per_minute=10_000)
-    held = rates.take(b'{"max_tokens": 100}', 0.0)
+    held = rates.reserve(b'{"max_tokens": 100}', 0.0)
     before = held.units
 
-    rates.settle(held, None, 1.0, refused=refused)
+    rates.reconcile(held, None, 1.0, is_uncharged=refused)
 
     assert held.entry.units == pytest.approx(kept * before)
 
@@ -134,13 +134,13 @@ def test_a_run_with_few_requests_is_not_kept_waiting_by_the_retries_of_a_large_o
     server = serve(lambda request: reply(after_s=0.005) if "small" in request.prompt else refusal(500))
     caller = caller_of(server.base_url, max_in_flight=4, max_attempts=60)
     options = {"deadline": None, "refusals_to_stop": 1_000, "grace_s": 0.0}
-    with caller.open_run("large", requests=600, **options) as large, large.open_feed(0) as many:
+    with caller.open_session("large", requests=600, **options) as large, large.open_queue(0) as many:
         many.put(made_calls([{"model": "m", "user": f"large-{number}"} for number in range(500)]))
         many.end()
         while len(server.received) < 600:
             many.wait(0.05)
         began = len(server.received)
-        with caller.open_run("small", requests=40, **options) as small, small.open_feed(0) as few:
+        with caller.open_session("small", requests=40, **options) as small, small.open_queue(0) as few:
             few.put(made_calls([{"model": "m", "user": f"small-{number}"} for number in range(40)]))
             few.end()
             answers = answers_of(few)
@@ -156,21 +156,21 @@ SHARES = st.lists(st.tuples(st.floats(0, 40), st.integers(0, 100)), min_size=1, 
 @settings(max_examples=150, deadline=None)
 def test_a_share_that_changes_is_never_overspent_where_what_was_spent_is_kept(changes):
     """As sharing does: a share goes down no further than to what the last minute has spent."""
-    cap, now, sent = Cap(100, 0.0), 0.0, []
-    cap.allot(0, 0.0)
+    cap, now, sent = SlidingWindowLimit(100, 0.0), 0.0, []
+    cap.set_cap(0, 0.0)
     share = 0
     for length, wanted in changes:
-        share = max(wanted, min(share, cap.spent(now)))
-        cap.allot(share, now, pace=max(1, wanted))
+        share = max(wanted, min(share, cap.spent_units(now)))
+        cap.set_cap(share, now, pace=max(1, wanted))
         until = now + length
         while share and now < until:
             if (wait_s := cap.wait_s(1, now)) > 0:
                 now += wait_s
             else:
-                cap.take(1, now)
+                cap.spend(1, now)
                 sent.append((now, share))
         now = max(now, until)
-        assert cap.spent(now) <= share
+        assert cap.spent_units(now) <= share
 
     for at, held in sent:
         assert sum(at - PERIOD_S <= other <= at for other, _ in sent) <= held
@@ -178,13 +178,13 @@ def test_a_share_that_changes_is_never_overspent_where_what_was_spent_is_kept(ch
 
 def test_what_a_shrinking_share_gives_up_and_its_heir_takes_make_up_the_whole_cap():
     """One has spent all of the cap; another comes and is to have half: neither waits for the other."""
-    first, second, now = Cap(600, 0.0), Cap(600, 0.0), 0.0
+    first, second, now = SlidingWindowLimit(600, 0.0), SlidingWindowLimit(600, 0.0), 0.0
     sent = {1: 0, 2: 0}
-    second.allot(0, 0.0)
+    second.set_cap(0, 0.0)
 
-    def send(number: int, cap: Cap) -> None:
+    def send(number: int, cap: SlidingWindowLimit) -> None:
         while cap.wait_s(1, now) <= 0:
-            cap.take(1, now)
+            cap.spend(1, now)
             sent[number] += 1
 
     while now < 60:
@@ -192,9 +192,9 @@ def test_what_a_shrinking_share_gives_up_and_its_heir_takes_make_up_the_whole_ca
         now += 0.05
     before = sent[1]
     while now < 120:
-        held = max(300, first.spent(now))
-        first.allot(held, now, pace=300)
-        second.allot(600 - held, now, pace=300)
+        held = max(300, first.spent_units(now))
+        first.set_cap(held, now, pace=300)
+        second.set_cap(600 - held, now, pace=300)
         send(1, first)
         send(2, second)
         now += 0.05
@@ -204,18 +204,18 @@ def test_what_a_shrinking_share_gives_up_and_its_heir_takes_make_up_the_whole_ca
 
 
 def test_a_share_of_nothing_spends_nothing_and_the_whole_cap_comes_back():
-    cap = Cap(60, 0.0)
-    cap.allot(0, 0.0)
+    cap = SlidingWindowLimit(60, 0.0)
+    cap.set_cap(0, 0.0)
     assert cap.wait_s(1, 0.0) > 1
 
-    cap.allot(None, 1.0)
+    cap.set_cap(None, 1.0)
     assert cap.wait_s(1, 1.0) == 0
 
 
 def test_a_request_above_the_share_waits_for_as_many_minutes_as_make_up_for_it():
-    cap = Cap(1_000, 0.0)
-    cap.allot(250, 0.0, pace=250)
+    cap = SlidingWindowLimit(1_000, 0.0)
+    cap.set_cap(250, 0.0, pace=250)
 
     assert 3.9 * PERIOD_S < cap.wait_s(1_000, 0.0) < 4.1 * PERIOD_S
-    cap.allot(1_000, 0.0, pace=1_000)
+    cap.set_cap(1_000, 0.0, pace=1_000)
     assert cap.wait_s(1_000, 0.0) < 1.1 * PERIOD_S

@@ -10,9 +10,9 @@ from calling import answers_of, call_all, made_calls, open_run, some_bodies
 from scripted_server import ScriptedServer, refusal, reply
 from waiting import until
 
-from batchline.models.failures import ErrorCode
-from batchline.upstream.answers import Answer
-from batchline.upstream.run import Stop
+from batchline.models.error_codes import ErrorCode
+from batchline.upstream.batch_session import StopReason
+from batchline.upstream.call_results import CallResult
 
 STOPS = [ErrorCode.BATCH_CANCELLED, ErrorCode.BATCH_EXPIRED, ErrorCode.BATCH_FAILED]
 
@@ -21,13 +21,13 @@ STOPS = [ErrorCode.BATCH_CANCELLED, ErrorCode.BATCH_EXPIRED, ErrorCode.BATCH_FAI
 def test_a_stopped_run_finishes_what_is_under_way_and_settles_the_rest_with_its_code(
     code: ErrorCode, gated: ScriptedServer, gate: threading.Event, caller_of: Callable
 ) -> None:
-    with open_run(caller_of(gated.base_url, max_in_flight=4)) as run, run.open_feed(0) as feed:
+    with open_run(caller_of(gated.base_url, max_in_flight=4)) as run, run.open_queue(0) as feed:
         feed.put(made_calls(some_bodies(50)))
-        feed.end()
+        feed.end_input()
         until(lambda: len(gated.received) == 4)
-        run.stop(Stop(code, "that is enough"))
-        unsent: list[Answer] = []
-        until(lambda: unsent.extend(feed.wait(0.02)) or len(unsent) == 46)
+        run.stop(StopReason(code, "that is enough"))
+        unsent: list[CallResult] = []
+        until(lambda: unsent.extend(feed.wait_for_results(0.02)) or len(unsent) == 46)
         gate.set()
         answers = unsent + answers_of(feed)
 
@@ -39,11 +39,11 @@ def test_a_stopped_run_finishes_what_is_under_way_and_settles_the_rest_with_its_
 def test_what_is_under_way_longer_than_the_grace_is_settled_with_the_code(
     gated: ScriptedServer, caller_of: Callable
 ) -> None:
-    with open_run(caller_of(gated.base_url, max_in_flight=4), grace_s=0.2) as run, run.open_feed(0) as feed:
+    with open_run(caller_of(gated.base_url, max_in_flight=4), grace_s=0.2) as run, run.open_queue(0) as feed:
         feed.put(made_calls(some_bodies(10)))
-        feed.end()
+        feed.end_input()
         until(lambda: len(gated.received) == 4)
-        run.stop(Stop(ErrorCode.BATCH_CANCELLED, "enough"))
+        run.stop(StopReason(ErrorCode.BATCH_CANCELLED, "enough"))
         answers = answers_of(feed)
 
     assert [(answer.code, answer.attempts) for answer in answers] == (
@@ -54,12 +54,12 @@ def test_what_is_under_way_longer_than_the_grace_is_settled_with_the_code(
 def test_a_deadline_that_passes_while_the_clock_is_set_or_the_machine_sleeps_is_noticed(
     gated: ScriptedServer, caller_of: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("batchline.upstream.run.DEADLINE_CHECK_S", 0.05)
+    monkeypatch.setattr("batchline.upstream.batch_session.DEADLINE_CHECK_S", 0.05)
     here = time.time
     deadline = here() + 3_600
-    with open_run(caller_of(gated.base_url), grace_s=0.1, deadline=deadline) as run, run.open_feed(0) as feed:
+    with open_run(caller_of(gated.base_url), grace_s=0.1, deadline=deadline) as run, run.open_queue(0) as feed:
         feed.put(made_calls(some_bodies(5)))
-        feed.end()
+        feed.end_input()
         until(lambda: gated.received)
         monkeypatch.setattr(time, "time", lambda: here() + 7_200)
         answers = answers_of(feed)
@@ -71,12 +71,12 @@ def test_nothing_is_sent_after_the_machine_has_slept_until_the_lease_is_renewed(
     serve: Callable, caller_of: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(lambda _: reply())
-    with open_run(caller_of(server.base_url)) as run, run.open_feed(0) as feed:
+    with open_run(caller_of(server.base_url)) as run, run.open_queue(0) as feed:
         run.renew(60.0)
         here = time.time
         monkeypatch.setattr(time, "time", lambda: here() + 50)  # as the monotonic clock stands still meanwhile
         feed.put(made_calls(some_bodies(5)))
-        feed.end()
+        feed.end_input()
         time.sleep(0.5)
         assert not server.received
 
@@ -85,11 +85,11 @@ def test_nothing_is_sent_after_the_machine_has_slept_until_the_lease_is_renewed(
 
 
 def test_only_the_first_stop_counts(caller_of: Callable, gated: ScriptedServer) -> None:
-    with open_run(caller_of(gated.base_url), grace_s=0.1) as run, run.open_feed(0) as feed:
-        run.stop(Stop(ErrorCode.BATCH_CANCELLED, "first"))
-        run.stop(Stop(ErrorCode.BATCH_FAILED, "second"))
+    with open_run(caller_of(gated.base_url), grace_s=0.1) as run, run.open_queue(0) as feed:
+        run.stop(StopReason(ErrorCode.BATCH_CANCELLED, "first"))
+        run.stop(StopReason(ErrorCode.BATCH_FAILED, "second"))
         feed.put(made_calls(some_bodies(5)))
-        feed.end()
+        feed.end_input()
         answers = answers_of(feed)
 
     assert {(answer.code, answer.message) for answer in answers} == {("batch_cancelled", "first")}
@@ -99,11 +99,11 @@ def test_only_the_first_stop_counts(caller_of: Callable, gated: ScriptedServer) 
 def test_a_request_waiting_for_its_next_try_is_settled_with_the_stop(serve: Callable, caller_of: Callable) -> None:
     server = serve(lambda _: refusal(429, retry_after="3600"))
 
-    with open_run(caller_of(server.base_url)) as run, run.open_feed(0) as feed:
+    with open_run(caller_of(server.base_url)) as run, run.open_queue(0) as feed:
         feed.put(made_calls(some_bodies(1)))
-        feed.end()
+        feed.end_input()
         until(lambda: run.snapshot().retried == 1)
-        run.stop(Stop(ErrorCode.BATCH_CANCELLED, "enough"))
+        run.stop(StopReason(ErrorCode.BATCH_CANCELLED, "enough"))
         [answer] = answers_of(feed)
 
     assert (answer.code, answer.attempts, answer.retries) == ("batch_cancelled", 1, ("rate_limited",))
@@ -112,10 +112,10 @@ def test_a_request_waiting_for_its_next_try_is_settled_with_the_stop(serve: Call
 def test_a_stop_without_a_code_leaves_the_rest_for_another_run(
     gated: ScriptedServer, gate: threading.Event, caller_of: Callable
 ) -> None:
-    with open_run(caller_of(gated.base_url, max_in_flight=4)) as run, run.open_feed(0) as feed:
+    with open_run(caller_of(gated.base_url, max_in_flight=4)) as run, run.open_queue(0) as feed:
         feed.put(made_calls(some_bodies(50)))
         until(lambda: len(gated.received) == 4)
-        run.stop(Stop(None, "the worker is told to end"))
+        run.stop(StopReason(None, "the worker is told to end"))
         gate.set()
         answers = answers_of(feed)
 
@@ -127,12 +127,12 @@ def test_a_stopped_run_leaves_another_run_alone(serve: Callable, caller_of: Call
     caller = caller_of(server.base_url, max_in_flight=4)
 
     with open_run(caller, grace_s=0.0) as doomed, open_run(caller) as other:
-        feeds = [doomed.open_feed(0), other.open_feed(0)]
+        feeds = [doomed.open_queue(0), other.open_queue(0)]
         for feed, first in zip(feeds, (1, 101), strict=True):
             feed.put(made_calls(some_bodies(100), first=first))
-            feed.end()
+            feed.end_input()
         until(lambda: doomed.snapshot().completed > 5)
-        doomed.stop(Stop(ErrorCode.BATCH_CANCELLED, "enough"))
+        doomed.stop(StopReason(ErrorCode.BATCH_CANCELLED, "enough"))
         answers = answers_of(*feeds)
 
     assert {answer.code for answer in answers if answer.call.line > 100} == {None}
@@ -142,9 +142,9 @@ def test_a_stopped_run_leaves_another_run_alone(serve: Callable, caller_of: Call
 def test_when_the_window_closes_the_rest_expires(gated: ScriptedServer, caller_of: Callable) -> None:
     caller = caller_of(gated.base_url, max_in_flight=4)
 
-    with open_run(caller, deadline=time.time() + 0.3, grace_s=0.1) as run, run.open_feed(0) as feed:
+    with open_run(caller, deadline=time.time() + 0.3, grace_s=0.1) as run, run.open_queue(0) as feed:
         feed.put(made_calls(some_bodies(20)))
-        feed.end()
+        feed.end_input()
         answers = answers_of(feed)
 
     assert {answer.code for answer in answers} == {"batch_expired"}
@@ -156,9 +156,9 @@ def test_what_is_under_way_when_the_window_closes_may_finish_within_the_grace(
 ) -> None:
     caller = caller_of(serve(lambda _: reply(after_s=0.5)).base_url, max_in_flight=2)
 
-    with open_run(caller, deadline=time.time() + 0.2) as run, run.open_feed(0) as feed:
+    with open_run(caller, deadline=time.time() + 0.2) as run, run.open_queue(0) as feed:
         feed.put(made_calls(some_bodies(6)))
-        feed.end()
+        feed.end_input()
         answers = answers_of(feed)
 
     assert Counter(answer.code for answer in answers) == {None: 2, "batch_expired": 4}
@@ -167,10 +167,10 @@ def test_what_is_under_way_when_the_window_closes_may_finish_within_the_grace(
 def test_a_run_whose_window_has_closed_sends_nothing(serve: Callable, caller_of: Callable) -> None:
     server = serve(lambda _: reply())
 
-    with open_run(caller_of(server.base_url), deadline=time.time() - 1) as run, run.open_feed(0) as feed:
-        until(lambda: run.stopped is not None)
+    with open_run(caller_of(server.base_url), deadline=time.time() - 1) as run, run.open_queue(0) as feed:
+        until(lambda: run.stop_reason is not None)
         feed.put(made_calls(some_bodies(5)))
-        feed.end()
+        feed.end_input()
         answers = answers_of(feed)
 
     assert {answer.code for answer in answers} == {"batch_expired"}
@@ -181,13 +181,13 @@ def test_a_run_that_is_not_renewed_sends_nothing_until_it_is(serve: Callable, ca
     server = serve(lambda _: reply())
     caller = caller_of(server.base_url)
 
-    with open_run(caller) as stale, open_run(caller) as other, stale.open_feed(0) as feed:
+    with open_run(caller) as stale, open_run(caller) as other, stale.open_queue(0) as feed:
         stale.renew(-1.0)
         feed.put(made_calls(some_bodies(5)))
-        feed.end()
-        with other.open_feed(0) as beside:
+        feed.end_input()
+        with other.open_queue(0) as beside:
             beside.put(made_calls(some_bodies(200), first=101))
-            beside.end()
+            beside.end_input()
             answers_of(beside)
         before = len(server.received)
         stale.renew(60.0)
@@ -227,7 +227,7 @@ def test_refusals_between_other_answers_do_not_end_the_run(serve: Callable, call
 
 
 def caller_threads() -> set[threading.Thread]:
-    return {thread for thread in threading.enumerate() if thread.name == "caller"}
+    return {thread for thread in threading.enumerate() if thread.name == "dispatcher"}
 
 
 def test_closing_a_caller_with_requests_under_way_ends_its_thread(
@@ -235,7 +235,7 @@ def test_closing_a_caller_with_requests_under_way_ends_its_thread(
 ) -> None:
     before = caller_threads()
     caller = caller_of(gated.base_url)
-    open_run(caller).open_feed(0).put(made_calls(some_bodies(100)))
+    open_run(caller).open_queue(0).put(made_calls(some_bodies(100)))
     until(lambda: len(gated.received) == 64)
 
     caller.close()

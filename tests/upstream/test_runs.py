@@ -20,10 +20,10 @@ def test_feeds_and_runs_together_keep_to_the_bound_of_the_upstream(serve: Callab
     caller = caller_of(server.base_url, max_in_flight=5)
 
     with open_run(caller) as one, open_run(caller) as other:
-        feeds = [run.open_feed(order) for run in (one, other) for order in range(3)]
+        feeds = [run.open_queue(order) for run in (one, other) for order in range(3)]
         for at, feed in enumerate(feeds):
             feed.put(made_calls(some_bodies(20), first=1 + 20 * at))
-            feed.end()
+            feed.end_input()
         answers = answers_of(*feeds)
 
     assert [answer.call.line for answer in answers] == list(range(1, 121))
@@ -34,12 +34,12 @@ def test_the_feed_of_lowest_order_goes_first(
     gated: ScriptedServer, gate: threading.Event, caller_of: Callable
 ) -> None:
     with open_run(caller_of(gated.base_url, max_in_flight=1)) as run:
-        later, sooner = run.open_feed(1), run.open_feed(0)
+        later, sooner = run.open_queue(1), run.open_queue(0)
         later.put(made_calls(some_bodies(50), first=51))
         until(lambda: len(gated.received) == 1)
         sooner.put(made_calls(some_bodies(50)))
         for feed in (later, sooner):
-            feed.end()
+            feed.end_input()
         gate.set()
         answers = answers_of(later, sooner)
 
@@ -52,10 +52,10 @@ def test_two_runs_take_turns(serve: Callable, caller_of: Callable) -> None:
     caller = caller_of(server.base_url, max_in_flight=1)
 
     with open_run(caller) as one, open_run(caller) as other:
-        feeds = [one.open_feed(0), other.open_feed(0)]
+        feeds = [one.open_queue(0), other.open_queue(0)]
         for feed, first in zip(feeds, (1, 101), strict=True):
             feed.put(made_calls(some_bodies(100), first=first))
-            feed.end()
+            feed.end_input()
         answers = answers_of(*feeds)
 
     started = sorted(answers, key=lambda answer: answer.started_at)
@@ -69,10 +69,10 @@ def test_each_upstream_gets_its_own_requests_with_its_own_key(serve: Callable, c
         Upstream(name=name, base_url=server.base_url, api_key=f"sk-{name}") for name, server in servers.items()
     ]
 
-    with open_run(caller_of(upstreams=upstreams)) as run, run.open_feed(0) as feed:
+    with open_run(caller_of(upstreams=upstreams)) as run, run.open_queue(0) as feed:
         for name in servers:
             feed.put(made_calls([{"model": name, "user": name}] * 10, upstream=name))
-        feed.end()
+        feed.end_input()
         answers_of(feed)
 
     for name, server in servers.items():
@@ -84,10 +84,10 @@ def test_an_upstream_that_is_down_does_not_hold_up_another(serve: Callable, call
     down, up = ScriptedServer(lambda _: reply()).reserve_port(), serve(lambda _: reply())
     upstreams = [Upstream(name="down", base_url=down.base_url), Upstream(name="up", base_url=up.base_url)]
 
-    with open_run(caller_of(upstreams=upstreams)) as run, run.open_feed(0) as waits, run.open_feed(1) as goes:
+    with open_run(caller_of(upstreams=upstreams)) as run, run.open_queue(0) as waits, run.open_queue(1) as goes:
         waits.put(made_calls(some_bodies(50), upstream="down"))
         goes.put(made_calls(some_bodies(50), upstream="up", first=51))
-        goes.end()
+        goes.end_input()
         answers = answers_of(goes)
 
     assert [answer.code for answer in answers] == [None] * 50
@@ -96,9 +96,9 @@ def test_an_upstream_that_is_down_does_not_hold_up_another(serve: Callable, call
 def test_counters_tell_what_came_of_a_run(serve: Callable, caller_of: Callable) -> None:
     server = serve(lambda request: refusal(400) if request.prompt == "3" else reply())
 
-    with open_run(caller_of(server.base_url)) as run, run.open_feed(0) as feed:
+    with open_run(caller_of(server.base_url)) as run, run.open_queue(0) as feed:
         feed.put(made_calls(some_bodies(10)))
-        feed.end()
+        feed.end_input()
         answers_of(feed)
         progress = run.snapshot()
 
@@ -108,23 +108,23 @@ def test_counters_tell_what_came_of_a_run(serve: Callable, caller_of: Callable) 
 
 
 def test_a_feed_takes_calls_until_it_is_ended(serve: Callable, caller_of: Callable) -> None:
-    with open_run(caller_of(serve(lambda _: reply()).base_url)) as run, run.open_feed(0) as feed:
+    with open_run(caller_of(serve(lambda _: reply()).base_url)) as run, run.open_queue(0) as feed:
         feed.put(made_calls(some_bodies(5)))
         until(lambda: run.snapshot().completed == 5)
-        not_yet = feed.drained
+        not_yet = feed.is_done
         feed.put(made_calls(some_bodies(5), first=6))
-        feed.end()
+        feed.end_input()
         answers = answers_of(feed)
 
     assert (not_yet, len(answers)) == (False, 10)
 
 
 def test_a_feed_without_calls_is_drained_when_it_is_ended(caller_of: Callable) -> None:
-    with open_run(caller_of("http://127.0.0.1:9")) as run, run.open_feed(0) as feed:
+    with open_run(caller_of("http://127.0.0.1:9")) as run, run.open_queue(0) as feed:
         feed.put([])
-        feed.end()
+        feed.end_input()
 
-        assert feed.drained
+        assert feed.is_done
 
 
 def test_calls_that_share_all_the_bytes_allowed_are_sent_one_at_a_time(
@@ -145,13 +145,13 @@ def test_a_closed_feed_sends_nothing_more_and_counts_nothing(serve: Callable, ca
     caller = caller_of(server.base_url, max_in_flight=2, min_in_flight=2)
 
     with open_run(caller) as run:
-        with run.open_feed(0) as dropped:
+        with run.open_queue(0) as dropped:
             dropped.put(made_calls(some_bodies(2)))
             until(lambda: len(server.received) == 2 and run.snapshot().retried == 1)
         until(lambda: run.snapshot().in_flight == 0)
-        with run.open_feed(0) as again:
+        with run.open_queue(0) as again:
             again.put(made_calls(some_bodies(2)))
-            again.end()
+            again.end_input()
             answers = answers_of(again)
         time.sleep(1.2)  # the retry of the closed feed would be due
         progress = run.snapshot()
@@ -196,13 +196,13 @@ def test_every_call_gets_exactly_one_answer_whatever_the_server_does(
     caller = caller_of(server.base_url, max_in_flight=max_in_flight, max_attempts=3, first_byte_timeout_s=0.15)
     run = open_run(caller, deadline=time.time() + 1.0, grace_s=0.2, refusals_to_stop=1_000)
 
-    with run, run.open_feed(0) as one, run.open_feed(1) as other:
+    with run, run.open_queue(0) as one, run.open_queue(1) as other:
         first = 1
         for at, size in enumerate(blocks):
             (one, other)[at % 2].put(made_calls(some_bodies(size), first=first))
             first += size
-        one.end()
-        other.end()
+        one.end_input()
+        other.end_input()
         answers = answers_of(one, other)
     caller.close()
     server.stop()

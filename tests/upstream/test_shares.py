@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchline.upstream.shares import grain, pieces, share, to_give_back
+from batchline.upstream.quota.fair_share import choose_leases, compute_target_slots, split_into_leases, step_size
 
 
 class World:
@@ -38,14 +38,14 @@ class World:
         self.now += 1
         self.lapsing = [entry for entry in self.lapsing if entry[0] > self.now]
         held, luck = self.held[name], self.random.random()
-        target = share(
+        target = compute_target_slots(
             limit=self.limit,
-            taken=self.taken,
-            held=held,
+            taken_slots=self.taken,
+            held_slots=held,
             processes=len(self.held) + len(self.lapsing),
-            wanted=self.wanted[name],
-            luck=luck,
-            least=least,
+            desired=self.wanted[name],
+            random_value=luck,
+            minimum=least,
         )
         if self.pauses.get(name, 0) > 0:
             self.pauses[name] -= 1
@@ -96,7 +96,7 @@ def test_those_who_want_all_have_the_same_after_a_few_looks(limit, processes, se
         world.rounds(1)
     world.rounds(150)
 
-    each, step = limit // processes, grain(limit)
+    each, step = limit // processes, step_size(limit)
     low = each // step * step
     paused = sum(world.pauses.get(name, 0) > 0 for name in world.held)
     assert min(world.held.values()) >= low - 2 * step - (step - 1)  # one may have yielded, and taken back a part
@@ -122,9 +122,9 @@ def test_a_limit_that_cannot_be_parted_evenly_goes_round(limit, processes):
 
 def test_who_has_more_than_the_fair_share_leaves_some_free_for_who_comes():
     shares = {"limit": 64, "processes": 2, "wanted": 64, "luck": 0.5}
-    assert share(taken=52, held=40, **shares) == 50
-    assert share(taken=62, held=50, **shares) == 50
-    assert share(taken=64, held=50, **shares) == 32
+    assert compute_target_slots(taken_slots=52, held_slots=40, **shares) == 50
+    assert compute_target_slots(taken_slots=62, held_slots=50, **shares) == 50
+    assert compute_target_slots(taken_slots=64, held_slots=50, **shares) == 32
 
 
 @pytest.mark.parametrize("limit", [1, 2, 64, 100_000])
@@ -191,10 +191,10 @@ def test_a_limit_that_is_lowered_is_followed_at_once():
 
 @given(st.integers(1, 10_000_000), st.floats(0, 1))
 def test_pieces_add_up_and_nearly_any_part_of_them_can_be_given_back(limit, part):
-    sizes = pieces(limit, limit)
-    chosen = to_give_back(sizes, int(part * limit))
+    sizes = split_into_leases(limit, limit)
+    chosen = choose_leases(sizes, int(part * limit))
     given = sum(sizes[place] for place in chosen)
 
     assert sum(sizes) == limit
     assert len(sizes) <= 16
-    assert given <= int(part * limit) <= given + grain(limit)
+    assert given <= int(part * limit) <= given + step_size(limit)

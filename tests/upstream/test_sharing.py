@@ -10,13 +10,13 @@ from ledgers import MemoryLedger
 from scripted_server import reply
 from waiting import until
 
-from batchline.upstream import lane_share
-from batchline.upstream.caller import Caller
-from batchline.upstream.lane_share import Timing
-from batchline.upstream.rates import Rates
-from batchline.upstream.slots import Slots
+from batchline.upstream.dispatcher import Dispatcher
+from batchline.upstream.quota import upstream_quota
+from batchline.upstream.quota.slot_leases import SlotLeases
+from batchline.upstream.quota.upstream_quota import QuotaTiming
+from batchline.upstream.rate_limits import RateLimits
 
-QUICK = Timing(look_s=0.05, calm_s=0.1, idle_s=0.3, lease_s=1.5, lapse_s=1.0, start_s=0.5)
+QUICK = QuotaTiming(poll_s=0.05, max_poll_s=0.1, idle_s=0.3, lease_s=1.5, expiry_s=1.0, start_timeout_s=0.5)
 PERIOD_S = 2.0
 
 
@@ -29,27 +29,29 @@ def ledger() -> MemoryLedger:
 def sharing_of(caller_of, ledger):
     """Make callers that share; each stands for a process."""
 
-    def make(base_url: str, *, timing: Timing = QUICK, period_s: float = PERIOD_S, **options: object) -> Caller:
+    def make(
+        base_url: str, *, timing: QuotaTiming = QUICK, period_s: float = PERIOD_S, **options: object
+    ) -> Dispatcher:
         caller = caller_of(base_url, **options)
-        lane = caller._lanes["default"]
-        lane.rates = Rates(lane.upstream, lane._loop.time(), period_s=period_s)
+        lane = caller._pools["default"]
+        lane.rates = RateLimits(lane.upstream, lane._loop.time(), period_s=period_s)
         caller.share(lambda: ledger, timing=timing)
         return caller
 
     return make
 
 
-def limit_of(caller: Caller) -> int:
-    return caller._lanes["default"].limit.value
+def limit_of(caller: Dispatcher) -> int:
+    return caller._pools["default"].limit.value
 
 
-def all_answers(callers: list[Caller], requests: int) -> int:
+def all_answers(callers: list[Dispatcher], requests: int) -> int:
     """Have each send so many requests at the same time; how many succeeded."""
     with ExitStack() as stack:
-        feeds = [stack.enter_context(stack.enter_context(open_run(each)).open_feed(0)) for each in callers]
+        feeds = [stack.enter_context(stack.enter_context(open_run(each)).open_queue(0)) for each in callers]
         for feed in feeds:
             feed.put(made_calls(some_bodies(requests)))
-            feed.end()
+            feed.end_input()
         return sum(answer.code is None for answer in answers_of(*feeds, patience_s=90))
 
 
@@ -73,11 +75,11 @@ def test_no_sliding_period_holds_more_requests_than_the_cap(sharing_of, serve):
 
 def test_a_process_that_is_alone_has_the_cap_and_the_next_comes_to_half_of_it(sharing_of, gated, ledger):
     first = sharing_of(gated.base_url, max_in_flight=16)
-    with open_run(first) as run, run.open_feed(0) as feed:
+    with open_run(first) as run, run.open_queue(0) as feed:
         feed.put(made_calls(some_bodies(100)))
         until(lambda: limit_of(first) == 16 and ledger.taken("in-flight") == 16)
         second = sharing_of(gated.base_url, max_in_flight=16)
-        with open_run(second) as other, other.open_feed(0) as more:
+        with open_run(second) as other, other.open_queue(0) as more:
             more.put(made_calls(some_bodies(100)))
             until(lambda: limit_of(first) == 8)
             assert ledger.taken("in-flight") == 16, "what is under way is still held"
@@ -90,7 +92,7 @@ def test_an_idle_process_gives_back_all_and_takes_it_up_again(sharing_of, serve,
     assert all_answers([caller], 10) == 10
     until(lambda: ledger.taken("in-flight") == ledger.taken("processes") == 0)
     asked = ledger.asked
-    time.sleep(5 * QUICK.calm_s)
+    time.sleep(5 * QUICK.max_poll_s)
     assert ledger.asked == asked, "nothing is asked without work"
 
     assert all_answers([caller], 10) == 10
@@ -109,7 +111,7 @@ def test_what_a_process_spent_counts_on_after_its_end(sharing_of, serve, ledger)
 
 def test_leases_are_renewed_and_those_of_a_dead_process_end(sharing_of, gated, ledger):
     caller = sharing_of(gated.base_url, max_in_flight=8)
-    with open_run(caller) as run, run.open_feed(0) as feed:
+    with open_run(caller) as run, run.open_queue(0) as feed:
         feed.put(made_calls(some_bodies(20)))
         until(lambda: ledger.taken("in-flight") == 8)
         name = next(name for name in ledger.limits if name.endswith("in-flight"))
@@ -126,7 +128,7 @@ def test_leases_that_the_ledger_forgot_are_kept_and_given_back_once(sharing_of, 
     callers = [sharing_of(server.base_url, max_in_flight=8) for _ in range(processes)]
     with ExitStack() as stack:
         for each in callers:
-            feed = stack.enter_context(stack.enter_context(open_run(each)).open_feed(0))
+            feed = stack.enter_context(stack.enter_context(open_run(each)).open_queue(0))
             feed.put(made_calls(some_bodies(5_000)))
         until(lambda: sum(limit_of(each) for each in callers) == 8)
         ledger.forget_leases()
@@ -144,7 +146,7 @@ def test_without_the_ledger_what_is_held_is_kept_and_then_the_fair_share(sharing
     callers = [sharing_of(server.base_url, max_in_flight=8) for _ in range(2)]
     with ExitStack() as stack:
         for each in callers:
-            feed = stack.enter_context(stack.enter_context(open_run(each)).open_feed(0))
+            feed = stack.enter_context(stack.enter_context(open_run(each)).open_queue(0))
             feed.put(made_calls(some_bodies(5_000)))
         until(lambda: [limit_of(each) for each in callers] == [4, 4])
         ledger.set("in-flight", limit=6)
@@ -179,7 +181,7 @@ def test_a_fault_of_sharing_ends_it_and_not_the_batch(caller_of, serve, caplog):
 
 
 def test_a_ledger_that_could_not_be_opened_is_tried_again(caller_of, gated, ledger, monkeypatch):
-    monkeypatch.setattr("batchline.upstream.sharing.AGAIN_S", 0.05)
+    monkeypatch.setattr("batchline.upstream.quota.coordinator.RETRY_S", 0.05)
     caller = caller_of(gated.base_url, max_in_flight=8)
     opened = [False, False, True]
 
@@ -189,7 +191,7 @@ def test_a_ledger_that_could_not_be_opened_is_tried_again(caller_of, gated, ledg
         return ledger
 
     caller.share(at_the_third_try, timing=QUICK)
-    with open_run(caller) as run, run.open_feed(0) as feed:
+    with open_run(caller) as run, run.open_queue(0) as feed:
         feed.put(made_calls(some_bodies(20)))
         until(lambda: ledger.taken("in-flight") == 8)
 
@@ -201,12 +203,12 @@ FAULTS = {"a loop that is busy": "stalls", "a fault of the program": "broken"}
 def test_a_stall_or_a_fault_leaves_the_share_as_it_is_and_sharing_goes_on(
     fault, sharing_of, serve, ledger, monkeypatch
 ):
-    monkeypatch.setattr("batchline.upstream.sharing.LOOP_S", 0.2)
+    monkeypatch.setattr("batchline.upstream.quota.coordinator.LOOP_TIMEOUT_S", 0.2)
     server = serve(lambda _: reply(after_s=0.02))
     callers = [sharing_of(server.base_url, max_in_flight=8) for _ in range(2)]
     with ExitStack() as stack:
         for each in callers:
-            feed = stack.enter_context(stack.enter_context(open_run(each)).open_feed(0))
+            feed = stack.enter_context(stack.enter_context(open_run(each)).open_queue(0))
             feed.put(made_calls(some_bodies(20_000)))
         until(lambda: [limit_of(each) for each in callers] == [4, 4])
         if fault == "stalls":
@@ -214,7 +216,7 @@ def test_a_stall_or_a_fault_leaves_the_share_as_it_is_and_sharing_goes_on(
             time.sleep(1.2)
         else:
             with monkeypatch.context() as broken:
-                broken.setattr(ledger, "look", lambda _names: 1 / 0)
+                broken.setattr(ledger, "read_limits", lambda _names: 1 / 0)
                 time.sleep(0.5)
         for _ in range(20):
             assert sum(limit_of(each) for each in callers) <= 8
@@ -229,35 +231,35 @@ def test_slots_whose_lease_was_forgotten_are_given_back_all_the_same(ledger, ren
     """Prefect takes back an unknown lease and says nothing of it, and its slots stay taken."""
     ledger.create("presence", 5)
     ledger.create("cap", 5)
-    presence, slots = Slots("presence", ledger, 60.0), Slots("cap", ledger, 60.0)
-    presence.take(1)
-    slots.take(3)
-    slots.take(2)
+    presence, slots = SlotLeases("presence", ledger, 60.0), SlotLeases("cap", ledger, 60.0)
+    presence.acquire(1)
+    slots.acquire(3)
+    slots.acquire(2)
     ledger.forget_leases()
     if renewed:
-        presence.remembered_since()
-        presence.renew(free=4)
+        presence.store_started_at()
+        presence.renew(free_slots=4)
 
-    slots.set_aside(5)
-    slots.give_back(presence.remembered_since())
+    slots.mark_for_release(5)
+    slots.release_marked(presence.store_started_at())
     assert ledger.taken("cap") == 0
 
 
 def test_what_is_left_to_lapse_is_given_back_if_its_lease_was_forgotten(ledger):
     """A lease that Prefect has forgotten never ends, so its slots would stay taken for good."""
     ledger.create("cap", 8)
-    slots = Slots("cap", ledger, 60.0)
-    slots.take(6)
-    slots.take(2)
+    slots = SlotLeases("cap", ledger, 60.0)
+    slots.acquire(6)
+    slots.acquire(2)
     ledger.forget_leases()
 
-    slots.leave(used=6, lapse_s=60.0, remembered_since=float("inf"))
+    slots.release_unused(used=6, expiry_s=60.0, store_started_at=float("inf"))
 
     assert ledger.taken("cap") == 0
 
 
 def test_a_process_that_works_reports_that_it_lives(sharing_of, serve, ledger, monkeypatch):
-    monkeypatch.setattr(lane_share, "ALIVE_S", 0.05)
+    monkeypatch.setattr(upstream_quota, "ALIVE_INTERVAL_S", 0.05)
     caller = sharing_of(serve(lambda _: reply(after_s=0.01)).base_url, max_in_flight=4)
 
     assert all_answers([caller], 200) == 200
@@ -268,11 +270,11 @@ def test_a_process_that_works_reports_that_it_lives(sharing_of, serve, ledger, m
 def test_a_minute_with_a_limit_of_0_spends_nothing_of_what_is_still_held(sharing_of, serve, ledger):
     server = serve(lambda _: reply(after_s=0.01))
     caller = sharing_of(server.base_url, requests_per_minute=200)
-    with open_run(caller) as run, run.open_feed(0) as feed:
+    with open_run(caller) as run, run.open_queue(0) as feed:
         feed.put(made_calls(some_bodies(5_000)))
         until(lambda: len(server.received) > 20)
         ledger.set("requests-per-minute", limit=0)
-        until(lambda: caller._lanes["default"].rates.requests._most == 0)
+        until(lambda: caller._pools["default"].rates.requests._most == 0)
         sent = len(server.received)
         time.sleep(PERIOD_S)
         assert len(server.received) <= sent + 1
@@ -283,10 +285,10 @@ def test_a_minute_with_a_limit_of_0_spends_nothing_of_what_is_still_held(sharing
 def test_a_limit_that_a_person_changes_is_followed_and_0_is_a_pause_with_its_reason(
     sharing_of, serve, ledger, monkeypatch
 ):
-    monkeypatch.setattr("batchline.upstream.lane_share.TOLD_AFTER_S", 0.1)
+    monkeypatch.setattr("batchline.upstream.quota.upstream_quota.REPORT_AFTER_S", 0.1)
     server = serve(lambda _: reply(after_s=0.02))
     caller = sharing_of(server.base_url, max_in_flight=8)
-    with open_run(caller) as run, run.open_feed(0) as feed:
+    with open_run(caller) as run, run.open_queue(0) as feed:
         feed.put(made_calls(some_bodies(5_000)))
         until(lambda: limit_of(caller) == 8)
         ledger.set("in-flight", limit=0)
@@ -313,17 +315,17 @@ def test_a_smaller_limit_than_the_settings_is_told_of_with_what_to_do(sharing_of
 
 def test_a_limit_that_is_not_in_force_is_not_shared(sharing_of, gated, ledger):
     caller = sharing_of(gated.base_url, max_in_flight=8)
-    with open_run(caller) as run, run.open_feed(0) as feed:
+    with open_run(caller) as run, run.open_queue(0) as feed:
         feed.put(made_calls(some_bodies(20)))
         until(lambda: limit_of(caller) == 8)
         ledger.set("in-flight", limit=2, in_force=False)
-        time.sleep(5 * QUICK.calm_s)
+        time.sleep(5 * QUICK.max_poll_s)
         assert limit_of(caller) == 8
 
 
 def test_a_limit_that_was_deleted_is_made_again_and_taken_anew(sharing_of, gated, ledger):
     caller = sharing_of(gated.base_url, max_in_flight=8)
-    with open_run(caller) as run, run.open_feed(0) as feed:
+    with open_run(caller) as run, run.open_queue(0) as feed:
         feed.put(made_calls(some_bodies(20)))
         until(lambda: limit_of(caller) == 8)
         ledger.limits.clear()
@@ -333,7 +335,7 @@ def test_a_limit_that_was_deleted_is_made_again_and_taken_anew(sharing_of, gated
 def test_one_that_needs_few_leaves_the_rest_to_the_other(sharing_of, serve, ledger):
     server = serve(lambda _: reply(after_s=0.5))
     few, many = (sharing_of(server.base_url, max_in_flight=16) for _ in range(2))
-    with open_run(few) as run, run.open_feed(0) as feed, open_run(many) as other, other.open_feed(0) as more:
+    with open_run(few) as run, run.open_queue(0) as feed, open_run(many) as other, other.open_queue(0) as more:
         feed.put(made_calls(some_bodies(2)))
         more.put(made_calls(some_bodies(400)))
         until(lambda: limit_of(many) >= 13)

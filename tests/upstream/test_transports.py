@@ -21,12 +21,12 @@ from waiting import until
 from batchline.models.errors import InvalidInput
 from batchline.models.settings import load_settings
 from batchline.models.upstreams import Upstream
-from batchline.upstream.caller import Caller, caller_for
-from batchline.upstream.httpx_transport import through_httpx
-from batchline.upstream.plain_transport import PlainTransport
-from batchline.upstream.pyreqwest_transport import PyreqwestTransport
-from batchline.upstream.transport import TransportFactory
-from batchline.upstream.transports import open_transport
+from batchline.upstream.dispatcher import Dispatcher, dispatcher_for
+from batchline.upstream.transports.asyncio_http import AsyncioHttpTransport
+from batchline.upstream.transports.base import TransportFactory
+from batchline.upstream.transports.httpx import through_httpx
+from batchline.upstream.transports.pyreqwest import PyreqwestTransport
+from batchline.upstream.transports.select import open_transport
 
 ANSWER = b'{"choices": []}'
 
@@ -138,7 +138,7 @@ def test_a_host_that_the_environment_exempts_from_its_proxy_is_called_directly(
 
 @pytest.mark.parametrize(
     ("base_url", "kind"),
-    [("http://gpu:8000/v1", PlainTransport), ("https://api.example.com/v1", PyreqwestTransport)],
+    [("http://gpu:8000/v1", AsyncioHttpTransport), ("https://api.example.com/v1", PyreqwestTransport)],
     ids=["plain", "tls"],
 )
 def test_a_transport_suits_its_upstream(base_url: str, kind: type) -> None:
@@ -148,7 +148,7 @@ def test_a_transport_suits_its_upstream(base_url: str, kind: type) -> None:
         opened.append(open_transport(upstream))
         return opened[0]
 
-    with Caller([Upstream(base_url=base_url)], open_transport=keep):
+    with Dispatcher([Upstream(base_url=base_url)], open_transport=keep):
         assert isinstance(opened[0], kind)
 
 
@@ -183,18 +183,18 @@ def test_connections_that_the_server_closes_when_idle_cost_no_request(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the options of sockets from /proc")
 @pytest.mark.parametrize(
-    "kind", [PlainTransport, PyreqwestTransport, through_httpx()], ids=["plain", "tls", "httpx"]
+    "kind", [AsyncioHttpTransport, PyreqwestTransport, through_httpx()], ids=["plain", "tls", "httpx"]
 )
 def test_a_connection_whose_other_end_has_vanished_is_noticed_within_minutes(
     kind: TransportFactory, gated: ScriptedServer, gate: threading.Event
 ) -> None:
     with (
-        Caller([Upstream(base_url=gated.base_url)], open_transport=kind) as caller,
+        Dispatcher([Upstream(base_url=gated.base_url)], open_transport=kind) as caller,
         open_run(caller) as run,
-        run.open_feed(0) as feed,
+        run.open_queue(0) as feed,
     ):
         feed.put(made_calls(some_bodies(1)))
-        feed.end()
+        feed.end_input()
         until(lambda: gated.received)
         (found,) = _sockets_to(urlsplit(gated.base_url).port)
         gate.set()
@@ -230,9 +230,9 @@ def test_an_answer_may_take_as_long_as_an_attempt(serve: Callable, caller_of: Ca
     [answer] = call_all(caller_of(server.base_url, total_timeout_s=20, max_attempts=1), some_bodies(1))
 
     assert answer.code is None
-    assert Upstream(base_url="http://any", total_timeout_s=7_200).longest_silence_s == 7_200
-    assert Upstream(base_url="http://any", first_byte_timeout_s=30).longest_silence_s == 30
-    assert load_settings(base_url="http://any", request_timeout_s=3_600).servers[0].longest_silence_s == 3_600
+    assert Upstream(base_url="http://any", total_timeout_s=7_200).idle_timeout_s == 7_200
+    assert Upstream(base_url="http://any", first_byte_timeout_s=30).idle_timeout_s == 30
+    assert load_settings(base_url="http://any", request_timeout_s=3_600).all_upstreams[0].idle_timeout_s == 3_600
 
 
 def test_any_httpx_client_can_take_the_place_of_the_transport() -> None:
@@ -245,7 +245,7 @@ def test_any_httpx_client_can_take_the_place_of_the_transport() -> None:
     def client(_: Upstream) -> httpx.AsyncClient:
         return httpx.AsyncClient(transport=httpx.MockTransport(handle), event_hooks={"request": [sign]})
 
-    with Caller([Upstream(base_url="http://anywhere")], open_transport=through_httpx(client)) as caller:
+    with Dispatcher([Upstream(base_url="http://anywhere")], open_transport=through_httpx(client)) as caller:
         answers = call_all(caller, some_bodies(3))
 
     assert [answer.body for answer in answers] == [b'{"choices":[],"seen":"yes"}'] * 3
@@ -253,11 +253,11 @@ def test_any_httpx_client_can_take_the_place_of_the_transport() -> None:
 
 def test_the_callers_of_a_process_are_shared_until_they_are_closed(serve: Callable) -> None:
     upstreams = (Upstream(base_url=serve(lambda _: reply()).base_url),)
-    first = caller_for(upstreams)
-    assert caller_for(upstreams) is first
+    first = dispatcher_for(upstreams)
+    assert dispatcher_for(upstreams) is first
 
     first.close()
-    with caller_for(upstreams) as second:
+    with dispatcher_for(upstreams) as second:
         [answer] = call_all(second, some_bodies(1))
 
     assert answer.code is None

@@ -12,8 +12,8 @@ import pytest
 from calling import call_all, some_bodies
 from scripted_server import Act, Received, ScriptedServer, cut_off, in_turn, raw, refusal, reply, silence
 
-from batchline.upstream.answers import Answer
-from batchline.upstream.progress import RunProgress
+from batchline.upstream.call_results import CallResult
+from batchline.upstream.session_progress import SessionProgress
 
 
 def in_seconds(seconds: float) -> str:
@@ -102,13 +102,13 @@ class Watch:
         self.lowest_limit = 10**9
         self.paused: set[str] = set()
 
-    def __call__(self, progress: RunProgress) -> None:
+    def __call__(self, progress: SessionProgress) -> None:
         self.lowest_limit = min(self.lowest_limit, progress.limit)
         if progress.paused is not None:
             self.paused.add(progress.paused)
 
 
-def codes(answers: list[Answer]) -> set[str | None]:
+def codes(answers: list[CallResult]) -> set[str | None]:
     return {answer.code for answer in answers}
 
 

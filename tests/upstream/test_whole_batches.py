@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from scripted_server import Received, raw, refusal, reply
 
+from batchline.engine.ingest import create_batch, store_input_file
+from batchline.engine.pipeline import run_local
+from batchline.engine.services import Services
 from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
 from batchline.models.status import BatchStatus
-from batchline.steps.engine import Engine
-from batchline.steps.intake import create_batch, store_input_file
-from batchline.steps.local import run_local
-from batchline.storage import layout
-from batchline.storage.records import BatchRecord
+from batchline.storage.objects import layout
+from batchline.storage.records.store import BatchRecord
 
 
-def run_file(engine: Engine, path: Path) -> BatchRecord:
+def run_file(engine: Services, path: Path) -> BatchRecord:
     stored = store_input_file(engine, path)
     request = CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
     return run_local(engine, create_batch(engine, request, origin=BatchDwExtResponse(source="api")).id)

@@ -17,12 +17,12 @@ from browsing import Person  # noqa: E402 - now that it can be found
 from serving import Served, root_of  # noqa: E402
 
 from batchline import Batchline  # noqa: E402
+from batchline.engine.services import Services  # noqa: E402
 from batchline.models.settings import load_settings  # noqa: E402
 from batchline.models.upstreams import Upstream  # noqa: E402
 from batchline.simulate import Simulator, SimulatorOptions  # noqa: E402
-from batchline.steps.engine import Engine  # noqa: E402
-from batchline.storage.objects import open_objects  # noqa: E402
-from batchline.storage.records import open_records  # noqa: E402
+from batchline.storage.objects.select import open_objects  # noqa: E402
+from batchline.storage.records.store import open_records  # noqa: E402
 from batchline.web import with_pages  # noqa: E402
 
 
@@ -35,9 +35,9 @@ def _served(home: Path, stand_in: dict[str, object], settings: dict[str, object]
         upstream = {"base_url": address, "max_attempts": 3, "backoff_base_s": 0.01, "backoff_cap_s": 0.05}
         known = {"home": home, "upstreams": [Upstream.model_validate(upstream)], "flush_interval_s": 0.2}
         chosen = load_settings(**{**known, **settings})
-        engine = Engine(settings=chosen, store=open_objects(chosen), records=open_records(chosen))
+        engine = Services(settings=chosen, store=open_objects(chosen), records=open_records(chosen))
         stack.callback(engine.records.close)
-        served = Served(Batchline(engine=engine), target, with_pages)
+        served = Served(Batchline(services=engine), target, with_pages)
         stack.callback(served.close)
         yield served
 

@@ -10,9 +10,9 @@ from browsing import HTML, Person
 from serving import ENDPOINT, Served, root_of, until_over
 from some_requests import requests_file
 
-from batchline.api import door
-from batchline.operations.keys import Keys
-from batchline.web import listing
+from batchline.api import auth
+from batchline.client.api_keys import ApiKeys
+from batchline.web import batch_list
 
 OF_A_BATCH = (
     *("/batches/{batch}", "/batches/{batch}/results", "/batches/{batch}/results.jsonl", "/batches/{batch}/delete"),
@@ -66,7 +66,7 @@ def test_members_see_and_touch_their_own_and_managers_everybodys(keyed: Served, 
             assert bob.post(path.format(**alices), **sent).status == 404, path
         assert "r.jsonl" not in bob.open("/").html + bob.open("/files").html
         assert "r.jsonl" in boss.open("/").html
-        members = {each.name: each.id for each in Keys(keyed.client).members()}
+        members = {each.name: each.id for each in ApiKeys(keyed.client).members()}
         assert "r.jsonl" in boss.open("/", member=members["alice"]).html
         assert "r.jsonl" not in boss.open("/", member=members["bob"]).html
         assert "alice" not in bob.open("/").html
@@ -149,9 +149,9 @@ def test_signing_out_and_revoking_end_the_session(keyed: Served, guest: Person):
     assert (out.answer.url.path, dict(guest.http.cookies)) == ("/sign-in", {})
 
     guest.sign_in(token)
-    key = Keys(keyed.client).list()[0]
-    Keys(keyed.client).revoke(key.id)
-    time.sleep(door.REMEMBERED_S)
+    key = ApiKeys(keyed.client).list()[0]
+    ApiKeys(keyed.client).revoke(key.id)
+    time.sleep(auth.CACHE_TTL_S)
 
     ended = guest.open("/")
     assert ended.answer.url.path == "/sign-in"
@@ -201,7 +201,7 @@ def test_the_api_speaks_json_to_browsers_too(path, person: Person):
 
 
 def test_a_fault_is_told_without_its_details(person: Person, monkeypatch):
-    monkeypatch.setattr(listing, "page", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(batch_list, "render_page", lambda *_, **__: 1 / 0)
     page = person.open("/")
     assert (page.status, "The server failed" in page.html) == (500, True)
     assert re.search("its log says more of req_[0-9a-f]{32}", page.html)

@@ -7,7 +7,7 @@ from browsing import Person, Seen
 from scripted_server import Received, ScriptedServer, raw
 from serving import ENDPOINT, Served
 
-from batchline.web.readable import MOST_LETTERS
+from batchline.web.message_text import MAX_CHARACTERS
 
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(1)></pre></bdi>&lt;\u202e{{ '7' * 9 }}\ud800"
 TAGS = ("<script>alert", "<img", "</pre></bdi>&lt;", "777777777")
@@ -98,13 +98,13 @@ def test_hostile_lines_fields_and_queries_come_back_as_text(hostile: Served):
 
 def test_a_very_long_answer_is_cut_and_can_be_had_whole(serve, hostile_upstream):
     hostile = serve(base_url=hostile_upstream)
-    long = "x" * (MOST_LETTERS + 5_000)
+    long = "x" * (MAX_CHARACTERS + 5_000)
     file = hostile.client.files.create(file=line("a", long))
     batch = hostile.client.batches.create(input_file_id=file.id)
     hostile.client.batches.wait(batch.id, timeout_s=60)
     with Person(hostile.url.removesuffix("/v1")) as person:
         page = person.open(f"/batches/{batch.id}/results")
-        assert page.size < 5 * MOST_LETTERS
+        assert page.size < 5 * MAX_CHARACTERS
         assert long not in page.html
         (whole,) = (link for link in page.links() if "limit=1" in link)
         assert long in person.http.get(whole.replace("&amp;", "&")).text

@@ -14,7 +14,7 @@ from looking import NAMELESS, REDDISH, TOO_FAINT, drop, tab_to
 from serving import Served, root_of
 from some_requests import chat_line, requests_file
 
-from batchline.models.status import TERMINAL
+from batchline.models.status import TERMINAL_STATUSES
 
 pytestmark = pytest.mark.system
 
@@ -146,7 +146,7 @@ def test_a_thousand_failures_of_a_million_are_seen_in_each_bar(serve, look: Look
     served = serve()
     file = served.client.files.create(file=("some.jsonl", lines(20, failing=2)))
     batch = served.client.batches.create(input_file_id=file.id)
-    assert served.client.batches.wait(batch.id, timeout_s=60).status in TERMINAL
+    assert served.client.batches.wait(batch.id, timeout_s=60).status in TERMINAL_STATUSES
     change_batch(served.client.engine.records, batch.id, total=1_000_000, completed=999_000, failed=1_000)
     for path, least in ((f"{root_of(served.url)}/", 3), (f"{root_of(served.url)}/batches/{batch.id}", 3)):
         page = look(path)
@@ -223,8 +223,8 @@ def addresses(served: Served) -> list[str]:
     file = client.files.create(file=(name, lines(40, failing=5)))
     batch = client.batches.create(input_file_id=file.id, metadata={"k" * 64: "v" * 512})
     over = client.batches.wait(batch.id, timeout_s=60)
-    assert over.status in TERMINAL
-    change_batch(client.engine.records, batch.id, total=1_000_000, completed=998_412, failed=1_588)
+    assert over.status in TERMINAL_STATUSES
+    change_batch(client.services.records, batch.id, total=1_000_000, completed=998_412, failed=1_588)
     bad = client.files.create(file=("bad.jsonl", b"{\n" * 30))
     failed = client.batches.wait(client.batches.create(input_file_id=bad.id).id, timeout_s=60)
     general = ("/", "/?search=nothing-like-that", "/new", "/files", "/nothing")

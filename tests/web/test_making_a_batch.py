@@ -7,8 +7,8 @@ from browsing import Person
 from serving import Served
 from some_requests import requests_file
 
-from batchline.models.status import TERMINAL
-from batchline.web import checks
+from batchline.models.status import TERMINAL_STATUSES
+from batchline.web import validation_cache
 
 BAD = b'{"custom_id": "a",\n'
 
@@ -16,7 +16,7 @@ BAD = b'{"custom_id": "a",\n'
 def held(served: Served) -> object:
     """All files and batches, and what is on storage for files."""
     client = served.client
-    stored = {info.key for info in client.engine.store.find("files/")}
+    stored = {info.key for info in client.services.store.list_objects("files/")}
     return [each.id for each in client.files.list()], [each.id for each in client.batches.list()], stored
 
 
@@ -122,12 +122,12 @@ def test_a_form_that_is_sent_twice_makes_one_batch(good, served: Served, person:
 
 def test_a_file_is_checked_once_however_often_it_is_looked_at(good, served: Served, person: Person, monkeypatch):
     page = person.upload("good.jsonl", good)
-    monkeypatch.setattr(type(served.client.files), "check", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(type(served.client.files), "validate", lambda *_, **__: 1 / 0)
     assert "good.jsonl is ready" in person.open(page.answer.url.path, **dict(page.answer.url.params)).words()
 
 
 def test_a_very_large_file_is_checked_by_its_batch(good, served: Served, person: Person, monkeypatch):
-    monkeypatch.setattr(checks, "MOST_BYTES", 10)
+    monkeypatch.setattr(validation_cache, "MAX_CHECKED_BYTES", 10)
     page = person.upload("large.jsonl", good + BAD)
     assert "too much to check while you wait" in page.words()
 
@@ -142,7 +142,7 @@ def test_a_stored_file_can_be_run_again_and_results_cannot(good, served: Served,
     started = person.send(person.upload("good.jsonl", good), "/batches")
     batch = served.client.batches.list().data[0]
     over = served.client.batches.wait(batch.id, timeout_s=60)
-    assert over.status in TERMINAL
+    assert over.status in TERMINAL_STATUSES
 
     again = person.open(started.answer.url.path)
     (link,) = (link for link in again.links() if link.startswith("/new?"))

@@ -13,7 +13,7 @@ from batchline import Batchline
 from batchline.models.analytics import BatchAnalytics
 from batchline.models.batches import BatchResponse
 from batchline.models.status import BatchStatus
-from batchline.storage import objects
+from batchline.storage.objects import store
 
 STATES = {
     BatchStatus.VALIDATING: "Checking",
@@ -44,9 +44,9 @@ def unrun(served: Served, **record) -> BatchResponse:
     """A batch that nobody runs, as its record says."""
     file = served.client.files.create(file=("waiting.jsonl", b"{}\n"))
     # From the command line, so that the server leaves it alone.
-    client = Batchline(engine=served.client.engine, source="cli")
+    client = Batchline(services=served.client.services, origin="cli")
     batch = client.batches.create(input_file_id=file.id, via=None)
-    change_batch(served.client.engine.records, batch.id, **record)
+    change_batch(served.client.services.records, batch.id, **record)
     return batch
 
 
@@ -280,8 +280,8 @@ def test_running_batches_come_first_unless_the_newest_are_wanted(served: Served,
 
 def test_the_list_reads_no_files(served: Served, person: Person, tmp_path, monkeypatch):
     batch = made(served, tmp_path)
-    monkeypatch.setattr(objects.LocalObjects, "read", lambda *_, **__: 1 / 0)
-    monkeypatch.setattr(objects.LocalObjects, "stream", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(store.LocalObjectStore, "read", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(store.LocalObjectStore, "stream", lambda *_, **__: 1 / 0)
     page = person.open("/", search=batch.id)
     assert (page.status, "4 of 6" in page.words()) == (200, True)
 

@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from batchline.web.readable import MOST_LETTERS, answered_in, asked_in, raw
+from batchline.web.message_text import MAX_CHARACTERS, pretty_json, request_messages, response_messages
 
 TEXT_PART = {"type": "text", "text": "b"}
 IMAGE_PART = {"type": "image_url", "image_url": {"url": "data:"}}
@@ -45,12 +45,12 @@ ANSWERED = {
 
 @pytest.mark.parametrize(("body", "expected"), ASKED.values(), ids=ASKED)
 def test_what_is_asked(body, expected):
-    assert [(said.who, said.text) for said in asked_in(body)] == expected
+    assert [(said.role, said.text) for said in request_messages(body)] == expected
 
 
 @pytest.mark.parametrize(("body", "expected"), ANSWERED.values(), ids=ANSWERED)
 def test_what_is_answered(body, expected):
-    assert [(said.who, said.text) for said in answered_in(body)] == expected
+    assert [(said.role, said.text) for said in response_messages(body)] == expected
 
 
 NAMES = st.sampled_from(["messages", "content", "role", "choices", "message", "text", "input", "output", "data",
@@ -61,19 +61,19 @@ BODIES = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(NA
 
 @given(BODIES)
 def test_no_body_is_too_odd_to_be_looked_at(body):
-    for said in (*asked_in(body), *answered_in(body), raw(body)):
+    for said in (*request_messages(body), *response_messages(body), pretty_json(body)):
         assert isinstance(said.text, str)
-        assert len(said.text) <= MOST_LETTERS
+        assert len(said.text) <= MAX_CHARACTERS
 
 
 def test_a_long_text_is_cut_and_says_so():
-    (said,) = asked_in({"prompt": "x" * (MOST_LETTERS + 1)})
-    assert (len(said.text), said.is_cut) == (MOST_LETTERS, True)
-    assert raw({"prompt": "x" * (MOST_LETTERS + 1)}).is_cut
+    (said,) = request_messages({"prompt": "x" * (MAX_CHARACTERS + 1)})
+    assert (len(said.text), said.is_truncated) == (MAX_CHARACTERS, True)
+    assert pretty_json({"prompt": "x" * (MAX_CHARACTERS + 1)}).is_truncated
 
 
 def test_json_of_any_depth_is_shown_as_far_as_it_goes():
     deep: list[object] = []
     for _ in range(100_000):
         deep = [deep]
-    assert raw(deep).is_cut
+    assert pretty_json(deep).is_truncated

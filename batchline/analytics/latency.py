@@ -1,0 +1,149 @@
+"""How long requests took: means, percentiles and a histogram, from stretches of rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cache
+from typing import TYPE_CHECKING
+
+from batchline.models.analytics import DurationBin, Percentiles
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+
+BINS_PER_DECADE = 20
+DECADES = range(-1, 10)
+"""Of milliseconds: from 0.1 ms to 115 days."""
+
+MAX_MODELS_WITH_PERCENTILES = 100
+
+
+class Distribution:
+    """One kind of duration in milliseconds: four bytes for each."""
+
+    def __init__(self) -> None:
+        self._values = _GrowingArray("float32")
+        self._sum = 0.0
+
+    def add(self, values: np.ndarray) -> None:
+        """Take in durations; NaN stands for none."""
+        known_values = values[_not_nan(values)]
+        self._sum += float(known_values.sum())
+        self._values.extend(known_values)
+
+    def mean(self) -> float | None:
+        """Their mean; none of none."""
+        return self._sum / self._values.length if self._values.length else None
+
+    def percentiles(self) -> Percentiles | None:
+        """Points of all of them; none of none."""
+        return _compute_percentiles(self._values.array())
+
+
+class GroupedDistribution(Distribution):
+    """The same with groups: four bytes more for each duration, for the number of its group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._groups = _GrowingArray("int32")
+
+    def add_grouped(self, values: np.ndarray, groups: np.ndarray) -> None:
+        """Take in durations, each with the number of its group; NaN stands for none."""
+        self.add(values)
+        self._groups.extend(groups[_not_nan(values)])
+
+    def percentiles_by_group(self) -> Mapping[int, Percentiles]:
+        """Points of each group's, for the largest 100."""
+        import numpy as np  # noqa: PLC0415 - half a second that must not delay the first request
+
+        values, groups = self._values.array(), self._groups.array()
+        sizes = np.bincount(groups)
+        largest = np.argsort(-sizes, kind="stable")[:MAX_MODELS_WITH_PERCENTILES]
+        percentiles = {
+            number: _compute_percentiles(values[groups == number])
+            for number in largest[sizes[largest] > 0].tolist()
+        }
+        return {number: points for number, points in percentiles.items() if points is not None}
+
+
+class _GrowingArray:
+    """Numbers in one array that doubles when it is full: small ones kept apart would break the heap to pieces."""
+
+    def __init__(self, kind: str) -> None:
+        import numpy as np  # noqa: PLC0415 - as above
+
+        self.length = 0
+        self._array = np.empty(1_024, kind)
+
+    def extend(self, values: np.ndarray) -> None:
+        """Append the values."""
+        import numpy as np  # noqa: PLC0415 - as above
+
+        end = self.length + len(values)
+        if end > len(self._array):
+            grown = np.empty(max(end, 2 * len(self._array)), self._array.dtype)
+            grown[: self.length] = self.array()
+            self._array = grown
+        self._array[self.length : end] = values
+        self.length = end
+
+    def array(self) -> np.ndarray:
+        """All of them, as a view."""
+        return self._array[: self.length]
+
+
+def _not_nan(values: np.ndarray) -> np.ndarray:
+    import numpy as np  # noqa: PLC0415 - as above
+
+    mask: np.ndarray = ~np.isnan(values)
+    return mask
+
+
+def _compute_percentiles(values: np.ndarray) -> Percentiles | None:
+    import numpy as np  # noqa: PLC0415 - as above
+
+    if not len(values):
+        return None
+    p50, p90, p95, p99, maximum = (float(point) for point in np.percentile(values, [50, 90, 95, 99, 100]))
+    return Percentiles(p50=p50, p90=p90, p95=p95, p99=p99, max=maximum)
+
+
+class LatencyHistogram:
+    """Durations counted in bins that grow with them, each a ninth longer than the one before."""
+
+    def __init__(self) -> None:
+        self._counts: dict[bool, Counter[int]] = {True: Counter(), False: Counter()}
+
+    def add(self, values: np.ndarray, ok: np.ndarray) -> None:
+        """Take in durations in milliseconds, NaN for none, and whether each ended well."""
+        import numpy as np  # noqa: PLC0415 - as above
+
+        bin_numbers = np.clip(np.searchsorted(_bin_edges(), values, side="right") - 1, 0, len(_bin_edges()) - 2)
+        for is_ok, counts in self._counts.items():
+            numbers, sizes = np.unique(bin_numbers[(ok == is_ok) & ~np.isnan(values)], return_counts=True)
+            counts.update(dict(zip(numbers.tolist(), sizes.tolist(), strict=True)))
+
+    def bins(self) -> list[DurationBin]:
+        """From the first bin with a request to the last, without gaps."""
+        completed, failed = self._counts[True], self._counts[False]
+        if not completed and not failed:
+            return []
+        first, last = min([*completed, *failed]), max([*completed, *failed])
+        edges = _bin_edges().tolist()
+        return [
+            DurationBin(
+                from_ms=edges[number], to_ms=edges[number + 1], completed=completed[number], failed=failed[number]
+            )
+            for number in range(first, last + 1)
+        ]
+
+
+@cache
+def _bin_edges() -> np.ndarray:
+    """Where the bins begin, in milliseconds: at nothing, then evenly by logarithm, as people can read them."""
+    import numpy as np  # noqa: PLC0415 - as above
+
+    exponents = range(DECADES.start * BINS_PER_DECADE, DECADES.stop * BINS_PER_DECADE + 1)
+    return np.array([0.0, *(float(f"{10 ** (exponent / BINS_PER_DECADE):.4g}") for exponent in exponents)])

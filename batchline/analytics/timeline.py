@@ -1,0 +1,142 @@
+"""What happened when: completions, failures, tokens and requests in flight, in at most some hundred slots of time.
+
+The slots get wider as the time to show gets longer, so that what is kept does not grow with the batch.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import count
+from math import floor
+from typing import TYPE_CHECKING
+
+from batchline.analytics.exact_sum import exact_sums
+from batchline.models.analytics import ThroughputPoint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
+MAX_INTERVALS = 240
+
+WIDTHS_S = (0.25, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3_600.0, 21_600.0, 86_400.0)
+"""Each a multiple of the one before; beyond, they double."""
+
+
+@dataclass(slots=True)
+class Interval:
+    """What happened in one slot; `_s` are sums of seconds from its start to each start or end in it."""
+
+    completed: int = 0
+    failed: int = 0
+    tokens: int = 0
+    started: int = 0
+    started_s: float = 0.0
+    ended: int = 0
+    ended_s: float = 0.0
+
+    def merge(self, other: Interval, offset_s: float) -> None:
+        """Add what happened in another, which begins so many seconds behind this one."""
+        self.completed += other.completed
+        self.failed += other.failed
+        self.tokens += other.tokens
+        self.started += other.started
+        self.started_s += other.started_s + other.started * offset_s
+        self.ended += other.ended
+        self.ended_s += other.ended_s + other.ended * offset_s
+
+
+class Timeline:
+    """The slots so far, by number: one begins at its number times the width, in Unix seconds."""
+
+    def __init__(self) -> None:
+        self.width_s = WIDTHS_S[0]
+        self.first_s: float | None = None
+        self.last_s: float | None = None
+        self._intervals: defaultdict[int, Interval] = defaultdict(Interval)
+
+    def add(self, started_at: np.ndarray, ended_at: np.ndarray, ok: np.ndarray, tokens: np.ndarray) -> None:
+        """Take in requests: start and end of each in Unix seconds, no NaN; whether it ended well; its tokens."""
+        if not len(started_at):
+            return
+        first_s, last_s = float(started_at.min()), float(ended_at.max())
+        self.first_s = first_s if self.first_s is None else min(self.first_s, first_s)
+        self.last_s = last_s if self.last_s is None else max(self.last_s, last_s)
+        self._widen_intervals()
+        for interval, number, offset_s in self._group_by_interval(started_at):
+            interval.started += number
+            interval.started_s += offset_s
+        for interval, number, offset_s in self._group_by_interval(ended_at):
+            interval.ended += number
+            interval.ended_s += offset_s
+        for interval, number, _ in self._group_by_interval(ended_at[~ok]):
+            interval.failed += number
+        self._add_completed(ended_at[ok], tokens[ok])
+
+    def _group_by_interval(self, times: np.ndarray) -> Iterator[tuple[Interval, int, float]]:
+        """Each slot that any of those times is in, how many are, and the sum of seconds from its start."""
+        import numpy as np  # noqa: PLC0415 - half a second that must not delay the first request
+
+        indexes = np.floor(times / self.width_s).astype("int64")
+        numbers, inverse, sizes = np.unique(indexes, return_inverse=True, return_counts=True)
+        offsets = np.bincount(inverse, weights=times - indexes * self.width_s, minlength=len(numbers))
+        for number, size, offset_s in zip(numbers.tolist(), sizes.tolist(), offsets.tolist(), strict=True):
+            yield self._intervals[number], size, offset_s
+
+    def _add_completed(self, ended_at: np.ndarray, tokens: np.ndarray) -> None:
+        import numpy as np  # noqa: PLC0415 - as above
+
+        indexes = np.floor(ended_at / self.width_s).astype("int64")
+        numbers, inverse, sizes = np.unique(indexes, return_inverse=True, return_counts=True)
+        sums = exact_sums(inverse, tokens, len(numbers))
+        for number, size, total in zip(numbers.tolist(), sizes.tolist(), sums, strict=True):
+            self._intervals[number].completed += size
+            self._intervals[number].tokens += total
+
+    def _widen_intervals(self) -> None:
+        """Take wider slots until there are not too many."""
+        first_s, last_s = self.first_s or 0.0, self.last_s or 0.0
+        width_s = next(
+            width_s for width_s in _interval_widths() if _interval_count(first_s, last_s, width_s) <= MAX_INTERVALS
+        )
+        if width_s <= self.width_s:
+            return
+        old, self._intervals = self._intervals, defaultdict(Interval)
+        for number, interval in old.items():
+            start = number * self.width_s
+            wide_number = floor(start / width_s)
+            self._intervals[wide_number].merge(interval, start - wide_number * width_s)
+        self.width_s = width_s
+
+    def points(self) -> list[ThroughputPoint]:
+        """A point for each slot from the first to the last, empty ones included."""
+        if not self._intervals:
+            return []
+        width_s, running, points = self.width_s, 0, []
+        for number in range(min(self._intervals), max(self._intervals) + 1):
+            interval = self._intervals.get(number) or Interval()
+            started_share_s = interval.started * width_s - interval.started_s
+            ended_share_s = interval.ended * width_s - interval.ended_s
+            in_flight = running + (started_share_s - ended_share_s) / width_s
+            running += interval.started - interval.ended
+            points.append(
+                ThroughputPoint(
+                    at=number * width_s,
+                    requests=interval.completed,
+                    tokens=interval.tokens,
+                    failed=interval.failed,
+                    in_flight=max(0.0, round(in_flight, 3)),
+                )
+            )
+        return points
+
+
+def _interval_widths() -> Iterator[float]:
+    yield from WIDTHS_S
+    yield from (WIDTHS_S[-1] * 2**power for power in count(1))
+
+
+def _interval_count(first_s: float, last_s: float, width_s: float) -> int:
+    return floor(last_s / width_s) - floor(first_s / width_s) + 1

@@ -1,0 +1,301 @@
+"""Reduces a batch's figures to its analytics and its report, a stretch of rows at a time with pandas.
+
+What is kept between stretches is sums, an array of 32-bit numbers for each kind of duration, and one for the model
+of each: some 16 MB for a million requests, whatever the answers' size.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from batchline.analytics.costs import CostAccumulator
+from batchline.analytics.exact_sum import exact_sums, to_int64
+from batchline.analytics.latency import Distribution, GroupedDistribution, LatencyHistogram
+from batchline.analytics.prices import PriceBook, format_cost, sum_exact
+from batchline.analytics.timeline import Timeline
+from batchline.models.analytics import BatchAnalytics, BatchReport, ModelMetrics, Percentiles
+from batchline.models.error_codes import UNANSWERED_CODES, ErrorCode
+from batchline.models.settings import ModelPrice
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import pyarrow as pa
+
+ROWS_PER_FRAME = 16_384
+
+TOKEN_COLUMNS = (
+    *("prompt_tokens", "completion_tokens", "reasoning_tokens", "cached_tokens", "cache_write_tokens"),
+    "total_tokens",
+)
+OPTIONAL_TOKEN_COLUMNS = ("reasoning_tokens", "cached_tokens")
+"""What some servers never report, which is not the same as none."""
+
+TIME_COLUMNS = ("duration_ms", "ttfb_ms", "queued_ms")
+COLUMNS = (
+    *("ok", "model", "status_code", "error_code", "attempts", "retries", *TOKEN_COLUMNS, "wasted_tokens"),
+    *("started_at", *TIME_COLUMNS),
+)
+
+
+def compute_analytics(
+    tables: Iterable[pa.Table], *, prices: Mapping[str, ModelPrice] | PriceBook
+) -> tuple[BatchAnalytics, BatchReport]:
+    """Analytics over the completed requests, and the report over all, of tables with `schema()`'s columns."""
+    totals = AnalyticsTotals(prices)
+    for frame in _read_frames(tables):
+        totals.add(frame)
+    return totals.analytics(), totals.report()
+
+
+def _read_frames(tables: Iterable[pa.Table]) -> Iterator[pd.DataFrame]:
+    """The tables' rows, several tables at a time."""
+    pending: list[pa.Table] = []
+    rows = 0
+    for table in tables:
+        pending.append(table.select(list(COLUMNS)))
+        rows += table.num_rows
+        if rows >= ROWS_PER_FRAME:
+            yield _to_frame(pending)
+            pending, rows = [], 0
+    if pending:
+        yield _to_frame(pending)
+
+
+def _to_frame(tables: list[pa.Table]) -> pd.DataFrame:
+    import pandas as pd  # noqa: PLC0415 - half a second that must not delay the first request
+    import pyarrow as pa  # noqa: PLC0415 - as above
+
+    # Floats, which pandas would take for integers with gaps, round those above 2^53.
+    exact_types = {pa.int64(): pd.Int64Dtype()}
+    frame: pd.DataFrame = pa.concat_tables(tables).unify_dictionaries().to_pandas(types_mapper=exact_types.get)
+    return frame
+
+
+class AnalyticsTotals:
+    """What is kept of the rows seen so far."""
+
+    def __init__(self, prices: Mapping[str, ModelPrice] | PriceBook) -> None:
+        self._book = prices if isinstance(prices, PriceBook) else PriceBook(prices)
+        self._request_counts: Counter[str] = Counter()
+        self._retry_reasons: Counter[str] = Counter()
+        self._requests_by_attempts: Counter[int] = Counter()
+        self._failures: defaultdict[str, Counter[int]] = defaultdict(Counter)
+        self._reported_columns: set[str] = set()
+        self._model_numbers: dict[str, int] = {}
+        self._model_names: list[str] = []
+        self._sums_by_model: dict[str, Counter[int]] = defaultdict(Counter)
+        self._durations = GroupedDistribution()
+        self._distributions = {
+            "duration_ms": self._durations,
+            "ttfb_ms": Distribution(),
+            "queued_ms": Distribution(),
+        }
+        self._duration_ms_by_model: defaultdict[int, float] = defaultdict(float)
+        self._histogram = LatencyHistogram()
+        self._timeline = Timeline()
+        self._costs = CostAccumulator(self._book)
+
+    def add(self, frame: pd.DataFrame) -> None:
+        """Take in some rows."""
+        models = self._number_models(frame["model"])
+        ok = frame["ok"].to_numpy("bool")
+        completed = frame[ok]
+        self._request_counts.update(total=len(frame), completed=len(completed))
+        self._reported_columns |= {name for name in OPTIONAL_TOKEN_COLUMNS if completed[name].notna().any()}
+        self._add_attempts(frame)
+        self._add_failures(frame[~ok])
+        self._add_models(frame, completed, models, ok)
+        self._add_times(frame, models, ok)
+        self._costs.add(completed, models[ok], self._model_names)
+
+    def _number_models(self, models: pd.Series[str]) -> np.ndarray:
+        """The number of each row's model."""
+        import numpy as np  # noqa: PLC0415 - as above
+
+        indexes, names = models.factorize(use_na_sentinel=True)
+        numbers = [self._model_number(str(name)) for name in names] + [-1]
+        if (indexes < 0).any():
+            numbers[-1] = self._model_number("")
+        numbered: np.ndarray = np.array(numbers, "int64")[indexes]
+        return numbered
+
+    def _model_number(self, name: str) -> int:
+        if name not in self._model_numbers:
+            self._model_numbers[name] = len(self._model_names)
+            self._model_names.append(name)
+        return self._model_numbers[name]
+
+    def _add_attempts(self, frame: pd.DataFrame) -> None:
+        for attempts, count in frame["attempts"].value_counts().items():
+            self._requests_by_attempts[int(str(attempts))] += int(count)
+        for reasons, count in frame["retries"].value_counts().items():
+            for reason in filter(None, str(reasons).split(",")):
+                self._retry_reasons[reason] += int(count)
+
+    def _add_failures(self, failed: pd.DataFrame) -> None:
+        statuses = failed["status_code"].fillna(0).astype("int64")
+        counts = statuses.groupby(failed["error_code"], observed=True).value_counts()
+        for code, status, count in counts.reset_index().itertuples(index=False):
+            self._failures[str(code)][int(status)] += int(count)
+
+    def _add_models(
+        self, frame: pd.DataFrame, completed: pd.DataFrame, models: np.ndarray, ok: np.ndarray
+    ) -> None:
+        self._add_sums("requests", models, models >= 0)
+        self._add_sums("completed", models, ok)
+        self._add_sums("unanswered", models, frame["error_code"].isin(UNANSWERED_CODES).to_numpy("bool"))
+        self._add_sums("wasted_tokens", models, to_int64(frame["wasted_tokens"]))
+        for name in TOKEN_COLUMNS:
+            self._add_sums(name, models[ok], to_int64(completed[name]))
+        total_tokens = completed["total_tokens"]
+        known_tokens = to_int64(completed["prompt_tokens"]) + to_int64(completed["completion_tokens"])
+        # A total alone does not tell what the tokens were.
+        without_usage = (known_tokens == 0) & (total_tokens.isna().to_numpy() | (to_int64(total_tokens) > 0))
+        self._add_sums("without_usage", models[ok], without_usage)
+
+    def _add_sums(self, name: str, models: np.ndarray, values: np.ndarray) -> None:
+        """Add the values to those of that name, by model."""
+        sums = exact_sums(models, values.astype("int64"), len(self._model_names))
+        self._sums_by_model[name].update({number: value for number, value in enumerate(sums) if value})
+
+    def _add_times(self, frame: pd.DataFrame, models: np.ndarray, ok: np.ndarray) -> None:
+        import numpy as np  # noqa: PLC0415 - as above
+
+        duration_ms, ttfb_ms, queued_ms = (frame[name].to_numpy("float64") for name in TIME_COLUMNS)
+        self._durations.add_grouped(duration_ms[ok], models[ok])
+        self._distributions["ttfb_ms"].add(ttfb_ms[ok])
+        self._distributions["queued_ms"].add(queued_ms)
+        self._histogram.add(duration_ms, ok)
+        self._add_generation_times(duration_ms[ok], models[ok], to_int64(frame["completion_tokens"])[ok])
+        started_at = frame["started_at"].to_numpy("float64")
+        ended_at = started_at + np.maximum(duration_ms, 0.0) / 1e3
+        is_known = ~np.isnan(ended_at)
+        tokens = to_int64(frame["total_tokens"])
+        self._timeline.add(started_at[is_known], ended_at[is_known], ok[is_known], tokens[is_known])
+
+    def _add_generation_times(self, duration_ms: np.ndarray, models: np.ndarray, tokens: np.ndarray) -> None:
+        """Sum up durations of completed requests, and the completion tokens that they took, by model."""
+        import numpy as np  # noqa: PLC0415 - as above
+
+        is_timed = ~np.isnan(duration_ms)
+        models, count = models[is_timed], len(self._model_names)
+        self._add_sums("timed", models, is_timed[is_timed])
+        self._add_sums("timed_tokens", models, tokens[is_timed])
+        for number, total_ms in enumerate(
+            np.bincount(models, weights=duration_ms[is_timed], minlength=count).tolist()
+        ):
+            self._duration_ms_by_model[number] += total_ms
+
+    def _sum_of(self, name: str) -> int:
+        return sum(self._sums_by_model[name].values())
+
+    def analytics(self) -> BatchAnalytics:
+        """The seed's figures."""
+        costs = self._costs.costs().values()
+        known_costs = [cost for cost in costs if cost is not None]
+        return BatchAnalytics(
+            total_requests=self._request_counts["completed"],
+            total_prompt_tokens=self._sum_of("prompt_tokens"),
+            total_completion_tokens=self._sum_of("completion_tokens"),
+            **{f"total_{name}": self._sum_of(name) for name in self._reported_columns},
+            total_tokens=self._sum_of("total_tokens"),
+            avg_duration_ms=self._distributions["duration_ms"].mean(),
+            avg_ttfb_ms=self._distributions["ttfb_ms"].mean(),
+            total_cost=format_cost(sum_exact(known_costs))
+            if known_costs and len(known_costs) == len(costs)
+            else None,
+        )
+
+    def report(self) -> BatchReport:
+        """All the rest."""
+        costs = self._costs.costs()
+        known_costs = [cost for cost in costs.values() if cost is not None]
+        failures = sorted(self._failures.items(), key=lambda item: (-item[1].total(), item[0]))
+        expired, cancelled = (
+            self._failures[code].total() if code in self._failures else 0
+            for code in (ErrorCode.BATCH_EXPIRED, ErrorCode.BATCH_CANCELLED)
+        )
+        return BatchReport(
+            total=self._request_counts["total"],
+            completed=self._request_counts["completed"],
+            failed=self._request_counts["total"] - self._request_counts["completed"] - expired - cancelled,
+            expired=expired,
+            cancelled=cancelled,
+            **{name: self._distributions[column].percentiles() for name, column in PERCENTILE_COLUMNS.items()},
+            durations=self._histogram.bins(),
+            attempts=sum(attempts * count for attempts, count in self._requests_by_attempts.items()),
+            retries=dict(self._retry_reasons.most_common()),
+            requests_by_attempts=dict(sorted(self._requests_by_attempts.items())),
+            failures={code: statuses.total() for code, statuses in failures},
+            failure_statuses={code: dict(statuses.most_common()) for code, statuses in failures},
+            models=self._build_models(costs),
+            **self._time_fields(),
+            without_usage=self._sum_of("without_usage"),
+            wasted_tokens=self._sum_of("wasted_tokens"),
+            wasted_cost_at_most=self._max_wasted_cost(),
+            known_cost=format_cost(sum_exact(known_costs)) if known_costs else None,
+            unpriced_models=sorted(self._model_names[number] for number, cost in costs.items() if cost is None),
+            currency=self._costs.currency() if known_costs else None,
+            price_list=self._book.version if costs else None,
+        )
+
+    def _time_fields(self) -> dict[str, Any]:
+        """The figures that have to do with time of day."""
+        first_at, last_at = self._timeline.first_s, self._timeline.last_s
+        points = self._timeline.points()
+        span_s = 0.0 if first_at is None or last_at is None else last_at - first_at
+        counts = {
+            "requests_per_s": self._request_counts["completed"],
+            "tokens_per_s": self._sum_of("total_tokens"),
+            "completion_tokens_per_s": self._sum_of("completion_tokens"),
+        }
+        return {
+            "interval_s": self._timeline.width_s if points else 0.0,
+            "throughput": points,
+            "first_started_at": first_at,
+            "last_ended_at": last_at,
+            **{name: _rate_per_s(count, span_s) for name, count in counts.items()},
+        }
+
+    def _max_wasted_cost(self) -> str | None:
+        """What the wasted tokens cost at the most; none where there are none or a price is missing."""
+        wasted_tokens = self._sums_by_model["wasted_tokens"]
+        costs = [
+            self._costs.max_cost(self._model_names[number], tokens) for number, tokens in wasted_tokens.items()
+        ]
+        known_costs = [cost for cost in costs if cost is not None]
+        return format_cost(sum_exact(known_costs)) if known_costs and len(known_costs) == len(costs) else None
+
+    def _build_models(self, costs: Mapping[int, Decimal | None]) -> list[ModelMetrics]:
+        percentiles = self._durations.percentiles_by_group()
+        return [
+            self._build_model(number, costs.get(number), percentiles.get(number))
+            for _, number in sorted(self._model_numbers.items())
+        ]
+
+    def _build_model(self, number: int, cost: Decimal | None, percentiles: Percentiles | None) -> ModelMetrics:
+        counts = {name: self._sums_by_model[name][number] for name in SUMMED_COLUMNS}
+        timed_requests, total_ms = self._sums_by_model["timed"][number], self._duration_ms_by_model[number]
+        return ModelMetrics(
+            model=self._model_names[number],
+            failed=counts["requests"] - counts["completed"] - self._sums_by_model["unanswered"][number],
+            **counts,
+            avg_duration_ms=total_ms / timed_requests if timed_requests else None,
+            duration_ms=percentiles,
+            completion_tokens_per_s=_rate_per_s(self._sums_by_model["timed_tokens"][number], total_ms / 1e3),
+            cost=None if cost is None else format_cost(cost),
+            price_source=self._costs.price_source(number),
+        )
+
+
+def _rate_per_s(count: int, span_s: float) -> float | None:
+    """So many a second; none where no time went by that could be measured."""
+    return count / span_s if span_s > 1e-6 else None
+
+
+PERCENTILE_COLUMNS = {"duration_ms": "duration_ms", "ttfb_ms": "ttfb_ms", "queue_ms": "queued_ms"}
+SUMMED_COLUMNS = ("requests", "completed", *TOKEN_COLUMNS, "wasted_tokens", "without_usage")

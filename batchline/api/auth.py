@@ -1,0 +1,197 @@
+"""Who comes in: whoever has a key, or everybody of this machine as long as no key was made."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+from urllib.parse import SplitResult, urlsplit
+
+from anyio import CapacityLimiter, to_thread
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from batchline.api.concurrency import (
+    REQUEST_CONTEXT,
+    REQUEST_THREADS,
+    THREADS_PER_MEMBER,
+    FairLimiter,
+    RequestContext,
+)
+from batchline.api.errors import ApiError, error_response, service_unavailable
+from batchline.api.request_limits import PROBE_PATHS
+from batchline.client import Batchline
+from batchline.client.api_keys import ApiKeys, access_of
+from batchline.client.key_rate_limit import KeyRateLimiter
+from batchline.models.addresses import is_loopback
+from batchline.models.errors import BatchlineError
+from batchline.storage.records.record_types import KeyRecord
+
+OPEN_PATHS: Final = PROBE_PATHS | {"/openapi.json"}
+MANAGER_PATHS: Final = frozenset({"/metrics"})
+CACHE_TTL_S: Final = 1.0
+"""How long a key that is revoked may still be taken for valid."""
+
+MAX_CACHED_TOKENS: Final = 10_000
+"""Where no key is needed any text may come as one."""
+
+UNKNOWN_KEY_THREADS: Final = 2
+"""Threads that look up keys which were not valid a moment ago: anyone may send such, as many as they like."""
+
+MAX_UNKNOWN_KEY_LOOKUPS: Final = 200
+"""Such lookups that wait."""
+
+PROXY_HEADERS: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+"""Headers that proxies add. A proxy on this machine hands over what comes from others."""
+
+MISSING_KEY_MESSAGE: Final = "You didn't provide an API key: send it in a header, Authorization: Bearer KEY"
+INVALID_KEY_MESSAGE: Final = (
+    "Incorrect API key provided; `batchline keys list` on the server shows which there are"
+)
+
+
+class Principal(NamedTuple):
+    """Who has been let in: a client on their behalf, and whether they see everybody's."""
+
+    client: Batchline
+    is_manager: bool
+    name: str | None = None
+    """The member's; none where no key is needed."""
+
+    member_id: str | None = None
+    """The member's id; as the name."""
+
+
+class TokenLookup(NamedTuple):
+    """What a token is: somebody's key, or nobody's where none is needed."""
+
+    key: KeyRecord | None
+    is_key_required: bool = True
+
+
+class Authenticator:
+    """Lets in who may come in, and as often as they may; the client that they get sees what they may see."""
+
+    def __init__(self, client: Batchline, *, allow_anonymous: bool) -> None:
+        self._client = client
+        self._keys = ApiKeys(client)
+        self._allow_anonymous = allow_anonymous
+        self._rate_limiter = KeyRateLimiter()
+        self._cache: dict[str, tuple[float, TokenLookup]] = {}
+        self._pending_lookups: dict[str, asyncio.Event] = {}
+        self._unknown_key_limiter = CapacityLimiter(UNKNOWN_KEY_THREADS)
+        self._thread_limiter = FairLimiter(REQUEST_THREADS, THREADS_PER_MEMBER)
+
+    async def look_up(self, token: str) -> TokenLookup:
+        """What the token is: as was found a moment ago, or by the records, which one asks for all that wait."""
+        if (pending := self._pending_lookups.get(token)) is not None:
+            await pending.wait()
+        cached_at, cached = self._cache.get(token, (float("-inf"), None))
+        if cached is not None and time.monotonic() - cached_at < CACHE_TTL_S:
+            return cached
+        self._pending_lookups[token] = finished = asyncio.Event()
+        try:
+            limiter = None if token in self._cache else self._unknown_key_limiter
+            if limiter is not None and limiter.statistics().tasks_waiting >= MAX_UNKNOWN_KEY_LOOKUPS:
+                raise service_unavailable("too many keys are being looked up; try again")
+            return await to_thread.run_sync(self._query_records, token, limiter=limiter)
+        finally:
+            finished.set()
+            if self._pending_lookups.get(token) is finished:
+                del self._pending_lookups[token]
+
+    def _query_records(self, token: str) -> TokenLookup:
+        key = self._keys.find_by_token(token) if token else None
+        lookup = TokenLookup(key, key is not None or not self._allow_anonymous or self._keys.is_key_required())
+        if key is not None or not lookup.is_key_required:
+            if len(self._cache) >= MAX_CACHED_TOKENS:
+                self._cache.clear()
+            self._cache[token] = time.monotonic(), lookup
+        return lookup
+
+    def authorize(self, lookup: TokenLookup, scope: Scope) -> Principal:
+        """The visitor with that token who sends that request; raises `ApiError` (401, 403, 429)."""
+        headers, path = Headers(scope=scope), scope["path"]
+        if not lookup.is_key_required:
+            _require_local(headers, http_version=scope["http_version"])
+            return Principal(self._client, is_manager=True)
+        key = lookup.key
+        if key is None:
+            raise _invalid_key_error(has_token=bool(_bearer_token(headers)))
+        if wait_s := self._rate_limiter.acquire(key.id, key.requests_per_minute, now=time.monotonic()):
+            raise ApiError(
+                429,
+                f"Rate limit reached: {key.requests_per_minute} requests per minute; try again in {wait_s} s",
+                code="rate_limit_exceeded",
+                headers={"Retry-After": str(wait_s)},
+            )
+        if path in MANAGER_PATHS and key.role != "manager":
+            raise ApiError(403, f"{path} is for managers", code="insufficient_permissions")
+        access = access_of(key)
+        return Principal(self._client.for_access(access), key.role == "manager", key.name, access.member_id)
+
+    def set_request_context(self, principal: Principal) -> None:
+        """Have what is done for this request from here on done on the visitor's behalf."""
+        REQUEST_CONTEXT.set(RequestContext(self._thread_limiter, principal.member_id))
+
+
+def _invalid_key_error(*, has_token: bool) -> ApiError:
+    message, code = (INVALID_KEY_MESSAGE, "invalid_api_key") if has_token else (MISSING_KEY_MESSAGE, None)
+    return ApiError(401, message, code=code, headers={"WWW-Authenticate": "Bearer"})
+
+
+class AuthMiddleware:
+    """Has everybody pass the door before anything else of the request is looked at."""
+
+    def __init__(self, app: ASGIApp, authenticator: Authenticator) -> None:
+        self._app = app
+        self._authenticator = authenticator
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the request in, or refuse it."""
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            try:
+                principal = self._authenticator.authorize(
+                    await self._authenticator.look_up(_bearer_token(Headers(scope=scope))), scope
+                )
+            except (ApiError, BatchlineError) as error:
+                await error_response(error)(scope, receive, send)
+                return
+            scope.setdefault("state", {})["principal"] = principal
+            self._authenticator.set_request_context(principal)
+        await self._app(scope, receive, send)
+
+
+def _bearer_token(headers: Mapping[str, str]) -> str:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def _require_local(headers: Mapping[str, str], *, http_version: str) -> None:
+    """Keep out what comes through a proxy, and web pages of others, which a browser lets send requests to here."""
+    proxy_sign = next((header for header in PROXY_HEADERS if header in headers), None)
+    if (
+        proxy_sign is None and http_version == "1.0"
+    ):  # as nginx speaks to what is behind it, without any such header
+        proxy_sign = "HTTP/1.0"
+    if proxy_sign is not None:
+        raise ApiError(
+            403,
+            "without keys only programs of this machine are served, and this comes through a proxy "
+            f"({proxy_sign}); "
+            "make a key with `batchline keys create`",
+        )
+    host, origin = headers.get("host", ""), headers.get("origin")
+    if not is_loopback(split_url(f"//{host}").hostname or ""):
+        raise ApiError(403, "without keys only localhost is served; make one with `batchline keys create`")
+    if origin is not None and split_url(origin).netloc != host:
+        raise ApiError(403, "without keys no other web pages are served; make one with `batchline keys create`")
+
+
+def split_url(url: str) -> SplitResult:
+    """The URL's parts; nothing in them where it is none."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")

@@ -1,0 +1,144 @@
+"""Bounds on what one client can hold up: requests at once, the size of a body, and the time that it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from batchline.api.concurrency import REQUEST_CONTEXT, FairLimiter
+from batchline.api.errors import ApiError, error_response, service_unavailable
+
+MAX_REQUESTS: Final = 1_000
+MAX_REQUESTS_PER_MEMBER: Final = 250
+PROBE_PATHS: Final = frozenset({"/healthz", "/readyz"})
+"""What is asked by who would end a server that does not answer."""
+
+MAX_BODY_BYTES: Final = 2**20
+MAX_RETRY_BODY_BYTES: Final = 64 * 2**20
+"""Of a body that names requests, of which there may be a million."""
+
+STREAM_SUFFIXES: Final = ("/content", "/results", "/results.jsonl", "/output.jsonl", "/errors.jsonl")
+"""Endings of paths whose answers are streamed: each stream holds up to 60 MB of a file."""
+
+MAX_STREAMS: Final = 64
+MAX_STREAMS_PER_MEMBER: Final = 3
+SLOT_TIMEOUT_S: Final = 60.0
+"""Seconds that such a request waits for its place."""
+
+MAX_LONG_BODIES: Final = 2
+MAX_LONG_BODIES_PER_MEMBER: Final = 1
+"""Such bodies are held in memory; more of them wait."""
+
+BODY_IDLE_TIMEOUT_S: Final = 30.0
+BODY_BASE_TIMEOUT_S: Final = 60.0
+MIN_BODY_BYTES_PER_S: Final = 1_024
+"""A body may take `BODY_BASE_TIMEOUT_S` and a second for so many bytes, and no pause in it more than `IDLE_S`."""
+
+
+def _is_upload(path: str) -> bool:
+    return path == "/v1/files"
+
+
+class RequestLimitsMiddleware:
+    """Refuses what goes over the bounds, wherever in the app the body is read."""
+
+    def __init__(
+        self, app: ASGIApp, *, max_requests: int = MAX_REQUESTS, is_upload: Callable[[str], bool] = _is_upload
+    ) -> None:
+        self._app = app
+        self._is_upload = is_upload
+        self._max_requests = max_requests
+        self._active_requests = 0
+        self._active_per_member: Counter[str] = Counter()
+        self._long_body_limiter = FairLimiter(MAX_LONG_BODIES, MAX_LONG_BODIES_PER_MEMBER)
+        self._stream_limiter = FairLimiter(MAX_STREAMS, MAX_STREAMS_PER_MEMBER)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand the request on, with a body that is bounded."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if self._active_requests >= self._max_requests and scope["path"] not in PROBE_PATHS:
+            await error_response(service_unavailable("the server has too much to do; try again"))(
+                scope, receive, send
+            )
+            return
+        context = REQUEST_CONTEXT.get()
+        member_id = "" if context is None else context.member_id or ""
+        if member_id and self._active_per_member[member_id] >= MAX_REQUESTS_PER_MEMBER:
+            message = f"you have {MAX_REQUESTS_PER_MEMBER} requests under way; wait for some of them to end"
+            await error_response(ApiError(429, message, code="rate_limit_exceeded", headers={"Retry-After": "1"}))(
+                scope, receive, send
+            )
+            return
+        self._active_requests += 1
+        self._active_per_member[member_id] += 1
+        try:
+            async with self._memory_slot(scope, member_id or None):
+                await self._app(scope, _LimitedBody(receive, self._max_bytes(scope["path"])), send)
+        except ApiError as refusal:
+            await error_response(refusal)(scope, receive, send)
+        finally:
+            self._active_requests -= 1
+            self._active_per_member[member_id] -= 1
+            if not self._active_per_member[member_id]:
+                del self._active_per_member[member_id]
+
+    @asynccontextmanager
+    async def _memory_slot(self, scope: Scope, member_id: str | None) -> AsyncIterator[None]:
+        """Hold a place for a request that takes much memory; raises `ApiError` (503)."""
+        limiter = None
+        if scope["path"].endswith("/retry-requests"):
+            limiter = self._long_body_limiter
+        elif scope["path"].endswith(STREAM_SUFFIXES):
+            limiter = self._stream_limiter
+        async with AsyncExitStack() as stack:
+            if limiter is not None:
+                try:
+                    async with asyncio.timeout(SLOT_TIMEOUT_S):
+                        await stack.enter_async_context(limiter.slot(member_id))
+                except TimeoutError:
+                    raise service_unavailable("you read too much at once; wait for some of it to end") from None
+            yield
+
+    def _max_bytes(self, path: str) -> int | None:
+        if self._is_upload(path):
+            return None  # the file's own limit holds
+        return MAX_RETRY_BODY_BYTES if path.endswith("/retry-requests") else MAX_BODY_BYTES
+
+
+class _LimitedBody:
+    """A body on its way in; raises `ApiError` (408, 413)."""
+
+    def __init__(self, receive: Receive, max_bytes: int | None) -> None:
+        self._receive = receive
+        self._max_bytes = max_bytes
+        self._started_at = time.monotonic()
+        self._received_bytes = 0
+        self._is_complete = False
+
+    async def __call__(self) -> Message:
+        """The next piece; once all is there, whatever the server tells, however long that takes."""
+        if self._is_complete:
+            return await self._receive()
+        remaining_s = (
+            self._started_at + BODY_BASE_TIMEOUT_S + self._received_bytes / MIN_BODY_BYTES_PER_S - time.monotonic()
+        )
+        try:
+            async with asyncio.timeout(max(0.0, min(BODY_IDLE_TIMEOUT_S, remaining_s))):
+                message = await self._receive()
+        except TimeoutError:
+            # Closes the connection, on which the rest of the body could trickle in for ever.
+            headers, words = {"Connection": "close"}, "the request came too slowly"
+            raise ApiError(408, words, code="request_timeout", headers=headers) from None
+        self._is_complete = not message.get("more_body")
+        self._received_bytes += len(message.get("body", b""))
+        if self._max_bytes is not None and self._received_bytes > self._max_bytes:
+            raise ApiError(413, f"the body is longer than {self._max_bytes} bytes", code="request_too_large")
+        return message

@@ -1,0 +1,68 @@
+"""Bytes on their way from a connection's event loop to the thread that stores them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from typing import Final
+
+MAX_BYTES: Final = 2 * 2**20
+
+
+class BoundedBuffer:
+    """Holds `MOST_BYTES` and a block at most. Written on the loop that it is made on, read by one thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._has_room = asyncio.Event()
+        self._has_room.set()
+        self._changed = threading.Condition()
+        self._blocks: deque[memoryview] = deque()
+        self._size_bytes = 0
+        self._ended = self.is_abandoned = False
+        self._error: BaseException | None = None
+
+    async def put(self, block: bytes) -> None:
+        """Hand over a block; waits while much is unread. What nobody reads any more is dropped."""
+        with self._changed:
+            if self.is_abandoned:
+                return
+            self._blocks.append(memoryview(block))
+            self._size_bytes += len(block)
+            self._changed.notify()
+            if self._size_bytes >= MAX_BYTES:
+                self._has_room.clear()
+        await self._has_room.wait()
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Say that nothing more comes, or that what comes is not to be had; the reader then raises that."""
+        with self._changed:
+            self._ended, self._error = True, error
+            self._changed.notify()
+
+    def read(self, size: int, /) -> bytes:
+        """Up to so many bytes, as soon as there are some; none at the end."""
+        with self._changed:
+            while not self._blocks and not self._ended:
+                self._changed.wait()
+            if self._error is not None:
+                raise self._error
+            if not self._blocks:
+                return b""
+            block = self._blocks.popleft()
+            if len(block) > size:
+                self._blocks.appendleft(block[size:])
+            data = bytes(block[:size])
+            was_full = self._size_bytes >= MAX_BYTES
+            self._size_bytes -= len(data)
+            if was_full and self._size_bytes < MAX_BYTES:
+                self._loop.call_soon_threadsafe(self._has_room.set)
+            return data
+
+    def abandon(self) -> None:
+        """Say that nobody reads any more."""
+        with self._changed:
+            self.is_abandoned = True
+            self._blocks.clear()
+            self._loop.call_soon_threadsafe(self._has_room.set)

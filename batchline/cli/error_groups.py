@@ -1,0 +1,61 @@
+"""Equal errors of many lines as one, for people who read them."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from batchline.models.batches import BatchError
+
+MAX_GROUPS: Final = 100
+MAX_RANGES: Final = 8
+_VARIABLE_PART: Final = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d+(?:,\d+)*")
+"""Parts of a message that differ from line to line: what is quoted, and numbers."""
+
+
+class ErrorGroup(NamedTuple):
+    """An error with all lines that have it; `message` is that of the first."""
+
+    code: str | None
+    message: str
+    lines: tuple[int, ...]
+
+
+def group_errors(errors: Iterable[BatchError], *, max_groups: int = MAX_GROUPS) -> list[ErrorGroup]:
+    """Return the errors with equal ones together, by first line.
+
+    If more than `most` would be left, those that differ only in numbers and quoted words are put together too.
+    """
+    errors = list(errors)
+    groups = _group_by_key(errors, {error.message: error.message for error in errors})
+    if len(groups) <= max_groups:
+        return groups
+    return _group_by_key(errors, {error.message: _VARIABLE_PART.sub("", error.message) for error in errors})
+
+
+def _group_by_key(errors: Iterable[BatchError], keys: dict[str, str]) -> list[ErrorGroup]:
+    """Group the errors by code, parameter and the key of their message."""
+    members: dict[tuple[str | None, ...], list[BatchError]] = {}
+    for error in errors:
+        members.setdefault((error.code, error.param, keys[error.message]), []).append(error)
+    return [_build_group(equal_errors) for equal_errors in members.values()]
+
+
+def _build_group(errors: Sequence[BatchError]) -> ErrorGroup:
+    first_error = errors[0]
+    has_variants = any(error.message != first_error.message for error in errors)
+    message = f"the first: {first_error.message}" if has_variants else first_error.message
+    return ErrorGroup(first_error.code, message, tuple(error.line for error in errors if error.line is not None))
+
+
+def describe_lines(lines: Sequence[int]) -> str:
+    """Return the lines in words, neighbours as a range, shortened if there are many ranges."""
+    ranges: list[list[int]] = []
+    for line in lines:
+        if ranges and line == ranges[-1][1] + 1:
+            ranges[-1][1] = line
+        elif not ranges or line != ranges[-1][1]:
+            ranges.append([line, line])
+    range_texts = [f"{first:,}" if first == last else f"{first:,}–{last:,}" for first, last in ranges]  # noqa: RUF001
+    if len(range_texts) > MAX_RANGES:
+        return f"lines {', '.join(range_texts[:MAX_RANGES])} … ({len(lines):,} lines)"
+    return f"{'line' if len(lines) == 1 else 'lines'} {', '.join(range_texts)}"

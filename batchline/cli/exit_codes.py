@@ -1,0 +1,40 @@
+"""The exit statuses of `batchline run`, which programs depend on."""
+
+from enum import IntEnum
+
+from batchline.models.batches import BatchResponse
+from batchline.models.errors import BatchlineError, Interrupted, LeaseLost, StorageFault
+from batchline.models.status import BatchStatus
+
+EXIT_CODES_HELP = (
+    "Exit status: 0 all requests succeeded, 3 some failed, 4 none succeeded, 5 cancelled or expired, 2 bad usage "
+    "or an input that does not validate, 6 stopped by a fault or by Ctrl-C (go on with --resume)."
+)
+
+
+class ExitCode(IntEnum):
+    """How a command ended."""
+
+    OK = 0
+    BAD_INPUT = 2
+    SOME_FAILED = 3
+    NONE_SUCCEEDED = 4
+    CANCELLED_OR_EXPIRED = 5
+    STOPPED = 6
+
+
+def exit_code_of_batch(batch: BatchResponse) -> ExitCode:
+    """The status for a batch that `run` took to its end; one that is not over was stopped."""
+    if batch.status is BatchStatus.COMPLETED:
+        counts = batch.request_counts
+        return ExitCode.SOME_FAILED if counts.completed < counts.total else ExitCode.OK
+    if batch.status is BatchStatus.FAILED:
+        return ExitCode.NONE_SUCCEEDED if batch.request_counts.total else ExitCode.BAD_INPUT
+    if batch.status in {BatchStatus.CANCELLED, BatchStatus.EXPIRED}:
+        return ExitCode.CANCELLED_OR_EXPIRED
+    return ExitCode.STOPPED
+
+
+def exit_code_of_error(error: BatchlineError) -> ExitCode:
+    """The status for an error: a fault of ours leaves something to resume, all else is the caller's to mend."""
+    return ExitCode.STOPPED if isinstance(error, Interrupted | LeaseLost | StorageFault) else ExitCode.BAD_INPUT

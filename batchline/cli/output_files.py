@@ -1,0 +1,61 @@
+"""New files that a command writes, and long lists as one JSON document."""
+
+import sys
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from batchline.models.errors import InvalidInput
+
+
+def require_not_exists(path: Path, *, force: bool = False) -> None:
+    """Raise `InvalidInput` where a file is there that is not to be written over, or none can be."""
+    if path.is_dir():
+        raise InvalidInput(f"{path} is a folder; name a file in it", param="output")
+    if path.is_file() and not force:
+        raise InvalidInput(f"{path} is there already; name another file, or remove it", param="output")
+    if not path.parent.is_dir():
+        raise InvalidInput(f"{path} cannot be written: there is no folder {path.parent}", param="output")
+
+
+@contextmanager
+def open_new_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
+    """Open a file that gets its name once it is whole; raises `InvalidInput` where one has that name already.
+
+    What is no plain file, such as a pipe or /dev/stdout, is written to directly.
+    """
+    require_not_exists(path, force=force)
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            yield file
+        return
+    partial_path = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}")
+    try:
+        with _open_partial(partial_path, path) as file:
+            yield file
+        partial_path.replace(path)
+    finally:
+        partial_path.unlink(missing_ok=True)
+
+
+def _open_partial(partial_path: Path, path: Path) -> BinaryIO:
+    try:
+        return partial_path.open("xb")
+    except PermissionError as error:
+        raise InvalidInput(f"{path} cannot be written: you may not write to its folder", param="output") from error
+
+
+def print_json_list(items: Iterable[bytes], *, head: bytes = b"", tail: Iterable[bytes] = ()) -> None:
+    """Write one JSON object with the items as its `data`, however many; `kind` and `end` are members around them.
+
+    The members of `end` are asked for when the items are through.
+    """
+    stream = sys.stdout.buffer
+    sys.stdout.flush()
+    stream.write(b"{" + head + b'"data":[')
+    for number, item in enumerate(items):
+        stream.write(b"," + item if number else item)
+    stream.write(b"".join((b"]", *tail, b"}\n")))
+    stream.flush()

@@ -1,0 +1,45 @@
+"""Where a run sends its requests: the upstreams of the settings, or a stand-in."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from batchline.cli.console import stderr_console
+from batchline.models.errors import InvalidInput
+from batchline.models.settings import Settings
+from batchline.models.upstreams import Upstream
+
+
+class Target(NamedTuple):
+    """The settings with the upstreams that a run uses; `stand_in` where that is the stand-in."""
+
+    settings: Settings
+    is_simulator: bool
+
+
+@contextlib.contextmanager
+def select_target(settings: Settings, *, stand_in: bool, resumed: bool) -> Iterator[Target]:
+    """Say where requests go; a stand-in serves for the block where it is asked for or nothing is configured.
+
+    Raises `InvalidInput` for a batch that is to go on, but with nothing configured: its rest would get answers
+    that mean nothing.
+    """
+    if settings.all_upstreams and not stand_in:
+        for upstream in settings.all_upstreams:
+            stderr_console().print(f"upstream: {upstream.name} at {upstream.base_url}", markup=False)
+        yield Target(settings, is_simulator=False)
+        return
+    if resumed and not stand_in:
+        raise InvalidInput(
+            "no upstream is configured to go on with this batch: set OPENAI_BASE_URL and OPENAI_API_KEY as they "
+            "were, or say --stand-in if the batch ran against the stand-in"
+        )
+    from batchline.simulate import Simulator, SimulatorOptions  # noqa: PLC0415 - only for the demo
+
+    # About as fast as a small model, so that there is something to see.
+    options = SimulatorOptions(latency="lognormal", latency_s=0.4, latency_sigma=0.6, first_byte_share=0.5)
+    with Simulator(options) as simulator:
+        advice = "" if stand_in else "; set OPENAI_BASE_URL to send to a real one"
+        stderr_console().print(f"upstream: a stand-in on this machine, whose answers mean nothing{advice}")
+        upstream = Upstream(name="stand-in", base_url=simulator.base_url)
+        yield Target(settings.model_copy(update={"upstreams": [upstream]}), is_simulator=True)

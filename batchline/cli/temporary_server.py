@@ -1,0 +1,90 @@
+"""A Prefect server for the time of one command.
+
+Prefect starts such a server by itself too, but in the command's own process group: there, the Ctrl-C that asks a
+batch to stop ends the server first, and the flow run can no longer say how it ended. This one has a session of its
+own and ends with the command, however that ends.
+"""
+
+import atexit
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from typing import IO
+
+from batchline.models.errors import Interrupted
+
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 5.0
+
+
+class TemporaryServer:
+    """A server that is starting; `ready` waits for it."""
+
+    def __init__(self) -> None:
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
+        # It listens from now on: whoever calls before it is ready waits, and no other program takes the port.
+        with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
+            self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+            self._process = subprocess.Popen(  # noqa: S603 - our own module
+                [sys.executable, "-m", __name__, str(listener.fileno())],
+                stdin=subprocess.PIPE,
+                stdout=self._log,
+                stderr=self._log,
+                pass_fds=[listener.fileno()],
+                start_new_session=True,
+            )
+        # As late as can be: until then Prefect's threads send what they have of events and logs.
+        atexit.register(self.stop)
+
+    def wait_until_ready(self) -> None:
+        """Return once the server answers; raises `Interrupted` with its last words where it does not."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(f"{self.url}/health", timeout=START_TIMEOUT_S):
+                return
+        except (urllib.error.URLError, OSError) as error:
+            raise Interrupted(
+                f"the temporary Prefect server did not start: {self._last_log_line() or error}. "
+                "Go on with --local, "
+                "which does without, or with PREFECT_API_URL set to a server that runs"
+            ) from error
+
+    def stop(self) -> None:
+        """End the server."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.communicate(timeout=STOP_TIMEOUT_S)
+            return
+        self._process.kill()
+        self._process.wait()
+
+    def _last_log_line(self) -> str:
+        self.stop()
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        return lines[-1][:300] if lines else ""
+
+
+def serve_socket(descriptor: int) -> None:
+    """Serve on the listening socket with that descriptor until standard input closes."""
+    import uvicorn  # noqa: PLC0415 - for the server's own process
+    from prefect.server.api.server import create_app  # noqa: PLC0415 - as above, and it takes seconds
+
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    config = uvicorn.Config(create_app(ephemeral=True, final=True), log_level="error", lifespan="on")
+    uvicorn.Server(config).run(sockets=[socket.socket(fileno=descriptor)])
+
+
+def _exit_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    serve_socket(int(sys.argv[1]))

@@ -1,0 +1,53 @@
+"""Making models of what a caller gives."""
+
+import hashlib
+import json
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from batchline.models.batches import CreateBatchRequest
+from batchline.models.errors import InvalidInput
+from batchline.storage.records.store import Idempotency
+
+MAX_KEY_CHARACTERS = 255
+
+_M = TypeVar("_M", bound=BaseModel)
+
+
+def parse_arguments(model: type[_M], **fields: Any) -> _M:
+    """The model with those fields; raises `InvalidInput` that names the first one that is wrong."""
+    try:
+        return model(**fields)
+    except ValidationError as error:
+        first_error = error.errors(include_url=False)[0]
+        param_name = ".".join(str(part) for part in first_error["loc"] if not isinstance(part, int))
+        raise InvalidInput(
+            f"{param_name}: {first_error['msg'].removeprefix('Value error, ')}", param=param_name or None
+        ) from None
+
+
+def idempotency_of(
+    key: str | None, request: CreateBatchRequest, expires_after_s: int | None, member_id: str | None
+) -> Idempotency | None:
+    """What tells a request that is made again; nothing without a key. Raises `InvalidInput` for one too long."""
+    if key is None:
+        return None
+    if not 1 <= len(key) <= MAX_KEY_CHARACTERS:
+        raise InvalidInput(
+            f"Idempotency-Key has {len(key)} characters, 1 to {MAX_KEY_CHARACTERS} are allowed",
+            param="Idempotency-Key",
+        )
+    metadata = sorted((request.metadata or {}).items())
+    request_fields = (
+        request.input_file_id,
+        request.endpoint,
+        request.completion_window,
+        metadata,
+        expires_after_s,
+    )
+    return Idempotency(_hash_values((member_id, key)), _hash_values(request_fields))
+
+
+def _hash_values(values: tuple[object, ...]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()

@@ -1,0 +1,352 @@
+"""Batches: created, listed, run, cancelled, retried, read, deleted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, Literal
+
+from batchline.client.access import UNRESTRICTED, Access
+from batchline.client.arguments import idempotency_of, parse_arguments
+from batchline.client.expiry import ExpiresAfter, parse_lifetime_s
+from batchline.client.pagination import Page
+from batchline.client.raw_result import RawResult
+from batchline.client.results import read_results
+from batchline.client.runner import BatchRunner
+from batchline.engine.deletion import delete_now
+from batchline.engine.ingest import create_batch
+from batchline.engine.pipeline import run_local
+from batchline.engine.retry import resolve_request_ids, retry_batch
+from batchline.engine.services import Services
+from batchline.models.analytics import BatchAnalytics, BatchReport
+from batchline.models.batches import (
+    BatchDwExtResponse,
+    BatchResponse,
+    BatchResultItem,
+    BatchResultsQuery,
+    CreateBatchRequest,
+    IncludeQuery,
+    ListBatchesQuery,
+    Origin,
+    RetryRequestsRequest,
+)
+from batchline.models.errors import Conflict, LeaseLost, NotFound
+from batchline.models.ids import batch_id_of_request, request_id_prefix
+from batchline.models.status import TERMINAL_STATUSES, BatchStatus
+from batchline.report.samples import Sample, read_samples
+from batchline.steps.reports import read_report
+from batchline.steps.write import read_manifest
+from batchline.storage.objects import layout
+from batchline.storage.records.lease_owners import new_lease_owner
+from batchline.storage.records.store import BatchRecord
+
+Via = Literal["process", "deployment"]
+POLL_INTERVAL_S: Final = 0.5
+DELETION_MARGIN_S: Final = 10.0
+"""How much longer than the grace a deletion waits for the batch's runner to end."""
+
+
+class Batches:
+    """The batches of an engine's records. Made by `Batchline.batches`."""
+
+    def __init__(
+        self, services: Services, runner: BatchRunner, origin: Origin, access: Access = UNRESTRICTED
+    ) -> None:
+        self._services = services
+        self._runner = runner
+        self._origin = origin
+        self._access = access
+
+    def create(
+        self,
+        *,
+        input_file_id: str,
+        endpoint: str = "/v1/chat/completions",
+        completion_window: str = "24h",
+        metadata: Mapping[str, str] | None = None,
+        output_expires_after: ExpiresAfter | None = None,
+        idempotency_key: str | None = None,
+        via: Via | None = "process",
+    ) -> BatchResponse:
+        """Make a batch of an uploaded file's requests, have it run, and return it, `validating`.
+
+        `via` says where: in the background of this process, as a run of the deployment that the settings name, or
+        nowhere as yet. With an `idempotency_key` that a batch was made with before, that one is returned as it is
+        now. Raises `InvalidInput` for an endpoint, window, metadata or key that cannot be, `NotFound` for an
+        unknown input file, and `Interrupted` where Prefect does not take it: the batch can be resumed.
+        """
+        request = parse_arguments(
+            CreateBatchRequest,
+            input_file_id=input_file_id,
+            endpoint=endpoint,
+            completion_window=completion_window,
+            metadata=None if metadata is None else dict(metadata),
+        )
+        expires_after_s, access, records = (
+            parse_lifetime_s(output_expires_after),
+            self._access,
+            self._services.records,
+        )
+        idempotency = idempotency_of(idempotency_key, request, expires_after_s, access.member_id)
+        if idempotency is not None and (existing := records.find_batch_by_key(idempotency)) is not None:
+            return existing.to_response()
+        records.get_file(input_file_id, member_id=access.member_filter)
+        batch = create_batch(
+            self._services,
+            request,
+            origin=BatchDwExtResponse(source="deployment" if via == "deployment" else self._origin),
+            output_expires_after=expires_after_s,
+            member_id=access.member_id,
+            open_batch_limit=access.open_batch_limit(access.member_id),
+            idempotency=idempotency,
+        )
+        return self._start_run(batch, via)
+
+    def retrieve(self, batch_id: str, *, include: Sequence[str] = ("analytics",)) -> BatchResponse:
+        """The batch, with its analytics; raises `NotFound`, `InvalidInput` for what there is not to include."""
+        query = parse_arguments(IncludeQuery, include=include if isinstance(include, str) else ",".join(include))
+        return self.record(batch_id).to_response(include_analytics=query.includes_analytics)
+
+    def record(self, batch_id: str) -> BatchRecord:
+        """The batch as it is kept, with who runs it; raises `NotFound`."""
+        return self._services.records.get_batch(batch_id, member_id=self._access.member_filter)
+
+    def analytics(self, batch_id: str) -> BatchAnalytics:
+        """Return the figures of a batch; while it runs, of what is settled so far. Raises `NotFound`."""
+        batch = self.record(batch_id)
+        if batch.analytics is None and batch.in_progress_at is not None and batch.status not in TERMINAL_STATUSES:
+            try:
+                return self._services.partial_analytics.read(batch)
+            except NotFound:  # it has ended meanwhile, and what it was made of is deleted
+                batch = self.record(batch_id)
+        return batch.analytics or BatchAnalytics()
+
+    def report(self, batch_id: str) -> BatchReport:
+        """The figures beyond the analytics, once the batch is over; raises `NotFound` before."""
+        self.record(batch_id)
+        return read_report(self._services.store, batch_id)
+
+    def failures(self, batch_id: str) -> dict[str, list[Sample]]:
+        """Some failed requests of each error code, once the batch is over; raises `NotFound` before."""
+        batch, store = self.record(batch_id), self._services.store
+        if batch.final_prefix is None or batch.status not in TERMINAL_STATUSES:
+            raise NotFound(f"batch {batch_id} is {batch.status}; its failures are there when it is over")
+        if batch.error_file_id is None:
+            return {}
+        manifest = read_manifest(store, batch.final_prefix)
+        return read_samples(store, layout.final_keys(manifest.prefix).errors, manifest.first_failures)
+
+    def files(self, batch_id: str) -> dict[str, Iterator[bytes]]:
+        """The content of the batch's files by name, as far as there are any; none before it is over."""
+        batch, store = self.record(batch_id), self._services.store
+        if batch.final_prefix is None or batch.status not in TERMINAL_STATUSES:
+            return {}
+        final_keys = layout.final_keys(batch.final_prefix)
+        keys = {
+            "output.jsonl": final_keys.output if batch.output_file_id else None,
+            "errors.jsonl": final_keys.errors if batch.error_file_id else None,
+            "requests.parquet": final_keys.requests,
+            "report.json": layout.report_data_key(batch_id),
+            "report.html": layout.report_page_key(batch_id),
+        }
+        return {name: store.stream(key) for name, key in keys.items() if key is not None and store.exists(key)}
+
+    def list(self, **query: Any) -> Page[BatchResponse]:
+        """A page of batches, newest first, as `ListBatchesQuery` asks; iterating goes on through further pages.
+
+        Raises `InvalidInput` for a query that cannot be, `NotFound` for an unknown cursor.
+        """
+        return self._fetch_page(
+            parse_arguments(ListBatchesQuery, **query),
+            lambda record, page_query: record.to_response(include_analytics=page_query.includes_analytics),
+        )
+
+    def records(self, **query: Any) -> Page[BatchRecord]:
+        """The same as they are kept, with who runs them."""
+        return self._fetch_page(parse_arguments(ListBatchesQuery, **query), lambda record, _: record)
+
+    def _fetch_page(
+        self, query: ListBatchesQuery, convert: Callable[[BatchRecord, ListBatchesQuery], Any]
+    ) -> Page[Any]:
+        if query.after is not None and self._access.is_restricted:
+            self.record(query.after)
+        restricted_query = query.model_copy(update={"member_id": self._access.visible_member(query.member_id)})
+        records, has_more = self._services.records.list_records(restricted_query, now=int(time.time()))
+
+        def fetch_after(cursor: str | None) -> Page[Any]:
+            return self._fetch_page(query.model_copy(update={"after": cursor}), convert)
+
+        return Page([convert(record, query) for record in records], has_more, fetch_after)
+
+    def run(self, batch_id: str) -> BatchResponse:
+        """Run the batch to its end, or go on with one that was stopped, and return it.
+
+        Raises `Conflict` while another runner has it, `Interrupted` or `StorageFault` when it stops early.
+        """
+        return run_local(self._services, self.record(batch_id).id).to_response(include_analytics=True)
+
+    def resume(self, batch_id: str, *, via: Via | None = "process") -> BatchResponse:
+        """Have a batch go on that is not over and that nobody runs; raises `Conflict` for another."""
+        batch = self.record(batch_id)
+        if batch.status in TERMINAL_STATUSES:
+            raise Conflict(f"batch {batch_id} is {batch.status}; there is nothing to go on with (retry?)")
+        if batch.is_leased(now=self._services.records.now(), lease_s=self._services.settings.lease_s):
+            raise Conflict(f"batch {batch_id} is being run by another process ({batch.lease_owner})")
+        return self._start_run(batch, via)
+
+    def cancel(self, batch_id: str) -> BatchResponse:
+        """Cancel the batch and return it: `cancelling`, or `cancelled` where nothing had been sent.
+
+        What was answered is kept. Does nothing to one that is cancelling or cancelled. Raises `Conflict` for one
+        that is over or writes its files.
+        """
+        records, batch = self._services.records, self.record(batch_id)
+        if batch.status in {BatchStatus.CANCELLING, BatchStatus.CANCELLED}:
+            return batch.to_response()
+        try:
+            batch = records.change_status(batch_id, BatchStatus.CANCELLING, now=int(time.time()))
+        except Conflict:
+            batch = records.get_batch(batch_id)
+            if batch.status not in {BatchStatus.CANCELLING, BatchStatus.CANCELLED}:
+                raise Conflict(f"batch {batch_id} is {batch.status} and cannot be cancelled") from None
+        if batch.in_progress_at is None:
+            batch = self._cancel_unstarted(batch)
+        return batch.to_response()
+
+    def _cancel_unstarted(self, batch: BatchRecord) -> BatchRecord:
+        """End a cancelled batch that nobody has begun to send; its runner does, where there is one."""
+        records, settings = self._services.records, self._services.settings
+        try:
+            lease = records.claim(batch.id, owner=new_lease_owner(), lease_s=settings.lease_s)
+        except Conflict:
+            return batch
+        try:
+            return records.change_status(batch.id, BatchStatus.CANCELLED, now=int(time.time()), lease=lease)
+        except Conflict:
+            return records.get_batch(batch.id)
+        finally:
+            records.release(lease)
+
+    def retry(self, batch_id: str, *, via: Via | None = "process") -> BatchResponse:
+        """Try all failed, expired and cancelled requests of a batch that is over again; it is `in_progress` then.
+
+        Raises `Conflict` for a batch that is not over or in which nothing failed, and `LimitReached` where as many
+        of the member's batches are open as may be.
+        """
+        batch = self.record(batch_id)
+        limit = self._access.open_batch_limit(batch.member_id)
+        return self._start_run(retry_batch(self._services, batch.id, open_batch_limit=limit), via)
+
+    def retry_requests(
+        self, batch_id: str, request_ids: Sequence[str], *, via: Via | None = "process"
+    ) -> BatchResponse:
+        """Retry the failed requests with these ids or custom_ids; raises as `retry`.
+
+        Raises `InvalidInput` that names the ids that are unknown or have not failed.
+        """
+        request = parse_arguments(RetryRequestsRequest, request_ids=list(request_ids))
+        batch = self.record(batch_id)
+        ids = resolve_request_ids(self._services, batch, request.request_ids)
+        if self._access.is_restricted:
+            self._require_visible_requests(batch.id, ids)
+        limit = self._access.open_batch_limit(batch.member_id)
+        return self._start_run(retry_batch(self._services, batch.id, ids, open_batch_limit=limit), via)
+
+    def _require_visible_requests(self, batch_id: str, request_ids: Sequence[str]) -> None:
+        """Raise `NotFound` for the first request of another batch, where that one is not to be seen."""
+        prefix = request_id_prefix(batch_id)
+        foreign_id = next((request_id for request_id in request_ids if not request_id.startswith(prefix)), None)
+        if foreign_id is not None:
+            try:
+                self.record(batch_id_of_request(foreign_id))
+            except NotFound:
+                raise NotFound(f"there is no request {foreign_id[:80]}") from None
+
+    def results(
+        self,
+        batch_id: str,
+        *,
+        skip: int = 0,
+        limit: int | None = None,
+        search: str | None = None,
+        status: str | None = None,
+    ) -> Iterator[BatchResultItem]:
+        """What became of each request, in input order, also while the batch runs; raises `NotFound`."""
+        raw_results = self.raw_results(batch_id, skip=skip, limit=limit, search=search, status=status)
+        return (result.to_item() for result in raw_results)
+
+    def raw_results(self, batch_id: str, **query: Any) -> Iterator[RawResult]:
+        """The same with the bodies as they stand in the files, whatever their size: nothing is made of them."""
+        results_query = parse_arguments(BatchResultsQuery, **query)
+        return read_results(self._services, self.record(batch_id), results_query)
+
+    def wait(
+        self, batch_id: str, *, timeout_s: float | None = None, poll_interval_s: float = POLL_INTERVAL_S
+    ) -> BatchResponse:
+        """Wait until the batch is over and return it with its analytics.
+
+        Raises `TimeoutError` when that takes longer, and what stopped the batch where it ran in this process.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while (batch := self.batch_if_ended(batch_id)) is None:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(f"batch {batch_id} is not over after {timeout_s:g} s")
+            time.sleep(poll_interval_s)
+        return batch
+
+    def batch_if_ended(self, batch_id: str) -> BatchResponse | None:
+        """The batch with its analytics if it is over; raises what stopped it where it ran in this process."""
+        is_running = self._runner.is_running(batch_id)  # asked first: a run ends the batch before it ends itself
+        batch = self.record(batch_id)
+        if batch.status in TERMINAL_STATUSES:
+            return batch.to_response(include_analytics=True)
+        error = None if is_running else self._runner.find_error(batch_id)
+        if error is not None:
+            raise error
+        return None
+
+    def delete(self, batch_id: str) -> None:
+        """Delete the batch with its output and error files; its input file, which others may share, stays.
+
+        One that runs is cancelled first and its runner waited for; raises `Conflict` where that does not end.
+        """
+        deadline = time.monotonic() + self.deletion_timeout_s
+        while (reason := self.delete_if_idle(batch_id)) is not None:
+            if time.monotonic() >= deadline:
+                raise reason
+            time.sleep(POLL_INTERVAL_S)
+
+    @property
+    def deletion_timeout_s(self) -> float:
+        """Seconds that a deletion waits for the batch's runner to end."""
+        return self._services.settings.grace_s + DELETION_MARGIN_S
+
+    def delete_if_idle(self, batch_id: str) -> Conflict | None:
+        """Delete the batch, or cancel it and return why it cannot be deleted yet.
+
+        Then try again in `POLL_INTERVAL_S`.
+        """
+        settings, records = self._services.settings, self._services.records
+        self.record(batch_id)
+        try:
+            deleted = records.delete_batch(batch_id, lease_s=settings.lease_s)
+        except Conflict as reason:
+            self._try_cancel(batch_id)
+            return reason
+        delete_now(self._services, layout.batch_prefix(deleted.id))
+        return None
+
+    def _try_cancel(self, batch_id: str) -> None:
+        try:
+            self.cancel(batch_id)
+        except (Conflict, NotFound, LeaseLost):
+            return
+
+    def _start_run(self, batch: BatchRecord, via: Via | None) -> BatchResponse:
+        if via == "process":
+            self._runner.start(batch.id)
+        elif via == "deployment":
+            from batchline.orchestration.deployments import start_deployment_run  # noqa: PLC0415 - loads Prefect
+
+            start_deployment_run(self._services, batch.id)
+        return batch.to_response()

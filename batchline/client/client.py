@@ -1,0 +1,88 @@
+"""The client object: files and batches as a program handles them."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Self
+
+from batchline.client.access import UNRESTRICTED, Access
+from batchline.client.batches import Batches
+from batchline.client.files import Files
+from batchline.client.runner import BatchRunner, ThreadRunner
+from batchline.engine.services import Services, open_services
+from batchline.models.batches import Origin
+from batchline.models.settings import Settings
+from batchline.upstream.quota.store import QuotaStore
+
+
+class Batchline:
+    """Files and batches in the storage and the records that the settings name.
+
+    ```python
+    with Batchline() as client:
+        file = client.files.create(file="requests.jsonl")
+        batch = client.batches.create(input_file_id=file.id)
+        batch = client.batches.wait(batch.id)
+        for item in client.batches.results(batch.id, status="failed"):
+            print(item.custom_id, item.error)
+    ```
+
+    Leaving the block stops the batches that still run in this process; they can be resumed.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        services: Services | None = None,
+        origin: Origin = "api",
+        access: Access = UNRESTRICTED,
+        runner: BatchRunner | None = None,
+    ) -> None:
+        self.services = services or open_services(settings)
+        self.runner: BatchRunner = runner or ThreadRunner(self.services)
+        self.origin = origin
+        self.access = access
+        self.files = Files(self.services, access)
+        self.batches = Batches(self.services, self.runner, origin, access)
+
+    def for_access(self, access: Access) -> Batchline:
+        """The same client on somebody's behalf; what it starts runs where this one's batches run."""
+        return Batchline(services=self.services, origin=self.origin, access=access, runner=self.runner)
+
+    def with_origin(self, origin: Origin) -> Batchline:
+        """The same client, for batches of which that is to be known."""
+        return Batchline(services=self.services, origin=origin, access=self.access, runner=self.runner)
+
+    def check_storage(self) -> None:
+        """Raise `StorageFault` unless the database and the storage answer."""
+        self.services.records.batch_counts.check_connection()
+        self.services.store.exists("readiness")
+
+    def share_quotas(self) -> None:
+        """Let the upstreams' caps hold over all processes that use the Prefect server of the settings, if any.
+
+        Its client takes seconds to import: that is done in the background, and sending begins after it.
+        """
+        settings = self.services.settings
+        if settings.share_budgets and settings.prefect_api_url:
+            self.services.dispatcher.share_quota(_open_quota_store)
+
+    def close(self) -> None:
+        """Stop the batches that run in this process; what was answered is saved."""
+        self.runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _open_quota_store() -> AbstractContextManager[QuotaStore]:
+    from batchline.orchestration.quota_store import PrefectQuotaStore  # noqa: PLC0415 - Prefect takes seconds to import
+
+    return PrefectQuotaStore()

@@ -1,0 +1,317 @@
+"""What a file's requests would cost, told before any is sent: tokens by their size, prices by model."""
+
+from __future__ import annotations
+
+import re
+import time
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Raw
+from pydantic import Field
+
+from batchline.analytics.prices import (
+    PriceBook,
+    Tariff,
+    TokenCounts,
+    TokenPrices,
+    build_price_book,
+    format_cost,
+    sum_exact,
+)
+from batchline.client.client import Batchline
+from batchline.engine.ingest import read_input_blocks
+from batchline.models.base import WireModel
+from batchline.models.errors import InvalidInput
+from batchline.models.json_scan import read_members
+from batchline.models.settings import Settings
+from batchline.steps.check_input import BYTES_PER_TOKEN
+from batchline.steps.line_blocks import split_line_blocks
+from batchline.steps.line_errors import MAX_MODEL_CHARS, MAX_MODELS
+
+TOKENS_PER_ATTACHMENT: Final = 1_000
+"""Input tokens that an image or file in base64 is counted as: about those of a picture of a megapixel."""
+
+MIN_DISTINCT_CHARACTERS: Final = 16
+"""Different characters at the start of such a run; filler, as a row of one letter, has fewer."""
+
+_BASE64: Final = re.compile(rb"[A-Za-z0-9+/\\]{1000,}={0,2}")
+"""Text has spaces; a long run without any is an image, a file or sound, the slashes in it escaped or not."""
+
+ENDPOINTS_WITHOUT_OUTPUT: Final = frozenset({"/v1/embeddings", "/v1/moderations"})
+"""Endpoints whose answers are not generated, so that no output is billed."""
+
+MAX_LIMIT_DIGITS: Final = 15
+"""Of a limit; a longer one is none."""
+
+_FILE_ID: Final = re.compile(r"file-[0-9a-f]{32}")
+
+
+class ModelEstimate(WireModel):
+    """What one model's requests would use; costs are exact decimals, absent where there is no price.
+
+    `output_tokens_at_most` and its cost are those of the requests that set a limit to their answers;
+    `without_limit` is how many set none. The last four fields say the same as Doubleword's clients read it.
+    """
+
+    model: str
+    requests: int
+    input_tokens: int
+    output_tokens_at_most: int
+    without_limit: int
+    input_cost: str | None = None
+    output_cost_at_most: str | None = None
+    price_source: str | None = None
+    request_count: int
+    estimated_input_tokens: int
+    estimated_output_tokens: int
+    estimated_cost: str = Field(description="Of the input and of the output at most; 0 if there is no price.")
+
+
+class CostEstimate(WireModel):
+    """What a file's requests would use.
+
+    Input tokens are the requests' bytes divided by four: rough, but of the right order for English; each of the
+    `attachments` (images and files in base64) counts as `TOKENS_PER_ATTACHMENT` instead. A cost is absent where a
+    model has no price, `most` also where a request sets no limit to its answer. `currency` is absent where prices
+    are a person's own. `unreadable` lines are no requests and are not counted. `file_id` and the totals are the
+    names that Doubleword's clients read; there `unpriced_models` count as 0.
+    """
+
+    requests: int
+    unreadable: int
+    attachments: int = 0
+    input_tokens: int
+    output_tokens_at_most: int
+    without_limit: int
+    least: str | None = None
+    most: str | None = None
+    currency: str | None = None
+    unpriced_models: list[str]
+    models: list[ModelEstimate]
+    file_id: str | None = Field(default=None, description="Of an uploaded file.")
+    total_requests: int
+    total_estimated_input_tokens: int
+    total_estimated_output_tokens: int
+    total_estimated_cost: str
+
+
+class _CostFields(msgspec.Struct):
+    model: str | None = None
+    n: Raw = Raw()
+    best_of: Raw = Raw()
+    max_completion_tokens: Raw = Raw()
+    max_tokens: Raw = Raw()
+    max_output_tokens: Raw = Raw()
+
+
+class _CostRequest(msgspec.Struct):
+    url: str
+    body: _CostFields
+
+
+class _ModelTotals(msgspec.Struct):
+    """Of the requests of one model that are priced alike."""
+
+    requests: int = 0
+    size_bytes: int = 0
+    attachments: int = 0
+    output_tokens: int = 0
+    without_limit: int = 0
+
+    @property
+    def input_tokens(self) -> int:
+        """By the size of their text and the number of what is attached."""
+        return self.size_bytes // BYTES_PER_TOKEN + self.attachments * TOKENS_PER_ATTACHMENT
+
+
+_decode = msgspec.json.Decoder(_CostRequest).decode
+
+
+def estimate_cost(client: Batchline, file: str | Path) -> CostEstimate:
+    """Estimate what the requests would cost of the input file at that path, or of the uploaded one of that id.
+
+    Streams with constant memory. Raises `NotFound` for an unknown id, and `InvalidInput` for a file that cannot be
+    read, is no input file, or holds no request.
+    """
+    return estimate_requests(_read_blocks(client, file), client.services.settings)
+
+
+def _read_blocks(client: Batchline, file: str | Path) -> Iterator[bytes]:
+    if Path(file).exists() or not _FILE_ID.fullmatch(str(file)):
+        return read_input_blocks(Path(file))
+    return _read_stored_blocks(client, str(file))
+
+
+def estimate_file(client: Batchline, file_id: str) -> CostEstimate:
+    """Estimate what the requests of that uploaded file would cost; raises as `estimate_cost`."""
+    estimate = estimate_requests(_read_stored_blocks(client, file_id), client.services.settings)
+    return estimate.model_copy(update={"file_id": file_id})
+
+
+def _read_stored_blocks(client: Batchline, file_id: str) -> Iterator[bytes]:
+    file = client.files.retrieve(file_id)
+    if file.purpose != "batch":
+        raise InvalidInput(
+            f"file {file.id} is {file.purpose}; costs are estimated of an input file, of purpose batch",
+            param="file",
+        )
+    return client.files.content(file.id)
+
+
+def estimate_requests(blocks: Iterator[bytes], settings: Settings) -> CostEstimate:
+    """Estimate what the requests in these bytes of a decompressed input file would cost."""
+    estimator = _Estimator(build_price_book(settings))
+    for block in split_line_blocks(blocks, max_line_bytes=settings.max_line_bytes):
+        estimator.unreadable += bool(block.too_long_bytes)
+        for line in block.lines:
+            if line and not line.isspace():
+                estimator.add(line)
+    if not estimator.totals:
+        raise InvalidInput("the file holds no request; write one JSON object a line", param="file")
+    return estimator.estimate()
+
+
+class _Estimator:
+    """Sums requests by model and by the step of its tariff that their length reaches."""
+
+    def __init__(self, book: PriceBook) -> None:
+        self.totals: defaultdict[str, dict[int, _ModelTotals]] = defaultdict(dict)
+        self.unreadable = 0
+        self._book = book
+        self._now = time.time()
+
+    def add(self, line: bytes) -> None:
+        """Count a line."""
+        request = _parse_request(line)
+        model = "" if request is None else request.body.model or ""
+        is_new = model not in self.totals
+        if request is None or (is_new and (len(model) > MAX_MODEL_CHARS or len(self.totals) >= MAX_MODELS)):
+            self.unreadable += 1
+            return
+        tariff = self._book.find_tariff(model)
+        attachment_sizes = [
+            len(text) for text in _BASE64.findall(line) if len(set(text[:200])) > MIN_DISTINCT_CHARACTERS
+        ]
+        size_bytes = len(line) + 1 - sum(attachment_sizes)
+        tokens = size_bytes // BYTES_PER_TOKEN + len(attachment_sizes) * TOKENS_PER_ATTACHMENT
+        tier = bisect_left(tariff.tier_starts, tokens) if tariff else 0
+        totals = self.totals[model].setdefault(tier, _ModelTotals())
+        max_output = _max_output_tokens(request)
+        totals.requests += 1
+        totals.size_bytes += size_bytes
+        totals.attachments += len(attachment_sizes)
+        totals.output_tokens += max_output or 0
+        totals.without_limit += max_output is None
+
+    def estimate(self) -> CostEstimate:
+        """What they come to."""
+        models = [self._estimate_model(model, tiers) for model, tiers in sorted(self.totals.items())]
+        tariffs = [self._book.find_tariff(model) for model in self.totals]
+        input_cost = _add_costs([model.input_cost for model in models])
+        max_output_cost = _add_costs([model.output_cost_at_most for model in models])
+        without_limit = sum(model.without_limit for model in models)
+        requests = sum(model.requests for model in models)
+        input_tokens = sum(model.input_tokens for model in models)
+        output_tokens = sum(model.output_tokens_at_most for model in models)
+        return CostEstimate(
+            requests=requests,
+            unreadable=self.unreadable,
+            attachments=sum(totals.attachments for tiers in self.totals.values() for totals in tiers.values()),
+            input_tokens=input_tokens,
+            output_tokens_at_most=output_tokens,
+            without_limit=without_limit,
+            least=input_cost,
+            most=None if without_limit else _add_costs([input_cost, max_output_cost]),
+            currency=_common_currency(tariffs),
+            unpriced_models=[model.model for model in models if model.input_cost is None],
+            models=models,
+            total_requests=requests,
+            total_estimated_input_tokens=input_tokens,
+            total_estimated_output_tokens=output_tokens,
+            total_estimated_cost=format_cost(sum_exact(Decimal(model.estimated_cost) for model in models)),
+        )
+
+    def _estimate_model(self, model: str, tiers: dict[int, _ModelTotals]) -> ModelEstimate:
+        tariff = self._book.find_tariff(model)
+        prices = [tariff.prices_for(tariff.find_period(self._now), tier) if tariff else None for tier in tiers]
+        priced = [(price, totals) for price, totals in zip(prices, tiers.values(), strict=True) if price]
+        is_priced = len(priced) == len(tiers)
+        requests = sum(totals.requests for totals in tiers.values())
+        input_tokens = sum(totals.input_tokens for totals in tiers.values())
+        output_tokens = sum(totals.output_tokens for totals in tiers.values())
+        costs = (
+            sum_exact(_compute_input_cost(*pair) for pair in priced),
+            sum_exact(_compute_max_output_cost(*pair) for pair in priced),
+        )
+        return ModelEstimate(
+            model=model,
+            requests=requests,
+            input_tokens=input_tokens,
+            output_tokens_at_most=output_tokens,
+            without_limit=sum(totals.without_limit for totals in tiers.values()),
+            input_cost=format_cost(costs[0]) if is_priced else None,
+            output_cost_at_most=format_cost(costs[1]) if is_priced else None,
+            price_source=tariff.source if tariff and is_priced else None,
+            request_count=requests,
+            estimated_input_tokens=input_tokens,
+            estimated_output_tokens=output_tokens,
+            estimated_cost=format_cost(sum_exact(costs)) if is_priced else "0",
+        )
+
+
+def _compute_input_cost(prices: TokenPrices, totals: _ModelTotals) -> Decimal:
+    return prices.cost(TokenCounts(totals.requests, totals.input_tokens, 0, 0, 0, 0))
+
+
+def _compute_max_output_cost(prices: TokenPrices, totals: _ModelTotals) -> Decimal:
+    """The most, since answers may be all reasoning or none."""
+    without_reasoning = prices.cost(TokenCounts(0, 0, 0, 0, totals.output_tokens, 0))
+    return max(without_reasoning, prices.cost(TokenCounts(0, 0, 0, 0, totals.output_tokens, totals.output_tokens)))
+
+
+def _add_costs(costs: list[str | None]) -> str | None:
+    """Their sum; none where one is not known."""
+    amounts = [Decimal(cost) for cost in costs if cost is not None]
+    return format_cost(sum_exact(amounts)) if len(amounts) == len(costs) else None
+
+
+def _common_currency(tariffs: list[Tariff | None]) -> str | None:
+    """That of all prices, where they have one together."""
+    currencies = {tariff.currency for tariff in tariffs if tariff is not None}
+    return currencies.pop() if len(currencies) == 1 else None
+
+
+def _max_output_tokens(request: _CostRequest) -> int | None:
+    """The most tokens that the answer may have; none where the request sets no limit."""
+    if request.url in ENDPOINTS_WITHOUT_OUTPUT:
+        return 0
+    body = request.body
+    limits = map(_parse_count, (body.max_completion_tokens, body.max_tokens, body.max_output_tokens))
+    limit = next((limit for limit in limits if limit is not None), None)
+    return None if limit is None else limit * max(1, _parse_count(body.n) or 1, _parse_count(body.best_of) or 1)
+
+
+def _parse_count(value: Raw) -> int | None:
+    text = bytes(value)
+    return int(text) if text.isdigit() and len(text) <= MAX_LIMIT_DIGITS else None
+
+
+def _parse_request(line: bytes) -> _CostRequest | None:
+    """What is looked at of the request; none where the line is none."""
+    try:
+        return _decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:  # valid lines may have lone surrogates, which the fast way does not take
+        fields = read_members(line, "url", "body")
+        body = read_members(fields["body"], *_CostFields.__struct_fields__)
+        url, model = (msgspec.json.decode(raw, type=str) for raw in (fields["url"], body.pop("model")))
+        return _CostRequest(url, _CostFields(model, **{name: Raw(text) for name, text in body.items()}))
+    except (KeyError, ValueError):
+        return None

@@ -1,0 +1,241 @@
+"""Sets right what time and dead processes leave behind: what is due is deleted, what was left lying goes on.
+
+Every chore is safe to do twice and by two at once. Nothing is done to what a living runner holds.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Final, Literal
+
+import msgspec
+
+from batchline.client.batches import Via
+from batchline.client.client import Batchline
+from batchline.engine.deletion import delete_objects, find_objects
+from batchline.models.errors import BatchlineError, Conflict, Interrupted, NotFound
+from batchline.models.status import BatchStatus
+from batchline.storage.records.store import BatchRecord
+
+log = logging.getLogger(__name__)
+
+STALE_UPLOAD_S: Final = 86_400.0
+"""How long a writer may be at work on one object."""
+
+ANNOUNCE_TIMEOUT_S: Final = 120.0
+"""Seconds that a run may take to announce the end of its batch."""
+
+MaintenanceKind = Literal[
+    "resume", "cancel", "announce", "free_slots", "delete_file", "delete_objects", "discard_unfinished"
+]
+
+
+class MaintenanceItem(msgspec.Struct, frozen=True, kw_only=True):
+    """Something to be done: to what (an id, or a key), and why. `error` says why it could not be."""
+
+    kind: MaintenanceKind
+    subject: str
+    reason: str
+    size_bytes: int = 0
+    done: bool = False
+    error: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The kind in words."""
+        return self.kind.replace("_", " ")
+
+    @property
+    def state(self) -> Literal["failed", "done", "to do"]:
+        """How far it has come, in words."""
+        return "failed" if self.error else "done" if self.done else "to do"
+
+
+Job = tuple[MaintenanceItem, Callable[[], object]]
+
+
+def run_housekeeping(
+    client: Batchline, *, apply: bool = False, resume: bool = True, via: Via = "process"
+) -> Iterator[MaintenanceItem]:
+    """Find what is to be done, do it where `apply` says so, and yield each chore as it is found or done.
+
+    A chore that fails is reported with its error, and the others are done. Batches to go on with are run one
+    after another in this process, or started `via` deployment; with `resume` false they are only named.
+    """
+    for item, perform in _find_jobs(client, via):
+        if not apply or (item.kind in {"resume", "cancel"} and not resume):
+            yield item
+            continue
+        try:
+            perform()
+        except (BatchlineError, OSError) as error:
+            log.warning("%s of %s failed: %s", item.kind, item.subject, error)
+            yield msgspec.structs.replace(item, error=str(error))
+        else:
+            yield msgspec.structs.replace(item, done=True)
+
+
+def _find_jobs(client: Batchline, via: Via) -> Iterator[Job]:
+    yield from _find_expired_files(client)
+    yield from _find_pending_deletions(client)
+    yield from _find_stale_uploads(client)
+    yield from _find_orphaned_batches(client, via)
+    yield from _find_unannounced_ends(client)
+    yield from _find_leaked_slots(client)
+
+
+def _find_expired_files(client: Batchline) -> Iterator[Job]:
+    now = int(time.time())
+    for file in client.services.records.expired_files(now=now):
+        expired_s = now - (file.expires_at or now)
+        item = MaintenanceItem(
+            kind="delete_file",
+            subject=file.id,
+            reason=f"{file.filename} expired {expired_s:,} s ago",
+            size_bytes=file.size_bytes,
+        )
+        yield item, partial(_delete_file, client, file.id)
+
+
+def _delete_file(client: Batchline, file_id: str) -> None:
+    try:
+        client.files.delete(file_id)
+    except NotFound:
+        return
+
+
+def _find_pending_deletions(client: Batchline) -> Iterator[Job]:
+    """What deletions, uploads and ends of batches have left undone."""
+    services = client.services
+    for deletion in services.records.due_deletions(now=time.time()):
+        objects = find_objects(services.store, deletion)
+        item = MaintenanceItem(
+            kind="delete_objects",
+            subject=deletion.prefix,
+            reason=f"{len(objects):,} objects are needed no more",
+            size_bytes=sum(info.size_bytes for info in objects),
+        )
+        yield item, partial(delete_objects, services, deletion)
+
+
+def _find_stale_uploads(client: Batchline) -> Iterator[Job]:
+    store = client.services.store
+    for name in store.incomplete_uploads(older_than_s=STALE_UPLOAD_S):
+        item = MaintenanceItem(kind="discard_unfinished", subject=name, reason="its writer has died")
+        yield item, partial(store.abort_upload, name)
+
+
+def _find_orphaned_batches(client: Batchline, via: Via) -> Iterator[Job]:
+    settings, now = client.services.settings, client.services.records.now()
+    for batch in client.batches.records(status="in_progress", limit=100):
+        if not batch.is_leased(now=now, lease_s=settings.lease_s):
+            yield from _find_due_work(client, batch, via, now)
+    for batch in client.batches.records(status="cancelled", limit=100):
+        if batch.status is BatchStatus.CANCELLING and not batch.is_leased(now=now, lease_s=settings.lease_s):
+            item = MaintenanceItem(
+                kind="resume", subject=batch.id, reason="it was cancelled and its files are not written"
+            )
+            yield item, partial(_resume_batch, client, batch.id, via)
+
+
+def _find_due_work(client: Batchline, batch: BatchRecord, via: Via, now: float) -> Iterator[Job]:
+    """Yield what is due for a batch that no process holds: nothing if it waits, or was stopped on purpose."""
+    reason = _resume_reason(batch, now)
+    if batch.last_flow_run_id is None:
+        if reason is not None:
+            yield (
+                MaintenanceItem(kind="resume", subject=batch.id, reason=reason),
+                partial(_resume_batch, client, batch.id, via),
+            )
+        return
+    from batchline.orchestration import run_needed  # noqa: PLC0415 - loads Prefect
+
+    try:
+        recorded = None if reason is None else run_needed.DueAction(reason)
+        due_work = (
+            run_needed.find_due_action(batch, reason, now=now) if run_needed.has_prefect_server() else recorded
+        )
+    except Interrupted as error:
+        item = MaintenanceItem(
+            kind="resume", subject=batch.id, reason=reason or "its flow run's state is not known"
+        )
+        yield item, partial(_raise_error, error)
+        return
+    if due_work is not None and due_work.cancel:
+        yield (
+            MaintenanceItem(kind="cancel", subject=batch.id, reason=due_work.reason),
+            partial(_cancel_batch, client, batch.id, via),
+        )
+    elif due_work is not None:
+        resume = partial(_resume_batch, client, batch.id, via, after_crash=due_work.after_crash)
+        yield MaintenanceItem(kind="resume", subject=batch.id, reason=due_work.reason), resume
+
+
+def _find_unannounced_ends(client: Batchline) -> Iterator[Job]:
+    """Yield the batches whose run died when they had ended, but before it could say so."""
+    batches = client.services.records.list_unannounced(ended_before=int(time.time() - ANNOUNCE_TIMEOUT_S))
+    if not batches:
+        return
+    from batchline.orchestration import end_announcement, run_needed  # noqa: PLC0415 - needs Prefect
+
+    if run_needed.has_prefect_server():
+        for batch in batches:
+            item = MaintenanceItem(
+                kind="announce", subject=batch.id, reason=f"its run ended before it said {batch.status}"
+            )
+            yield item, partial(end_announcement.announce_missed_end, client.services, batch.id)
+
+
+def _find_leaked_slots(client: Batchline) -> Iterator[Job]:
+    """Yield the limits of upstreams in Prefect whose slots are taken by no process any more."""
+    if not client.services.settings.share_budgets or "prefect" not in sys.modules:
+        return
+    from batchline.orchestration import leaked_slots, run_needed  # noqa: PLC0415 - needs Prefect
+
+    if not run_needed.has_prefect_server():
+        return
+    try:
+        for limit in leaked_slots.find_leaked_slots():
+            reason = f"{limit.slots:,} slots are taken, and no process has used the upstream lately"
+            yield (
+                MaintenanceItem(kind="free_slots", subject=limit.name, reason=reason),
+                partial(leaked_slots.release_leaked_slots, limit),
+            )
+    except Interrupted as error:
+        log.warning("slots of upstreams were not checked: %s", error)
+
+
+def _raise_error(error: Exception) -> None:
+    raise error
+
+
+def _resume_reason(batch: BatchRecord, now: float) -> str | None:
+    """Return why the batch is to continue, by its own record; None if that does not tell."""
+    if batch.lease_owner is not None:
+        return f"its runner ({batch.lease_owner}) died"
+    if batch.status is BatchStatus.FINALIZING:
+        return "its files are not written"
+    return "its completion window has closed" if batch.expires_at < now else None
+
+
+def _resume_batch(client: Batchline, batch_id: str, via: Via, *, after_crash: bool = False) -> None:
+    try:
+        if via == "process":
+            client.batches.run(batch_id)
+        elif after_crash:
+            from batchline.orchestration.deployments import start_deployment_run  # noqa: PLC0415 - loads Prefect
+
+            start_deployment_run(client.services, batch_id, after_crash=True)
+        else:
+            client.batches.resume(batch_id, via=via)
+    except Conflict:  # somebody else has it by now
+        return
+
+
+def _cancel_batch(client: Batchline, batch_id: str, via: Via) -> None:
+    if client.batches.cancel(batch_id).status is BatchStatus.CANCELLING:
+        _resume_batch(client, batch_id, via)

@@ -1,0 +1,93 @@
+"""Looks after batches and storage while a server runs: what was left lying goes on, what is due is deleted."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from itertools import takewhile
+from typing import Final
+
+from batchline.client.client import Batchline
+from batchline.client.housekeeping import run_housekeeping
+from batchline.client.restart_backoff import RestartBackoff
+from batchline.models.errors import BatchlineError, Conflict
+from batchline.models.status import TERMINAL_STATUSES
+from batchline.storage.records.store import BatchRecord
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S: Final = 15.0
+HOUSEKEEPING_S: Final = 3_600.0
+SERVER_ORIGINS: Final = frozenset({"api", "frontend"})
+"""Where batches come from that a server runs; the others have runners of their own."""
+
+
+class MaintenanceThread:
+    """A thread that goes its rounds until the block is left."""
+
+    def __init__(self, client: Batchline, *, interval_s: float = INTERVAL_S) -> None:
+        self._client = client
+        self._interval_s = interval_s
+        self._backoff = RestartBackoff(interval_s)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run_loop, name="keeper", daemon=True)
+
+    def __enter__(self) -> MaintenanceThread:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _run_loop(self) -> None:
+        housekeeping_at = float("-inf")
+        while True:
+            try:
+                resume_orphaned_batches(self._client, self._backoff)
+                if time.monotonic() - housekeeping_at >= HOUSEKEEPING_S:
+                    housekeeping_at = time.monotonic()
+                    self._run_housekeeping()
+            except (BatchlineError, OSError) as error:
+                log.warning("a round of the keeper was cut short: %s", error)
+            except Exception:  # the thread must outlive whatever one round meets
+                log.exception("a round of the keeper was cut short")
+            if self._stopping.wait(self._interval_s):
+                return
+
+    def _run_housekeeping(self) -> None:
+        for _ in run_housekeeping(self._client, apply=True, resume=False):
+            if self._stopping.is_set():
+                return
+
+
+def resume_orphaned_batches(client: Batchline, backoff: RestartBackoff | None = None) -> list[str]:
+    """Start the batches of ours that are not over, that no one runs, and that are due; return their ids."""
+    lease_s, started = client.services.settings.lease_s, []
+    for batch in list(_active_batches(client)):
+        is_ours = batch.dwext is not None and batch.dwext.source in SERVER_ORIGINS
+        if (
+            not is_ours
+            or batch.is_leased(now=client.services.records.now(), lease_s=lease_s)
+            or client.runner.is_running(batch.id)
+        ):
+            continue
+        settled, has_failed = batch.completed + batch.failed, client.runner.find_error(batch.id) is not None
+        if backoff is not None and has_failed and not backoff.is_due(batch.id, settled):
+            continue
+        try:
+            client.runner.start(batch.id)
+        except Conflict:  # this client is being closed
+            break
+        if backoff is not None:
+            backoff.record_start(batch.id, settled)
+        started.append(batch.id)
+    return started
+
+
+def _active_batches(client: Batchline) -> Iterator[BatchRecord]:
+    return takewhile(
+        lambda batch: batch.status not in TERMINAL_STATUSES, client.batches.records(active_first=True, limit=100)
+    )

@@ -1,0 +1,242 @@
+"""A process's hold on a batch: the lease, its heartbeat, and the run that sends for it.
+
+One runner at a time holds a batch's lease. Its heartbeat carries the counts out and the wish to cancel in;
+when it cannot be kept up, sending stops before another runner may begin. Where other processes send the chunks, it
+also carries what they report in, and out to them that they are to stop.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from batchline.analytics.request_metrics import RequestMetrics
+from batchline.engine.send_context import SenderBase
+from batchline.engine.sender_reports import RemoteSenders, SenderReport, decode_reports, encode_report, fatal_stop
+from batchline.engine.services import Services
+from batchline.models.error_codes import ErrorCode
+from batchline.models.errors import BatchlineError, Conflict, LeaseLost, NotFound, StorageFault
+from batchline.models.status import BatchStatus
+from batchline.steps.send_chunk import ChunkSpec
+from batchline.storage.records.lease_owners import new_lease_owner
+from batchline.storage.records.senders import RUNNER_SENDER
+from batchline.storage.records.store import BatchRecord, Lease
+from batchline.upstream.batch_session import StopReason
+from batchline.upstream.session_progress import SessionProgress
+
+log = logging.getLogger(__name__)
+
+MAX_SAVING_S = 60.0
+"""Seconds that a runner may take to save its answers, beyond its grace period and its lease."""
+
+LEASE_POLL_INTERVAL_S = 0.5
+"""Between looks at the lease of a runner that may be dead."""
+
+
+class BatchLease(SenderBase):
+    """The lease of one batch, kept alive by a thread, with the run that sends the batch's requests."""
+
+    no_upstream_message = "no upstream serves model {model!r} any more; add it to an upstream's models"
+
+    def __init__(self, services: Services, batch: BatchRecord, claim: Lease, *, claimed_at: float) -> None:
+        super().__init__(services, batch, sender_id=RUNNER_SENDER, requests=0)
+        self.claim = claim
+        self._remote_senders: RemoteSenders | None = None
+        self._report_number = 0
+        self._previous_counts = [0, 0]
+        self._started_chunks: set[int] = set()
+        self._note_heartbeat(claimed_at)
+        self._release_started = threading.Event()
+        self._heartbeat_thread = threading.Thread(
+            target=self._heartbeat_loop, name=f"heartbeat {batch.id}", daemon=True
+        )
+
+    def __enter__(self) -> Self:
+        if self.batch.status is BatchStatus.CANCELLING:
+            self.session.stop(CANCEL_STOP)
+        self._heartbeat_thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._release_started.set()
+        self._join_heartbeat(self._heartbeat_thread)
+        self.session.close()
+        if self._lease_error is None:
+            try:
+                self.records.release(self.claim)
+            except (StorageFault, LeaseLost) as fault:
+                log.warning("lease of %s not released: %s; it goes stale by itself", self.batch.id, fault)
+
+    def add_recovered(self, metrics: Iterable[RequestMetrics]) -> None:
+        """Count requests that an earlier run had settled."""
+        rows = list(metrics)
+        self.add_previous_counts(sum(row.ok for row in rows), sum(row.is_failed for row in rows))
+
+    def add_previous_counts(self, completed: int, failed: int) -> None:
+        """Count requests that were settled before this run."""
+        with self._counts_lock:
+            self._previous_counts[0] += completed
+            self._previous_counts[1] += failed
+
+    def mark_chunk_started(self, chunk: int) -> bool:
+        """Whether the chunk has not been tried under this hold before; asking makes it so."""
+        with self._counts_lock:
+            is_first = chunk not in self._started_chunks
+            self._started_chunks.add(chunk)
+            return is_first
+
+    def add_settled(self, chunk: int, completed: int, failed: int) -> None:
+        """Nothing: the run counts what is settled in this process."""
+
+    def allow_remote_senders(self) -> None:
+        """Let other processes send chunks: from now on they are heard, and told when to stop."""
+        self._remote_senders = RemoteSenders()
+
+    def exchange_reports(self) -> None:
+        """Take in what other processes have reported; stop where an upstream refuses all that they send."""
+        if self._remote_senders is None:
+            return
+        self._report_number += 1
+        own_report = SenderReport(number=self._report_number, stopped=self.session.stop_reason)
+        report_texts = self.records.report_sender(
+            self.batch.id, self.claim.epoch, RUNNER_SENDER, encode_report(own_report).decode()
+        ).reports
+        report_texts.pop(RUNNER_SENDER)
+        reports = decode_reports(report_texts)
+        self._remote_senders.update(reports)
+        if (stop := fatal_stop(reports.values())) is not None:
+            self.session.stop(stop)
+
+    def progress(self) -> SessionProgress:
+        """How far this run has come, in all of its processes, without what was settled before."""
+        own_progress = self.session.snapshot()
+        return own_progress if self._remote_senders is None else self._remote_senders.merge_progress(own_progress)
+
+    def counts(self) -> tuple[int, int]:
+        """Requests completed and failed so far, those of earlier runs included."""
+        own_progress = self.session.snapshot()
+        remote_counts = (0, 0) if self._remote_senders is None else self._remote_senders.counts()
+        with self._counts_lock:
+            completed, failed = self._previous_counts
+        return completed + own_progress.completed + remote_counts[0], failed + own_progress.failed + remote_counts[
+            1
+        ]
+
+    def interrupt(self, reason: str) -> None:
+        """Stop sending and leave what is unsettled for another run."""
+        self.session.stop(StopReason(code=None, message=reason))
+
+    def _heartbeat_loop(self) -> None:
+        while not self._release_started.wait(self._heartbeat_interval_s):
+            try:
+                self._send_heartbeat()
+            except LeaseLost as lost:
+                return self._mark_lost(lost)
+            except NotFound:
+                return self._mark_lost(LeaseLost(f"batch {self.batch.id} was deleted while it ran"))
+            except Exception as fault:  # without a heartbeat the run must end, whatever the reason
+                unexpected_error = None if isinstance(fault, BatchlineError) else fault
+                log.warning("heartbeat of %s failed: %s", self.batch.id, fault, exc_info=unexpected_error)
+                if self._is_stale():
+                    return self._mark_lost(
+                        LeaseLost(f"batch {self.batch.id}: no heartbeat for half a lease: {fault}")
+                    )
+        return None
+
+    def _send_heartbeat(self) -> None:
+        started_at = time.monotonic()
+        with self._track_heartbeat():
+            self.exchange_reports()
+            completed, failed = self.counts()
+            status = self.records.heartbeat(self.claim, completed=completed, failed=failed)
+        self._note_heartbeat(started_at)
+        if status is BatchStatus.CANCELLING:
+            self.session.stop(CANCEL_STOP)
+
+    def _note_heartbeat(self, at: float) -> None:
+        """Note a heartbeat and let the run send for half a lease, counted from before it was written.
+
+        A process that was paused since then does not take the pause for a part of that half.
+        """
+        self._last_heartbeat_at = at
+        self.session.renew(at + self.services.settings.lease_s / 2 - time.monotonic())
+
+    def _is_stale(self) -> bool:
+        return time.monotonic() - self._last_heartbeat_at > self.services.settings.lease_s / 2
+
+
+CANCEL_STOP = StopReason(
+    code=ErrorCode.BATCH_CANCELLED, message="the batch was cancelled before this request was settled"
+)
+
+
+_active_leases: dict[tuple[str, int], BatchLease] = {}
+_active_leases_lock = threading.Lock()
+
+
+def wait_for_lease(
+    services: Services, batch: BatchRecord, notify: Callable[[str], object], *, is_stopping: bool = False
+) -> None:
+    """Wait until the lease of a runner that died expires; raises `Conflict` once that runner shows life.
+
+    A runner that `is_stopping` shows life until its requests in flight are answered and saved, and is waited for.
+    """
+    settings, first_heartbeat_at, has_notified = services.settings, batch.lease_at, False
+    max_wait_s = settings.grace_s + settings.lease_s + MAX_SAVING_S if is_stopping else 0.0
+    give_up_at = time.monotonic() + max_wait_s
+    while batch.lease_owner is not None and batch.lease_at is not None:
+        remaining_s = batch.lease_at + settings.lease_s - services.records.now()
+        if remaining_s < 0 or services.records.has_runner_died(batch):
+            return
+        if batch.lease_at != first_heartbeat_at and time.monotonic() >= give_up_at:
+            raise Conflict(
+                f"batch {batch.id} is being run by another process ({batch.lease_owner}), which is alive"
+            )
+        if not has_notified:
+            notify(f"another process holds this batch; waiting {max(remaining_s, max_wait_s):.0f} s at most")
+            has_notified = True
+        time.sleep(LEASE_POLL_INTERVAL_S)
+        batch = services.records.get_batch(batch.id)
+
+
+@contextmanager
+def acquire_lease(services: Services, batch_id: str) -> Iterator[BatchLease]:
+    """Claim the batch's lease and keep it; raises `Conflict` while another runner has it."""
+    claimed_at = time.monotonic()
+    claim = services.records.claim(batch_id, owner=new_lease_owner(), lease_s=services.settings.lease_s)
+    try:
+        lease = BatchLease(services, services.records.get_batch(batch_id), claim, claimed_at=claimed_at)
+    except BaseException:
+        services.records.release(claim)
+        raise
+    with lease, _register_lease(lease):
+        yield lease
+
+
+@contextmanager
+def _register_lease(lease: BatchLease) -> Iterator[None]:
+    key = (lease.batch.id, lease.claim.epoch)
+    with _active_leases_lock:
+        _active_leases[key] = lease
+    try:
+        yield
+    finally:
+        with _active_leases_lock:
+            del _active_leases[key]
+
+
+def lease_for(spec: ChunkSpec) -> BatchLease | None:
+    """This process's hold for a chunk; none where another process has it, or the run that ordered it is over."""
+    with _active_leases_lock:
+        return _active_leases.get((spec.batch_id, spec.epoch))
+
+
+def active_lease(batch_id: str) -> BatchLease | None:
+    """This process's hold on that batch, while it runs here."""
+    with _active_leases_lock:
+        return next((lease for (leased_id, _), lease in _active_leases.items() if leased_id == batch_id), None)

@@ -1,0 +1,190 @@
+"""A process's part in a batch whose lease another has: it sends chunks for as long as that one shows life.
+
+The lease's process and those that send for it speak through the records: each reports once a second what it has
+settled and whether it was stopped, and reads what the others said.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from batchline.analytics.request_metrics import RequestMetrics
+from batchline.engine.lease import CANCEL_STOP
+from batchline.engine.send_context import SenderBase
+from batchline.engine.sender_reports import (
+    SenderReport,
+    as_idle,
+    decode_reports,
+    encode_report,
+    fatal_stop,
+    total_counts,
+)
+from batchline.engine.services import Services
+from batchline.models.errors import BatchlineError, InvalidInput, LeaseLost, NotFound
+from batchline.models.status import BatchStatus
+from batchline.steps.send_chunk import ChunkSpec
+from batchline.storage.records.senders import RUNNER_SENDER, SharedLease
+from batchline.storage.records.store import BatchRecord
+
+log = logging.getLogger(__name__)
+
+
+class RemoteSender(SenderBase):
+    """What sending chunks takes in a process that has not the batch's lease; used by several chunks at once."""
+
+    no_upstream_message = "no upstream of this process serves model {model!r}; give all the same settings"
+
+    def __init__(self, services: Services, batch: BatchRecord, epoch: int) -> None:
+        super().__init__(services, batch, sender_id=uuid.uuid4().hex[:8], requests=batch.total)
+        self.use_count = 0
+        self._epoch = epoch
+        self._chunk_counts: dict[int, tuple[int, int]] = {}
+        self._runner_alive_at = float("-inf")
+        self._exchange_lock = threading.Lock()
+        self._report_number = 0
+        self._closed = threading.Event()
+        self.session.renew(0.0)
+        self._report_thread = threading.Thread(target=self._report_loop, name=f"joined {batch.id}", daemon=True)
+
+    def start(self) -> None:
+        """Look for the runner, and begin to report to it; raises `LeaseLost` where it is over, `StorageFault`."""
+        self._exchange_reports()
+        self._report_thread.start()
+
+    def close(self) -> None:
+        """Take leave."""
+        self._closed.set()
+        self._join_heartbeat(self._report_thread)
+        self.session.close()
+
+    def send_report(self) -> None:
+        """Report what has been settled by now; a fault only delays that."""
+        try:
+            with self._exchange_lock, self._track_heartbeat():
+                self._exchange_reports()
+        except LeaseLost as lost:
+            self._mark_lost(lost)
+        except Exception as fault:  # the thread that reports must outlive it
+            unexpected_error = None if isinstance(fault, BatchlineError) else fault
+            log.warning("report on batch %s failed: %s", self.batch.id, fault, exc_info=unexpected_error)
+
+    def add_recovered(self, metrics: Iterable[RequestMetrics]) -> None:
+        """Nothing: what is found of a chunk is counted by `note`."""
+
+    def mark_chunk_started(self, chunk: int) -> bool:
+        """Never: another process may have tried the chunk before."""
+        del chunk
+        return False
+
+    def add_settled(self, chunk: int, completed: int, failed: int) -> None:
+        """Count requests of the chunk that are settled."""
+        with self._counts_lock:
+            previous = self._chunk_counts.get(chunk, (0, 0))
+            self._chunk_counts[chunk] = previous[0] + completed, previous[1] + failed
+
+    def reset_chunk(self, chunk: int) -> None:
+        """Count the chunk anew."""
+        with self._counts_lock:
+            self._chunk_counts.pop(chunk, None)
+
+    def _report_loop(self) -> None:
+        while not self._closed.wait(self._heartbeat_interval_s):
+            self.send_report()
+            if (
+                self._lease_error is None
+                and time.monotonic() - self._runner_alive_at > self.services.settings.lease_s
+            ):
+                self._mark_lost(
+                    LeaseLost(f"batch {self.batch.id}: its runner shows no life; another will go on with it")
+                )
+
+    def _exchange_reports(self) -> None:
+        started_at = time.monotonic()
+        report_text = encode_report(self._build_report()).decode()
+        lease = self.records.report_sender(self.batch.id, self._epoch, self.sender_id, report_text)
+        self._note_runner_alive(lease, started_at)
+        reports = decode_reports(lease.reports)
+        if lease.completed or any(total_counts([report])[0] for report in reports.values()):
+            self.session.has_remote_success = True
+        self._apply_stop(lease.status, reports)
+
+    def _build_report(self) -> SenderReport:
+        self._report_number += 1
+        progress = self.session.snapshot()
+        if self._closed.is_set():
+            progress = as_idle(progress)
+        with self._counts_lock:
+            chunks = dict(self._chunk_counts)
+        return SenderReport(
+            number=self._report_number, chunks=chunks, progress=progress, stopped=self.session.stop_reason
+        )
+
+    def _note_runner_alive(self, lease: SharedLease, started_at: float) -> None:
+        """Let the run send for half a lease from the runner's last heartbeat."""
+        self._runner_alive_at = max(self._runner_alive_at, started_at - max(0.0, lease.age_s))
+        self.session.renew(self._runner_alive_at + self.services.settings.lease_s / 2 - time.monotonic())
+
+    def _apply_stop(self, status: BatchStatus, reports: dict[str, SenderReport]) -> None:
+        runner_report = reports.pop(RUNNER_SENDER, SenderReport())
+        if status is BatchStatus.CANCELLING:
+            self.session.stop(CANCEL_STOP)
+        elif (stop := runner_report.stopped or fatal_stop(reports.values())) is not None:
+            self.session.stop(stop)
+
+
+_active_senders: dict[tuple[Services, str, int], RemoteSender] = {}
+_active_senders_lock = threading.Lock()
+
+
+@contextmanager
+def join_batch(services: Services, spec: ChunkSpec) -> Iterator[RemoteSender]:
+    """This process's part in the batch, for the time in which the chunk is sent.
+
+    Raises `LeaseLost` where the run that ordered it is over, `InvalidInput` where these records have no such
+    batch, and `StorageFault`.
+    """
+    key = services, spec.batch_id, spec.epoch
+    sender = _acquire_sender(key, spec)
+    sender.reset_chunk(spec.chunk.index)
+    try:
+        yield sender
+    finally:
+        with _active_senders_lock:
+            sender.use_count -= 1
+            if is_last := not sender.use_count:
+                del _active_senders[key]
+        if is_last:
+            sender.close()
+        sender.send_report()
+
+
+def _acquire_sender(key: tuple[Services, str, int], spec: ChunkSpec) -> RemoteSender:
+    services = key[0]
+    with _active_senders_lock:
+        sender = _active_senders.get(key)
+        if sender is None:
+            sender = RemoteSender(services, _read_batch(services, spec), spec.epoch)
+            try:
+                sender.start()
+            except BaseException:
+                sender.session.close()
+                raise
+            _active_senders[key] = sender
+        sender.use_count += 1
+        return sender
+
+
+def _read_batch(services: Services, spec: ChunkSpec) -> BatchRecord:
+    try:
+        return services.records.get_batch(spec.batch_id)
+    except NotFound:
+        raise InvalidInput(
+            f"the records of this process ({services.settings.home}) have no batch {spec.batch_id}: "
+            "processes that "
+            "send for one another need the same BATCHLINE_DATABASE_URL and BATCHLINE_STORAGE_URL"
+        ) from None

@@ -1,0 +1,242 @@
+"""Puts failed requests of a finished batch back to pending: a generation of its own, laid over the one before."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from batchline.engine.deletion import delete_objects
+from batchline.engine.lifecycle import new_error_file, new_output_file
+from batchline.engine.services import Services
+from batchline.models.error_codes import UNANSWERED_CODES
+from batchline.models.errors import Conflict, InvalidInput, NotFound, StorageFault
+from batchline.models.ids import request_id_prefix
+from batchline.models.manifest import Manifest
+from batchline.models.plan import plan_retry
+from batchline.models.status import TERMINAL_STATUSES
+from batchline.steps.merge import read_row_groups
+from batchline.steps.plans import read_first_plan
+from batchline.steps.write import read_manifest
+from batchline.storage.objects import layout
+from batchline.storage.records.store import BatchRecord, FileChanges, OpenBatchLimit, PendingDeletion
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MAX_NAMED_PROBLEMS = 5
+PREPARATION_TIMEOUT_S = 86_400
+"""How long the making of a retry may take; what is not needed by then is swept away."""
+
+
+def retry_batch(
+    services: Services,
+    batch_id: str,
+    request_ids: Sequence[str] | None = None,
+    *,
+    open_batch_limit: OpenBatchLimit | None = None,
+) -> BatchRecord:
+    """Put the named failed requests of a finished batch back to pending, all of them by default; its record.
+
+    The batch is `in_progress` with a new window; somebody has to run it. Raises `Conflict` for a batch that is
+    not over or has nothing to retry, `InvalidInput` for an id that is unknown, of another batch or of a request
+    that did not fail, `NotFound` where the input is gone, and `LimitReached` where the `room` for open batches is
+    taken up; then nothing has changed.
+    """
+    batch = services.records.get_batch(batch_id)
+    if batch.status not in TERMINAL_STATUSES:
+        raise Conflict(f"batch {batch.id} is {batch.status}; only a batch that is over can be retried")
+    if batch.final_prefix is None or not batch.not_completed:
+        raise Conflict(f"batch {batch.id} has nothing to retry: {_nothing_to_retry(batch)}")
+    base_manifest = read_manifest(services.store, batch.final_prefix)
+    _check_files(services, batch, base_manifest)
+    lines, ok, unanswered = _read_outcomes(services, base_manifest)
+    lines_to_retry = lines[~ok].tolist() if request_ids is None else _lines_to_retry(batch, request_ids, lines, ok)
+    left_unanswered = len(set(lines[unanswered].tolist()).difference(lines_to_retry))
+    return _start_retry(services, batch, lines_to_retry, open_batch_limit, unanswered=left_unanswered)
+
+
+def resolve_request_ids(services: Services, batch: BatchRecord, names: Sequence[str]) -> list[str]:
+    """Return the names with the batch's custom_ids replaced by request ids; other names stay as they are."""
+    prefix = request_id_prefix(batch.id)
+    custom_ids = {name for name in names if not name.startswith(prefix)}
+    if not custom_ids or batch.final_prefix is None:
+        return list(names)
+    ids_by_custom_id: dict[str, str] = {}
+    key = layout.final_keys(batch.final_prefix).requests
+    for table in read_row_groups(services.store, key, columns=("line", "custom_id")):
+        for line, custom_id in zip(table["line"].to_pylist(), table["custom_id"].to_pylist(), strict=True):
+            if custom_id in custom_ids:
+                ids_by_custom_id[custom_id] = f"{prefix}{line}"
+    return [ids_by_custom_id.get(name, name) for name in names]
+
+
+def _nothing_to_retry(batch: BatchRecord) -> str:
+    return "no request was sent" if batch.final_prefix is None else "every request succeeded"
+
+
+def _check_files(services: Services, batch: BatchRecord, base_manifest: Manifest) -> None:
+    """Raise unless all is there that the retry has to read."""
+    file = services.records.get_file(batch.input_file_id)
+    if not services.store.exists(file.key):
+        raise NotFound(f"the content of input file {file.id} is gone; upload it again and start a new batch")
+    keys = layout.final_keys(base_manifest.prefix)
+    for key, size in ((keys.output, base_manifest.output_bytes), (keys.errors, base_manifest.errors_bytes)):
+        if size and not services.store.exists(key):
+            raise Conflict(
+                f"batch {batch.id} cannot be retried: a file of its results was deleted; start a new batch from "
+                "its input file"
+            )
+
+
+def _read_outcomes(services: Services, base_manifest: Manifest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the lines of all requests, ascending; whether each succeeded; and whether it was left unanswered."""
+    import numpy as np  # noqa: PLC0415 - half a second that must not delay other commands
+    import pyarrow as pa  # noqa: PLC0415 - as above
+    import pyarrow.compute as pc  # noqa: PLC0415 - as above
+
+    key = layout.final_keys(base_manifest.prefix).requests
+    tables = list(read_row_groups(services.store, key, columns=("line", "ok", "error_code")))
+    codes = pa.array(sorted(UNANSWERED_CODES), pa.string())
+    unanswered_masks = [pc.is_in(table["error_code"].cast(pa.string()), codes) for table in tables]
+    return (
+        np.concatenate([table["line"].to_numpy() for table in tables]),
+        np.concatenate([table["ok"].to_numpy(zero_copy_only=False) for table in tables]),
+        np.concatenate([mask.to_numpy(zero_copy_only=False) for mask in unanswered_masks]),
+    )
+
+
+def _lines_to_retry(
+    batch: BatchRecord, request_ids: Sequence[str], lines: np.ndarray, ok: np.ndarray
+) -> list[int]:
+    """The lines of the named requests, ascending; raises `InvalidInput` unless each is one that failed."""
+    outcomes = dict(zip(lines.tolist(), ok.tolist(), strict=True))
+    prefix = request_id_prefix(batch.id)
+    problems: list[str] = []
+    selected: set[int] = set()
+    for request_id in request_ids:
+        line_text = request_id.removeprefix(prefix)
+        line = int(line_text) if line_text.isascii() and line_text.isdecimal() and len(line_text) < 19 else 0
+        if not request_id.startswith(prefix):
+            problems.append(f"{request_id[:80]!r} is no request of this batch and no custom_id in it")
+        elif line not in outcomes or str(line) != line_text:
+            problems.append(f"{request_id[:80]!r} is unknown")
+        elif outcomes[line]:
+            problems.append(f"{request_id!r} has not failed")
+        else:
+            selected.add(line)
+    if not request_ids:
+        problems.append("no request is named")
+    if problems:
+        more = f"; and {len(problems) - MAX_NAMED_PROBLEMS} more" if len(problems) > MAX_NAMED_PROBLEMS else ""
+        raise InvalidInput(
+            f"batch {batch.id} is left as it is: {'; '.join(problems[:MAX_NAMED_PROBLEMS])}{more}",
+            param="request_ids",
+        )
+    return sorted(selected)
+
+
+def _start_retry(
+    services: Services,
+    batch: BatchRecord,
+    lines: list[int],
+    open_batch_limit: OpenBatchLimit | None,
+    *,
+    unanswered: int,
+) -> BatchRecord:
+    """Write the retry's plan and make the batch `in_progress` with it.
+
+    Of the requests that it leaves as they are, `unanswered` had no answer and the others failed.
+    """
+    settings, store, now = services.settings, services.store, int(time.time())
+    new_files = {
+        field: build_file(batch, now=now)
+        for field, build_file in (("output_file_id", new_output_file), ("error_file_id", new_error_file))
+        if getattr(batch, field) is None
+    }
+    plan = plan_retry(
+        read_first_plan(store, batch.id),
+        lines,
+        max_requests=settings.chunk_requests,
+        max_bytes=settings.chunk_bytes,
+        senders=settings.sender_processes,
+    )
+    token = uuid.uuid4().hex
+    generation = _next_free_generation(services, batch)
+    key = layout.retry_plan_key(batch.id, generation, token)
+    with _cleanup_on_failure(services, batch.id, key, layout.first_final_prefix(batch.id, token)) as prefixes:
+        store.put(key, msgspec.json.encode(plan))
+        base_prefix = _archive_first_files(services, batch, token)
+        return services.records.retry(
+            batch.id,
+            now=now,
+            generation=batch.generation,
+            next_generation=generation,
+            file_changes=FileChanges(
+                added=tuple(new_files.values()),
+                changed=_archived_file_keys(batch, base_prefix),
+                unscheduled_deletions=prefixes,
+            ),
+            needed_file_ids=[
+                file_id for file_id in (batch.input_file_id, batch.output_file_id, batch.error_file_id) if file_id
+            ],
+            open_batch_limit=open_batch_limit,
+            expires_at=now + settings.require_window_s(batch.completion_window),
+            failed=batch.not_completed - len(lines) - unanswered,
+            unanswered=unanswered,
+            plan_key=key,
+            final_prefix=base_prefix,
+            **{field: file.id for field, file in new_files.items()},
+        )
+
+
+def _next_free_generation(services: Services, batch: BatchRecord) -> int:
+    """The next generation of which nothing is on storage.
+
+    A record that came back from a backup may have been retried before with another plan, whose parts are not ours.
+    """
+    keys = (info.key for info in services.store.list_objects(layout.batch_prefix(batch.id)))
+    used_generations = {number for key in keys if (number := layout.generation_of(key)) is not None}
+    return 1 + max(used_generations | {batch.generation})
+
+
+@contextmanager
+def _cleanup_on_failure(services: Services, batch_id: str, *prefixes: str) -> Iterator[tuple[str, ...]]:
+    """Doom what is written below those prefixes first, and delete it at once if another retry came first.
+
+    After a `StorageFault` the retry may have been made: its plan is left to housekeeping.
+    """
+    due_at = int(time.time()) + PREPARATION_TIMEOUT_S
+    deletions = [PendingDeletion(prefix=prefix, due_at=due_at) for prefix in prefixes]
+    for deletion in deletions:
+        services.records.schedule_deletion(deletion)
+    try:
+        yield prefixes
+    except (Conflict, NotFound):
+        with suppress(StorageFault, NotFound):  # then later housekeeping does
+            if services.records.get_batch(batch_id).plan_key not in prefixes:
+                for deletion in deletions:
+                    delete_objects(services, deletion)
+        raise
+
+
+def _archive_first_files(services: Services, batch: BatchRecord, token: str) -> str:
+    """Where the batch's files are that the retry is laid over: not where everybody finds the newest ones."""
+    current_prefix = batch.final_prefix or layout.batch_prefix(batch.id)
+    if current_prefix != layout.batch_prefix(batch.id):
+        return current_prefix
+    archive_prefix = layout.first_final_prefix(batch.id, token)
+    for key, target in zip(layout.final_keys(current_prefix), layout.final_keys(archive_prefix), strict=True):
+        services.store.copy(key, target)
+    return archive_prefix
+
+
+def _archived_file_keys(batch: BatchRecord, prefix: str) -> dict[str, dict[str, object]]:
+    """The file records' keys below that prefix."""
+    keys = layout.final_keys(prefix)
+    ids = {batch.output_file_id: keys.output, batch.error_file_id: keys.errors}
+    return {file_id: {"key": key} for file_id, key in ids.items() if file_id is not None}

@@ -1,0 +1,98 @@
+"""What sending a batch's chunks takes in a process, whether it has the batch's lease or joins the one that has."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+from batchline.engine.services import Services
+from batchline.models.errors import InvalidInput, LeaseLost
+from batchline.storage.records.store import BatchRecord
+from batchline.upstream.batch_session import BatchSession, StopReason
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_INTERVAL_S = 1.0
+"""Between heartbeats, of which a short lease has four; a cancel takes effect within about two."""
+
+HEARTBEAT_JOIN_TIMEOUT_S = 5.0
+"""Seconds for which the end of a run waits for its heartbeat."""
+
+MAX_OPEN_LARGE_CHUNKS = 2
+"""Chunks with very long lines under way at once: while one waits for its last answers, another sends."""
+
+
+class SenderBase:
+    """A process's run of a batch, with what its chunks share."""
+
+    no_upstream_message: ClassVar[str]
+    """What is said of a model that no upstream serves."""
+
+    def __init__(self, services: Services, batch: BatchRecord, *, sender_id: str, requests: int) -> None:
+        settings = services.settings
+        self.services = services
+        self.batch = batch
+        self.sender_id = sender_id
+        self.store = services.store
+        self.records = services.records
+        self.flush_interval_s = settings.flush_interval_s
+        self.flush_bytes = settings.flush_bytes
+        self.is_storage_writable = False
+        self.large_chunk_slots = threading.BoundedSemaphore(MAX_OPEN_LARGE_CHUNKS)
+        self.session: BatchSession = services.dispatcher.open_session(
+            batch.id,
+            deadline=None if settings.run_past_window else batch.expires_at,
+            refusals_to_stop=settings.refusals_to_stop,
+            grace_s=settings.grace_s,
+            requests=requests,
+        )
+        self._upstream_names: dict[str | None, str] = {}
+        self._lease_error: LeaseLost | None = None
+        self._heartbeat_started_at: float | None = None
+        self._heartbeat_interval_s = min(HEARTBEAT_INTERVAL_S, settings.lease_s / 4)
+        self._counts_lock = threading.Lock()
+
+    def find_upstream(self, model: str | None) -> str:
+        """The name of the upstream that serves the model; raises `InvalidInput` if none does (any more)."""
+        upstream_name = self._upstream_names.get(model)
+        if upstream_name is None:
+            upstream = self.services.settings.upstream_for(model)
+            if upstream is None:
+                raise InvalidInput(self.no_upstream_message.format(model=model))
+            upstream_name = self._upstream_names[model] = upstream.name
+        return upstream_name
+
+    def raise_if_lost(self) -> None:
+        """Raise `LeaseLost` once another runner has the batch, or may have it."""
+        heartbeat_started_at, half_s = self._heartbeat_started_at, self.services.settings.lease_s / 2
+        if (
+            self._lease_error is None
+            and heartbeat_started_at is not None
+            and time.monotonic() - heartbeat_started_at > half_s
+        ):
+            self._mark_lost(LeaseLost(f"batch {self.batch.id}: the database has not answered for {half_s:.0f} s"))
+        if self._lease_error is not None:
+            raise self._lease_error
+
+    @contextmanager
+    def _track_heartbeat(self) -> Iterator[None]:
+        """Note when a heartbeat begins, so that `check` notices one that never ends."""
+        self._heartbeat_started_at = time.monotonic()
+        try:
+            yield
+        finally:
+            self._heartbeat_started_at = None
+
+    def _mark_lost(self, error: LeaseLost) -> None:
+        """Stop sending; requests in flight have the grace, and `check` raises from now on."""
+        log.error("%s", error)
+        self._lease_error = error
+        self.session.stop(StopReason(code=None, message=str(error)))
+
+    def _join_heartbeat(self, thread: threading.Thread) -> None:
+        """Wait for the heartbeat's thread, but not for a database that does not answer."""
+        thread.join(HEARTBEAT_JOIN_TIMEOUT_S)
+        if thread.is_alive():
+            log.warning("batch %s: the heartbeat still waits for the database; it is left behind", self.batch.id)

@@ -1,0 +1,115 @@
+"""What processes that share the sending of a batch tell each other: counts, progress, and why to stop."""
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import msgspec
+
+from batchline.models.error_codes import ErrorCode
+from batchline.upstream.batch_session import StopReason
+from batchline.upstream.session_progress import SessionProgress
+
+SILENT_AFTER_S: Final = 10.0
+"""A process that has reported nothing for so long has nothing under way."""
+
+IDLE_PROGRESS: Final = SessionProgress(
+    completed=0,
+    failed=0,
+    in_flight=0,
+    attempts=0,
+    retried=0,
+    prompt_tokens=0,
+    completion_tokens=0,
+    total_tokens=0,
+    limit=0,
+    ceiling=0,
+    paused=None,
+)
+"""The progress of a process that sends nothing."""
+
+
+class SenderReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One process's part in a batch: chunk → requests completed and failed so far, and how its run goes.
+
+    `number` is another with each report.
+    """
+
+    number: int = 0
+    chunks: dict[int, tuple[int, int]] = {}
+    progress: SessionProgress = IDLE_PROGRESS
+    stopped: StopReason | None = None
+
+
+encode_report = msgspec.json.encode
+_decode_report = msgspec.json.Decoder(SenderReport).decode
+
+
+def decode_reports(texts: Mapping[str, str]) -> dict[str, SenderReport]:
+    """Sender → what it has reported."""
+    return {sender: _decode_report(text) for sender, text in texts.items()}
+
+
+def total_counts(reports: Iterable[SenderReport]) -> tuple[int, int]:
+    """Requests completed and failed.
+
+    A chunk that was sent by two, since the first has died, counts as by whoever has come further.
+    """
+    best_counts: dict[int, tuple[int, int]] = {}
+    for report in reports:
+        for chunk, counts in report.chunks.items():
+            best_counts[chunk] = max(best_counts.get(chunk, (0, 0)), counts, key=sum)
+    return sum(completed for completed, _ in best_counts.values()), sum(
+        failed for _, failed in best_counts.values()
+    )
+
+
+def fatal_stop(reports: Iterable[SenderReport]) -> StopReason | None:
+    """The stop of a process whose upstream refuses every request, which is to stop all."""
+    return next(
+        (
+            report.stopped
+            for report in reports
+            if report.stopped is not None and report.stopped.code is ErrorCode.BATCH_FAILED
+        ),
+        None,
+    )
+
+
+class RemoteSenders:
+    """What the processes that send for this one have reported last."""
+
+    def __init__(self) -> None:
+        self._reports: dict[str, SenderReport] = {}
+        self._reported_at: dict[str, float] = {}
+
+    def update(self, reports: Mapping[str, SenderReport]) -> None:
+        """Take in what is reported now."""
+        now = time.monotonic()
+        for sender, report in reports.items():
+            previous = self._reports.get(sender)
+            if previous is None or previous.number != report.number:
+                self._reported_at[sender] = now
+        self._reports = dict(reports)
+
+    def counts(self) -> tuple[int, int]:
+        """Requests completed and failed."""
+        return total_counts(self._reports.values())
+
+    def merge_progress(self, progress: SessionProgress) -> SessionProgress:
+        """The progress of all processes as if it were one's."""
+        silent_before = time.monotonic() - SILENT_AFTER_S
+        remote_progress = [
+            report.progress if self._reported_at[sender] > silent_before else as_idle(report.progress)
+            for sender, report in self._reports.items()
+        ]
+        names = [name for name in SessionProgress.__struct_fields__ if name != "paused"]
+        sums = {name: sum(getattr(part, name) for part in (progress, *remote_progress)) for name in names}
+        return SessionProgress(
+            **sums, paused=next((part.paused for part in (progress, *remote_progress) if part.paused), None)
+        )
+
+
+def as_idle(progress: SessionProgress) -> SessionProgress:
+    """The same of a process that sends nothing any more."""
+    return msgspec.structs.replace(progress, in_flight=0, limit=0, ceiling=0, paused=None)

@@ -1,0 +1,24 @@
+"""The notice that a batch is continued after its completion window has closed."""
+
+from datetime import UTC, datetime
+
+from batchline.models.settings import Settings
+from batchline.models.status import BatchStatus
+from batchline.storage.records.store import BatchRecord
+
+
+def closed_window_notice(batch: BatchRecord, settings: Settings, *, now: float) -> str | None:
+    """Return what becomes of a batch whose window has closed before it is run again; None if that is open."""
+    if batch.status not in {BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS} or now < batch.expires_at:
+        return None
+    closing_note = (
+        f"its completion window closed at {datetime.fromtimestamp(batch.expires_at, UTC):%Y-%m-%d %H:%M} UTC"
+    )
+    if settings.run_past_window:
+        return f"{closing_note}; it is run all the same, as BATCHLINE_RUN_PAST_WINDOW is set"
+    settled_count = batch.completed + batch.failed
+    return (
+        f"{closing_note}: nothing more is sent, and it ends as expired with the "
+        f"{settled_count:,} of {batch.total:,} requests "
+        f"that are settled; to send the others then: batchline batches retry {batch.id}"
+    )

@@ -1,0 +1,43 @@
+"""Has one batch start when another completes."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.events.actions import RunDeployment
+from prefect.events.schemas.automations import AutomationCore
+from prefect.exceptions import ObjectNotFound
+
+from batchline.models.errors import InvalidInput
+from batchline.orchestration.automations import SetupResult, batch_event_trigger, prefect_client, upsert_automation
+
+
+def chain_batches(first_file: str, next_uri: str, *, deployment: str, endpoint: str, window: str) -> SetupResult:
+    """Each time a batch of a file named `first` completes, start one of the file at the address `then`.
+
+    Safe to repeat. Raises `InvalidInput` where the server has no such deployment of process-batch.
+    """
+    with prefect_client() as client:
+        automation = AutomationCore(
+            name=f"batchline: after {first_file}, {next_uri}",
+            description=f"Each time {first_file} completes. Made by `batchline prefect chain`.",
+            trigger=batch_event_trigger("completed", file=first_file),
+            actions=[
+                RunDeployment(
+                    deployment_id=_deployment_id(client, deployment),
+                    parameters={"input_uri": next_uri, "endpoint": endpoint, "completion_window": window},
+                )
+            ],
+        )
+        return upsert_automation(client, automation)
+
+
+def _deployment_id(client: SyncPrefectClient, name: str) -> UUID:
+    try:
+        return client.read_deployment_by_name(name).id
+    except ObjectNotFound:
+        raise InvalidInput(
+            f"there is no deployment {name}; make it by `prefect deploy --all` or `batchline prefect serve`, or "
+            "name another in BATCHLINE_DEPLOYMENT"
+        ) from None

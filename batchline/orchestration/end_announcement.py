@@ -1,0 +1,119 @@
+"""Announces the end of a batch in Prefect, once: by the run that ended it, or by whoever finds that it did not.
+
+The event is what automations wait for: notices, webhooks, the next batch of a chain. It is sent and then marked in
+the batch's record. A process that dies in between leaves it to the next, which sends the event under the same id.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Final
+from uuid import UUID, uuid5
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.client.schemas.objects import FlowRun
+from prefect.events import Event, RelatedResource, Resource
+from prefect.exceptions import ObjectNotFound
+
+from batchline.engine.services import Services
+from batchline.models.analytics import BatchReport
+from batchline.models.errors import Interrupted, StorageFault
+from batchline.orchestration.artifacts import publish_outcome
+from batchline.orchestration.automations import prefect_client
+from batchline.orchestration.events import batch_event
+from batchline.orchestration.final_state import flow_run_state, outcome_message
+from batchline.steps.reports import report_of
+from batchline.storage.records.store import BatchRecord
+
+log = logging.getLogger(__name__)
+
+EVENT_ID_NAMESPACE: Final = UUID("6f2b7c1e-0d55-4b8a-9a51-6d0b1f0c7a11")
+"""The namespace of the ids of our events, so that one that is sent twice is the same to Prefect."""
+
+
+def announce_end(services: Services, batch: BatchRecord, report: BatchReport | None) -> None:
+    """Announce the end of the batch unless that was done; what fails is logged, and left to housekeeping."""
+    if batch.announced_at is not None or batch.last_flow_run_id is None:
+        return
+    try:
+        with prefect_client() as client:
+            _send_end_event(services, batch, report, client, _read_flow_run(client, batch.last_flow_run_id))
+    except (Interrupted, StorageFault) as error:
+        log.warning("the end of %s was not announced: %s; housekeeping will do so", batch.id, error)
+
+
+def announce_missed_end(services: Services, batch_id: str) -> None:
+    """Announce the end of a batch whose run died before it did: outcome on the run's page, its state, the event.
+
+    Raises `Interrupted` if Prefect fails.
+    """
+    batch = services.records.get_batch(batch_id)
+    if batch.announced_at is not None or batch.last_flow_run_id is None:
+        return
+    report = report_of(services.store, batch.id)
+    with prefect_client() as client:
+        run = _read_flow_run(client, batch.last_flow_run_id)
+        if run is not None:
+            _show_outcome_on_run(run, services, batch, report, client)
+        _send_end_event(services, batch, report, client, run)
+
+
+def _show_outcome_on_run(
+    run: FlowRun, services: Services, batch: BatchRecord, report: BatchReport | None, client: SyncPrefectClient
+) -> None:
+    """Show the outcome on the page of the run, unless it is there, and let the state of a dead run tell it."""
+    artifact_filter = ArtifactFilter(
+        key=ArtifactFilterKey(any_=[batch.id]), flow_run_id=ArtifactFilterFlowRunId(any_=[run.id])
+    )
+    if not client.read_artifacts(artifact_filter=artifact_filter):
+        publish_outcome(services, batch, report, run_id=run.id)
+    if run.state is not None and (run.state.is_crashed() or run.state.is_running()):
+        client.set_flow_run_state(run.id, flow_run_state(batch, outcome_message(batch, report)), force=True)
+
+
+def _send_end_event(
+    services: Services,
+    batch: BatchRecord,
+    report: BatchReport | None,
+    client: SyncPrefectClient,
+    run: FlowRun | None,
+) -> None:
+    name, resource, payload = batch_event(batch.status.value, batch, report=report, run_id=run.id if run else None)
+    event = Event(
+        id=uuid5(EVENT_ID_NAMESPACE, f"{batch.id} {batch.generation} {batch.status}"),
+        event=name,
+        resource=Resource(resource),
+        related=_related_resources(client, run) if run is not None else [],
+        payload=payload,
+    )
+    # Not by Prefect's worker for events, which drops what it cannot send and does not say so.
+    client.request("POST", "/events", json=[event.model_dump(mode="json")])
+    services.records.mark_announced(batch.id, generation=batch.generation, now=int(time.time()))
+
+
+def _related_resources(client: SyncPrefectClient, run: FlowRun) -> list[RelatedResource]:
+    """Return what Prefect itself adds to the events of a run."""
+    resources = [_related_resource("flow-run", str(run.id), run.name)]
+    resources.append(_related_resource("flow", str(run.flow_id), client.read_flow(run.flow_id).name))
+    if run.deployment_id is not None:
+        try:
+            deployment = client.read_deployment(run.deployment_id)
+        except ObjectNotFound:  # it was deleted since
+            pass
+        else:
+            resources.append(_related_resource("deployment", str(deployment.id), deployment.name))
+    return resources + [_related_resource("tag", tag) for tag in run.tags]
+
+
+def _related_resource(kind: str, name_or_id: str, name: str | None = None) -> RelatedResource:
+    labels = {"prefect.resource.id": f"prefect.{kind}.{name_or_id}", "prefect.resource.role": kind}
+    return RelatedResource({**labels, **({"prefect.resource.name": name} if name else {})})
+
+
+def _read_flow_run(client: SyncPrefectClient, run_id: str) -> FlowRun | None:
+    try:
+        return client.read_flow_run(UUID(run_id))
+    except ObjectNotFound:
+        return None

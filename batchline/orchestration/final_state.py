@@ -1,0 +1,57 @@
+"""How a batch ended, as the state of its flow run tells."""
+
+from __future__ import annotations
+
+from typing import Any, Final, cast
+
+from prefect.client.schemas.objects import State
+from prefect.states import Cancelled, Completed, Failed
+
+from batchline.models.analytics import BatchReport
+from batchline.models.batches import BatchResponse
+from batchline.models.errors import BatchEnded
+from batchline.models.status import BatchStatus
+from batchline.storage.records.store import BatchRecord
+
+BATCH_ID_LABEL: Final = "batchline.batch_id"
+"""The label of a flow run that names its batch."""
+
+
+def run_name(batch: BatchRecord) -> str:
+    """The name of the batch's flow runs: its file, and its id."""
+    return f"{batch.input_filename} {batch.id}"
+
+
+def outcome_message(batch: BatchRecord, report: BatchReport | None) -> str:
+    """How a batch ended, in one line for people."""
+    if batch.total:
+        counts = f"{batch.completed:,} ok, {batch.failed:,} failed"
+        counts += f", {batch.unanswered:,} not answered" if batch.unanswered else ""
+        codes = ", ".join(f"{code} {count:,}" for code, count in report.failures.items()) if report else ""
+        counts += f" ({codes})" if codes and batch.not_completed else ""
+    else:
+        counts = "nothing was sent"
+    if not batch.errors:
+        return f"{batch.status}: {counts}"
+    first = batch.errors[0]
+    position = f"line {first.line}: " if first.line else ""
+    more_errors = f" (and {len(batch.errors) - 1} more)" if len(batch.errors) > 1 else ""
+    return f"{batch.status}: {position}{first.message}{more_errors}; {counts}"
+
+
+def final_state(batch: BatchRecord, message: str) -> BatchResponse:
+    """Return the flow run's state for a batch that is over, with what the caller of the flow gets.
+
+    Prefect takes a returned state for the run's own, and gives the caller what the state holds.
+    """
+    state = flow_run_state(batch, message)
+    error = BatchEnded(f"batch {batch.id} {message}", batch_id=batch.id, status=batch.status)
+    state.data = batch.to_response(include_analytics=True) if state.is_completed() else error
+    return cast("BatchResponse", state)
+
+
+def flow_run_state(batch: BatchRecord, message: str) -> State[Any]:
+    """Return the flow run's state for a batch that is over, without a result."""
+    if batch.status is BatchStatus.COMPLETED:
+        return Completed(message=message)
+    return Cancelled(message=message) if batch.status is BatchStatus.CANCELLED else Failed(message=message)

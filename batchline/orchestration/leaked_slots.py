@@ -1,0 +1,68 @@
+"""Finds slots of upstreams' limits in Prefect that no process holds any more, and frees them.
+
+A Prefect server that keeps leases in memory forgets them when it restarts, but not the slots that were taken under
+them. The slots of a process that dies before it has noticed stay taken for good. A process that has work reports
+itself with the limit on processes once a minute; if none did so for some minutes, nobody holds anything.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
+
+from batchline.orchestration.automations import prefect_client
+from batchline.orchestration.quota_store import NAME_PREFIX, PAGE_SIZE
+from batchline.upstream.quota.upstream_quota import PROCESSES
+
+IDLE_AFTER_S: Final = 300.0
+"""Five reports of a process that works, and longer than what a killed process held can lapse."""
+
+LIMIT_KINDS: Final = (PROCESSES, "in-flight", "requests-per-minute", "tokens-per-minute")
+
+
+class LeakedSlots(msgspec.Struct, frozen=True):
+    """Slots of the limit of that name that nobody holds."""
+
+    name: str
+    slots: int
+
+
+def find_leaked_slots() -> Iterator[LeakedSlots]:
+    """Yield the limits whose upstream no process has used lately, and that have slots taken all the same.
+
+    Raises `Interrupted` if Prefect fails.
+    """
+    limits_by_upstream: dict[str, dict[str, GlobalConcurrencyLimitResponse]] = defaultdict(dict)
+    with prefect_client() as client:
+        for limit in _list_limits(client):
+            kind = next((kind for kind in LIMIT_KINDS if limit.name.endswith(f"-{kind}")), None)
+            if limit.name.startswith(NAME_PREFIX) and kind is not None:
+                limits_by_upstream[limit.name.removesuffix(kind)][kind] = limit
+    for limits in limits_by_upstream.values():
+        if PROCESSES in limits and all(_is_idle(limit) for limit in limits.values()):
+            yield from (
+                LeakedSlots(limit.name, limit.active_slots) for limit in limits.values() if limit.active_slots
+            )
+
+
+def release_leaked_slots(leaked: LeakedSlots) -> None:
+    """Give the slots back; raises `Interrupted` if Prefect fails."""
+    with prefect_client() as client:
+        client.release_concurrency_slots(names=[leaked.name], slots=leaked.slots, occupancy_seconds=1.0)
+
+
+def _list_limits(client: SyncPrefectClient) -> Iterator[GlobalConcurrencyLimitResponse]:
+    offset = 0
+    while page := client.read_global_concurrency_limits(limit=PAGE_SIZE, offset=offset):
+        yield from page
+        offset += len(page)
+
+
+def _is_idle(limit: GlobalConcurrencyLimitResponse) -> bool:
+    return limit.updated is not None and time.time() - limit.updated.timestamp() > IDLE_AFTER_S

@@ -1,0 +1,130 @@
+"""Tells webhooks, chats and mailboxes when a batch ends, and when one will not be done in time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from prefect.blocks.fields import SecretDict
+from prefect.blocks.webhook import Webhook
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.events.actions import CallWebhook, SendNotification
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectNotFound
+from pydantic import SecretStr
+
+from batchline.models.errors import InvalidInput
+from batchline.orchestration.automations import batch_event_trigger
+from batchline.orchestration.sync_reports import FILE_RESOURCE, QUARANTINED_EVENT
+
+NOTIFIED_EVENTS: Final = ("completed", "failed", "expired", "cancelled", "deadline_at_risk")
+
+SUBJECT_TEMPLATE: Final = (
+    "{{ event.resource.name }}"
+    "{% if event.payload.message %} {{ event.payload.message }}"
+    "{% else %}: {{ event.event.removeprefix('batch.').replace('_', ' ') }}, "
+    "{{ '{:,} ok, {:,} failed of {:,}'.format("
+    "event.payload.completed, event.payload.failed, event.payload.total) }}"
+    "{% if event.payload.late_by_s %}, {{ event.payload.late_by_s }} s late at this speed{% endif %}"
+    "{% endif %}"
+)
+"""The file and how its batch ended, with the reason, as the flow run's state says it."""
+
+PAGE_TEMPLATE: Final = "{% set page = (flow_run | ui_url if flow_run else none) or event.payload.get('run_url') %}"
+"""The run's page as the server knows it, else as the run did."""
+
+BODY_TEMPLATE: Final = (
+    PAGE_TEMPLATE + SUBJECT_TEMPLATE + "\n{{ event.payload.batch_id }}{% if page %}\n{{ page }}{% endif %}"
+)
+PAYLOAD_TEMPLATE: Final = (
+    PAGE_TEMPLATE + "{% set text %}" + SUBJECT_TEMPLATE + "{% endset %}"
+    '{"text": {{ text | string | tojson }}, "event": {{ event.event | tojson }}, '
+    '"url": {{ page | tojson }}, "batch": {{ event.payload | tojson }}}'
+)
+"""What a webhook is sent: `text` is what chat services show, `batch` the event's figures."""
+
+FILE_SUBJECT_TEMPLATE: Final = "{{ event.payload.file }}: quarantined, {{ event.payload.reason }}"
+FILE_BODY_TEMPLATE: Final = (
+    PAGE_TEMPLATE + FILE_SUBJECT_TEMPLATE + "\n{{ event.payload.place }}{% if page %}\n{{ page }}{% endif %}"
+)
+FILE_PAYLOAD_TEMPLATE: Final = (
+    PAGE_TEMPLATE + "{% set text %}" + FILE_SUBJECT_TEMPLATE + "{% endset %}"
+    '{"text": {{ text | string | tojson }}, "event": {{ event.event | tojson }}, '
+    '"url": {{ page | tojson }}, "file": {{ event.payload | tojson }}}'
+)
+
+
+class _Templates(NamedTuple):
+    """Templates of what is sent: to a block, and to a webhook."""
+
+    subject: str
+    body: str
+    payload: str
+
+
+def batch_notifications(client: SyncPrefectClient, targets: Sequence[str]) -> AutomationCore:
+    """The automation that tells each target: a URL, or type and name of a block, such as slack-webhook/ops.
+
+    Raises `InvalidInput` for a block that is not there or cannot notify.
+    """
+    return AutomationCore(
+        name="batchline: tell of batches",
+        description="Ends of batches and deadlines in danger. Made by `batchline prefect setup`.",
+        trigger=batch_event_trigger(*NOTIFIED_EVENTS),
+        actions=_notify_actions(client, targets, _Templates(SUBJECT_TEMPLATE, BODY_TEMPLATE, PAYLOAD_TEMPLATE)),
+    )
+
+
+def file_notifications(client: SyncPrefectClient, targets: Sequence[str]) -> AutomationCore:
+    """The automation that notifies each target of files in quarantine; raises as `notices` does."""
+    return AutomationCore(
+        name="batchline: tell of files in quarantine",
+        description="Files in watched folders that do not validate. Made by `batchline prefect setup`.",
+        trigger=EventTrigger(
+            expect={QUARANTINED_EVENT},
+            match=ResourceSpecification({"prefect.resource.id": f"{FILE_RESOURCE}.*"}),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Reactive,
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=_notify_actions(
+            client, targets, _Templates(FILE_SUBJECT_TEMPLATE, FILE_BODY_TEMPLATE, FILE_PAYLOAD_TEMPLATE)
+        ),
+    )
+
+
+def _notify_actions(
+    client: SyncPrefectClient, targets: Sequence[str], templates: _Templates
+) -> list[CallWebhook | SendNotification]:
+    return [_notify_action(client, target, number, templates) for number, target in enumerate(targets, start=1)]
+
+
+def _notify_action(
+    client: SyncPrefectClient, target: str, number: int, templates: _Templates
+) -> CallWebhook | SendNotification:
+    if target.startswith(("http://", "https://")):
+        webhook = Webhook(url=SecretStr(target), headers=SecretDict({"Content-Type": "application/json"}))
+        name = "batchline-notify" if number == 1 else f"batchline-notify-{number}"
+        return CallWebhook(
+            block_document_id=UUID(str(webhook.save(name, overwrite=True))), payload=templates.payload
+        )
+    block_type, _, name = target.partition("/")
+    try:
+        block = client.read_block_document_by_name(name, block_type, include_secrets=False)
+    except ObjectNotFound:
+        raise InvalidInput(
+            f"there is no block {target!r} to notify; write a URL, or the type and the name of a block that is on "
+            "Prefect's page Blocks, such as slack-webhook/ops",
+            param="notify",
+        ) from None
+    if block_type == "webhook":
+        return CallWebhook(block_document_id=block.id, payload=templates.payload)
+    if block.block_schema is None or "notify" not in block.block_schema.capabilities:
+        raise InvalidInput(
+            f"block {target} cannot notify anybody; name a webhook or a notification", param="notify"
+        )
+    return SendNotification(block_document_id=block.id, subject=templates.subject, body=templates.body)

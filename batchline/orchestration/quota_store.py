@@ -1,0 +1,163 @@
+"""Budgets of upstreams over all processes and machines: Prefect's global concurrency limits as their ledger."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, Self
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
+from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
+
+from batchline.engine.services import Services
+from batchline.models.addresses import is_loopback
+from batchline.models.upstreams import Upstream
+from batchline.upstream.quota.store import LimitState, QuotaStoreError
+
+PAGE_SIZE: Final = 200
+"""Limits that Prefect lists at once."""
+
+NAME_PREFIX: Final = "batchline-"
+"""The prefix of the names of our limits."""
+
+CLIENT_TIMEOUT_S: Final = 10.0
+MAX_LIMIT: Final = 2**31 - 1
+NO_FREE_SLOTS_STATUSES: Final = (422, 423)
+LEASE_EXPIRED_STATUS: Final = 410
+
+
+def share_quotas(services: Services) -> None:
+    """Have the engine's caller share its upstreams' caps by way of the Prefect server that is configured.
+
+    Not where the settings say no, and not without a server that stays: the one that Prefect starts for a single
+    program is known to nobody else. Safe to repeat.
+    """
+    if services.settings.share_budgets and get_current_settings().api.url:
+        services.dispatcher.share_quota(PrefectQuotaStore)
+
+
+class PrefectQuotaStore:
+    """A `QuotaStore` that is used as a context, by one thread."""
+
+    def __init__(self) -> None:
+        self._client = get_client(sync_client=True, httpx_settings={"timeout": CLIENT_TIMEOUT_S})
+        # What fails is tried again at the next look, and what is held is good for minutes.
+        self._settings = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1})
+
+    def __enter__(self) -> Self:
+        self._settings.__enter__()
+        self._client.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._client.__exit__(None, None, None)
+        self._settings.__exit__(None, None, None)
+
+    def limit_name(self, upstream: Upstream, kind: str) -> str:
+        """`batchline-<upstream>-<what>`, with the server's place for the one that was given no name."""
+        return f"{NAME_PREFIX}{_server_name(upstream) if upstream.name == 'default' else upstream.name}-{kind}"
+
+    def read_limits(self, names: list[str]) -> dict[str, LimitState]:
+        """The limits of those names, by one question where there are not very many of others."""
+        with _translate_errors():
+            listed = self._client.read_global_concurrency_limits(limit=PAGE_SIZE)
+            limits = {response.name: response for response in listed if response.name in names}
+            if len(listed) == PAGE_SIZE:
+                limits |= {
+                    response.name: response
+                    for name in names
+                    if name not in limits
+                    for response in self._read_by_name(name)
+                }
+        return {name: _to_limit_state(response) for name, response in limits.items()}
+
+    def _read_by_name(self, name: str) -> Iterator[GlobalConcurrencyLimitResponse]:
+        try:
+            yield self._client.read_global_concurrency_limit_by_name(name)
+        except ObjectNotFound:
+            return
+
+    def create_limit(self, name: str, limit: int) -> None:
+        """Make a limit, unless it exists."""
+        new_limit = GlobalConcurrencyLimitCreate(name=name, limit=min(limit, MAX_LIMIT))
+        with _translate_errors():
+            try:
+                self._client.create_global_concurrency_limit(new_limit)
+            except ObjectAlreadyExists:
+                return
+
+    def acquire(self, name: str, slots: int, lease_s: float) -> str | None:
+        """Take slots for so long; the lease, or none where not so many are free."""
+        with _translate_errors():
+            try:
+                response = self._client.increment_concurrency_slots_with_lease(
+                    names=[name], slots=slots, mode="concurrency", lease_duration=lease_s
+                ).json()
+            except PrefectHTTPStatusError as error:
+                if error.response.status_code in NO_FREE_SLOTS_STATUSES:
+                    return None
+                raise
+            lease_id = str(response["lease_id"])
+            if response["limits"]:
+                return lease_id
+            # The limit is gone, and Prefect gives any number of slots of nothing.
+            self._client.release_concurrency_slots_with_lease(UUID(lease_id))
+            return None
+
+    def renew(self, lease_id: str, lease_s: float) -> bool:
+        """Prolong a lease; false where it is not known (any more)."""
+        with _translate_errors():
+            try:
+                self._client.renew_concurrency_lease(UUID(lease_id), lease_s)
+            except PrefectHTTPStatusError as error:
+                if error.response.status_code == LEASE_EXPIRED_STATUS:
+                    return False
+                raise
+            return True
+
+    def release(self, lease_id: str) -> None:
+        """Give back what was taken under a lease; one that is not known is no fault."""
+        with _translate_errors():
+            self._client.release_concurrency_slots_with_lease(UUID(lease_id))
+
+    def release_slots(self, name: str, slots: int) -> None:
+        """Give back slots whose lease is no longer known."""
+        with _translate_errors():
+            self._client.release_concurrency_slots(names=[name], slots=slots, occupancy_seconds=1.0)
+
+    def report_alive(self, name: str) -> None:
+        """Write the limit anew as it is, which changes the time when it was updated."""
+        with _translate_errors():
+            self._client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(name=name))
+
+    def change_command(self, name: str, limit: int | None) -> str:
+        """The command by which a person sets the limit."""
+        return f"prefect gcl update {name} --limit {'N' if limit is None else limit}"
+
+
+@contextmanager
+def _translate_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Prefect's client raises many kinds
+        raise QuotaStoreError(f"Prefect fails: {type(error).__name__}: {error}") from error
+
+
+def _to_limit_state(limit: GlobalConcurrencyLimitResponse) -> LimitState:
+    """The limit as it counts here; one whose slots come back by themselves, a rate limit, is not ours to share."""
+    in_force = limit.active and limit.slot_decay_per_second == 0
+    return LimitState(limit.limit, limit.active_slots, in_force, str(limit.id))
+
+
+def _server_name(upstream: Upstream) -> str:
+    """Host and port; this machine's name for a server that only this machine can reach."""
+    parts = urlsplit(upstream.base_url)
+    host = parts.hostname or ""
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return f"{socket.gethostname() if is_loopback(host) else host}-{port}".replace(":", ".").lower()

@@ -1,0 +1,147 @@
+"""Decides if a batch that no process holds needs another run, by what Prefect knows of its last one."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import get_current_settings
+
+from batchline.models.errors import InvalidInput
+from batchline.models.status import BatchStatus
+from batchline.orchestration.automations import prefect_client
+from batchline.orchestration.run_states import was_suspended
+from batchline.storage.records.store import BatchRecord
+
+START_TIMEOUT_S = 300.0
+"""How long a run may be Pending or Running and not take the batch's lease; then it is taken for dead."""
+
+FOLLOW_UP_TIMEOUT_S: Final = 60.0
+"""Seconds that the automation for crashes may take to start the next run, before housekeeping does."""
+
+FLOW_NAME: Final = "process-batch"
+MAX_LISTED_RUNS: Final = 200
+
+
+class DueAction(NamedTuple):
+    """The action that is due for an unfinished batch that no process holds, and the reason."""
+
+    reason: str
+    after_crash: bool = False
+    cancel: bool = False
+
+
+def has_prefect_server() -> bool:
+    """Return True if a Prefect server that stays is configured."""
+    return get_current_settings().api.url is not None
+
+
+def server_url(before: str = "", *, param: str | None = None) -> str:
+    """Return the address of the configured Prefect server.
+
+    Raises `InvalidInput` if none is, with a message that `before` begins: a temporary one would have no workers.
+    """
+    url = get_current_settings().api.url
+    if not url:
+        raise InvalidInput(
+            f"{before}no Prefect server is configured: set PREFECT_API_URL, such as http://127.0.0.1:4200/api",
+            param=param,
+        )
+    return url
+
+
+def needs_run(batch: BatchRecord, *, now: float) -> bool:
+    """Return True if a run is to be started for a batch that is not over and that no process holds.
+
+    Not while its last run waits for a worker, is about to begin or was suspended; nor if a person cancelled that
+    run in Prefect before it began, until the batch's window closes. Raises `Interrupted` if Prefect fails.
+    """
+    if batch.last_flow_run_id is None:
+        return True
+    with prefect_client() as client:
+        run = _read_flow_run(client, batch.last_flow_run_id)
+        state = None if run is None else run.state
+        if run is None or state is None:
+            return True
+        if state.is_cancelled():
+            return batch.status is BatchStatus.CANCELLING or now > batch.expires_at
+        if state.is_pending() or state.is_running():
+            return batch.lease_owner is not None or _state_age_s(state, now) > START_TIMEOUT_S
+        return state.is_final() and not was_suspended(client, run.id)
+
+
+def find_due_action(batch: BatchRecord, reason: str | None, *, now: float) -> DueAction | None:
+    """Return what is due by Prefect for a batch that is not over and that no process holds; None leaves it alone.
+
+    `why` is the reason to continue by the batch's own record, if any. A crashed run is followed even if the
+    server lost the event of it. A suspended batch is left alone; one whose run was cancelled after it began is
+    cancelled. Raises `Interrupted` if Prefect fails.
+    """
+    default_action = None if reason is None else DueAction(reason)
+    if batch.last_flow_run_id is None:
+        return default_action
+    with prefect_client() as client:
+        run = _read_flow_run(client, batch.last_flow_run_id)
+        if run is None or run.state is None:
+            return default_action
+        if was_suspended(client, run.id) and not run.state.is_cancelled():
+            return default_action if batch.status is BatchStatus.FINALIZING else None
+        if run.state.is_scheduled() or _has_follow_up_run(client, batch, run.id, now):
+            return None
+        return _action_by_state(batch, run, run.state, default_action, now)
+
+
+def _action_by_state(
+    batch: BatchRecord, run: FlowRun, state: State, default_action: DueAction | None, now: float
+) -> DueAction | None:
+    age_s = _state_age_s(state, now)
+    if state.is_cancelled() and run.run_count:
+        return DueAction("its flow run was cancelled", cancel=batch.status is not BatchStatus.CANCELLING)
+    if state.is_pending() or state.is_running():
+        if batch.lease_owner is None and age_s <= START_TIMEOUT_S:
+            return None
+        return default_action or DueAction("its flow run shows no life")
+    if state.is_crashed() and now - age_s >= (batch.in_progress_at or batch.created_at):
+        return None if age_s < FOLLOW_UP_TIMEOUT_S else DueAction("its flow run crashed", after_crash=True)
+    return default_action
+
+
+def _has_follow_up_run(client: SyncPrefectClient, batch: BatchRecord, run_id: UUID, now: float) -> bool:
+    """Return True if another run for the batch waits or runs, which has not noted itself with the batch yet."""
+    open_states = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
+    run_filter = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=open_states)))
+    flow_filter = FlowFilter(name=FlowFilterName(any_=[FLOW_NAME]))
+    for run in client.read_flow_runs(flow_filter=flow_filter, flow_run_filter=run_filter, limit=MAX_LISTED_RUNS):
+        crashed_run = str(run.parameters.get("crashed_run") or "")
+        is_same_batch = crashed_run.endswith(str(run_id)) or run.parameters.get("batch_id") == batch.id
+        if is_same_batch and run.id != run_id and not _died_unnoticed(run, now):
+            return True
+    return False
+
+
+def _died_unnoticed(run: FlowRun, now: float) -> bool:
+    """Return True for a run that should long have begun: Prefect leaves one Pending whose worker was killed."""
+    state = run.state
+    return state is not None and not state.is_scheduled() and _state_age_s(state, now) > START_TIMEOUT_S
+
+
+def _state_age_s(state: State, now: float) -> float:
+    return now - state.timestamp.timestamp()
+
+
+def _read_flow_run(client: SyncPrefectClient, run_id: str) -> FlowRun | None:
+    """Return the flow run, or None if Prefect does not know it."""
+    try:
+        return client.read_flow_run(UUID(run_id))
+    except ObjectNotFound:
+        return None

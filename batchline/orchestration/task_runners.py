@@ -1,0 +1,118 @@
+"""Where a batch's chunks are sent: threads of the flow's own process, or other processes and machines."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner
+
+from batchline.models.errors import InvalidInput
+from batchline.models.plan import MAX_OPEN_CHUNKS
+from batchline.models.settings import Settings
+
+MIN_OPEN_CHUNKS: Final = 2
+"""Chunks that a process sends at once: one more than one, so that the slow end of one is not idled away."""
+
+
+CONNECT_TIMEOUT_S: Final = 10.0
+FIRST_WORKER_TIMEOUT_S: Final = 60.0
+"""For a cluster's first worker to appear."""
+
+DASHBOARD_ADDRESS: Final = "127.0.0.1:0"
+"""Where a Dask cluster of our own serves its figures; by default all clusters of a machine want the same port."""
+
+
+@contextmanager
+def open_task_runner(settings: Settings) -> Iterator[TaskRunner[Any] | None]:
+    """The started runner of tasks that the settings name; none where it is the flow's own, of threads.
+
+    Raises `InvalidInput` where it is not installed or cannot be reached.
+    """
+    create_runner = _RUNNER_FACTORIES.get(settings.task_runner)
+    if create_runner is None:
+        yield None
+        return
+    with create_runner(settings) as runner:
+        yield runner
+
+
+def describe_destination(settings: Settings) -> str:
+    """What sends a batch's chunks, in words."""
+    if settings.task_runner_address:
+        return f"chunks go to the {settings.task_runner.capitalize()} cluster at {settings.task_runner_address}"
+    cluster_text = "" if settings.task_runner == "processes" else f" of {settings.task_runner.capitalize()}"
+    return f"chunks go to {settings.sender_processes} processes{cluster_text} on this machine"
+
+
+def _process_runner(settings: Settings) -> TaskRunner[Any]:
+    return ProcessPoolTaskRunner(max_workers=settings.sender_processes)
+
+
+def _dask_runner(settings: Settings) -> TaskRunner[Any]:
+    try:
+        from prefect_dask.task_runners import DaskTaskRunner  # noqa: PLC0415 - not every installation has it
+    except ImportError:
+        raise _not_installed_error("dask") from None
+    logging.getLogger("distributed").setLevel(logging.WARNING)
+    if settings.task_runner_address:
+        return _probe_runner(
+            DaskTaskRunner(address=settings.task_runner_address, client_kwargs={"timeout": CONNECT_TIMEOUT_S}),
+            settings,
+        )
+    cluster = {
+        "n_workers": settings.sender_processes,
+        "threads_per_worker": max(MIN_OPEN_CHUNKS, MAX_OPEN_CHUNKS // settings.sender_processes),
+        "dashboard_address": None,
+        "scheduler_kwargs": {"dashboard_address": DASHBOARD_ADDRESS},
+        "memory_limit": 0,
+        "silence_logs": logging.ERROR,
+    }
+    return DaskTaskRunner(cluster_kwargs=cluster)
+
+
+def _probe_runner(runner: Any, settings: Settings) -> TaskRunner[Any]:
+    """The runner, once its cluster answers: later it would fail in the middle of the batch."""
+    try:
+        client = runner.client
+        client.wait_for_workers(1, timeout=FIRST_WORKER_TIMEOUT_S)
+    except (OSError, TimeoutError) as error:
+        raise InvalidInput(
+            f"the Dask cluster at {settings.task_runner_address} has no worker to send: {error}; is it running?",
+            param="task_runner_address",
+        ) from None
+    probed_runner: TaskRunner[Any] = runner
+    return probed_runner
+
+
+def _ray_runner(settings: Settings) -> TaskRunner[Any]:
+    try:
+        import ray  # noqa: F401, PLC0415 - as above
+        from prefect_ray.task_runners import RayTaskRunner  # noqa: PLC0415 - as above
+    except ImportError:
+        raise _not_installed_error("ray") from None
+    if settings.task_runner_address:
+        runner: TaskRunner[Any] = RayTaskRunner(address=settings.task_runner_address)
+        return runner
+    init_kwargs: dict[str, Any] = {
+        "num_cpus": settings.sender_processes,
+        "include_dashboard": False,
+        "log_to_driver": False,
+    }
+    local_runner: TaskRunner[Any] = RayTaskRunner(init_kwargs=init_kwargs)
+    return local_runner
+
+
+def _not_installed_error(name: str) -> InvalidInput:
+    return InvalidInput(
+        f"task_runner is {name}, which is not installed: pip install 'batchline[{name}]'", param="task_runner"
+    )
+
+
+_RUNNER_FACTORIES: Final[Mapping[str, Callable[[Settings], TaskRunner[Any]]]] = {
+    "processes": _process_runner,
+    "dask": _dask_runner,
+    "ray": _ray_runner,
+}

@@ -1,0 +1,105 @@
+"""Words and figures of the report's page."""
+
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from itertools import accumulate
+from typing import Any, Final
+
+from batchline.models import formatting
+from batchline.models.analytics import BatchReport
+from batchline.models.error_codes import ErrorCode
+from batchline.storage.records.store import BatchRecord
+
+MULTIPLIER: Final = "\u202f\N{MULTIPLICATION SIGN}\u202f"
+"""Between spaces at which no line breaks."""
+
+ERROR_MEANINGS: Final[Mapping[str, str]] = {
+    ErrorCode.INVALID_REQUEST: "the server refused the request",
+    ErrorCode.RATE_LIMITED: "too many requests, to the last attempt",
+    ErrorCode.SERVER_ERROR: "the server failed, to the last attempt",
+    ErrorCode.TIMEOUT: "no answer in time, to the last attempt",
+    ErrorCode.CONNECTION_ERROR: "the connection failed, to the last attempt",
+    ErrorCode.INVALID_RESPONSE: "an answer that is none, to the last attempt",
+    ErrorCode.BATCH_EXPIRED: "not answered when the window closed",
+    ErrorCode.BATCH_CANCELLED: "not answered when the batch was cancelled",
+    ErrorCode.BATCH_FAILED: "not sent, as the server refused everything",
+}
+
+UNANSWERED_WORDS: Final[Mapping[str, str]] = {
+    ErrorCode.BATCH_CANCELLED: "cancelled",
+    ErrorCode.BATCH_EXPIRED: "expired",
+}
+"""Codes of requests that had no answer when the batch ended, which is no failure, and the word for them."""
+
+
+def unit_cost(amount: str, number: int, currency: str | None) -> str:
+    """What one of so many costs."""
+    return formatting.money(str(Decimal(amount) / number), currency)
+
+
+def statuses_text(counts: Mapping[int, int]) -> str:
+    """HTTP statuses and how often each came; 0 stands for no answer."""
+    counts_by_name = {str(status or "no\u202fanswer"): number for status, number in counts.items()}
+    return ", ".join(f"{status}{MULTIPLIER}{number:,}" for status, number in counts_by_name.items())
+
+
+def outcome_sentence(batch: BatchRecord, report: BatchReport) -> str:
+    """Say in a sentence how the batch's requests ended."""
+    total, completed, unanswered_counts = batch.total, batch.completed, unanswered_by_word(report)
+    failed = total - completed - sum(unanswered_counts.values())
+    if completed == total:
+        return "The one request was answered." if total == 1 else f"All {total:,} requests were answered."
+    ends = [
+        f"{number:,} expired" if word == "expired" else f"{number:,} {'was' if number == 1 else 'were'} {word}"
+        for word, number in unanswered_counts.items()
+    ]
+    if failed:
+        ends.insert(0, f"{failed:,} failed")
+    if total == 1:
+        return f"The one request {ends[0].removeprefix('1 ')}."
+    if not completed:
+        text = f"None of the {total:,} requests was answered"
+        return f"{text}." if failed == total else f"{text}: {', '.join(ends)}."
+    return (
+        f"{completed:,} of {total:,} requests {'was' if completed == 1 else 'were'} answered, {', '.join(ends)}."
+    )
+
+
+def unanswered_by_word(report: BatchReport | None) -> dict[str, int]:
+    """Return how many requests ended without an answer that are no failures, by the word for them."""
+    failures = report.failures if report is not None else {}
+    return {word: failures[code] for code, word in UNANSWERED_WORDS.items() if failures.get(code)}
+
+
+def bar_segments(
+    shares: Sequence[tuple[float, str]], whole: float, min_width: float
+) -> list[tuple[str, float, float]]:
+    """Return class, left edge and width of a bar's parts, in per cent; none that is not 0 is below `least`."""
+    parts = [(name, part) for part, name in shares if part > 0 and whole > 0]
+    whole = max(whole, sum(part for _, part in parts))
+    widths = [max(100 * part / whole, min_width) for _, part in parts]
+    if (over := sum(widths) - 100) > 0:  # the largest part gives what the small ones were widened by
+        widths[widths.index(max(widths))] -= over
+    lefts = accumulate(widths, initial=0.0)
+    return [
+        (name, round(left, 2), round(width, 2))
+        for (name, _), left, width in zip(parts, lefts, widths, strict=False)
+    ]
+
+
+FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
+    "clock": formatting.clock,
+    "compact": formatting.compact,
+    "cost_each": unit_cost,
+    "count": formatting.count,
+    "duration": formatting.duration,
+    "iso": formatting.iso,
+    "moment": formatting.moment,
+    "money": formatting.money,
+    "plain": formatting.cut,
+    "share": formatting.share,
+    "span": formatting.span,
+    "speed": formatting.speed,
+    "statuses": statuses_text,
+    "stretches": bar_segments,
+}

@@ -1,0 +1,105 @@
+"""Makes the page: everything in one file, nothing loaded from elsewhere, whatever is foreign escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from batchline.models.analytics import BatchReport, ModelMetrics
+from batchline.models.manifest import Manifest
+from batchline.report.charts import build_histogram, build_timeline
+from batchline.report.formatting import ERROR_MEANINGS, FILTERS, outcome_sentence, unanswered_by_word
+from batchline.report.samples import Sample, read_samples
+from batchline.storage.objects import layout
+from batchline.storage.objects.store import ObjectStore
+from batchline.storage.records.store import BatchRecord
+
+if TYPE_CHECKING:
+    from jinja2 import BaseLoader, Environment, Template
+
+TEMPLATE_FOLDER: Final = Path(__file__).parent
+MAX_SHOWN_MODELS: Final = 25
+MAX_SHOWN_ERRORS: Final = 20
+
+
+def write_page(store: ObjectStore, batch: BatchRecord, report: BatchReport, manifest: Manifest) -> None:
+    """Write the page of a batch that is over, in place of an earlier one."""
+    samples = read_samples(store, layout.final_keys(manifest.prefix).errors, manifest.first_failures)
+    store.put(layout.report_page_key(batch.id), render_page(batch, report, samples))
+
+
+def render_page(batch: BatchRecord, report: BatchReport, samples: Mapping[str, Sequence[Sample]]) -> bytes:
+    """The page of a batch that is over, with some of its failed requests by error code."""
+    page = _load_template().render(template_context(batch, report, samples), files=_list_files(batch), files_at="")
+    return page.encode("utf-8", errors="replace")
+
+
+def template_context(
+    batch: BatchRecord, report: BatchReport, samples: Mapping[str, Sequence[Sample]]
+) -> dict[str, Any]:
+    """What `outcome.html`, `sections.html` and `details.html` tell of a batch that is over.
+
+    They also need `files_at`: what the links to its files start with.
+    """
+    models = sorted(report.models, key=lambda model: (-model.requests, model.model))
+    return {
+        "batch": batch,
+        "report": report,
+        "usage": batch.analytics,
+        "outcome": outcome_sentence(batch, report),
+        "unanswered": unanswered_by_word(report),
+        "took_s": _duration_s(batch),
+        "errors": (batch.errors or ())[:MAX_SHOWN_ERRORS],
+        "samples": samples,
+        "meanings": ERROR_MEANINGS,
+        "histogram": build_histogram(report),
+        "timeline": build_timeline(report),
+        "models": models[:MAX_SHOWN_MODELS],
+        "other_models": _sum_models(models[MAX_SHOWN_MODELS:]),
+    }
+
+
+@cache
+def _load_template() -> Template:
+    from jinja2 import FileSystemLoader  # noqa: PLC0415 - only needed at the end
+
+    return build_environment(FileSystemLoader(TEMPLATE_FOLDER)).get_template("page.html")
+
+
+def build_environment(loader: BaseLoader) -> Environment:
+    """What templates are rendered by, those of other rooms that look like this page as well."""
+    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415 - only needed at the end
+
+    env = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    env.filters.update(FILTERS)
+    return env
+
+
+def _duration_s(batch: BatchRecord) -> int | None:
+    """From the first request to the end."""
+    if batch.in_progress_at is None:
+        return None
+    return max(1, batch.ended_at - batch.in_progress_at)
+
+
+def _sum_models(models: Sequence[ModelMetrics]) -> dict[str, Any] | None:
+    """The sums of the models that are not shown one by one."""
+    if not models:
+        return None
+    names = ("requests", "failed", "prompt_tokens", "completion_tokens", "total_tokens")
+    return {"models": len(models), **{name: sum(getattr(model, name) for model in models) for name in names}}
+
+
+def _list_files(batch: BatchRecord) -> list[tuple[str, str]]:
+    """The files that lie beside the page, and what is in them."""
+    files = [
+        ("output.jsonl", "requests that succeeded", batch.output_file_id is not None),
+        ("errors.jsonl", "requests that failed", batch.error_file_id is not None),
+        ("requests.parquet", "figures, a row a request", True),
+        ("report.json", "the figures of this page", True),
+    ]
+    return [(name, content) for name, content, exists in files if exists]

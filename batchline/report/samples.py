@@ -1,0 +1,84 @@
+"""Some failed requests of each error code, found as the batch's files are written, and what their lines say."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from batchline.models.manifest import Failure
+from batchline.storage.objects.readers import RangeReader
+from batchline.storage.objects.store import ObjectStore
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SAMPLES_PER_CODE: Final = 3
+
+TAIL_BYTES: Final = 2**15
+"""Of an error line; its message, which is short, is the last in it, behind a body of any length."""
+
+_ERROR_KEY: Final = b',"error":'
+_COLUMNS: Final = ("line", "custom_id", "error_code", "status_code", "offset", "length")
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """A failed request for people to look at."""
+
+    failure: Failure
+    message: str
+
+
+class FirstFailures:
+    """Collects the first three failures of each code."""
+
+    def __init__(self) -> None:
+        self._by_code: defaultdict[str, list[Failure]] = defaultdict(list)
+
+    def add(self, table: pa.Table) -> None:
+        """Look at some rows, in input order, whose offsets count in the error file."""
+        import numpy as np  # noqa: PLC0415 - half a second that must not delay the first request
+
+        first = 0
+        for codes in table["error_code"].chunks:
+            numbers = codes.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+            for number, code in enumerate(codes.dictionary.to_pylist()):
+                missing = SAMPLES_PER_CODE - len(self._by_code[code])
+                rows = np.flatnonzero(numbers == number)[:missing] if missing else ()
+                self._by_code[code] += [_read_failure(table, first + int(row)) for row in rows]
+            first += len(codes)
+
+    def as_list(self) -> list[Failure]:
+        """Those found, in the order of the error file."""
+        return sorted(
+            (failure for failures in self._by_code.values() for failure in failures),
+            key=lambda failure: failure.offset,
+        )
+
+
+def _read_failure(table: pa.Table, row: int) -> Failure:
+    return Failure(**{name: table[name][row].as_py() for name in _COLUMNS})
+
+
+def read_samples(store: ObjectStore, key: str, failures: Sequence[Failure]) -> dict[str, list[Sample]]:
+    """The failures by code with the messages that the error file has for them; raises as the store does."""
+    samples: defaultdict[str, list[Sample]] = defaultdict(list)
+    reader = RangeReader(store, key, read_ahead_bytes=2 * TAIL_BYTES) if failures else None
+    for failure in failures:
+        end = failure.offset + failure.length
+        tail = reader.read(max(failure.offset, end - TAIL_BYTES), end) if reader else b""
+        samples[failure.error_code].append(Sample(failure, _parse_message(tail)))
+    return samples
+
+
+def _parse_message(tail: bytes) -> str:
+    """The message in the last bytes of an error line; empty where it is not there."""
+    # Quotes within a text are escaped, so what is found last is the line's own member.
+    start = tail.rfind(_ERROR_KEY + b'{"code":')
+    try:
+        error = msgspec.json.decode(tail[start + len(_ERROR_KEY) :].rstrip()[:-1], type=dict[str, str])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ""
+    return error.get("message", "")

@@ -1,5 +1,0 @@
-"""Picking up files from watched folders: one batch for each new version of a file, exactly once."""
-
-from batchline.sources.rounds import sync_source
-
-__all__ = ["sync_source"]

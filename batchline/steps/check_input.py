@@ -1,0 +1,344 @@
+"""Checks an input file line by line and cuts it into chunks, in one streaming pass.
+
+Lines that are as they should be take one decode each; whatever is unusual goes to `line_errors`, which
+works out what is wrong. A second pass is made only where two lines may have the same `custom_id`.
+"""
+
+import hashlib
+import itertools
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from batchline.models.batches import BatchError
+from batchline.models.json_scan import MAX_DEPTH, NotJSONError, has_duplicate_member, is_too_deep
+from batchline.models.plan import MAX_RANGE_LINES, Chunk, Plan, max_chunk_requests
+from batchline.models.plan import InputRange as Pinned
+from batchline.models.settings import Settings
+from batchline.steps.format_detection import HEAD_BYTES, WHITESPACE, detect_foreign_format
+from batchline.steps.line_blocks import LineBlock, split_line_blocks
+from batchline.steps.line_errors import (
+    MAX_CUSTOM_ID_CHARS,
+    LineError,
+    LineRules,
+    check_line,
+    line_too_long,
+    parse_url,
+)
+
+BYTES_PER_TOKEN: Final = 4
+MAX_SURELY_FLAT_BYTES: Final = 2 * MAX_DEPTH
+"""A shorter line has no room to be nested too deeply."""
+
+OpenBlocks = Callable[[], Iterator[bytes]]
+
+
+class Validation(msgspec.Struct, frozen=True, kw_only=True):
+    """What a file's check found: a plan, or the errors that forbid one.
+
+    `errors` are in line order; the last is `too_many_errors` where there were more than were asked for.
+    `estimated_tokens` is the input's size divided by four: rough, but of the right order for English.
+    """
+
+    plan: Plan | None
+    errors: list[BatchError]
+    error_count: int
+    estimated_tokens: int
+
+
+class _PlainBody(msgspec.Struct):
+    model: str
+    stream: bool | None = None
+
+
+class _PlainRequest(msgspec.Struct):
+    custom_id: str
+    method: str
+    url: str
+    body: _PlainBody
+
+
+_decode_request = msgspec.json.Decoder(_PlainRequest).decode
+
+
+def check_input(
+    open_blocks: OpenBlocks,
+    *,
+    batch_id: str,
+    input_key: str,
+    endpoint: str | None,
+    settings: Settings,
+    max_errors: int | None,
+) -> Validation:
+    """Check every line; `blocks` gives the decompressed file from its start each time that it is called.
+
+    An `endpoint` of None stands for the first one in the file that the settings allow. At most `max_errors`
+    errors are kept, all where that is None.
+    """
+    all_blocks = open_blocks()
+    head, is_whole = _read_head(all_blocks)
+    if format_error := detect_foreign_format(head, is_whole=is_whole):
+        return Validation(plan=None, errors=[format_error], error_count=1, estimated_tokens=0)
+    endpoint = endpoint or detect_endpoint(open_blocks(), settings=settings)
+    first_scan = _Scan(endpoint, settings, max_errors)
+    first_scan.scan(itertools.chain([head], all_blocks))
+    duplicates, unlisted = duplicate_hashes(first_scan.hashes, limit=max_errors)
+    if duplicates:
+        second_scan = _Scan(endpoint, settings, max_errors, suspects=duplicates)
+        second_scan.scan(open_blocks())
+        first_scan.errors = second_scan.errors
+        first_scan.errors.count += unlisted
+    if first_scan.errors.count:
+        plan = None
+    else:
+        plan = Plan(
+            batch_id=batch_id,
+            input_key=input_key,
+            size_bytes=first_scan.size,
+            sha256=first_scan.digest(),
+            endpoint=endpoint,
+            total=first_scan.requests,
+            chunks=first_scan.chunks(settings),
+            models=sorted(first_scan.models),
+        )
+    return Validation(
+        plan=plan,
+        errors=first_scan.errors.as_list(),
+        error_count=first_scan.errors.count,
+        estimated_tokens=first_scan.size // BYTES_PER_TOKEN,
+    )
+
+
+def detect_endpoint(blocks: Iterator[bytes], *, settings: Settings) -> str:
+    """The first url in the file that is an allowed endpoint; the first allowed endpoint where there is none."""
+    head, is_whole = _read_head(blocks)
+    if detect_foreign_format(head, is_whole=is_whole):  # no line of it has a url
+        return settings.endpoints[0]
+    for line_block in split_line_blocks(itertools.chain([head], blocks), max_line_bytes=settings.max_line_bytes):
+        for line in line_block.lines:
+            endpoint = parse_url(line)
+            if endpoint in settings.endpoints:
+                return str(endpoint)
+    return settings.endpoints[0]
+
+
+def _read_head(blocks: Iterator[bytes]) -> tuple[bytes, bool]:
+    """Take the first blocks, up to `HEAD_BYTES` and a block; true if that was the whole file."""
+    head: list[bytes] = []
+    size = 0
+    for block in blocks:
+        head.append(block)
+        size += len(block)
+        if size >= HEAD_BYTES:
+            return b"".join(head), False
+    return b"".join(head), True
+
+
+def duplicate_hashes(hashes: "array[int]", *, limit: int | None) -> tuple[frozenset[int], int]:
+    """Return the values that stand in the array more than once, and how many repetitions there are of others.
+
+    Those are enough values for the first `most` repetitions, so that a file of nothing else takes no memory.
+    """
+    if len(hashes) < 50_000:
+        counts = Counter(hashes)
+        return frozenset(value for value, times in counts.items() if times > 1), 0
+    import numpy as np  # noqa: PLC0415 - only large files are worth its import
+
+    values = np.frombuffer(hashes, dtype=np.int64)
+    order = np.argsort(values, kind="stable")
+    is_repeated = np.zeros(len(values), dtype=np.bool_)
+    is_repeated[order[1:]] = values[order[1:]] == values[order[:-1]]
+    repetitions = values[is_repeated]
+    first_values = np.unique(repetitions[:limit])
+    return frozenset(first_values.tolist()), int(len(repetitions) - np.isin(repetitions, first_values).sum())
+
+
+class _ErrorList:
+    """The errors found, up to a number, and how many there were."""
+
+    def __init__(self, limit: int | None) -> None:
+        self.count = 0
+        self._limit = limit
+        self._errors: list[BatchError] = []
+
+    def add(self, line: int | None, errors: Sequence[LineError]) -> None:
+        """Take in the faults of a line, or of the file."""
+        self.count += len(errors)
+        free = len(errors) if self._limit is None else max(0, self._limit - len(self._errors))
+        for code, message, param in errors[:free]:
+            self._errors.append(BatchError(code=code, line=line, message=message, param=param))
+
+    def as_list(self) -> list[BatchError]:
+        """What is reported."""
+        if self._limit is None or self.count <= self._limit:
+            return self._errors
+        more = self.count - self._limit + 1
+        notice = BatchError(
+            code="too_many_errors",
+            message=f"{more:,} more errors are not listed; `batchline validate` prints all of them",
+        )
+        return [*self._errors[: self._limit - 1], notice]
+
+
+class _Scan:
+    """One reading of the file."""
+
+    def __init__(
+        self, endpoint: str, settings: Settings, max_errors: int | None, *, suspects: frozenset[int] = frozenset()
+    ) -> None:
+        self.errors = _ErrorList(max_errors)
+        self.hashes = array("q")
+        self.requests = 0
+        self.size = 0
+        self._settings = settings
+        self._rules = LineRules(endpoint, settings)
+        self.models = self._rules.models
+        self._suspect_hashes = suspects
+        self._first_lines: dict[str, int] = {}
+        self._positions: list[_BlockPosition] = []
+
+    def scan(self, blocks: Iterator[bytes]) -> None:
+        """Check the whole file."""
+        settings = self._settings
+        max_lines = min(MAX_RANGE_LINES, settings.chunk_requests or MAX_RANGE_LINES)
+        for line_block in split_line_blocks(blocks, max_line_bytes=settings.max_line_bytes, max_lines=max_lines):
+            requests_before = self.requests
+            self._check_block(line_block)
+            self._note_block(line_block, self.requests - requests_before)
+        if not self.requests and not self.errors.count:
+            self._add_error("empty_file", None, "the file holds no request; write one JSON object a line")
+
+    def _note_block(self, line_block: LineBlock, requests: int) -> None:
+        """Keep the stretch's place, and tell of limits that it passes."""
+        last_line = line_block.first_line + max(1, len(line_block.lines)) - 1
+        self._positions.append(
+            _BlockPosition(
+                line_block.start, line_block.end, line_block.first_line, last_line, requests, line_block.sha256
+            )
+        )
+        max_bytes, max_requests = self._settings.max_file_bytes, self._settings.max_requests
+        if self.size <= max_bytes < line_block.end:
+            self._add_error("file_too_large", None, f"the file is longer than {max_bytes:,} bytes; split it")
+        self.size = line_block.end
+        if self.requests - requests <= max_requests < self.requests:
+            self._add_error(
+                "too_many_requests", None, f"the file holds more than {max_requests:,} requests; split it"
+            )
+
+    def _check_block(self, line_block: LineBlock) -> None:
+        """Check a stretch's lines; only what is as it should be takes the short way."""
+        if line_block.too_long_bytes:
+            self.requests += 1
+            self.errors.add(line_block.first_line, [line_too_long(line_block.too_long_bytes, self._rules)])
+            return
+        endpoint, models, add_hash = self._rules.endpoint, self.models, self.hashes.append
+        max_line_bytes, is_utf8, suspects = self._rules.max_line_bytes, line_block.is_utf8, self._suspect_hashes
+        starts: list[int] = []
+        for number, line in enumerate(line_block.lines, start=line_block.first_line):
+            try:
+                request = _decode_request(line)
+                custom_id: str | None = request.custom_id
+                body = request.body
+                is_plain = (
+                    request.url == endpoint
+                    and request.method == "POST"
+                    and not body.stream
+                    and body.model in models
+                    and 0 < len(request.custom_id) <= MAX_CUSTOM_ID_CHARS
+                    and len(line) <= max_line_bytes
+                    and is_utf8
+                    # The decoder takes the last of two members; a body may well have one of that name.
+                    and (line.count(b'"custom_id"') == 1 or not has_duplicate_member(line, "custom_id"))
+                    and (len(line) <= MAX_SURELY_FLAT_BYTES or not is_too_deep(line))
+                )
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, NotJSONError):
+                is_plain = False
+            if not is_plain:
+                if not line.strip(WHITESPACE):
+                    continue
+                starts = starts or [
+                    *itertools.accumulate((len(text) + 1 for text in line_block.lines), initial=line_block.start)
+                ]
+                custom_id = self._check_unusual(number, line, starts[number - line_block.first_line])
+            self.requests += 1
+            if custom_id is not None:
+                add_hash(hash(custom_id))
+                if suspects and hash(custom_id) in suspects:
+                    self._check_duplicate(number, custom_id)
+
+    def _check_unusual(self, number: int, line: bytes, offset: int) -> str | None:
+        """Look at an unusual line closely; its custom_id if it has a valid one."""
+        check = check_line(line, offset=offset, rules=self._rules)
+        self.errors.add(number, check.errors)
+        if check.model is not None and not check.errors:
+            self.models.add(check.model)
+        return check.custom_id
+
+    def _check_duplicate(self, number: int, custom_id: str) -> None:
+        first_line = self._first_lines.setdefault(custom_id, number)
+        if first_line != number:
+            self._add_error(
+                "duplicate_custom_id",
+                number,
+                f"custom_id {custom_id[:60]!r} is already that of line {first_line}; make each one unique",
+                param="custom_id",
+            )
+
+    def _add_error(self, code: str, line: int | None, message: str, param: str | None = None) -> None:
+        self.errors.add(line, [(code, message, param)])
+
+    def digest(self) -> str:
+        """The digest of the stretches' digests."""
+        return hashlib.sha256("".join(position.sha256 for position in self._positions).encode()).hexdigest()
+
+    def chunks(self, settings: Settings) -> list[Chunk]:
+        """The chunks of a file without errors."""
+        max_requests = settings.chunk_requests or max_chunk_requests(
+            self.requests, senders=settings.sender_processes
+        )
+        groups = _group_positions(self._positions, max_requests=max_requests, max_bytes=settings.chunk_bytes)
+        return [_build_chunk(index, group) for index, group in enumerate(groups)]
+
+
+class _BlockPosition(msgspec.Struct, frozen=True, gc=False):
+    """Where a stretch is, and how many of its lines are requests."""
+
+    start: int
+    end: int
+    first_line: int
+    last_line: int
+    requests: int
+    sha256: str
+
+
+def _group_positions(
+    positions: list[_BlockPosition], *, max_requests: int, max_bytes: int
+) -> list[list[_BlockPosition]]:
+    """Neighbouring places together up to those limits; one without requests joins what it stands beside."""
+    groups: list[list[_BlockPosition]] = []
+    requests = 0
+    for position in positions:
+        is_full = requests + position.requests > max_requests or (
+            requests and position.end - groups[-1][0].start > max_bytes
+        )
+        if groups and not (is_full and position.requests and requests):
+            groups[-1].append(position)
+            requests += position.requests
+        else:
+            groups.append([position])
+            requests = position.requests
+    return groups
+
+
+def _build_chunk(index: int, positions: list[_BlockPosition]) -> Chunk:
+    return Chunk(
+        index=index,
+        requests=sum(position.requests for position in positions),
+        last_line=positions[-1].last_line,
+        stretches=[
+            Pinned(position.start, position.end, position.first_line, position.sha256) for position in positions
+        ],
+    )

@@ -1,0 +1,237 @@
+"""Recognise input files that are not batch JSONL at all, and explain why a line is not JSON.
+
+A file in another format gets one error that names the format and the next step, instead of an error a line. Only
+its first bytes are read for that: a file whose first lines are batch requests is checked line by line.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from batchline.models.batches import BatchError
+from batchline.models.json_scan import is_json
+
+HEAD_BYTES: Final = 2**20
+MAX_SAMPLED_LINES: Final = 20
+WHITESPACE: Final = b" \t\r\n"
+
+_SIGNATURES: Final = (
+    (b"PAR1", "a Parquet file; write each row as one JSON object a line"),
+    (b"PK\x03\x04", "a zip archive (or a spreadsheet); unpack it and give the JSONL file in it"),
+    (b"\x1f\x8b", "compressed with gzip; let its name end in .jsonl.gz, or decompress it"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd; let its name end in .jsonl.zst, or decompress it"),
+    (b"BZh", "compressed with bzip2; decompress it with bunzip2"),
+    (b"\xfd7zXZ\0", "compressed with xz; decompress it with unxz"),
+    (b"ARROW1", "an Arrow file; write each row as one JSON object a line"),
+    (b"SQLite format 3\0", "an SQLite database; write each request as one JSON object a line"),
+)
+_UTF16_MARKS: Final = (b"\xff\xfe", b"\xfe\xff")
+_JSONL_HINT: Final = "a batch file has one JSON object a line"
+_SHAPE_HINT: Final = "here a line has custom_id, method, url and body"
+_PYTHON_WORDS: Final = {b"True": "true", b"False": "false", b"None": "null"}
+_WORD_PATTERN: Final = re.compile(rb"[A-Za-z]+")
+
+
+def detect_foreign_format(head: bytes, *, is_whole: bool) -> BatchError | None:
+    """Return the one error of a file in another format, or None if its first lines may be batch requests.
+
+    `head` is the start of the decompressed file; `is_whole` is true if that is all of it.
+    """
+    for signature, description in _SIGNATURES:
+        if head.startswith(signature):
+            return _format_error(f"the file is {description}")
+    if _is_utf16(head):
+        return _format_error(
+            "the file is UTF-16, as PowerShell and some editors write it; convert it to UTF-8: "
+            "iconv -f UTF-16 -t UTF-8 FILE > NEW"
+        )
+    head = head.removeprefix(b"\xef\xbb\xbf")
+    lines = _split_head(head, is_whole=is_whole)
+    number, first = next(
+        ((line_number, line) for line_number, line in enumerate(lines, 1) if line), (1, head[:MAX_SAMPLED_LINES])
+    )
+    value = _decode_json(first)
+    sample = [line for line in lines if line][:MAX_SAMPLED_LINES]
+    if isinstance(value, dict):
+        return _detect_service_error(sample, number)
+    if description := _describe_text(value, head, sample, is_whole=is_whole):
+        return _format_error(description, line=number)
+    return None
+
+
+def _format_error(message: str, *, line: int = 1) -> BatchError:
+    return BatchError(code="invalid_json_line", line=line, message=message)
+
+
+def _is_utf16(head: bytes) -> bool:
+    """True for a byte-order mark of UTF-16, or if every other byte of the first ones is NUL."""
+    if head.startswith(_UTF16_MARKS):
+        return True
+    start = head[:64]
+    even, odd = start[::2], start[1::2]
+    return len(start) >= 4 and (not any(even) or not any(odd)) and any(start)
+
+
+def _split_head(head: bytes, *, is_whole: bool) -> list[bytes]:
+    """The whole lines of the head without the blanks around them."""
+    lines = head.split(b"\n")
+    if not is_whole:
+        lines.pop()
+    return [line.strip(WHITESPACE) for line in lines]
+
+
+def _decode_json(line: bytes) -> Any:
+    """Return the decoded JSON, or None if the text is not JSON or too deep to be read."""
+    try:
+        return msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _describe_text(value: Any, head: bytes, sample: Sequence[bytes], *, is_whole: bool) -> str:
+    """Name the format of a file whose first line is not an object; empty if it is none that is known."""
+    start = head.lstrip(WHITESPACE)
+    if start.startswith(b"["):
+        if value is None or (len(sample) == 1 and is_whole):
+            return f"the file is a JSON array; {_JSONL_HINT}: jq -c '.[]' FILE > NEW.jsonl"
+        return ""
+    if start.startswith(b"{"):
+        return _describe_objects(start, sample, is_whole=is_whole)
+    return f"the file looks like a CSV table; {_JSONL_HINT}" if _is_table(sample) else ""
+
+
+def _describe_objects(start: bytes, sample: Sequence[bytes], *, is_whole: bool) -> str:
+    """Name what is wrong with every line of a file that begins with a brace."""
+    if sample and all(line.startswith(b"{'") for line in sample):
+        return "the lines are Python dictionaries, not JSON (single quotes); write them with json.dumps()"
+    if sample and all(line.endswith(b"},") and _decode_json(line[:-1]) is not None for line in sample):
+        return "every line ends with a comma; remove them: sed 's/},[[:space:]]*$/}/' FILE > NEW.jsonl"
+    if _spans_lines(start, is_whole=is_whole):
+        return f"the JSON is spread over several lines; {_JSONL_HINT}: jq -c . FILE > NEW.jsonl"
+    return ""
+
+
+def _spans_lines(start: bytes, *, is_whole: bool) -> bool:
+    """True if the first object goes on over a line's end: pretty-printed JSON."""
+    line, newline, rest = start.partition(b"\n")
+    if not newline or _decode_json(line) is not None:
+        return False
+    try:
+        _, end = json.JSONDecoder().raw_decode(start.decode(errors="replace"))
+    except json.JSONDecodeError:
+        # An object longer than the head cannot be read; a line of nothing but its brace says enough.
+        return not is_whole and line.strip(WHITESPACE) == b"{" and rest.lstrip(WHITESPACE).startswith(b'"')
+    except (ValueError, RecursionError):
+        return False
+    return b"\n" in start.decode(errors="replace")[:end].encode()
+
+
+def _is_table(sample: Sequence[bytes]) -> bool:
+    """True if the lines have the same number of fields, more than one, and none is JSON."""
+    if len(sample) < 2 or any(line.startswith((b"{", b"[")) for line in sample):
+        return False
+    texts = [line.decode(errors="replace") for line in sample]
+    for delimiter in (",", "\t", ";"):
+        try:
+            rows = list(csv.reader(texts[:2], delimiter=delimiter))
+        except csv.Error:
+            continue
+        if len(rows) == 2 and len(rows[0]) == len(rows[1]) > 1:
+            return True
+    return False
+
+
+def _detect_service_error(sample: Sequence[bytes], number: int) -> BatchError | None:
+    """The error of a file whose first lines all are requests of another service, or None."""
+    descriptions = {_describe_service(_decode_json(line)) for line in sample}
+    if len(descriptions) != 1 or not (description := descriptions.pop()):
+        return None
+    param, message = description
+    return BatchError(code="missing_required_parameter", line=number, message=message, param=param)
+
+
+def _describe_service(line: Any) -> tuple[str, str] | None:
+    """The missing parameter and the words for a line in another service's format."""
+    if not isinstance(line, dict) or "method" in line or "url" in line:
+        return None
+    names = line.keys()
+    for required, param, description in _SERVICE_FORMATS:
+        if required <= names:
+            return param, f"the file {description}"
+    return None
+
+
+_BODIES_HINT: Final = "its bodies must be rewritten as well, as those of the endpoint that you call"
+_SERVICE_FORMATS: Final = (
+    (
+        {"custom_id", "params"},
+        "body",
+        f"is in the format of Anthropic's Message Batches (params); {_SHAPE_HINT}: "
+        """jq -c '{custom_id, method: "POST", url: "/v1/messages", body: .params}' FILE > NEW.jsonl""",
+    ),
+    (
+        {"recordId", "modelInput"},
+        "body",
+        f"is in the format of Amazon Bedrock (recordId, modelInput); {_SHAPE_HINT}; "
+        f"body names its model; {_BODIES_HINT}",
+    ),
+    (
+        {"request", "key"},
+        "body",
+        f"is in the format of Gemini's batches (key, request); {_SHAPE_HINT}; "
+        f"{_BODIES_HINT} (contents become messages)",
+    ),
+    (
+        {"request"},
+        "body",
+        f"is in the format of Gemini's batches (request); {_SHAPE_HINT}; "
+        f"{_BODIES_HINT} (contents become messages)",
+    ),
+    ({"contents"}, "body", f"has bodies of Gemini's API (contents); {_SHAPE_HINT}; {_BODIES_HINT}"),
+    (
+        {"custom_id", "body"},
+        "url",
+        "is in the format of Mistral's or Fireworks's batches (no method, no url); add them, and the model to "
+        """each body: jq -c '. + {method: "POST", url: "/v1/chat/completions"} | .body.model //= "MODEL"' """
+        "FILE > NEW.jsonl",
+    ),
+    (
+        {"custom_id", "response"},
+        "body",
+        f"holds the results of a batch, not requests; {_SHAPE_HINT}; give the file that the batch was made of",
+    ),
+    ({"messages"}, "body", f"holds bare request bodies (messages); {_SHAPE_HINT}; put each one in its body"),
+    ({"prompt"}, "body", f"holds bare request bodies (prompt); {_SHAPE_HINT}; put each one in its body"),
+)
+
+
+def explain_json_error(line: bytes, offset: int) -> str:
+    """Explain in words why the line is not JSON at that byte, for its error message."""
+    rest, before = line[offset : offset + 20], line[:offset].rstrip(WHITESPACE)
+    if not rest.strip(WHITESPACE):
+        return f"it breaks off at byte {offset} of the line"
+    word = _WORD_PATTERN.match(rest)
+    if word and word[0] in _PYTHON_WORDS:
+        reason = f"{word[0].decode()} is Python, JSON has {_PYTHON_WORDS[word[0]]},"
+    elif word and word[0] in {b"NaN", b"Infinity", b"undefined"}:
+        reason = f"{word[0].decode()} is no JSON value,"
+    elif rest.startswith(b"'"):
+        reason = "strings need double quotes, there is a single one"
+    elif rest.startswith((b"\xe2\x80\x9c", b"\xe2\x80\x9d")):
+        reason = "strings need straight quotes, there is a curly one"
+    elif rest[:1] in {b"}", b"]"} and before.endswith(b","):
+        reason = f"there is a comma before the closing {rest[:1].decode()}"
+    elif before.endswith(b"}") and is_json(before):
+        reason = "a comma follows the object" if rest.startswith(b",") else "more follows the object"
+    else:
+        reason = "it goes wrong"
+    return f"{reason} at byte {offset} of the line"
+
+
+def is_windows_text(line: bytes) -> bool:
+    """True if the line looks like Windows-1252 (or Latin-1): nothing in it is UTF-8 beyond ASCII."""
+    return line.decode(errors="ignore").isascii()

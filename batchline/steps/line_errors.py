@@ -1,0 +1,224 @@
+"""What is wrong with an input line, told closely; the slow and exact half of validation."""
+
+from collections.abc import Iterator
+
+import msgspec
+
+from batchline.models.json_scan import MAX_DEPTH, NotJSONError, TooDeepError, has_duplicate_member, read_members
+from batchline.models.settings import Settings
+from batchline.steps.format_detection import explain_json_error, is_windows_text
+from batchline.steps.line_blocks import UTF8_BOM
+
+MAX_CUSTOM_ID_CHARS = 512
+MAX_MODEL_CHARS = 256
+MAX_MODELS = 1_000
+"""Different models of a file: each takes memory here, in the plan and in the figures, and a lane upstream."""
+
+MAX_QUOTED_CHARS = 60
+REQUEST_FIELDS = ("custom_id", "method", "url", "body")
+ENDPOINTS_WITHOUT_MODEL = frozenset({"/v1/moderations"})
+
+
+class LineRules:
+    """The rules for a batch's lines; `models` are those that the file has named so far."""
+
+    def __init__(self, endpoint: str, settings: Settings) -> None:
+        self.endpoint = endpoint
+        self.max_line_bytes = settings.max_line_bytes
+        self.models: set[str] = set()
+        self._settings = settings
+
+    def is_served(self, model: str) -> bool:
+        """Whether an upstream serves the model; any does where none is configured, which is told elsewhere."""
+        return not self._settings.all_upstreams or self._settings.upstream_for(model) is not None
+
+
+LineError = tuple[str, str, str | None]
+"""Code, message and parameter of what is wrong; a record is made only of those that are kept."""
+
+
+class LineCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of a full check: the line's faults, and its custom_id and model if they are usable."""
+
+    errors: list[LineError] = []
+    custom_id: str | None = None
+    model: str | None = None
+
+
+def line_too_long(size: int, rules: LineRules) -> LineError:
+    """The fault of a line over the limit."""
+    message = f"the line has {size:,} bytes; at most {rules.max_line_bytes:,} are allowed"
+    return "request_too_large", message, None
+
+
+def check_line(line: bytes, *, offset: int, rules: LineRules) -> LineCheck:
+    """Everything that is wrong with the line that is not blank; `offset` is where it starts in the file.
+
+    A line that is no JSON object has one fault; of one that is, every member's faults are told.
+    """
+    if len(line) > rules.max_line_bytes:
+        return LineCheck(errors=[line_too_long(len(line), rules)])
+    try:
+        fields = _parse_object(line, offset)
+    except TooDeepError:
+        return LineCheck(
+            errors=[("invalid_value", f"nested deeper than {MAX_DEPTH} levels; make it flatter", None)]
+        )
+    except _MalformedLine as malformed:
+        return LineCheck(errors=[("invalid_json_line", str(malformed), None)])
+    custom_id, model = _decode_text(fields.get("custom_id")), None
+    body = _body_members(fields.get("body"))
+    if body is not None:
+        model = _decode_text(body.get("model"))
+    errors = [*_line_errors(fields, body, rules)]
+    if line.count(b'"custom_id"') > 1 and has_duplicate_member(line, "custom_id"):
+        message = "the line has custom_id twice, and readers differ in which one they take; leave one"
+        errors.append(("invalid_value", message, "custom_id"))
+    is_usable = custom_id is not None and 0 < len(custom_id) <= MAX_CUSTOM_ID_CHARS
+    return LineCheck(errors=errors, custom_id=custom_id if is_usable else None, model=model)
+
+
+class _UrlOnly(msgspec.Struct):
+    url: str
+
+
+_decode_url = msgspec.json.Decoder(_UrlOnly).decode
+
+
+def parse_url(line: bytes) -> str | None:
+    """Return the line's url if it is an object that the fast parser takes and that has one, else None."""
+    try:
+        return _decode_url(line).url
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+class _MalformedLine(ValueError):
+    pass
+
+
+def _parse_object(text: bytes, offset: int) -> dict[str, bytes]:
+    """The members of the object that the line must be; raises `TooDeepError` or `_Malformed`."""
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        advice = "save the file as UTF-8"
+        if is_windows_text(text):
+            advice = "it looks like Windows-1252; save it as UTF-8: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
+        raise _MalformedLine(
+            f"invalid UTF-8 at byte {error.start} of the line (byte {offset + error.start} of the file); {advice}"
+        ) from error
+    if text.startswith(UTF8_BOM):
+        raise _MalformedLine(
+            "the line starts with a byte-order mark, which only a file may (files joined by cat keep theirs); "
+            "remove its three bytes"
+        )
+    if b"\0" in text:
+        position = text.index(b"\0")
+        raise _MalformedLine(f"a raw NUL at byte {position} of the line (byte {offset + position} of the file)")
+    try:
+        fields = read_members(text, *REQUEST_FIELDS)
+    except TooDeepError:
+        raise
+    except NotJSONError as error:
+        raise _MalformedLine(f"not JSON: {explain_json_error(text, error.offset)}") from error
+    if not text.lstrip().startswith(b"{"):
+        raise _MalformedLine(f"a JSON object is needed, this is {_describe_kind(text.strip())}")
+    return fields
+
+
+def _line_errors(fields: dict[str, bytes], body: dict[str, bytes] | None, rules: LineRules) -> Iterator[LineError]:
+    """Code, message and parameter of each fault of a line that is an object."""
+    for name in REQUEST_FIELDS:
+        if name not in fields:
+            yield "missing_required_parameter", f"{name} is missing", name
+        elif fields[name] == b'""':
+            yield "missing_required_parameter", f"{name} is empty", name
+            del fields[name]
+    if "custom_id" in fields and (message := _check_custom_id(fields["custom_id"])):
+        yield "invalid_value", message, "custom_id"
+    if "method" in fields and _decode_text(fields["method"]) != "POST":
+        yield "invalid_value", f"method is {_quote(fields['method'])}; batch requests are POST", "method"
+    if "url" in fields:
+        yield from _url_errors(fields["url"], rules)
+    if body is not None:
+        yield from _body_errors(body, rules)
+    elif "body" in fields:
+        yield "invalid_value", f"body is {_describe_kind(fields['body'])}; it must be an object", "body"
+
+
+def _check_custom_id(value: bytes) -> str | None:
+    text = _decode_text(value)
+    if text is None:
+        return f"custom_id is {_describe_kind(value)}; it must be a string"
+    if len(text) > MAX_CUSTOM_ID_CHARS:
+        return f"custom_id has {len(text):,} characters; at most {MAX_CUSTOM_ID_CHARS} are allowed"
+    return None
+
+
+def _url_errors(value: bytes, rules: LineRules) -> Iterator[LineError]:
+    url = _decode_text(value)
+    if url is None:
+        yield "invalid_value", f"url is {_describe_kind(value)}; it must be the endpoint {rules.endpoint}", "url"
+    elif url != rules.endpoint:
+        yield (
+            "mismatched_url",
+            f"url is {_quote(value)}; this batch's endpoint is {rules.endpoint}, the only one it may call",
+            "url",
+        )
+
+
+def _body_errors(body: dict[str, bytes], rules: LineRules) -> Iterator[LineError]:
+    if "model" not in body:
+        if rules.endpoint not in ENDPOINTS_WITHOUT_MODEL:
+            yield "missing_required_parameter", "body.model is missing", "body.model"
+    elif (model := _decode_text(body["model"])) is None:
+        yield "invalid_value", f"body.model is {_describe_kind(body['model'])}; it must be a string", "body.model"
+    elif not model:
+        yield "missing_required_parameter", "body.model is empty", "body.model"
+    elif len(model) > MAX_MODEL_CHARS:
+        message = f"body.model has {len(model):,} characters; at most {MAX_MODEL_CHARS} are allowed"
+        yield "invalid_value", message, "body.model"
+    elif len(rules.models) >= MAX_MODELS and model not in rules.models:
+        message = (
+            f"model {model[:MAX_QUOTED_CHARS]!r} is one too many: a file may name at most {MAX_MODELS:,}; split it"
+        )
+        yield "invalid_value", message, "body.model"
+    elif not rules.is_served(model):
+        yield "unknown_model", f"no upstream serves model {model[:MAX_QUOTED_CHARS]!r}", "body.model"
+    stream = body.get("stream", b"false")
+    if stream == b"true":
+        yield "unsupported_parameter", "body.stream is true; a batch cannot stream, leave it out", "body.stream"
+    elif stream not in {b"false", b"null"}:
+        yield (
+            "invalid_value",
+            f"body.stream is {_describe_kind(stream)}; it must be false or left out",
+            "body.stream",
+        )
+
+
+def _body_members(value: bytes | None) -> dict[str, bytes] | None:
+    return read_members(value, "model", "stream") if value is not None and value.startswith(b"{") else None
+
+
+def _decode_text(value: bytes | None) -> str | None:
+    """The string that the JSON text is; none for another kind, or one with a lone surrogate."""
+    if value is None or not value.startswith(b'"'):
+        return None
+    try:
+        return msgspec.json.decode(value, type=str)
+    except msgspec.DecodeError:
+        return None
+
+
+def _describe_kind(value: bytes) -> str:
+    """What kind of JSON the text is, in words; a string that is no usable text is told apart."""
+    if value.startswith(b'"') and _decode_text(value) is None:
+        return "a string with half of a surrogate pair, which no UTF-8 file can hold"
+    kinds = {b"{": "an object", b"[": "an array", b'"': "a string", b"t": "true", b"f": "false", b"n": "null"}
+    return kinds.get(value[:1], "a number")
+
+
+def _quote(value: bytes) -> str:
+    text = _decode_text(value)
+    return _describe_kind(value) if text is None else repr(text[:MAX_QUOTED_CHARS])

@@ -1,0 +1,207 @@
+"""Sends a chunk's requests and leaves a part behind: the step that a task maps over chunks."""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
+
+import msgspec
+
+from batchline.analytics.request_metrics import RequestMetrics
+from batchline.models.errors import BatchlineError, InvalidInput
+from batchline.models.ids import request_id_prefix
+from batchline.models.plan import Chunk
+from batchline.steps import segment_writer
+from batchline.steps.context import SendContext
+from batchline.steps.missing_input import ReadableCalls, build_missing_results, find_final_stop, require_final_stop
+from batchline.steps.parts import Part, read_part, read_segments, try_delete
+from batchline.steps.requests import build_calls, is_large, read_line_blocks
+from batchline.steps.result_rows import build_metrics, build_result_line
+from batchline.steps.segment_writer import SegmentWriter
+from batchline.steps.spool import Spool
+from batchline.storage.objects import layout
+from batchline.upstream.batch_session import ChunkQueue
+from batchline.upstream.call_results import Call, CallResult
+
+log = logging.getLogger(__name__)
+
+
+class ChunkSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a worker must be told to send a chunk; small, plain and without secrets.
+
+    `fresh` says that no earlier run has left anything of it.
+    """
+
+    batch_id: str
+    generation: int
+    epoch: int
+    endpoint: str
+    input_key: str
+    input_bytes: int
+    model: str | None
+    chunk: Chunk
+    is_fresh: bool = False
+
+
+class ChunkResult(msgspec.Struct, frozen=True, kw_only=True):
+    """How a chunk ended; `finished` is false where the run was interrupted before all was settled."""
+
+    chunk: int
+    completed: int
+    failed: int
+    is_finished: bool
+
+
+def send_chunk(spec: ChunkSpec, context: SendContext) -> ChunkResult:
+    """Settle every request of the chunk, write its part, and say how it ended.
+
+    Safe to repeat: a finished part is left as it is, and of an unfinished one only requests without a saved
+    answer are sent. Raises `InputChanged`, `LeaseLost` or `StorageFault`; what was answered before is saved.
+    """
+    keys = layout.part_keys(spec.batch_id, spec.generation, spec.chunk.index, spec.epoch, sender=context.sender_id)
+    is_first_start = context.mark_chunk_started(spec.chunk.index)
+    is_untouched = spec.is_fresh and is_first_start
+    if not is_untouched and context.store.exists(keys.metrics):
+        part = read_part(context.store, keys.metrics)
+        context.add_settled(part.chunk, part.completed, part.failed - part.unanswered)
+        return _finished_result(part)
+    with context.large_chunk_slots if is_large(spec.chunk) else nullcontext(), Spool() as spool:
+        recovered_keys = (
+            [] if is_untouched else _recover_segments(spec, context, spool, is_counted=not is_first_start)
+        )
+        with SegmentWriter(context, spool, spec.chunk.index, partial(_new_segment_key, spec)) as writer:
+            _send_requests(spec, context, spool, writer)
+            context.raise_if_lost()
+            if len(spool) < spec.chunk.requests:
+                writer.flush()
+                return _partial_result(spec, spool)
+            part = writer.write_part_when_possible(keys)
+    try_delete(context.store, [*recovered_keys, *writer.segment_keys])
+    return _finished_result(part)
+
+
+def _finished_result(part: Part) -> ChunkResult:
+    return ChunkResult(chunk=part.chunk, completed=part.completed, failed=part.failed, is_finished=True)
+
+
+def _partial_result(spec: ChunkSpec, spool: Spool) -> ChunkResult:
+    completed = spool.completed
+    return ChunkResult(
+        chunk=spec.chunk.index, completed=completed, failed=len(spool) - completed, is_finished=False
+    )
+
+
+def _recover_segments(spec: ChunkSpec, context: SendContext, spool: Spool, *, is_counted: bool) -> list[str]:
+    """Take in what earlier runs, or a `counted` try of this one, saved of the chunk; keys of their segments."""
+    keys = []
+    for key, segment in read_segments(context.store, spec.batch_id, spec.generation, spec.chunk.index):
+        recovered = spool.recover(segment)
+        if not is_counted:
+            context.add_recovered(recovered)
+        _count_settled(spec, context, recovered)
+        keys.append(key)
+    if keys:
+        log.info(
+            "chunk %d: %d of %d requests were answered before",
+            spec.chunk.index,
+            len(spool),
+            spec.chunk.requests,
+        )
+    return keys
+
+
+def _send_requests(spec: ChunkSpec, context: SendContext, spool: Spool, writer: SegmentWriter) -> None:
+    """Feed the caller with the requests that have no answer yet, and spool the answers.
+
+    If anything fails, nothing more is sent, and requests in flight have the grace to be answered.
+    """
+    if len(spool) < spec.chunk.requests:
+        writer.probe_storage()
+    pending_calls = ReadableCalls(_read_calls(spec, context, spool))
+    with context.session.open_queue(spec.chunk.index) as queue:
+        try:
+            while not queue.is_done:
+                if not writer.is_failing:
+                    _fill_queue(queue, pending_calls)
+                else:
+                    time.sleep(segment_writer.STORAGE_PAUSE_S)
+                _store_results(spec, context, spool, queue.wait_for_results(writer.next_flush_in_s()))
+                writer.flush_if_due()
+                context.raise_if_lost()
+        except BatchlineError:
+            queue.withdraw()
+            give_up_at = time.monotonic() + context.session.grace_s
+            while not queue.is_done and time.monotonic() < give_up_at:
+                _store_results(spec, context, spool, queue.wait_for_results(segment_writer.STORAGE_PAUSE_S))
+            raise
+    if pending_calls.error is not None:
+        writer.flush()
+        stop = require_final_stop(context.session, pending_calls.error)
+        metrics, lines = build_missing_results(
+            spec.chunk, spool, prefix=request_id_prefix(spec.batch_id), stop=stop
+        )
+        spool.add(metrics, lines)
+        _count_settled(spec, context, metrics)
+
+
+def _store_results(spec: ChunkSpec, context: SendContext, spool: Spool, results: Sequence[CallResult]) -> None:
+    if not results:
+        return
+    id_prefix = request_id_prefix(spec.batch_id)
+    lines = [build_result_line(id_prefix, result) for result in results]
+    metrics = [build_metrics(result) for result in results]
+    spool.add(metrics, lines)
+    _count_settled(spec, context, metrics)
+
+
+def _count_settled(spec: ChunkSpec, context: SendContext, metrics: Sequence[RequestMetrics]) -> None:
+    context.add_settled(spec.chunk.index, sum(row.ok for row in metrics), sum(row.is_failed for row in metrics))
+
+
+def _fill_queue(queue: ChunkQueue, pending_calls: Iterator[list[Call]]) -> None:
+    while queue.wants_calls:
+        block = next(pending_calls, None)
+        if block is None:
+            queue.end_input()
+            return
+        queue.put(block)
+
+
+def _read_calls(spec: ChunkSpec, context: SendContext, spool: Spool) -> Iterator[list[Call]]:
+    def find_upstream(model: str | None) -> str:
+        try:
+            return context.find_upstream(model)
+        except InvalidInput:
+            if find_final_stop(context.session) is None:
+                raise
+            return ""  # the run ends the request unsent, so it needs no upstream
+
+    only_lines = spec.chunk.only
+    skipped_lines = spool if only_lines is None else _SkippedLines(frozenset(only_lines), spool)
+    for first_line, lines in read_line_blocks(
+        context.store, spec.input_key, spec.chunk, file_bytes=spec.input_bytes
+    ):
+        yield build_calls(
+            enumerate(lines, first_line),
+            endpoint=spec.endpoint,
+            only_model=spec.model,
+            find_upstream=find_upstream,
+            skipped_lines=skipped_lines,
+        )
+
+
+class _SkippedLines:
+    """The lines that a retry does not send: all but the ones that it is for, and of those what is spooled."""
+
+    def __init__(self, only_lines: frozenset[int], spool: Spool) -> None:
+        self._only_lines = only_lines
+        self._spool = spool
+
+    def __contains__(self, line: object) -> bool:
+        return line not in self._only_lines or line in self._spool
+
+
+def _new_segment_key(spec: ChunkSpec) -> str:
+    """Return the key of a new segment; numbers rise over retries of the task and over processes as well."""
+    return layout.segment_key(spec.batch_id, spec.generation, spec.chunk.index, spec.epoch, time.time_ns())

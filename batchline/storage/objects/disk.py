@@ -1,0 +1,147 @@
+"""Files of the local disk: made so that they last and that no one else can read them, and faults in our words."""
+
+import errno
+import os
+import re
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from batchline.models.errors import NotFound, StorageFault
+
+TEMPORARY_PREFIX: Final = ".tmp-"
+"""The prefix of the names of unfinished local objects; no key may have it."""
+
+BUFFER_BYTES: Final = 2**20
+MAX_CREATION_ATTEMPTS: Final = 10
+ABSENCE_ERRORS: Final = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+
+_TEMPORARY_NAME: Final = re.compile(re.escape(TEMPORARY_PREFIX) + r"[0-9a-f]{32}")
+_CREATE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_FSYNC_UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM})
+"""Of file systems that cannot sync a folder, and of folders that we may write to and not read."""
+
+
+def make_folder(folder: Path, *, private: bool) -> None:
+    """Make the folder and those above it that are missing, durably; if `private`, no other user can enter them."""
+    missing: list[Path] = []
+    for ancestor in (folder, *folder.parents):
+        if ancestor.exists():
+            break
+        missing.append(ancestor)
+    for ancestor in reversed(missing):
+        ancestor.mkdir(mode=0o700 if private else 0o777, exist_ok=True)
+        sync_folder(ancestor.parent)
+
+
+def make_private_file(path: Path) -> None:
+    """Make an empty file that no other user can read, unless something is there; its folder as well."""
+    make_folder(path.parent, private=True)
+    if not path.exists():
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def sync_folder(folder: Path) -> None:
+    """Write the folder's entries to the disk: without, a name that was given may be gone after a power failure."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _FSYNC_UNSUPPORTED:
+            raise
+
+
+def is_temporary(name: str) -> bool:
+    """True for a name that `temporary_path_for` gives."""
+    return _TEMPORARY_NAME.fullmatch(name) is not None
+
+
+def create_file(path: Path, *, private: bool) -> BinaryIO:
+    """The new file opened for writing; its directory may vanish in between when another empties it."""
+    for attempts_left in range(MAX_CREATION_ATTEMPTS - 1, -1, -1):
+        try:
+            make_folder(path.parent, private=private)
+            descriptor = os.open(path, _CREATE_FLAGS, 0o600 if private else 0o666)
+            return os.fdopen(descriptor, "wb", buffering=BUFFER_BYTES)
+        except (FileNotFoundError, FileExistsError):  # the latter if a folder vanishes while it is made
+            if not attempts_left:
+                raise
+    raise AssertionError
+
+
+def close_quietly(file: BinaryIO) -> None:
+    """Close a file that is given up."""
+    try:
+        file.close()
+    except OSError:
+        return
+
+
+def temporary_path_for(path: Path) -> Path:
+    """A new name in the same folder for what is to become the path."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+
+
+def flush_durably(file: BinaryIO) -> None:
+    """Write the file's content to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def pread(file: BinaryIO, start: int, end: int) -> bytes:
+    """Bytes `start` to `end` (exclusive) of the file, fewer at its end."""
+    blocks = []
+    while start < end:
+        block = os.pread(file.fileno(), end - start, start)
+        if not block:
+            break
+        blocks.append(block)
+        start += len(block)
+    return blocks[0] if len(blocks) == 1 else b"".join(blocks)
+
+
+def modified_at(path: Path) -> float:
+    """When the file was last written to, in Unix seconds; now where it is gone."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return time.time()
+
+
+def raise_unless_missing(error: OSError) -> None:
+    """Let a listing fail where a folder cannot be read, which `os.walk` would take for an empty one."""
+    if not isinstance(error, ABSENCE_ERRORS):
+        raise error
+
+
+@contextmanager
+def translate_os_errors(path: Path) -> Iterator[None]:
+    """Turn the system's errors into ours."""
+    with translate_write_errors(path):
+        try:
+            yield
+        except ABSENCE_ERRORS as error:
+            raise NotFound(f"there is no object at {path}") from error
+
+
+@contextmanager
+def translate_write_errors(path: Path) -> Iterator[None]:
+    """Turn the system's errors into ours where an object is made, so that none is looked for."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageFault(f"{_describe_os_error(error)} at {path}") from error
+
+
+def _describe_os_error(error: OSError) -> str:
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return "the disk is full: nothing can be written"
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return "access is refused"
+    return f"storage failed ({error.strerror or type(error).__name__})"

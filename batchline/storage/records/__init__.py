@@ -1,0 +1,1 @@
+"""Batches, files, leases and API keys in SQL, on SQLite or PostgreSQL."""

@@ -1,0 +1,132 @@
+"""Bounds on how long PostgreSQL may keep a connection waiting.
+
+A server or a network path that goes silent sends no error. TCP keepalive finds a dead peer, `statement_timeout`
+ends a statement at a server that works, and the watchdog gives up a connection through a proxy that lives but
+passes nothing on.
+"""
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from sqlalchemy import Engine, event
+from sqlalchemy.engine import URL
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.pool import ConnectionPoolEntry
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S: Final = 10
+STATEMENT_TIMEOUT_S: Final = 30
+IDLE_TRANSACTION_TIMEOUT_S: Final = 60
+"""Seconds after which the server ends a transaction whose client sends nothing: its locks keep others waiting."""
+
+MAX_USE_S: Final = 45.0
+"""Seconds for which a connection may be in use: longer than any statement may take."""
+
+WATCHDOG_INTERVAL_S: Final = 5.0
+
+LIBPQ_OPTIONS: Final[Mapping[str, int]] = {
+    "connect_timeout": CONNECT_TIMEOUT_S,
+    "keepalives": 1,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+"""Connection options of libpq; in seconds, and milliseconds for the last."""
+
+
+def _default_timeout_sql(name: str, seconds: int) -> str:
+    """Return the SQL that sets a timeout unless the URL's options, the role or the database set one."""
+    current = f"current_setting('{name}')"
+    return f"set_config('{name}', CASE {current} WHEN '0' THEN '{seconds}s' ELSE {current} END, false)"
+
+
+_SET_TIMEOUTS_SQL: Final = (
+    f"SELECT {_default_timeout_sql('statement_timeout', STATEMENT_TIMEOUT_S)}, "
+    f"{_default_timeout_sql('idle_in_transaction_session_timeout', IDLE_TRANSACTION_TIMEOUT_S)}"
+)
+
+
+def connect_arguments(url: URL) -> dict[str, int]:
+    """Return the driver's arguments for connections that notice a dead peer; what the URL says itself is kept."""
+    return {name: value for name, value in LIBPQ_OPTIONS.items() if name not in url.query}
+
+
+def apply_timeouts(engine: Engine) -> None:
+    """Bound the statements and transactions of the engine's connections."""
+    watchdog = _ConnectionWatchdog()
+
+    @event.listens_for(engine, "connect")
+    def set_timeouts(connection: Any, record: object) -> None:
+        del record
+        previous_autocommit, connection.autocommit = connection.autocommit, True  # one round trip instead of three
+        connection.execute(_SET_TIMEOUTS_SQL)
+        connection.autocommit = previous_autocommit
+
+    @event.listens_for(engine, "checkout")
+    def note_checkout(connection: DBAPIConnection, record: ConnectionPoolEntry, proxy: object) -> None:
+        del proxy
+        watchdog.watch(id(record), connection)
+
+    @event.listens_for(engine, "checkin")
+    def note_checkin(connection: object, record: ConnectionPoolEntry) -> None:
+        del connection
+        watchdog.unwatch(id(record))
+
+    @event.listens_for(engine, "invalidate")
+    def note_invalidation(connection: object, record: ConnectionPoolEntry, error: object) -> None:
+        del connection, error
+        watchdog.unwatch(id(record))
+
+
+class _ConnectionWatchdog:
+    """A thread that breaks connections which have been in use for too long; it ends while none is in use."""
+
+    def __init__(self) -> None:
+        self._in_use: dict[int, tuple[float, DBAPIConnection]] = {}
+        self._lock = threading.Lock()
+        self._pid = 0
+
+    def watch(self, record_id: int, connection: DBAPIConnection) -> None:
+        """Note that a connection is in use from now on."""
+        with self._lock:
+            self._in_use[record_id] = (time.monotonic(), connection)
+            if self._pid != os.getpid():  # a forked process has the record of the thread, and not the thread
+                self._pid = os.getpid()
+                threading.Thread(target=self._watch_loop, name="database watchdog", daemon=True).start()
+
+    def unwatch(self, record_id: int) -> None:
+        """Note that the connection is no longer in use."""
+        with self._lock:
+            self._in_use.pop(record_id, None)
+
+    def _watch_loop(self) -> None:
+        while True:
+            time.sleep(WATCHDOG_INTERVAL_S)
+            in_use_since = time.monotonic() - MAX_USE_S
+            with self._lock:
+                if not self._in_use:  # the thread of an engine that is used no more would live as long as we do
+                    self._pid = 0
+                    return
+                overdue = [record_id for record_id, (since, _) in self._in_use.items() if since < in_use_since]
+                connections = [self._in_use.pop(record_id)[1] for record_id in overdue]
+            for connection in connections:
+                _shut_down_socket(connection)
+
+
+def _shut_down_socket(connection: DBAPIConnection) -> None:
+    """End the connection under the thread that waits for it, which then gets an error."""
+    # Not `close`, which is not safe while another thread is in the midst of a statement.
+    try:
+        with socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
+            duplicate.shutdown(socket.SHUT_RDWR)
+    except Exception as error:  # noqa: BLE001 - it may have been closed just now, and the thread must live on
+        log.debug("connection not broken: %s", error)
+    else:
+        log.warning("the database has not answered for %.0f s; the connection is given up", MAX_USE_S)

@@ -1,0 +1,244 @@
+"""Opening the database of records, and bringing its schema up to date."""
+
+import math
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.engine import URL
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, SQLAlchemyError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from batchline.models.errors import InvalidInput, StorageFault
+from batchline.models.settings import Settings
+from batchline.storage.objects.disk import make_private_file
+from batchline.storage.records.connection_timeouts import apply_timeouts, connect_arguments
+from batchline.storage.records.schema import HEAD
+
+BUSY_TIMEOUT_S = 30.0
+MAX_ATTEMPTS = 5
+SQLITE_CONNECTIONS = 40
+"""What is kept open: as many as a server has threads, because to open one takes longer than most reads."""
+
+PING_AFTER_IDLE_S = 1.0
+"""A connection that was used within that time is used again as it is: to ask it first takes three round trips."""
+
+TRANSIENT_ERROR_WORDS = ("locked", "closed", "Connection refused", "starting up", "shutting down")
+"""Words in the errors of a database that is away for a moment."""
+
+DRIVERS = {
+    **dict.fromkeys(("sqlite", "sqlite+pysqlite", "sqlite+aiosqlite"), "sqlite"),
+    **dict.fromkeys(
+        ("postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2", "postgresql+asyncpg"),
+        "postgresql+psycopg",
+    ),
+}
+"""From the kind in a URL to the driver that is used for it; Prefect's URLs name drivers of its own."""
+
+ASYNCPG_OPTIONS = ("ssl", "command_timeout", "prepared_statement_cache_size", "prepared_statement_name_func")
+
+_T = TypeVar("_T")
+_migration_lock = threading.Lock()
+
+
+def open_database(settings: Settings) -> Engine:
+    """An engine on the settings' database, its schema current.
+
+    SQLite's file and tables are made where they are missing. Raises `InvalidInput` for a URL that cannot be
+    used or another database whose schema is behind, `StorageFault` where the database does not answer.
+    """
+    engine = _create_engine(_parse_url(settings))
+    try:
+        _ensure_current_schema(engine)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def upgrade_database(settings: Settings) -> None:
+    """Bring the schema up to this version; safe to run twice and by several at once."""
+    engine = _create_engine(_parse_url(settings), is_bounded=False)
+    try:
+        with_retries(lambda: _run_migrations(engine))
+    finally:
+        engine.dispose()
+
+
+def _parse_url(settings: Settings) -> URL:
+    try:
+        url = make_url(settings.effective_database_url)
+    except (ArgumentError, ValueError):
+        raise _invalid_url("cannot be read") from None
+    if url.drivername not in DRIVERS:
+        raise _invalid_url(f"is of kind {url.drivername!r}")
+    if url.drivername.startswith("sqlite") and url.database in {None, "", ":memory:"}:
+        raise _invalid_url("names no file, and what is in memory is gone with its thread")
+    if url.drivername == "postgresql+asyncpg":
+        url = _without_asyncpg_options(url)
+    return url.set(drivername=DRIVERS[url.drivername])
+
+
+def _without_asyncpg_options(url: URL) -> URL:
+    """The URL as psycopg takes it: `ssl` is its `sslmode`, and options of asyncpg alone are left out."""
+    ssl = url.query.get("ssl")
+    url = url.difference_update_query(ASYNCPG_OPTIONS)
+    return url.update_query_dict({"sslmode": "require" if ssl in {"true", "True"} else ssl}) if ssl else url
+
+
+def _invalid_url(problem: str) -> InvalidInput:
+    return InvalidInput(
+        f"database_url {problem}; write sqlite:///path or postgresql://user@host/name", param="database_url"
+    )
+
+
+def _ensure_current_schema(engine: Engine) -> None:
+    """Migrate a database of one machine where it is behind; that of many is for a person to migrate."""
+    current = with_retries(lambda: _current_revision(engine))
+    if current == HEAD:
+        return
+    if current is not None and current > HEAD:
+        raise _schema_too_new(current)
+    if engine.dialect.name == "sqlite":
+        with_retries(lambda: _run_migrations(engine))
+        return
+    state = f"is at {current}" if current else "is empty"
+    raise InvalidInput(
+        f"the database's schema {state}, this version needs {HEAD}: run `batchline db upgrade`",
+        param="database_url",
+    )
+
+
+def _schema_too_new(current: str) -> InvalidInput:
+    return InvalidInput(
+        f"the database's schema is at {current}, which this version, made for {HEAD}, does not know: use a "
+        "newer batchline, or another database",
+        param="database_url",
+    )
+
+
+def _create_engine(url: URL, *, is_bounded: bool = True) -> Engine:
+    """Return an engine for the URL; statements of a bounded one end after a while, which migrations may not."""
+    is_sqlite = url.get_backend_name() == "sqlite"
+    if is_sqlite and url.database:
+        try:
+            make_private_file(Path(url.database))
+        except OSError as error:
+            raise StorageFault(f"{Path(url.database).parent} cannot be made: {error.strerror}") from error
+    connect_args: dict[str, Any] = {"timeout": BUSY_TIMEOUT_S} if is_sqlite else connect_arguments(url)
+    try:
+        engine = create_engine(url, connect_args=connect_args, pool_size=SQLITE_CONNECTIONS if is_sqlite else 5)
+    except (ArgumentError, TypeError, ValueError):
+        raise _invalid_url("has an option behind its `?` that is wrong or not known") from None
+    if is_sqlite:
+        _configure_sqlite(engine)
+    else:
+        if is_bounded:
+            apply_timeouts(engine)
+        _ping_idle_connections(engine)
+    return engine
+
+
+def _ping_idle_connections(engine: Engine) -> None:
+    """Find out whether a connection that has rested still is one; one lost sooner shows when it is used."""
+
+    @event.listens_for(engine, "checkin")
+    def note_idle(connection: object, record: ConnectionPoolEntry) -> None:
+        del connection
+        record.info["rests_since"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def ping_if_idle(connection: DBAPIConnection, record: ConnectionPoolEntry, proxy: object) -> None:
+        del proxy
+        if time.monotonic() - record.info.get("rests_since", math.inf) > PING_AFTER_IDLE_S:
+            try:
+                engine.dialect.do_ping(connection)
+            except engine.dialect.loaded_dbapi.Error as error:
+                raise InvalidatePoolError from error
+
+
+def _configure_sqlite(engine: Engine) -> None:
+    """Write-ahead log, transactions that ask for the write lock when they begin, letters beyond ASCII."""
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: sqlite3.Connection, record: object) -> None:
+        del record
+        connection.isolation_level = None
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.create_function("lower", 1, _sqlite_lower, deterministic=True)
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        reads = connection.get_execution_options().get("reads")
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+def _sqlite_lower(value: object) -> str | None:
+    """What SQLite's own `lower` does for ASCII letters only."""
+    return None if value is None else str(value).lower()
+
+
+def _current_revision(engine: Engine) -> str | None:
+    with engine.connect().execution_options(reads=True) as connection:
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        row = connection.execute(text("SELECT version_num FROM alembic_version")).first()
+    return None if row is None else str(row[0])
+
+
+def _run_migrations(engine: Engine) -> None:
+    """Run the migrations under a lock that other processes respect: SQLite's own, or an advisory one."""
+    from alembic import command  # noqa: PLC0415 - slow to import and needed once a version
+    from alembic.config import Config  # noqa: PLC0415 - as above
+    from alembic.runtime.migration import MigrationContext  # noqa: PLC0415 - as above
+    from alembic.util import CommandError  # noqa: PLC0415 - as above
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+    config.set_main_option("path_separator", "os")
+    with _migration_lock, translate_database_errors(), engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(7461)"))
+        config.attributes["connection"] = connection
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:
+            raise _schema_too_new(MigrationContext.configure(connection).get_current_revision() or "?") from error
+
+
+@contextmanager
+def translate_database_errors() -> Iterator[None]:
+    """Turn the database's errors into `StorageFault`, without statement, parameters or URL."""
+    try:
+        yield
+    except DBAPIError as error:
+        first_line = str(error.orig).partition("\n")[0][:200]
+        raise StorageFault(f"the database failed: {type(error.orig).__name__}: {first_line}") from error
+    except SQLAlchemyError as error:
+        raise StorageFault(f"the database failed: {type(error).__name__}") from error
+
+
+def with_retries(operation: Callable[[], _T]) -> _T:
+    """The work's result; it is tried again where a server or a lock was away for a moment."""
+    for attempts_left in range(MAX_ATTEMPTS - 1, -1, -1):
+        try:
+            with translate_database_errors():
+                return operation()
+        except StorageFault as fault:
+            if not attempts_left or not _is_transient(fault.__cause__):
+                raise
+            time.sleep(0.1 * 2 ** (MAX_ATTEMPTS - attempts_left))
+    raise AssertionError
+
+
+def _is_transient(error: BaseException | None) -> bool:
+    if not isinstance(error, DBAPIError):
+        return False
+    return error.connection_invalidated or any(word in str(error.orig) for word in TRANSIENT_ERROR_WORDS)

@@ -1,0 +1,137 @@
+"""Records of files, and of what is doomed to be deleted."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Row, Select, Table, bindparam, func, insert, select
+from sqlalchemy import delete as delete_from
+
+from batchline.models.errors import Conflict, NotFound
+from batchline.storage.records.batch_index import files_query
+from batchline.storage.records.queries import batches_using, lock_file, schedule_deletion
+from batchline.storage.records.record_types import FileRecord, PendingDeletion
+from batchline.storage.records.schema import files, pending_deletions
+from batchline.storage.records.search import is_storable
+from batchline.storage.records.transactions import Transactions
+
+
+class FileRecords(Transactions):
+    """The half of the records that is about files."""
+
+    def add_file(self, record: FileRecord) -> None:
+        """Record a file, whose content then is doomed no more."""
+
+        def insert_file(connection: Connection) -> None:
+            connection.execute(insert(files).values(**msgspec.structs.asdict(record)))
+            connection.execute(delete_from(pending_deletions).where(pending_deletions.c.prefix == record.key))
+
+        self._run_write(insert_file)
+
+    def schedule_deletion(self, deletion: PendingDeletion) -> None:
+        """Note objects that are to be deleted, so that it happens even if this process dies."""
+        self._run_write(lambda connection: schedule_deletion(connection, deletion))
+
+    def schedule_deletion_if_unrecorded(self, key: str, *, due_at: int) -> bool:
+        """Doom the content of a file of which no record was made; false, and nothing is done, if there is one."""
+
+        def schedule_if_unrecorded(connection: Connection) -> bool:
+            if connection.execute(select(files.c.id).where(files.c.key == key)).first() is not None:
+                return False
+            schedule_deletion(connection, PendingDeletion(prefix=key, due_at=due_at))
+            return True
+
+        return self._run_write(schedule_if_unrecorded)
+
+    def due_deletions(self, *, now: float) -> list[PendingDeletion]:
+        """What is due to be deleted by then."""
+        statement = select(pending_deletions.c.prefix, pending_deletions.c.due_at, pending_deletions.c.kept).where(
+            pending_deletions.c.due_at <= now
+        )
+        rows = self._run_read(
+            lambda connection: connection.execute(statement.order_by(pending_deletions.c.id)).all()
+        )
+        return [PendingDeletion(**row._mapping) for row in rows]  # noqa: SLF001 - SQLAlchemy's public name for it
+
+    def unschedule_deletion(self, prefix: str) -> None:
+        """Note that what was doomed below that prefix is gone."""
+        self._run_write(
+            lambda connection: connection.execute(
+                delete_from(pending_deletions).where(pending_deletions.c.prefix == prefix)
+            )
+        )
+
+    def get_file(self, file_id: str, *, member_id: str | None = None) -> FileRecord:
+        """The file, if it is that member's, or whose ever where none is named; raises `NotFound`."""
+        row = self._run_read(lambda connection: find_row(connection, files, file_id, member_id))
+        if row is None:
+            raise NotFound(f"there is no file {file_id}")
+        return FileRecord(**row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
+
+    def total_input_bytes(self, member_id: str) -> int:
+        """The size of all input files that the member keeps."""
+        statement = select(func.sum(files.c.size_bytes)).where(
+            files.c.member_id == member_id, files.c.purpose == "batch"
+        )
+        return int(self._run_read(lambda connection: connection.execute(statement).scalar()) or 0)
+
+    def expired_files(self, *, now: int) -> list[FileRecord]:
+        """The files that were to be kept until then at most, and that no batch needs that is not over."""
+        statement = select(files).where(files.c.expires_at <= now, ~batches_using(files.c.id).exists())
+        rows = self._run_read(lambda connection: connection.execute(statement.order_by(files.c.id)).all())
+        return [FileRecord(**row._mapping) for row in rows]  # noqa: SLF001 - as above
+
+    def delete_file(self, file_id: str, *, deletions: Sequence[PendingDeletion] = ()) -> None:
+        """Forget a file; raises `NotFound`, and `Conflict` where a batch that is not over needs it."""
+        needing_batches = batches_using(file_id)
+        statement = (
+            delete_from(files).where(files.c.id == file_id, ~needing_batches.exists()).returning(files.c.id)
+        )
+
+        def delete_unless_needed(connection: Connection) -> tuple[Row[Any] | None, str | None, bool]:
+            lock_file(connection, file_id)
+            deleted_row = connection.execute(statement).first()
+            if deleted_row is not None:
+                for deletion in deletions:
+                    schedule_deletion(connection, deletion)
+            batch_id = None if deleted_row is not None else connection.execute(needing_batches).scalar()
+            return deleted_row, batch_id, find_row(connection, files, file_id) is not None
+
+        deleted_row, batch_id, exists = self._run_write(delete_unless_needed)
+        if deleted_row is not None:
+            return
+        if not exists:
+            raise NotFound(f"there is no file {file_id}")
+        raise Conflict(f"file {file_id} is needed by batch {batch_id}, which is not over; cancel the batch first")
+
+    def list_files(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 20,
+        purpose: str | None = None,
+        search: str | None = None,
+        order: str = "desc",
+        member_id: str | None = None,
+    ) -> tuple[list[FileRecord], bool]:
+        """A page of files by age, and whether more follow; raises `NotFound` for a cursor that is no file."""
+        cursor = None if after is None else self.get_file(after)
+        statement = files_query(after=cursor, purpose=purpose, search=search, order=order, member_id=member_id)
+        rows = self._run_read(lambda connection: connection.execute(statement.limit(limit + 1)).all())
+        return [FileRecord(**row._mapping) for row in rows[:limit]], len(rows) > limit  # noqa: SLF001 - as above
+
+
+def find_row(connection: Connection, table: Table, row_id: str, member_id: str | None = None) -> Row[Any] | None:
+    """The table's row of that id, of that member where one is named; none where there is none."""
+    if not is_storable(row_id):
+        return None
+    statement = _row_query(table, is_confined=member_id is not None)
+    return connection.execute(statement, {"known_as": row_id, "member": member_id}).first()
+
+
+@cache
+def _row_query(table: Table, *, is_restricted: bool) -> Select[Any]:
+    """Made once: to make it takes as long as to run it."""
+    statement = select(table).where(table.c.id == bindparam("known_as"))
+    return statement.where(table.c.member_id == bindparam("member")) if is_restricted else statement

@@ -1,0 +1,155 @@
+"""Leases of batches: who may change one, and until when; each change one atomic statement."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, Update, case, or_, update
+
+from batchline.models.errors import Conflict, LeaseLost, NotFound
+from batchline.models.status import ACTIVE_STATUSES, BatchStatus
+from batchline.storage.records.batch_index import INDEXED_FIELDS, update_index_row
+from batchline.storage.records.clock import DatabaseClock, database_time
+from batchline.storage.records.files import find_row
+from batchline.storage.records.lease_owners import has_owner_ended
+from batchline.storage.records.queries import (
+    apply_file_changes,
+    check_open_batch_limit,
+    is_unleased,
+    lock_file,
+    restrict_to_lease,
+)
+from batchline.storage.records.record_types import BatchRecord, FileChanges, Lease, OpenBatchLimit, batch_from_row
+from batchline.storage.records.schema import batches
+from batchline.storage.records.senders import RUNNER_SENDER, SenderRecords, forget_senders
+
+
+class LeaseRecords(SenderRecords):
+    """Batches that one runner at a time may change; may be used from any thread."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self._clock = DatabaseClock(engine)
+
+    def now(self) -> float:
+        """Return the time by the database's clock, in Unix seconds; leases are judged by it."""
+        if self._clock.needs_measuring():
+            self._run_read(self._clock.measure)
+        return self._clock.now()
+
+    def claim(self, batch_id: str, *, owner: str, lease_s: float, now: float | None = None) -> Lease:
+        """Take the batch's lease at that time, by default the database's.
+
+        Raises `Conflict` while another's heartbeat is younger than `lease_s`, unless that one was a process of
+        this machine and has ended.
+        """
+        try:
+            return self._try_claim(batch_id, owner, lease_s, now, dead=None)
+        except Conflict:
+            row = self._run_read(lambda connection: find_row(connection, batches, batch_id))
+            if row is None or not self.has_runner_died(batch_from_row(row)):
+                raise
+            return self._try_claim(batch_id, owner, lease_s, now, dead=row.lease_owner)
+
+    def has_runner_died(self, batch: BatchRecord) -> bool:
+        """Return True if the batch's runner was a process of this machine that has ended, and no one sends for it.
+
+        Processes that send for it go on for a while, and what they have in flight would be sent twice.
+        """
+        if batch.lease_owner is None or not has_owner_ended(batch.lease_owner):
+            return False
+        return not self.read_sender_reports(batch.id, batch.epoch).keys() - {RUNNER_SENDER}
+
+    def _try_claim(
+        self, batch_id: str, owner: str, lease_s: float, now: float | None, *, dead: str | None
+    ) -> Lease:
+        now_by_database = database_time(self._engine) if now is None else now
+        is_claimable = or_(
+            batches.c.lease_owner.in_([owner, *([dead] if dead else [])]),
+            is_unleased(now=now_by_database, lease_s=lease_s),
+        )
+        values = {"epoch": batches.c.epoch + 1, "lease_owner": owner, "lease_at": now_by_database}
+        batch = self._update_batch(
+            update(batches).where(is_claimable), batch_id, None, values, "is being run by another"
+        )
+        return Lease(batch_id, owner, batch.epoch)
+
+    def heartbeat(
+        self, lease: Lease, *, completed: int | None = None, failed: int | None = None, now: float | None = None
+    ) -> BatchStatus:
+        """Keep the lease, note the counts, and return the batch's state; raises `LeaseLost`.
+
+        The heartbeat is of that time, by default the database's.
+        """
+        counts = {"completed": completed, "failed": failed}
+        is_active = batches.c.status.in_(
+            [str(state) for state in ACTIVE_STATUSES]
+        )  # a late heartbeat must not undo an end
+        new_counts = {
+            name: case((is_active, count), else_=batches.c[name])
+            for name, count in counts.items()
+            if count is not None
+        }
+        values = {"lease_at": database_time(self._engine) if now is None else now, **new_counts}
+        return self._update_batch(update(batches), lease.batch_id, lease, values, "cannot be kept").status
+
+    def release(self, lease: Lease) -> None:
+        """Give the lease back, so that another may take it at once; a lost one is let be."""
+        statement = restrict_to_lease(update(batches), lease).values(lease_owner=None, lease_at=None)
+
+        def release_and_forget_senders(connection: Connection) -> None:
+            if connection.execute(statement).rowcount:
+                forget_senders(connection, lease.batch_id)
+
+        self._run_write(release_and_forget_senders)
+
+    def _update_batch(
+        self,
+        statement: Update,
+        batch_id: str,
+        lease: Lease | None,
+        values: Mapping[str, object],
+        problem: str,
+        file_changes: FileChanges | None = None,
+        room: OpenBatchLimit | None = None,
+        needs: Sequence[str] = (),
+    ) -> BatchRecord:
+        guarded_statement = statement.where(batches.c.id == batch_id)
+        if lease is not None:
+            guarded_statement = restrict_to_lease(guarded_statement, lease)
+        guarded_statement = guarded_statement.values(**values).returning(*batches.c)
+
+        def work(connection: Connection) -> tuple[Row[Any] | None, Row[Any] | None]:
+            if room is not None:
+                check_open_batch_limit(connection, room)
+            for file_id in sorted(needs):  # in one order, so that two never wait for each other
+                lock_file(connection, file_id)
+            changed_row = connection.execute(guarded_statement).first()
+            if changed_row is not None and file_changes is not None:
+                apply_file_changes(connection, file_changes)
+            if changed_row is not None and not INDEXED_FIELDS.isdisjoint(values):
+                update_index_row(connection, batch_from_row(changed_row))
+            return changed_row, changed_row if changed_row is not None else find_row(connection, batches, batch_id)
+
+        changed_row, current_row = self._run_write(work)
+        if changed_row is None:
+            raise _to_change_error(batch_id, current_row, lease, problem)
+        return batch_from_row(changed_row)
+
+
+def batch_not_found(batch_id: str) -> NotFound:
+    """Return the error for a batch that does not exist or is not visible to the caller."""
+    return NotFound(f"there is no batch {batch_id}; `batchline batches list` shows which there are")
+
+
+def _to_change_error(batch_id: str, row: Row[Any] | None, lease: Lease | None, problem: str) -> Exception:
+    if row is None:
+        return NotFound(f"there is no batch {batch_id}")
+    batch = batch_from_row(row)
+    if lease is not None and (batch.epoch, batch.lease_owner) != (lease.epoch, lease.owner):
+        return LeaseLost(f"batch {batch_id} has been taken over by another runner ({batch.lease_owner or 'none'})")
+    if problem.startswith("is being run"):
+        return Conflict(
+            f"batch {batch_id} {problem} process ({batch.lease_owner}); if that one is dead, try again when its "
+            "lease has gone stale"
+        )
+    return Conflict(f"batch {batch_id} is {batch.status} and {problem}")

@@ -1,0 +1,90 @@
+"""Statements on the records that several of their operations share."""
+
+from typing import Any
+
+import msgspec
+from sqlalchemy import ColumnElement, Connection, Select, Update, false, func, insert, or_, select, update
+from sqlalchemy import delete as delete_from
+
+from batchline.models.errors import LimitReached, NotFound
+from batchline.models.status import ACTIVE_STATUSES
+from batchline.storage.records.batch_index import index_row
+from batchline.storage.records.record_types import (
+    BatchRecord,
+    FileChanges,
+    Lease,
+    OpenBatchLimit,
+    PendingDeletion,
+    to_columns,
+)
+from batchline.storage.records.schema import batch_index, batches, files, members, pending_deletions
+
+_RESULT_FILE_COLUMNS = (batches.c.output_file_id, batches.c.error_file_id)
+
+
+def apply_file_changes(connection: Connection, changes: FileChanges) -> None:
+    """Do those changes of file records."""
+    for record in changes.added:
+        connection.execute(insert(files).values(**msgspec.structs.asdict(record)))
+    for file_id, fields in changes.changed.items():
+        connection.execute(update(files).where(files.c.id == file_id).values(**fields))
+    for file_id in changes.deleted:
+        connection.execute(delete_from(files).where(files.c.id == file_id))
+    for deletion in changes.scheduled_deletions:
+        schedule_deletion(connection, deletion)
+    connection.execute(
+        delete_from(pending_deletions).where(pending_deletions.c.prefix.in_(changes.unscheduled_deletions))
+    )
+
+
+def schedule_deletion(connection: Connection, deletion: PendingDeletion) -> None:
+    """Note those objects as doomed, in the place of an earlier note."""
+    connection.execute(delete_from(pending_deletions).where(pending_deletions.c.prefix == deletion.prefix))
+    connection.execute(insert(pending_deletions).values(**msgspec.structs.asdict(deletion)))
+
+
+def insert_batch(connection: Connection, record: BatchRecord) -> None:
+    """Add the batch, with what lists look at."""
+    values = to_columns({name: getattr(record, name) for name in record.__struct_fields__})
+    connection.execute(insert(batches).values(**values))
+    connection.execute(insert(batch_index).values(**index_row(record)))
+
+
+def lock_file(connection: Connection, file_id: str) -> None:
+    """Keep others from deleting the file, or from making a batch of it, until this is done; raises `NotFound`."""
+    is_storable = "\0" not in file_id  # which PostgreSQL refuses to look for
+    statement = select(files.c.id).where(files.c.id == file_id).with_for_update()
+    if not is_storable or connection.execute(statement).first() is None:
+        raise NotFound(f"there is no file {file_id}")
+
+
+def check_open_batch_limit(connection: Connection, limit: OpenBatchLimit) -> None:
+    """Raise `LimitReached` where no more of the member's batches may be open; others wait until this is done."""
+    connection.execute(select(members.c.id).where(members.c.id == limit.member_id).with_for_update())
+    is_open_and_theirs = (batch_index.c.member_id == limit.member_id, batch_index.c.is_over == false())
+    count = connection.execute(
+        select(func.count()).select_from(batch_index).where(*is_open_and_theirs)
+    ).scalar_one()
+    if count >= limit.max_open:
+        raise LimitReached(
+            f"{count} of your batches are not over, and at most {limit.max_open} may be; wait for one, or cancel "
+            "it"
+        )
+
+
+def batches_using(file_id: ColumnElement[str] | str) -> Select[Any]:
+    """The batches that are not over and have that file."""
+    uses_file = or_(*(column == file_id for column in (batches.c.input_file_id, *_RESULT_FILE_COLUMNS)))
+    return select(batches.c.id).where(uses_file, batches.c.status.in_([str(state) for state in ACTIVE_STATUSES]))
+
+
+def is_unleased(*, now: ColumnElement[float] | float, lease_s: float) -> ColumnElement[bool]:
+    """Nobody has the batch's lease, or nobody who is alive."""
+    return or_(batches.c.lease_owner.is_(None), batches.c.lease_at < now - lease_s)
+
+
+def restrict_to_lease(statement: Update, lease: Lease) -> Update:
+    """The statement for the batch while the lease is still its own."""
+    return statement.where(
+        batches.c.id == lease.batch_id, batches.c.epoch == lease.epoch, batches.c.lease_owner == lease.owner
+    )

@@ -1,0 +1,240 @@
+"""What the records hold: a file, a batch, a lease; and how they are written in the tables' columns."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from pydantic import TypeAdapter
+from sqlalchemy import Row
+
+from batchline.models.analytics import BatchAnalytics
+from batchline.models.api_keys import KeyObject, MemberObject, Role
+from batchline.models.batches import (
+    BatchDwExtResponse,
+    BatchError,
+    BatchErrors,
+    BatchResponse,
+    BatchUsage,
+    RequestCounts,
+)
+from batchline.models.files import FileObject, FilePurpose
+from batchline.models.status import BatchStatus
+from batchline.storage.records.lease_owners import has_owner_ended
+
+
+class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A stored file: what people see, and the key of its content."""
+
+    id: str
+    purpose: FilePurpose
+    filename: str
+    size_bytes: int
+    created_at: int
+    key: str
+    status: str
+    expires_at: int | None = None
+    sha256: str | None = None
+    member_id: str | None = None
+
+    @property
+    def is_error_file(self) -> bool:
+        """True for the error file of a batch, whose purpose is that of an output file."""
+        return self.purpose != "batch" and self.key.rpartition("/")[2] == "errors.jsonl"
+
+    def to_object(self) -> FileObject:
+        """What the API shows of it."""
+        return FileObject.model_validate({**msgspec.structs.asdict(self), "bytes": self.size_bytes}, strict=False)
+
+
+class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch as it is kept: what people see, who runs it, and where it belongs."""
+
+    id: str
+    status: BatchStatus
+    endpoint: str
+    input_file_id: str
+    input_filename: str
+    completion_window: str
+    created_at: int
+    expires_at: int
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    in_progress_at: int | None = None
+    finalizing_at: int | None = None
+    completed_at: int | None = None
+    failed_at: int | None = None
+    expired_at: int | None = None
+    cancelling_at: int | None = None
+    cancelled_at: int | None = None
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    unanswered: int = 0
+    """Requests that the end of the window or a cancel left unanswered."""
+
+    model: str | None = None
+    """The model of all its requests, if they name the same one."""
+
+    metadata: dict[str, str] | None = None
+    errors: tuple[BatchError, ...] | None = None
+    analytics: BatchAnalytics | None = None
+    dwext: BatchDwExtResponse | None = None
+    member_id: str | None = None
+    flow_run_id: str | None = None
+    generation: int = 0
+    epoch: int = 0
+    lease_owner: str | None = None
+    lease_at: float | None = None
+    output_expires_after: int | None = None
+    plan_key: str | None = None
+    """Where the plan of a retry is; the first generation's has its own place."""
+
+    final_prefix: str | None = None
+    """Where the files of the last generation that was finished are."""
+
+    last_flow_run_id: str | None = None
+    """The flow run that ran it last; `flow_run_id` is the one that made it."""
+
+    announced_at: int | None = None
+    """Unix seconds when its end was announced in Prefect."""
+
+    @property
+    def ended_at(self) -> int:
+        """When it came to its end, in Unix seconds; 0 while it is not over."""
+        ends = (self.completed_at, self.failed_at, self.expired_at, self.cancelled_at)
+        return max((timestamp for timestamp in ends if timestamp is not None), default=0)
+
+    @property
+    def not_completed(self) -> int:
+        """The number of requests of a finished batch that can be retried."""
+        return self.failed + self.unanswered
+
+    def is_leased(self, *, now: float, lease_s: float) -> bool:
+        """True if a runner has it that showed life within the last `lease_s`, and has not ended on this machine.
+
+        `now` is the time by the database's clock.
+        """
+        if self.lease_owner is None or self.lease_at is None or now - self.lease_at > lease_s:
+            return False
+        return not has_owner_ended(self.lease_owner)
+
+    def to_response(self, *, include_analytics: bool = False) -> BatchResponse:
+        """What the API shows of it."""
+        fields = {
+            name: getattr(self, name) for name in BatchResponse.model_fields if name in self.__struct_fields__
+        }
+        fields["errors"] = BatchErrors(data=list(self.errors)) if self.errors else None
+        fields["request_counts"] = RequestCounts(total=self.total, completed=self.completed, failed=self.failed)
+        fields["usage"] = None if self.analytics is None else BatchUsage.from_analytics(self.analytics)
+        if not include_analytics:
+            fields["analytics"] = None
+        return BatchResponse(**fields)
+
+
+class PendingDeletion(msgspec.Struct, frozen=True, kw_only=True):
+    """Objects that nothing will need from `due_at` (Unix seconds) on.
+
+    Those below `prefix`, but not those below `kept`; or the one object, where the prefix does not end in a slash.
+    """
+
+    prefix: str
+    due_at: int
+    kept: str | None = None
+
+
+class FileChanges(msgspec.Struct, frozen=True, kw_only=True):
+    """What is done to file records together with a batch's move: all of it or nothing."""
+
+    added: tuple[FileRecord, ...] = ()
+    changed: Mapping[str, Mapping[str, object]] = {}
+    deleted: tuple[str, ...] = ()
+    scheduled_deletions: tuple[PendingDeletion, ...] = ()
+    unscheduled_deletions: tuple[str, ...] = ()
+
+
+class OpenBatchLimit(msgspec.Struct, frozen=True):
+    """How many batches of a member may be open, which are those that are not over."""
+
+    member_id: str | None
+    max_open: int
+
+
+class Idempotency(msgspec.Struct, frozen=True):
+    """Digests of the key that a batch is asked for with, and of what is asked."""
+
+    key: str
+    request: str
+
+
+class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A key, without its token, and whose it is; a limit that is absent does not hold."""
+
+    id: str
+    sha256: str
+    hint: str
+    member_id: str
+    name: str
+    role: Role
+    created_at: int
+    revoked_at: int | None = None
+    max_upload_bytes: int | None = None
+    max_open_batches: int | None = None
+    requests_per_minute: int | None = None
+
+    def to_object(self) -> KeyObject:
+        """What is shown of it."""
+        member = MemberObject(id=self.member_id, name=self.name, role=self.role)
+        return KeyObject.model_validate({**msgspec.structs.asdict(self), "member": member})
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """The right to run a batch: the epoch is one higher each time that it changes hands."""
+
+    batch_id: str
+    owner: str
+    epoch: int
+
+
+class SyncedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A version of a file that was picked up from a source, and the batch that was made of it."""
+
+    id: str
+    source_id: str
+    uri: str
+    version: str
+    batch_id: str
+    sync_id: str
+    taken_at: int
+    writes_back: bool
+    place: str
+    """What the names of its results start with."""
+
+    started_at: int | None = None
+    written_generation: int | None = None
+
+
+_JSON_COLUMNS: Mapping[str, TypeAdapter[Any]] = {
+    "metadata": TypeAdapter(dict[str, str]),
+    "errors": TypeAdapter(tuple[BatchError, ...]),
+    "analytics": TypeAdapter(BatchAnalytics),
+    "dwext": TypeAdapter(BatchDwExtResponse),
+}
+
+
+def to_columns(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields as the table holds them."""
+    return {name: _to_json(name, value) if name in _JSON_COLUMNS else value for name, value in fields.items()}
+
+
+def _to_json(name: str, value: object) -> str | None:
+    return None if value is None else _JSON_COLUMNS[name].dump_json(value).decode()
+
+
+def batch_from_row(row: Row[Any]) -> BatchRecord:
+    """The batch in that row of the table."""
+    fields = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
+    for name, adapter in _JSON_COLUMNS.items():
+        if fields.get(name) is not None:
+            fields[name] = adapter.validate_json(fields[name])
+    fields["status"] = BatchStatus(fields["status"])
+    return BatchRecord(**fields)

@@ -1,0 +1,195 @@
+"""A local folder that files are picked up from. A version is an inode, a size and a time of change."""
+
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from batchline.models.errors import Conflict, NotFound, SourceFault
+from batchline.storage.objects.disk import is_temporary, sync_folder, temporary_path_for
+from batchline.storage.objects.local import LocalObjectStore
+from batchline.storage.objects.readers import Readable
+from batchline.storage.objects.store import STREAM_BLOCK_BYTES
+from batchline.sync.folder import WatchedFile, WatchedFolder, matches_pattern, translate_storage_faults
+
+# No link is followed, and a pipe does not make the opener wait.
+_OPEN_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+ASIDE_S: Final = 60.0
+"""Seconds after which a file that was moved aside, which takes a moment, has been abandoned."""
+
+
+class LocalWatchedFolder(WatchedFolder):
+    """A folder of this machine; links in it are left alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._store = LocalObjectStore(folder.parent, private=False)
+        self.uri = str(folder)
+        self.parent_uri = str(folder.parent)
+
+    def list_files(self, pattern: str) -> Iterator[WatchedFile]:
+        """The plain files; `modified_at` also moves when a file gets its name or its rights."""
+        with _translate_os_errors(self._folder):
+            self._put_back_abandoned()
+            names = sorted(name for name in os.listdir(self._folder) if matches_pattern(name, pattern))  # noqa: PTH208
+        for name in names:
+            with suppress(FileNotFoundError), _translate_errors_but_missing(self._folder / name):
+                status = os.lstat(self._folder / name)
+                if stat.S_ISREG(status.st_mode):
+                    yield WatchedFile(name, status.st_size, _version_of(status), status.st_ctime)
+
+    @contextmanager
+    def open_version(self, file: WatchedFile) -> Iterator[Readable]:
+        """Read the file; that it is still the same is looked at before and after."""
+        path = self._folder / file.name
+        with _translate_os_errors(path):
+            raw = os.fdopen(os.open(path, _OPEN_FLAGS), "rb")
+        with raw:
+            self._require_unchanged(file, os.fstat(raw.fileno()))
+            yield _LocalReader(raw, path)
+            with _translate_os_errors(path):
+                self._require_unchanged(file, os.fstat(raw.fileno()), path.lstat())
+
+    def _require_unchanged(self, file: WatchedFile, *statuses: os.stat_result) -> None:
+        if any(not stat.S_ISREG(status.st_mode) or _version_of(status) != file.version for status in statuses):
+            raise Conflict(f"{self.uri_of(file.name)} has changed since it was listed")
+
+    def find_free_name(self, file: WatchedFile, sibling: str, names: Iterable[str]) -> str:
+        """The first of those names that no other file has there; the last in any case."""
+        name = ""
+        for name in names:
+            with _translate_os_errors(self._sibling_path(sibling, name)):
+                if self._current_version(self._sibling_path(sibling, name)) in {None, file.version}:
+                    return name
+        return name
+
+    def move_to_sibling(self, file: WatchedFile, sibling: str, name: str) -> bool:
+        """Link the file to its new name, look whether it is that version, and take the old name away."""
+        path, target = self._folder / file.name, self._sibling_path(sibling, name)
+        with _translate_os_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, target, follow_symlinks=False)
+            except FileNotFoundError:
+                return False
+            except FileExistsError:
+                if self._current_version(target) != file.version:
+                    raise
+            except OSError:  # another disk, or one without such links
+                return self._copy_and_delete(file, f"{sibling}/{name}")
+            if self._current_version(target) != file.version:
+                target.unlink(missing_ok=True)
+                return False
+            sync_folder(target.parent)  # before the old name is gone
+        self.delete(file)
+        return True
+
+    def _copy_and_delete(self, file: WatchedFile, key: str) -> bool:
+        try:
+            with self.open_version(file) as source, translate_storage_faults(), self._store.writer(key) as copy:
+                while block := source.read(STREAM_BLOCK_BYTES):
+                    copy.write(block)
+        except (Conflict, NotFound):
+            return False
+        self.delete(file)
+        return True
+
+    def delete(self, file: WatchedFile) -> bool:
+        """Move the file aside, look whether it is that version, and delete it, or put back what came between."""
+        path, temporary_path = self._folder / file.name, temporary_path_for(self._folder / file.name)
+        with _translate_os_errors(path):
+            if self._current_version(path) != file.version:
+                return False
+            # A folder keeps the file's name: a process that is killed in between cannot put the file back.
+            temporary_path.mkdir()
+            try:
+                path.rename(temporary_path / file.name)
+            except FileNotFoundError:
+                temporary_path.rmdir()
+                return False
+            is_listed = self._current_version(temporary_path / file.name) == file.version
+            if is_listed:
+                (temporary_path / file.name).unlink()
+            else:
+                _restore_name(temporary_path / file.name, path)
+            temporary_path.rmdir()
+        return is_listed
+
+    def _put_back_abandoned(self) -> None:
+        """Give files their names again that a process which was killed has moved aside."""
+        for aside in self._folder.iterdir():
+            with suppress(FileNotFoundError, NotADirectoryError, FileExistsError):
+                if is_temporary(aside.name) and time.time() - aside.lstat().st_mtime > ASIDE_S:
+                    for file in aside.iterdir():
+                        _restore_name(file, self._folder / file.name)
+                    aside.rmdir()
+
+    def write_to_sibling(self, sibling: str, name: str, blocks: Iterable[bytes]) -> None:
+        """Write a file beside its place and move it there."""
+        with translate_storage_faults(), self._store.writer(f"{sibling}/{name}") as file:
+            for block in blocks:
+                file.write(block)
+
+    def delete_from_sibling(self, sibling: str, name: str) -> None:
+        """Delete that file, if it is there."""
+        with _translate_os_errors(self._sibling_path(sibling, name)):
+            self._sibling_path(sibling, name).unlink(missing_ok=True)
+
+    def _sibling_path(self, folder: str, name: str) -> Path:
+        return self._folder.parent / folder / name
+
+    def _current_version(self, path: Path) -> str | None:
+        try:
+            return _version_of(path.lstat())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+
+class _LocalReader:
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file = file
+        self._path = path
+
+    def read(self, size: int, /) -> bytes:
+        with _translate_os_errors(self._path):
+            return self._file.read(size)
+
+
+def _version_of(status: os.stat_result) -> str:
+    return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
+
+
+def _restore_name(temporary_path: Path, path: Path) -> None:
+    """Give the file its name again, unless a newer one has it by now."""
+    try:
+        os.link(temporary_path, path, follow_symlinks=False)
+    except FileExistsError:
+        pass
+    except OSError:  # a disk without such links
+        temporary_path.rename(path)
+        return
+    temporary_path.unlink()
+
+
+@contextmanager
+def _translate_os_errors(path: Path) -> Iterator[None]:
+    """Turn the system's errors into ours."""
+    try:
+        with _translate_errors_but_missing(path):
+            yield
+    except FileNotFoundError as error:
+        raise NotFound(f"there is nothing at {path}") from error
+
+
+@contextmanager
+def _translate_errors_but_missing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise SourceFault(f"{path}: {error.strerror or type(error).__name__}") from error

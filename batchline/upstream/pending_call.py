@@ -1,0 +1,65 @@
+"""One call's way through its tries, and the answer that comes of it."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from batchline.models.error_codes import ErrorCode
+from batchline.upstream.batch_session import BatchSession, ChunkQueue
+from batchline.upstream.call_results import Call, CallResult, ParsedReply
+from batchline.upstream.rate_limits import Reservation
+from batchline.upstream.transports.base import HttpReply, TransportFailure
+
+
+class PendingCall(msgspec.Struct, eq=False, gc=False):
+    """A call under way or waiting for its next try, and what was tried before."""
+
+    call: Call
+    queue: ChunkQueue
+    session: BatchSession
+    attempts: int = 0
+    uncounted_attempts: int = 0
+    retries: tuple[ErrorCode, ...] = ()
+    wasted_tokens: int = 0
+    first_sent_at: float = 0.0
+    started_at: float = 0.0
+    is_aborted: bool = False
+    task: asyncio.Task[None] | None = None
+    reservation: Reservation | None = None
+
+    def to_result(self, parsed_reply: ParsedReply, reply: HttpReply, duration_s: float) -> CallResult:
+        """Return the answer of a call that got a reply, good or bad."""
+        code = parsed_reply.code
+        return self._answer(
+            code,
+            parsed_reply.message,
+            status_code=reply.status_code,
+            body=parsed_reply.body,
+            request_id=reply.request_id,
+            usage=parsed_reply.usage if code is None else None,
+            duration_s=duration_s,
+            ttfb_s=reply.ttfb_s,
+        )
+
+    def to_failed_result(self, failure: TransportFailure, duration_s: float) -> CallResult:
+        """Return the answer of a call whose last try got no whole reply."""
+        return self._answer(failure.code, f"{failure.message} (attempt {self.attempts})", duration_s=duration_s)
+
+    def to_error_result(self, error: Exception) -> CallResult:
+        """Return the answer of a call that met a fault of this program, so that it is not lost."""
+        message = f"the request could not be sent: {type(error).__name__}"
+        return self._answer(ErrorCode.CONNECTION_ERROR, message)
+
+    def _answer(self, code: ErrorCode | None, message: str | None, **fields: Any) -> CallResult:
+        return CallResult(
+            call=self.call,
+            code=code,
+            message=message,
+            attempts=self.attempts,
+            retries=self.retries,
+            started_at=self.started_at,
+            queued_s=self.first_sent_at - self.call.read_at if self.first_sent_at else None,
+            wasted_tokens=self.wasted_tokens,
+            **fields,
+        )

@@ -1,0 +1,1 @@
+"""Caps of an upstream that all processes share."""

@@ -1,0 +1,239 @@
+"""One lane's portions of its caps, and this process's place among those that have work for the upstream."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from random import Random
+from typing import Final
+
+import msgspec
+
+from batchline.upstream.pool import UpstreamPool
+from batchline.upstream.quota.cap_share import CapShare
+from batchline.upstream.quota.demand import Demand, quota_targets
+from batchline.upstream.quota.slot_leases import SlotLeases
+from batchline.upstream.quota.store import LimitState, QuotaStore, QuotaStoreError
+
+log = logging.getLogger(__name__)
+
+PROCESSES: Final = "processes"
+"""The limit of which each process that has work holds one slot."""
+
+MAX_PROCESSES: Final = 1_000_000
+ALIVE_INTERVAL_S: Final = 60.0
+"""Between reports of a process that it lives. If none reports for minutes, housekeeping frees the slots."""
+
+REPORT_AFTER_S: Final = 5.0
+"""Waiting for a share is told of after so long: it may be a moment's."""
+
+
+class QuotaTiming(msgspec.Struct, frozen=True):
+    """When a process looks and how long it keeps what it has, in seconds.
+
+    It looks every `look_s` while something moves and every `calm_s` while nothing does, gives all back when it had
+    no work for `idle_s`, and begins to send after `start_s` though no ledger has answered yet.
+    """
+
+    poll_s: float = 1.0
+    max_poll_s: float = 3.0
+    idle_s: float = 5.0
+    start_timeout_s: float = 30.0
+    lease_s: float = 60.0
+    """Prefect's shortest: so long nobody has what a process held that was killed."""
+
+    expiry_s: float = 60.0
+    """Of what a process spent in the minute before its end: all of that minute, and again Prefect's shortest."""
+
+
+class UpstreamQuota:
+    """Keeps what a lane may do in line with what is held for it. Used by one thread, beside the caller's loop."""
+
+    def __init__(
+        self,
+        pool: UpstreamPool,
+        store: QuotaStore,
+        timing: QuotaTiming,
+        run_on_loop: Callable[[Callable[[], None]], None],
+        wake: Callable[[], None],
+    ) -> None:
+        self._pool = pool
+        self._store = store
+        self._timing = timing
+        self._run_on_loop = run_on_loop
+        self._wake = wake
+        self._presence_lease = SlotLeases(store.limit_name(pool.upstream, PROCESSES), store, timing.lease_s)
+        self._presence_state: LimitState | None = None
+        self._shares = [
+            CapShare(target, store.limit_name(pool.upstream, target.kind), store, timing.lease_s)
+            for target in quota_targets(pool)
+        ]
+        self._demands: list[Demand] = []
+        self._started_at = self._waiting_since = time.monotonic()
+        self._last_work_at = self._last_reported_at = float("-inf")
+        self._is_disconnected = self._is_shrinking = False
+        self._poll_s = timing.poll_s
+        self._random = Random()  # noqa: S311 - who goes first, not a secret
+
+    def sync(self) -> float:
+        """Bring what is held in line with what it should be; the seconds until the next look."""
+        try:
+            self._run_on_loop(self._measure_demand)
+            if not self._has_work and self._holds_nothing:
+                return threading.TIMEOUT_MAX
+            has_changed = self._rebalance()
+        except QuotaStoreError as fault:
+            self._on_store_error(str(fault))
+            return self._timing.max_poll_s
+        except TimeoutError:
+            self._on_store_error("this process is too busy")
+            return self._timing.poll_s
+        except Exception as fault:  # a share that is given up once is exceeded by all processes ever after
+            if not self._is_disconnected:
+                log.exception("budgets of upstream %s: a look failed", self._pool.upstream.name)
+            self._on_store_error(str(fault))
+            return self._timing.max_poll_s
+        if self._is_disconnected:
+            self._is_disconnected = False
+            log.info("budgets of upstream %s are shared again", self._pool.upstream.name)
+        self._poll_s = self._next_poll_s(has_changed=has_changed)
+        return self._poll_s * self._random.uniform(0.8, 1.2)
+
+    def _next_poll_s(self, *, has_changed: bool) -> float:
+        """Short where a share begins to shrink, as others wait for it; longer and longer once nothing moves."""
+        poll_s, was_shrinking = self._timing.poll_s, self._is_shrinking
+        self._is_shrinking = any(share.leases.held_slots > share.target_slots for share in self._shares)
+        if self._is_shrinking:
+            return poll_s if was_shrinking else poll_s / 4
+        if has_changed or any(share.blocked_reason() for share in self._shares):
+            return poll_s
+        return min(self._timing.max_poll_s, max(poll_s, self._poll_s * 1.5))
+
+    @property
+    def _has_work(self) -> bool:
+        return time.monotonic() - self._last_work_at < self._timing.idle_s
+
+    @property
+    def _holds_nothing(self) -> bool:
+        return self._presence_lease.is_empty and all(share.leases.is_empty for share in self._shares)
+
+    def _measure_demand(self) -> None:
+        if self._pool.in_flight_calls or self._pool.has_pending():
+            self._last_work_at = time.monotonic()
+        has_work = self._has_work
+        self._demands = [share.quota_target.demand(has_work=has_work) for share in self._shares]
+
+    def _rebalance(self) -> bool:
+        """See how the limits stand, decide, give back and take; whether anything moved."""
+        self._observe()
+        held_before = [share.leases.held_slots for share in self._shares]
+        for share, demand in zip(self._shares, self._demands, strict=True):
+            share.update_target(demand, self._random.random())
+        self._run_on_loop(self._shrink_shares)
+        self._release_marked()
+        self._acquire_missing()
+        self._run_on_loop(self._publish)
+        return held_before != [share.leases.held_slots for share in self._shares]
+
+    def create_missing_limits(self) -> None:
+        """Make what limits are missing before there is work, which then begins the sooner."""
+        with suppress(QuotaStoreError):
+            self._read_limits()
+
+    def _read_limits(self) -> dict[str, LimitState]:
+        """How all limits stand; those that are missing are made."""
+        caps = {share.limit_name: share.quota_target.cap for share in self._shares}
+        caps[self._presence_lease.limit_name] = MAX_PROCESSES
+        states = self._store.read_limits(list(caps))
+        if missing := caps.keys() - states.keys():
+            for name in missing:
+                self._store.create_limit(name, caps[name])
+            states = self._store.read_limits(list(caps))
+        if still_missing := caps.keys() - states.keys():
+            raise QuotaStoreError(f"there is no limit {min(still_missing)}, though it was made")
+        return states
+
+    def _observe(self) -> None:
+        """Look at all limits, and take a place among the processes or leave it."""
+        states = self._read_limits()
+        processes = self._count_processes(states[self._presence_lease.limit_name])
+        for share in self._shares:
+            share.observe(states[share.limit_name], processes)
+
+    def _count_processes(self, state: LimitState) -> int:
+        """How many processes have work, this one among them while it has."""
+        if self._presence_state is not None and self._presence_state.identity != state.identity:
+            self._presence_lease.clear()
+        self._presence_state = state
+        self._presence_lease.renew(free_slots=1)
+        held_before = self._presence_lease.held_slots
+        if self._has_work and not held_before:
+            self._last_reported_at = time.monotonic()  # what is taken changes the limit, which is a report as well
+            self._presence_lease.acquire(1)
+        elif held_before and self._has_work and time.monotonic() - self._last_reported_at >= ALIVE_INTERVAL_S:
+            self._last_reported_at = time.monotonic()
+            self._store.report_alive(self._presence_lease.limit_name)
+        elif held_before and not self._has_work:
+            self._presence_lease.mark_for_release(held_before)
+            self._presence_lease.release_marked()
+        return max(1, state.taken + self._presence_lease.held_slots - held_before)
+
+    def _shrink_shares(self) -> None:
+        for share in self._shares:
+            share.shrink()
+
+    def _release_marked(self) -> None:
+        if any(share.leases.is_releasing for share in self._shares):
+            store_started_at = self._presence_lease.store_started_at()
+            for share in self._shares:
+                share.leases.release_marked(store_started_at)
+
+    def _acquire_missing(self) -> None:
+        """Take what is missing, a piece of each cap in turn: sending begins with the first of each."""
+        queues = [(share, share.leases_to_acquire()) for share in self._shares]
+        while queues := [(share, sizes) for share, sizes in queues if sizes]:
+            for share, sizes in queues:
+                if share.leases.acquire(sizes.pop(0)):
+                    self._run_on_loop(share.apply)
+                else:
+                    sizes.clear()
+
+    def _publish(self) -> None:
+        """Let the lane know whom to call and what it waits for."""
+        self._pool.on_demand = self._wake if self._holds_nothing else None
+        now = time.monotonic()
+        reason = next((reason for share in self._shares if (reason := share.blocked_reason())), None)
+        if reason is None or not self._pool.has_pending():
+            self._waiting_since = now
+        is_late = now - self._waiting_since >= REPORT_AFTER_S
+        self._pool.wait_reason = (
+            f"upstream {self._pool.upstream.name} waits: {reason}" if reason and is_late else None
+        )
+
+    def _on_store_error(self, problem: str) -> None:
+        if not self._is_disconnected:
+            self._is_disconnected = True
+            log.warning(
+                "budgets of upstream %s cannot be shared at the moment: %s. What is held is kept until its leases "
+                "end; then the last known share is used",
+                *(self._pool.upstream.name, problem),
+            )
+        has_timed_out = time.monotonic() - self._started_at > self._timing.start_timeout_s
+        with suppress(TimeoutError):  # the share of before holds until the loop has time
+            self._run_on_loop(lambda: self._use_fallback(started=has_timed_out))
+
+    def _use_fallback(self, *, started: bool) -> None:
+        for share in self._shares:
+            share.use_fallback(has_timed_out=started)
+
+    def release(self) -> None:
+        """Give back what may be given back at the end; a fault leaves it to lapse."""
+        try:
+            self._run_on_loop(self._measure_demand)
+            store_started_at = self._presence_lease.store_started_at()
+            for share, demand in zip(self._shares, self._demands, strict=True):
+                share.leases.release_unused(demand.used, self._timing.expiry_s, store_started_at)
+            self._presence_lease.release_unused(0, 0.0, store_started_at)
+        except (QuotaStoreError, TimeoutError) as fault:
+            log.debug("shares of upstream %s are left to lapse: %s", self._pool.upstream.name, fault)

@@ -1,0 +1,227 @@
+"""Requests and tokens a minute: what an upstream may be asked in any minute, whenever that minute begins.
+
+Two rules hold at once. A log of what was spent in the last period keeps every sliding window below the cap,
+whatever the bursts; a bucket that fills at the cap's pace spreads it, for servers that count by the second.
+Bookkeeping: times are handed in, in monotonic seconds.
+"""
+
+import re
+from collections import deque
+from math import ceil
+from typing import Final
+
+import msgspec
+
+from batchline.models.upstreams import Upstream
+from batchline.upstream.call_results import Usage
+
+PERIOD_S: Final = 60.0
+WINDOW_MARGIN: Final = 0.005
+"""By how much the log's window is longer than the period: a request comes in a little later than it is sent."""
+
+MAX_ENTRIES: Final = 600
+"""Entries of a log at most: what is spent within a slot is one, and counts from the slot's end."""
+
+MIN_WAIT_S: Final = 1e-6
+"""What is less is rounding, by which a clock could fail to move."""
+
+BURST_S: Final = 1.0
+BYTES_PER_TOKEN: Final = 4
+DEFAULT_COMPLETION_TOKENS: Final = 256
+"""Completion tokens that are reckoned with where a request sets no limit and nothing has been learnt yet."""
+
+MIN_SAMPLES: Final = 10
+MIN_SAMPLE_WEIGHT: Final = 0.05
+
+_MAX_TOKENS_PATTERN = re.compile(rb'"max_(?:completion_|output_)?tokens"\s*:\s*([0-9]{1,9})')
+
+
+class WindowEntry(msgspec.Struct, eq=False):
+    """What was spent within a slot that ended at that time."""
+
+    ends_at: float
+    units: float
+
+
+class SlidingWindowLimit:
+    """At most so many units in any period, spent evenly."""
+
+    def __init__(self, per_period: int, now: float, *, period_s: float = PERIOD_S) -> None:
+        self._full_limit = self._limit = per_period
+        self._period_s = period_s
+        self._window_s = period_s * (1 + WINDOW_MARGIN)
+        self._entry_s = period_s / MAX_ENTRIES
+        self._set_refill_rate(per_period)
+        self._bucket_level = self._bucket_size
+        self._bucket_updated_at = now
+        self._entries: deque[WindowEntry] = deque()
+        self._window_units = 0.0
+        self._last_entry_at = float("-inf")
+        self.waiting_units = 0.0
+        """What the request costs that waits until it may be sent; 0 while none does."""
+
+    def _set_refill_rate(self, per_period: int) -> None:
+        self._refill_per_s = per_period / self._period_s
+        self._bucket_size = max(1.0, self._refill_per_s * BURST_S * self._period_s / PERIOD_S)
+
+    def set_cap(self, limit: int | None, now: float, *, pace: int = 0) -> None:
+        """Spend no more than so many in a period, 0 included, and that at a pace of its own; None is all again."""
+        self._bucket_wait_s(0.0, now)
+        self._limit = self._full_limit if limit is None else limit
+        self._set_refill_rate(self._full_limit if limit is None else max(1, pace))
+        if limit is not None and self._last_entry_at == float("-inf"):
+            self._last_entry_at = now
+
+    def spent_units(self, now: float) -> int:
+        """What was spent in the period that ends now."""
+        self._drop_expired(now)
+        return ceil(self._window_units)
+
+    def wait_s(self, units: float, now: float) -> float:
+        """Seconds until so many units may be spent; more than the cap may be when nothing else is."""
+        self._drop_expired(now)
+        if units > self._limit:
+            wait_s = self._recovery_s(units, now)
+        else:
+            wait_s = max(self._bucket_wait_s(units, now), self._window_wait_s(units, now))
+        if wait_s <= MIN_WAIT_S:
+            return 0.0
+        self.waiting_units = units
+        return wait_s
+
+    def _recovery_s(self, units: float, now: float) -> float:
+        """Until as much time has gone by without spending as makes up for more than is allotted."""
+        if self._limit < 1:
+            return self._period_s
+        last_entry_at = self._entries[-1].ends_at if self._entries else self._last_entry_at
+        periods = min(units, self._full_limit) / self._limit
+        return max(0.0, last_entry_at + self._window_s * max(1.0, periods) - now)
+
+    def _drop_expired(self, now: float) -> None:
+        while self._entries and self._entries[0].ends_at + self._window_s <= now:
+            entry = self._entries.popleft()
+            self._window_units -= entry.units
+            self._last_entry_at = entry.ends_at
+        if not self._entries:
+            self._window_units = 0.0  # what rounding has left
+
+    def _bucket_wait_s(self, units: float, now: float) -> float:
+        """Until the bucket holds the units, or is full."""
+        self._bucket_level = min(
+            self._bucket_size, self._bucket_level + (now - self._bucket_updated_at) * self._refill_per_s
+        )
+        self._bucket_updated_at = now
+        return max(0.0, (min(units, self._bucket_size) - self._bucket_level) / self._refill_per_s)
+
+    def _window_wait_s(self, units: float, now: float) -> float:
+        """Until enough of the log lies behind the window."""
+        excess = self._window_units + units - self._limit
+        if excess <= 0:
+            return 0.0
+        for entry in self._entries:
+            excess -= entry.units
+            if excess <= 0:
+                return max(0.0, entry.ends_at + self._window_s - now)
+        return 0.0
+
+    def spend(self, units: float, now: float) -> WindowEntry:
+        """Spend units; the entry that they are kept in, for `correct`."""
+        self.waiting_units = 0.0
+        self._bucket_level -= units
+        self._window_units += units
+        if not self._entries or now > self._entries[-1].ends_at:
+            self._entries.append(WindowEntry(now + self._entry_s, 0.0))
+        self._entries[-1].units += units
+        return self._entries[-1]
+
+    def correct(self, entry: WindowEntry, units: float, now: float) -> None:
+        """Add units to what was taken then, or give some back as a negative number."""
+        self._bucket_level -= units
+        entry.units += units
+        if entry.ends_at + self._window_s > now:
+            self._window_units += units
+
+
+class Reservation(msgspec.Struct, eq=False):
+    """The tokens that an attempt has taken by estimate."""
+
+    entry: WindowEntry
+    units: float
+    raw_estimate: float
+
+
+class RateLimits:
+    """An upstream's caps, and what its answers teach about the tokens that a request will cost."""
+
+    def __init__(self, upstream: Upstream, now: float, *, period_s: float = PERIOD_S) -> None:
+        self.upstream_name = upstream.name
+        self.requests = _limit_or_none(upstream.requests_per_minute, now, period_s)
+        self.tokens = _limit_or_none(upstream.tokens_per_minute, now, period_s)
+        self._samples = 0
+        self._mean_factor = self._factor = 1.0
+        self.blocked_until = 0.0
+
+    def __bool__(self) -> bool:
+        return self.requests is not None or self.tokens is not None
+
+    def wait_s(self, body: bytes, now: float) -> float:
+        """Seconds until a request with that body may be sent."""
+        requests_wait_s = self.requests.wait_s(1, now) if self.requests else 0.0
+        tokens_wait_s = self.tokens.wait_s(self._estimate_tokens(body), now) if self.tokens else 0.0
+        wait_s = max(requests_wait_s, tokens_wait_s)
+        self.blocked_until = now + wait_s
+        return wait_s
+
+    def reserve(self, body: bytes, now: float) -> Reservation | None:
+        """Spend a request, and its tokens by estimate; what is to be settled later."""
+        if self.requests:
+            self.requests.spend(1, now)
+        if not self.tokens:
+            return None
+        units = self._estimate_tokens(body)
+        return Reservation(self.tokens.spend(units, now), units, _estimate_from_body(body))
+
+    def _estimate_tokens(self, body: bytes) -> float:
+        return max(1.0, _estimate_from_body(body) * self._factor)
+
+    def reconcile(
+        self, reservation: Reservation | None, usage: Usage | None, now: float, *, is_uncharged: bool = False
+    ) -> None:
+        """Put the tokens that an answer reports in the estimate's place.
+
+        A request that was refused for its rate cost none; what another failure cost is not known, and the estimate
+        stands.
+        """
+        if reservation is None or self.tokens is None or (usage is None and not is_uncharged):
+            return
+        used = 0.0 if usage is None else float(usage.total_tokens)
+        self.tokens.correct(reservation.entry, used - reservation.units, now)
+        if usage is not None:
+            self._update_factor(used / reservation.raw_estimate)
+
+    def _update_factor(self, factor: float) -> None:
+        """Move the mean of used over reckoned towards a new one; the first few are weighed alike."""
+        self._samples += 1
+        weight = max(MIN_SAMPLE_WEIGHT, 1.0 / self._samples)
+        self._mean_factor += weight * (factor - self._mean_factor)
+        if self._samples >= MIN_SAMPLES:
+            self._factor = self._mean_factor
+
+    def reason(self, now: float) -> str | None:
+        """What to tell people while a cap holds requests back for more than a moment."""
+        wait_s = self.blocked_until - now
+        return (
+            f"the rate cap of upstream {self.upstream_name} is used up; going on in {wait_s:.0f} s"
+            if wait_s > 1
+            else None
+        )
+
+
+def _estimate_from_body(body: bytes) -> float:
+    """Tokens of a request before anything is learnt: a quarter of its bytes, and what it allows for the answer."""
+    match = _MAX_TOKENS_PATTERN.search(body)
+    return max(1.0, len(body) / BYTES_PER_TOKEN) + (int(match[1]) if match else DEFAULT_COMPLETION_TOKENS)
+
+
+def _limit_or_none(per_minute: int | None, now: float, period_s: float) -> SlidingWindowLimit | None:
+    return None if per_minute is None else SlidingWindowLimit(per_minute, now, period_s=period_s)

@@ -1,0 +1,1 @@
+"""Transports: each sends one request and returns its reply; one for http, one for https, one for httpx."""

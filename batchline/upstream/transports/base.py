@@ -1,0 +1,109 @@
+"""The seam between the caller and an HTTP library: send one request, get a reply or a classified failure."""
+
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from math import inf
+from typing import Protocol
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import msgspec
+
+from batchline.models.error_codes import ErrorCode
+from batchline.models.upstreams import Upstream, dialect_of
+
+MIN_SECRET_CHARACTERS = 8
+
+
+class HttpReply(msgspec.Struct, frozen=True, gc=False):
+    """A whole HTTP answer; `ttfb_s` counts from the start of the sending to the first byte of the body."""
+
+    status_code: int
+    body: bytes
+    ttfb_s: float
+    request_id: str | None = None
+    retry_after: str | None = None
+    retry_after_ms: str | None = None
+
+
+class TransportFailure(Exception):
+    """No whole answer came.
+
+    `sent` is false where the server cannot have seen the request, `begun` is true where it had begun to answer.
+    """
+
+    def __init__(self, code: ErrorCode, message: str, *, sent: bool, response_started: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.sent = sent
+        self.response_started = response_started
+
+
+class DeadlinePassed(TransportFailure):
+    """The request was not sent: while it waited for a connection, the time until which it may be sent ran out."""
+
+    def __init__(self) -> None:
+        super().__init__(ErrorCode.CONNECTION_ERROR, "the time to send it ran out", sent=False)
+
+
+class Transport(Protocol):
+    """Sends requests to one upstream."""
+
+    async def send(self, path: str, body: bytes, *, valid_until: float = inf) -> HttpReply:
+        """POST that JSON body to the path; raises `TransportFailure` where no whole answer comes.
+
+        The caller sees to `valid_until` (monotonic seconds); a transport that waits for a connection first looks
+        again, and raises `DeadlinePassed`.
+        """
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+
+
+TransportFactory = Callable[[Upstream], Transport]
+
+
+def build_headers(upstream: Upstream, path: str) -> dict[str, str]:
+    """The headers of every request to that path: the key in its dialect's place, and the upstream's own."""
+    headers = {"content-type": "application/json", "accept": "application/json", "user-agent": user_agent()}
+    api_key = upstream.api_key.get_secret_value() if upstream.api_key else None
+    if dialect_of(path) == "anthropic":
+        headers["anthropic-version"] = "2023-06-01"
+        if api_key:
+            headers["x-api-key"] = api_key
+    elif api_key:
+        headers["authorization"] = f"Bearer {api_key}"
+    own_headers = {name.lower(): value.get_secret_value() for name, value in upstream.headers.items()}
+    return headers | own_headers
+
+
+def secrets_to_redact(upstream: Upstream) -> tuple[bytes, ...]:
+    """What must not be written anywhere of what the upstream sends back; too short a text is no secret."""
+    secrets = [header.get_secret_value() for header in upstream.headers.values()]
+    if upstream.api_key is not None:
+        secrets.append(upstream.api_key.get_secret_value())
+    return tuple(secret.encode() for secret in secrets if len(secret) >= MIN_SECRET_CHARACTERS)
+
+
+def user_agent() -> str:
+    """How batchline names itself to servers."""
+    try:
+        return f"batchline/{version('batchline')}"
+    except PackageNotFoundError:
+        return "batchline"
+
+
+def find_proxy(upstream: Upstream) -> str | None:
+    """Return the proxy that the environment names for the upstream, or None if there is none."""
+    base_url, proxies = urlsplit(upstream.base_url), getproxies()
+    if proxy_bypass(base_url.hostname or ""):
+        return None
+    return proxies.get(base_url.scheme) or proxies.get("all") or None
+
+
+def response_too_long(upstream: Upstream) -> TransportFailure:
+    """The failure of an answer that is longer than the upstream's settings allow."""
+    return TransportFailure(
+        ErrorCode.INVALID_RESPONSE, f"the answer is longer than {upstream.max_response_bytes} bytes", sent=True
+    )

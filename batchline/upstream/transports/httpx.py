@@ -1,0 +1,116 @@
+"""The compatible door: any `httpx.AsyncClient` as a transport, with its own auth, hooks, proxies or test doubles.
+
+The slow path: httpx's client and pool cost many times what the others do, and more with each connection. It also
+takes what a server sends unasked for the answer to its next request: for servers that are trusted.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from math import inf
+
+import httpx
+
+from batchline.models.error_codes import ErrorCode
+from batchline.models.upstreams import Upstream
+from batchline.upstream.transports.base import (
+    HttpReply,
+    Transport,
+    TransportFailure,
+    build_headers,
+    find_proxy,
+    response_too_long,
+)
+from batchline.upstream.transports.keepalive import KEEPALIVE_OPTIONS
+
+_NOT_SENT_ERRORS = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+
+
+class HttpxTransport:
+    """Sends through a client that it closes in the end; follows no redirect, whatever the client is set to."""
+
+    def __init__(self, upstream: Upstream, client: httpx.AsyncClient) -> None:
+        self._upstream = upstream
+        self._client = client
+
+    async def send(self, path: str, body: bytes, *, valid_until: float = inf) -> HttpReply:
+        """POST that JSON body; the timeouts are the upstream's. The client connects and sends in one."""
+        del valid_until
+        upstream = self._upstream
+        request = self._client.build_request(
+            "POST",
+            upstream.url_for(path),
+            content=bytes(body),
+            headers=build_headers(upstream, path),
+            timeout=httpx.Timeout(
+                upstream.idle_timeout_s, connect=upstream.connect_timeout_s, pool=upstream.total_timeout_s
+            ),
+        )
+        start = time.perf_counter()
+        try:
+            async with asyncio.timeout(upstream.total_timeout_s):
+                return await self._exchange(request, start)
+        except TimeoutError as error:
+            raise TransportFailure(ErrorCode.TIMEOUT, "no answer in time", sent=True) from error
+        except httpx.HTTPError as error:
+            raise _to_transport_failure(error) from error
+
+    async def _exchange(self, request: httpx.Request, start: float) -> HttpReply:
+        response = await self._client.send(request, stream=True, follow_redirects=False)
+        try:
+            blocks, size, ttfb_s = [], 0, 0.0
+            async for block in response.aiter_bytes():
+                ttfb_s = ttfb_s or time.perf_counter() - start
+                blocks.append(block)
+                size += len(block)
+                if size > self._upstream.max_response_bytes:
+                    raise response_too_long(self._upstream)
+        finally:
+            await response.aclose()
+        get_header = response.headers.get
+        return HttpReply(
+            response.status_code,
+            b"".join(blocks),
+            ttfb_s or time.perf_counter() - start,
+            get_header("x-request-id"),
+            get_header("retry-after"),
+            get_header("retry-after-ms"),
+        )
+
+    async def aclose(self) -> None:
+        """Close the client."""
+        await self._client.aclose()
+
+
+def through_httpx(
+    make_client: Callable[[Upstream], httpx.AsyncClient] | None = None,
+) -> Callable[[Upstream], Transport]:
+    """A factory of transports for `Services` and `Dispatcher`; without an argument each client is httpx's own."""
+    return lambda upstream: HttpxTransport(upstream, (make_client or _build_client)(upstream))
+
+
+def _build_client(upstream: Upstream) -> httpx.AsyncClient:
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=upstream.max_in_flight)
+    verify = (upstream.ca_file or True) if upstream.verify_tls else False
+    # A client that makes its own transport takes no socket options, and one that is given a transport no proxy.
+    transport = httpx.AsyncHTTPTransport(
+        verify=verify, limits=limits, proxy=find_proxy(upstream), socket_options=KEEPALIVE_OPTIONS
+    )
+    return httpx.AsyncClient(transport=transport)
+
+
+def _to_transport_failure(error: httpx.HTTPError) -> TransportFailure:
+    """What went wrong on the wire, without the request's headers and body."""
+    sent = not isinstance(error, _NOT_SENT_ERRORS)
+    reason = str(error)[:200] or type(error).__name__
+    if isinstance(error, httpx.ConnectTimeout):
+        return TransportFailure(ErrorCode.TIMEOUT, "no connection: timed out", sent=False)
+    if isinstance(error, httpx.TimeoutException):
+        return TransportFailure(ErrorCode.TIMEOUT, "no answer in time", sent=sent)
+    if isinstance(error, httpx.DecodingError):
+        return TransportFailure(ErrorCode.INVALID_RESPONSE, "the answer's encoding cannot be undone", sent=True)
+    return TransportFailure(
+        ErrorCode.CONNECTION_ERROR,
+        f"the connection broke: {reason}" if sent else f"no connection: {reason}",
+        sent=sent,
+    )

@@ -1,0 +1,87 @@
+"""The first page: batches, what they are at, and which of them to show."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Request
+from fastapi.responses import RedirectResponse, Response
+
+from batchline.analytics.prices import PRICE_LIST_CURRENCY
+from batchline.api.auth import Principal
+from batchline.api.concurrency import FairRoute
+from batchline.client import Batchline
+from batchline.client.api_keys import ApiKeys
+from batchline.web.dependencies import CurrentClient, read_query
+from batchline.web.rendering import render_page
+
+FILTERS: Final = ("status", "search", "created_from", "created_to", "member", "order")
+STATUS_TABS: Final = (
+    ("", "All"),
+    ("in_progress", "In progress"),
+    ("completed", "Completed"),
+    ("failed", "Failed"),
+    ("cancelled", "Cancelled"),
+    ("expired", "Expired"),
+)
+
+router = APIRouter(route_class=FairRoute)
+
+
+@router.get("/")
+def list_batches(request: Request, client: CurrentClient) -> Response:
+    """Show a page of batches."""
+    params = read_query(request, *FILTERS, "after")
+    batches = client.batches.records(**_list_query(params), limit=20, include="analytics")
+    filters = {name: value for name, value in params.items() if name != "after"}
+    return render_page(
+        request,
+        "batches.html",
+        batches=batches.data,
+        more=f"/?{urlencode({**filters, 'after': batches.last_id})}" if batches.has_more else None,
+        first=f"/?{urlencode(filters)}" if "after" in params else None,
+        asked=params,
+        statuses=_status_tabs(filters),
+        is_filtered=bool(filters.keys() - {"order"}),
+        members=visible_members(request, client),
+        currency=None if client.services.settings.prices else PRICE_LIST_CURRENCY,
+        endpoints=client.services.settings.endpoints,
+        endpoint=None,
+    )
+
+
+@router.get("/batches")
+def redirect_to_list() -> Response:
+    """Lead whoever cuts off an address to where batches are."""
+    return RedirectResponse("/", 301)
+
+
+def _list_query(params: dict[str, str]) -> dict[str, Any]:
+    """The filters as the operations know them; both days are in it, in UTC."""
+    days = {"created_after": ("created_from", "T00:00:00Z"), "created_before": ("created_to", "T23:59:59Z")}
+    query: dict[str, Any] = {name: params[name] for name in ("status", "search", "after") if name in params}
+    query |= {name: params[day] + time for name, (day, time) in days.items() if day in params}
+    if "member" in params:
+        query["member_id"] = params["member"]
+    return {**query, "active_first": params.get("order") != "newest"}
+
+
+def _status_tabs(filters: dict[str, str]) -> list[tuple[str, str, bool]]:
+    """Name and address of each status, and whether it is the one that is shown."""
+    other_filters = {name: value for name, value in filters.items() if name != "status"}
+    current = filters.get("status", "")
+    return [
+        (
+            name,
+            "/?" + urlencode({**other_filters, "status": status} if status else other_filters),
+            status == current,
+        )
+        for status, name in STATUS_TABS
+    ]
+
+
+def visible_members(request: Request, client: Batchline) -> dict[str, str]:
+    """Ids and names of those whose batches whoever asks can see beside their own."""
+    principal: Principal = request.state.principal
+    return {member.id: member.name for member in ApiKeys(client).members()} if principal.is_manager else {}

@@ -1,0 +1,172 @@
+"""Making a batch: a file is chosen and checked, what is wrong is shown beside it, and then it is started."""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import suppress
+from typing import Final
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Request
+from fastapi.responses import RedirectResponse, Response
+from starlette.exceptions import HTTPException
+
+from batchline.api.concurrency import FairRoute, run_in_thread
+from batchline.api.errors import to_http_exception
+from batchline.api.upload import MultipartForm, UploadHandler
+from batchline.client import Batchline
+from batchline.models.batches import MAX_METADATA_PAIRS, parse_metadata
+from batchline.models.errors import BatchlineError, InvalidInput, NotFound
+from batchline.models.files import FileObject
+from batchline.web.dependencies import CurrentClient, FormFields, read_query
+from batchline.web.rendering import render_page
+from batchline.web.validation_cache import InputCheck, ValidationCache
+
+WINDOW_CHOICES: Final = ("1h", "6h", "24h", "3d", "7d")
+DEFAULT_WINDOW: Final = "24h"
+EXTRA_FIELDS: Final = frozenset({"endpoint"})
+
+router = APIRouter(route_class=FairRoute)
+
+
+@router.get("/new")
+def show_form(request: Request, client: CurrentClient) -> Response:
+    """Show where to drop a file, or the one that was chosen and what is found in it."""
+    params = read_query(request, "file", "endpoint")
+    if "file" not in params:
+        return _upload_page(request, client)
+    file = client.files.retrieve(params["file"])
+    if file.purpose != "batch":
+        raise InvalidInput(f"{file.filename} holds results; a batch is made of an uploaded file", param="file")
+    check = _validation_cache(request).get(client, file, params.get("endpoint"))
+    if check is not None and check.error_count:
+        return _upload_page(request, client, file=file, check=check, is_kept=True)
+    return _start_page(request, client, file, check)
+
+
+@router.post("/new")
+async def receive_file(request: Request, client: CurrentClient) -> Response:
+    """Store a file and check it; one that cannot be a batch is not kept."""
+    uploads: UploadHandler = request.app.state.uploads
+    endpoint = None
+    try:
+        form = MultipartForm(request, extra_fields=EXTRA_FIELDS)
+        file = await uploads.handle_form(form, request, client)
+        endpoint = form.fields.get("endpoint", b"").decode(errors="replace") or None
+        check = await run_in_thread(_check_or_delete, _validation_cache(request), client, file, endpoint)
+    except (BatchlineError, HTTPException) as error:
+        http_error = to_http_exception(error)
+        return _upload_page(
+            request, client, problem=str(http_error.detail), status=http_error.status_code, endpoint=endpoint
+        )
+    if check is not None and check.error_count:
+        return _upload_page(request, client, file=file, check=check, status=400, endpoint=endpoint)
+    endpoint_query = {} if endpoint is None else {"endpoint": endpoint}
+    return RedirectResponse(f"/new?{urlencode({'file': file.id, **endpoint_query})}", 303)
+
+
+def _check_or_delete(
+    cache: ValidationCache, client: Batchline, file: FileObject, endpoint: str | None
+) -> InputCheck | None:
+    is_valid = False
+    try:
+        check = cache.get(client, file, endpoint)
+        is_valid = check is None or not check.error_count
+        return check
+    finally:
+        if not is_valid:
+            with suppress(NotFound):
+                client.files.delete(file.id)
+
+
+@router.post("/batches")
+def create_batch(request: Request, client: CurrentClient, form: FormFields) -> Response:
+    """Make the batch and go to its page; sent twice, it is made once."""
+    fields = {name: str(value) for name, value in form.items()}
+    try:
+        batch = client.batches.create(
+            input_file_id=fields.get("file", ""),
+            endpoint=fields.get("endpoint", ""),
+            completion_window=fields.get("window", "").strip() or DEFAULT_WINDOW,
+            metadata=parse_metadata(fields.get("metadata", "")) or None,
+            idempotency_key=fields.get("once") or None,
+        )
+    except InvalidInput as error:
+        file = client.files.retrieve(fields.get("file", ""))
+        if error.param == "endpoint":
+            return _upload_page(request, client, problem=str(error), status=400)
+        return _start_page(request, client, file, None, fields=fields, problem=error)
+    return RedirectResponse(f"/batches/{batch.id}", 303)
+
+
+def _upload_page(
+    request: Request,
+    client: Batchline,
+    *,
+    status: int = 200,
+    file: FileObject | None = None,
+    check: InputCheck | None = None,
+    problem: str | None = None,
+    endpoint: str | None = None,
+    is_kept: bool = False,
+) -> Response:
+    endpoints = client.services.settings.endpoints
+    return render_page(
+        request,
+        "new.html",
+        status=status,
+        file=file,
+        check=check,
+        problem=problem,
+        endpoints=endpoints,
+        endpoint=endpoint,
+        is_kept=is_kept,
+    )
+
+
+def _start_page(
+    request: Request,
+    client: Batchline,
+    file: FileObject,
+    check: InputCheck | None,
+    *,
+    fields: dict[str, str] | None = None,
+    problem: InvalidInput | None = None,
+) -> Response:
+    """The form that starts a batch, filled in as it was sent, with what was wrong with it."""
+    settings = client.services.settings
+    if check is None:
+        check = _validation_cache(request).get(client, file, (fields or {}).get("endpoint"))
+    values = {
+        "window": DEFAULT_WINDOW,
+        "metadata": "",
+        "endpoint": "",
+        "once": secrets.token_urlsafe(16),
+        **(fields or {}),
+    }
+    return render_page(
+        request,
+        "start.html",
+        status=400 if problem else 200,
+        file=file,
+        check=check,
+        sent=values,
+        problem=problem,
+        endpoints=settings.endpoints,
+        windows=[window for window in WINDOW_CHOICES if _is_window_allowed(client, window)],
+        window_bounds=(settings.min_completion_window, settings.max_completion_window),
+        most_pairs=MAX_METADATA_PAIRS,
+    )
+
+
+def _is_window_allowed(client: Batchline, window: str) -> bool:
+    try:
+        client.services.settings.require_window_s(window)
+    except InvalidInput:
+        return False
+    return True
+
+
+def _validation_cache(request: Request) -> ValidationCache:
+    cache: ValidationCache = request.app.state.validation_cache
+    return cache

@@ -1,0 +1,72 @@
+"""What is wrong with uploaded files and what they would cost, found once and remembered for the next look."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Final, NamedTuple
+
+from batchline.client import Batchline
+from batchline.client.estimate import CostEstimate, estimate_file
+from batchline.models.batches import BatchError
+from batchline.models.errors import InvalidInput
+from batchline.models.files import FileObject
+from batchline.models.plan import Plan
+
+MAX_CHECKED_BYTES: Final = 512 * 2**20
+"""Larger files take longer to read than a person waits; their batch checks them as its first step."""
+
+MAX_CACHED_CHECKS: Final = 256
+SHOWN_MODELS: Final = 20
+
+
+class InputCheck(NamedTuple):
+    """What a batch of the file would be, or why it cannot be one."""
+
+    endpoint: str
+    requests: int
+    models: list[str]
+    errors: list[BatchError]
+    error_count: int
+    estimate: CostEstimate | None
+
+
+class ValidationCache:
+    """The checks of late; files do not change, so that each holds for as long as its file is there."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[tuple[str, str | None], InputCheck] = OrderedDict()
+
+    def get(self, client: Batchline, file: FileObject, endpoint: str | None) -> InputCheck | None:
+        """What is found in the file; none where it is too large to look. Raises as `Files.check`."""
+        if file.bytes > MAX_CHECKED_BYTES:
+            return None
+        key = file.id, endpoint
+        with self._lock:
+            cached = self._entries.get(key)
+        if cached is None:
+            cached = _check_file(client, file.id, endpoint)
+            with self._lock:
+                self._entries[key] = cached
+                if len(self._entries) > MAX_CACHED_CHECKS:
+                    self._entries.popitem(last=False)
+        return cached
+
+
+def _check_file(client: Batchline, file_id: str, endpoint: str | None) -> InputCheck:
+    validation = client.files.validate(file_id, endpoint=endpoint)
+    if validation.plan is None:
+        return InputCheck(endpoint or "", 0, [], validation.errors, validation.error_count, None)
+    return _build_check(validation.plan, _estimate_if_possible(client, file_id))
+
+
+def _build_check(plan: Plan, estimate: CostEstimate | None) -> InputCheck:
+    return InputCheck(plan.endpoint, plan.total, plan.models, [], 0, estimate)
+
+
+def _estimate_if_possible(client: Batchline, file_id: str) -> CostEstimate | None:
+    try:
+        return estimate_file(client, file_id)
+    except InvalidInput:  # nothing that could be estimated
+        return None

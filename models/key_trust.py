@@ -1,0 +1,73 @@
+"""Refuses to send a key to an address that is less trusted than the key.
+
+Files of the working directory may be someone else's: a checkout with a `.env` can name any server. A key from the
+environment, from batchline's own directory or from code goes there only if one of these says so.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import TypeAdapter
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, TomlConfigSettingsSource
+
+from batchline.models.errors import InvalidInput
+
+TRUST_SETTING: Final = "trust_working_directory"
+
+_parse_bool = TypeAdapter(bool).validate_python
+
+
+def require_trusted_address(settings: BaseSettings, arguments: Mapping[str, Any], *, config: Path) -> None:
+    """Raise `InvalidInput` if a key from elsewhere would go to an address that the working directory gives.
+
+    `given` are the arguments of the settings, `config` is the TOML file in batchline's directory.
+    """
+    address = _first_set_field(settings, "base_url", "openai_base_url")
+    key = _first_set_field(settings, "api_key", "openai_api_key")
+    if address is None or key is None:
+        return
+    settings_cls = type(settings)
+    sources: list[tuple[str | None, Mapping[str, Any]]] = [
+        (None, arguments),
+        (None, EnvSettingsSource(settings_cls)()),
+    ]
+    sources += [(".env", DotEnvSettingsSource(settings_cls)())]
+    sources += [
+        ("batchline.toml", _read_toml(settings_cls, Path("batchline.toml"))),
+        (None, _read_toml(settings_cls, config)),
+    ]
+    file, key_file = (_source_file_of(_source_name(settings_cls, field), sources) for field in (address, key))
+    trust_value = next(
+        (
+            values[TRUST_SETTING]
+            for source_file, values in sources
+            if source_file is None and TRUST_SETTING in values
+        ),
+        False,
+    )
+    if file is not None and key_file is None and not _parse_bool(trust_value):
+        raise InvalidInput(
+            f"the server's address ({address}) comes from {file} in the working directory, but its key ({key}) "
+            f"does not, and is therefore not sent to {getattr(settings, address)}. If you trust that address, set "
+            f"BATCHLINE_{TRUST_SETTING.upper()}=true in the environment or {TRUST_SETTING} = true in {config}",
+            param="base_url",
+        )
+
+
+def _first_set_field(settings: BaseSettings, *fields: str) -> str | None:
+    return next((field for field in fields if getattr(settings, field)), None)
+
+
+def _source_name(settings_cls: type[BaseSettings], field: str) -> str:
+    """The name of the field in what the sources give."""
+    return str(settings_cls.model_fields[field].validation_alias or field)
+
+
+def _read_toml(settings_cls: type[BaseSettings], path: Path) -> Mapping[str, Any]:
+    return TomlConfigSettingsSource(settings_cls, path)()
+
+
+def _source_file_of(name: str, sources: list[tuple[str | None, Mapping[str, Any]]]) -> str | None:
+    """The file in the working directory that the value in force comes from; None if it comes from elsewhere."""
+    return next((source_file for source_file, values in sources if name in values), None)
