@@ -93,7 +93,7 @@ def test_requests_that_others_send_are_counted_and_each_settled_once(simulator, 
     until(lambda: 0 < runner.records.get_batch(batch.id).completed < 600)
     check_account(runner, end.result(), 600)
     assert received(stand_in) == 600
-    assert runner.started_caller is None or not runner.caller.metrics.outcomes
+    assert runner.started_dispatcher is None or not runner.caller.metrics.outcomes
     assert not runner.records.read_sender_reports(batch.id, 1)
 
 

@@ -46,7 +46,7 @@ def fails_some(number: int) -> str:
 
 
 def test_a_run_ends_with_its_outcome_its_figures_and_full_progress(simulator, engine_for, chat_file, monkeypatch):
-    for pause in ("ASKED_EVERY_S", "SHOWN_EVERY_S", "TICK_S"):
+    for pause in ("STATE_POLL_INTERVAL_S", "PROGRESS_INTERVAL_S", "TICK_S"):
         monkeypatch.setattr(monitor, pause, 0.1)
     engine = engine_for(simulator(latency_s=0.2).base_url, upstream={"max_in_flight": 8})
     path = chat_file(60, prompt=fails_some).rename(chat_file(1).parent / "a|b <x> _c_.jsonl")
@@ -126,7 +126,7 @@ def test_a_batch_that_will_be_late_is_told_of_once_with_what_is_done(
 ):
     told: list[dict[str, Any]] = []
     monkeypatch.setattr(events, "emit_event", lambda *stopped, **event: told.append(event))
-    for pause in ("ASKED_EVERY_S", "SHOWN_EVERY_S", "TICK_S"):
+    for pause in ("STATE_POLL_INTERVAL_S", "PROGRESS_INTERVAL_S", "TICK_S"):
         monkeypatch.setattr(monitor, pause, 0.1)
     monkeypatch.setattr(monitor, "RISK_CHECK_DELAY_S", 0.5)
     monkeypatch.setattr(monitor.ProgressMeter, "eta_s", lambda self: 3_600.0)

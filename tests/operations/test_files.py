@@ -107,7 +107,7 @@ def test_a_file_whose_batch_ends_while_it_is_looked_at_is_seen_whole(look, world
     file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 12))
     batch = client.batches.create(input_file_id=file.id)
     until(lambda: client.batches.record(batch.id).output_file_id)
-    output, find = client.batches.record(batch.id).output_file_id, records.batch_of_file
+    output, find = client.batches.record(batch.id).output_file_id, records.find_batch_of_file
 
     def find_when_it_is_over(file_id):
         client.batches.wait(batch.id, poll_interval_s=0.02)

@@ -90,7 +90,7 @@ def test_folders_that_come_and_go_break_no_writer(tmp_path: Path) -> None:
 WRITES: dict[str, Callable[[ObjectStore], object]] = {
     "put": lambda store: store.put("key", b"x" * 4 * MIB),
     "put in a new folder": lambda store: store.put("folder/key", b"x" * 4 * MIB),
-    "put_new": lambda store: store.put_if_absent("fresh", b"x" * 4 * MIB),
+    "put_if_absent": lambda store: store.put_if_absent("fresh", b"x" * 4 * MIB),
     "concat": lambda store: store.concat(["half"] * 4, "key"),
 }
 
@@ -160,7 +160,7 @@ def test_a_file_that_may_not_grow_is_a_fault_that_leaves_all_as_it_was(write: st
     assert store.read("key") == b"old"
 
 
-@pytest.mark.parametrize("write", ["put in a new folder", "put_new", "concat"])
+@pytest.mark.parametrize("write", ["put in a new folder", "put_if_absent", "concat"])
 def test_a_file_where_a_folder_should_be_is_a_fault_of_the_writer(write: str, tmp_path: Path) -> None:
     (tmp_path / "objects").write_text("no folder")
 
@@ -177,7 +177,7 @@ CLOSED: dict[str, Callable[[ObjectStore], object]] = {
     "read": lambda store: store.read("closed/key"),
     "stream": lambda store: [*store.stream("closed/key")],
     "put": lambda store: store.put("closed/key", b"new"),
-    "put_new": lambda store: store.put_if_absent("closed/new", b"new"),
+    "put_if_absent": lambda store: store.put_if_absent("closed/new", b"new"),
     "concat": lambda store: store.concat(["closed/key"], "target"),
     "find": lambda store: store.list_objects("closed"),
     "find from above": lambda store: store.list_objects(""),
@@ -200,7 +200,7 @@ def test_a_folder_that_may_not_be_entered_is_a_fault_and_not_an_empty_one(work: 
     assert store.read("closed/key") == b"old"
 
 
-@pytest.mark.parametrize("write", ["put", "put_new", "concat", "copy"])
+@pytest.mark.parametrize("write", ["put", "put_if_absent", "concat", "copy"])
 def test_the_name_of_an_object_and_its_new_folders_are_written_to_the_disk(
     write: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,7 +216,7 @@ def test_the_name_of_an_object_and_its_new_folders_are_written_to_the_disk(
     monkeypatch.setattr(os, "fsync", noting)
     writes = {
         "put": lambda: store.put("new/folder/key", b"text"),
-        "put_new": lambda: store.put_if_absent("new/folder/key", b"text"),
+        "put_if_absent": lambda: store.put_if_absent("new/folder/key", b"text"),
         "concat": lambda: store.concat(["old", "old"], "new/folder/key"),
         "copy": lambda: store.copy("old", "new/folder/key"),
     }

@@ -184,7 +184,7 @@ TAKES_A_KEY: dict[str, Callable[[ObjectStore, str], object]] = {
     "exists": lambda store, key: store.exists(key),
     "put": lambda store, key: store.put(key, b""),
     "put a large one": lambda store, key: store.put(key, b"x" * 9 * MIB),
-    "put_new": lambda store, key: store.put_if_absent(key, b""),
+    "put_if_absent": lambda store, key: store.put_if_absent(key, b""),
     "concat to": lambda store, key: store.concat(["there"], key),
     "delete": lambda store, key: store.delete(["there", key]),
     "uri": lambda store, key: store.uri(key),

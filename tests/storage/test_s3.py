@@ -33,7 +33,7 @@ WORK: dict[str, Callable[[ObjectStore], object]] = {
     "put": lambda store: store.put("key", b"text"),
     "write": lambda store: write(store, "key", b"text"),
     "write much": lambda store: write(store, "key", *[b"x" * MIB] * 9),
-    "put_new": lambda store: store.put_if_absent("key", b"text"),
+    "put_if_absent": lambda store: store.put_if_absent("key", b"text"),
     "concat": lambda store: store.concat(["key", "key"], "target"),
     "find": lambda store: store.list_objects(""),
     "delete": lambda store: store.delete(["key"]),
@@ -309,7 +309,7 @@ def broken() -> Iterator[Front]:
         yield Front(open_objects(S3Server(server.url).settings()), server)
 
 
-@pytest.mark.parametrize("work", ["put", "write", "put_new", "find", "delete", "read"])
+@pytest.mark.parametrize("work", ["put", "write", "put_if_absent", "find", "delete", "read"])
 def test_a_bucket_that_is_not_there_is_a_fault_that_names_it(work: str, broken: Front) -> None:
     broken.server.rule = answers(404, "NoSuchBucket")
 
@@ -317,7 +317,7 @@ def test_a_bucket_that_is_not_there_is_a_fault_that_names_it(work: str, broken: 
         WORK[work](broken.store)
 
 
-@pytest.mark.parametrize("work", ["put", "write", "write much", "put_new", "find", "delete"])
+@pytest.mark.parametrize("work", ["put", "write", "write much", "put_if_absent", "find", "delete"])
 def test_a_bare_404_to_what_looks_for_no_object_is_a_fault(work: str, broken: Front) -> None:
     broken.server.rule = answers(404)
 

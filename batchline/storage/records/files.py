@@ -126,7 +126,7 @@ def find_row(connection: Connection, table: Table, row_id: str, member_id: str |
     """The table's row of that id, of that member where one is named; none where there is none."""
     if not is_storable(row_id):
         return None
-    statement = _row_query(table, is_confined=member_id is not None)
+    statement = _row_query(table, is_restricted=member_id is not None)
     return connection.execute(statement, {"known_as": row_id, "member": member_id}).first()
 
 
