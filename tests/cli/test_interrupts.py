@@ -154,7 +154,7 @@ def test_a_batch_that_is_cancelled_while_it_runs_exits_with_5(simulator, request
     url = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_MAX_IN_FLIGHT": "4"}
     with running("run", "--local", request_file(200), **url) as run:
         until(lambda: upstream.counters()["received"] >= 8)
-        records.move(run.batch_id, BatchStatus.CANCELLING, now=int(time.time()))
+        records.change_status(run.batch_id, BatchStatus.CANCELLING, now=int(time.time()))
         cancelled = run.ended()
 
     assert cancelled.status == 5

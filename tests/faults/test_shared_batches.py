@@ -143,7 +143,7 @@ def test_a_cancel_stops_all_processes_and_what_they_had_not_sent_is_settled_as_c
     batch, end = run_by(runner, senders, 600)
     until(lambda: received(stand_in) > 20)
 
-    runner.records.move(batch.id, BatchStatus.CANCELLING, now=int(time.time()))
+    runner.records.change_status(batch.id, BatchStatus.CANCELLING, now=int(time.time()))
 
     ended = end.result()
     assert ended.status is BatchStatus.CANCELLED

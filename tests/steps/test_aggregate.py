@@ -99,7 +99,7 @@ def test_every_request_is_counted_once_by_model_by_code_and_by_attempts(rows) ->
     _, report = of(rows)
 
     bad = [row for row in rows if not row.ok]
-    failed = [row for row in bad if row.failed]
+    failed = [row for row in bad if row.is_failed]
     assert (report.total, report.completed, report.failed) == (len(rows), len(rows) - len(bad), len(failed))
     codes = Counter(row.error_code for row in bad)
     assert (report.expired, report.cancelled) == (codes["batch_expired"], codes["batch_cancelled"])

@@ -59,7 +59,7 @@ class Hold(NamedTuple):
     """As much of a hold as is read: counts over all runs, and over this one."""
 
     batch: Batch
-    run: Stopped
+    session: Stopped
     settled: tuple[int, int]
     own: SessionProgress
 
@@ -171,7 +171,7 @@ def test_the_display_fits_the_terminal_and_tells_everything_that_it_has_room_for
     assert len(lines) == (3 if reading.paused else 2)
     if columns >= 80:
         assert f"{reading.settled:,}/{reading.total:,} done · {reading.failed:,} failed" in lines[0]
-        assert reading.left in lines[0]
+        assert reading.eta in lines[0]
 
 
 def test_a_limit_that_the_upstream_has_brought_down_is_shown():

@@ -339,7 +339,7 @@ def test_a_batch_ends_all_the_same_where_its_page_cannot_be_made(
 def test_a_crash_between_page_and_end_is_repaired_by_a_resume(simulator, engine_for, chat_file, monkeypatch):
     engine = engine_for(simulator().base_url)
     batch = made(engine, chat_file(30, prompt=orders))
-    move = engine.records.move
+    move = engine.records.change_status
 
     def crash(batch_id, target, **fields):
         if target in TERMINAL_STATUSES:

@@ -167,7 +167,7 @@ def test_a_field_is_cleared_with_none(field: str, records: Records) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda records: records.move(NO_ID, BatchStatus.IN_PROGRESS, now=NOW),
+        lambda records: records.change_status(NO_ID, BatchStatus.IN_PROGRESS, now=NOW),
         lambda records: records.claim(NO_ID, owner="me", now=NOW, lease_s=60),
     ],
     ids=["move", "claim"],

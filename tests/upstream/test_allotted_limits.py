@@ -38,13 +38,13 @@ def test_no_more_is_sent_at_once_than_is_allotted(caller_of, gated, gate):
     lane = caller._pools["default"]
 
     def allot(most: int) -> None:
-        lane.limit.allot(most)
+        lane.limit.set_cap(most)
         lane.wake_workers(lane.limit.value)
 
     caller._loop.call_soon_threadsafe(allot, 0)
     with open_run(caller) as run, run.open_queue(0) as feed:
         feed.put(made_calls(some_bodies(20)))
-        until(lane.has_pending)
+        until(lane.has_pending_calls)
         assert gated.received == []
         for most in (3, 1, 5):
             caller._loop.call_soon_threadsafe(allot, most)

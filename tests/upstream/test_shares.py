@@ -121,7 +121,7 @@ def test_a_limit_that_cannot_be_parted_evenly_goes_round(limit, processes):
 
 
 def test_who_has_more_than_the_fair_share_leaves_some_free_for_who_comes():
-    shares = {"limit": 64, "processes": 2, "wanted": 64, "luck": 0.5}
+    shares = {"limit": 64, "processes": 2, "desired": 64, "random_value": 0.5}
     assert compute_target_slots(taken_slots=52, held_slots=40, **shares) == 50
     assert compute_target_slots(taken_slots=62, held_slots=50, **shares) == 50
     assert compute_target_slots(taken_slots=64, held_slots=50, **shares) == 32

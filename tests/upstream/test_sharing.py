@@ -34,8 +34,8 @@ def sharing_of(caller_of, ledger):
     ) -> Dispatcher:
         caller = caller_of(base_url, **options)
         lane = caller._pools["default"]
-        lane.rates = RateLimits(lane.upstream, lane._loop.time(), period_s=period_s)
-        caller.share(lambda: ledger, timing=timing)
+        lane.rate_limits = RateLimits(lane.upstream, lane._loop.time(), period_s=period_s)
+        caller.share_quota(lambda: ledger, timing=timing)
         return caller
 
     return make
@@ -115,7 +115,7 @@ def test_leases_are_renewed_and_those_of_a_dead_process_end(sharing_of, gated, l
         feed.put(made_calls(some_bodies(20)))
         until(lambda: ledger.taken("in-flight") == 8)
         name = next(name for name in ledger.limits if name.endswith("in-flight"))
-        assert ledger.take(name, 1, QUICK.lease_s) is None
+        assert ledger.acquire(name, 1, QUICK.lease_s) is None
         time.sleep(1.5 * QUICK.lease_s)
         assert ledger.taken("in-flight") == 8
         ledger.fails = True
@@ -174,7 +174,7 @@ def test_a_fault_of_sharing_ends_it_and_not_the_batch(caller_of, serve, caplog):
     def broken() -> MemoryLedger:
         raise RuntimeError("no such thing")
 
-    caller.share(broken, timing=QUICK)
+    caller.share_quota(broken, timing=QUICK)
 
     assert all_answers([caller], 10) == 10
     assert "quota sharing does not work" in caplog.text
@@ -190,7 +190,7 @@ def test_a_ledger_that_could_not_be_opened_is_tried_again(caller_of, gated, ledg
             raise RuntimeError("not yet")
         return ledger
 
-    caller.share(at_the_third_try, timing=QUICK)
+    caller.share_quota(at_the_third_try, timing=QUICK)
     with open_run(caller) as run, run.open_queue(0) as feed:
         feed.put(made_calls(some_bodies(20)))
         until(lambda: ledger.taken("in-flight") == 8)
@@ -229,8 +229,8 @@ def test_a_stall_or_a_fault_leaves_the_share_as_it_is_and_sharing_goes_on(
 @pytest.mark.parametrize("renewed", [False, True])
 def test_slots_whose_lease_was_forgotten_are_given_back_all_the_same(ledger, renewed):
     """Prefect takes back an unknown lease and says nothing of it, and its slots stay taken."""
-    ledger.create("presence", 5)
-    ledger.create("cap", 5)
+    ledger.create_limit("presence", 5)
+    ledger.create_limit("cap", 5)
     presence, slots = SlotLeases("presence", ledger, 60.0), SlotLeases("cap", ledger, 60.0)
     presence.acquire(1)
     slots.acquire(3)
@@ -247,7 +247,7 @@ def test_slots_whose_lease_was_forgotten_are_given_back_all_the_same(ledger, ren
 
 def test_what_is_left_to_lapse_is_given_back_if_its_lease_was_forgotten(ledger):
     """A lease that Prefect has forgotten never ends, so its slots would stay taken for good."""
-    ledger.create("cap", 8)
+    ledger.create_limit("cap", 8)
     slots = SlotLeases("cap", ledger, 60.0)
     slots.acquire(6)
     slots.acquire(2)
@@ -274,7 +274,7 @@ def test_a_minute_with_a_limit_of_0_spends_nothing_of_what_is_still_held(sharing
         feed.put(made_calls(some_bodies(5_000)))
         until(lambda: len(server.received) > 20)
         ledger.set("requests-per-minute", limit=0)
-        until(lambda: caller._pools["default"].rates.requests._most == 0)
+        until(lambda: caller._pools["default"].rate_limits.requests._limit == 0)
         sent = len(server.received)
         time.sleep(PERIOD_S)
         assert len(server.received) <= sent + 1
@@ -305,7 +305,7 @@ def test_a_limit_that_a_person_changes_is_followed_and_0_is_a_pause_with_its_rea
 
 
 def test_a_smaller_limit_than_the_settings_is_told_of_with_what_to_do(sharing_of, serve, ledger, caplog):
-    ledger.create("default-in-flight", 2)
+    ledger.create_limit("default-in-flight", 2)
     server = serve(lambda _: reply(after_s=0.01))
 
     assert all_answers([sharing_of(server.base_url, max_in_flight=8)], 20) == 20
