@@ -17,7 +17,7 @@ def backoff_s(attempt: int, *, base_s: float, cap_s: float, random: Random) -> f
 def retry_after_s(*, retry_after_ms: str | None, retry_after: str | None, now: float) -> float | None:
     """Seconds that an answer's headers ask to wait; none where they ask nothing or are not understood.
 
-    `millis` is `retry-after-ms`, `after` is `Retry-AfterAction` in seconds or as an HTTP date (RFC 9110, 10.2.3);
+    `millis` is `retry-after-ms`, `after` is `Retry-After` in seconds or as an HTTP date (RFC 9110, 10.2.3);
     `now` is in Unix seconds. Never negative.
     """
     if (wait_ms := _parse_number(retry_after_ms)) is not None:

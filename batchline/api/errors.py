@@ -58,7 +58,7 @@ _STATUS_DESCRIPTIONS: Final = {
     409: "Its state forbids it.",
     413: "Too large.",
     416: "No such bytes in the file.",
-    429: "Too many requests, or too many open batches; `Retry-AfterAction` says when to come again.",
+    429: "Too many requests, or too many open batches; `Retry-After` says when to come again.",
     500: "A fault of the server's.",
     503: "Storage or the database does not answer, or the server has too much to do; try again.",
 }

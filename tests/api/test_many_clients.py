@@ -93,7 +93,7 @@ def test_what_a_stopped_server_had_begun_goes_on_in_the_next(serve, tmp_path):
     served.close()
     assert {served.client.batches.record(each).status for each in ids}.isdisjoint({"completed", "failed"})
 
-    other = Batchline(services=served.client.engine)
+    other = Batchline(services=served.client.services)
     with running(other) as url, openai.OpenAI(base_url=url, api_key="none") as client:
         assert {until_over(client, each).status for each in ids} == {"completed"}
 
@@ -116,7 +116,7 @@ def test_figures_tell_of_batches_and_requests(serve, tmp_path):
     file = served.client.files.create(file=requests_file(tmp_path / "r.jsonl", 5, prompt=prompt))
     ran = served.client.batches.create(input_file_id=file.id)
     served.client.batches.wait(ran.id)
-    Batchline(services=served.client.engine, origin="cli").batches.create(input_file_id=file.id, via=None)
+    Batchline(services=served.client.services, origin="cli").batches.create(input_file_id=file.id, via=None)
     time.sleep(1.1)
 
     text = served.http().get("/metrics").text

@@ -169,7 +169,7 @@ def test_nothing_stays_on_s3_of_a_client_that(how, serve, s3_server, monkeypatch
     served = serve(**{name: getattr(place, name) for name in names})
     long = PURPOSE + part("file", CONTENT * 120, "r.jsonl")
     with begun(served, long, length=10**9) as connection:
-        until(lambda: served.client.engine.store.incomplete_uploads(older_than_s=0) != [])
+        until(lambda: served.client.services.store.incomplete_uploads(older_than_s=0) != [])
         if how == "falls silent":
             connection.settimeout(30)
             assert connection.recv(10_000).startswith(b"HTTP/1.1 408 ")

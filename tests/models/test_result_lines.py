@@ -44,10 +44,15 @@ def test_a_line_holds_the_body_whatever_it_is_and_however_it_was_laid_out(body, 
 
 
 @given(body=JSON, layout=LAYOUT, custom_id=TEXT, upstream_request_id=TEXT, message=st.none() | TEXT.filter(bool))
-def test_a_line_is_taken_apart_without_its_body_being_read(body, layout, custom_id, answer_id, message):
+def test_a_line_is_taken_apart_without_its_body_being_read(body, layout, custom_id, upstream_request_id, message):
     text = to_single_line(json.dumps({"error": None, "body": body, "response": 1}, **layout).encode())
     code = None if message is None else "server_error"
-    fields = {"custom_id": encode_json(custom_id), "upstream_request_id": answer_id, "error_code": code, "message": message}
+    fields = {
+        "custom_id": encode_json(custom_id),
+        "upstream_request_id": upstream_request_id,
+        "error_code": code,
+        "message": message,
+    }
 
     answered = parse_result_line(line(body=text, **fields))
     unanswered = parse_result_line(line(status_code=None, **fields))
@@ -101,11 +106,13 @@ def test_an_answer_without_a_body_has_an_empty_one():
 
 
 @given(upstream_request_id=TEXT.filter(bool), message=TEXT.filter(bool))
-def test_texts_of_others_are_quoted(answer_id, message):
-    text = line(status_code=500, upstream_request_id=answer_id, error_code="server_error", message=message)
+def test_texts_of_others_are_quoted(upstream_request_id, message):
+    text = line(
+        status_code=500, upstream_request_id=upstream_request_id, error_code="server_error", message=message
+    )
     written = json.loads(text)
     assert len(text.decode().splitlines()) == 1
-    assert (written["response"]["request_id"], written["error"]["message"]) == (answer_id, message)
+    assert (written["response"]["request_id"], written["error"]["message"]) == (upstream_request_id, message)
 
 
 @pytest.mark.parametrize("code", ErrorCode)

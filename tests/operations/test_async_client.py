@@ -13,7 +13,7 @@ def run(here, work):
     """What `work` returns for an asynchronous client of the same place."""
 
     async def main():
-        async with AsyncBatchline(services=here.client.engine) as client:
+        async with AsyncBatchline(services=here.client.services) as client:
             return await work(client)
 
     return asyncio.run(main())
@@ -52,7 +52,7 @@ def test_a_batch_is_made_waited_for_read_retried_and_deleted(world, tmp_path):
             await client.batches.retrieve(made.id)
 
     run(here, work)
-    assert here.client.engine.store.find("") == []
+    assert here.client.services.store.find("") == []
 
 
 def test_many_batches_run_side_by_side_and_the_loop_goes_on(world, tmp_path):

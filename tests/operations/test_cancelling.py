@@ -79,7 +79,7 @@ def test_from_another_process_it_stops_the_sending(world, tmp_path):
     batch = made(here, tmp_path, 3_000)
     until(lambda: received(here) > 5)
 
-    told = cancelled_elsewhere(here.client.engine.settings, batch.id)
+    told = cancelled_elsewhere(here.client.services.settings, batch.id)
 
     assert told == "cancelling"
     until(lambda: (hold := active_lease(batch.id)) is None or hold.session.stop_reason is not None, patience_s=10)
@@ -147,7 +147,7 @@ def test_what_is_over_cannot_be_cancelled_and_stays_as_it_is(prompt, world, tmp_
 def test_what_has_expired_cannot_be_cancelled(world, tmp_path):
     here = world()
     batch = made(here, tmp_path, 3, via=None)
-    change_batch(here.client.engine.records, batch.id, expires_at=int(time.time()) - 1)
+    change_batch(here.client.services.records, batch.id, expires_at=int(time.time()) - 1)
     assert here.client.batches.run(batch.id).status == "expired"
 
     with pytest.raises(Conflict, match="is expired"):
@@ -157,7 +157,7 @@ def test_what_has_expired_cannot_be_cancelled(world, tmp_path):
 def test_while_it_writes_its_files_it_cannot_be_cancelled(world, tmp_path, monkeypatch):
     here = world()
     batch = made(here, tmp_path, 3, via=None)
-    store = here.client.engine.store
+    store = here.client.services.store
     put = store.put
 
     def full(key: str, data: bytes) -> None:
@@ -178,7 +178,7 @@ def test_while_it_writes_its_files_it_cannot_be_cancelled(world, tmp_path, monke
 def test_one_that_is_cancelled_as_its_validation_ends_shows_no_results(world, tmp_path, monkeypatch):
     here = world()
     batch = made(here, tmp_path, 3, via=None)
-    store = here.client.engine.store
+    store = here.client.services.store
     put = store.put
 
     def put_and_cancel(key: str, data: bytes) -> None:

@@ -43,7 +43,7 @@ def test_a_deleted_batch_leaves_neither_records_nor_objects_but_its_input(world,
         for ask in (here.client.batches.retrieve, here.client.batches.results):
             with pytest.raises(NotFound):
                 ask(batch.id)
-        keys = [info.key for info in here.client.engine.store.find("")]
+        keys = [info.key for info in here.client.services.store.find("")]
         assert [file.id for file in here.client.files.list()] == [batch.input_file_id], state
         assert keys == [layout.input_key(batch.input_file_id)], state
         assert list(here.client.batches.list()) == [], state
@@ -95,7 +95,7 @@ def test_a_deleted_result_file_is_gone_with_its_published_copy(times, world, tmp
         here.client.batches.retry(batch.id, via=None)
         here.client.batches.run(batch.id)
 
-    store, key = here.client.engine.store, here.client.engine.records.get_file(batch.error_file_id).key
+    store, key = here.client.services.store, here.client.services.records.get_file(batch.error_file_id).key
 
     here.client.files.delete(batch.error_file_id)
 

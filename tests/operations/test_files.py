@@ -103,7 +103,7 @@ LOOKS = {
 @pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
 def test_a_file_whose_batch_ends_while_it_is_looked_at_is_seen_whole(look, world, tmp_path, monkeypatch):
     here = world(stand_in={"latency_s": 0.2}, upstream={"max_in_flight": 4}, chunk_requests=2)
-    client, records = here.client, here.client.engine.records
+    client, records = here.client, here.client.services.records
     file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 12))
     batch = client.batches.create(input_file_id=file.id)
     until(lambda: client.batches.record(batch.id).output_file_id)
@@ -155,13 +155,13 @@ def test_what_cannot_be_stored_is_refused_and_leaves_nothing(world):
             client.files.create(**{"file": CONTENT, **options})
 
         assert client.files.list().data == [], told
-        assert client.engine.store.find("") == [], told
+        assert client.services.store.find("") == [], told
 
 
 @pytest.mark.parametrize("writes", [0, 1, 2])
 def test_an_upload_that_is_interrupted_is_seen_by_nobody(writes, world):
     here = world()
-    client, _ = mortal(here.client.engine, writes)
+    client, _ = mortal(here.client.services, writes)
 
     with pytest.raises(StorageFault):
         client.files.create(file=CONTENT)
@@ -176,7 +176,7 @@ def test_a_deleted_file_is_gone(world_of_one):
     for ask in (client.files.retrieve, client.files.content, client.files.delete):
         with pytest.raises(NotFound, match=file.id):
             ask(file.id)
-    assert client.engine.store.find("") == []
+    assert client.services.store.find("") == []
 
 
 def test_a_file_is_checked_as_a_batch_would_check_it(world, tmp_path):
@@ -184,14 +184,14 @@ def test_a_file_is_checked_as_a_batch_would_check_it(world, tmp_path):
     good = client.files.create(file=requests_file(tmp_path / "good.jsonl", 3))
     bad = client.files.create(file=b"{\n[]\n")
 
-    found = client.files.check(good.id)
+    found = client.files.validate(good.id)
     assert found.plan is not None
     assert (found.plan.total, found.plan.endpoint) == (3, "/v1/chat/completions")
-    assert {error.code for error in client.files.check(good.id, endpoint="/v1/embeddings").errors} == {
+    assert {error.code for error in client.files.validate(good.id, endpoint="/v1/embeddings").errors} == {
         "mismatched_url"
     }
-    assert [error.line for error in client.files.check(bad.id).errors] == [1, 2]
+    assert [error.line for error in client.files.validate(bad.id).errors] == [1, 2]
     with pytest.raises(InvalidInput, match="allowed are"):
-        client.files.check(good.id, endpoint="/v1/odd")
+        client.files.validate(good.id, endpoint="/v1/odd")
     with pytest.raises(NotFound):
-        client.files.check("file-1")
+        client.files.validate("file-1")

@@ -46,11 +46,11 @@ def made(here, tmp_path, count=30, prompt="Question {}?".format, **create):
 
 def died(here, batch, writes: int) -> None:
     """The batch has been run by somebody who died at the write behind so many."""
-    client, life = mortal(here.client.engine, writes)
+    client, life = mortal(here.client.services, writes)
     with pytest.raises(BatchlineError):
         client.batches.run(batch.id)
     assert life.is_over
-    let_die(here.client.engine, batch.id)
+    let_die(here.client.services, batch.id)
 
 
 def test_a_healthy_store_needs_nothing(world, tmp_path):
@@ -115,23 +115,23 @@ def test_a_batch_whose_runner_died_is_named_and_run_to_its_end(world, tmp_path):
     resumed = 0
     for writes in range(2, 30, 3):
         batch = made(here, tmp_path)
-        client, _ = mortal(here.client.engine, writes)
+        client, _ = mortal(here.client.services, writes)
         try:
             client.batches.run(batch.id)
         except BatchlineError:
-            let_die(here.client.engine, batch.id)
+            let_die(here.client.services, batch.id)
         if here.client.batches.retrieve(batch.id).status != "completed":
             [chore] = run_housekeeping(here.client)
             assert (chore.kind, chore.subject, chore.done) == ("resume", batch.id, False), writes
             assert "died" in chore.reason, writes
             resumed += 1
         kept(here)
-        later(here.client.engine)
+        later(here.client.services)
         kept(here)
 
         ended = here.client.batches.retrieve(batch.id)
         assert (ended.status, ended.request_counts.completed) == ("completed", 30), writes
-        left = here.client.engine.store.find(layout.batch_prefix(batch.id))
+        left = here.client.services.store.find(layout.batch_prefix(batch.id))
         assert {info.key.rpartition("/")[2] for info in left} == LEFT, writes
     assert resumed >= 5
 
@@ -157,7 +157,7 @@ def test_a_batch_that_waits_for_its_files_is_finished(world, tmp_path, monkeypat
         raise StorageFault("the disk is full")
 
     with monkeypatch.context() as here_only:
-        here_only.setattr(here.client.engine.store, "concat", full)
+        here_only.setattr(here.client.services.store, "concat", full)
         with pytest.raises(StorageFault):
             here.client.batches.run(batch.id)
     assert here.client.batches.retrieve(batch.id).status == "finalizing"
@@ -179,7 +179,7 @@ def test_a_cancelled_batch_that_nobody_finished_is_cancelled(world, tmp_path):
 def test_a_batch_whose_window_has_closed_expires(world, tmp_path):
     here = world()
     batch = made(here, tmp_path)
-    change_batch(here.client.engine.records, batch.id, expires_at=int(time.time()) - 1)
+    change_batch(here.client.services.records, batch.id, expires_at=int(time.time()) - 1)
 
     assert kept(here) == [("resume", batch.id)]
     assert here.client.batches.retrieve(batch.id).status == "expired"
@@ -201,7 +201,7 @@ def test_a_file_is_deleted_when_it_has_expired_and_nothing_needs_it_any_more(wor
     file = here.client.files.create(file=path, expires_after={"anchor": "created_at", "seconds": 3_600})
     assert file.expires_at == file.created_at + 3_600
     batch = here.client.batches.create(input_file_id=file.id, via=None)
-    change_file(here.client.engine.records, file.id, expires_at=int(time.time()) - 1)
+    change_file(here.client.services.records, file.id, expires_at=int(time.time()) - 1)
 
     assert list(run_housekeeping(here.client)) == []
     here.client.batches.run(batch.id)
@@ -209,7 +209,7 @@ def test_a_file_is_deleted_when_it_has_expired_and_nothing_needs_it_any_more(wor
     assert kept(here) == [("delete_file", file.id)]
     with pytest.raises(NotFound):
         here.client.files.retrieve(file.id)
-    assert not here.client.engine.store.exists(layout.input_key(file.id))
+    assert not here.client.services.store.exists(layout.input_key(file.id))
 
 
 def test_what_a_batch_leaves_expires_as_it_was_made_to(world, tmp_path):
@@ -226,20 +226,20 @@ def test_what_a_batch_leaves_expires_as_it_was_made_to(world, tmp_path):
     for each in ids:
         file = here.client.files.retrieve(each)
         assert file.expires_at == ended.completed_at + 60
-        change_file(here.client.engine.records, each, expires_at=1)
+        change_file(here.client.services.records, each, expires_at=1)
 
     assert sorted(kept(here)) == sorted(("delete_file", each) for each in ids)
     assert here.client.batches.retrieve(batch.id) == ended
-    assert not here.client.engine.store.exists(layout.output_key(batch.id))
+    assert not here.client.services.store.exists(layout.output_key(batch.id))
 
 
 def test_what_a_retry_leaves_is_kept_as_long_as_what_the_batch_left_first(world, tmp_path):
     here = world()
     batch = made(here, tmp_path, 4, prompt="simulate:status=400 {}".format, output_expires_after=3_600)
     first = here.client.batches.run(batch.id)
-    change_file(here.client.engine.records, first.error_file_id, expires_at=int(time.time()) + 1)
+    change_file(here.client.services.records, first.error_file_id, expires_at=int(time.time()) + 1)
     here.client.batches.retry(batch.id, via=None)
-    change_file(here.client.engine.records, first.error_file_id, expires_at=int(time.time()) - 1)
+    change_file(here.client.services.records, first.error_file_id, expires_at=int(time.time()) - 1)
 
     ended = here.client.batches.run(batch.id)
 
@@ -249,28 +249,28 @@ def test_what_a_retry_leaves_is_kept_as_long_as_what_the_batch_left_first(world,
 
 def test_an_upload_that_died_leaves_nothing_a_day_later(world, tmp_path):
     here = world()
-    client, _ = mortal(here.client.engine, 2)
+    client, _ = mortal(here.client.services, 2)
     with pytest.raises(StorageFault):
         client.files.create(file=requests_file(tmp_path / "r.jsonl", 3))
 
     assert list(here.client.files.list()) == []
     assert list(run_housekeeping(here.client)) == []
-    later(here.client.engine)
+    later(here.client.services)
     assert [kind for kind, _ in kept(here)] == ["delete_objects"]
-    assert here.client.engine.store.find("") == []
+    assert here.client.services.store.find("") == []
 
 
 def test_a_deletion_that_died_is_brought_to_its_end(world, tmp_path):
     here = world()
     for writes in range(1, 7):
         batch = here.client.batches.run(made(here, tmp_path).id)
-        client, _ = mortal(here.client.engine, writes)
+        client, _ = mortal(here.client.services, writes)
         client.batches.delete(batch.id)
 
         with pytest.raises(NotFound):
             here.client.batches.retrieve(batch.id)
         assert kept(here) == [("delete_objects", layout.batch_prefix(batch.id))], writes
-        keys = [info.key for info in here.client.engine.store.find("")]
+        keys = [info.key for info in here.client.services.store.find("")]
         assert keys == [layout.input_key(batch.input_file_id)], writes
         here.client.files.delete(batch.input_file_id)
 
@@ -284,7 +284,7 @@ def test_what_a_retry_replaced_is_kept_for_readers_and_then_deleted(world, tmp_p
     content = lines_of(here.client, ended.error_file_id)
 
     assert list(run_housekeeping(here.client)) == []
-    later(here.client.engine)
+    later(here.client.services)
     done = kept(here)
     assert {kind for kind, _ in done} == {"delete_objects"}
     assert all(subject.startswith(layout.batch_prefix(batch.id)) for _, subject in done)
@@ -300,7 +300,7 @@ def test_a_retry_outlives_the_cleaning_up_that_the_end_before_it_had_no_time_for
         raise StorageFault("the disk is away")
 
     with monkeypatch.context() as here_only:
-        here_only.setattr(here.client.engine.store, "delete", refuse)
+        here_only.setattr(here.client.services.store, "delete", refuse)
         ended = here.client.batches.run(batch.id)
     assert (ended.status, ended.request_counts.failed) == ("completed", 3)
 
@@ -317,7 +317,9 @@ def test_what_a_writer_that_died_left_half_is_discarded_after_a_day(world, tmp_p
         pytest.skip("a matter of the disk; of S3's unfinished uploads tests/storage tells")
     here = world()
     batch = made(here, tmp_path)
-    half = Path(here.client.engine.store.uri(layout.input_key(batch.input_file_id))).with_name(f".tmp-{'0a' * 16}")
+    half = Path(here.client.services.store.uri(layout.input_key(batch.input_file_id))).with_name(
+        f".tmp-{'0a' * 16}"
+    )
     half.write_bytes(b"{")
     assert list(run_housekeeping(here.client)) == []
     os.utime(half, (1, 1))
@@ -339,8 +341,8 @@ def test_what_other_programs_have_half_written_is_left_alone(world, tmp_path, pl
         pytest.skip("a matter of the disk; of S3's unfinished uploads tests/storage tells")
     here = world()
     batch = made(here, tmp_path)
-    root = Path(here.client.engine.store.root)
-    own = Path(here.client.engine.store.uri(layout.input_key(batch.input_file_id))).parent
+    root = Path(here.client.services.store.root)
+    own = Path(here.client.services.store.uri(layout.input_key(batch.input_file_id))).parent
     files = [*(root / name for name in FOREIGN), own / ".tmp-notes", own / f".tmp-{'0a' * 16}.txt"]
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -355,7 +357,7 @@ def test_a_chore_that_fails_is_told_and_the_others_are_done(world, tmp_path, mon
     here = world()
     files = [here.client.files.create(file=requests_file(tmp_path / "r.jsonl", 3)) for _ in range(2)]
     for file in files:
-        change_file(here.client.engine.records, file.id, expires_at=1)
+        change_file(here.client.services.records, file.id, expires_at=1)
     delete = here.client.files.delete
 
     def refuse_first(file_id: str) -> None:

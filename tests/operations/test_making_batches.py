@@ -145,7 +145,7 @@ def test_what_is_over_or_runs_cannot_be_resumed(world, tmp_path):
 
 def test_leaving_a_client_stops_what_it_runs_and_another_goes_on(world, tmp_path):
     here = world(stand_in={"latency_s": 0.05}, upstream={"max_in_flight": 4})
-    engine = here.client.engine
+    engine = here.client.services
     with Batchline(services=engine) as client:
         batch = client.batches.create(input_file_id=stored(here, tmp_path, 300).id)
         until(lambda: here.simulator.counters()["received"] >= 20)

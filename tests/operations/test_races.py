@@ -56,7 +56,7 @@ def operate(number: int, settings: Settings, verb: str, batch_id: str) -> object
 def at_once(here, verb: str, batch_id: str, *, apart: bool) -> list[object]:
     """What two got who did it at the same moment, each in a thread or a process."""
     if apart:
-        return in_processes(2, operate, here.client.engine.settings, verb, batch_id)
+        return in_processes(2, operate, here.client.services.settings, verb, batch_id)
     options = {"via": None} if verb == "retry" else {}
     return in_threads(2, lambda _: getattr(here.client.batches, verb)(batch_id, **options))
 
@@ -154,7 +154,7 @@ def test_a_deletion_against_a_run_leaves_nothing(world, tmp_path):
         assert isinstance(ran, BatchResponse | NotFound | Conflict)
         with pytest.raises(NotFound):
             batches.retrieve(batch.id)
-        assert here.client.engine.store.find(f"batches/{batch.id}/") == []
+        assert here.client.services.store.find(f"batches/{batch.id}/") == []
     assert {file.purpose for file in here.client.files.list()} == {"batch"}
 
 
@@ -171,8 +171,8 @@ def test_a_retry_against_a_deletion_ends_in_one_of_both(world, tmp_path):
         assert isinstance(retried, BatchResponse | BatchlineError)
         with pytest.raises(NotFound):
             batches.retrieve(batch.id)
-        list_of = here.client.engine.records.doomed(now=2**40)
-        left = [info.key for info in here.client.engine.store.find(f"batches/{batch.id}/")]
+        list_of = here.client.services.records.doomed(now=2**40)
+        left = [info.key for info in here.client.services.store.find(f"batches/{batch.id}/")]
         assert [key for key in left if not key.startswith(tuple(some.prefix for some in list_of) or ("-",))] == []
 
 
@@ -211,7 +211,7 @@ class Dawdling(Records):
 
 def test_a_heartbeat_that_comes_late_does_not_change_the_counts_of_what_is_over(world, tmp_path):
     here = world(stand_in={"latency_s": 0.1}, upstream={"max_in_flight": 2})
-    engine = here.client.engine
+    engine = here.client.services
     records = Dawdling(engine.records)
     batch = made(here, tmp_path)
 
@@ -225,7 +225,7 @@ def test_a_heartbeat_that_comes_late_does_not_change_the_counts_of_what_is_over(
 
 def test_a_retry_right_behind_the_end_is_run(world, tmp_path, monkeypatch):
     here = world()
-    store, batches = here.client.engine.store, here.client.batches
+    store, batches = here.client.services.store, here.client.batches
     delete, is_deleting = store.delete, threading.Event()
 
     def slowly(keys) -> None:
@@ -250,7 +250,7 @@ def test_a_retry_right_behind_the_end_is_run(world, tmp_path, monkeypatch):
 def test_a_batch_whose_process_was_killed_is_taken_over_once_by_one_of_two(world, tmp_path):
     here = world(stand_in={"latency_s": 0.05}, upstream={"max_in_flight": 2}, lease_s=1.0, flush_interval_s=0.1)
     batch = made(here, tmp_path, 60)
-    process = begun(here.client.engine.settings, batch.id)
+    process = begun(here.client.services.settings, batch.id)
     until(lambda: here.simulator.counters()["received"] >= 10)
     process.kill()
     process.join()

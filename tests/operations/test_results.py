@@ -80,7 +80,7 @@ def test_filters_choose_before_the_page_is_cut(ended):
 def test_a_page_at_depth_reads_no_row_group_before_it(ended, monkeypatch):
     client, batch = ended
     read = []
-    store = client.engine.store
+    store = client.services.store
     original = store.read
 
     def counted(key, start=0, end=None):
@@ -152,7 +152,7 @@ def test_a_chunk_that_is_finished_while_its_segments_are_read_is_read_from_its_p
     waiting_batch, waiter, monkeypatch
 ):
     client, batch_id = waiting_batch(200, chunk_requests=20)
-    store, reader = client.engine.store, threading.current_thread()
+    store, reader = client.services.store, threading.current_thread()
     waiter.answer_only(30)
     until(lambda: client.batches.record(batch_id).output_file_id)
     until(lambda: statuses(client, batch_id)["completed"] == 30)  # then no chunk finishes until the test goes on

@@ -79,10 +79,10 @@ def test_the_old_content_is_served_until_the_new_is_whole(world, tmp_path):
     here.client.batches.retry(batch.id, via=None)
 
     assert [lines_of(here.client, each) for each in (batch.output_file_id, batch.error_file_id)] == before
-    published = here.client.engine.store.read(f"batches/{batch.id}/output.jsonl")
+    published = here.client.services.store.read(f"batches/{batch.id}/output.jsonl")
     ended = here.client.batches.run(batch.id)
     assert len(lines_of(here.client, ended.output_file_id)) > len(before[0])
-    assert here.client.engine.store.read(f"batches/{batch.id}/output.jsonl") != published
+    assert here.client.services.store.read(f"batches/{batch.id}/output.jsonl") != published
     assert_each_once_in_order(here.client, ended, 60)
 
 
@@ -174,7 +174,7 @@ def test_a_cancelled_batch_keeps_what_was_answered(world, tmp_path):
     assert "cancelled" in statuses
 
     here.client.batches.cancel(batch.id)  # once more does nothing
-    here.client.engine.caller.close()
+    here.client.services.caller.close()
     here.client.close()
 
 

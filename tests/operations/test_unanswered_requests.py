@@ -46,7 +46,7 @@ def test_requests_left_unanswered_are_not_counted_as_failed_and_the_report_names
     assert (ended.status, counts.total, counts.completed, counts.failed) == (how, 3 + HANGING, 2, 1)
     errors = Counter(line["error"]["code"] for line in lines_of(here.client, ended.error_file_id))
     assert errors == {"invalid_request": 1, f"batch_{how}": HANGING}
-    report = read_report(here.client.engine.store, batch.id)
+    report = read_report(here.client.services.store, batch.id)
     assert (report.completed, report.failed, getattr(report, how)) == (2, 1, HANGING)
     assert report.expired + report.cancelled == HANGING
     assert [model.failed for model in report.models] == [1]
@@ -62,10 +62,10 @@ def test_a_retry_of_some_keeps_the_counts_of_the_others_apart(world):
     again = here.client.batches.retry_requests(batch.id, [*failed, cancelled[0]], via=None)
 
     assert (again.request_counts.completed, again.request_counts.failed) == (2, 0)
-    record = here.client.engine.records.get_batch(batch.id)
+    record = here.client.services.records.get_batch(batch.id)
     assert (record.unanswered, record.failed) == (HANGING - 1, 0)
     here.client.batches.cancel(batch.id)
     ended = here.client.batches.run(batch.id)
     assert (ended.request_counts.completed, ended.request_counts.failed) == (2, 0)
-    assert here.client.engine.records.get_batch(batch.id).unanswered == HANGING + 1
+    assert here.client.services.records.get_batch(batch.id).unanswered == HANGING + 1
     assert lines_of(here.client, ended.error_file_id)[0]["error"]["code"] == "batch_cancelled"

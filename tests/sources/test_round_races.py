@@ -19,7 +19,8 @@ from batchline.models.sync import SyncOptions, SyncSummary
 from batchline.storage.objects.store import ObjectWriter
 from batchline.storage.records.schema import synced_files
 from batchline.storage.records.store import SyncedVersion
-from batchline.sync import local_folder, sync_source
+from batchline.sync import local_folder as local_folder_module
+from batchline.sync import sync_source
 from batchline.sync.folder import WatchedFile
 from batchline.sync.local_folder import LocalWatchedFolder
 
@@ -323,7 +324,7 @@ def test_a_file_that_a_killed_round_had_moved_aside_is_picked_up(
 
     synced(engine, local_folder)
     assert inputs_of(engine) == []
-    monkeypatch.setattr(local_folder, "ASIDE_S", -1)
+    monkeypatch.setattr(local_folder_module, "ASIDE_S", -1)
     synced(engine, local_folder)
 
     assert (inputs_of(engine), local_folder.names()) == ([newer], ["a.jsonl"])
@@ -380,7 +381,9 @@ def test_rounds_that_are_killed_lose_no_file_and_take_none_twice(
             time.sleep(0.05)
         process.kill()
         process.join()
-    monkeypatch.setattr(local_folder, "ASIDE_S", -1)  # no other round is at work, and the test does not wait
+    monkeypatch.setattr(
+        local_folder_module, "ASIDE_S", -1
+    )  # no other round is at work, and the test does not wait
     synced(shared, folder, after="move")
 
     assert sorted(inputs_of(shared)) == sorted(texts)

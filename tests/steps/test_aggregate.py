@@ -103,7 +103,7 @@ def test_every_request_is_counted_once_by_model_by_code_and_by_attempts(rows) ->
     assert (report.total, report.completed, report.failed) == (len(rows), len(rows) - len(bad), len(failed))
     codes = Counter(row.error_code for row in bad)
     assert (report.expired, report.cancelled) == (codes["batch_expired"], codes["batch_cancelled"])
-    by_model = Counter((row.model or "", row.ok) for row in rows if row.ok or row.failed)
+    by_model = Counter((row.model or "", row.ok) for row in rows if row.ok or row.is_failed)
     assert {model.model: (model.completed, model.failed) for model in report.models} == {
         name: (by_model[name, True], by_model[name, False]) for name in {row.model or "" for row in rows}
     }

@@ -52,7 +52,7 @@ class Batch(NamedTuple):
 
 
 class Stopped(NamedTuple):
-    stopped: str | None
+    stop_reason: str | None
 
 
 class Hold(NamedTuple):

@@ -44,7 +44,7 @@ def test_no_more_is_sent_at_once_than_is_allotted(caller_of, gated, gate):
     caller._loop.call_soon_threadsafe(allot, 0)
     with open_run(caller) as run, run.open_queue(0) as feed:
         feed.put(made_calls(some_bodies(20)))
-        until(lane.has_pending_calls)
+        until(lane.has_pending)
         assert gated.received == []
         for most in (3, 1, 5):
             caller._loop.call_soon_threadsafe(allot, most)

@@ -147,7 +147,7 @@ def test_a_thousand_failures_of_a_million_are_seen_in_each_bar(serve, look: Look
     file = served.client.files.create(file=("some.jsonl", lines(20, failing=2)))
     batch = served.client.batches.create(input_file_id=file.id)
     assert served.client.batches.wait(batch.id, timeout_s=60).status in TERMINAL_STATUSES
-    change_batch(served.client.engine.records, batch.id, total=1_000_000, completed=999_000, failed=1_000)
+    change_batch(served.client.services.records, batch.id, total=1_000_000, completed=999_000, failed=1_000)
     for path, least in ((f"{root_of(served.url)}/", 3), (f"{root_of(served.url)}/batches/{batch.id}", 3)):
         page = look(path)
         bar, bad = page.locator("svg.bar").first, page.locator("svg.bar rect.bad").first

@@ -13,7 +13,7 @@ from batchline import Batchline
 from batchline.models.analytics import BatchAnalytics
 from batchline.models.batches import BatchResponse
 from batchline.models.status import BatchStatus
-from batchline.storage.objects import store
+from batchline.storage.objects import local
 
 STATES = {
     BatchStatus.VALIDATING: "Checking",
@@ -280,8 +280,8 @@ def test_running_batches_come_first_unless_the_newest_are_wanted(served: Served,
 
 def test_the_list_reads_no_files(served: Served, person: Person, tmp_path, monkeypatch):
     batch = made(served, tmp_path)
-    monkeypatch.setattr(store.LocalObjectStore, "read", lambda *_, **__: 1 / 0)
-    monkeypatch.setattr(store.LocalObjectStore, "stream", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(local.LocalObjectStore, "read", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(local.LocalObjectStore, "stream", lambda *_, **__: 1 / 0)
     page = person.open("/", search=batch.id)
     assert (page.status, "4 of 6" in page.words()) == (200, True)
 
