@@ -160,10 +160,10 @@ def flow(options: dict[str, Any]) -> dict[str, Any]:
     from batchline.flows.process_batch import process_batch
 
     engine, file_id = _prepared(options)
-    engine.caller.open_session("warm", deadline=None, refusals_to_stop=1, grace_s=0, requests=0).close()
+    engine.dispatcher.open_session("warm", deadline=None, refusals_to_stop=1, grace_s=0, requests=0).close()
     with using_services(engine):
         figures, batch = _timed(lambda: process_batch(input_file_id=file_id))
-    engine.caller.close()  # and give back its share of the caps, for whoever comes next
+    engine.dispatcher.close()  # and give back its share of the caps, for whoever comes next
     return {**figures, "ok": batch.request_counts.completed, **_sending(engine, batch, figures)}
 
 

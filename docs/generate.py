@@ -36,7 +36,7 @@ Made from `models/settings.py` and `models/upstreams.py` by `python docs/generat
 
 A setting is looked for in this order, and the first that is found holds:
 
-1. arguments, in Python: `load_settings(max_chunk_requests=100)`;
+1. arguments, in Python: `load_settings(chunk_requests=100)`;
 2. environment variables, `BATCHLINE_` and the setting's name in capitals; an empty one counts as none,
    but an empty `OPENAI_BASE_URL` or `BATCHLINE_BASE_URL` beside a key is refused, as requests would go to OpenAI;
 3. the same variables in a file `.env` in the working directory;

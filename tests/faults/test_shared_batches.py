@@ -93,7 +93,7 @@ def test_requests_that_others_send_are_counted_and_each_settled_once(simulator, 
     until(lambda: 0 < runner.records.get_batch(batch.id).completed < 600)
     check_account(runner, end.result(), 600)
     assert received(stand_in) == 600
-    assert runner.started_dispatcher is None or not runner.caller.metrics.outcomes
+    assert runner.started_dispatcher is None or not runner.dispatcher.metrics.outcomes
     assert not runner.records.read_sender_reports(batch.id, 1)
 
 
@@ -224,7 +224,7 @@ def test_of_two_that_send_the_same_chunk_the_first_to_end_makes_its_part(simulat
         assert late.result() == early
         hold.exchange_reports()
         assert hold.counts() == (100, 0)
-        keys = {info.key for info in runner.store.find(layout.parts_prefix(batch.id, 0))}
+        keys = {info.key for info in runner.store.walk(layout.parts_prefix(batch.id, 0))}
     assert sorted(key.rpartition(".")[2] for key in keys) == ["jsonl", "parquet"]
     with acquire_lease(runner, batch.id) as hold:
         ended = run_pipeline(hold, send_all=lambda todo: sent_by(hold, [first], todo))

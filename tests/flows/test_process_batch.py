@@ -315,7 +315,7 @@ def test_caps_are_shared_on_the_server_where_the_settings_let_it(simulator, engi
     engine = engine_for(simulator(latency_s=0.05).base_url, upstream=upstream, share_budgets=share)
 
     assert run_flow(engine, input_file_id=store_input_file(engine, chat_file(20)).id).is_completed()
-    engine.caller.close()
+    engine.dispatcher.close()
 
     def taken() -> dict[str, int]:
         with get_client(sync_client=True) as client:

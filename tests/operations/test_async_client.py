@@ -52,7 +52,7 @@ def test_a_batch_is_made_waited_for_read_retried_and_deleted(world, tmp_path):
             await client.batches.retrieve(made.id)
 
     run(here, work)
-    assert here.client.services.store.find("") == []
+    assert here.client.services.store.walk("") == []
 
 
 def test_many_batches_run_side_by_side_and_the_loop_goes_on(world, tmp_path):

@@ -96,7 +96,7 @@ LOOKS = {
     "content": lambda files, file_id: b"".join(files.content(file_id)).count(b"\n"),
     "a part": lambda files, file_id: b"".join(files.content(file_id, end=10**6)).count(b"\n"),
     "extent": lambda files, file_id: files.extent(file_id).lines,
-    "lines": lambda files, file_id: files.lines(file_id, skip=2).last,
+    "lines": lambda files, file_id: files.lines(file_id, skip=2).last_line,
 }
 
 
@@ -155,7 +155,7 @@ def test_what_cannot_be_stored_is_refused_and_leaves_nothing(world):
             client.files.create(**{"file": CONTENT, **options})
 
         assert client.files.list().data == [], told
-        assert client.services.store.find("") == [], told
+        assert client.services.store.walk("") == [], told
 
 
 @pytest.mark.parametrize("writes", [0, 1, 2])
@@ -176,7 +176,7 @@ def test_a_deleted_file_is_gone(world_of_one):
     for ask in (client.files.retrieve, client.files.content, client.files.delete):
         with pytest.raises(NotFound, match=file.id):
             ask(file.id)
-    assert client.services.store.find("") == []
+    assert client.services.store.walk("") == []
 
 
 def test_a_file_is_checked_as_a_batch_would_check_it(world, tmp_path):

@@ -131,7 +131,7 @@ def test_a_batch_whose_runner_died_is_named_and_run_to_its_end(world, tmp_path):
 
         ended = here.client.batches.retrieve(batch.id)
         assert (ended.status, ended.request_counts.completed) == ("completed", 30), writes
-        left = here.client.services.store.find(layout.batch_prefix(batch.id))
+        left = here.client.services.store.walk(layout.batch_prefix(batch.id))
         assert {info.key.rpartition("/")[2] for info in left} == LEFT, writes
     assert resumed >= 5
 
@@ -257,7 +257,7 @@ def test_an_upload_that_died_leaves_nothing_a_day_later(world, tmp_path):
     assert list(run_housekeeping(here.client)) == []
     later(here.client.services)
     assert [kind for kind, _ in kept(here)] == ["delete_objects"]
-    assert here.client.services.store.find("") == []
+    assert here.client.services.store.walk("") == []
 
 
 def test_a_deletion_that_died_is_brought_to_its_end(world, tmp_path):
@@ -270,7 +270,7 @@ def test_a_deletion_that_died_is_brought_to_its_end(world, tmp_path):
         with pytest.raises(NotFound):
             here.client.batches.retrieve(batch.id)
         assert kept(here) == [("delete_objects", layout.batch_prefix(batch.id))], writes
-        keys = [info.key for info in here.client.services.store.find("")]
+        keys = [info.key for info in here.client.services.store.walk("")]
         assert keys == [layout.input_key(batch.input_file_id)], writes
         here.client.files.delete(batch.input_file_id)
 

@@ -154,7 +154,7 @@ def test_a_deletion_against_a_run_leaves_nothing(world, tmp_path):
         assert isinstance(ran, BatchResponse | NotFound | Conflict)
         with pytest.raises(NotFound):
             batches.retrieve(batch.id)
-        assert here.client.services.store.find(f"batches/{batch.id}/") == []
+        assert here.client.services.store.walk(f"batches/{batch.id}/") == []
     assert {file.purpose for file in here.client.files.list()} == {"batch"}
 
 
@@ -171,8 +171,8 @@ def test_a_retry_against_a_deletion_ends_in_one_of_both(world, tmp_path):
         assert isinstance(retried, BatchResponse | BatchlineError)
         with pytest.raises(NotFound):
             batches.retrieve(batch.id)
-        list_of = here.client.services.records.doomed(now=2**40)
-        left = [info.key for info in here.client.services.store.find(f"batches/{batch.id}/")]
+        list_of = here.client.services.records.due_deletions(now=2**40)
+        left = [info.key for info in here.client.services.store.walk(f"batches/{batch.id}/")]
         assert [key for key in left if not key.startswith(tuple(some.prefix for some in list_of) or ("-",))] == []
 
 

@@ -174,7 +174,7 @@ def test_a_cancelled_batch_keeps_what_was_answered(world, tmp_path):
     assert "cancelled" in statuses
 
     here.client.batches.cancel(batch.id)  # once more does nothing
-    here.client.services.caller.close()
+    here.client.services.dispatcher.close()
     here.client.close()
 
 

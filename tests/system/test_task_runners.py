@@ -75,7 +75,7 @@ def test_a_batch_is_sent_by_the_processes_that_the_settings_name(kind, simulator
 
     check_output(engine, state.result())
     assert stand_in.counters()["received"] == TOTAL
-    assert engine.started_dispatcher is None or engine.caller.metrics.outcomes.total() == 0
+    assert engine.started_dispatcher is None or engine.dispatcher.metrics.outcomes.total() == 0
 
 
 @pytest.fixture
