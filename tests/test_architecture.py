@@ -223,18 +223,6 @@ def test_no_two_classes_have_one_name():
     assert {name: count for name, count in classes.items() if count > 1} == {}
 
 
-def test_docstrings_of_functions_open_with_a_verb_or_a_noun():
-    wrong = [
-        f"{source.name}:{node.lineno} {docstring.split()[0]}"
-        for source in SOURCES
-        for node in ast.walk(source.tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and (docstring := ast.get_docstring(node))
-        and docstring.split()[0] in {"What", "Whether", "How", "Which", "Where", "Who", "Whose", "Why", "When"}
-    ]
-    assert wrong == []
-
-
 def test_a_local_run_imports_nothing_slow_before_its_first_request():
     program = "import json, sys, batchline.cli.run, batchline.engine.pipeline; print(json.dumps([*sys.modules]))"
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT)
