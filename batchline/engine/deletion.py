@@ -1,7 +1,7 @@
-"""Deletes what is doomed: objects that the records say nothing will need any more.
+"""Deletes objects that the records have scheduled for deletion.
 
-A commit can be lost with its database, a deletion cannot: what a commit makes needless is deleted an hour later
-(docs/decisions/0008-commits-in-doubt.md).
+A commit can be lost with its database, a deletion cannot be undone: objects that a commit makes obsolete are
+deleted an hour later (docs/decisions/0008-commits-in-doubt.md).
 """
 
 import logging
@@ -15,18 +15,18 @@ from batchline.storage.records.store import PendingDeletion
 log = logging.getLogger(__name__)
 
 DELETION_DELAY_S = 3_600
-"""Seconds that parts, inputs in watched folders and replaced files outlive the commit that makes them needless.
+"""Seconds that parts, inputs in watched folders and replaced files are kept after they become obsolete.
 
-Readers may still have them open, and a database that comes back older than it was (after a power failure or a
-failover, from a backup) may not know of that commit.
+Readers may still have them open, and a database restored from a backup, or failed over to a standby, may not
+contain the commit that replaced them.
 """
 
 MAX_DELETIONS_PER_BATCH = 20
-"""Prefixes that the end of a batch deletes at most, so that it is not held up by those of many others."""
+"""Prefixes that the end of one batch deletes at most; those of other batches must not delay it for long."""
 
 
 def find_objects(store: ObjectStore, deletion: PendingDeletion) -> list[ObjectInfo]:
-    """The objects that are doomed and still there."""
+    """Return the objects of a scheduled deletion that still exist."""
     if deletion.prefix.endswith("/"):
         return [
             info
@@ -40,13 +40,14 @@ def find_objects(store: ObjectStore, deletion: PendingDeletion) -> list[ObjectIn
 
 
 def delete_objects(services: Services, deletion: PendingDeletion) -> None:
-    """Delete those objects; safe to repeat. Raises `StorageFault`."""
+    """Delete the objects of a scheduled deletion; safe to repeat. Raises `StorageFault`."""
     services.store.delete([info.key for info in find_objects(services.store, deletion)])
+    # After the objects: if the process dies in between, the deletion is repeated.
     services.records.unschedule_deletion(deletion.prefix)
 
 
 def delete_now(services: Services, *prefixes: str) -> None:
-    """Delete what is doomed and due below one of those prefixes; where storage fails, later housekeeping does."""
+    """Carry out the deletions due below the prefixes; after a storage fault they are left to housekeeping."""
     try:
         for deletion in services.records.due_deletions(now=time.time()):
             if deletion.prefix.startswith(prefixes):
@@ -56,7 +57,7 @@ def delete_now(services: Services, *prefixes: str) -> None:
 
 
 def delete_due(services: Services, *, limit: int = MAX_DELETIONS_PER_BATCH) -> None:
-    """Delete some of what is due of any batch; the rest is left to the next end of a batch, or to housekeeping."""
+    """Carry out up to `limit` deletions due in any batch; the others are left to the next call or housekeeping."""
     try:
         due = [
             deletion

@@ -1,4 +1,4 @@
-"""How files and batches come into being: an input is stored whole, then a batch is recorded for it."""
+"""Creates files and batches: an input is stored completely before a batch is recorded for it."""
 
 import gzip
 import hashlib
@@ -23,13 +23,13 @@ from batchline.storage.records.store import BatchRecord, FileRecord, Idempotency
 
 BLOCK_BYTES = 2**20
 ZSTD_BLOCK_BYTES = 2**8
-"""Small, because zstd can grow thirty thousand times, and each piece is decompressed whole and held twice."""
+"""Read size for zstd: small, as data can expand 30,000-fold and each block's result is held twice in memory."""
 
 MAX_ZSTD_WINDOW_BYTES = 2**23
-"""Bytes of decompressed data that each upload may hold, as RFC 8878 (3.1.1.1.2) recommends for decoders."""
+"""Largest zstd window, in bytes of memory per upload; RFC 8878 (3.1.1.1.2) recommends this for decoders."""
 
 UPLOAD_TIMEOUT_S = 86_400
-"""How long an upload may take; what is not recorded by then is swept away."""
+"""Seconds that an upload may take; content not recorded by then is deleted."""
 
 COMPRESSION_BY_SUFFIX = {".gz": "gzip", ".zst": "zstd"}
 
@@ -43,11 +43,11 @@ def store_input(
     member_id: str | None = None,
     max_bytes: int | None = None,
 ) -> FileRecord:
-    """Store an input file, decompressed where its name ends in `.gz` or `.zst`, and return its record.
+    """Store an input file, decompressed if its name ends in `.gz` or `.zst`, and return its record.
 
-    Streams with constant memory; `expires_after` is asked when all is read. Raises `InvalidInput` for a stream
-    that does not decompress, `TooLarge` for one that is longer than `max_bytes` or the settings' `max_file_bytes`;
-    then nothing is stored.
+    Streams with constant memory; `expires_after` is called after the last read. Raises `InvalidInput` if the
+    stream cannot be decompressed, `TooLarge` if it is longer than `max_bytes` or the settings' `max_file_bytes`;
+    in both cases nothing is stored.
     """
     record = store_content(
         services,
@@ -70,9 +70,9 @@ def store_content(
     member_id: str | None = None,
     max_bytes: int | None = None,
 ) -> FileRecord:
-    """Store an input file as `store_input` does, and return the record that is still to be made of it.
+    """Store an input file as `store_input` does, and return its record for the caller to insert.
 
-    Until it is made, the content is doomed.
+    The content stays scheduled for deletion until the record is inserted.
     """
     file_id = new_file_id()
     key = layout.input_key(file_id)
@@ -84,6 +84,7 @@ def store_content(
             digest.update(block)
             file.write(block)
         expires_after_s = expires_after()
+    # Inserting the record cancels the deletion that is scheduled for its key.
     now = int(time.time())
     return FileRecord(
         id=file_id,
@@ -100,38 +101,38 @@ def store_content(
 
 
 def delete_content(services: Services, record: FileRecord) -> None:
-    """Delete stored content, unless a record was made of it."""
+    """Delete stored content unless a file record refers to it."""
     if services.records.schedule_deletion_if_unrecorded(record.key, due_at=int(time.time())):
         delete_now(services, record.key)
 
 
 @contextmanager
 def _cleanup_on_failure(services: Services, key: str) -> Iterator[None]:
-    """Note the object as doomed until its file is on record; a write that raises leaves neither behind."""
+    """Schedule the deletion of the object before it is written; if the block raises, delete it at once."""
     deletion = PendingDeletion(prefix=key, due_at=int(time.time()) + UPLOAD_TIMEOUT_S)
     services.records.schedule_deletion(deletion)
     try:
         yield
     except BaseException:
-        with suppress(StorageFault):  # then later housekeeping does
-            delete_objects(services, deletion)  # the object may be there: its last answer may have been lost
+        with suppress(StorageFault):  # then housekeeping deletes it
+            delete_objects(services, deletion)  # a write that failed may still have created the object
         raise
 
 
 def store_input_from(services: Services, uri: str, *, expires_after: int | None = None) -> FileRecord:
-    """Store the input file at that URI, which must lie below one of the settings' `source_roots`."""
+    """Store the input file at a URI, which must lie below one of the settings' `source_roots`."""
     with open_input_uri(uri, services.settings) as source:
         return store_input(services, source, filename=PurePosixPath(uri).name, expires_after=lambda: expires_after)
 
 
 def store_input_file(services: Services, path: Path, *, expires_after: int | None = None) -> FileRecord:
-    """Store the local input file at that path; raises `InvalidInput` where it cannot be read."""
+    """Store a local input file; raises `InvalidInput` if it cannot be read."""
     with _open_input(path) as source:
         return store_input(services, source, filename=path.name, expires_after=lambda: expires_after)
 
 
 def read_input_blocks(path: Path) -> Iterator[bytes]:
-    """The decompressed bytes of the local input file at that path."""
+    """Yield the decompressed blocks of a local input file; raises `InvalidInput`."""
     with _open_input(path) as source:
         yield from _decompressed_blocks(source, path.name)
 
@@ -159,8 +160,9 @@ def _check_size(size: int, filename: str, settings: Settings, max_bytes: int | N
 
 
 def _safe_filename(filename: str) -> str:
-    """The name of what is stored: without directories and without the suffix of a compression."""
-    filename = filename.encode(errors="surrogateescape").decode(errors="replace")  # names need not be UTF-8
+    """Return the file name without directories and without a compression suffix."""
+    # File names on disk need not be UTF-8; Python represents foreign bytes as surrogates.
+    filename = filename.encode(errors="surrogateescape").decode(errors="replace")
     name = PurePosixPath(filename.replace("\\", "/")).name
     return (
         name[: -len(_lower_suffix(name))] if _lower_suffix(name) in COMPRESSION_BY_SUFFIX else name
@@ -199,12 +201,10 @@ def _read_blocks(source: Readable, block_bytes: int = BLOCK_BYTES) -> Iterator[b
 
 
 def _decompress_zstd(source: Readable) -> Iterator[bytes]:
-    """The content of all frames; raises `ValueError` for what is no zstd, and `EOFError` for a frame cut short.
+    """Yield the content of all frames; raises `ValueError` for invalid data, `EOFError` for a truncated frame."""
+    import zstandard  # noqa: PLC0415 - only needed for zstd files
 
-    zstandard's own stream reader takes a frame that is cut short for a whole one.
-    """
-    import zstandard  # noqa: PLC0415 - only where a file is so compressed
-
+    # Not its stream reader, which accepts a truncated frame as a complete one.
     decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW_BYTES)
     frame = None
     for block in _read_blocks(source, ZSTD_BLOCK_BYTES):
@@ -235,10 +235,10 @@ def create_batch(
     open_batch_limit: OpenBatchLimit | None = None,
     idempotency: Idempotency | None = None,
 ) -> BatchRecord:
-    """Record a new batch, `validating`; one that the flow run or the key has already made is returned instead.
+    """Record a new batch as `validating`, or return the one already created by the flow run or idempotency key.
 
-    Raises `InvalidInput` for an endpoint or window that the settings do not allow, `NotFound` for an unknown
-    input file, `LimitReached` where the `room` for open batches is taken up.
+    Raises `InvalidInput` for an endpoint or window that the settings do not allow, `NotFound` for an unknown input
+    file, `LimitReached` if `open_batch_limit` is reached.
     """
     file = services.records.get_file(request.input_file_id)
     record = new_batch(
@@ -267,7 +267,7 @@ def new_batch(
     output_expires_after: int | None = None,
     member_id: str | None = None,
 ) -> BatchRecord:
-    """A batch of that input file, `validating`, to be recorded; raises `InvalidInput` as `create_batch` does."""
+    """Build the record of a new batch, without inserting it; raises `InvalidInput` as `create_batch` does."""
     settings.require_endpoint(request.endpoint)
     window_s = settings.require_window_s(request.completion_window)
     if file.purpose != "batch":
@@ -288,7 +288,7 @@ def new_batch(
         metadata=request.metadata,
         dwext=origin,
         flow_run_id=flow_run_id,
-        # The run may die before it takes the batch, and then its death has to lead to the batch as well.
+        # The flow run may crash before it claims the batch; its crash must then still be traced to the batch.
         last_flow_run_id=flow_run_id,
         output_expires_after=output_expires_after,
         member_id=member_id,

@@ -1,8 +1,8 @@
-"""A process's hold on a batch: the lease, its heartbeat, and the run that sends for it.
+"""The lease of a batch, its heartbeat, and the sending session that depends on it.
 
-One runner at a time holds a batch's lease. Its heartbeat carries the counts out and the wish to cancel in;
-when it cannot be kept up, sending stops before another runner may begin. Where other processes send the chunks, it
-also carries what they report in, and out to them that they are to stop.
+The *runner* of a batch is the process that holds its lease. The heartbeat publishes the counts and reads cancel
+requests; if it fails, sending stops before another runner can claim the batch. If other processes send chunks,
+the heartbeat also reads their reports and publishes the reason to stop.
 """
 
 import logging
@@ -30,14 +30,14 @@ from batchline.upstream.session_progress import SessionProgress
 log = logging.getLogger(__name__)
 
 MAX_SAVING_S = 60.0
-"""Seconds that a runner may take to save its answers, beyond its grace period and its lease."""
+"""Seconds that a runner may take to save its results, in addition to its grace period and its lease."""
 
 LEASE_POLL_INTERVAL_S = 0.5
-"""Between looks at the lease of a runner that may be dead."""
+"""Seconds between checks of the lease of a runner that may be dead."""
 
 
 class BatchLease(SenderBase):
-    """The lease of one batch, kept alive by a thread, with the run that sends the batch's requests."""
+    """The lease of one batch, renewed by a thread, with the session that sends its requests."""
 
     no_upstream_message = "no upstream serves model {model!r} any more; add it to an upstream's models"
 
@@ -56,6 +56,7 @@ class BatchLease(SenderBase):
 
     def __enter__(self) -> Self:
         if self.batch.status is BatchStatus.CANCELLING:
+            # Cancelled before this runner claimed it: the requests are settled as cancelled, none is sent.
             self.session.stop(CANCEL_STOP)
         self._heartbeat_thread.start()
         return self
@@ -64,8 +65,10 @@ class BatchLease(SenderBase):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._release_started.set()
+        # First, so that no heartbeat is sent with a lease that is already released.
         self._join_heartbeat(self._heartbeat_thread)
         self.session.close()
+        # A lost lease may belong to another runner by now.
         if self._lease_error is None:
             try:
                 self.records.release(self.claim)
@@ -73,32 +76,32 @@ class BatchLease(SenderBase):
                 log.warning("lease of %s not released: %s; it goes stale by itself", self.batch.id, fault)
 
     def add_recovered(self, metrics: Iterable[RequestMetrics]) -> None:
-        """Count requests that an earlier run had settled."""
+        """Count requests that an earlier session settled."""
         rows = list(metrics)
         self.add_previous_counts(sum(row.ok for row in rows), sum(row.is_failed for row in rows))
 
     def add_previous_counts(self, completed: int, failed: int) -> None:
-        """Count requests that were settled before this run."""
+        """Count requests that were settled before this session."""
         with self._counts_lock:
             self._previous_counts[0] += completed
             self._previous_counts[1] += failed
 
     def mark_chunk_started(self, chunk: int) -> bool:
-        """Whether the chunk has not been tried under this hold before; asking makes it so."""
+        """Mark the chunk as started; return True the first time under this lease."""
         with self._counts_lock:
             is_first = chunk not in self._started_chunks
             self._started_chunks.add(chunk)
             return is_first
 
     def add_settled(self, chunk: int, completed: int, failed: int) -> None:
-        """Nothing: the run counts what is settled in this process."""
+        """Ignored: the session counts the requests settled in this process."""
 
     def allow_remote_senders(self) -> None:
-        """Let other processes send chunks: from now on they are heard, and told when to stop."""
+        """Exchange reports with other sender processes at each heartbeat from now on."""
         self._remote_senders = RemoteSenders()
 
     def exchange_reports(self) -> None:
-        """Take in what other processes have reported; stop where an upstream refuses all that they send."""
+        """Read the reports of the other senders; stop if an upstream refuses every request of one of them."""
         if self._remote_senders is None:
             return
         self._report_number += 1
@@ -113,12 +116,12 @@ class BatchLease(SenderBase):
             self.session.stop(stop)
 
     def progress(self) -> SessionProgress:
-        """How far this run has come, in all of its processes, without what was settled before."""
+        """Return the progress of all sender processes, without requests settled before this session."""
         own_progress = self.session.snapshot()
         return own_progress if self._remote_senders is None else self._remote_senders.merge_progress(own_progress)
 
     def counts(self) -> tuple[int, int]:
-        """Requests completed and failed so far, those of earlier runs included."""
+        """Return the requests completed and failed so far, earlier sessions included."""
         own_progress = self.session.snapshot()
         remote_counts = (0, 0) if self._remote_senders is None else self._remote_senders.counts()
         with self._counts_lock:
@@ -128,7 +131,7 @@ class BatchLease(SenderBase):
         ]
 
     def interrupt(self, reason: str) -> None:
-        """Stop sending and leave what is unsettled for another run."""
+        """Stop sending; unsettled requests are left to the next runner."""
         self.session.stop(StopReason(code=None, message=reason))
 
     def _heartbeat_loop(self) -> None:
@@ -140,6 +143,7 @@ class BatchLease(SenderBase):
             except NotFound:
                 return self._mark_lost(LeaseLost(f"batch {self.batch.id} was deleted while it ran"))
             except Exception as fault:  # without a heartbeat the run must end, whatever the reason
+                # Only an unexpected error is worth a traceback.
                 unexpected_error = None if isinstance(fault, BatchlineError) else fault
                 log.warning("heartbeat of %s failed: %s", self.batch.id, fault, exc_info=unexpected_error)
                 if self._is_stale():
@@ -149,6 +153,7 @@ class BatchLease(SenderBase):
         return None
 
     def _send_heartbeat(self) -> None:
+        # Read before the write: the lease is valid for at least `lease_s` from this time.
         started_at = time.monotonic()
         with self._track_heartbeat():
             self.exchange_reports()
@@ -159,11 +164,10 @@ class BatchLease(SenderBase):
             self.session.stop(CANCEL_STOP)
 
     def _note_heartbeat(self, at: float) -> None:
-        """Note a heartbeat and let the run send for half a lease, counted from before it was written.
-
-        A process that was paused since then does not take the pause for a part of that half.
-        """
+        """Record a heartbeat and let the session send for half a lease, counted from before it was written."""
         self._last_heartbeat_at = at
+        # Less the time since `at`, in which the process may have been suspended. The other half of the lease is
+        # the time to stop in.
         self.session.renew(at + self.services.settings.lease_s / 2 - time.monotonic())
 
     def _is_stale(self) -> bool:
@@ -182,14 +186,15 @@ _active_leases_lock = threading.Lock()
 def wait_for_lease(
     services: Services, batch: BatchRecord, notify: Callable[[str], object], *, is_stopping: bool = False
 ) -> None:
-    """Wait until the lease of a runner that died expires; raises `Conflict` once that runner shows life.
+    """Wait until the lease of a dead runner expires; raises `Conflict` if that runner sends a heartbeat.
 
-    A runner that `is_stopping` shows life until its requests in flight are answered and saved, and is waited for.
+    If the runner `is_stopping`, it may send heartbeats until its requests in flight are answered and saved.
     """
     settings, first_heartbeat_at, has_notified = services.settings, batch.lease_at, False
     max_wait_s = settings.grace_s + settings.lease_s + MAX_SAVING_S if is_stopping else 0.0
     give_up_at = time.monotonic() + max_wait_s
     while batch.lease_owner is not None and batch.lease_at is not None:
+        # The database's clock, as the clocks of two hosts may differ by more than a lease.
         remaining_s = batch.lease_at + settings.lease_s - services.records.now()
         if remaining_s < 0 or services.records.has_runner_died(batch):
             return
@@ -206,7 +211,7 @@ def wait_for_lease(
 
 @contextmanager
 def acquire_lease(services: Services, batch_id: str) -> Iterator[BatchLease]:
-    """Claim the batch's lease and keep it; raises `Conflict` while another runner has it."""
+    """Claim the batch's lease and renew it until the block ends; raises `Conflict` while another runner has it."""
     claimed_at = time.monotonic()
     claim = services.records.claim(batch_id, owner=new_lease_owner(), lease_s=services.settings.lease_s)
     try:
@@ -231,12 +236,12 @@ def _register_lease(lease: BatchLease) -> Iterator[None]:
 
 
 def lease_for(spec: ChunkSpec) -> BatchLease | None:
-    """This process's hold for a chunk; none where another process has it, or the run that ordered it is over."""
+    """Return this process's lease for a chunk, or None if another process has it or a later epoch replaced it."""
     with _active_leases_lock:
         return _active_leases.get((spec.batch_id, spec.epoch))
 
 
 def active_lease(batch_id: str) -> BatchLease | None:
-    """This process's hold on that batch, while it runs here."""
+    """Return this process's lease on the batch, or None if it does not run here."""
     with _active_leases_lock:
         return next((lease for (leased_id, _), lease in _active_leases.items() if leased_id == batch_id), None)

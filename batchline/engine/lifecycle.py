@@ -1,4 +1,4 @@
-"""A batch's way from `validating` to its end: what happens between the steps, and what the records say of it."""
+"""Moves a batch from `validating` to its end: the work between the steps, and the changes of its record."""
 
 import logging
 import time
@@ -32,15 +32,15 @@ from batchline.storage.records.store import BatchRecord, FileChanges, FileRecord
 log = logging.getLogger(__name__)
 
 VALIDATION_POLL_INTERVAL_S = 0.5
-"""Between looks whether a batch that waits to be checked is to stop."""
+"""Seconds between checks whether a batch that waits for validation should stop."""
 
 VALIDATION_BLOCK_BYTES = 2**20
 
 
 def validate_batch(lease: BatchLease) -> Plan | None:
-    """Check the input file and cut it into chunks, or take the plan that an earlier run left.
+    """Check the input file and split it into chunks, or read the plan that an earlier run stored.
 
-    None means that the batch is over: its input does not validate, or it was cancelled or expired meanwhile.
+    Returns None if the batch is over: its input is invalid, or it was cancelled or expired meanwhile.
     """
     if lease.batch.status in TERMINAL_STATUSES:
         return None
@@ -64,7 +64,7 @@ def validate_batch(lease: BatchLease) -> Plan | None:
 
 
 def _finish_if_ended(lease: BatchLease) -> bool:
-    """End the batch before it has begun, if it was cancelled or its window has closed; whether it has ended."""
+    """End a batch that was cancelled, or whose window closed, before it started; return True if it has ended."""
     stopped, deadline = lease.session.stop_reason, lease.session.deadline
     if stopped is not None and stopped.code is ErrorCode.BATCH_CANCELLED:
         _move_from_validating(lease, BatchStatus.CANCELLED)
@@ -94,7 +94,7 @@ def _validate_when_free(lease: BatchLease) -> Validation:
 
 
 def _input_blocks_until_stopped(lease: BatchLease, key: str) -> Iterator[bytes]:
-    """The input's blocks; raises `LeaseLost` or `Interrupted` once the run is to stop."""
+    """Yield the input's blocks; raises `LeaseLost` or `Interrupted` when the session is stopped."""
     for block in lease.store.stream(key, block_bytes=VALIDATION_BLOCK_BYTES):
         _raise_if_stopped(lease)
         yield block
@@ -108,14 +108,14 @@ def _raise_if_stopped(lease: BatchLease) -> None:
 
 
 def fail_validation(lease: BatchLease, errors: Sequence[BatchError]) -> None:
-    """End the batch as `failed` with those errors; nothing was sent."""
+    """End the batch as `failed` with the validation errors; nothing was sent."""
     _move_from_validating(lease, BatchStatus.FAILED, errors=tuple(errors), total=0, completed=0, failed=0)
 
 
 def start_sending(lease: BatchLease, plan: Plan) -> bool:
-    """Make the batch `in_progress`, with the ids that its output and error files will have.
+    """Make the batch `in_progress` and record its output and error files.
 
-    False where it was cancelled in the last moment, and is.
+    Return False if the batch was cancelled meanwhile; it is then already `cancelled`.
     """
     batch = lease.batch
     output_file, error_file = new_output_file(batch, now=_now()), new_error_file(batch, now=_now())
@@ -133,7 +133,7 @@ def start_sending(lease: BatchLease, plan: Plan) -> bool:
 def _move_from_validating(
     lease: BatchLease, target: BatchStatus, *, file_changes: FileChanges | None = None, **fields: object
 ) -> bool:
-    """Bring the batch to that state; false where a cancel came first, which is then what became of it."""
+    """Change the status; return False if a cancel came first, in which case the batch is now `cancelled`."""
     try:
         lease.batch = lease.records.change_status(
             lease.batch.id, target, now=_now(), lease=lease.claim, file_changes=file_changes, **fields
@@ -141,6 +141,7 @@ def _move_from_validating(
     except Conflict:
         if lease.records.get_batch(lease.batch.id).status is not BatchStatus.CANCELLING:
             raise
+        # Nothing was sent yet, so the cancel takes effect at once.
         lease.batch = lease.records.change_status(
             lease.batch.id, BatchStatus.CANCELLED, now=_now(), lease=lease.claim
         )
@@ -149,12 +150,12 @@ def _move_from_validating(
 
 
 def new_output_file(batch: BatchRecord, *, now: int) -> FileRecord:
-    """The record of a batch's output file before there is anything in it."""
+    """Build the record of a batch's output file, still empty."""
     return _new_file(batch, layout.output_key(batch.id), now)
 
 
 def new_error_file(batch: BatchRecord, *, now: int) -> FileRecord:
-    """The record of a batch's error file before there is anything in it."""
+    """Build the record of a batch's error file, still empty."""
     return _new_file(batch, layout.errors_key(batch.id), now)
 
 
@@ -174,10 +175,11 @@ def _new_file(batch: BatchRecord, key: str, now: int) -> FileRecord:
 
 
 def pending_chunks(lease: BatchLease, plan: Plan) -> list[ChunkSpec]:
-    """What is left to send: an order for each chunk that has no finished part."""
+    """Return a spec for each chunk without a finished part, and count the requests that are settled already."""
     batch = lease.batch
     if batch.final_prefix is not None:
         base_manifest = read_manifest(lease.store, batch.final_prefix)
+        # The base counts the requests that this generation sends again as failed.
         lease.add_previous_counts(base_manifest.completed, base_manifest.failed - plan.total - batch.unanswered)
     finished = find_finished_keys(lease.store, batch.id, batch.generation)
     for key in finished.values():
@@ -216,7 +218,7 @@ def check_all_finished(lease: BatchLease, plan: Plan, results: Sequence[ChunkRes
 
 
 def read_finished_parts(lease: BatchLease, plan: Plan) -> list[Part]:
-    """Every chunk's part in input order; raises `StorageFault` where one is missing."""
+    """Return every chunk's part in input order; raises `StorageFault` if one is missing."""
     keys = find_finished_keys(lease.store, lease.batch.id, lease.batch.generation)
     missing = [chunk.index for chunk in plan.chunks if chunk.index not in keys]
     if missing:
@@ -228,7 +230,7 @@ def read_finished_parts(lease: BatchLease, plan: Plan) -> list[Part]:
 
 
 def finalize(lease: BatchLease) -> None:
-    """Make the batch `finalizing`, with its counts of now (a batch that is being cancelled stays `cancelling`)."""
+    """Make the batch `finalizing` with its current counts; one that is being cancelled stays `cancelling`."""
     completed, failed = lease.counts()
     try:
         lease.batch = lease.records.change_status(
@@ -239,7 +241,7 @@ def finalize(lease: BatchLease) -> None:
             completed=completed,
             failed=failed,
         )
-    except LeaseLost:
+    except LeaseLost:  # a kind of `Conflict`
         raise
     except Conflict:
         lease.batch = lease.records.get_batch(lease.batch.id)
@@ -248,18 +250,19 @@ def finalize(lease: BatchLease) -> None:
 
 
 def measure(lease: BatchLease, parts: Sequence[Part]) -> tuple[BatchAnalytics, BatchReport]:
-    """Aggregate all of the batch's requests, those of earlier generations included."""
+    """Compute analytics and report over all of the batch's requests, earlier generations included."""
     row_blocks = merge_rows(lease.store, parts, lease.batch.final_prefix)
     return compute_analytics((block.table for block in row_blocks), prices=lease.services.settings.prices)
 
 
 def write(lease: BatchLease, parts: Sequence[Part], report: BatchReport) -> Manifest:
-    """Write the batch's files; a retry's take the place of those before when the batch is finished."""
+    """Write the batch's files; those of a retry replace the earlier ones when the batch is finished."""
     store, batch = lease.store, lease.batch
     lease.raise_if_lost()
     if batch.generation == 0:
         prefix = layout.batch_prefix(batch.id)
     else:
+        # The epoch keeps a runner that lost its lease from overwriting the files of its successor.
         prefix = layout.final_prefix(batch.id, batch.generation, f"e{lease.claim.epoch}")
     manifest = write_files(
         store,
@@ -275,7 +278,7 @@ def write(lease: BatchLease, parts: Sequence[Part], report: BatchReport) -> Mani
 
 
 def publish_files(lease: BatchLease, manifest: Manifest, report: BatchReport) -> None:
-    """Put the files where outsiders look for them, and the report's figures beside them."""
+    """Copy the files to their public keys, and store the report's data with them."""
     batch_id = lease.batch.id
     if manifest.prefix != layout.batch_prefix(batch_id):
         lease.raise_if_lost()
@@ -284,8 +287,8 @@ def publish_files(lease: BatchLease, manifest: Manifest, report: BatchReport) ->
 
 
 def finish(lease: BatchLease, manifest: Manifest, analytics: BatchAnalytics, report: BatchReport) -> BatchRecord:
-    """Bring the batch to its end, drop the ids of empty files, and return its record."""
-    batch = lease.records.get_batch(lease.batch.id)
+    """End the batch, remove the records of empty files, and return its record."""
+    batch = lease.records.get_batch(lease.batch.id)  # it may have been cancelled since the lease read it
     target = final_status(
         completed=manifest.completed,
         expired=manifest.expired > 0,
@@ -293,6 +296,7 @@ def finish(lease: BatchLease, manifest: Manifest, analytics: BatchAnalytics, rep
     )
     now, fields = _now(), _ended_fields(lease, batch, target, manifest, analytics, report)
     ended_batch = msgspec.structs.replace(batch, status=target, **{str(timestamp_field(target)): now}, **fields)
+    # Before the status, so that whoever sees the batch ended finds its page.
     _write_report_page(lease, ended_batch, manifest, report)
     lease.batch = lease.records.change_status(
         batch.id,
@@ -314,7 +318,7 @@ def _ended_fields(
     analytics: BatchAnalytics,
     report: BatchReport,
 ) -> dict[str, Any]:
-    """What changes in the batch's record when it ends, beside its state."""
+    """Return the fields of the batch's record that change when it ends, besides its status."""
     return {
         "completed": manifest.completed,
         "failed": manifest.failed - manifest.unanswered,
@@ -331,22 +335,20 @@ def _ended_fields(
 def _write_report_page(
     lease: BatchLease, ended_batch: BatchRecord, manifest: Manifest, report: BatchReport
 ) -> None:
-    """Write the report as a page, of the batch as it is about to be; it ends without one where that fails."""
+    """Write the report page for the batch in its final state; an error is logged and the batch ends without it."""
     lease.raise_if_lost()
     try:
         write_page(lease.store, ended_batch, report, manifest)
-    except Exception as error:  # noqa: BLE001 - no fault of the page's may keep a batch from its end
+    except Exception as error:  # noqa: BLE001 - a defect of the page must not prevent a batch from ending
         log.warning("batch %s has no report page: %s: %s", ended_batch.id, type(error).__name__, error)
-        with suppress(StorageFault):  # an earlier generation's tells of another end
+        with suppress(StorageFault):  # a page from an earlier generation would describe a different outcome
             lease.store.delete([layout.report_page_key(ended_batch.id)])
 
 
 def _close_files(batch: BatchRecord, manifest: Manifest, *, now: int) -> FileChanges:
-    """Changes of file records when their batch ends: an empty file's is dropped, the others get their content.
-
-    Their time to live counts from `now`: before, there was nothing in them to be read to its end.
-    """
+    """Return the changes of the file records when their batch ends: empty files are removed, others completed."""
     keys, changed, dropped = layout.final_keys(manifest.prefix), {}, []
+    # The time to live counts from now, as the files had no content to download before.
     lifetime_s = batch.output_expires_after
     expiry = {} if lifetime_s is None else {"expires_at": now + lifetime_s}
     for file_id, key, size in (
@@ -363,7 +365,7 @@ def _close_files(batch: BatchRecord, manifest: Manifest, *, now: int) -> FileCha
 
 
 def _obsolete_objects(batch: BatchRecord, manifest: Manifest) -> tuple[PendingDeletion, ...]:
-    """The parts and whatever else other runners left of this generation, and the files of the one before."""
+    """Schedule deletion of this generation's parts, leftovers of other runners, and the files that it replaces."""
     due_at = _now() + DELETION_DELAY_S
     generations = range(min(batch.generation, manifest.generation), manifest.generation + 1)
     generation_prefixes = [layout.generation_prefix(batch.id, generation) for generation in generations]

@@ -1,4 +1,4 @@
-"""Analytics of a batch that runs, over what is settled so far."""
+"""Computes analytics of a running batch over the requests settled so far."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 MAX_CACHED: Final = 1_000
 MIN_TTL_S: Final = 2.0
 TTL_FACTOR: Final = 5
-"""A result is used again for that many times what it took to compute, and for `LEAST_S` at least."""
+"""A result is reused for this many times its computing time, and for at least `MIN_TTL_S` seconds."""
 
 
 class PartialAnalytics:
-    """Computes analytics of running batches, one at a time, and keeps them for a while; used from any thread."""
+    """Computes analytics of running batches, one at a time, and caches them; thread-safe."""
 
     def __init__(self, store: ObjectStore, prices: Mapping[str, ModelPrice]) -> None:
         self._store = store
@@ -42,10 +42,11 @@ class PartialAnalytics:
         """Return the batch's analytics; raises `NotFound` if it has ended meanwhile."""
         key = batch.id, batch.generation
         _, cached = self._cache.get(key, (0.0, None))
-        # Whoever has an older result does not wait for a newer one.
+        # A caller that has a stale result does not wait for a new one.
         if not self._lock.acquire(blocking=cached is None):
             return cached or BatchAnalytics()
         try:
+            # Again under the lock: another thread may have computed it while this one waited.
             valid_until, cached = self._cache.get(key, (0.0, None))
             if cached is not None and time.monotonic() < valid_until:
                 return cached
@@ -65,7 +66,7 @@ class PartialAnalytics:
 
 
 def _metrics_tables(store: ObjectStore, batch: BatchRecord) -> Iterator[pa.Table]:
-    """Figures of the finished chunks, over those of the generation before, and of what is saved of open ones."""
+    """Yield the metrics of finished chunks, merged over the generation before, then of the saved segments."""
     finished = find_finished_keys(store, batch.id, batch.generation)
     parts = [read_part(store, key) for key in finished.values()]
     for block in merge_rows(store, parts, batch.final_prefix):

@@ -1,4 +1,4 @@
-"""The same steps without Prefect: a batch in this process, its chunks on threads."""
+"""Runs a batch in this process without Prefect, with its chunks on threads."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -22,7 +22,7 @@ from batchline.storage.records.store import BatchRecord
 
 
 def run_local(services: Services, batch_id: str) -> BatchRecord:
-    """Run the batch to its end, or go on with it, and return its record; raises what the steps raise."""
+    """Run the batch to its end, or resume it, and return its record; raises what the steps raise."""
     batch = services.records.get_batch(batch_id)
     if batch.status in TERMINAL_STATUSES:
         return batch
@@ -31,7 +31,7 @@ def run_local(services: Services, batch_id: str) -> BatchRecord:
 
 
 def _send_on_threads(lease: BatchLease, specs: Sequence[ChunkSpec]) -> list[ChunkResult]:
-    """Send the chunks, some at once; the first that fails stops the others, and is raised at the end."""
+    """Send several chunks at a time; the first failure interrupts the others and is raised at the end."""
     failure: BaseException | None = None
     results = []
     with ThreadPoolExecutor(max_workers=MAX_OPEN_CHUNKS, thread_name_prefix="chunk") as pool:
@@ -50,7 +50,7 @@ def _send_on_threads(lease: BatchLease, specs: Sequence[ChunkSpec]) -> list[Chun
 def run_pipeline(
     lease: BatchLease, *, send_all: Callable[[Sequence[ChunkSpec]], Sequence[ChunkResult]]
 ) -> BatchRecord:
-    """Take a held batch to its end with plain function calls; `send_all` sends all chunks."""
+    """Run a leased batch to its end; `send_all` sends all chunks and returns their results."""
     plan = validate_or_recover(lease)
     if plan is None:
         return lease.batch

@@ -1,4 +1,4 @@
-"""How far a running batch has come, how fast it goes now, and how long it still takes."""
+"""Measures a running batch: progress, current rate, and remaining time."""
 
 import time
 from collections import deque
@@ -12,24 +12,24 @@ from batchline.upstream.session_progress import SessionProgress
 
 RATE_WINDOW_S = 60.0
 IDLE_AFTER_S = 20.0
-"""Without an answer for so long, the silence is shown instead of a rate."""
+"""Seconds without a settled request after which the idle time is shown instead of a rate."""
 
 
 class CountsSource(Protocol):
-    """What is read of a `BatchLease`."""
+    """The part of a `BatchLease` that a meter reads."""
 
     batch: BatchRecord
     session: BatchSession
 
     def counts(self) -> tuple[int, int]:
-        """Requests completed and failed so far, those of earlier runs included."""
+        """Return the requests completed and failed so far, earlier sessions included."""
 
     def progress(self) -> SessionProgress:
-        """How far this process's run has come."""
+        """Return the progress of this session, in all sender processes."""
 
 
 class ProgressSnapshot(NamedTuple):
-    """A batch at one moment, in numbers and in words."""
+    """The progress of a batch at one moment, as numbers and as text."""
 
     settled: int
     total: int
@@ -40,7 +40,7 @@ class ProgressSnapshot(NamedTuple):
 
 
 class RecentRate:
-    """How fast a count grows, measured over its last minute: what was long ago says little of what comes."""
+    """The growth rate of a count over the last minute, as older values predict little."""
 
     def __init__(self, window_s: float = RATE_WINDOW_S) -> None:
         self._window_s = window_s
@@ -48,32 +48,33 @@ class RecentRate:
         self._last_increase_at = 0.0
 
     def add(self, now: float, count: int) -> None:
-        """Note the count at that time."""
+        """Record the count at a time in seconds."""
         points = self._points
         if not points or count > points[-1][1]:
             self._last_increase_at = now
         points.append((now, count))
+        # One point at or before the window's start stays, so that the points span the whole window.
         while len(points) > 2 and points[1][0] <= now - self._window_s:
             points.popleft()
 
     def per_s(self) -> float | None:
-        """The rate; none before there are two points."""
+        """Return the rate per second, or None if there are fewer than two points."""
         if len(self._points) < 2:
             return None
         (first_at, first_count), (last_at, last_count) = self._points[0], self._points[-1]
         return (last_count - first_count) / max(last_at - first_at, 1e-3)
 
     def observed_s(self) -> float:
-        """Seconds between its points."""
+        """Return the seconds between the oldest and the newest point."""
         return self._points[-1][0] - self._points[0][0] if self._points else 0.0
 
     def idle_s(self) -> float:
-        """Seconds since the count last grew."""
+        """Return the seconds since the count last grew."""
         return self._points[-1][0] - self._last_increase_at if self._points else 0.0
 
 
 class ProgressMeter:
-    """Reads a hold's counters again and again."""
+    """Computes progress snapshots from repeated readings of a lease's counters."""
 
     def __init__(self, source: CountsSource, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._source = source
@@ -81,13 +82,13 @@ class ProgressMeter:
         self._rate = RecentRate()
 
     def read(self) -> ProgressSnapshot | None:
-        """Where the batch is now; none while its input is being checked."""
+        """Return the batch's progress, or None while its input is being validated."""
         total = self._source.batch.total
         if not total:
             return None
         completed, failed = self._source.counts()
         settled, progress = completed + failed, self._source.progress()
-        # This run's own answers: what an earlier one left comes in all at once and says nothing of the speed.
+        # Only requests settled in this session: recovered ones arrive all at once and would distort the rate.
         self._rate.add(self._clock(), progress.completed + progress.failed)
         details = [f"{progress.total_tokens:,} tokens", in_flight_text(progress)]
         if rate := self._rate.per_s():
@@ -98,7 +99,7 @@ class ProgressMeter:
         return ProgressSnapshot(settled, total, failed, eta, " · ".join(details), progress.paused)
 
     def eta_s(self) -> float | None:
-        """Seconds until all is settled at the rate of the last minute; none where that is unknown."""
+        """Return the seconds until all requests are settled at the current rate, or None if that is unknown."""
         completed, failed = self._source.counts()
         requests, rate = self._source.batch.total - completed - failed, self._rate.per_s()
         return requests / rate if requests and rate and self._source.session.stop_reason is None else None
@@ -109,13 +110,13 @@ class ProgressMeter:
         if self._source.session.stop_reason is not None:
             return "stopping"
         if is_waiting or self._rate.idle_s() > IDLE_AFTER_S:
-            return ""  # the rate of before says nothing about when requests are sent again
+            return ""  # the earlier rate does not predict when sending resumes
         eta_s = self.eta_s()
         return f"about {span(max(1.0, eta_s))} left" if eta_s else ""
 
 
 def in_flight_text(progress: SessionProgress) -> str:
-    """How many requests are under way, and how many may be where the upstream has asked for less."""
+    """Return the number of requests in flight as text, with the limit if the upstream has lowered it."""
     text = f"{progress.in_flight:,} in flight"
     if progress.limit < progress.ceiling:
         text += f" (at most {progress.limit:,} of {progress.ceiling:,} for now)"

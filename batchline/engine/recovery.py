@@ -1,7 +1,7 @@
-"""Ends a batch whose files are finished on storage although its record does not say so.
+"""Ends a batch whose files are complete on storage although its record does not say so.
 
-A record is older than the storage after a backup was put back, a standby took over, or a commit was lost with the
-power. The answers were paid for, so the files are looked for before anything is sent.
+The record can be older than the storage after a restore from a backup, a failover, or a commit lost in a power
+failure. The responses were paid for, so the files are checked before anything is sent.
 """
 
 import logging
@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 
 
 def validate_or_recover(lease: BatchLease) -> Plan | None:
-    """Return the plan of what is to be sent, or None if the batch is over, as `validate_batch` does.
+    """Return the plan of the requests to send, or None if the batch is over, as `validate_batch` does.
 
-    A batch with finished files of its generation, or a later one, is ended with them, and nothing is sent.
+    A batch with complete files of its generation, or a later one, is ended with them; nothing is sent.
     """
     batch = lease.batch
     if batch.status in TERMINAL_STATUSES:
@@ -44,11 +44,12 @@ def _finish_from_files(lease: BatchLease, manifest: Manifest) -> None:
         batch.id,
         batch.status,
     )
+    # The record may be from before validation; it gets its files and total as at the first time.
     if batch.in_progress_at is None and not start_sending(lease, read_first_plan(lease.store, batch.id)):
         return
     lease.add_previous_counts(manifest.completed, manifest.failed - manifest.unanswered)
     if manifest.cancelled:
-        with suppress(Conflict):  # it is `finalizing`, or `cancelling` already
+        with suppress(Conflict):  # it is already `finalizing` or `cancelling`
             lease.batch = lease.records.change_status(
                 batch.id, BatchStatus.CANCELLING, now=int(time.time()), lease=lease.claim
             )

@@ -1,7 +1,7 @@
-"""A process's part in a batch whose lease another has: it sends chunks for as long as that one shows life.
+"""Sends chunks of a batch whose lease another process holds, until that lease expires.
 
-The lease's process and those that send for it speak through the records: each reports once a second what it has
-settled and whether it was stopped, and reads what the others said.
+The runner and the other senders communicate through the records: each reports about once a second its counts
+and whether it was stopped, and reads the reports of the others.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class RemoteSender(SenderBase):
-    """What sending chunks takes in a process that has not the batch's lease; used by several chunks at once."""
+    """A sender without the batch's lease, shared by all chunks of the batch in this process."""
 
     no_upstream_message = "no upstream of this process serves model {model!r}; give all the same settings"
 
@@ -52,18 +52,18 @@ class RemoteSender(SenderBase):
         self._report_thread = threading.Thread(target=self._report_loop, name=f"joined {batch.id}", daemon=True)
 
     def start(self) -> None:
-        """Look for the runner, and begin to report to it; raises `LeaseLost` where it is over, `StorageFault`."""
+        """Send the first report and start the reporting thread; raises `LeaseLost` or `StorageFault`."""
         self._exchange_reports()
         self._report_thread.start()
 
     def close(self) -> None:
-        """Take leave."""
+        """Stop the reporting thread and close the session; calls in flight are dropped."""
         self._closed.set()
         self._join_heartbeat(self._report_thread)
         self.session.close()
 
     def send_report(self) -> None:
-        """Report what has been settled by now; a fault only delays that."""
+        """Send a report now; an error other than `LeaseLost` is logged, and the next report catches up."""
         try:
             with self._exchange_lock, self._track_heartbeat():
                 self._exchange_reports()
@@ -74,21 +74,21 @@ class RemoteSender(SenderBase):
             log.warning("report on batch %s failed: %s", self.batch.id, fault, exc_info=unexpected_error)
 
     def add_recovered(self, metrics: Iterable[RequestMetrics]) -> None:
-        """Nothing: what is found of a chunk is counted by `note`."""
+        """Ignored: recovered requests are counted by `add_settled`."""
 
     def mark_chunk_started(self, chunk: int) -> bool:
-        """Never: another process may have tried the chunk before."""
+        """Return False: another process may have started the chunk before."""
         del chunk
         return False
 
     def add_settled(self, chunk: int, completed: int, failed: int) -> None:
-        """Count requests of the chunk that are settled."""
+        """Count settled requests of the chunk."""
         with self._counts_lock:
             previous = self._chunk_counts.get(chunk, (0, 0))
             self._chunk_counts[chunk] = previous[0] + completed, previous[1] + failed
 
     def reset_chunk(self, chunk: int) -> None:
-        """Count the chunk anew."""
+        """Set the counts of the chunk to zero."""
         with self._counts_lock:
             self._chunk_counts.pop(chunk, None)
 
@@ -106,9 +106,11 @@ class RemoteSender(SenderBase):
     def _exchange_reports(self) -> None:
         started_at = time.monotonic()
         report_text = encode_report(self._build_report()).decode()
+        # Raises `LeaseLost` if the runner's epoch is over.
         lease = self.records.report_sender(self.batch.id, self._epoch, self.sender_id, report_text)
         self._note_runner_alive(lease, started_at)
         reports = decode_reports(lease.reports)
+        # A success in any process shows that the upstream does not refuse every request.
         if lease.completed or any(total_counts([report])[0] for report in reports.values()):
             self.session.has_remote_success = True
         self._apply_stop(lease.status, reports)
@@ -117,6 +119,7 @@ class RemoteSender(SenderBase):
         self._report_number += 1
         progress = self.session.snapshot()
         if self._closed.is_set():
+            # The last report: its requests in flight were dropped.
             progress = as_idle(progress)
         with self._counts_lock:
             chunks = dict(self._chunk_counts)
@@ -125,7 +128,8 @@ class RemoteSender(SenderBase):
         )
 
     def _note_runner_alive(self, lease: SharedLease, started_at: float) -> None:
-        """Let the run send for half a lease from the runner's last heartbeat."""
+        """Let the session send for half a lease from the runner's last heartbeat."""
+        # `age_s` was true when the database answered; counting from before the query errs on the safe side.
         self._runner_alive_at = max(self._runner_alive_at, started_at - max(0.0, lease.age_s))
         self.session.renew(self._runner_alive_at + self.services.settings.lease_s / 2 - time.monotonic())
 
@@ -143,10 +147,10 @@ _active_senders_lock = threading.Lock()
 
 @contextmanager
 def join_batch(services: Services, spec: ChunkSpec) -> Iterator[RemoteSender]:
-    """This process's part in the batch, for the time in which the chunk is sent.
+    """Yield this process's sender for the batch while the chunk is sent; the first chunk creates it.
 
-    Raises `LeaseLost` where the run that ordered it is over, `InvalidInput` where these records have no such
-    batch, and `StorageFault`.
+    Raises `LeaseLost` if the runner's epoch is over, `InvalidInput` if the records have no such batch, and
+    `StorageFault`.
     """
     key = services, spec.batch_id, spec.epoch
     sender = _acquire_sender(key, spec)
@@ -154,6 +158,7 @@ def join_batch(services: Services, spec: ChunkSpec) -> Iterator[RemoteSender]:
     try:
         yield sender
     finally:
+        # Under the lock, so that no other chunk acquires a sender that is about to close.
         with _active_senders_lock:
             sender.use_count -= 1
             if is_last := not sender.use_count:

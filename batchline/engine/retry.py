@@ -1,4 +1,4 @@
-"""Puts failed requests of a finished batch back to pending: a generation of its own, laid over the one before."""
+"""Puts failed requests of a finished batch back to pending, as a new generation over the earlier results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MAX_NAMED_PROBLEMS = 5
 PREPARATION_TIMEOUT_S = 86_400
-"""How long the making of a retry may take; what is not needed by then is swept away."""
+"""Seconds that preparing a retry may take; objects not in use by then are deleted."""
 
 
 def retry_batch(
@@ -40,12 +40,12 @@ def retry_batch(
     *,
     open_batch_limit: OpenBatchLimit | None = None,
 ) -> BatchRecord:
-    """Put the named failed requests of a finished batch back to pending, all of them by default; its record.
+    """Put failed requests of a finished batch back to pending and return its record; all of them by default.
 
-    The batch is `in_progress` with a new window; somebody has to run it. Raises `Conflict` for a batch that is
-    not over or has nothing to retry, `InvalidInput` for an id that is unknown, of another batch or of a request
-    that did not fail, `NotFound` where the input is gone, and `LimitReached` where the `room` for open batches is
-    taken up; then nothing has changed.
+    The batch is then `in_progress` with a new window, for the caller to run. Raises `Conflict` if the batch is not
+    over or has nothing to retry, `InvalidInput` for an id that is unknown, of another batch or of a request that
+    did not fail, `NotFound` if the input is gone, and `LimitReached` if `open_batch_limit` is reached; in these
+    cases nothing has changed.
     """
     batch = services.records.get_batch(batch_id)
     if batch.status not in TERMINAL_STATUSES:
@@ -80,7 +80,7 @@ def _nothing_to_retry(batch: BatchRecord) -> str:
 
 
 def _check_files(services: Services, batch: BatchRecord, base_manifest: Manifest) -> None:
-    """Raise unless all is there that the retry has to read."""
+    """Raise unless the input and the earlier results still exist."""
     file = services.records.get_file(batch.input_file_id)
     if not services.store.exists(file.key):
         raise NotFound(f"the content of input file {file.id} is gone; upload it again and start a new batch")
@@ -94,7 +94,7 @@ def _check_files(services: Services, batch: BatchRecord, base_manifest: Manifest
 
 
 def _read_outcomes(services: Services, base_manifest: Manifest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the lines of all requests, ascending; whether each succeeded; and whether it was left unanswered."""
+    """Return three arrays over all requests: ascending line numbers, success flags, and unanswered flags."""
     import numpy as np  # noqa: PLC0415 - half a second that must not delay other commands
     import pyarrow as pa  # noqa: PLC0415 - as above
     import pyarrow.compute as pc  # noqa: PLC0415 - as above
@@ -113,13 +113,14 @@ def _read_outcomes(services: Services, base_manifest: Manifest) -> tuple[np.ndar
 def _lines_to_retry(
     batch: BatchRecord, request_ids: Sequence[str], lines: np.ndarray, ok: np.ndarray
 ) -> list[int]:
-    """The lines of the named requests, ascending; raises `InvalidInput` unless each is one that failed."""
+    """Return the lines of the named requests, ascending; raises `InvalidInput` unless each is one that failed."""
     outcomes = dict(zip(lines.tolist(), ok.tolist(), strict=True))
     prefix = request_id_prefix(batch.id)
     problems: list[str] = []
     selected: set[int] = set()
     for request_id in request_ids:
         line_text = request_id.removeprefix(prefix)
+        # Below 19 digits, so that the number fits into 64 bits; int() would also accept other scripts' digits.
         line = int(line_text) if line_text.isascii() and line_text.isdecimal() and len(line_text) < 19 else 0
         if not request_id.startswith(prefix):
             problems.append(f"{request_id[:80]!r} is no request of this batch and no custom_id in it")
@@ -150,7 +151,7 @@ def _start_retry(
 ) -> BatchRecord:
     """Write the retry's plan and make the batch `in_progress` with it.
 
-    Of the requests that it leaves as they are, `unanswered` had no answer and the others failed.
+    Of the requests that are not retried, `unanswered` had no response and the others failed.
     """
     settings, store, now = services.settings, services.store, int(time.time())
     new_files = {
@@ -171,6 +172,8 @@ def _start_retry(
     with _cleanup_on_failure(services, batch.id, key, layout.first_final_prefix(batch.id, token)) as prefixes:
         store.put(key, msgspec.json.encode(plan))
         base_prefix = _archive_first_files(services, batch, token)
+        # One transaction: it checks the generation, points the file records to the archived files, and cancels the
+        # scheduled deletions.
         return services.records.retry(
             batch.id,
             now=now,
@@ -195,10 +198,8 @@ def _start_retry(
 
 
 def _next_free_generation(services: Services, batch: BatchRecord) -> int:
-    """The next generation of which nothing is on storage.
-
-    A record that came back from a backup may have been retried before with another plan, whose parts are not ours.
-    """
+    """Return the next generation of which nothing is on storage."""
+    # A record restored from a backup may have been retried before with another plan; its parts must not be used.
     keys = (info.key for info in services.store.list_objects(layout.batch_prefix(batch.id)))
     used_generations = {number for key in keys if (number := layout.generation_of(key)) is not None}
     return 1 + max(used_generations | {batch.generation})
@@ -206,10 +207,7 @@ def _next_free_generation(services: Services, batch: BatchRecord) -> int:
 
 @contextmanager
 def _cleanup_on_failure(services: Services, batch_id: str, *prefixes: str) -> Iterator[tuple[str, ...]]:
-    """Doom what is written below those prefixes first, and delete it at once if another retry came first.
-
-    After a `StorageFault` the retry may have been made: its plan is left to housekeeping.
-    """
+    """Schedule deletion of the prefixes before they are written; delete them now if another retry came first."""
     due_at = int(time.time()) + PREPARATION_TIMEOUT_S
     deletions = [PendingDeletion(prefix=prefix, due_at=due_at) for prefix in prefixes]
     for deletion in deletions:
@@ -217,7 +215,8 @@ def _cleanup_on_failure(services: Services, batch_id: str, *prefixes: str) -> It
     try:
         yield prefixes
     except (Conflict, NotFound):
-        with suppress(StorageFault, NotFound):  # then later housekeeping does
+        # Not after a `StorageFault`: the retry may have been committed, and housekeeping decides.
+        with suppress(StorageFault, NotFound):  # then housekeeping deletes them
             if services.records.get_batch(batch_id).plan_key not in prefixes:
                 for deletion in deletions:
                     delete_objects(services, deletion)
@@ -225,7 +224,7 @@ def _cleanup_on_failure(services: Services, batch_id: str, *prefixes: str) -> It
 
 
 def _archive_first_files(services: Services, batch: BatchRecord, token: str) -> str:
-    """Where the batch's files are that the retry is laid over: not where everybody finds the newest ones."""
+    """Copy a first generation's files away from the public keys, which a retry overwrites; return their prefix."""
     current_prefix = batch.final_prefix or layout.batch_prefix(batch.id)
     if current_prefix != layout.batch_prefix(batch.id):
         return current_prefix
@@ -236,7 +235,7 @@ def _archive_first_files(services: Services, batch: BatchRecord, token: str) -> 
 
 
 def _archived_file_keys(batch: BatchRecord, prefix: str) -> dict[str, dict[str, object]]:
-    """The file records' keys below that prefix."""
+    """Return the changes that point the file records to the prefix, by file id."""
     keys = layout.final_keys(prefix)
     ids = {batch.output_file_id: keys.output, batch.error_file_id: keys.errors}
     return {file_id: {"key": key} for file_id, key in ids.items() if file_id is not None}

@@ -1,4 +1,4 @@
-"""What sending a batch's chunks takes in a process, whether it has the batch's lease or joins the one that has."""
+"""Base of the runner and the remote senders: the session, the heartbeat's state, and what chunks share."""
 
 import logging
 import threading
@@ -15,20 +15,20 @@ from batchline.upstream.batch_session import BatchSession, StopReason
 log = logging.getLogger(__name__)
 
 HEARTBEAT_INTERVAL_S = 1.0
-"""Between heartbeats, of which a short lease has four; a cancel takes effect within about two."""
+"""Seconds between heartbeats: at most a quarter of the lease. A cancel takes effect within two heartbeats."""
 
 HEARTBEAT_JOIN_TIMEOUT_S = 5.0
-"""Seconds for which the end of a run waits for its heartbeat."""
+"""Seconds that closing a sender waits for its heartbeat thread."""
 
 MAX_OPEN_LARGE_CHUNKS = 2
-"""Chunks with very long lines under way at once: while one waits for its last answers, another sends."""
+"""Chunks with very long lines in progress at once: while one waits for its last responses, another sends."""
 
 
 class SenderBase:
-    """A process's run of a batch, with what its chunks share."""
+    """One process's session for a batch, with the state that its chunks share."""
 
     no_upstream_message: ClassVar[str]
-    """What is said of a model that no upstream serves."""
+    """Error message for a model that no upstream serves."""
 
     def __init__(self, services: Services, batch: BatchRecord, *, sender_id: str, requests: int) -> None:
         settings = services.settings
@@ -55,7 +55,7 @@ class SenderBase:
         self._counts_lock = threading.Lock()
 
     def find_upstream(self, model: str | None) -> str:
-        """The name of the upstream that serves the model; raises `InvalidInput` if none does (any more)."""
+        """Return the name of the upstream that serves the model; raises `InvalidInput` if none does."""
         upstream_name = self._upstream_names.get(model)
         if upstream_name is None:
             upstream = self.services.settings.upstream_for(model)
@@ -65,8 +65,9 @@ class SenderBase:
         return upstream_name
 
     def raise_if_lost(self) -> None:
-        """Raise `LeaseLost` once another runner has the batch, or may have it."""
+        """Raise `LeaseLost` if another runner has the batch, or may have it."""
         heartbeat_started_at, half_s = self._heartbeat_started_at, self.services.settings.lease_s / 2
+        # A heartbeat that hangs in the database cannot report its own failure.
         if (
             self._lease_error is None
             and heartbeat_started_at is not None
@@ -78,7 +79,7 @@ class SenderBase:
 
     @contextmanager
     def _track_heartbeat(self) -> Iterator[None]:
-        """Note when a heartbeat begins, so that `check` notices one that never ends."""
+        """Record when a heartbeat starts, so that `raise_if_lost` detects one that hangs."""
         self._heartbeat_started_at = time.monotonic()
         try:
             yield
@@ -86,13 +87,13 @@ class SenderBase:
             self._heartbeat_started_at = None
 
     def _mark_lost(self, error: LeaseLost) -> None:
-        """Stop sending; requests in flight have the grace, and `check` raises from now on."""
+        """Stop sending; requests in flight keep the grace period, and `raise_if_lost` raises from now on."""
         log.error("%s", error)
         self._lease_error = error
         self.session.stop(StopReason(code=None, message=str(error)))
 
     def _join_heartbeat(self, thread: threading.Thread) -> None:
-        """Wait for the heartbeat's thread, but not for a database that does not answer."""
+        """Wait for the heartbeat thread, but not indefinitely if the database does not answer."""
         thread.join(HEARTBEAT_JOIN_TIMEOUT_S)
         if thread.is_alive():
             log.warning("batch %s: the heartbeat still waits for the database; it is left behind", self.batch.id)

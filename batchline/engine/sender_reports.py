@@ -1,4 +1,4 @@
-"""What processes that share the sending of a batch tell each other: counts, progress, and why to stop."""
+"""Reports that the processes sending one batch exchange: counts, progress, and reasons to stop."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from batchline.upstream.batch_session import StopReason
 from batchline.upstream.session_progress import SessionProgress
 
 SILENT_AFTER_S: Final = 10.0
-"""A process that has reported nothing for so long has nothing under way."""
+"""Seconds without a new report after which a process is assumed to have nothing in flight."""
 
 IDLE_PROGRESS: Final = SessionProgress(
     completed=0,
@@ -30,9 +30,9 @@ IDLE_PROGRESS: Final = SessionProgress(
 
 
 class SenderReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One process's part in a batch: chunk → requests completed and failed so far, and how its run goes.
+    """A sender's counts, as chunk → (completed, failed), its progress, and why it stopped, if it did.
 
-    `number` is another with each report.
+    `number` changes with each report.
     """
 
     number: int = 0
@@ -46,16 +46,14 @@ _decode_report = msgspec.json.Decoder(SenderReport).decode
 
 
 def decode_reports(texts: Mapping[str, str]) -> dict[str, SenderReport]:
-    """Sender → what it has reported."""
+    """Decode JSON reports, by sender."""
     return {sender: _decode_report(text) for sender, text in texts.items()}
 
 
 def total_counts(reports: Iterable[SenderReport]) -> tuple[int, int]:
-    """Requests completed and failed.
-
-    A chunk that was sent by two, since the first has died, counts as by whoever has come further.
-    """
+    """Return the requests completed and failed, over all chunks."""
     best_counts: dict[int, tuple[int, int]] = {}
+    # A chunk is counted once though two processes sent it, the first of which died: the larger counts win.
     for report in reports:
         for chunk, counts in report.chunks.items():
             best_counts[chunk] = max(best_counts.get(chunk, (0, 0)), counts, key=sum)
@@ -65,7 +63,7 @@ def total_counts(reports: Iterable[SenderReport]) -> tuple[int, int]:
 
 
 def fatal_stop(reports: Iterable[SenderReport]) -> StopReason | None:
-    """The stop of a process whose upstream refuses every request, which is to stop all."""
+    """Return the stop reason of a sender whose upstream refuses every request, which stops all; else None."""
     return next(
         (
             report.stopped
@@ -77,14 +75,14 @@ def fatal_stop(reports: Iterable[SenderReport]) -> StopReason | None:
 
 
 class RemoteSenders:
-    """What the processes that send for this one have reported last."""
+    """The latest reports of the other sender processes."""
 
     def __init__(self) -> None:
         self._reports: dict[str, SenderReport] = {}
         self._reported_at: dict[str, float] = {}
 
     def update(self, reports: Mapping[str, SenderReport]) -> None:
-        """Take in what is reported now."""
+        """Replace the reports, noting when each sender's report last changed."""
         now = time.monotonic()
         for sender, report in reports.items():
             previous = self._reports.get(sender)
@@ -93,11 +91,11 @@ class RemoteSenders:
         self._reports = dict(reports)
 
     def counts(self) -> tuple[int, int]:
-        """Requests completed and failed."""
+        """Return the requests that the other senders completed and failed."""
         return total_counts(self._reports.values())
 
     def merge_progress(self, progress: SessionProgress) -> SessionProgress:
-        """The progress of all processes as if it were one's."""
+        """Return the combined progress of this process and the other senders."""
         silent_before = time.monotonic() - SILENT_AFTER_S
         remote_progress = [
             report.progress if self._reported_at[sender] > silent_before else as_idle(report.progress)
@@ -111,5 +109,5 @@ class RemoteSenders:
 
 
 def as_idle(progress: SessionProgress) -> SessionProgress:
-    """The same of a process that sends nothing any more."""
+    """Return the progress of a process that has stopped sending."""
     return msgspec.structs.replace(progress, in_flight=0, limit=0, ceiling=0, paused=None)

@@ -1,4 +1,4 @@
-"""What every step works with: the settings and the things that they open, once a process."""
+"""Settings with the store, records and dispatcher opened for them, one set per process."""
 
 import threading
 from collections.abc import Iterator
@@ -24,10 +24,10 @@ MAX_CONCURRENT_VALIDATIONS: Final = 2
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Services:
-    """Settings with the object store and the records that they name; the caller starts when first used.
+    """Settings with their object store and records; the dispatcher starts when first used.
 
-    An engine with an `open_transport` of its own, such as `through_httpx()`, has a caller of its own as well; the
-    others of a process share theirs.
+    An instance with its own `open_transport`, such as `through_httpx()`, has its own dispatcher; the others in a
+    process share one per set of upstreams.
     """
 
     settings: Settings
@@ -37,11 +37,11 @@ class Services:
     validation_slots: threading.Semaphore = field(
         default_factory=lambda: threading.Semaphore(MAX_CONCURRENT_VALIDATIONS)
     )
-    """Held while a file is checked, which only computes: more checks at once keep other threads waiting."""
+    """Acquired during validation, which is CPU-bound: more at once would starve the other threads."""
 
     @cached_property
     def dispatcher(self) -> Dispatcher:
-        """The process's caller of the configured upstreams; raises `InvalidInput` where there are none."""
+        """The dispatcher for the configured upstreams; raises `InvalidInput` if there are none."""
         if not self.settings.all_upstreams:
             raise InvalidInput(
                 "no upstream is configured: set OPENAI_BASE_URL (such as http://localhost:8000/v1) and, where the "
@@ -54,14 +54,15 @@ class Services:
 
     @cached_property
     def partial_analytics(self) -> "PartialAnalytics":
-        """The analytics of batches that run."""
+        """The cached analytics of running batches."""
         from batchline.engine.partial_analytics import PartialAnalytics  # noqa: PLC0415 - loads pandas
 
         return PartialAnalytics(self.store, self.settings.prices)
 
     @property
     def started_dispatcher(self) -> Dispatcher | None:
-        """The caller, if anything has been sent yet."""
+        """The dispatcher, or None if nothing has been sent yet."""
+        # From the instance's dict: the cached property itself would start one.
         dispatcher: Dispatcher | None = vars(self).get("dispatcher")
         return dispatcher
 
@@ -71,7 +72,7 @@ _open_lock = threading.Lock()
 
 
 def open_services(settings: Settings | None = None) -> Services:
-    """An engine for the settings, by default those of the environment; the same for the same settings."""
+    """Return the services for the settings, by default the environment's; equal settings share one instance."""
     settings = settings or load_settings()
     with _open_lock:
         for services in _open_services:
@@ -87,7 +88,7 @@ _current_services: ContextVar[Services | None] = ContextVar("engine", default=No
 
 @contextmanager
 def using_services(services: Services) -> Iterator[None]:
-    """Let flows that start inside work with that engine instead of the environment's."""
+    """Make flows started inside the block use these services instead of the environment's."""
     token = _current_services.set(services)
     try:
         yield
@@ -96,5 +97,5 @@ def using_services(services: Services) -> Iterator[None]:
 
 
 def current_services() -> Services | None:
-    """The engine that flows are to work with, if one was chosen for them."""
+    """Return the services chosen with `using_services`, or None."""
     return _current_services.get()

@@ -8,7 +8,7 @@ from batchline.storage.records.store import BatchRecord
 
 
 def closed_window_notice(batch: BatchRecord, settings: Settings, *, now: float) -> str | None:
-    """Return what becomes of a batch whose window has closed before it is run again; None if that is open."""
+    """Return a notice of what happens to a batch continued after its window closed; None if it is still open."""
     if batch.status not in {BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS} or now < batch.expires_at:
         return None
     closing_note = (
