@@ -1,1 +1,1 @@
-"""What a batch goes through, as plain functions that know nothing of Prefect and need no server."""
+"""The steps of a batch, as plain functions that do not depend on Prefect."""

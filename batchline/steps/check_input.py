@@ -1,7 +1,7 @@
-"""Checks an input file line by line and cuts it into chunks, in one streaming pass.
+"""Validates an input file line by line and splits it into chunks, in one streaming pass.
 
-Lines that are as they should be take one decode each; whatever is unusual goes to `line_errors`, which
-works out what is wrong. A second pass is made only where two lines may have the same `custom_id`.
+A valid line of the usual form takes one decode; every other line goes to `line_errors`, which finds its errors. A
+second pass is made only if two lines may have the same `custom_id`.
 """
 
 import hashlib
@@ -31,16 +31,16 @@ from batchline.steps.line_errors import (
 
 BYTES_PER_TOKEN: Final = 4
 MAX_SURELY_FLAT_BYTES: Final = 2 * MAX_DEPTH
-"""A shorter line has no room to be nested too deeply."""
+"""A shorter line cannot be nested too deeply: each level takes two brackets."""
 
 OpenBlocks = Callable[[], Iterator[bytes]]
 
 
 class Validation(msgspec.Struct, frozen=True, kw_only=True):
-    """What a file's check found: a plan, or the errors that forbid one.
+    """The result of validating a file: a plan, or the errors that prevent one.
 
-    `errors` are in line order; the last is `too_many_errors` where there were more than were asked for.
-    `estimated_tokens` is the input's size divided by four: rough, but of the right order for English.
+    `errors` are in line order; the last is `too_many_errors` if there were more than the limit. `estimated_tokens`
+    is the input's size divided by four: a rough estimate, of the right order for English.
     """
 
     plan: Plan | None
@@ -73,10 +73,10 @@ def check_input(
     settings: Settings,
     max_errors: int | None,
 ) -> Validation:
-    """Check every line; `blocks` gives the decompressed file from its start each time that it is called.
+    """Validate every line; each call of `open_blocks` yields the decompressed file from its start.
 
-    An `endpoint` of None stands for the first one in the file that the settings allow. At most `max_errors`
-    errors are kept, all where that is None.
+    If `endpoint` is None, the first allowed one in the file is used. At most `max_errors` errors are kept, or all
+    if it is None.
     """
     all_blocks = open_blocks()
     head, is_whole = _read_head(all_blocks)
@@ -87,6 +87,7 @@ def check_input(
     first_scan.scan(itertools.chain([head], all_blocks))
     duplicates, unlisted = duplicate_hashes(first_scan.hashes, limit=max_errors)
     if duplicates:
+        # Only now are the custom_ids of the suspects compared: equal hashes need not mean equal texts.
         second_scan = _Scan(endpoint, settings, max_errors, suspects=duplicates)
         second_scan.scan(open_blocks())
         first_scan.errors = second_scan.errors
@@ -113,7 +114,7 @@ def check_input(
 
 
 def detect_endpoint(blocks: Iterator[bytes], *, settings: Settings) -> str:
-    """The first url in the file that is an allowed endpoint; the first allowed endpoint where there is none."""
+    """Return the first url in the file that is an allowed endpoint, or if none is, the first allowed endpoint."""
     head, is_whole = _read_head(blocks)
     if detect_foreign_format(head, is_whole=is_whole):  # no line of it has a url
         return settings.endpoints[0]
@@ -126,7 +127,7 @@ def detect_endpoint(blocks: Iterator[bytes], *, settings: Settings) -> str:
 
 
 def _read_head(blocks: Iterator[bytes]) -> tuple[bytes, bool]:
-    """Take the first blocks, up to `HEAD_BYTES` and a block; true if that was the whole file."""
+    """Read blocks until there are `HEAD_BYTES`; return them joined, and True if that was the whole file."""
     head: list[bytes] = []
     size = 0
     for block in blocks:
@@ -138,16 +139,17 @@ def _read_head(blocks: Iterator[bytes]) -> tuple[bytes, bool]:
 
 
 def duplicate_hashes(hashes: "array[int]", *, limit: int | None) -> tuple[frozenset[int], int]:
-    """Return the values that stand in the array more than once, and how many repetitions there are of others.
+    """Return values that occur more than once, and the number of repetitions of those not returned.
 
-    Those are enough values for the first `most` repetitions, so that a file of nothing else takes no memory.
+    The values cover the first `limit` repetitions only, which bounds memory for a file of nothing but duplicates.
     """
-    if len(hashes) < 50_000:
+    if len(hashes) < 50_000:  # counted faster than numpy is imported
         counts = Counter(hashes)
         return frozenset(value for value, times in counts.items() if times > 1), 0
     import numpy as np  # noqa: PLC0415 - only large files are worth its import
 
     values = np.frombuffer(hashes, dtype=np.int64)
+    # A stable sort keeps file order among equal values, so all but the first count as repetitions.
     order = np.argsort(values, kind="stable")
     is_repeated = np.zeros(len(values), dtype=np.bool_)
     is_repeated[order[1:]] = values[order[1:]] == values[order[:-1]]
@@ -157,7 +159,7 @@ def duplicate_hashes(hashes: "array[int]", *, limit: int | None) -> tuple[frozen
 
 
 class _ErrorList:
-    """The errors found, up to a number, and how many there were."""
+    """The first errors up to a limit, and the number of all."""
 
     def __init__(self, limit: int | None) -> None:
         self.count = 0
@@ -165,14 +167,14 @@ class _ErrorList:
         self._errors: list[BatchError] = []
 
     def add(self, line: int | None, errors: Sequence[LineError]) -> None:
-        """Take in the faults of a line, or of the file."""
+        """Add the errors of a line, or of the file if `line` is None."""
         self.count += len(errors)
         free = len(errors) if self._limit is None else max(0, self._limit - len(self._errors))
         for code, message, param in errors[:free]:
             self._errors.append(BatchError(code=code, line=line, message=message, param=param))
 
     def as_list(self) -> list[BatchError]:
-        """What is reported."""
+        """Return the errors to report, the last of which may be `too_many_errors`."""
         if self._limit is None or self.count <= self._limit:
             return self._errors
         more = self.count - self._limit + 1
@@ -184,7 +186,7 @@ class _ErrorList:
 
 
 class _Scan:
-    """One reading of the file."""
+    """One pass over the file."""
 
     def __init__(
         self, endpoint: str, settings: Settings, max_errors: int | None, *, suspects: frozenset[int] = frozenset()
@@ -201,8 +203,9 @@ class _Scan:
         self._positions: list[_BlockPosition] = []
 
     def scan(self, blocks: Iterator[bytes]) -> None:
-        """Check the whole file."""
+        """Validate the whole file."""
         settings = self._settings
+        # No block may be larger than a chunk, since a chunk consists of whole blocks.
         max_lines = min(MAX_RANGE_LINES, settings.chunk_requests or MAX_RANGE_LINES)
         for line_block in split_line_blocks(blocks, max_line_bytes=settings.max_line_bytes, max_lines=max_lines):
             requests_before = self.requests
@@ -212,7 +215,7 @@ class _Scan:
             self._add_error("empty_file", None, "the file holds no request; write one JSON object a line")
 
     def _note_block(self, line_block: LineBlock, requests: int) -> None:
-        """Keep the stretch's place, and tell of limits that it passes."""
+        """Record the block's position, and report limits of the file that it exceeds."""
         last_line = line_block.first_line + max(1, len(line_block.lines)) - 1
         self._positions.append(
             _BlockPosition(
@@ -229,7 +232,7 @@ class _Scan:
             )
 
     def _check_block(self, line_block: LineBlock) -> None:
-        """Check a stretch's lines; only what is as it should be takes the short way."""
+        """Validate a block's lines; only valid lines of the usual form take the fast path."""
         if line_block.too_long_bytes:
             self.requests += 1
             self.errors.add(line_block.first_line, [line_too_long(line_block.too_long_bytes, self._rules)])
@@ -250,7 +253,7 @@ class _Scan:
                     and 0 < len(request.custom_id) <= MAX_CUSTOM_ID_CHARS
                     and len(line) <= max_line_bytes
                     and is_utf8
-                    # The decoder takes the last of two members; a body may well have one of that name.
+                    # msgspec silently takes the last of two members; a body may have a member of that name, too.
                     and (line.count(b'"custom_id"') == 1 or not has_duplicate_member(line, "custom_id"))
                     and (len(line) <= MAX_SURELY_FLAT_BYTES or not is_too_deep(line))
                 )
@@ -259,18 +262,20 @@ class _Scan:
             if not is_plain:
                 if not line.strip(WHITESPACE):
                     continue
+                # Byte offsets are only computed for a block that has an unusual line.
                 starts = starts or [
                     *itertools.accumulate((len(text) + 1 for text in line_block.lines), initial=line_block.start)
                 ]
                 custom_id = self._check_unusual(number, line, starts[number - line_block.first_line])
             self.requests += 1
             if custom_id is not None:
+                # Eight bytes per request instead of the text; candidates are confirmed in a second scan.
                 add_hash(hash(custom_id))
                 if suspects and hash(custom_id) in suspects:
                     self._check_duplicate(number, custom_id)
 
     def _check_unusual(self, number: int, line: bytes, offset: int) -> str | None:
-        """Look at an unusual line closely; its custom_id if it has a valid one."""
+        """Check a line for every error; return its custom_id, or None if it has no valid one."""
         check = check_line(line, offset=offset, rules=self._rules)
         self.errors.add(number, check.errors)
         if check.model is not None and not check.errors:
@@ -291,11 +296,11 @@ class _Scan:
         self.errors.add(line, [(code, message, param)])
 
     def digest(self) -> str:
-        """The digest of the stretches' digests."""
+        """Return the digest of the blocks' digests."""
         return hashlib.sha256("".join(position.sha256 for position in self._positions).encode()).hexdigest()
 
     def chunks(self, settings: Settings) -> list[Chunk]:
-        """The chunks of a file without errors."""
+        """Return the chunks of a file without errors."""
         max_requests = settings.chunk_requests or max_chunk_requests(
             self.requests, senders=settings.sender_processes
         )
@@ -304,7 +309,7 @@ class _Scan:
 
 
 class _BlockPosition(msgspec.Struct, frozen=True, gc=False):
-    """Where a stretch is, and how many of its lines are requests."""
+    """The position of a block in the file, and the number of its requests."""
 
     start: int
     end: int
@@ -317,7 +322,7 @@ class _BlockPosition(msgspec.Struct, frozen=True, gc=False):
 def _group_positions(
     positions: list[_BlockPosition], *, max_requests: int, max_bytes: int
 ) -> list[list[_BlockPosition]]:
-    """Neighbouring places together up to those limits; one without requests joins what it stands beside."""
+    """Group adjacent blocks up to the limits; one without requests joins its neighbour."""
     groups: list[list[_BlockPosition]] = []
     requests = 0
     for position in positions:

@@ -1,4 +1,4 @@
-"""What sending a chunk needs of the process's share in the batch."""
+"""The interface between sending a chunk and the process's part in the batch."""
 
 from threading import BoundedSemaphore
 from typing import Protocol
@@ -9,32 +9,32 @@ from batchline.upstream.batch_session import BatchSession
 
 
 class SendContext(Protocol):
-    """What sending a chunk needs of the process's hold on the batch."""
+    """The part of the batch's lease, or of a remote sender, that sending a chunk uses."""
 
     store: ObjectStore
     session: BatchSession
     flush_interval_s: float
     flush_bytes: int
     sender_id: str
-    """By what name this process's parts are told from those of others that send for the same runner."""
+    """Distinguishes this process's parts from those of other senders; empty for the runner."""
 
     is_storage_writable: bool
-    """True once storage has taken a write under this hold."""
+    """True once storage has accepted a write in this session."""
 
     large_chunk_slots: BoundedSemaphore
-    """Held while a chunk with a very long line is sent, of which a batch may have few open."""
+    """Acquired while a chunk with a very long line is sent; limits how many are in memory at once."""
 
     def find_upstream(self, model: str | None) -> str:
-        """The name of the upstream that serves the model."""
+        """Return the name of the upstream that serves the model; raises `InvalidInput` if none does."""
 
     def raise_if_lost(self) -> None:
-        """Raise `LeaseLost` once another runner has the batch, or may have it."""
+        """Raise `LeaseLost` if another runner has the batch, or may have it."""
 
     def add_recovered(self, metrics: list[RequestMetrics]) -> None:
-        """Count requests that an earlier run had settled."""
+        """Count requests that an earlier session settled."""
 
     def mark_chunk_started(self, chunk: int) -> bool:
-        """Whether the chunk has not been tried under this hold before; asking makes it so."""
+        """Mark the chunk as started; return True the first time under this lease."""
 
     def add_settled(self, chunk: int, completed: int, failed: int) -> None:
-        """Hear of requests of the chunk that are settled, those that an earlier try had settled included."""
+        """Count settled requests of the chunk, including those recovered from an earlier try."""

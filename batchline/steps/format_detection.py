@@ -1,7 +1,7 @@
-"""Recognise input files that are not batch JSONL at all, and explain why a line is not JSON.
+"""Recognises input files in other formats, and explains why a line is not JSON.
 
-A file in another format gets one error that names the format and the next step, instead of an error a line. Only
-its first bytes are read for that: a file whose first lines are batch requests is checked line by line.
+A file in another format gets a single error that names the format and the next step, instead of one per line.
+Only its first bytes are read for that: a file whose first lines are batch requests is checked line by line.
 """
 
 import csv
@@ -68,7 +68,7 @@ def _format_error(message: str, *, line: int = 1) -> BatchError:
 
 
 def _is_utf16(head: bytes) -> bool:
-    """True for a byte-order mark of UTF-16, or if every other byte of the first ones is NUL."""
+    """Return True if the head has a UTF-16 byte-order mark, or NUL in every other one of its first bytes."""
     if head.startswith(_UTF16_MARKS):
         return True
     start = head[:64]
@@ -77,7 +77,7 @@ def _is_utf16(head: bytes) -> bool:
 
 
 def _split_head(head: bytes, *, is_whole: bool) -> list[bytes]:
-    """The whole lines of the head without the blanks around them."""
+    """Return the complete lines of the head, stripped."""
     lines = head.split(b"\n")
     if not is_whole:
         lines.pop()
@@ -85,7 +85,7 @@ def _split_head(head: bytes, *, is_whole: bool) -> list[bytes]:
 
 
 def _decode_json(line: bytes) -> Any:
-    """Return the decoded JSON, or None if the text is not JSON or too deep to be read."""
+    """Return the decoded JSON, or None if the text is not JSON or nested too deeply."""
     try:
         return msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -93,7 +93,7 @@ def _decode_json(line: bytes) -> Any:
 
 
 def _describe_text(value: Any, head: bytes, sample: Sequence[bytes], *, is_whole: bool) -> str:
-    """Name the format of a file whose first line is not an object; empty if it is none that is known."""
+    """Describe the format of a file whose first line is not an object; empty if it is unknown."""
     start = head.lstrip(WHITESPACE)
     if start.startswith(b"["):
         if value is None or (len(sample) == 1 and is_whole):
@@ -105,7 +105,7 @@ def _describe_text(value: Any, head: bytes, sample: Sequence[bytes], *, is_whole
 
 
 def _describe_objects(start: bytes, sample: Sequence[bytes], *, is_whole: bool) -> str:
-    """Name what is wrong with every line of a file that begins with a brace."""
+    """Describe the error common to all lines of a file that starts with a brace; empty if there is none."""
     if sample and all(line.startswith(b"{'") for line in sample):
         return "the lines are Python dictionaries, not JSON (single quotes); write them with json.dumps()"
     if sample and all(line.endswith(b"},") and _decode_json(line[:-1]) is not None for line in sample):
@@ -116,14 +116,14 @@ def _describe_objects(start: bytes, sample: Sequence[bytes], *, is_whole: bool) 
 
 
 def _spans_lines(start: bytes, *, is_whole: bool) -> bool:
-    """True if the first object goes on over a line's end: pretty-printed JSON."""
+    """Return True if the first object spans several lines, as in pretty-printed JSON."""
     line, newline, rest = start.partition(b"\n")
     if not newline or _decode_json(line) is not None:
         return False
     try:
         _, end = json.JSONDecoder().raw_decode(start.decode(errors="replace"))
     except json.JSONDecodeError:
-        # An object longer than the head cannot be read; a line of nothing but its brace says enough.
+        # An object longer than the head cannot be decoded; a line with only its opening brace is enough evidence.
         return not is_whole and line.strip(WHITESPACE) == b"{" and rest.lstrip(WHITESPACE).startswith(b'"')
     except (ValueError, RecursionError):
         return False
@@ -131,7 +131,7 @@ def _spans_lines(start: bytes, *, is_whole: bool) -> bool:
 
 
 def _is_table(sample: Sequence[bytes]) -> bool:
-    """True if the lines have the same number of fields, more than one, and none is JSON."""
+    """Return True if the first two lines have the same number of fields, more than one, and no line is JSON."""
     if len(sample) < 2 or any(line.startswith((b"{", b"[")) for line in sample):
         return False
     texts = [line.decode(errors="replace") for line in sample]
@@ -146,7 +146,7 @@ def _is_table(sample: Sequence[bytes]) -> bool:
 
 
 def _detect_service_error(sample: Sequence[bytes], number: int) -> BatchError | None:
-    """The error of a file whose first lines all are requests of another service, or None."""
+    """Return the error of a file whose first lines are all requests of one other service, or None."""
     descriptions = {_describe_service(_decode_json(line)) for line in sample}
     if len(descriptions) != 1 or not (description := descriptions.pop()):
         return None
@@ -155,10 +155,11 @@ def _detect_service_error(sample: Sequence[bytes], number: int) -> BatchError | 
 
 
 def _describe_service(line: Any) -> tuple[str, str] | None:
-    """The missing parameter and the words for a line in another service's format."""
+    """Return the missing parameter and the description of a line in another service's format, or None."""
     if not isinstance(line, dict) or "method" in line or "url" in line:
         return None
     names = line.keys()
+    # In the order of the table, whose first entries are the most specific.
     for required, param, description in _SERVICE_FORMATS:
         if required <= names:
             return param, f"the file {description}"
@@ -210,7 +211,7 @@ _SERVICE_FORMATS: Final = (
 
 
 def explain_json_error(line: bytes, offset: int) -> str:
-    """Explain in words why the line is not JSON at that byte, for its error message."""
+    """Return the reason why the line is not JSON at byte `offset`, for its error message."""
     rest, before = line[offset : offset + 20], line[:offset].rstrip(WHITESPACE)
     if not rest.strip(WHITESPACE):
         return f"it breaks off at byte {offset} of the line"
@@ -233,5 +234,5 @@ def explain_json_error(line: bytes, offset: int) -> str:
 
 
 def is_windows_text(line: bytes) -> bool:
-    """True if the line looks like Windows-1252 (or Latin-1): nothing in it is UTF-8 beyond ASCII."""
+    """Return True if no part of the line beyond ASCII is UTF-8, as in Windows-1252 or Latin-1."""
     return line.decode(errors="ignore").isascii()

@@ -1,4 +1,4 @@
-"""Stretches: whole lines of an input file with their place, the unit in which it is checked and read again."""
+"""Splits an input file into blocks of whole lines, the unit in which it is validated and read again."""
 
 import hashlib
 import itertools
@@ -14,10 +14,10 @@ UTF8_BOM: Final = b"\xef\xbb\xbf"
 
 
 class LineBlock(msgspec.Struct, frozen=True):
-    """Some lines (without their newlines, blank ones included) and where they are.
+    """Consecutive lines (without newlines, blank ones included) and their position in the file.
 
-    `first_line` counts from 1; bytes `start` to `end` (exclusive) of the file hold them, whose digest is `sha256`.
-    `overlong` is the length of a line that was not kept because it passed the limit: the stretch's only one.
+    `first_line` counts from 1; bytes `start` to `end` (exclusive) of the file contain the lines, and `sha256` is
+    their digest. `too_long_bytes` is the length of a line over the limit: not kept, and the only one of its block.
     """
 
     first_line: int
@@ -32,9 +32,9 @@ class LineBlock(msgspec.Struct, frozen=True):
 def split_line_blocks(
     blocks: Iterator[bytes], *, max_line_bytes: int, max_lines: int = MAX_RANGE_LINES
 ) -> Iterator[LineBlock]:
-    """The file in stretches of at most so many lines; memory is bounded by the longest line allowed.
+    """Yield the file in blocks of at most `max_lines` lines; memory is bounded by the longest line allowed.
 
-    A byte-order mark belongs to no line: the first stretch starts behind it.
+    A byte-order mark belongs to no line: the first block starts after it.
     """
     head = b""
     while len(head) < len(UTF8_BOM) and (block := next(blocks, None)) is not None:
@@ -48,7 +48,7 @@ def split_line_blocks(
 
 
 class _LineSplitter:
-    """Holds the line that is not whole yet, and where in the file it starts."""
+    """Splits a stream of bytes, keeping the incomplete last line and its offset in the file."""
 
     def __init__(self, max_line_bytes: int, max_lines: int, offset: int) -> None:
         self._max_line_bytes = max_line_bytes
@@ -59,12 +59,13 @@ class _LineSplitter:
         self._pending_bytes = 0
 
     def feed(self, data: bytes) -> Iterator[LineBlock]:
-        """The stretches that this piece completes."""
+        """Yield the blocks that the data completes."""
         lines_end = data.rfind(b"\n") + 1
         if not lines_end:
             self._keep_pending(data)
             return
         if self._pending_bytes > self._max_line_bytes:
+            # The line over the limit ends in this data; skip it up to its newline.
             line_end = data.find(b"\n") + 1
             self._keep_pending(data[: line_end - 1])
             yield self._build_too_long_block(newline=1)
@@ -75,7 +76,7 @@ class _LineSplitter:
         self._pending_bytes = len(data) - lines_end
 
     def finish(self) -> Iterator[LineBlock]:
-        """What is left at the file's end, a line without a newline."""
+        """Yield the rest at the end of the file: a line without a newline."""
         if self._pending_bytes > self._max_line_bytes:
             yield self._build_too_long_block()
         elif self._pending_bytes:
@@ -86,6 +87,7 @@ class _LineSplitter:
         if self._pending_bytes <= self._max_line_bytes:
             self._pending.append(data)
         else:
+            # Only its length is counted from here on, which bounds memory.
             self._pending.clear()
 
     def _build_too_long_block(self, *, newline: int = 0) -> LineBlock:

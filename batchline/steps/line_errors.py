@@ -1,4 +1,4 @@
-"""What is wrong with an input line, told closely; the slow and exact half of validation."""
+"""Finds every error of an input line: the slow and exact half of validation."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from batchline.steps.line_blocks import UTF8_BOM
 MAX_CUSTOM_ID_CHARS = 512
 MAX_MODEL_CHARS = 256
 MAX_MODELS = 1_000
-"""Different models of a file: each takes memory here, in the plan and in the figures, and a lane upstream."""
+"""Distinct models per file: each takes memory here, in the plan and in the metrics, and a pool upstream."""
 
 MAX_QUOTED_CHARS = 60
 REQUEST_FIELDS = ("custom_id", "method", "url", "body")
@@ -20,7 +20,7 @@ ENDPOINTS_WITHOUT_MODEL = frozenset({"/v1/moderations"})
 
 
 class LineRules:
-    """The rules for a batch's lines; `models` are those that the file has named so far."""
+    """The rules for a batch's lines; `models` collects the models of its valid lines."""
 
     def __init__(self, endpoint: str, settings: Settings) -> None:
         self.endpoint = endpoint
@@ -29,16 +29,16 @@ class LineRules:
         self._settings = settings
 
     def is_served(self, model: str) -> bool:
-        """Whether an upstream serves the model; any does where none is configured, which is told elsewhere."""
+        """Return True if an upstream serves the model, or if none is configured, which is reported elsewhere."""
         return not self._settings.all_upstreams or self._settings.upstream_for(model) is not None
 
 
 LineError = tuple[str, str, str | None]
-"""Code, message and parameter of what is wrong; a record is made only of those that are kept."""
+"""Code, message and parameter; a `BatchError` is built only for the errors that are kept."""
 
 
 class LineCheck(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of a full check: the line's faults, and its custom_id and model if they are usable."""
+    """The result of a full check: the line's errors, and its custom_id and model if they are usable."""
 
     errors: list[LineError] = []
     custom_id: str | None = None
@@ -46,15 +46,15 @@ class LineCheck(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def line_too_long(size: int, rules: LineRules) -> LineError:
-    """The fault of a line over the limit."""
+    """Return the error of a line of `size` bytes, over the limit."""
     message = f"the line has {size:,} bytes; at most {rules.max_line_bytes:,} are allowed"
     return "request_too_large", message, None
 
 
 def check_line(line: bytes, *, offset: int, rules: LineRules) -> LineCheck:
-    """Everything that is wrong with the line that is not blank; `offset` is where it starts in the file.
+    """Find all errors of a line that is not blank; `offset` is its position in the file.
 
-    A line that is no JSON object has one fault; of one that is, every member's faults are told.
+    A line that is not a JSON object has a single error; otherwise every member is checked.
     """
     if len(line) > rules.max_line_bytes:
         return LineCheck(errors=[line_too_long(len(line), rules)])
@@ -86,7 +86,7 @@ _decode_url = msgspec.json.Decoder(_UrlOnly).decode
 
 
 def parse_url(line: bytes) -> str | None:
-    """Return the line's url if it is an object that the fast parser takes and that has one, else None."""
+    """Return the line's url, or None if it is not an object that msgspec decodes or has no url."""
     try:
         return _decode_url(line).url
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -98,7 +98,7 @@ class _MalformedLine(ValueError):
 
 
 def _parse_object(text: bytes, offset: int) -> dict[str, bytes]:
-    """The members of the object that the line must be; raises `TooDeepError` or `_Malformed`."""
+    """Return the members of the line's object as JSON; raises `TooDeepError` or `_MalformedLine`."""
     try:
         text.decode()
     except UnicodeDecodeError as error:
@@ -128,12 +128,13 @@ def _parse_object(text: bytes, offset: int) -> dict[str, bytes]:
 
 
 def _line_errors(fields: dict[str, bytes], body: dict[str, bytes] | None, rules: LineRules) -> Iterator[LineError]:
-    """Code, message and parameter of each fault of a line that is an object."""
+    """Yield the errors of a line that is an object."""
     for name in REQUEST_FIELDS:
         if name not in fields:
             yield "missing_required_parameter", f"{name} is missing", name
         elif fields[name] == b'""':
             yield "missing_required_parameter", f"{name} is empty", name
+            # So that the checks below do not report it a second time.
             del fields[name]
     if "custom_id" in fields and (message := _check_custom_id(fields["custom_id"])):
         yield "invalid_value", message, "custom_id"
@@ -202,7 +203,7 @@ def _body_members(value: bytes | None) -> dict[str, bytes] | None:
 
 
 def _decode_text(value: bytes | None) -> str | None:
-    """The string that the JSON text is; none for another kind, or one with a lone surrogate."""
+    """Return the decoded JSON string, or None for another type or a string with a lone surrogate."""
     if value is None or not value.startswith(b'"'):
         return None
     try:
@@ -212,7 +213,7 @@ def _decode_text(value: bytes | None) -> str | None:
 
 
 def _describe_kind(value: bytes) -> str:
-    """What kind of JSON the text is, in words; a string that is no usable text is told apart."""
+    """Return the JSON type of the text in words; an undecodable string has its own description."""
     if value.startswith(b'"') and _decode_text(value) is None:
         return "a string with half of a surrogate pair, which no UTF-8 file can hold"
     kinds = {b"{": "an object", b"[": "an array", b'"': "a string", b"t": "true", b"f": "false", b"n": "null"}

@@ -1,6 +1,6 @@
-"""A batch's rows in input order: what an earlier generation settled, and over it a retry's.
+"""Merges a batch's rows in input order: those of a retry replace those of the earlier generation.
 
-A *source* is a set of objects that rows place their result lines in: a part, or the final files of a generation.
+A *source* is a pair of objects that contain result lines: of a part, or of a generation's final files.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class FilePair(NamedTuple):
-    """Where result lines are: keys of the successes' and of the failures' lines."""
+    """Keys of the objects with the lines of completed and of failed requests."""
 
     output: str
     errors: str
 
 
 class MergedRows(NamedTuple):
-    """Some rows in input order: `schema()`'s columns, and for each row the source that `offset` counts in."""
+    """Rows in input order with `metrics_schema()`'s columns, and for each row the source of its `offset`."""
 
     table: pa.Table
     source_numbers: np.ndarray
@@ -37,9 +37,9 @@ class MergedRows(NamedTuple):
 
 
 def merge_rows(store: ObjectStore, parts: Sequence[Part], base: str | None) -> Iterator[MergedRows]:
-    """The rows of all requests: those of the parts, in place of the same lines' in the final files below `base`.
+    """Yield the rows of all requests: those of the parts, over those of the final files below `base`.
 
-    The parts are in input order; with no `base` they are all there is. A part or a row group at a time.
+    The parts are in input order; without a `base`, they are all rows. Each table is a part or a row group.
     """
     new_rows = _read_parts(store, parts)
     if base is None:
@@ -64,7 +64,7 @@ def _read_parts(store: ObjectStore, parts: Sequence[Part]) -> Iterator[MergedRow
 def read_row_groups(
     store: ObjectStore, key: str, *, columns: Sequence[str] | None = None, first: int = 0
 ) -> Iterator[pa.Table]:
-    """The row groups of that `requests.parquet` from the one numbered `first` (from 0) on, one after another."""
+    """Yield the row groups of a `requests.parquet`, starting with number `first` (from 0)."""
     import pyarrow as pa  # noqa: PLC0415 - as above
     import pyarrow.parquet as pq  # noqa: PLC0415 - as above
 
@@ -77,7 +77,7 @@ def read_row_groups(
 
 
 def _add_earlier_attempts(new: pa.Table, old: pa.Table) -> pa.Table:
-    """Add the attempts of the same requests' rows before the retry, why they were repeated, and their waste."""
+    """Add the attempts, retry reasons and wasted tokens of the old rows to the new rows of the same requests."""
     import pyarrow as pa  # noqa: PLC0415 - as above
 
     names = ("attempts", "wasted_tokens", "retries", "error_code")
@@ -86,7 +86,7 @@ def _add_earlier_attempts(new: pa.Table, old: pa.Table) -> pa.Table:
     for index, attempts_before in enumerate(before["attempts"]):
         attempts.append(attempts_before + now["attempts"][index])
         wasted.append(before["wasted_tokens"][index] + now["wasted_tokens"][index])
-        # The last attempt before is repeated only if the retry made one.
+        # The last attempt of the old row was repeated only if the retry made one.
         last_error = before["error_code"][index] if attempts_before and now["attempts"][index] else None
         retries.append(",".join(filter(None, (before["retries"][index], last_error, now["retries"][index]))))
     for name, values in (("attempts", attempts), ("wasted_tokens", wasted), ("retries", retries)):
@@ -101,14 +101,14 @@ def _add_earlier_attempts(new: pa.Table, old: pa.Table) -> pa.Table:
 
 
 class _Overlay:
-    """Rows in input order that take the place of earlier ones, handed out as far as they are needed."""
+    """Rows in input order that replace earlier ones, read only as far as needed."""
 
     def __init__(self, rows: Iterator[MergedRows]) -> None:
         self._rows = rows
         self._next = next(rows, None)
 
     def apply(self, table: pa.Table, source: FilePair) -> MergedRows:
-        """The table with the overlay's rows for the same lines in place of its own."""
+        """Return the table with the rows of the same lines replaced by the overlay's."""
         import numpy as np  # noqa: PLC0415 - as above
         import pyarrow as pa  # noqa: PLC0415 - as above
 
@@ -117,9 +117,11 @@ class _Overlay:
         source_numbers, sources = [np.zeros(len(lines), "int32")], [source]
         next_index = len(lines)
         last = int(lines[-1]) if len(lines) else 0
+        # New rows are appended to the old ones; `row_indexes` then selects them instead of the old.
         while self._next is not None and self._next.table["line"][0].as_py() <= last:
             new = self._take_until(self._next, last)
             positions = np.searchsorted(lines, new.table["line"].to_numpy())
+            # A retry has only lines of the base, so each position is an exact match.
             new = new._replace(table=_add_earlier_attempts(new.table, table.take(pa.array(positions))))
             row_indexes[positions] = next_index + np.arange(new.table.num_rows)
             next_index += new.table.num_rows
@@ -134,7 +136,7 @@ class _Overlay:
         )
 
     def _take_until(self, rows: MergedRows, last: int) -> MergedRows:
-        """Those next rows up to that line; the rest comes next."""
+        """Return the rows up to line `last`; keep the rest for the next call."""
         table, source_numbers, sources = rows
         count = int((table["line"].to_numpy() <= last).sum())
         if count == table.num_rows:

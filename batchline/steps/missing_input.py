@@ -1,7 +1,7 @@
-"""Requests that can be read no more: a batch that is to end ends without its input.
+"""Ends a cancelled or expired batch whose input can no longer be read.
 
-An input that is gone or has changed stops a batch, which can continue once the input is back. A batch that is
-cancelled or expired needs nothing of its input but the custom_ids of unanswered requests, and ends without these.
+An input that is gone or has changed stops a batch, which can continue once the input is restored. A batch that
+is cancelled or expired needs only the custom_ids of unanswered requests from it, and ends without these.
 """
 
 import time
@@ -20,20 +20,20 @@ from batchline.upstream.batch_session import BatchSession, StopReason
 from batchline.upstream.call_results import Call, CallResult
 
 DEADLINE_NOTICE_TIMEOUT_S: Final = 5.0
-"""Seconds within which a run notices that its window has closed."""
+"""Seconds within which a session notices that its window has closed."""
 
 EMPTY_CUSTOM_ID: Final = Raw(b'""')
 
 
 class ReadableCalls(Iterator[list[Call]]):
-    """The calls as far as they can be read; `error` is what ended them early, if something did."""
+    """The calls as far as they can be read; `error` is set if the input ended them early."""
 
     def __init__(self, calls: Iterator[list[Call]]) -> None:
         self.error: InputChanged | None = None
         self._calls = calls
 
     def __next__(self) -> list[Call]:
-        """The next calls."""
+        """Return the next calls; ends at the first `InputChanged`."""
         try:
             return next(self._calls)
         except InputChanged as error:
@@ -42,16 +42,17 @@ class ReadableCalls(Iterator[list[Call]]):
 
 
 def find_final_stop(session: BatchSession) -> StopReason | None:
-    """Why the run ends its unsettled requests (cancelled, expired, refused); None if it leaves them open."""
+    """Return why the session settles all open requests (cancelled, expired, refused), or None if it does not."""
     if session.deadline is not None and time.time() >= session.deadline:
         give_up_at = time.monotonic() + DEADLINE_NOTICE_TIMEOUT_S
+        # The dispatcher's thread stops the session when the window closes, a moment later than this check.
         while session.stop_reason is None and time.monotonic() < give_up_at:
             time.sleep(0.01)
     return None if session.is_interrupted else session.stop_reason
 
 
 def require_final_stop(session: BatchSession, error: InputChanged) -> StopReason:
-    """Why the run ends its unsettled requests; raises the error if it does not end them."""
+    """Return the reason as `find_final_stop` does; raises the input error if there is none."""
     stop = find_final_stop(session)
     if stop is None:
         raise InputChanged(
@@ -63,9 +64,9 @@ def require_final_stop(session: BatchSession, error: InputChanged) -> StopReason
 def build_missing_results(
     chunk: Chunk, spool: Spool, *, prefix: str, stop: StopReason
 ) -> tuple[list[RequestMetrics], list[bytes]]:
-    """Figures and error lines of the chunk's requests that are not in the spool, with an empty `custom_id`.
+    """Return metrics and error lines of the chunk's requests not in the spool, with an empty `custom_id`.
 
-    Line numbers are the true ones unless the chunk has blank lines, which only its input could tell.
+    Line numbers are exact unless the chunk has blank lines, which cannot be known without its input.
     """
     numbers = iter(chunk.only) if chunk.only is not None else count(chunk.first_line)
     missing_lines = islice((number for number in numbers if number not in spool), chunk.requests - len(spool))

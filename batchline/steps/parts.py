@@ -1,7 +1,7 @@
-"""Parts and segments: what is on storage of a batch's answers, and how it gets there.
+"""Reads and writes a batch's results on storage, as segments and parts.
 
-A *segment* holds the answers of an unfinished chunk so far; a *part* all of a finished one, in input order. A
-part's three objects are written with the figures last: a part is there when its figures are.
+A *segment* holds results of an unfinished chunk as they arrived; a *part* all results of a finished chunk, in
+input order. A part is three objects, of which the metrics are written last: it exists if its metrics do.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ LINES_PER_WRITE = 256
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """A finished part: its chunk, where its objects are, and how its requests ended.
+    """A finished part: its chunk, its keys, and how its requests ended.
 
-    It has an object of output lines where some completed, and one of error lines where some failed. Of those that
-    failed, `unanswered` were left so by the end of the window or a cancel, `expired` by the former.
+    It has an object of output lines if any request completed, and one of error lines if any failed. `failed`
+    includes `unanswered`, the requests left open by a cancel or a closed window; `expired` counts the latter.
     """
 
     chunk: int
@@ -47,7 +47,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 def write_part(store: ObjectStore, keys: layout.PartKeys, *, chunk: int, spool: Spool, sender: str = "") -> Part:
     """Write a chunk's part from its spool and return it; safe to repeat.
 
-    Where the sender has a name, and another was first, it is that one's part that is returned.
+    If `sender` is set and another sender's part was stored first, that part is returned.
     """
     rows: list[RequestMetrics] = []
     offsets: list[int] = []
@@ -71,6 +71,7 @@ def write_part(store: ObjectStore, keys: layout.PartKeys, *, chunk: int, spool: 
     if not sender:
         store.put(keys.metrics, metrics_file)
     elif not store.put_if_absent(keys.metrics, metrics_file):
+        # Senders of one epoch share the key of the metrics but not those of the lines: the first one wins.
         part = read_part(store, keys.metrics)
         if part.keys != keys:
             try_delete(store, [keys.output, keys.errors])
@@ -79,7 +80,7 @@ def write_part(store: ObjectStore, keys: layout.PartKeys, *, chunk: int, spool: 
 
 
 class _LineFiles:
-    """A part's output and error lines; an object is begun with its first line, and none written without one."""
+    """Writers of a part's output and error lines; an object is created with its first line."""
 
     def __init__(self, store: ObjectStore, keys: layout.PartKeys) -> None:
         self._store = store
@@ -94,7 +95,7 @@ class _LineFiles:
         self._stack.__exit__(*error)
 
     def write(self, lines: bytes, *, ok: bool) -> None:
-        """Append those lines to one of the two."""
+        """Append lines to the output object if `ok`, else to the error object."""
         if not lines:
             return
         if ok not in self._open:
@@ -121,13 +122,14 @@ def _encode_parquet(
         buffer,
         compression="snappy",
         use_dictionary=list(DICTIONARY_COLUMNS),
+        # Parts are only read whole, which needs no statistics.
         write_statistics=False,
     )
     return buffer.getvalue()
 
 
 def read_part(store: ObjectStore, key: str) -> Part:
-    """The finished part whose figures are at that key."""
+    """Return the finished part whose metrics are stored at the key."""
     import pyarrow.parquet as pq  # noqa: PLC0415 - as above
 
     name = layout.parse_part(key)
@@ -144,7 +146,10 @@ def read_part(store: ObjectStore, key: str) -> Part:
 
 
 def find_finished_keys(store: ObjectStore, batch_id: str, generation: int) -> dict[int, str]:
-    """Chunk → the key of its part's figures; of two parts for one chunk that of the lowest epoch."""
+    """Return the keys of the finished parts' metrics by chunk.
+
+    Of two parts of one chunk, all readers must choose the same one: that of the lowest epoch.
+    """
     first_finished: dict[int, tuple[int, str]] = {}
     for info in store.list_objects(layout.parts_prefix(batch_id, generation)):
         if not info.key.endswith(".parquet"):
@@ -156,7 +161,7 @@ def find_finished_keys(store: ObjectStore, batch_id: str, generation: int) -> di
 
 
 def read_segments(store: ObjectStore, batch_id: str, generation: int, chunk: int) -> Iterator[tuple[str, bytes]]:
-    """The chunk's segments with their keys, of every epoch, oldest first."""
+    """Yield the keys and contents of the chunk's segments, of every epoch, oldest first."""
     names = [
         (segment.epoch, segment.number, info.key)
         for info in store.list_objects(layout.segments_prefix(batch_id, generation))
@@ -167,7 +172,7 @@ def read_segments(store: ObjectStore, batch_id: str, generation: int, chunk: int
 
 
 def try_delete(store: ObjectStore, keys: Iterable[str]) -> None:
-    """Delete segments that a part has made needless; ones that storage does not let go of do no harm."""
+    """Delete objects that are no longer needed; a storage fault is only logged, as they do no harm."""
     try:
         store.delete(keys)
     except StorageFault as fault:

@@ -1,4 +1,4 @@
-"""Plans as they are stored: of all requests of a batch, and of each retry."""
+"""Stores and reads the plans of a batch: of all its requests, and of each retry."""
 
 import msgspec
 
@@ -12,21 +12,19 @@ _decode_plan = msgspec.json.Decoder(Plan).decode
 
 
 def read_plan(store: ObjectStore, batch: BatchRecord) -> Plan:
-    """The plan of the batch's generation; raises `NotFound` before there is one."""
+    """Return the plan of the batch's current generation; raises `NotFound` if it is not stored yet."""
     return _decode_plan(store.read(batch.plan_key or layout.plan_key(batch.id)))
 
 
 def read_first_plan(store: ObjectStore, batch_id: str) -> Plan:
-    """The plan of all the batch's requests; raises `NotFound` before there is one."""
+    """Return the plan of all the batch's requests; raises `NotFound` if it is not stored yet."""
     return _decode_plan(store.read(layout.plan_key(batch_id)))
 
 
 def store_plan(store: ObjectStore, plan: Plan) -> Plan:
-    """Store the plan of a whole batch and return it, or return the stored plan of the same input.
-
-    A record that is older than the storage is validated again, and then finished parts belong to the chunks of the
-    stored plan.
-    """
+    """Store the plan of a whole batch and return it, or return a stored plan of the same input."""
+    # A batch whose record is older than the storage is validated again; its finished parts belong to the chunks of
+    # the stored plan.
     try:
         stored = read_first_plan(store, plan.batch_id)
     except NotFound:

@@ -1,4 +1,4 @@
-"""The figures of a batch that has ended, as they are stored."""
+"""Reads the stored report of a batch that has ended."""
 
 import logging
 
@@ -13,12 +13,12 @@ log = logging.getLogger(__name__)
 
 
 def read_report(store: ObjectStore, batch_id: str) -> BatchReport:
-    """Return the batch's figures; raises `NotFound` before they are written."""
+    """Return the batch's report; raises `NotFound` if it is not written yet."""
     return BatchReport.model_validate_json(store.read(layout.report_data_key(batch_id)))
 
 
 def report_of(store: ObjectStore, batch_id: str) -> BatchReport | None:
-    """Return the batch's figures, or None if it has none or they cannot be read now."""
+    """Return the batch's report, or None if it has none or it cannot be read now."""
     try:
         return read_report(store, batch_id)
     except NotFound:

@@ -1,4 +1,4 @@
-"""A chunk's requests, read from storage a stretch at a time and checked against the plan."""
+"""Reads a chunk's requests from storage, a range of lines at a time, and verifies them against the plan."""
 
 import hashlib
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
@@ -19,7 +19,7 @@ class _ModelOnly(msgspec.Struct):
 
 LARGE_LINE_BYTES = 2**20
 _large_line_reader = ThreadPoolExecutor(1, thread_name_prefix="long lines")
-"""One thread, because the C library gives each its own heap, which keeps the room that a long line once took."""
+"""One thread, as the C library's heap of each thread keeps the memory that a long line once took."""
 
 _decode_head = msgspec.json.Decoder(_ModelOnly).decode
 
@@ -27,10 +27,9 @@ _decode_head = msgspec.json.Decoder(_ModelOnly).decode
 def read_line_blocks(
     store: ObjectStore, key: str, chunk: Chunk, *, file_bytes: int
 ) -> Iterator[tuple[int, list[bytes]]]:
-    """The chunk's lines, a list for each stretch with the number of its first; the last of a list may be empty.
+    """Yield the chunk's lines: a list per range with the number of its first line; the last line may be empty.
 
-    Nothing is given out of a file that has not the size it had, `file_bytes`, and nothing of a stretch before its
-    digest is found right; raises `InputChanged` otherwise.
+    Raises `InputChanged` unless the file still has `file_bytes` bytes and each range has the planned digest.
     """
     _check_input_size(store, key, file_bytes)
     for ranges in _adjacent_ranges(chunk.stretches):
@@ -39,7 +38,7 @@ def read_line_blocks(
 
 
 def _adjacent_ranges(ranges: Sequence[InputRange]) -> Iterator[list[InputRange]]:
-    """Stretches that follow each other without a gap, together."""
+    """Group ranges that follow each other without a gap, to read each group in one request."""
     adjacent: list[InputRange] = []
     for input_range in ranges:
         if adjacent and adjacent[-1].end != input_range.start:
@@ -51,7 +50,7 @@ def _adjacent_ranges(ranges: Sequence[InputRange]) -> Iterator[list[InputRange]]
 
 
 def _split_text(text: bytes) -> list[bytes]:
-    """The text's lines; a single one keeps its newline, as a copy without it may be dear."""
+    """Return the text's lines; a single line keeps its newline, to save a copy of what may be very long."""
     return [text, b""] if text.find(b"\n") == len(text) - 1 else text.split(b"\n")
 
 
@@ -76,7 +75,7 @@ def _read_verified(
 
 
 def _read_stored(store: ObjectStore, key: str, ranges: Sequence[InputRange], file_bytes: int) -> Iterator[bytes]:
-    """The run's bytes as they are now."""
+    """Yield the bytes of adjacent ranges as they are stored now."""
     try:
         if _has_large_line(ranges):
             yield from (
@@ -88,16 +87,18 @@ def _read_stored(store: ObjectStore, key: str, ranges: Sequence[InputRange], fil
     except NotFound as error:
         raise _input_missing(key) from error
     except StorageFault:
+        # Reading beyond the end of a file that has shrunk fails like a storage fault.
         _check_input_size(store, key, file_bytes)
         raise
 
 
 def is_large(chunk: Chunk) -> bool:
-    """Whether the chunk has a line so long that few such chunks may be held in memory at once."""
+    """Return True if the chunk has a line so long that only few such chunks may be in memory at once."""
     return _has_large_line(chunk.stretches)
 
 
 def _has_large_line(ranges: Iterable[InputRange]) -> bool:
+    # Ranges are cut from slices of 64 KiB, so that only a very long line makes one this large.
     return any(input_range.end - input_range.start > LARGE_LINE_BYTES for input_range in ranges)
 
 
@@ -133,9 +134,9 @@ def build_calls(
     find_upstream: Callable[[str | None], str],
     skipped_lines: Container[int] = (),
 ) -> list[Call]:
-    """The calls that those numbered lines ask for, but for blank ones and those that are done.
+    """Build the calls of numbered lines, except for blank lines and `skipped_lines`.
 
-    `only_model` saves the look where the batch has just one.
+    `only_model` is the batch's only model, which saves decoding each body.
     """
     built = []
     for number, line in lines:
@@ -157,7 +158,7 @@ def build_calls(
 
 
 def parse_model(body: msgspec.Raw) -> str | None:
-    """The body's `model`, if it names one."""
+    """Return the body's `model`, or None if it has none."""
     try:
         return _decode_head(body).model
     except (msgspec.DecodeError, RecursionError):

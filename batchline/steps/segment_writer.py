@@ -1,4 +1,4 @@
-"""Saves a chunk's answers while they come, and waits for storage that refuses them."""
+"""Saves a chunk's results as they arrive, and waits while storage refuses writes."""
 
 import logging
 import time
@@ -16,32 +16,32 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 STORAGE_PATIENCE_S = 60.0
-"""Seconds for which a chunk waits, sending nothing, while storage refuses writes, before it gives up."""
+"""Seconds that a chunk waits, without sending, for storage that refuses writes, before it gives up."""
 
 UNSAVED_PATIENCE_FACTOR = 15
-"""Times as long while giving up would throw away answers, which have been paid for."""
+"""Factor on the wait while there are unsaved results, which giving up would lose though they were paid for."""
 
 SAVE_AFTER_FRACTION = 0.75
 SLOW_AFTER_FRACTION = 0.15
-"""Parts of the flush interval: until answers are saved, and until sending is suspended because that takes long.
+"""Fractions of the flush interval: until results are saved, and until sending pauses as the save is slow.
 
-Together they are less than the interval, within which every answer is to be saved.
+Their sum is below 1, since every result must be saved within the interval.
 """
 
 MIN_SLOW_S = 0.25
 
 PROBE_BYTES = 2**16
-"""Size of the empty segment that is written before the first request."""
+"""Size of the empty segment written before the first request: enough for a full disk to refuse it."""
 
 STORAGE_PAUSE_S = 0.25
 MAX_STORAGE_PAUSE_S = 5.0
 
 
 class SegmentWriter:
-    """Saves a chunk's spool as segments, every flush interval or so many bytes.
+    """Saves a chunk's spool as segments, by flush interval and by size.
 
-    While storage refuses, the batch sends nothing in this process. What is unsaved when the block is left by an
-    error is tried once more.
+    While storage refuses writes, the batch sends nothing in this process. If the block raises, unsaved results are
+    tried once more.
     """
 
     def __init__(self, context: SendContext, spool: Spool, chunk: int, segment_key: Callable[[], str]) -> None:
@@ -69,7 +69,7 @@ class SegmentWriter:
                 fault,
             )
         finally:
-            if self.is_failing:  # other chunks would pay for answers that storage refuses as well
+            if self.is_failing:  # the other chunks would pay for results that storage refuses as well
                 self._context.session.resume_later(self._chunk, STORAGE_PATIENCE_S)
             else:
                 self._context.session.resume(self._chunk)
@@ -80,13 +80,13 @@ class SegmentWriter:
         return self._failure is not None
 
     def next_flush_in_s(self) -> float:
-        """Seconds until answers must be saved."""
+        """Return the seconds until the next save is due."""
         return max(0.05, self._due_at - time.monotonic())
 
     def probe_storage(self) -> None:
-        """Write an empty segment unless storage has taken a write under this hold; waits while it refuses.
+        """Write an empty segment unless storage has accepted a write in this session; waits while it refuses.
 
-        Raises as `finish` does.
+        Raises as `write_part_when_possible` does.
         """
         if not self._context.is_storage_writable:
             empty_segment = b"[]".ljust(PROBE_BYTES) + b"\n"
@@ -94,13 +94,13 @@ class SegmentWriter:
             self._context.is_storage_writable = True
 
     def flush_if_due(self) -> None:
-        """Save if it is time; raises `StorageFault` when storage has refused for too long."""
+        """Save if it is time; raises `StorageFault` if storage has refused for too long."""
         is_late = time.monotonic() >= self._due_at
         is_full = self._spool.unsaved_bytes >= self._context.flush_bytes or self._spool.is_overflowing
         if not is_late and (self.is_failing or not is_full):
             return
         started_at, interval_s = time.monotonic(), self._context.flush_interval_s
-        if not self.is_failing:  # while a write hangs, no more answers may come that are not saved either
+        if not self.is_failing:  # while a write hangs, no further results may arrive that are not saved either
             after_s = max(MIN_SLOW_S, SLOW_AFTER_FRACTION * interval_s)
             self._context.session.permit.suspend(self._chunk, "storage is slow", after_s=after_s)
         self._try_write(self._flush_and_trim)
@@ -111,7 +111,7 @@ class SegmentWriter:
     def write_part_when_possible(self, keys: layout.PartKeys) -> Part:
         """Write the chunk's part and return it; waits while storage refuses.
 
-        Raises `StorageFault` when that takes too long or the run is to stop, and `LeaseLost`.
+        Raises `StorageFault` if that takes too long or the session is interrupted, and `LeaseLost`.
         """
         chunk, context, spool = self._chunk, self._context, self._spool
         return self._retry_until_accepted(
@@ -119,13 +119,14 @@ class SegmentWriter:
         )
 
     def flush(self) -> None:
-        """Save what no segment holds yet."""
+        """Save the results that no segment holds yet."""
         if not self._spool.unsaved_bytes:
             return
         key = self._new_segment_key()
         with self._context.store.writer(key) as file:
             for block in self._spool.unsaved_blocks():
                 file.write(block)
+        # Only after the writer has closed the object without an error.
         self._spool.mark_saved()
         self.segment_keys.append(key)
 
@@ -140,6 +141,7 @@ class SegmentWriter:
 
     def _retry_until_accepted(self, write: Callable[[], T]) -> T:
         while (result := self._try_write(write)) is None:
+            # An interrupted session leaves the chunk to the next runner; a cancelled one has to end it here.
             if self._failure is not None and self._context.session.is_interrupted:
                 raise self._failure[1]
             time.sleep(self._pause_s)
@@ -147,7 +149,7 @@ class SegmentWriter:
         return result
 
     def _try_write(self, write: Callable[[], T]) -> T | None:
-        """Return what the write gives, or None if storage refuses it; sending is suspended until it succeeds."""
+        """Return the result of the write, or None if storage refuses it; sending is then suspended."""
         chunk, session = self._chunk, self._context.session
         try:
             result = write()
@@ -167,9 +169,10 @@ class SegmentWriter:
             log.warning("chunk %d: %s; sending waits for storage", chunk, fault)
         elif now - self._failure[0] > patience_s:
             raise fault
+        # The time of the first refusal is kept, the fault is the latest one.
         self._failure = (self._failure[0] if self._failure else now, fault)
 
     @property
     def _pause_s(self) -> float:
-        """Seconds between tries while storage refuses."""
+        """Seconds between attempts while storage refuses."""
         return min(self._context.flush_interval_s, MAX_STORAGE_PAUSE_S)

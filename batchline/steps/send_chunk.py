@@ -1,4 +1,4 @@
-"""Sends a chunk's requests and leaves a part behind: the step that a task maps over chunks."""
+"""Sends a chunk's requests and writes its part: the step that a task maps over chunks."""
 
 import logging
 import time
@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 
 
 class ChunkSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a worker must be told to send a chunk; small, plain and without secrets.
+    """The input of `send_chunk`: small, serializable and without secrets.
 
-    `fresh` says that no earlier run has left anything of it.
+    `is_fresh` means that no earlier run has stored any result of the chunk.
     """
 
     batch_id: str
@@ -45,7 +45,7 @@ class ChunkSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChunkResult(msgspec.Struct, frozen=True, kw_only=True):
-    """How a chunk ended; `finished` is false where the run was interrupted before all was settled."""
+    """The result of a chunk; `is_finished` is false if it was interrupted before all requests were settled."""
 
     chunk: int
     completed: int
@@ -54,14 +54,15 @@ class ChunkResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def send_chunk(spec: ChunkSpec, context: SendContext) -> ChunkResult:
-    """Settle every request of the chunk, write its part, and say how it ended.
+    """Settle every request of the chunk, write its part, and return its counts.
 
-    Safe to repeat: a finished part is left as it is, and of an unfinished one only requests without a saved
-    answer are sent. Raises `InputChanged`, `LeaseLost` or `StorageFault`; what was answered before is saved.
+    Safe to repeat: a finished part is kept, and of an unfinished one only requests without a saved result are
+    sent. Raises `InputChanged`, `LeaseLost` or `StorageFault`; results received before that are saved.
     """
     keys = layout.part_keys(spec.batch_id, spec.generation, spec.chunk.index, spec.epoch, sender=context.sender_id)
     is_first_start = context.mark_chunk_started(spec.chunk.index)
     is_untouched = spec.is_fresh and is_first_start
+    # A chunk of a new batch, the usual case, needs no request to storage.
     if not is_untouched and context.store.exists(keys.metrics):
         part = read_part(context.store, keys.metrics)
         context.add_settled(part.chunk, part.completed, part.failed - part.unanswered)
@@ -77,6 +78,7 @@ def send_chunk(spec: ChunkSpec, context: SendContext) -> ChunkResult:
                 writer.flush()
                 return _partial_result(spec, spool)
             part = writer.write_part_when_possible(keys)
+    # Not before the part exists, which replaces the segments.
     try_delete(context.store, [*recovered_keys, *writer.segment_keys])
     return _finished_result(part)
 
@@ -93,7 +95,10 @@ def _partial_result(spec: ChunkSpec, spool: Spool) -> ChunkResult:
 
 
 def _recover_segments(spec: ChunkSpec, context: SendContext, spool: Spool, *, is_counted: bool) -> list[str]:
-    """Take in what earlier runs, or a `counted` try of this one, saved of the chunk; keys of their segments."""
+    """Add the results in the chunk's segments to the spool and return the segments' keys.
+
+    `is_counted` means that this session has counted them already, in an earlier attempt at the chunk.
+    """
     keys = []
     for key, segment in read_segments(context.store, spec.batch_id, spec.generation, spec.chunk.index):
         recovered = spool.recover(segment)
@@ -112,9 +117,9 @@ def _recover_segments(spec: ChunkSpec, context: SendContext, spool: Spool, *, is
 
 
 def _send_requests(spec: ChunkSpec, context: SendContext, spool: Spool, writer: SegmentWriter) -> None:
-    """Feed the caller with the requests that have no answer yet, and spool the answers.
+    """Queue the requests that have no result yet at the dispatcher, and spool the results.
 
-    If anything fails, nothing more is sent, and requests in flight have the grace to be answered.
+    If anything fails, nothing more is sent, and requests in flight have the grace period to be answered.
     """
     if len(spool) < spec.chunk.requests:
         writer.probe_storage()
@@ -125,17 +130,20 @@ def _send_requests(spec: ChunkSpec, context: SendContext, spool: Spool, writer: 
                 if not writer.is_failing:
                     _fill_queue(queue, pending_calls)
                 else:
+                    # `wait_for_results` returns at once while the queue wants calls.
                     time.sleep(segment_writer.STORAGE_PAUSE_S)
                 _store_results(spec, context, spool, queue.wait_for_results(writer.next_flush_in_s()))
                 writer.flush_if_due()
                 context.raise_if_lost()
         except BatchlineError:
             queue.withdraw()
+            # Requests in flight are paid for: their results are still collected, and saved by the writer's exit.
             give_up_at = time.monotonic() + context.session.grace_s
             while not queue.is_done and time.monotonic() < give_up_at:
                 _store_results(spec, context, spool, queue.wait_for_results(segment_writer.STORAGE_PAUSE_S))
             raise
     if pending_calls.error is not None:
+        # Before the next line, which may raise.
         writer.flush()
         stop = require_final_stop(context.session, pending_calls.error)
         metrics, lines = build_missing_results(
@@ -175,7 +183,7 @@ def _read_calls(spec: ChunkSpec, context: SendContext, spool: Spool) -> Iterator
         except InvalidInput:
             if find_final_stop(context.session) is None:
                 raise
-            return ""  # the run ends the request unsent, so it needs no upstream
+            return ""  # the session settles the request without sending it, so it needs no upstream
 
     only_lines = spec.chunk.only
     skipped_lines = spool if only_lines is None else _SkippedLines(frozenset(only_lines), spool)
@@ -192,7 +200,7 @@ def _read_calls(spec: ChunkSpec, context: SendContext, spool: Spool) -> Iterator
 
 
 class _SkippedLines:
-    """The lines that a retry does not send: all but the ones that it is for, and of those what is spooled."""
+    """Lines that a retry does not send: those outside the retry, and those in the spool."""
 
     def __init__(self, only_lines: frozenset[int], spool: Spool) -> None:
         self._only_lines = only_lines
@@ -203,5 +211,5 @@ class _SkippedLines:
 
 
 def _new_segment_key(spec: ChunkSpec) -> str:
-    """Return the key of a new segment; numbers rise over retries of the task and over processes as well."""
+    """Return the key of a new segment; its number is the time, so that it rises across tasks and processes."""
     return layout.segment_key(spec.batch_id, spec.generation, spec.chunk.index, spec.epoch, time.time_ns())

@@ -1,7 +1,7 @@
-"""Answers of an unfinished chunk: their lines on disk as they came, found again in the order of the input.
+"""Keeps the results of an unfinished chunk: appended on disk as they arrive, read back in input order.
 
-A *segment* is some records as they are saved: a line with the figures of all, a JSON array of arrays, and then the
-result line of each in the same order.
+A *segment* is a saved block of results: one line with all their metrics, a JSON array of arrays, followed by the
+result lines in the same order.
 """
 
 import os
@@ -28,9 +28,9 @@ _decode_metrics = msgspec.json.Decoder(list[RequestMetrics]).decode
 
 
 class Spool:
-    """A chunk's figures in memory and its result lines in a temporary file.
+    """A chunk's metrics in memory and its result lines in a temporary file.
 
-    Lines that the file does not take, as its disk is full, are kept in memory until `tidy` can write them.
+    If the disk is full, lines are kept in memory until `write_overflow` can write them.
     """
 
     def __init__(self) -> None:
@@ -63,23 +63,24 @@ class Spool:
 
     @property
     def completed(self) -> int:
-        """How many of the requests succeeded."""
+        """Number of requests that succeeded."""
         return sum(row.ok for row in self._metrics)
 
     @property
     def unsaved_bytes(self) -> int:
-        """Bytes of result lines that no segment holds yet."""
+        """Bytes of result lines not yet saved in a segment."""
         return self._total_bytes - self._saved_end
 
     @property
     def is_overflowing(self) -> bool:
-        """True if lines are kept in memory, for want of room in the temporary file."""
+        """True if lines are kept in memory because the temporary file could not be written."""
         return bool(self._overflow)
 
     def add(self, metrics: Sequence[RequestMetrics], lines: Sequence[bytes]) -> None:
-        """Take in settled requests with their result lines (newline included); never fails."""
+        """Add settled requests with their result lines (newline included); never raises."""
         data = b"".join(lines)
         self._overflow = self._overflow + data if self._overflow else data
+        # After a fault the lines stay in memory, for a later attempt.
         with suppress(StorageFault):
             self.write_overflow()
         ends = accumulate(map(len, lines), initial=self._total_bytes)
@@ -89,35 +90,36 @@ class Spool:
         self._line_numbers.update([row.line for row in metrics])
 
     def write_overflow(self) -> None:
-        """Write what is kept in memory to the temporary file; raises `StorageFault` if that is still full."""
+        """Write the lines kept in memory to the temporary file; raises `StorageFault` if that fails again."""
         if self._overflow:
-            # At a position, so that a write that failed halfway is overwritten by the next.
+            # At an explicit offset, so that the next write overwrites one that failed halfway.
             _write_all(self._file.fileno(), self._overflow, self._file_end)
             self._file_end += len(self._overflow)
             self._overflow = b""
 
     def recover(self, segment: bytes) -> list[RequestMetrics]:
-        """Take in a segment that an earlier run saved, and return the figures of the records that are new.
+        """Add the results of a saved segment and return the metrics of those that are new.
 
-        Raises `StorageFault` if the temporary file does not take them.
+        Raises `StorageFault` if the temporary file cannot be written.
         """
         new = {
             row.line: (row, line + b"\n") for row, line in parse_segment_records(segment) if row.line not in self
         }
         metrics = [row for row, _ in new.values()]
+        # They are saved already, in the segment that they come from.
         self.add(metrics, [line for _, line in new.values()])
         self.mark_saved()
         self.write_overflow()
         return metrics
 
     def unsaved_blocks(self) -> Iterator[bytes]:
-        """What the next segment must hold, in pieces."""
+        """Yield the content of the next segment in blocks."""
         yield _encode_metrics(self._metrics[self._saved_rows :]) + b"\n"
         for offset in range(self._saved_end, self._total_bytes, READ_BLOCK_BYTES):
             yield self._read_lines(offset, min(self._total_bytes, offset + READ_BLOCK_BYTES))
 
     def _read_lines(self, start: int, end: int) -> bytes:
-        """Return the bytes from `start` to `end` of all result lines, in the order in which they came."""
+        """Return bytes `start` to `end` of the result lines in order of arrival, from the file and from memory."""
         from_file = pread(self._file, start, min(end, self._file_end))
         if len(from_file) < min(end, self._file_end) - start:
             raise EOFError("the spool file is shorter than its index")
@@ -125,15 +127,15 @@ class Spool:
         return from_file + from_memory if from_memory else from_file
 
     def mark_saved(self) -> None:
-        """Note that a segment holds everything so far."""
+        """Record that all results so far are saved in segments."""
         self._saved_rows, self._saved_end = len(self._metrics), self._total_bytes
 
     def in_order(self) -> Iterator[tuple[RequestMetrics, bytes]]:
-        """Every record by ascending line number."""
+        """Yield the metrics and result line of every request by ascending line number."""
         if not self._metrics:
             return
         metrics, ends, file_end = self._metrics, self._line_ends, self._file_end
-        # Mapped, not read: a read a record would give up and take back the interpreter's lock a record.
+        # mmap avoids one release of the GIL per line, which a read would cost.
         with mmap(self._file.fileno(), file_end, access=ACCESS_READ) if file_end else nullcontext(b"") as mapped:
             for index in sorted(range(len(metrics)), key=[row.line for row in metrics].__getitem__):
                 start, end = ends[index - 1] if index else 0, ends[index]
@@ -141,7 +143,7 @@ class Spool:
 
 
 def parse_segment_records(segment: bytes) -> Iterator[tuple[RequestMetrics, bytes]]:
-    """The segment's records: figures, and the result line without its newline."""
+    """Yield the metrics and the result line, without its newline, of each result in the segment."""
     head, _, rest = segment.partition(b"\n")
     return zip(_decode_metrics(head), rest.split(b"\n"), strict=False)
 

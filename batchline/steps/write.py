@@ -1,7 +1,8 @@
-"""Writes a batch's files: output and errors in input order, figures, and a manifest.
+"""Writes a batch's files: output and errors in input order, metrics, and a manifest.
 
-A batch's first files are written where everybody finds them. A retry moves them aside and writes its own below a
-prefix of its runner's, so that readers, who are told by the batch's record, see the old ones until all is there.
+The files of the first generation are written to their public keys. A retry copies them away and writes its own
+below a prefix of its runner, so that readers, who follow the batch's record, see the old files until all new
+ones are complete.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 COPY_BLOCK_BYTES: Final = 8 * 2**20
-"""What is read at once of a file whose lines are copied one by one."""
+"""Bytes per read of a file whose lines are copied one by one."""
 
 MAX_OPEN_READERS: Final = 4
-"""The output and the error file of two sources, between which the rows of a retried batch change to and fro."""
+"""The output and error files of the two sources that the rows of a retried batch alternate between."""
 
 
 def write_files(
@@ -44,9 +45,9 @@ def write_files(
     base: str | None = None,
     cancelled: bool = False,
 ) -> Manifest:
-    """Write the batch's files below the prefix and return their manifest, which is there when all are.
+    """Write the batch's files below the prefix and return their manifest.
 
-    The parts are the generation's, in chunk order; `base` is the prefix of the files that they are laid over.
+    The parts are the generation's, in chunk order; `base` is the prefix of the files that they update.
     """
     keys = layout.final_keys(prefix)
     if base is None:
@@ -70,6 +71,7 @@ def write_files(
         first_failures=files.first_failures.as_list(),
         cancelled=cancelled,
     )
+    # Last, so that its presence implies that the files are complete.
     store.put(keys.manifest, msgspec.json.encode(manifest))
     return manifest
 
@@ -78,19 +80,21 @@ _decode_manifest = msgspec.json.Decoder(Manifest).decode
 
 
 def read_manifest(store: ObjectStore, prefix: str) -> Manifest:
-    """The manifest of the final files below that prefix, which they may have been copied to; raises `NotFound`."""
+    """Return the manifest of the final files below the prefix; raises `NotFound`."""
     manifest = _decode_manifest(store.read(layout.final_keys(prefix).manifest))
+    # The files may have been copied here together with a manifest that names their first prefix.
     return msgspec.structs.replace(manifest, prefix=prefix)
 
 
 def find_finished_manifest(store: ObjectStore, batch_id: str, *, generation: int) -> Manifest | None:
-    """The newest manifest of that generation or a later one whose files are all on storage, or None."""
+    """Return the published manifest if it is of this generation or a later one and its files exist, else None."""
     try:
         manifest = _decode_manifest(store.read(layout.manifest_key(batch_id)))
     except NotFound:
         return None
     if manifest.batch_id != batch_id or manifest.generation < generation:
         return None
+    # If the files at the manifest's own prefix are gone, their published copies serve as well.
     for prefix in dict.fromkeys((manifest.prefix, layout.batch_prefix(batch_id))):
         if _is_complete(store, manifest, prefix):
             return msgspec.structs.replace(manifest, prefix=prefix)
@@ -98,7 +102,7 @@ def find_finished_manifest(store: ObjectStore, batch_id: str, *, generation: int
 
 
 def _is_complete(store: ObjectStore, manifest: Manifest, prefix: str) -> bool:
-    """True if the files below the prefix are there, with the sizes that the manifest has."""
+    """Return True if the files below the prefix exist with the sizes that the manifest records."""
     keys = layout.final_keys(prefix)
     sizes = ((keys.output, manifest.output_bytes), (keys.errors, manifest.errors_bytes))
     try:
@@ -110,13 +114,13 @@ def _is_complete(store: ObjectStore, manifest: Manifest, prefix: str) -> bool:
 
 
 def publish_copies(store: ObjectStore, batch_id: str, prefix: str) -> None:
-    """Put copies of the final files below the prefix under the names that outsiders know."""
+    """Copy the final files below the prefix to the batch's public keys."""
     for key, target in zip(layout.final_keys(prefix), layout.published_keys(batch_id), strict=True):
         store.copy(key, target)
 
 
 class _FileWriter:
-    """The files as they grow: figures always, result lines where they cannot be joined whole."""
+    """Writer of the final files: always the metrics, and result lines unless parts were concatenated."""
 
     def __init__(self, store: ObjectStore, keys: layout.FinalKeys, *, copies_lines: bool) -> None:
         self.completed = self.failed = self.unanswered = self.output_bytes = self.errors_bytes = 0
@@ -149,7 +153,7 @@ class _FileWriter:
         self._stack.__exit__(*error)
 
     def add(self, block: MergedRows) -> None:
-        """Append those rows."""
+        """Append rows."""
         import numpy as np  # noqa: PLC0415 - as above
         import pyarrow as pa  # noqa: PLC0415 - as above
 
@@ -162,6 +166,7 @@ class _FileWriter:
             self._copy_lines(block, ok, offsets, lengths)
         first_line = int(table["line"][0].as_py())
         self.row_groups.append(RowGroup(first_row=self.completed + self.failed, rows=rows, first_line=first_line))
+        # Rows count their lines in a part or an earlier file; the table needs positions in the new files.
         file_offsets = np.where(
             ok,
             self.output_bytes + np.cumsum(lengths * ok) - lengths,
@@ -199,7 +204,7 @@ class _FileWriter:
 def _contiguous_ranges(
     source_numbers: np.ndarray, offsets: np.ndarray, lengths: np.ndarray
 ) -> Iterator[tuple[int, int, int]]:
-    """Lines that lie one behind the other in one source, together: the source, first byte, end (exclusive)."""
+    """Yield ranges of adjacent lines of one source: its number, first byte, end (exclusive)."""
     import numpy as np  # noqa: PLC0415 - as above
 
     if not len(offsets):
@@ -212,7 +217,7 @@ def _contiguous_ranges(
 
 
 class _ArrowFile(io.RawIOBase):
-    """A storage writer as the file object that pyarrow wants."""
+    """Adapter of a storage writer to the file object that pyarrow expects."""
 
     def __init__(self, writer: ObjectWriter) -> None:
         super().__init__()
