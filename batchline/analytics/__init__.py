@@ -1,1 +1,1 @@
-"""Tables of a batch's requests, and what is computed from them: totals, latency, timeline and costs."""
+"""Tables of request metrics, and the analytics computed from them: totals, latency, timeline and costs."""

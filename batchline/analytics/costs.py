@@ -1,4 +1,4 @@
-"""What the models of a batch used and what it costs: tokens summed by model and by the prices that hold."""
+"""Sums the tokens of a batch by model and tariff, and computes their cost."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PERIOD_RESOLUTION_S = 60
-"""No price of the list begins or ends within a minute."""
+"""Seconds to which start times are rounded down; no price of the list changes within a minute."""
 
 NO_TOKENS = TokenCounts(0, 0, 0, 0, 0, 0)
 
 
 class CostAccumulator:
-    """Tokens of completed requests, by model (a number), by period and step of its tariff."""
+    """Token counts of completed requests by model number, and by period and tier of the model's tariff."""
 
     def __init__(self, book: PriceBook) -> None:
         self._book = book
@@ -32,7 +32,7 @@ class CostAccumulator:
         self.model_names: list[str] = []
 
     def add(self, completed: pd.DataFrame, models: np.ndarray, names: Sequence[str]) -> None:
-        """Take in completed requests, with the number of each one's model, which is its place in `names`."""
+        """Add completed requests; `models` has each one's index in `names`."""
         import numpy as np  # noqa: PLC0415 - half a second that must not delay the first request
 
         for number in np.unique(models).tolist():
@@ -40,7 +40,7 @@ class CostAccumulator:
         self.model_names = list(names)
         prompt = to_int64(completed["prompt_tokens"])
         periods, tiers = self._tariff_indexes(models, prompt, completed["started_at"].to_numpy("float64"))
-        # One number for the three, since numpy finds distinct numbers ten times as fast as distinct rows.
+        # One key for the three columns, as numpy finds unique numbers ten times as fast as unique rows.
         shape = (len(names), int(periods.max(initial=0)) + 1, int(tiers.max(initial=0)) + 1)
         keys, inverse = np.unique(np.ravel_multi_index((models, periods, tiers), shape), return_inverse=True)
         sums = [exact_sums(inverse, values, len(keys)) for values in _billable_tokens(completed, prompt)]
@@ -59,9 +59,10 @@ class CostAccumulator:
     def _tariff_indexes(
         self, models: np.ndarray, prompt: np.ndarray, started: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The period and the step that each request is priced in."""
+        """Return the period and the tier of each request's price."""
         import numpy as np  # noqa: PLC0415 - as above
 
+        # Most tariffs have a single price and need only index 0.
         periods, tiers = np.zeros(len(models), "int64"), np.zeros(len(models), "int64")
         for number, tariff in self._variable_tariffs.items():
             rows = models == number
@@ -77,7 +78,7 @@ class CostAccumulator:
         return periods, tiers
 
     def costs(self) -> Mapping[int, Decimal | None]:
-        """What each model's requests cost, exact; none where it has no price."""
+        """Return the exact cost of each model's requests, or None for a model without a price."""
         amounts: defaultdict[int, list[Decimal | None]] = defaultdict(list)
         for model, amount in self._iterate_costs():
             amounts[model].append(amount)
@@ -85,6 +86,7 @@ class CostAccumulator:
             model: [cost for cost in model_costs if cost is not None] for model, model_costs in amounts.items()
         }
         return {
+            # A model with any request that has no price has no total.
             model: sum_exact(known_costs[model]) if len(known_costs[model]) == len(model_costs) else None
             for model, model_costs in amounts.items()
         }
@@ -96,7 +98,7 @@ class CostAccumulator:
             yield model, prices.cost(used) if prices else None
 
     def max_cost(self, name: str, tokens: int) -> Decimal | None:
-        """What so many tokens of the model cost at the most, whatever they were; none where it has no price."""
+        """Return the highest cost of `tokens` tokens of any kind, or None if the model has no price."""
         tariff = self._book.find_tariff(name)
         if tariff is None:
             return None
@@ -106,27 +108,25 @@ class CostAccumulator:
         return cost_of(tokens, max(highest_prices)) if highest_prices else None
 
     def price_source(self, number: int) -> str | None:
-        """Whose price the model has."""
+        """Return the source of the model's price, or None if it has none."""
         tariff = self._tariffs.get(number)
         return None if tariff is None else tariff.source
 
     def currency(self) -> str | None:
-        """The price list's currency, where all prices are from it."""
+        """Return the price list's currency, or None unless all prices are from the list."""
+        # Configured prices have no currency, and sums must not mix the two.
         sources = {tariff.currency for tariff in self._tariffs.values() if tariff is not None}
         return PRICE_LIST_CURRENCY if sources == {PRICE_LIST_CURRENCY} else None
 
 
 def _billable_tokens(completed: pd.DataFrame, prompt: np.ndarray) -> list[np.ndarray]:
-    """The fields of `TokenCounts` for each request, as servers bill them.
-
-    Some servers leave reasoning out of the completion tokens and count it in the total alone (xAI's consumption
-    guide; Gemini), which is why what the total has beyond the prompt is output; a total without a prompt tells
-    nothing about kinds.
-    """
+    """Return an array per field of `TokenCounts`, with a value per request, as servers bill them."""
     import numpy as np  # noqa: PLC0415 - as above
 
     completion = to_int64(completed["completion_tokens"])
     beyond_prompt = to_int64(completed["total_tokens"]) - prompt
+    # Some servers (xAI's consumption guide; Gemini) count reasoning in the total alone, not in the completion
+    # tokens, so everything beyond the prompt is output. A total without a prompt says nothing about kinds.
     output = np.where(prompt > 0, np.maximum(completion, beyond_prompt), completion)
     cached = np.minimum(to_int64(completed["cached_tokens"]), prompt)
     written = np.minimum(to_int64(completed["cache_write_tokens"]), prompt - cached)

@@ -1,4 +1,4 @@
-"""How long requests took: means, percentiles and a histogram, from stretches of rows."""
+"""Computes means, percentiles and a histogram of request durations, added in blocks of rows."""
 
 from __future__ import annotations
 
@@ -15,50 +15,51 @@ if TYPE_CHECKING:
 
 BINS_PER_DECADE = 20
 DECADES = range(-1, 10)
-"""Of milliseconds: from 0.1 ms to 115 days."""
+"""Powers of ten of milliseconds covered by the histogram: 0.1 ms to 115 days."""
 
 MAX_MODELS_WITH_PERCENTILES = 100
 
 
 class Distribution:
-    """One kind of duration in milliseconds: four bytes for each."""
+    """Durations of one kind in milliseconds, stored in four bytes each."""
 
     def __init__(self) -> None:
         self._values = _GrowingArray("float32")
         self._sum = 0.0
 
     def add(self, values: np.ndarray) -> None:
-        """Take in durations; NaN stands for none."""
+        """Add durations; NaN means none was measured."""
         known_values = values[_not_nan(values)]
         self._sum += float(known_values.sum())
         self._values.extend(known_values)
 
     def mean(self) -> float | None:
-        """Their mean; none of none."""
+        """Return the mean, or None if there are no values."""
         return self._sum / self._values.length if self._values.length else None
 
     def percentiles(self) -> Percentiles | None:
-        """Points of all of them; none of none."""
+        """Return the percentiles, or None if there are no values."""
         return _compute_percentiles(self._values.array())
 
 
 class GroupedDistribution(Distribution):
-    """The same with groups: four bytes more for each duration, for the number of its group."""
+    """Durations with group numbers, in four more bytes each."""
 
     def __init__(self) -> None:
         super().__init__()
         self._groups = _GrowingArray("int32")
 
     def add_grouped(self, values: np.ndarray, groups: np.ndarray) -> None:
-        """Take in durations, each with the number of its group; NaN stands for none."""
+        """Add durations with the group number of each; NaN means none was measured."""
         self.add(values)
         self._groups.extend(groups[_not_nan(values)])
 
     def percentiles_by_group(self) -> Mapping[int, Percentiles]:
-        """Points of each group's, for the largest 100."""
+        """Return the percentiles of each of the 100 largest groups."""
         import numpy as np  # noqa: PLC0415 - half a second that must not delay the first request
 
         values, groups = self._values.array(), self._groups.array()
+        # Only the largest: each group scans all values, and a file may name a thousand models.
         sizes = np.bincount(groups)
         largest = np.argsort(-sizes, kind="stable")[:MAX_MODELS_WITH_PERCENTILES]
         percentiles = {
@@ -69,7 +70,7 @@ class GroupedDistribution(Distribution):
 
 
 class _GrowingArray:
-    """Numbers in one array that doubles when it is full: small ones kept apart would break the heap to pieces."""
+    """An array that doubles its capacity when it is full; many small arrays would fragment the heap."""
 
     def __init__(self, kind: str) -> None:
         import numpy as np  # noqa: PLC0415 - as above
@@ -90,7 +91,7 @@ class _GrowingArray:
         self.length = end
 
     def array(self) -> np.ndarray:
-        """All of them, as a view."""
+        """Return a view of all values."""
         return self._array[: self.length]
 
 
@@ -111,22 +112,23 @@ def _compute_percentiles(values: np.ndarray) -> Percentiles | None:
 
 
 class LatencyHistogram:
-    """Durations counted in bins that grow with them, each a ninth longer than the one before."""
+    """A histogram of durations with logarithmic bins, each 12 % wider than the one before."""
 
     def __init__(self) -> None:
         self._counts: dict[bool, Counter[int]] = {True: Counter(), False: Counter()}
 
     def add(self, values: np.ndarray, ok: np.ndarray) -> None:
-        """Take in durations in milliseconds, NaN for none, and whether each ended well."""
+        """Add durations in milliseconds, NaN if not measured, and whether each request succeeded."""
         import numpy as np  # noqa: PLC0415 - as above
 
+        # Durations beyond the range count in the first or last bin.
         bin_numbers = np.clip(np.searchsorted(_bin_edges(), values, side="right") - 1, 0, len(_bin_edges()) - 2)
         for is_ok, counts in self._counts.items():
             numbers, sizes = np.unique(bin_numbers[(ok == is_ok) & ~np.isnan(values)], return_counts=True)
             counts.update(dict(zip(numbers.tolist(), sizes.tolist(), strict=True)))
 
     def bins(self) -> list[DurationBin]:
-        """From the first bin with a request to the last, without gaps."""
+        """Return the bins from the first with a request to the last, empty ones in between included."""
         completed, failed = self._counts[True], self._counts[False]
         if not completed and not failed:
             return []
@@ -142,8 +144,9 @@ class LatencyHistogram:
 
 @cache
 def _bin_edges() -> np.ndarray:
-    """Where the bins begin, in milliseconds: at nothing, then evenly by logarithm, as people can read them."""
+    """Return the edges of the bins in milliseconds: zero, then logarithmic steps."""
     import numpy as np  # noqa: PLC0415 - as above
 
     exponents = range(DECADES.start * BINS_PER_DECADE, DECADES.stop * BINS_PER_DECADE + 1)
+    # Rounded to four digits, since the edges are shown to people.
     return np.array([0.0, *(float(f"{10 ** (exponent / BINS_PER_DECADE):.4g}") for exponent in exponents)])

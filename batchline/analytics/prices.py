@@ -1,4 +1,4 @@
-"""What tokens cost: prices from the settings first, then from the genai-prices list; exact decimals throughout."""
+"""Finds prices of tokens, in the settings first, then in the genai-prices list; uses exact decimals only."""
 
 from __future__ import annotations
 
@@ -17,18 +17,14 @@ if TYPE_CHECKING:
 MILLIONTH = Decimal("1e-6")
 THOUSANDTH = Decimal("1e-3")
 PRICE_LIST_CURRENCY = "USD"
-"""Of the price list."""
+"""Currency of all prices in the list."""
 
 EXACT_CONTEXT = Context(prec=200)
-"""Far more digits than any sum of tokens times a price has, so that nothing is rounded."""
+"""Decimal context with far more digits than any sum of tokens times a price, so that nothing is rounded."""
 
 
 class TokenCounts(NamedTuple):
-    """What some requests used.
-
-    Of the tokens of `prompt`, `cached` were read from the server's cache and `written` written to it. `output` is
-    all that was generated, `reasoning` included.
-    """
+    """Token counts; `prompt` includes those `cached` and `written` to the cache, `output` those of `reasoning`."""
 
     requests: int
     prompt: int
@@ -40,7 +36,7 @@ class TokenCounts(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenPrices:
-    """Prices of one million tokens of each kind, and of a thousand requests."""
+    """Prices of one million tokens of each kind, and of one thousand requests."""
 
     prompt: Decimal
     cached: Decimal
@@ -50,7 +46,7 @@ class TokenPrices:
     requests: Decimal = Decimal(0)
 
     def cost(self, used: TokenCounts) -> Decimal:
-        """What that costs, exact."""
+        """Return the exact cost of the tokens and requests."""
         return sum_exact(
             (
                 cost_of(used.prompt - used.cached - used.written, self.prompt),
@@ -64,12 +60,12 @@ class TokenPrices:
 
     @property
     def highest(self) -> Decimal:
-        """The most that a million tokens of any kind cost."""
+        """The highest price of a million tokens of any kind."""
         return max(self.prompt, self.cached, self.written, self.output, self.reasoning)
 
 
 class ConfiguredTariff:
-    """A price from the settings: the same for every request."""
+    """A price from the settings, the same for every request."""
 
     source = "settings"
     currency: str | None = None
@@ -86,21 +82,21 @@ class ConfiguredTariff:
         )
 
     def find_period(self, sent_at: float) -> int:
-        """The only one."""
+        """Return 0: a configured tariff has a single period."""
         del sent_at
         return 0
 
     def prices_for(self, period: int, tier: int) -> TokenPrices | None:
-        """The only ones."""
+        """Return the prices; a configured tariff has a single set of them."""
         del period, tier
         return self._prices
 
 
 class PriceListTariff:
-    """A price of the list, which may depend on the length of a request and on when it was sent.
+    """A price of the list, which may depend on the prompt's length and on the time of the request.
 
-    A request is priced in the *step* that its prompt reaches, counted from 0, of the *period* that it was sent in.
-    `starts` are the prompt tokens above which each further step begins, ascending.
+    A request is priced in the *tier* that its prompt reaches, counted from 0, of the *period* when it was sent.
+    `tier_starts` are the prompt tokens above which each further tier begins, ascending.
     """
 
     currency: str | None = PRICE_LIST_CURRENCY
@@ -122,13 +118,14 @@ class PriceListTariff:
         self.tier_starts = tuple(sorted(tiers))
 
     def find_period(self, sent_at: float) -> int:
-        """The period of that time, in Unix seconds."""
+        """Return the index of the period of a time in Unix seconds."""
         active = self._model.get_prices(datetime.fromtimestamp(sent_at, UTC))
         return next(number for number, prices in enumerate(self._periods) if prices is active)
 
     def prices_for(self, period: int, tier: int) -> TokenPrices | None:
-        """The prices there; none where the list has no price for prompt tokens."""
+        """Return the prices, or None if the list has no price for prompt tokens."""
         list_prices = self._periods[period]
+        # Any prompt length within the tier selects its prices.
         prompt_tokens = self.tier_starts[tier - 1] + 1 if tier else 0
         prompt, cached, written, output, reasoning, requests = (
             _price_at(getattr(list_prices, name), prompt_tokens) for name in PRICE_FIELDS
@@ -147,17 +144,17 @@ class PriceListTariff:
 
 
 Tariff = ConfiguredTariff | PriceListTariff
-"""How one model is priced."""
+"""The prices of one model."""
 
 PRICE_FIELDS = (
     *("input_mtok", "cache_read_mtok", "cache_write_mtok"),
     *("output_mtok", "output_reasoning_mtok", "requests_kcount"),
 )
-"""The list's prices that can be counted with what a server's answer tells in OpenAI's form."""
+"""The list's prices whose quantities a server reports in OpenAI's form."""
 
 
 class PriceBook:
-    """The prices of all models; `url_of` tells where a model's requests go, if that is known."""
+    """The prices of all models; `url_of` returns the URL that a model's requests are sent to, if known."""
 
     def __init__(
         self, configured: Mapping[str, ModelPrice], *, url_of: Callable[[str], str | None] = lambda _: None
@@ -167,7 +164,7 @@ class PriceBook:
         self._tariffs: dict[str, Tariff | None] = {}
 
     def find_tariff(self, model: str) -> Tariff | None:
-        """How the model is priced; none where nobody says."""
+        """Return the model's tariff, or None if no price is known."""
         if model not in self._tariffs:
             self._tariffs[model] = self._look_up_tariff(model)
         return self._tariffs[model]
@@ -180,14 +177,14 @@ class PriceBook:
 
     @cached_property
     def version(self) -> str:
-        """The price list that is looked into, with its version."""
+        """Name and version of the price list."""
         import genai_prices  # noqa: PLC0415 - loads the list, needed once a batch has ended
 
         return f"genai-prices {genai_prices.__version__}"
 
 
 def build_price_book(settings: Settings) -> PriceBook:
-    """The prices that hold under these settings."""
+    """Return the prices that apply with the settings."""
 
     def url_of(model: str) -> str | None:
         upstream = settings.upstream_for(model)
@@ -197,10 +194,10 @@ def build_price_book(settings: Settings) -> PriceBook:
 
 
 def find_listed_tariff(model: str, url: str | None) -> Tariff | None:
-    """The price list's tariff for the model when it is called at that URL, if it has one.
+    """Return the price list's tariff for the model when it is called at the URL, or None if it has none.
 
-    The provider is the one that the URL belongs to, whose own list then decides. For any other URL it is the one
-    before a slash in the name (`openai/gpt-4o-mini`), else the one whose names begin like this, else OpenAI.
+    The provider is the one that the URL belongs to. For any other URL, it is the prefix before a slash in the name
+    (`openai/gpt-4o-mini`), else the provider whose model names match, else OpenAI.
     """
     from genai_prices import data_snapshot  # noqa: PLC0415 - as above
 
@@ -213,6 +210,7 @@ def find_listed_tariff(model: str, url: str | None) -> Tariff | None:
             return None
 
     providers_by_id = {provider.id: provider for provider in snapshot.providers}
+    # A provider found by URL is final, as another one's prices for the same model may differ.
     provider, name = provider_of(None, url) if url else None, model
     if provider is None:
         prefix, _, rest = model.partition("/")
@@ -228,14 +226,14 @@ def _tiers_of(price: object) -> list[PriceTier]:
 
 
 class PriceTier(Protocol):
-    """A step of the list's: from more than `start` prompt tokens on, all tokens of a request cost `price`."""
+    """A tier of the list: above `start` prompt tokens, all tokens of a request cost `price`."""
 
     start: int
     price: Decimal
 
 
 def _price_at(price: object, prompt_tokens: int) -> Decimal | None:
-    """The price of a request with a prompt of that length."""
+    """Return the price for a prompt of that length, or None if there is none."""
     reached = [tier.price for tier in _tiers_of(price) if prompt_tokens > tier.start]
     if reached:
         return reached[-1]
@@ -244,12 +242,12 @@ def _price_at(price: object, prompt_tokens: int) -> Decimal | None:
 
 
 def cost_of(count: int, price: Decimal, *, per: Decimal = MILLIONTH) -> Decimal:
-    """What so many cost, exact, where the price is for as many as `per` is a share of."""
+    """Return the exact cost of `count` tokens at `price` per `1/per` tokens."""
     return EXACT_CONTEXT.multiply(EXACT_CONTEXT.multiply(Decimal(count), price), per)
 
 
 def sum_exact(amounts: Iterable[Decimal]) -> Decimal:
-    """Their sum, exact."""
+    """Return the exact sum of the amounts."""
     exact_sum = Decimal(0)
     for amount in amounts:
         exact_sum = EXACT_CONTEXT.add(exact_sum, amount)
@@ -257,6 +255,6 @@ def sum_exact(amounts: Iterable[Decimal]) -> Decimal:
 
 
 def format_cost(cost: Decimal) -> str:
-    """The decimal without an exponent and without needless zeros."""
+    """Return the decimal as text without an exponent and without trailing zeros."""
     text = f"{cost:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text

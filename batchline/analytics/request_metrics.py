@@ -1,4 +1,4 @@
-"""The figures of one settled request, and the table that a part keeps of them."""
+"""Defines the metrics of a settled request and the table that stores them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class RequestMetrics(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """One row of `requests.parquet`, but for the columns that say where its result line stands.
+    """One row of `requests.parquet`, without the columns that locate its result line.
 
-    Times in milliseconds but `started_at`, which is in Unix seconds; tokens are None where none were reported.
+    `started_at` is in Unix seconds, other times in milliseconds; tokens are None if the server reported none.
     """
 
     line: int
@@ -42,7 +42,7 @@ class RequestMetrics(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     @property
     def is_failed(self) -> bool:
-        """True if it failed, and was not merely left unanswered by the end of its batch."""
+        """True if the request failed, as opposed to being unanswered when its batch ended."""
         return not self.ok and self.error_code not in UNANSWERED_CODES
 
 
@@ -50,19 +50,19 @@ _decode_text = msgspec.json.Decoder(str).decode
 
 
 def decode_custom_id(custom_id: msgspec.Raw) -> str:
-    """The text of a custom_id's JSON."""
+    """Return the text of a custom_id given as JSON."""
     return _decode_text(custom_id)
 
 
 DICTIONARY_COLUMNS = ("model", "error_code", "retries")
-"""Columns of few values, which are kept as dictionaries; a dictionary costs the others more than it saves."""
+"""Columns with few distinct values, stored as dictionaries; for other columns these cost more than they save."""
 
 
 def metrics_schema() -> pa.Schema:
-    """The columns of a part's figures and of `requests.parquet`.
+    """Return the schema of a part's metrics and of `requests.parquet`.
 
-    `offset` and `length` place the result line, with its newline, in the file that `ok` names: the output file
-    for true, the error file for false. In a part they count from the part's start.
+    `offset` and `length` locate the result line, with its newline, in the output file if `ok` is true, else in the
+    error file. In a part, offsets count from the part's start.
     """
     import pyarrow as pa  # noqa: PLC0415 - half a second that must not delay the first request
 
@@ -95,7 +95,7 @@ def metrics_schema() -> pa.Schema:
 
 
 def count_unanswered(table: pa.Table) -> int:
-    """Return how many of the table's requests were left unanswered by the end of their batch."""
+    """Return the number of the table's requests that were unanswered when their batch ended."""
     import pyarrow.compute as pc  # noqa: PLC0415 - as above
 
     code_counts = pc.value_counts(table["error_code"]).to_pylist()
@@ -103,7 +103,7 @@ def count_unanswered(table: pa.Table) -> int:
 
 
 def build_table(rows: Sequence[RequestMetrics], *, offsets: Sequence[int], lengths: Sequence[int]) -> pa.Table:
-    """The rows as an Arrow table with `schema()`'s columns."""
+    """Return the rows as an Arrow table with `metrics_schema()`'s columns."""
     import pyarrow as pa  # noqa: PLC0415 - as above
 
     table_schema = metrics_schema()

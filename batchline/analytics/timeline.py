@@ -1,7 +1,4 @@
-"""What happened when: completions, failures, tokens and requests in flight, in at most some hundred slots of time.
-
-The slots get wider as the time to show gets longer, so that what is kept does not grow with the batch.
-"""
+"""Counts requests and tokens over time, in at most a few hundred intervals, which widen as a batch runs longer."""
 
 from __future__ import annotations
 
@@ -22,12 +19,12 @@ if TYPE_CHECKING:
 MAX_INTERVALS = 240
 
 WIDTHS_S = (0.25, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3_600.0, 21_600.0, 86_400.0)
-"""Each a multiple of the one before; beyond, they double."""
+"""Interval widths, each a multiple of the one before, so that intervals can be merged; after these they double."""
 
 
 @dataclass(slots=True)
 class Interval:
-    """What happened in one slot; `_s` are sums of seconds from its start to each start or end in it."""
+    """Counts of one interval; `_s` are sums of seconds from its start to each start or end of a request."""
 
     completed: int = 0
     failed: int = 0
@@ -38,7 +35,7 @@ class Interval:
     ended_s: float = 0.0
 
     def merge(self, other: Interval, offset_s: float) -> None:
-        """Add what happened in another, which begins so many seconds behind this one."""
+        """Add the counts of another interval, which begins `offset_s` seconds after this one."""
         self.completed += other.completed
         self.failed += other.failed
         self.tokens += other.tokens
@@ -49,7 +46,7 @@ class Interval:
 
 
 class Timeline:
-    """The slots so far, by number: one begins at its number times the width, in Unix seconds."""
+    """Intervals by number; each begins at its number times the width, in Unix seconds."""
 
     def __init__(self) -> None:
         self.width_s = WIDTHS_S[0]
@@ -58,7 +55,7 @@ class Timeline:
         self._intervals: defaultdict[int, Interval] = defaultdict(Interval)
 
     def add(self, started_at: np.ndarray, ended_at: np.ndarray, ok: np.ndarray, tokens: np.ndarray) -> None:
-        """Take in requests: start and end of each in Unix seconds, no NaN; whether it ended well; its tokens."""
+        """Add requests: start and end in Unix seconds (no NaN), whether each succeeded, and its tokens."""
         if not len(started_at):
             return
         first_s, last_s = float(started_at.min()), float(ended_at.max())
@@ -76,7 +73,7 @@ class Timeline:
         self._add_completed(ended_at[ok], tokens[ok])
 
     def _group_by_interval(self, times: np.ndarray) -> Iterator[tuple[Interval, int, float]]:
-        """Each slot that any of those times is in, how many are, and the sum of seconds from its start."""
+        """Yield each interval with times in it, their number, and the sum of their seconds from its start."""
         import numpy as np  # noqa: PLC0415 - half a second that must not delay the first request
 
         indexes = np.floor(times / self.width_s).astype("int64")
@@ -96,7 +93,7 @@ class Timeline:
             self._intervals[number].tokens += total
 
     def _widen_intervals(self) -> None:
-        """Take wider slots until there are not too many."""
+        """Widen the intervals until there are at most `MAX_INTERVALS`."""
         first_s, last_s = self.first_s or 0.0, self.last_s or 0.0
         width_s = next(
             width_s for width_s in _interval_widths() if _interval_count(first_s, last_s, width_s) <= MAX_INTERVALS
@@ -111,12 +108,13 @@ class Timeline:
         self.width_s = width_s
 
     def points(self) -> list[ThroughputPoint]:
-        """A point for each slot from the first to the last, empty ones included."""
+        """Return a point for each interval from the first to the last, empty ones included."""
         if not self._intervals:
             return []
         width_s, running, points = self.width_s, 0, []
         for number in range(min(self._intervals), max(self._intervals) + 1):
             interval = self._intervals.get(number) or Interval()
+            # The mean over the interval: a request counts for the share of it after its start and before its end.
             started_share_s = interval.started * width_s - interval.started_s
             ended_share_s = interval.ended * width_s - interval.ended_s
             in_flight = running + (started_share_s - ended_share_s) / width_s

@@ -1,7 +1,7 @@
-"""Reduces a batch's figures to its analytics and its report, a stretch of rows at a time with pandas.
+"""Aggregates a batch's request metrics into its analytics and report with pandas, a block of rows at a time.
 
-What is kept between stretches is sums, an array of 32-bit numbers for each kind of duration, and one for the model
-of each: some 16 MB for a million requests, whatever the answers' size.
+Between blocks it keeps sums, a 32-bit array for each kind of duration, and one for the models: about 16 MB per
+million requests.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TOKEN_COLUMNS = (
     "total_tokens",
 )
 OPTIONAL_TOKEN_COLUMNS = ("reasoning_tokens", "cached_tokens")
-"""What some servers never report, which is not the same as none."""
+"""Columns that some servers never report; their totals are then absent instead of 0."""
 
 TIME_COLUMNS = ("duration_ms", "ttfb_ms", "queued_ms")
 COLUMNS = (
@@ -44,7 +44,7 @@ COLUMNS = (
 def compute_analytics(
     tables: Iterable[pa.Table], *, prices: Mapping[str, ModelPrice] | PriceBook
 ) -> tuple[BatchAnalytics, BatchReport]:
-    """Analytics over the completed requests, and the report over all, of tables with `schema()`'s columns."""
+    """Return analytics of the completed requests and the report on all, from tables with `metrics_schema()`."""
     totals = AnalyticsTotals(prices)
     for frame in _read_frames(tables):
         totals.add(frame)
@@ -52,7 +52,7 @@ def compute_analytics(
 
 
 def _read_frames(tables: Iterable[pa.Table]) -> Iterator[pd.DataFrame]:
-    """The tables' rows, several tables at a time."""
+    """Yield the tables' rows, several small tables at a time."""
     pending: list[pa.Table] = []
     rows = 0
     for table in tables:
@@ -69,14 +69,14 @@ def _to_frame(tables: list[pa.Table]) -> pd.DataFrame:
     import pandas as pd  # noqa: PLC0415 - half a second that must not delay the first request
     import pyarrow as pa  # noqa: PLC0415 - as above
 
-    # Floats, which pandas would take for integers with gaps, round those above 2^53.
+    # By default pandas turns integers with nulls into floats, which round those above 2^53.
     exact_types = {pa.int64(): pd.Int64Dtype()}
     frame: pd.DataFrame = pa.concat_tables(tables).unify_dictionaries().to_pandas(types_mapper=exact_types.get)
     return frame
 
 
 class AnalyticsTotals:
-    """What is kept of the rows seen so far."""
+    """Running totals over the rows added so far."""
 
     def __init__(self, prices: Mapping[str, ModelPrice] | PriceBook) -> None:
         self._book = prices if isinstance(prices, PriceBook) else PriceBook(prices)
@@ -100,7 +100,7 @@ class AnalyticsTotals:
         self._costs = CostAccumulator(self._book)
 
     def add(self, frame: pd.DataFrame) -> None:
-        """Take in some rows."""
+        """Add rows."""
         models = self._number_models(frame["model"])
         ok = frame["ok"].to_numpy("bool")
         completed = frame[ok]
@@ -113,10 +113,11 @@ class AnalyticsTotals:
         self._costs.add(completed, models[ok], self._model_names)
 
     def _number_models(self, models: pd.Series[str]) -> np.ndarray:
-        """The number of each row's model."""
+        """Return the number of each row's model; a null is the model with an empty name."""
         import numpy as np  # noqa: PLC0415 - as above
 
         indexes, names = models.factorize(use_na_sentinel=True)
+        # The last entry is for nulls, which factorize() gives the index -1.
         numbers = [self._model_number(str(name)) for name in names] + [-1]
         if (indexes < 0).any():
             numbers[-1] = self._model_number("")
@@ -153,12 +154,12 @@ class AnalyticsTotals:
             self._add_sums(name, models[ok], to_int64(completed[name]))
         total_tokens = completed["total_tokens"]
         known_tokens = to_int64(completed["prompt_tokens"]) + to_int64(completed["completion_tokens"])
-        # A total alone does not tell what the tokens were.
+        # A total alone does not say which kinds of tokens it counts.
         without_usage = (known_tokens == 0) & (total_tokens.isna().to_numpy() | (to_int64(total_tokens) > 0))
         self._add_sums("without_usage", models[ok], without_usage)
 
     def _add_sums(self, name: str, models: np.ndarray, values: np.ndarray) -> None:
-        """Add the values to those of that name, by model."""
+        """Add the values to the sums of that name, by model."""
         sums = exact_sums(models, values.astype("int64"), len(self._model_names))
         self._sums_by_model[name].update({number: value for number, value in enumerate(sums) if value})
 
@@ -178,7 +179,7 @@ class AnalyticsTotals:
         self._timeline.add(started_at[is_known], ended_at[is_known], ok[is_known], tokens[is_known])
 
     def _add_generation_times(self, duration_ms: np.ndarray, models: np.ndarray, tokens: np.ndarray) -> None:
-        """Sum up durations of completed requests, and the completion tokens that they took, by model."""
+        """Add durations of completed requests and their completion tokens, by model."""
         import numpy as np  # noqa: PLC0415 - as above
 
         is_timed = ~np.isnan(duration_ms)
@@ -194,7 +195,7 @@ class AnalyticsTotals:
         return sum(self._sums_by_model[name].values())
 
     def analytics(self) -> BatchAnalytics:
-        """The seed's figures."""
+        """Return the analytics."""
         costs = self._costs.costs().values()
         known_costs = [cost for cost in costs if cost is not None]
         return BatchAnalytics(
@@ -205,13 +206,14 @@ class AnalyticsTotals:
             total_tokens=self._sum_of("total_tokens"),
             avg_duration_ms=self._distributions["duration_ms"].mean(),
             avg_ttfb_ms=self._distributions["ttfb_ms"].mean(),
+            # A sum without an unpriced model would be taken for the total; the report has it as `known_cost`.
             total_cost=format_cost(sum_exact(known_costs))
             if known_costs and len(known_costs) == len(costs)
             else None,
         )
 
     def report(self) -> BatchReport:
-        """All the rest."""
+        """Return the detailed report."""
         costs = self._costs.costs()
         known_costs = [cost for cost in costs.values() if cost is not None]
         failures = sorted(self._failures.items(), key=lambda item: (-item[1].total(), item[0]))
@@ -244,7 +246,7 @@ class AnalyticsTotals:
         )
 
     def _time_fields(self) -> dict[str, Any]:
-        """The figures that have to do with time of day."""
+        """Return the report's fields about time of day and rates."""
         first_at, last_at = self._timeline.first_s, self._timeline.last_s
         points = self._timeline.points()
         span_s = 0.0 if first_at is None or last_at is None else last_at - first_at
@@ -262,7 +264,7 @@ class AnalyticsTotals:
         }
 
     def _max_wasted_cost(self) -> str | None:
-        """What the wasted tokens cost at the most; none where there are none or a price is missing."""
+        """Return the highest cost of the wasted tokens, or None if there are none or a price is missing."""
         wasted_tokens = self._sums_by_model["wasted_tokens"]
         costs = [
             self._costs.max_cost(self._model_names[number], tokens) for number, tokens in wasted_tokens.items()
@@ -293,7 +295,7 @@ class AnalyticsTotals:
 
 
 def _rate_per_s(count: int, span_s: float) -> float | None:
-    """So many a second; none where no time went by that could be measured."""
+    """Return the rate per second, or None if the time is too short to measure."""
     return count / span_s if span_s > 1e-6 else None
 
 
