@@ -1,1 +1,1 @@
-"""The report of a finished batch as a page: what came of it, what it cost, what failed."""
+"""The report page of a finished batch: outcome, cost, failures, latency and throughput."""

@@ -1,4 +1,4 @@
-"""What the page's charts are made of: places in per cent of the width, heights in pixels from the top."""
+"""Computes the page's charts: positions in per cent of the width, heights in pixels from the top."""
 
 from collections.abc import Iterable, Sequence
 from math import ceil, floor, isfinite, log10
@@ -8,7 +8,7 @@ from batchline.models.analytics import BatchReport, DurationBin, Percentiles, Th
 from batchline.models.formatting import clock, compact, count, duration, rate_unit, span
 
 MIN_BINS: Final = 16
-"""Fewer bins do not fill the width: one broad bar looks like a great deal."""
+"""Bins that the full width holds at least: a single wide bar would look like a large value."""
 
 MAX_TICKS: Final = 6
 TICK_STEPS_S: Final = (
@@ -16,29 +16,29 @@ TICK_STEPS_S: Final = (
     86_400,
 )
 MIN_DRAWN: Final = 1e-9
-"""What is below is drawn as nothing."""
+"""Smaller values are not drawn."""
 
 MIN_HEIGHT_PX: Final = 2.0
-"""Height of failures that would be too small to see beside what completed."""
+"""Minimum height of failures, which would otherwise be invisible next to the completed requests."""
 
 PATH_WIDTH: Final = 1_000
-"""Units that the width of a path's picture has; it is stretched to what there is."""
+"""Width of a path's view box; it is scaled to the width available."""
 
 
 class Tick(NamedTuple):
-    """A label on an axis, at a place along it."""
+    """A label on an axis at a position along it."""
 
     at: float
     label: str
 
     @property
     def anchor(self) -> str:
-        """Which end of the label is at the place, so that none is cut off."""
+        """The SVG text-anchor: labels near an edge extend inwards, so that none is cut off."""
         return "start" if self.at < 4 else "end" if self.at > 96 else "middle"
 
 
 class ChartColumn(NamedTuple):
-    """A bar of two parts, the failed on top of the completed, and what is told of it."""
+    """A bar of two parts, failed on top of completed, with its label."""
 
     left: float
     width: float
@@ -48,7 +48,7 @@ class ChartColumn(NamedTuple):
 
 
 class HistogramChart(NamedTuple):
-    """Durations by how many requests took so long."""
+    """A histogram of durations."""
 
     height: float
     columns: list[ChartColumn]
@@ -67,7 +67,7 @@ class Panel(NamedTuple):
 
 
 class TimelineChart(NamedTuple):
-    """Two quantities over the same time, and what is told of each stretch of it."""
+    """Two quantities over the same time, with a label and a table row for each interval."""
 
     unit: str
     rates: Panel
@@ -78,7 +78,7 @@ class TimelineChart(NamedTuple):
 
 
 def build_histogram(report: BatchReport, *, height: float = 150.0) -> HistogramChart | None:
-    """The distribution of durations, each bin as wide as another; none where nothing was timed."""
+    """Return the histogram of durations with bins of equal width, or None if no request was timed."""
     bins = report.durations
     if not bins:
         return None
@@ -87,18 +87,19 @@ def build_histogram(report: BatchReport, *, height: float = 150.0) -> HistogramC
     width, bins_before = 100 / bin_count, (bin_count - len(bins)) / 2
     columns, rows = [], []
     for number, duration_bin in enumerate(bins):
-        range_ = f"{duration(duration_bin.from_ms)} to {duration(duration_bin.to_ms)}"
-        rows.append((range_, duration_bin.completed, duration_bin.failed))
+        range_text = f"{duration(duration_bin.from_ms)} to {duration(duration_bin.to_ms)}"
+        rows.append((range_text, duration_bin.completed, duration_bin.failed))
         columns.append(
             ChartColumn(
                 left=round((bins_before + number) * width, 3),
                 width=round(width, 3),
                 completed=min(
+                    # Leave the minimum height of failures free at the top.
                     _scale(duration_bin.completed, top, height),
                     height - (MIN_HEIGHT_PX if duration_bin.failed else 0),
                 ),
                 failed=max(_scale(duration_bin.failed, top, height), MIN_HEIGHT_PX if duration_bin.failed else 0),
-                label=f"{range_}: {_counts_text(duration_bin.completed, duration_bin.failed)}",
+                label=f"{range_text}: {_counts_text(duration_bin.completed, duration_bin.failed)}",
             )
         )
     axis = _Axis(bins, bins_before, width)
@@ -106,7 +107,7 @@ def build_histogram(report: BatchReport, *, height: float = 150.0) -> HistogramC
 
 
 class _Axis:
-    """Where durations are along the bins, which are as wide as each other and grow by a factor."""
+    """The horizontal axis of the histogram: bins of equal width that grow by a factor."""
 
     def __init__(self, bins: Sequence[DurationBin], bins_before: float, width: float) -> None:
         self._bins = bins
@@ -114,7 +115,7 @@ class _Axis:
         self._width = width
 
     def place_of(self, ms: float) -> float | None:
-        """How far to the right that duration is; none where it is in no bin."""
+        """Return the position of a duration in per cent of the width, or None if it is in no bin."""
         for number, duration_bin in enumerate(self._bins):
             if duration_bin.from_ms <= ms <= duration_bin.to_ms and isfinite(
                 duration_bin.to_ms - duration_bin.from_ms
@@ -124,7 +125,7 @@ class _Axis:
         return None
 
     def ticks(self) -> list[Tick]:
-        """Round durations, as many as there is room for, or the ends where there are none between them."""
+        """Return ticks at round durations, thinned out to fit, or at both ends if fewer than two are in range."""
         ticks = self._ticks_at((ms, duration(ms)) for decade in range(-1, 10) for ms in _round_durations(decade))
         if len(ticks) < 2:
             ends = (self._bins[0].from_ms, self._bins[-1].to_ms)
@@ -134,14 +135,14 @@ class _Axis:
         return ticks
 
     def percentile_markers(self, points: Percentiles | None) -> list[Tick]:
-        """The percentiles, from the right."""
+        """Return markers of the percentiles, highest first."""
         if points is None:
             return []
         named = [(name, getattr(points, name)) for name in ("p99", "p95", "p50")]
         return self._ticks_at((ms, f"{name} {duration(ms)}") for name, ms in named)
 
     def _ticks_at(self, labels: Iterable[tuple[float, str]]) -> list[Tick]:
-        """Those durations' labels at their places, as far as they are in a bin."""
+        """Return ticks for the labelled durations that are in a bin."""
         places = [(self.place_of(ms), label) for ms, label in labels]
         return [Tick(place, label) for place, label in places if place is not None]
 
@@ -151,18 +152,19 @@ def _round_durations(decade: int) -> list[float]:
 
 
 def _fraction_within(duration_bin: DurationBin, ms: float) -> float:
-    """How far into the bin, by logarithm, as the bins are."""
+    """Return the logarithmic position within the bin, from 0 to 1."""
     first, last = duration_bin.from_ms, duration_bin.to_ms
-    if first > 0:
+    if first > 0:  # the first bin begins at 0, which has no logarithm
         first, last, ms = log10(first), log10(last), log10(ms)
     return (ms - first) / (last - first) if last > first else 0.5
 
 
 def build_timeline(report: BatchReport, *, height: float = 130.0, lower: float = 70.0) -> TimelineChart | None:
-    """Requests that ended, and those in flight, over time; none where no time is known."""
+    """Return ended requests and requests in flight over time, or None if no time is known."""
     points = report.throughput
     if not points:
         return None
+    # A stored report may have any number here; the chart must not divide by 0 or overflow.
     interval_s = report.interval_s if 1e-3 <= report.interval_s <= 1e12 else 1.0
     highest = max(point.requests + point.failed for point in points)
     unit_s, unit = rate_unit(highest / interval_s)
@@ -173,6 +175,7 @@ def build_timeline(report: BatchReport, *, height: float = 130.0, lower: float =
     min_height = MIN_HEIGHT_PX * top / height
     for index, point in enumerate(points):
         if point.failed:
+            # The completed give way, so that the sum does not exceed the top.
             completed[index] = min(completed[index], top - min_height)
             ended[index] = max(ended[index], completed[index] + min_height)
     rates = Panel(height, levels, [_area_path(completed, top, height)])
@@ -220,7 +223,7 @@ def _length_text(seconds: float) -> str:
 
 
 def _whole_unit_text(seconds: float) -> str:
-    """A whole number of the largest unit that allows it."""
+    """Return the duration as a whole number of the largest unit possible."""
     for unit_s, name in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= unit_s and seconds % unit_s == 0:
             return f"{seconds / unit_s:,.0f} {name}"
@@ -228,7 +231,7 @@ def _whole_unit_text(seconds: float) -> str:
 
 
 def _time_ticks(slots: int, interval_s: float) -> list[Tick]:
-    """Times since the start."""
+    """Return ticks at times since the start."""
     whole_s = slots * interval_s
     step_s = next((step_s for step_s in TICK_STEPS_S if whole_s / step_s <= MAX_TICKS), whole_s / MAX_TICKS)
     return [
@@ -238,7 +241,7 @@ def _time_ticks(slots: int, interval_s: float) -> list[Tick]:
 
 
 def _area_path(values: Sequence[float], top: float, height: float, floors: Sequence[float] = ()) -> str:
-    """The path of a stepped area between the values and the floors, or the bottom, `WIDE` units wide."""
+    """Return the SVG path of a stepped area from the values down to the floors, by default to the bottom."""
     step = PATH_WIDTH / len(values)
     outline = [
         f"V{height - _scale(value, top, height):g}H{step * index:.5g}" for index, value in enumerate(values, 1)
@@ -251,12 +254,13 @@ def _area_path(values: Sequence[float], top: float, height: float, floors: Seque
 
 
 def _axis_levels(values: Sequence[float], height: float) -> tuple[float, list[Tick]]:
-    """The value at the top, and two or three round ones at their distances from it."""
+    """Return the value at the top, and ticks at two or three round values."""
     highest = max((value for value in values if isfinite(value)), default=0.0)
     if highest < MIN_DRAWN:
         return 1.0, []
     power = 10.0 ** floor(log10(highest))
     step = next(step for step in (0.5, 1, 2, 5) if highest / (step * power) <= 3.5) * power
+    # From 1 on, levels are whole numbers, as the values are counts.
     step = max(step, 1.0) if highest >= 1 else step
     levels = [step * number for number in range(1, floor(highest / step) + 1)]
     return highest, [

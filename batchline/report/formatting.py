@@ -1,4 +1,4 @@
-"""Words and figures of the report's page."""
+"""Formats text and numbers of the report page."""
 
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
@@ -11,7 +11,7 @@ from batchline.models.error_codes import ErrorCode
 from batchline.storage.records.store import BatchRecord
 
 MULTIPLIER: Final = "\u202f\N{MULTIPLICATION SIGN}\u202f"
-"""Between spaces at which no line breaks."""
+"""Between narrow no-break spaces."""
 
 ERROR_MEANINGS: Final[Mapping[str, str]] = {
     ErrorCode.INVALID_REQUEST: "the server refused the request",
@@ -29,22 +29,22 @@ UNANSWERED_WORDS: Final[Mapping[str, str]] = {
     ErrorCode.BATCH_CANCELLED: "cancelled",
     ErrorCode.BATCH_EXPIRED: "expired",
 }
-"""Codes of requests that had no answer when the batch ended, which is no failure, and the word for them."""
+"""Words for the codes of requests that were unanswered when the batch ended, which are not failures."""
 
 
 def unit_cost(amount: str, number: int, currency: str | None) -> str:
-    """What one of so many costs."""
+    """Return the cost per unit, formatted."""
     return formatting.money(str(Decimal(amount) / number), currency)
 
 
 def statuses_text(counts: Mapping[int, int]) -> str:
-    """HTTP statuses and how often each came; 0 stands for no answer."""
+    """Return HTTP statuses with their counts as text; status 0 means no answer."""
     counts_by_name = {str(status or "no\u202fanswer"): number for status, number in counts.items()}
     return ", ".join(f"{status}{MULTIPLIER}{number:,}" for status, number in counts_by_name.items())
 
 
 def outcome_sentence(batch: BatchRecord, report: BatchReport) -> str:
-    """Say in a sentence how the batch's requests ended."""
+    """Return a sentence that summarizes how the batch's requests ended."""
     total, completed, unanswered_counts = batch.total, batch.completed, unanswered_by_word(report)
     failed = total - completed - sum(unanswered_counts.values())
     if completed == total:
@@ -66,7 +66,7 @@ def outcome_sentence(batch: BatchRecord, report: BatchReport) -> str:
 
 
 def unanswered_by_word(report: BatchReport | None) -> dict[str, int]:
-    """Return how many requests ended without an answer that are no failures, by the word for them."""
+    """Return the counts of unanswered requests, by the word for them."""
     failures = report.failures if report is not None else {}
     return {word: failures[code] for code, word in UNANSWERED_WORDS.items() if failures.get(code)}
 
@@ -74,12 +74,12 @@ def unanswered_by_word(report: BatchReport | None) -> dict[str, int]:
 def bar_segments(
     shares: Sequence[tuple[float, str]], whole: float, min_width: float
 ) -> list[tuple[str, float, float]]:
-    """Return class, left edge and width of a bar's parts, in per cent; none that is not 0 is below `least`."""
+    """Return class, left edge and width of a bar's parts in per cent; parts above 0 have at least `min_width`."""
     parts = [(name, part) for part, name in shares if part > 0 and whole > 0]
     whole = max(whole, sum(part for _, part in parts))
     widths = [max(100 * part / whole, min_width) for _, part in parts]
-    if (over := sum(widths) - 100) > 0:  # the largest part gives what the small ones were widened by
-        widths[widths.index(max(widths))] -= over
+    if (excess := sum(widths) - 100) > 0:  # taken from the largest part, as small ones were widened
+        widths[widths.index(max(widths))] -= excess
     lefts = accumulate(widths, initial=0.0)
     return [
         (name, round(left, 2), round(width, 2))

@@ -1,4 +1,4 @@
-"""Makes the page: everything in one file, nothing loaded from elsewhere, whatever is foreign escaped."""
+"""Renders the report page: one self-contained file that loads nothing, with all foreign text escaped."""
 
 from __future__ import annotations
 
@@ -25,24 +25,22 @@ MAX_SHOWN_ERRORS: Final = 20
 
 
 def write_page(store: ObjectStore, batch: BatchRecord, report: BatchReport, manifest: Manifest) -> None:
-    """Write the page of a batch that is over, in place of an earlier one."""
+    """Write the page of a finished batch, replacing an earlier one."""
     samples = read_samples(store, layout.final_keys(manifest.prefix).errors, manifest.first_failures)
     store.put(layout.report_page_key(batch.id), render_page(batch, report, samples))
 
 
 def render_page(batch: BatchRecord, report: BatchReport, samples: Mapping[str, Sequence[Sample]]) -> bytes:
-    """The page of a batch that is over, with some of its failed requests by error code."""
+    """Return the page of a finished batch as HTML, with samples of its failures by error code."""
     page = _load_template().render(template_context(batch, report, samples), files=_list_files(batch), files_at="")
+    # Model names and messages may contain lone surrogates, which UTF-8 cannot encode.
     return page.encode("utf-8", errors="replace")
 
 
 def template_context(
     batch: BatchRecord, report: BatchReport, samples: Mapping[str, Sequence[Sample]]
 ) -> dict[str, Any]:
-    """What `outcome.html`, `sections.html` and `details.html` tell of a batch that is over.
-
-    They also need `files_at`: what the links to its files start with.
-    """
+    """Return the templates' variables for a finished batch, except `files_at`, the prefix of file links."""
     models = sorted(report.models, key=lambda model: (-model.requests, model.model))
     return {
         "batch": batch,
@@ -69,9 +67,10 @@ def _load_template() -> Template:
 
 
 def build_environment(loader: BaseLoader) -> Environment:
-    """What templates are rendered by, those of other rooms that look like this page as well."""
+    """Return the template environment, used by other packages with the same design as well."""
     from jinja2 import Environment, StrictUndefined  # noqa: PLC0415 - only needed at the end
 
+    # StrictUndefined: a missing variable must fail in tests, not render as empty text.
     env = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -80,14 +79,14 @@ def build_environment(loader: BaseLoader) -> Environment:
 
 
 def _duration_s(batch: BatchRecord) -> int | None:
-    """From the first request to the end."""
+    """Return the seconds from the first request to the end, at least 1, or None if nothing was sent."""
     if batch.in_progress_at is None:
         return None
     return max(1, batch.ended_at - batch.in_progress_at)
 
 
 def _sum_models(models: Sequence[ModelMetrics]) -> dict[str, Any] | None:
-    """The sums of the models that are not shown one by one."""
+    """Return the sums over models that are not shown individually, or None if there are none."""
     if not models:
         return None
     names = ("requests", "failed", "prompt_tokens", "completion_tokens", "total_tokens")
@@ -95,7 +94,7 @@ def _sum_models(models: Sequence[ModelMetrics]) -> dict[str, Any] | None:
 
 
 def _list_files(batch: BatchRecord) -> list[tuple[str, str]]:
-    """The files that lie beside the page, and what is in them."""
+    """Return the names and descriptions of the files stored next to the page."""
     files = [
         ("output.jsonl", "requests that succeeded", batch.output_file_id is not None),
         ("errors.jsonl", "requests that failed", batch.error_file_id is not None),

@@ -1,4 +1,4 @@
-"""Some failed requests of each error code, found as the batch's files are written, and what their lines say."""
+"""Collects samples of failed requests by error code while files are written, and reads their messages later."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 SAMPLES_PER_CODE: Final = 3
 
 TAIL_BYTES: Final = 2**15
-"""Of an error line; its message, which is short, is the last in it, behind a body of any length."""
+"""Bytes read from the end of an error line, where its short message follows a body of unknown length."""
 
 _ERROR_KEY: Final = b',"error":'
 _COLUMNS: Final = ("line", "custom_id", "error_code", "status_code", "offset", "length")
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """A failed request for people to look at."""
+    """A failed request with its error message."""
 
     failure: Failure
     message: str
@@ -38,11 +38,12 @@ class FirstFailures:
         self._by_code: defaultdict[str, list[Failure]] = defaultdict(list)
 
     def add(self, table: pa.Table) -> None:
-        """Look at some rows, in input order, whose offsets count in the error file."""
+        """Add rows in input order, with offsets in the error file."""
         import numpy as np  # noqa: PLC0415 - half a second that must not delay the first request
 
         first = 0
         for codes in table["error_code"].chunks:
+            # By dictionary index, as decoding every row's code would be slow.
             numbers = codes.indices.fill_null(-1).to_numpy(zero_copy_only=False)
             for number, code in enumerate(codes.dictionary.to_pylist()):
                 missing = SAMPLES_PER_CODE - len(self._by_code[code])
@@ -51,7 +52,7 @@ class FirstFailures:
             first += len(codes)
 
     def as_list(self) -> list[Failure]:
-        """Those found, in the order of the error file."""
+        """Return the failures in the order of the error file."""
         return sorted(
             (failure for failures in self._by_code.values() for failure in failures),
             key=lambda failure: failure.offset,
@@ -63,7 +64,7 @@ def _read_failure(table: pa.Table, row: int) -> Failure:
 
 
 def read_samples(store: ObjectStore, key: str, failures: Sequence[Failure]) -> dict[str, list[Sample]]:
-    """The failures by code with the messages that the error file has for them; raises as the store does."""
+    """Return the failures by code with their messages from the error file; raises as the store does."""
     samples: defaultdict[str, list[Sample]] = defaultdict(list)
     reader = RangeReader(store, key, read_ahead_bytes=2 * TAIL_BYTES) if failures else None
     for failure in failures:
@@ -74,8 +75,8 @@ def read_samples(store: ObjectStore, key: str, failures: Sequence[Failure]) -> d
 
 
 def _parse_message(tail: bytes) -> str:
-    """The message in the last bytes of an error line; empty where it is not there."""
-    # Quotes within a text are escaped, so what is found last is the line's own member.
+    """Return the message in the last bytes of an error line, or an empty text if it is not there."""
+    # Quotes within strings are escaped, so the last match is the line's own member.
     start = tail.rfind(_ERROR_KEY + b'{"code":')
     try:
         error = msgspec.json.decode(tail[start + len(_ERROR_KEY) :].rstrip()[:-1], type=dict[str, str])
