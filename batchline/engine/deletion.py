@@ -1,8 +1,4 @@
-"""Deletes objects that the records have scheduled for deletion.
-
-A commit can be lost with its database, a deletion cannot be undone: objects that a commit makes obsolete are
-deleted an hour later (docs/decisions/0008-commits-in-doubt.md).
-"""
+"""Deletes objects that the records have scheduled for deletion (docs/decisions/0008-commits-in-doubt.md)."""
 
 import logging
 import time

@@ -70,10 +70,7 @@ def store_content(
     member_id: str | None = None,
     max_bytes: int | None = None,
 ) -> FileRecord:
-    """Store an input file as `store_input` does, and return its record for the caller to insert.
-
-    The content stays scheduled for deletion until the record is inserted.
-    """
+    """Store an input file like `store_input`; it stays scheduled for deletion until its record is inserted."""
     file_id = new_file_id()
     key = layout.input_key(file_id)
     digest, size = hashlib.sha256(), 0

@@ -94,7 +94,7 @@ class BatchLease(SenderBase):
             return is_first
 
     def add_settled(self, chunk: int, completed: int, failed: int) -> None:
-        """Ignored: the session counts the requests settled in this process."""
+        """Do nothing: the session counts the requests settled in this process."""
 
     def allow_remote_senders(self) -> None:
         """Exchange reports with other sender processes at each heartbeat from now on."""

@@ -38,10 +38,7 @@ VALIDATION_BLOCK_BYTES = 2**20
 
 
 def validate_batch(lease: BatchLease) -> Plan | None:
-    """Check the input file and split it into chunks, or read the plan that an earlier run stored.
-
-    Returns None if the batch is over: its input is invalid, or it was cancelled or expired meanwhile.
-    """
+    """Validate the input and split it into chunks, or read the stored plan; return None if the batch is over."""
     if lease.batch.status in TERMINAL_STATUSES:
         return None
     if lease.batch.in_progress_at is not None:
@@ -113,10 +110,7 @@ def fail_validation(lease: BatchLease, errors: Sequence[BatchError]) -> None:
 
 
 def start_sending(lease: BatchLease, plan: Plan) -> bool:
-    """Make the batch `in_progress` and record its output and error files.
-
-    Return False if the batch was cancelled meanwhile; it is then already `cancelled`.
-    """
+    """Make the batch `in_progress`; return False if it was cancelled meanwhile, and is now `cancelled`."""
     batch = lease.batch
     output_file, error_file = new_output_file(batch, now=_now()), new_error_file(batch, now=_now())
     return _move_from_validating(
@@ -296,7 +290,7 @@ def finish(lease: BatchLease, manifest: Manifest, analytics: BatchAnalytics, rep
     )
     now, fields = _now(), _ended_fields(lease, batch, target, manifest, analytics, report)
     ended_batch = msgspec.structs.replace(batch, status=target, **{str(timestamp_field(target)): now}, **fields)
-    # Before the status, so that whoever sees the batch ended finds its page.
+    # Before the status, so that the page exists once the batch is seen to have ended.
     _write_report_page(lease, ended_batch, manifest, report)
     lease.batch = lease.records.change_status(
         batch.id,

@@ -22,7 +22,7 @@ from batchline.storage.records.store import BatchRecord
 
 
 def run_local(services: Services, batch_id: str) -> BatchRecord:
-    """Run the batch to its end, or resume it, and return its record; raises what the steps raise."""
+    """Run or resume the batch to its end and return its record; raises the errors of the steps."""
     batch = services.records.get_batch(batch_id)
     if batch.status in TERMINAL_STATUSES:
         return batch

@@ -23,10 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def validate_or_recover(lease: BatchLease) -> Plan | None:
-    """Return the plan of the requests to send, or None if the batch is over, as `validate_batch` does.
-
-    A batch with complete files of its generation, or a later one, is ended with them; nothing is sent.
-    """
+    """Return the plan of the requests to send, or None if the batch is over or was just ended with its files."""
     batch = lease.batch
     if batch.status in TERMINAL_STATUSES:
         return None

@@ -74,7 +74,7 @@ class RemoteSender(SenderBase):
             log.warning("report on batch %s failed: %s", self.batch.id, fault, exc_info=unexpected_error)
 
     def add_recovered(self, metrics: Iterable[RequestMetrics]) -> None:
-        """Ignored: recovered requests are counted by `add_settled`."""
+        """Do nothing: recovered requests are counted by `add_settled`."""
 
     def mark_chunk_started(self, chunk: int) -> bool:
         """Return False: another process may have started the chunk before."""

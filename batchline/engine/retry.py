@@ -149,10 +149,7 @@ def _start_retry(
     *,
     unanswered: int,
 ) -> BatchRecord:
-    """Write the retry's plan and make the batch `in_progress` with it.
-
-    Of the requests that are not retried, `unanswered` had no response and the others failed.
-    """
+    """Write the retry's plan and start it; `unanswered` counts the requests without a response not in it."""
     settings, store, now = services.settings, services.store, int(time.time())
     new_files = {
         field: build_file(batch, now=now)

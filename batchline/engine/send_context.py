@@ -1,4 +1,4 @@
-"""Base of the runner and the remote senders: the session, the heartbeat's state, and what chunks share."""
+"""Base of the runner and the remote senders: the session, the heartbeat's state, and the shared resources."""
 
 import logging
 import threading

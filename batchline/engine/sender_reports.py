@@ -30,10 +30,7 @@ IDLE_PROGRESS: Final = SessionProgress(
 
 
 class SenderReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A sender's counts, as chunk → (completed, failed), its progress, and why it stopped, if it did.
-
-    `number` changes with each report.
-    """
+    """A sender's counts (chunk → completed, failed), progress and stop; `number` changes with each report."""
 
     number: int = 0
     chunks: dict[int, tuple[int, int]] = {}

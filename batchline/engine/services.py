@@ -24,11 +24,7 @@ MAX_CONCURRENT_VALIDATIONS: Final = 2
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Services:
-    """Settings with their object store and records; the dispatcher starts when first used.
-
-    An instance with its own `open_transport`, such as `through_httpx()`, has its own dispatcher; the others in a
-    process share one per set of upstreams.
-    """
+    """Settings with their object store and records; the dispatcher starts when first used."""
 
     settings: Settings
     store: ObjectStore
@@ -49,6 +45,7 @@ class Services:
                 param="base_url",
             )
         if self.open_transport is not None:
+            # Not the shared one, which would keep sending through the standard transport.
             return Dispatcher(self.settings.all_upstreams, open_transport=self.open_transport)
         return dispatcher_for(self.settings.all_upstreams)
 

@@ -8,7 +8,7 @@ from batchline.storage.records.store import BatchRecord
 
 
 def closed_window_notice(batch: BatchRecord, settings: Settings, *, now: float) -> str | None:
-    """Return a notice of what happens to a batch continued after its window closed; None if it is still open."""
+    """Return a notice about continuing a batch whose window has closed, or None if the window is open."""
     if batch.status not in {BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS} or now < batch.expires_at:
         return None
     closing_note = (

@@ -15,8 +15,7 @@ import msgspec
 
 from batchline.models.batches import BatchError
 from batchline.models.json_scan import MAX_DEPTH, NotJSONError, has_duplicate_member, is_too_deep
-from batchline.models.plan import MAX_RANGE_LINES, Chunk, Plan, max_chunk_requests
-from batchline.models.plan import InputRange as Pinned
+from batchline.models.plan import MAX_RANGE_LINES, Chunk, InputRange, Plan, max_chunk_requests
 from batchline.models.settings import Settings
 from batchline.steps.format_detection import HEAD_BYTES, WHITESPACE, detect_foreign_format
 from batchline.steps.line_blocks import LineBlock, split_line_blocks
@@ -344,6 +343,7 @@ def _build_chunk(index: int, positions: list[_BlockPosition]) -> Chunk:
         requests=sum(position.requests for position in positions),
         last_line=positions[-1].last_line,
         stretches=[
-            Pinned(position.start, position.end, position.first_line, position.sha256) for position in positions
+            InputRange(position.start, position.end, position.first_line, position.sha256)
+            for position in positions
         ],
     )

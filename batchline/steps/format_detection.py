@@ -37,10 +37,7 @@ _WORD_PATTERN: Final = re.compile(rb"[A-Za-z]+")
 
 
 def detect_foreign_format(head: bytes, *, is_whole: bool) -> BatchError | None:
-    """Return the one error of a file in another format, or None if its first lines may be batch requests.
-
-    `head` is the start of the decompressed file; `is_whole` is true if that is all of it.
-    """
+    """Return the error of a file in another format, or None; `head` is its start, or all of it if `is_whole`."""
     for signature, description in _SIGNATURES:
         if head.startswith(signature):
             return _format_error(f"the file is {description}")

@@ -32,13 +32,11 @@ class LineBlock(msgspec.Struct, frozen=True):
 def split_line_blocks(
     blocks: Iterator[bytes], *, max_line_bytes: int, max_lines: int = MAX_RANGE_LINES
 ) -> Iterator[LineBlock]:
-    """Yield the file in blocks of at most `max_lines` lines; memory is bounded by the longest line allowed.
-
-    A byte-order mark belongs to no line: the first block starts after it.
-    """
+    """Yield the file in blocks of at most `max_lines` lines; memory is bounded by the longest line allowed."""
     head = b""
     while len(head) < len(UTF8_BOM) and (block := next(blocks, None)) is not None:
         head += block
+    # A byte-order mark belongs to no line: the first block starts after it.
     start = len(UTF8_BOM) if head.startswith(UTF8_BOM) else 0
     splitter = _LineSplitter(max_line_bytes, max_lines, start)
     for block in itertools.chain([head[start:]], blocks):

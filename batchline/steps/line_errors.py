@@ -52,10 +52,7 @@ def line_too_long(size: int, rules: LineRules) -> LineError:
 
 
 def check_line(line: bytes, *, offset: int, rules: LineRules) -> LineCheck:
-    """Find all errors of a line that is not blank; `offset` is its position in the file.
-
-    A line that is not a JSON object has a single error; otherwise every member is checked.
-    """
+    """Check a non-blank line at byte `offset` of the file; one that is not an object has a single error."""
     if len(line) > rules.max_line_bytes:
         return LineCheck(errors=[line_too_long(len(line), rules)])
     try:
@@ -71,6 +68,7 @@ def check_line(line: bytes, *, offset: int, rules: LineRules) -> LineCheck:
     if body is not None:
         model = _decode_text(body.get("model"))
     errors = [*_line_errors(fields, body, rules)]
+    # The count is a fast filter, as the text may also occur in the body.
     if line.count(b'"custom_id"') > 1 and has_duplicate_member(line, "custom_id"):
         message = "the line has custom_id twice, and readers differ in which one they take; leave one"
         errors.append(("invalid_value", message, "custom_id"))

@@ -45,10 +45,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def write_part(store: ObjectStore, keys: layout.PartKeys, *, chunk: int, spool: Spool, sender: str = "") -> Part:
-    """Write a chunk's part from its spool and return it; safe to repeat.
-
-    If `sender` is set and another sender's part was stored first, that part is returned.
-    """
+    """Write a chunk's part from its spool and return it, or another sender's that came first; safe to repeat."""
     rows: list[RequestMetrics] = []
     offsets: list[int] = []
     lengths: list[int] = []
@@ -146,15 +143,13 @@ def read_part(store: ObjectStore, key: str) -> Part:
 
 
 def find_finished_keys(store: ObjectStore, batch_id: str, generation: int) -> dict[int, str]:
-    """Return the keys of the finished parts' metrics by chunk.
-
-    Of two parts of one chunk, all readers must choose the same one: that of the lowest epoch.
-    """
+    """Return the keys of the finished parts' metrics by chunk."""
     first_finished: dict[int, tuple[int, str]] = {}
     for info in store.list_objects(layout.parts_prefix(batch_id, generation)):
         if not info.key.endswith(".parquet"):
             continue
         name = layout.parse_part(info.key)
+        # Two runners may have finished one chunk; all readers must choose the same part.
         if name.chunk not in first_finished or name.epoch < first_finished[name.chunk][0]:
             first_finished[name.chunk] = (name.epoch, info.key)
     return {chunk: key for chunk, (_, key) in sorted(first_finished.items())}

@@ -50,7 +50,7 @@ def _adjacent_ranges(ranges: Sequence[InputRange]) -> Iterator[list[InputRange]]
 
 
 def _split_text(text: bytes) -> list[bytes]:
-    """Return the text's lines; a single line keeps its newline, to save a copy of what may be very long."""
+    """Return the text's lines; a single line, which may be very long, keeps its newline to save a copy."""
     return [text, b""] if text.find(b"\n") == len(text) - 1 else text.split(b"\n")
 
 
@@ -93,7 +93,7 @@ def _read_stored(store: ObjectStore, key: str, ranges: Sequence[InputRange], fil
 
 
 def is_large(chunk: Chunk) -> bool:
-    """Return True if the chunk has a line so long that only few such chunks may be in memory at once."""
+    """Return True if the chunk has a very long line, so that few such chunks may be in memory at once."""
     return _has_large_line(chunk.stretches)
 
 
@@ -134,10 +134,7 @@ def build_calls(
     find_upstream: Callable[[str | None], str],
     skipped_lines: Container[int] = (),
 ) -> list[Call]:
-    """Build the calls of numbered lines, except for blank lines and `skipped_lines`.
-
-    `only_model` is the batch's only model, which saves decoding each body.
-    """
+    """Build the calls of numbered lines, without blank and skipped ones; `only_model` saves decoding bodies."""
     built = []
     for number, line in lines:
         if not line or line.isspace() or number in skipped_lines:

@@ -84,10 +84,7 @@ class SegmentWriter:
         return max(0.05, self._due_at - time.monotonic())
 
     def probe_storage(self) -> None:
-        """Write an empty segment unless storage has accepted a write in this session; waits while it refuses.
-
-        Raises as `write_part_when_possible` does.
-        """
+        """Write an empty segment unless storage accepted a write before; waits like `write_part_when_possible`."""
         if not self._context.is_storage_writable:
             empty_segment = b"[]".ljust(PROBE_BYTES) + b"\n"
             self._retry_until_accepted(lambda: self._put_object(self._new_segment_key(), empty_segment))

@@ -28,10 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class ChunkSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """The input of `send_chunk`: small, serializable and without secrets.
-
-    `is_fresh` means that no earlier run has stored any result of the chunk.
-    """
+    """The input of `send_chunk`, without secrets; `is_fresh` means that no result of the chunk is stored yet."""
 
     batch_id: str
     generation: int
@@ -95,10 +92,7 @@ def _partial_result(spec: ChunkSpec, spool: Spool) -> ChunkResult:
 
 
 def _recover_segments(spec: ChunkSpec, context: SendContext, spool: Spool, *, is_counted: bool) -> list[str]:
-    """Add the results in the chunk's segments to the spool and return the segments' keys.
-
-    `is_counted` means that this session has counted them already, in an earlier attempt at the chunk.
-    """
+    """Spool the results in the chunk's segments, counted before if `is_counted`; return the segments' keys."""
     keys = []
     for key, segment in read_segments(context.store, spec.batch_id, spec.generation, spec.chunk.index):
         recovered = spool.recover(segment)
@@ -117,10 +111,7 @@ def _recover_segments(spec: ChunkSpec, context: SendContext, spool: Spool, *, is
 
 
 def _send_requests(spec: ChunkSpec, context: SendContext, spool: Spool, writer: SegmentWriter) -> None:
-    """Queue the requests that have no result yet at the dispatcher, and spool the results.
-
-    If anything fails, nothing more is sent, and requests in flight have the grace period to be answered.
-    """
+    """Queue the requests without a result at the dispatcher, and spool the results."""
     if len(spool) < spec.chunk.requests:
         writer.probe_storage()
     pending_calls = ReadableCalls(_read_calls(spec, context, spool))
@@ -137,7 +128,7 @@ def _send_requests(spec: ChunkSpec, context: SendContext, spool: Spool, writer: 
                 context.raise_if_lost()
         except BatchlineError:
             queue.withdraw()
-            # Requests in flight are paid for: their results are still collected, and saved by the writer's exit.
+            # Requests in flight are paid for: their results are collected, and saved by the writer's exit.
             give_up_at = time.monotonic() + context.session.grace_s
             while not queue.is_done and time.monotonic() < give_up_at:
                 _store_results(spec, context, spool, queue.wait_for_results(segment_writer.STORAGE_PAUSE_S))

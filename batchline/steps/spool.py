@@ -28,10 +28,7 @@ _decode_metrics = msgspec.json.Decoder(list[RequestMetrics]).decode
 
 
 class Spool:
-    """A chunk's metrics in memory and its result lines in a temporary file.
-
-    If the disk is full, lines are kept in memory until `write_overflow` can write them.
-    """
+    """A chunk's metrics in memory and its result lines in a temporary file; in memory if the disk is full."""
 
     def __init__(self) -> None:
         self._file = _open_temporary_file()
@@ -98,10 +95,7 @@ class Spool:
             self._overflow = b""
 
     def recover(self, segment: bytes) -> list[RequestMetrics]:
-        """Add the results of a saved segment and return the metrics of those that are new.
-
-        Raises `StorageFault` if the temporary file cannot be written.
-        """
+        """Add a saved segment and return the metrics of new results; raises `StorageFault` if the disk is full."""
         new = {
             row.line: (row, line + b"\n") for row, line in parse_segment_records(segment) if row.line not in self
         }

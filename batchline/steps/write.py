@@ -1,8 +1,7 @@
 """Writes a batch's files: output and errors in input order, metrics, and a manifest.
 
-The files of the first generation are written to their public keys. A retry copies them away and writes its own
-below a prefix of its runner, so that readers, who follow the batch's record, see the old files until all new
-ones are complete.
+A retry writes below a prefix of its own: readers follow the batch's record, which names the earlier files until
+all new ones are complete.
 """
 
 from __future__ import annotations
@@ -45,12 +44,10 @@ def write_files(
     base: str | None = None,
     cancelled: bool = False,
 ) -> Manifest:
-    """Write the batch's files below the prefix and return their manifest.
-
-    The parts are the generation's, in chunk order; `base` is the prefix of the files that they update.
-    """
+    """Write the batch's files from its parts, over the files below `base` if given, and return the manifest."""
     keys = layout.final_keys(prefix)
     if base is None:
+        # Parts are in chunk order, so that their lines are concatenated without reading them.
         store.concat([part.keys.output for part in parts if part.completed], keys.output)
         store.concat([part.keys.errors for part in parts if part.failed], keys.errors)
     with _FileWriter(store, keys, copies_lines=base is not None) as files:
