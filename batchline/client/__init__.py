@@ -1,4 +1,4 @@
-"""What can be done with files and batches; the command line and every other face only call it."""
+"""Operations on files and batches; the API, the web pages and the command line are built on them."""
 
 from batchline.client.async_client import AsyncBatchline
 from batchline.client.client import Batchline

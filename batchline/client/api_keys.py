@@ -1,4 +1,4 @@
-"""Keys of the API: made, listed, revoked, and looked up by their token."""
+"""API keys: create, list, revoke, and look up by token."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from batchline.models.errors import InvalidInput
 from batchline.models.ids import new_key_id
 from batchline.storage.records.record_types import KeyRecord
 
-TOKEN_PREFIX = "bl-"  # noqa: S105 - what tokens start with is no secret
+TOKEN_PREFIX = "bl-"  # noqa: S105 - a prefix of all tokens, not a secret
 TOKEN_BYTES = 32
 HINT_CHARACTERS = 4
 
 
 class ApiKeys:
-    """The keys of a client's records."""
+    """The API keys in a client's database."""
 
     def __init__(self, client: Batchline) -> None:
         self._records = client.services.records.api_keys
 
     def create(self, name: str, *, role: Role = "member", limits: KeyLimits | None = None) -> KeyObject:
-        """Make a key for the member of that name, who is made where missing; with its token, which is not kept.
+        """Create a key for the named member, created if new. Only this return value holds the token.
 
         Raises `InvalidInput` for an empty name, `Conflict` for a name that has another role.
         """
@@ -46,33 +46,33 @@ class ApiKeys:
         return key.to_object().model_copy(update={"token": token})
 
     def members(self) -> list[MemberObject]:
-        """Everybody for whom a key was ever made, by name."""
+        """Return every member that ever had a key, sorted by name."""
         members_by_id = {key.member_id: key.to_object().member for key in self._records.list_keys()}
         return sorted(members_by_id.values(), key=lambda member: member.name)
 
     def list(self) -> list[KeyObject]:
-        """Every key, the revoked ones as well, newest first."""
+        """Return all keys, including revoked ones, newest first."""
         return [key.to_object() for key in self._records.list_keys()]
 
     def revoke(self, key_id: str) -> KeyObject:
-        """Let the key open nothing any more, at once; raises `NotFound`."""
+        """Revoke the key with immediate effect; raises `NotFound`."""
         return self._records.revoke(key_id, now=int(time.time())).to_object()
 
     def find_by_token(self, token: str) -> KeyRecord | None:
-        """The key with that token; none where there is none, or it is revoked."""
+        """Return the key with that token, or None if it is unknown or revoked."""
         return self._records.find_by_digest(_hash_token(token))
 
     def is_key_required(self) -> bool:
-        """Whether a key was ever made: from then on nothing is open without."""
+        """Return True once any key was created, even a revoked one; authentication is then required."""
         return self._records.has_keys()
 
     def has_valid_key(self) -> bool:
-        """Whether there is a key that is not revoked."""
+        """Return True if at least one key is not revoked."""
         return self._records.has_keys(valid=True)
 
 
 def access_of(key: KeyRecord) -> Access:
-    """What the key opens."""
+    """Return the rights that the key grants."""
     return Access(
         member_id=key.member_id,
         is_restricted=key.role != "manager",
@@ -82,5 +82,5 @@ def access_of(key: KeyRecord) -> Access:
 
 
 def _hash_token(token: str) -> str:
-    """As it is kept: tokens are random and long, so that a plain hash cannot be turned round."""
+    """Return the stored digest. Tokens are long and random, so an unsalted hash cannot be reversed."""
     return hashlib.sha256(token.encode()).hexdigest()

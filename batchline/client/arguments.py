@@ -1,4 +1,4 @@
-"""Making models of what a caller gives."""
+"""Validate arguments and build request models from them."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ _M = TypeVar("_M", bound=BaseModel)
 
 
 def parse_arguments(model: type[_M], **fields: Any) -> _M:
-    """The model with those fields; raises `InvalidInput` that names the first one that is wrong."""
+    """Return the model with those fields; raises `InvalidInput` that names the first invalid one."""
     try:
         return model(**fields)
     except ValidationError as error:
@@ -30,7 +30,7 @@ def parse_arguments(model: type[_M], **fields: Any) -> _M:
 def idempotency_of(
     key: str | None, request: CreateBatchRequest, expires_after_s: int | None, member_id: str | None
 ) -> Idempotency | None:
-    """What tells a request that is made again; nothing without a key. Raises `InvalidInput` for one too long."""
+    """Return what identifies a repeated request; None without a key. Raises `InvalidInput` for a bad key."""
     if key is None:
         return None
     if not 1 <= len(key) <= MAX_KEY_CHARACTERS:
@@ -38,7 +38,7 @@ def idempotency_of(
             f"Idempotency-Key has {len(key)} characters, 1 to {MAX_KEY_CHARACTERS} are allowed",
             param="Idempotency-Key",
         )
-    metadata = sorted((request.metadata or {}).items())
+    metadata = sorted((request.metadata or {}).items())  # the order of JSON members must not matter
     request_fields = (
         request.input_file_id,
         request.endpoint,
@@ -46,6 +46,7 @@ def idempotency_of(
         metadata,
         expires_after_s,
     )
+    # with the member: equal keys of two members must not share a batch
     return Idempotency(_hash_values((member_id, key)), _hash_values(request_fields))
 
 

@@ -1,4 +1,4 @@
-"""The client for programs that run on asyncio: the same operations, each on a thread of its own."""
+"""The client for asyncio programs: the operations of `Batchline`, each on a worker thread."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from batchline.models.batches import BatchResponse, BatchResultItem, Origin
 from batchline.models.files import FileObject, FilePurpose
 from batchline.models.settings import Settings
 
-MAX_BLOCK_ITEMS = 100
+MAX_BLOCK_ITEMS = 100  # a thread switch per item would cost more than reading it
 
 _T = TypeVar("_T")
 L = TypeVar("L", bound=HasId)
 
 
 class AsyncPage(Generic[L]):
-    """Some objects of a list. Iterating goes on through all the pages that follow."""
+    """One page of a list. Iterating continues through all following pages."""
 
     def __init__(self, page: Page[L]) -> None:
         self._page = page
@@ -35,7 +35,7 @@ class AsyncPage(Generic[L]):
         self.last_id = page.last_id
 
     async def next_page(self) -> AsyncPage[L] | None:
-        """The page that follows; none behind the last."""
+        """Return the next page, or None after the last."""
         page = await asyncio.to_thread(self._page.next_page)
         return None if page is None else AsyncPage(page)
 
@@ -48,7 +48,7 @@ class AsyncPage(Generic[L]):
 
 
 class AsyncFiles:
-    """As `Files`. Made by `AsyncBatchline.files`."""
+    """`Files` for asyncio, created by `AsyncBatchline.files`."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
@@ -56,30 +56,30 @@ class AsyncFiles:
     async def create(
         self, *, file: Upload, purpose: FilePurpose = "batch", expires_after: ExpiresAfter | None = None
     ) -> FileObject:
-        """As `Files.create`."""
+        """Call `Files.create`."""
         return await asyncio.to_thread(self._files.create, file=file, purpose=purpose, expires_after=expires_after)
 
     async def list(self, **query: Any) -> AsyncPage[FileObject]:
-        """As `Files.list`."""
+        """Call `Files.list`."""
         return AsyncPage(await asyncio.to_thread(lambda: self._files.list(**query)))
 
     async def retrieve(self, file_id: str) -> FileObject:
-        """As `Files.retrieve`."""
+        """Call `Files.retrieve`."""
         return await asyncio.to_thread(self._files.retrieve, file_id)
 
     async def content(self, file_id: str, *, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
-        """As `Files.content`."""
+        """Call `Files.content`."""
         blocks = await asyncio.to_thread(self._files.content, file_id, start=start, end=end)
         async for block in _iterate_in_thread(blocks, block_size=1):
             yield block
 
     async def delete(self, file_id: str) -> None:
-        """As `Files.delete`."""
+        """Call `Files.delete`."""
         await asyncio.to_thread(self._files.delete, file_id)
 
 
 class AsyncBatches:
-    """As `Batches`. Made by `AsyncBatchline.batches`."""
+    """`Batches` for asyncio, created by `AsyncBatchline.batches`."""
 
     def __init__(self, batches: Batches) -> None:
         self._batches = batches
@@ -95,7 +95,7 @@ class AsyncBatches:
         idempotency_key: str | None = None,
         via: Via | None = "process",
     ) -> BatchResponse:
-        """As `Batches.create`."""
+        """Call `Batches.create`."""
         return await asyncio.to_thread(
             self._batches.create,
             input_file_id=input_file_id,
@@ -108,33 +108,33 @@ class AsyncBatches:
         )
 
     async def retrieve(self, batch_id: str, *, include: Sequence[str] = ("analytics",)) -> BatchResponse:
-        """As `Batches.retrieve`."""
+        """Call `Batches.retrieve`."""
         return await asyncio.to_thread(self._batches.retrieve, batch_id, include=include)
 
     async def list(self, **query: Any) -> AsyncPage[BatchResponse]:
-        """As `Batches.list`."""
+        """Call `Batches.list`."""
         return AsyncPage(await asyncio.to_thread(lambda: self._batches.list(**query)))
 
     async def resume(self, batch_id: str, *, via: Via | None = "process") -> BatchResponse:
-        """As `Batches.resume`."""
+        """Call `Batches.resume`."""
         return await asyncio.to_thread(self._batches.resume, batch_id, via=via)
 
     async def cancel(self, batch_id: str) -> BatchResponse:
-        """As `Batches.cancel`."""
+        """Call `Batches.cancel`."""
         return await asyncio.to_thread(self._batches.cancel, batch_id)
 
     async def retry(self, batch_id: str, *, via: Via | None = "process") -> BatchResponse:
-        """As `Batches.retry`."""
+        """Call `Batches.retry`."""
         return await asyncio.to_thread(self._batches.retry, batch_id, via=via)
 
     async def retry_requests(
         self, batch_id: str, request_ids: Sequence[str], *, via: Via | None = "process"
     ) -> BatchResponse:
-        """As `Batches.retry_requests`."""
+        """Call `Batches.retry_requests`."""
         return await asyncio.to_thread(self._batches.retry_requests, batch_id, request_ids, via=via)
 
     async def results(self, batch_id: str, **query: Any) -> AsyncIterator[BatchResultItem]:
-        """As `Batches.results`."""
+        """Call `Batches.results`."""
         items = await asyncio.to_thread(lambda: self._batches.results(batch_id, **query))
         async for item in _iterate_in_thread(items, block_size=MAX_BLOCK_ITEMS):
             yield item
@@ -142,7 +142,7 @@ class AsyncBatches:
     async def wait(
         self, batch_id: str, *, timeout_s: float | None = None, poll_interval_s: float = POLL_INTERVAL_S
     ) -> BatchResponse:
-        """As `Batches.wait`, without a thread meanwhile."""
+        """Wait like `Batches.wait`, but without occupying a thread between polls."""
         deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         while True:
             batch = await asyncio.to_thread(self._batches.batch_if_ended, batch_id)
@@ -153,12 +153,12 @@ class AsyncBatches:
             await asyncio.sleep(poll_interval_s)
 
     async def delete(self, batch_id: str) -> None:
-        """As `Batches.delete`."""
+        """Call `Batches.delete`."""
         await asyncio.to_thread(self._batches.delete, batch_id)
 
 
 async def _iterate_in_thread(items: Iterator[_T], *, block_size: int) -> AsyncIterator[_T]:
-    """The items, so many for each time that a thread is asked."""
+    """Yield the items; each switch to a worker thread fetches `block_size` of them."""
     while block := await asyncio.to_thread(lambda: list(islice(items, block_size))):
         for item in block:
             yield item
@@ -185,7 +185,7 @@ class AsyncBatchline:
         self.batches = AsyncBatches(self._client.batches)
 
     async def close(self) -> None:
-        """As `Batchline.close`."""
+        """Call `Batchline.close`."""
         await asyncio.to_thread(self._client.close)
 
     async def __aenter__(self) -> Self:

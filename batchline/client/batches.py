@@ -1,4 +1,4 @@
-"""Batches: created, listed, run, cancelled, retried, read, deleted."""
+"""Operations on batches: create, list, run, cancel, retry, read and delete."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ from batchline.storage.records.store import BatchRecord
 
 Via = Literal["process", "deployment"]
 POLL_INTERVAL_S: Final = 0.5
-DELETION_MARGIN_S: Final = 10.0
-"""How much longer than the grace a deletion waits for the batch's runner to end."""
+DELETION_MARGIN_S: Final = 10.0  # covers a runner that uses all its grace and then writes files
+"""Seconds beyond the grace period that a deletion waits for the batch's runner to stop."""
 
 
 class Batches:
-    """The batches of an engine's records. Made by `Batchline.batches`."""
+    """The batches in the database of these services, created by `Batchline.batches`."""
 
     def __init__(
         self, services: Services, runner: BatchRunner, origin: Origin, access: Access = UNRESTRICTED
@@ -68,12 +68,12 @@ class Batches:
         idempotency_key: str | None = None,
         via: Via | None = "process",
     ) -> BatchResponse:
-        """Make a batch of an uploaded file's requests, have it run, and return it, `validating`.
+        """Create a batch from an uploaded file, start it, and return it with status `validating`.
 
-        `via` says where: in the background of this process, as a run of the deployment that the settings name, or
-        nowhere as yet. With an `idempotency_key` that a batch was made with before, that one is returned as it is
-        now. Raises `InvalidInput` for an endpoint, window, metadata or key that cannot be, `NotFound` for an
-        unknown input file, and `Interrupted` where Prefect does not take it: the batch can be resumed.
+        `via` is where it runs: in the background of this process, as a run of the configured deployment, or not
+        yet if None. An `idempotency_key` used before returns the batch created with it, as it is now. Raises
+        `InvalidInput` for an invalid endpoint, window, metadata or key, `NotFound` for an unknown file, and
+        `Interrupted` if Prefect does not accept the run; the batch can then be resumed.
         """
         request = parse_arguments(
             CreateBatchRequest,
@@ -90,6 +90,7 @@ class Batches:
         idempotency = idempotency_of(idempotency_key, request, expires_after_s, access.member_id)
         if idempotency is not None and (existing := records.find_batch_by_key(idempotency)) is not None:
             return existing.to_response()
+        # after the key: a repeated request succeeds even if the input file was deleted meanwhile
         records.get_file(input_file_id, member_id=access.member_filter)
         batch = create_batch(
             self._services,
@@ -103,31 +104,31 @@ class Batches:
         return self._start_run(batch, via)
 
     def retrieve(self, batch_id: str, *, include: Sequence[str] = ("analytics",)) -> BatchResponse:
-        """The batch, with its analytics; raises `NotFound`, `InvalidInput` for what there is not to include."""
+        """Return the batch; raises `NotFound`, and `InvalidInput` for an unknown field to include."""
         query = parse_arguments(IncludeQuery, include=include if isinstance(include, str) else ",".join(include))
         return self.record(batch_id).to_response(include_analytics=query.includes_analytics)
 
     def record(self, batch_id: str) -> BatchRecord:
-        """The batch as it is kept, with who runs it; raises `NotFound`."""
+        """Return the batch's database record, including its lease; raises `NotFound`."""
         return self._services.records.get_batch(batch_id, member_id=self._access.member_filter)
 
     def analytics(self, batch_id: str) -> BatchAnalytics:
-        """Return the figures of a batch; while it runs, of what is settled so far. Raises `NotFound`."""
+        """Return the batch's metrics; while it runs, of the requests settled so far. Raises `NotFound`."""
         batch = self.record(batch_id)
         if batch.analytics is None and batch.in_progress_at is not None and batch.status not in TERMINAL_STATUSES:
             try:
                 return self._services.partial_analytics.read(batch)
-            except NotFound:  # it has ended meanwhile, and what it was made of is deleted
+            except NotFound:  # it ended meanwhile, which deletes the partial analytics
                 batch = self.record(batch_id)
         return batch.analytics or BatchAnalytics()
 
     def report(self, batch_id: str) -> BatchReport:
-        """The figures beyond the analytics, once the batch is over; raises `NotFound` before."""
+        """Return the detailed report; raises `NotFound` until the batch has ended."""
         self.record(batch_id)
         return read_report(self._services.store, batch_id)
 
     def failures(self, batch_id: str) -> dict[str, list[Sample]]:
-        """Some failed requests of each error code, once the batch is over; raises `NotFound` before."""
+        """Return sample failed requests by error code; raises `NotFound` until the batch has ended."""
         batch, store = self.record(batch_id), self._services.store
         if batch.final_prefix is None or batch.status not in TERMINAL_STATUSES:
             raise NotFound(f"batch {batch_id} is {batch.status}; its failures are there when it is over")
@@ -137,7 +138,7 @@ class Batches:
         return read_samples(store, layout.final_keys(manifest.prefix).errors, manifest.first_failures)
 
     def files(self, batch_id: str) -> dict[str, Iterator[bytes]]:
-        """The content of the batch's files by name, as far as there are any; none before it is over."""
+        """Return the content of the batch's existing files by name; empty until the batch has ended."""
         batch, store = self.record(batch_id), self._services.store
         if batch.final_prefix is None or batch.status not in TERMINAL_STATUSES:
             return {}
@@ -152,9 +153,9 @@ class Batches:
         return {name: store.stream(key) for name, key in keys.items() if key is not None and store.exists(key)}
 
     def list(self, **query: Any) -> Page[BatchResponse]:
-        """A page of batches, newest first, as `ListBatchesQuery` asks; iterating goes on through further pages.
+        """Return a page of batches selected by `ListBatchesQuery`, newest first; iterating reads all pages.
 
-        Raises `InvalidInput` for a query that cannot be, `NotFound` for an unknown cursor.
+        Raises `InvalidInput` for an invalid query, `NotFound` for an unknown cursor.
         """
         return self._fetch_page(
             parse_arguments(ListBatchesQuery, **query),
@@ -162,7 +163,7 @@ class Batches:
         )
 
     def records(self, **query: Any) -> Page[BatchRecord]:
-        """The same as they are kept, with who runs them."""
+        """Return a page like `list`, of database records."""
         return self._fetch_page(parse_arguments(ListBatchesQuery, **query), lambda record, _: record)
 
     def _fetch_page(
@@ -179,14 +180,14 @@ class Batches:
         return Page([convert(record, query) for record in records], has_more, fetch_after)
 
     def run(self, batch_id: str) -> BatchResponse:
-        """Run the batch to its end, or go on with one that was stopped, and return it.
+        """Run the batch to its end, or continue an interrupted one, and return it.
 
-        Raises `Conflict` while another runner has it, `Interrupted` or `StorageFault` when it stops early.
+        Raises `Conflict` if another runner holds it, `Interrupted` or `StorageFault` if it stops early.
         """
         return run_local(self._services, self.record(batch_id).id).to_response(include_analytics=True)
 
     def resume(self, batch_id: str, *, via: Via | None = "process") -> BatchResponse:
-        """Have a batch go on that is not over and that nobody runs; raises `Conflict` for another."""
+        """Start a batch that has not ended and is not running; raises `Conflict` otherwise."""
         batch = self.record(batch_id)
         if batch.status in TERMINAL_STATUSES:
             raise Conflict(f"batch {batch_id} is {batch.status}; there is nothing to go on with (retry?)")
@@ -195,10 +196,10 @@ class Batches:
         return self._start_run(batch, via)
 
     def cancel(self, batch_id: str) -> BatchResponse:
-        """Cancel the batch and return it: `cancelling`, or `cancelled` where nothing had been sent.
+        """Cancel the batch and return it: `cancelling`, or `cancelled` if nothing had been sent.
 
-        What was answered is kept. Does nothing to one that is cancelling or cancelled. Raises `Conflict` for one
-        that is over or writes its files.
+        Answers received so far are kept. Does nothing if it is already cancelling or cancelled. Raises `Conflict`
+        if it has ended or is writing its files.
         """
         records, batch = self._services.records, self.record(batch_id)
         if batch.status in {BatchStatus.CANCELLING, BatchStatus.CANCELLED}:
@@ -206,6 +207,7 @@ class Batches:
         try:
             batch = records.change_status(batch_id, BatchStatus.CANCELLING, now=int(time.time()))
         except Conflict:
+            # the status has changed since it was read; if by another cancel, this one succeeds too
             batch = records.get_batch(batch_id)
             if batch.status not in {BatchStatus.CANCELLING, BatchStatus.CANCELLED}:
                 raise Conflict(f"batch {batch_id} is {batch.status} and cannot be cancelled") from None
@@ -214,7 +216,7 @@ class Batches:
         return batch.to_response()
 
     def _cancel_unstarted(self, batch: BatchRecord) -> BatchRecord:
-        """End a cancelled batch that nobody has begun to send; its runner does, where there is one."""
+        """End a cancelled batch that has sent nothing, unless a runner holds it and will end it."""
         records, settings = self._services.records, self._services.settings
         try:
             lease = records.claim(batch.id, owner=new_lease_owner(), lease_s=settings.lease_s)
@@ -228,10 +230,10 @@ class Batches:
             records.release(lease)
 
     def retry(self, batch_id: str, *, via: Via | None = "process") -> BatchResponse:
-        """Try all failed, expired and cancelled requests of a batch that is over again; it is `in_progress` then.
+        """Send all failed, expired and cancelled requests of an ended batch again; it is `in_progress` then.
 
-        Raises `Conflict` for a batch that is not over or in which nothing failed, and `LimitReached` where as many
-        of the member's batches are open as may be.
+        Raises `Conflict` if the batch has not ended or nothing in it failed, and `LimitReached` if the member has
+        too many open batches.
         """
         batch = self.record(batch_id)
         limit = self._access.open_batch_limit(batch.member_id)
@@ -253,7 +255,7 @@ class Batches:
         return self._start_run(retry_batch(self._services, batch.id, ids, open_batch_limit=limit), via)
 
     def _require_visible_requests(self, batch_id: str, request_ids: Sequence[str]) -> None:
-        """Raise `NotFound` for the first request of another batch, where that one is not to be seen."""
+        """Raise `NotFound` for the first request of a batch that the caller may not see."""
         prefix = request_id_prefix(batch_id)
         foreign_id = next((request_id for request_id in request_ids if not request_id.startswith(prefix)), None)
         if foreign_id is not None:
@@ -271,21 +273,21 @@ class Batches:
         search: str | None = None,
         status: str | None = None,
     ) -> Iterator[BatchResultItem]:
-        """What became of each request, in input order, also while the batch runs; raises `NotFound`."""
+        """Yield the result of each request in input order, also while the batch runs; raises `NotFound`."""
         raw_results = self.raw_results(batch_id, skip=skip, limit=limit, search=search, status=status)
         return (result.to_item() for result in raw_results)
 
     def raw_results(self, batch_id: str, **query: Any) -> Iterator[RawResult]:
-        """The same with the bodies as they stand in the files, whatever their size: nothing is made of them."""
+        """Yield results like `results`, with bodies of any size as unparsed JSON text."""
         results_query = parse_arguments(BatchResultsQuery, **query)
         return read_results(self._services, self.record(batch_id), results_query)
 
     def wait(
         self, batch_id: str, *, timeout_s: float | None = None, poll_interval_s: float = POLL_INTERVAL_S
     ) -> BatchResponse:
-        """Wait until the batch is over and return it with its analytics.
+        """Wait until the batch has ended and return it with its analytics.
 
-        Raises `TimeoutError` when that takes longer, and what stopped the batch where it ran in this process.
+        Raises `TimeoutError` after `timeout_s`, and the error that stopped the batch if it ran in this process.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while (batch := self.batch_if_ended(batch_id)) is None:
@@ -295,8 +297,8 @@ class Batches:
         return batch
 
     def batch_if_ended(self, batch_id: str) -> BatchResponse | None:
-        """The batch with its analytics if it is over; raises what stopped it where it ran in this process."""
-        is_running = self._runner.is_running(batch_id)  # asked first: a run ends the batch before it ends itself
+        """Return the batch with its analytics, or None if it has not ended; raises the error that stopped it."""
+        is_running = self._runner.is_running(batch_id)  # check first: a run stores the batch's end before it exits
         batch = self.record(batch_id)
         if batch.status in TERMINAL_STATUSES:
             return batch.to_response(include_analytics=True)
@@ -306,9 +308,9 @@ class Batches:
         return None
 
     def delete(self, batch_id: str) -> None:
-        """Delete the batch with its output and error files; its input file, which others may share, stays.
+        """Delete the batch with its output and error files; its input file, which may be shared, stays.
 
-        One that runs is cancelled first and its runner waited for; raises `Conflict` where that does not end.
+        A running batch is cancelled first. Raises `Conflict` if its runner does not stop in time.
         """
         deadline = time.monotonic() + self.deletion_timeout_s
         while (reason := self.delete_if_idle(batch_id)) is not None:
@@ -318,17 +320,18 @@ class Batches:
 
     @property
     def deletion_timeout_s(self) -> float:
-        """Seconds that a deletion waits for the batch's runner to end."""
+        """Seconds that a deletion waits for the batch's runner to stop."""
         return self._services.settings.grace_s + DELETION_MARGIN_S
 
     def delete_if_idle(self, batch_id: str) -> Conflict | None:
         """Delete the batch, or cancel it and return why it cannot be deleted yet.
 
-        Then try again in `POLL_INTERVAL_S`.
+        In that case, try again after `POLL_INTERVAL_S`.
         """
         settings, records = self._services.settings, self._services.records
         self.record(batch_id)
         try:
+            # row first: objects left by a crash in between are found by their pending deletion
             deleted = records.delete_batch(batch_id, lease_s=settings.lease_s)
         except Conflict as reason:
             self._try_cancel(batch_id)

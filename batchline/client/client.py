@@ -1,4 +1,4 @@
-"""The client object: files and batches as a program handles them."""
+"""The Python client: operations on files and batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from batchline.upstream.quota.store import QuotaStore
 
 
 class Batchline:
-    """Files and batches in the storage and the records that the settings name.
+    """Client for the files and batches in the configured storage and database.
 
     ```python
     with Batchline() as client:
@@ -48,29 +48,29 @@ class Batchline:
         self.batches = Batches(self.services, self.runner, origin, access)
 
     def for_access(self, access: Access) -> Batchline:
-        """The same client on somebody's behalf; what it starts runs where this one's batches run."""
+        """Return a client with those rights that shares this one's services and runner."""
         return Batchline(services=self.services, origin=self.origin, access=access, runner=self.runner)
 
     def with_origin(self, origin: Origin) -> Batchline:
-        """The same client, for batches of which that is to be known."""
+        """Return a client that shares this one's runner and records `origin` on the batches it creates."""
         return Batchline(services=self.services, origin=origin, access=self.access, runner=self.runner)
 
     def check_storage(self) -> None:
-        """Raise `StorageFault` unless the database and the storage answer."""
+        """Raise `StorageFault` unless the database and the object storage respond."""
         self.services.records.batch_counts.check_connection()
         self.services.store.exists("readiness")
 
     def share_quotas(self) -> None:
-        """Let the upstreams' caps hold over all processes that use the Prefect server of the settings, if any.
+        """Share the upstreams' caps with all processes that use the configured Prefect server, if any.
 
-        Its client takes seconds to import: that is done in the background, and sending begins after it.
+        Prefect takes seconds to import. This happens in the background; sending waits for it.
         """
         settings = self.services.settings
         if settings.share_budgets and settings.prefect_api_url:
             self.services.dispatcher.share_quota(_open_quota_store)
 
     def close(self) -> None:
-        """Stop the batches that run in this process; what was answered is saved."""
+        """Stop the batches that run in this process; answers received so far are saved."""
         self.runner.close()
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Has workers run batches, as runs of the deployment that the settings name, instead of this process."""
+"""Run batches on Prefect workers, as runs of the configured deployment, instead of in this process."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ log = logging.getLogger(__name__)
 
 MIN_BACKOFF_S: Final = 30.0
 MAX_BACKOFF_S: Final = 900.0
-"""So long a batch is left to the run that was started for it: twice as long each time, up to this."""
+"""A started run gets `MIN_BACKOFF_S` to claim its batch, doubled each time up to this maximum."""
 
 
 def client_for_server(settings: Settings | None = None) -> Batchline:
-    """A client whose batches run where the setting `serve_via` says."""
+    """Return a client whose batches run where the setting `serve_via` says."""
     services = open_services(settings)
     if services.settings.serve_via == "process":
         return Batchline(services=services)
@@ -35,9 +35,9 @@ class _Backoff(NamedTuple):
 
 
 class DeploymentRunner:
-    """Starts runs on a thread of its own, so that nobody waits for Prefect.
+    """Starts flow runs on its own thread, so that callers do not wait for Prefect.
 
-    What cannot be started now, because Prefect does not answer, stays as it is: the next `start` tries again.
+    A batch that cannot be started because Prefect does not respond stays as it is until the next `start`.
     """
 
     def __init__(self, services: Services) -> None:
@@ -51,13 +51,13 @@ class DeploymentRunner:
         self._has_failed = False
 
     def require_configured(self) -> None:
-        """Raise `InvalidInput` where no Prefect server is configured."""
+        """Raise `InvalidInput` if no Prefect server is configured."""
         from batchline.orchestration.run_needed import server_url  # noqa: PLC0415 - loads Prefect
 
         server_url("BATCHLINE_SERVE_VIA is deployment, and ", param="serve_via")
 
     def start(self, batch_id: str) -> None:
-        """Have a run started for the batch, unless one waits or is under way."""
+        """Queue the start of a run for the batch, unless one is queued already."""
         with self._lock:
             if self._closing:
                 raise Conflict("this client is closed; open another to run batches")
@@ -70,17 +70,17 @@ class DeploymentRunner:
         self._queue.put(batch_id)
 
     def is_running(self, batch_id: str) -> bool:
-        """Whether the batch waits to be started here, or was so a moment ago."""
+        """Return True if a run of the batch is queued, or was started less than its backoff ago."""
         backoff = self._backoffs.get(batch_id)
         return batch_id in self._queued_ids or (backoff is not None and time.monotonic() < backoff.until)
 
     def find_error(self, batch_id: str) -> BaseException | None:
-        """Nothing: what stops a run, its own state in Prefect tells."""
+        """Return None: the error of a run is in the state of its flow run."""
         del batch_id
         return None
 
     def close(self) -> None:
-        """Start nothing more; what was started runs on."""
+        """Stop starting runs; those started continue."""
         with self._lock:
             self._closing = True
             thread = self._thread
@@ -94,7 +94,7 @@ class DeploymentRunner:
                 self._start_run(batch_id)
                 self._has_failed = False
             except BatchlineError as error:
-                if not self._has_failed:  # or every round would say so of every batch
+                if not self._has_failed:  # log once per outage, not once per batch and round
                     log.warning("%s; it is tried again until it works", error)
                 self._has_failed = True
             except Exception:
@@ -113,7 +113,7 @@ class DeploymentRunner:
         self._back_off(batch_id, now=time.monotonic())
 
     def _back_off(self, batch_id: str, *, now: float) -> None:
-        """Leave the batch to its run for a while; what was left long ago is forgotten."""
+        """Start no other run of the batch for a while. Drops entries that expired long ago."""
         previous = self._backoffs.get(batch_id)
         delay_s = MIN_BACKOFF_S if previous is None else min(2 * previous.delay_s, MAX_BACKOFF_S)
         recent = {
@@ -121,4 +121,5 @@ class DeploymentRunner:
             for other_id, backoff in self._backoffs.items()
             if now < backoff.until + MAX_BACKOFF_S
         }
+        # a new dict: `is_running` reads it from other threads without the lock
         self._backoffs = {**recent, batch_id: _Backoff(delay_s, now + delay_s)}

@@ -1,4 +1,4 @@
-"""What a file's requests would cost, told before any is sent: tokens by their size, prices by model."""
+"""Estimate the cost of a file's requests before any is sent: tokens by size, prices by model."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ from batchline.steps.line_blocks import split_line_blocks
 from batchline.steps.line_errors import MAX_MODEL_CHARS, MAX_MODELS
 
 TOKENS_PER_ATTACHMENT: Final = 1_000
-"""Input tokens that an image or file in base64 is counted as: about those of a picture of a megapixel."""
+"""Input tokens counted for a base64 image or file: about those of a one-megapixel picture."""
 
 MIN_DISTINCT_CHARACTERS: Final = 16
-"""Different characters at the start of such a run; filler, as a row of one letter, has fewer."""
+"""Distinct characters at the start of a base64 run; filler, such as one repeated letter, has fewer."""
 
 _BASE64: Final = re.compile(rb"[A-Za-z0-9+/\\]{1000,}={0,2}")
-"""Text has spaces; a long run without any is an image, a file or sound, the slashes in it escaped or not."""
+"""Long runs without spaces: an image, file or sound, not text. Slashes may be escaped."""
 
 ENDPOINTS_WITHOUT_OUTPUT: Final = frozenset({"/v1/embeddings", "/v1/moderations"})
 """Endpoints whose answers are not generated, so that no output is billed."""
 
 MAX_LIMIT_DIGITS: Final = 15
-"""Of a limit; a longer one is none."""
+"""Digits above which a token limit is ignored."""
 
 _FILE_ID: Final = re.compile(r"file-[0-9a-f]{32}")
 
 
 class ModelEstimate(WireModel):
-    """What one model's requests would use; costs are exact decimals, absent where there is no price.
+    """Estimated usage of one model's requests; costs are exact decimals, absent if no price is known.
 
-    `output_tokens_at_most` and its cost are those of the requests that set a limit to their answers;
-    `without_limit` is how many set none. The last four fields say the same as Doubleword's clients read it.
+    `output_tokens_at_most` and its cost cover the requests that limit their answers; `without_limit` counts those
+    that do not. The last four fields repeat the values under the names that Doubleword's clients read.
     """
 
     model: str
@@ -74,12 +74,12 @@ class ModelEstimate(WireModel):
 
 
 class CostEstimate(WireModel):
-    """What a file's requests would use.
+    """Estimated usage of a file's requests.
 
     Input tokens are the requests' bytes divided by four: rough, but of the right order for English; each of the
-    `attachments` (images and files in base64) counts as `TOKENS_PER_ATTACHMENT` instead. A cost is absent where a
-    model has no price, `most` also where a request sets no limit to its answer. `currency` is absent where prices
-    are a person's own. `unreadable` lines are no requests and are not counted. `file_id` and the totals are the
+    `attachments` (images and files in base64) counts as `TOKENS_PER_ATTACHMENT` instead. A cost is absent if a
+    model has no price, `most` also if a request does not limit its answer. `currency` is absent if prices were
+    configured by hand. `unreadable` lines are not requests and are not counted. `file_id` and the totals are the
     names that Doubleword's clients read; there `unpriced_models` count as 0.
     """
 
@@ -116,7 +116,7 @@ class _CostRequest(msgspec.Struct):
 
 
 class _ModelTotals(msgspec.Struct):
-    """Of the requests of one model that are priced alike."""
+    """Totals of the requests of one model in one price tier."""
 
     requests: int = 0
     size_bytes: int = 0
@@ -126,7 +126,7 @@ class _ModelTotals(msgspec.Struct):
 
     @property
     def input_tokens(self) -> int:
-        """By the size of their text and the number of what is attached."""
+        """Estimated from the size of the text and the number of attachments."""
         return self.size_bytes // BYTES_PER_TOKEN + self.attachments * TOKENS_PER_ATTACHMENT
 
 
@@ -134,10 +134,10 @@ _decode = msgspec.json.Decoder(_CostRequest).decode
 
 
 def estimate_cost(client: Batchline, file: str | Path) -> CostEstimate:
-    """Estimate what the requests would cost of the input file at that path, or of the uploaded one of that id.
+    """Estimate the cost of the requests in a local input file, or in the uploaded file with that id.
 
     Streams with constant memory. Raises `NotFound` for an unknown id, and `InvalidInput` for a file that cannot be
-    read, is no input file, or holds no request.
+    read, is not an input file, or holds no request.
     """
     return estimate_requests(_read_blocks(client, file), client.services.settings)
 
@@ -149,7 +149,7 @@ def _read_blocks(client: Batchline, file: str | Path) -> Iterator[bytes]:
 
 
 def estimate_file(client: Batchline, file_id: str) -> CostEstimate:
-    """Estimate what the requests of that uploaded file would cost; raises as `estimate_cost`."""
+    """Estimate the cost of the requests in that uploaded file; raises like `estimate_cost`."""
     estimate = estimate_requests(_read_stored_blocks(client, file_id), client.services.settings)
     return estimate.model_copy(update={"file_id": file_id})
 
@@ -165,7 +165,7 @@ def _read_stored_blocks(client: Batchline, file_id: str) -> Iterator[bytes]:
 
 
 def estimate_requests(blocks: Iterator[bytes], settings: Settings) -> CostEstimate:
-    """Estimate what the requests in these bytes of a decompressed input file would cost."""
+    """Estimate the cost of the requests in these bytes of a decompressed input file."""
     estimator = _Estimator(build_price_book(settings))
     for block in split_line_blocks(blocks, max_line_bytes=settings.max_line_bytes):
         estimator.unreadable += bool(block.too_long_bytes)
@@ -178,7 +178,7 @@ def estimate_requests(blocks: Iterator[bytes], settings: Settings) -> CostEstima
 
 
 class _Estimator:
-    """Sums requests by model and by the step of its tariff that their length reaches."""
+    """Sums requests by model and by the tariff tier that their length reaches."""
 
     def __init__(self, book: PriceBook) -> None:
         self.totals: defaultdict[str, dict[int, _ModelTotals]] = defaultdict(dict)
@@ -190,6 +190,7 @@ class _Estimator:
         """Count a line."""
         request = _parse_request(line)
         model = "" if request is None else request.body.model or ""
+        # limits the memory that a file with endless distinct models can take
         is_new = model not in self.totals
         if request is None or (is_new and (len(model) > MAX_MODEL_CHARS or len(self.totals) >= MAX_MODELS)):
             self.unreadable += 1
@@ -210,7 +211,7 @@ class _Estimator:
         totals.without_limit += max_output is None
 
     def estimate(self) -> CostEstimate:
-        """What they come to."""
+        """Return the estimate for the lines counted so far."""
         models = [self._estimate_model(model, tiers) for model, tiers in sorted(self.totals.items())]
         tariffs = [self._book.find_tariff(model) for model in self.totals]
         input_cost = _add_costs([model.input_cost for model in models])
@@ -270,25 +271,25 @@ def _compute_input_cost(prices: TokenPrices, totals: _ModelTotals) -> Decimal:
 
 
 def _compute_max_output_cost(prices: TokenPrices, totals: _ModelTotals) -> Decimal:
-    """The most, since answers may be all reasoning or none."""
+    """Return the higher cost of all-reasoning and no-reasoning answers."""
     without_reasoning = prices.cost(TokenCounts(0, 0, 0, 0, totals.output_tokens, 0))
     return max(without_reasoning, prices.cost(TokenCounts(0, 0, 0, 0, totals.output_tokens, totals.output_tokens)))
 
 
 def _add_costs(costs: list[str | None]) -> str | None:
-    """Their sum; none where one is not known."""
+    """Return the sum, or None if any cost is unknown."""
     amounts = [Decimal(cost) for cost in costs if cost is not None]
     return format_cost(sum_exact(amounts)) if len(amounts) == len(costs) else None
 
 
 def _common_currency(tariffs: list[Tariff | None]) -> str | None:
-    """That of all prices, where they have one together."""
+    """Return the currency that all prices share, or None."""
     currencies = {tariff.currency for tariff in tariffs if tariff is not None}
     return currencies.pop() if len(currencies) == 1 else None
 
 
 def _max_output_tokens(request: _CostRequest) -> int | None:
-    """The most tokens that the answer may have; none where the request sets no limit."""
+    """Return the maximum of tokens in the answers, or None if the request sets no limit."""
     if request.url in ENDPOINTS_WITHOUT_OUTPUT:
         return 0
     body = request.body
@@ -303,12 +304,12 @@ def _parse_count(value: Raw) -> int | None:
 
 
 def _parse_request(line: bytes) -> _CostRequest | None:
-    """What is looked at of the request; none where the line is none."""
+    """Return the fields that matter for the cost, or None if the line is not a request."""
     try:
         return _decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
-    try:  # valid lines may have lone surrogates, which the fast way does not take
+    try:  # lone surrogates are valid JSON, but msgspec rejects them
         fields = read_members(line, "url", "body")
         body = read_members(fields["body"], *_CostFields.__struct_fields__)
         url, model = (msgspec.json.decode(raw, type=str) for raw in (fields["url"], body.pop("model")))

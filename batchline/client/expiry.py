@@ -1,4 +1,4 @@
-"""How long a file is kept, as OpenAI's API writes it."""
+"""Parse the lifetime of a file as OpenAI's API writes it."""
 
 from collections.abc import Mapping
 from typing import Literal, TypedDict
@@ -7,7 +7,7 @@ from batchline.models.errors import InvalidInput
 
 
 class ExpiresAfterDict(TypedDict):
-    """So many seconds after the file is made; the anchor is always `created_at`."""
+    """A lifetime in seconds from the file's creation; the anchor is always `created_at`."""
 
     anchor: Literal["created_at"]
     seconds: int
@@ -18,7 +18,7 @@ ExpiresAfter = int | ExpiresAfterDict
 
 
 def parse_lifetime_s(expires_after: ExpiresAfter | None) -> int | None:
-    """Its seconds; raises `InvalidInput` for what is neither a positive number nor such a mapping."""
+    """Return the seconds, None if not given; raises `InvalidInput` unless they are a positive integer."""
     value = expires_after
     if isinstance(value, Mapping):
         if value.get("anchor", "created_at") != "created_at":

@@ -1,4 +1,4 @@
-"""Stored files: uploaded, listed, read, deleted."""
+"""Operations on stored files: upload, list, read and delete."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from batchline.storage.objects.store import ObjectStore
 from batchline.storage.records.store import FileRecord, PendingDeletion
 
 Upload = str | Path | bytes | Readable | tuple[str, bytes | Readable]
-"""A path, an `s3://` or `file://` address, bytes, an open binary file, or a name with one of the last two."""
+"""A path, an `s3://` or `file://` address, bytes, a binary file object, or a name with one of the last two."""
 
 
 class UploadOptions(msgspec.Struct, frozen=True):
-    """What is said of a file that is uploaded."""
+    """The form fields that accompany an uploaded file."""
 
     purpose: str
     expires_after: ExpiresAfter | None = None
 
 
 class Files:
-    """The files of an engine's storage. Made by `Batchline.files`."""
+    """The files in the storage of these services, created by `Batchline.files`."""
 
     def __init__(self, services: Services, access: Access = UNRESTRICTED) -> None:
         self._services = services
@@ -50,10 +50,10 @@ class Files:
     def create(
         self, *, file: Upload, purpose: FilePurpose = "batch", expires_after: ExpiresAfter | None = None
     ) -> FileObject:
-        """Store an input file, decompressed where its name ends in `.gz` or `.zst`, and return it.
+        """Store an input file, decompressed if its name ends in `.gz` or `.zst`, and return it.
 
-        `expires_after` is how long it is kept at least; for ever where absent. Raises `InvalidInput`
-        for a purpose other than `batch`, and for a file that cannot be read or is too long.
+        `expires_after` is its minimum lifetime; without it the file is kept. Raises `InvalidInput` for a purpose
+        other than `batch`, and for a file that cannot be read or is too long.
         """
         _check_purpose(purpose)
         return self._store_upload(file, parse_lifetime_s(expires_after)).to_object()
@@ -61,7 +61,7 @@ class Files:
     def create_streaming(
         self, content: Readable, *, filename: str, options: Callable[[], UploadOptions]
     ) -> FileObject:
-        """Store an input file as `create` does; what is said of it may come behind it, and is asked then."""
+        """Store an input file like `create`; `options` is called after the content has been read."""
 
         def expires_after_s() -> int | None:
             upload_options = options()
@@ -78,7 +78,7 @@ class Files:
         ).to_object()
 
     def _max_upload_bytes(self) -> int | None:
-        """The largest file that the member may upload now, None if any; raises `TooLarge` if there is no room."""
+        """Return the maximum size of the member's next upload, None if unlimited; raises `TooLarge` if 0."""
         access, max_member_bytes = self._access, self._services.settings.max_member_bytes
         if access.member_id is None or max_member_bytes is None:
             return access.max_upload_bytes
@@ -117,9 +117,9 @@ class Files:
         order: Literal["asc", "desc"] = "desc",
         member_id: str | UUID | None = None,
     ) -> Page[FileObject]:
-        """A page of files, newest first; iterate over it to get those of further pages as well.
+        """Return a page of files, newest first unless `order` is `asc`; iterating continues with later pages.
 
-        Raises `InvalidInput` for a query that cannot be, `NotFound` for an unknown cursor.
+        Raises `InvalidInput` for an invalid query, `NotFound` for an unknown cursor.
         """
         query = parse_arguments(
             ListFilesQuery, limit=limit, purpose=purpose, search=search, order=order, member_id=member_id
@@ -142,20 +142,20 @@ class Files:
         return fetch_page(after)
 
     def retrieve(self, file_id: str) -> FileObject:
-        """The file; raises `NotFound`."""
+        """Return the file; raises `NotFound`."""
         return self.record(file_id).to_object()
 
     def record(self, file_id: str) -> FileRecord:
-        """The file as it is kept, with where its content is; raises `NotFound`."""
+        """Return the file's database record, including its storage key; raises `NotFound`."""
         return self._services.records.get_file(file_id, member_id=self._access.member_filter)
 
     def content(
         self, file_id: str, *, start: int = 0, end: int | None = None, key: str | None = None
     ) -> Iterator[bytes]:
-        """Bytes `start` to `end` (exclusive) of the file, in blocks of about a MiB; raises `NotFound`.
+        """Yield bytes `start` to `end` (exclusive) of the file, in blocks of about 1 MiB; raises `NotFound`.
 
-        Of a batch that is running, the output and error files hold what is settled from the input's start on. With
-        the `key` of a `FileExtent` it is the content that was measured, though a retry may have replaced it.
+        For a running batch, output and error files hold the results up to the first unfinished chunk. With the
+        `key` of a `FileExtent`, the content measured then is read, even if a retry has replaced it.
         """
         if key is not None and end is not None:
             return self._services.store.stream(key, start, end)
@@ -183,7 +183,7 @@ class Files:
             )
 
     def validate(self, file_id: str, *, endpoint: str | None = None) -> Validation:
-        """What is wrong with an input file, as a batch to that endpoint would find, or to the one that it names.
+        """Check an input file as a batch would, against `endpoint` or else the one its requests name.
 
         Raises `NotFound`, and `InvalidInput` for an endpoint that is not allowed.
         """
@@ -199,7 +199,7 @@ class Files:
             )
 
     def extent(self, file_id: str) -> FileExtent:
-        """How much of the file can be read now; raises `NotFound`."""
+        """Return the readable size of the file; raises `NotFound`."""
         record = self.record(file_id)
         while record.status == "uploaded":
             try:
@@ -216,7 +216,7 @@ class Files:
         return FileExtent(record.size_bytes, is_complete=True, lines=self._count_lines(record), key=record.key)
 
     def _count_lines(self, record: FileRecord) -> int | None:
-        """How many lines a batch's file has; none where that is not known without reading it."""
+        """Return the number of lines of a batch's file, or None if only reading it would tell."""
         if record.purpose == "batch":
             return None
         try:
@@ -228,10 +228,9 @@ class Files:
     def lines(
         self, file_id: str, *, skip: int = 0, limit: int | None = None, search: str | None = None
     ) -> LinePage:
-        """The file's lines behind the first `skip`, at most `limit`, those whose custom_id has `search` in it.
+        """Return up to `limit` lines after the first `skip` whose custom_id contains `search`.
 
-        Of a running batch's file those that are settled. The file is looked through before it is given. Raises
-        `NotFound`.
+        For a running batch, only settled lines. The file is searched before this returns. Raises `NotFound`.
         """
         extent = self.extent(file_id)
         byte_range = find_lines(
@@ -253,7 +252,7 @@ class Files:
             position += size_bytes
 
     def _list_settled_parts(self, record: FileRecord) -> Iterator[tuple[str, int]]:
-        """What is settled of a running batch's file, up to the first open chunk: keys and numbers of lines."""
+        """Yield key and line count of each part of a running batch's file, up to the first open chunk."""
         store = self._services.store
         batch = self._services.records.find_batch_of_file(record.id)
         if batch is None or batch.final_prefix is not None:
@@ -269,7 +268,7 @@ class Files:
                 yield part.keys.output, part.completed
 
     def delete(self, file_id: str) -> None:
-        """Delete the file; raises `NotFound`, and `Conflict` where a batch that is not over needs it."""
+        """Delete the file; raises `NotFound`, and `Conflict` if a batch that has not ended needs it."""
         records = self._services.records
         record = self.record(file_id)
         keys = (record.key, *_list_copies(self._services.store, record))
@@ -283,7 +282,7 @@ def _check_purpose(purpose: str) -> None:
 
 
 def _list_copies(store: ObjectStore, record: FileRecord) -> list[str]:
-    """Every copy of a batch's result file, and the report page for the error file's sake, which it quotes."""
+    """Return the keys of a result file's copies, and for an error file those of the report pages that quote it."""
     if record.purpose == "batch":
         return []
     folder, name = PurePosixPath(record.key).parts[1], PurePosixPath(record.key).name

@@ -1,6 +1,6 @@
-"""Sets right what time and dead processes leave behind: what is due is deleted, what was left lying goes on.
+"""Clean up after elapsed deadlines and dead processes: delete what is due and resume orphaned batches.
 
-Every chore is safe to do twice and by two at once. Nothing is done to what a living runner holds.
+Every job is idempotent and safe to run concurrently. Batches held by a live runner are not touched.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from batchline.storage.records.store import BatchRecord
 log = logging.getLogger(__name__)
 
 STALE_UPLOAD_S: Final = 86_400.0
-"""How long a writer may be at work on one object."""
+"""Seconds after which an incomplete upload counts as abandoned."""
 
 ANNOUNCE_TIMEOUT_S: Final = 120.0
 """Seconds that a run may take to announce the end of its batch."""
@@ -35,7 +35,7 @@ MaintenanceKind = Literal[
 
 
 class MaintenanceItem(msgspec.Struct, frozen=True, kw_only=True):
-    """Something to be done: to what (an id, or a key), and why. `error` says why it could not be."""
+    """A job: its subject (an id or a key) and the reason. `error` is set if it failed."""
 
     kind: MaintenanceKind
     subject: str
@@ -46,12 +46,12 @@ class MaintenanceItem(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """The kind in words."""
+        """The kind, in words."""
         return self.kind.replace("_", " ")
 
     @property
     def state(self) -> Literal["failed", "done", "to do"]:
-        """How far it has come, in words."""
+        """The job's state, in words."""
         return "failed" if self.error else "done" if self.done else "to do"
 
 
@@ -61,10 +61,10 @@ Job = tuple[MaintenanceItem, Callable[[], object]]
 def run_housekeeping(
     client: Batchline, *, apply: bool = False, resume: bool = True, via: Via = "process"
 ) -> Iterator[MaintenanceItem]:
-    """Find what is to be done, do it where `apply` says so, and yield each chore as it is found or done.
+    """Find the jobs that are due, perform them if `apply`, and yield each as it is found or done.
 
-    A chore that fails is reported with its error, and the others are done. Batches to go on with are run one
-    after another in this process, or started `via` deployment; with `resume` false they are only named.
+    A failed job is yielded with its error, and the others continue. Orphaned batches run one after another in this
+    process, or are started `via` deployment; if `resume` is false they are only reported.
     """
     for item, perform in _find_jobs(client, via):
         if not apply or (item.kind in {"resume", "cancel"} and not resume):
@@ -109,7 +109,7 @@ def _delete_file(client: Batchline, file_id: str) -> None:
 
 
 def _find_pending_deletions(client: Batchline) -> Iterator[Job]:
-    """What deletions, uploads and ends of batches have left undone."""
+    """Yield objects left by deletions, uploads and ended batches."""
     services = client.services
     for deletion in services.records.due_deletions(now=time.time()):
         objects = find_objects(services.store, deletion)
@@ -176,7 +176,7 @@ def _find_due_work(client: Batchline, batch: BatchRecord, via: Via, now: float) 
 
 
 def _find_unannounced_ends(client: Batchline) -> Iterator[Job]:
-    """Yield the batches whose run died when they had ended, but before it could say so."""
+    """Yield batches whose run died after their end was stored and before it was announced."""
     batches = client.services.records.list_unannounced(ended_before=int(time.time() - ANNOUNCE_TIMEOUT_S))
     if not batches:
         return
@@ -191,7 +191,8 @@ def _find_unannounced_ends(client: Batchline) -> Iterator[Job]:
 
 
 def _find_leaked_slots(client: Batchline) -> Iterator[Job]:
-    """Yield the limits of upstreams in Prefect whose slots are taken by no process any more."""
+    """Yield the upstreams' Prefect limits whose slots are not held by any live process."""
+    # importing Prefect takes seconds: a process that has not loaded it shares no quota
     if not client.services.settings.share_budgets or "prefect" not in sys.modules:
         return
     from batchline.orchestration import leaked_slots, run_needed  # noqa: PLC0415 - needs Prefect
@@ -214,7 +215,7 @@ def _raise_error(error: Exception) -> None:
 
 
 def _resume_reason(batch: BatchRecord, now: float) -> str | None:
-    """Return why the batch is to continue, by its own record; None if that does not tell."""
+    """Return the reason to resume that the batch's own record gives, or None if it gives none."""
     if batch.lease_owner is not None:
         return f"its runner ({batch.lease_owner}) died"
     if batch.status is BatchStatus.FINALIZING:
@@ -232,7 +233,7 @@ def _resume_batch(client: Batchline, batch_id: str, via: Via, *, after_crash: bo
             start_deployment_run(client.services, batch_id, after_crash=True)
         else:
             client.batches.resume(batch_id, via=via)
-    except Conflict:  # somebody else has it by now
+    except Conflict:  # another process has claimed it meanwhile
         return
 
 

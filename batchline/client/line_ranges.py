@@ -1,4 +1,4 @@
-"""Stretches of a file by line: where they are, and which of their lines are asked for."""
+"""Locate ranges of lines in a file, and filter their lines."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import msgspec
 
 
 class FileExtent(msgspec.Struct, frozen=True):
-    """The extent of a file; one that `is_whole` grows no more. `lines` is absent if they were not counted.
+    """The extent of a file, final if `is_complete`. `lines` is None if they were not counted.
 
-    `key` is where the content of a whole file is: other content of the file, after a retry, has another key.
+    `key` addresses the content of a complete file; after a retry the file has other content and another key.
     """
 
     size_bytes: int
@@ -21,7 +21,7 @@ class FileExtent(msgspec.Struct, frozen=True):
 
 
 class LinePage(msgspec.Struct, frozen=True):
-    """Lines of a file, in blocks; `last` is the number of the last that was looked at, to go on behind."""
+    """Lines of a file, in blocks; the next page starts after `last_line`, the last line searched."""
 
     blocks: Iterator[bytes]
     last_line: int
@@ -37,7 +37,7 @@ class ByteRange(msgspec.Struct, frozen=True):
 
 
 MAX_SEARCHED_BYTES: Final = 64 * 2**20
-"""A line of more bytes than that matches nothing: a file that was stored may be one line of gigabytes."""
+"""A line above this size matches nothing, since a stored file may be a single line of gigabytes."""
 
 
 class _CustomIdLine(msgspec.Struct):
@@ -48,7 +48,7 @@ _decode = msgspec.json.Decoder(_CustomIdLine).decode
 
 
 def find_lines(blocks: Iterable[bytes], *, skip: int, limit: int | None, search: str | None) -> ByteRange:
-    """Where the lines behind the first `skip` are, up to the one that makes `limit` of those that match."""
+    """Return the range after the first `skip` lines that ends with the `limit`-th matching line."""
     if search and limit is not None:
         return _find_matches(blocks, skip, limit, search)
     start, offset, line_number, is_line_ended = 0 if skip == 0 else None, 0, 0, True
@@ -68,7 +68,7 @@ def find_lines(blocks: Iterable[bytes], *, skip: int, limit: int | None, search:
 
 
 def _offset_after(block: bytes, line_count: int) -> int:
-    """The place behind so many line ends of the block."""
+    """Return the offset after that many line ends of the block."""
     offset = 0
     for _ in range(line_count):
         offset = block.index(b"\n", offset) + 1
@@ -89,7 +89,7 @@ def _find_matches(blocks: Iterable[bytes], skip: int, limit: int, search: str) -
 
 
 def filter_lines(blocks: Iterable[bytes], search: str | None) -> Iterator[bytes]:
-    """The blocks, or of their lines those whose custom_id has that in it; case does not matter."""
+    """Yield the blocks, or with `search` the lines whose custom_id contains it, ignoring case."""
     if not search:
         yield from blocks
         return
@@ -99,7 +99,7 @@ def filter_lines(blocks: Iterable[bytes], search: str | None) -> Iterator[bytes]
 
 
 def matches_search(line: bytes, search: str) -> bool:
-    """Whether the line has that in its custom_id."""
+    """Return True if the line's custom_id contains `search`, ignoring case."""
     try:
         return search.lower() in _decode(line).custom_id.lower()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -107,7 +107,7 @@ def matches_search(line: bytes, search: str) -> bool:
 
 
 def _split_lines(blocks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """The lines with their ends, across blocks, each with its size; of those that are too long nothing is kept."""
+    """Yield each line's size and its bytes with the line end; the bytes are empty if the line is too long."""
     pending: list[bytes] = []
     size = 0
 

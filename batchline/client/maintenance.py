@@ -1,4 +1,4 @@
-"""Looks after batches and storage while a server runs: what was left lying goes on, what is due is deleted."""
+"""Maintain batches and storage while a server runs: resume orphaned batches, delete what is due."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ log = logging.getLogger(__name__)
 INTERVAL_S: Final = 15.0
 HOUSEKEEPING_S: Final = 3_600.0
 SERVER_ORIGINS: Final = frozenset({"api", "frontend"})
-"""Where batches come from that a server runs; the others have runners of their own."""
+"""Origins of the batches that a server runs; others have runners of their own."""
 
 
 class MaintenanceThread:
-    """A thread that goes its rounds until the block is left."""
+    """Background thread that runs maintenance periodically until the block is left."""
 
     def __init__(self, client: Batchline, *, interval_s: float = INTERVAL_S) -> None:
         self._client = client
@@ -52,7 +52,7 @@ class MaintenanceThread:
                     self._run_housekeeping()
             except (BatchlineError, OSError) as error:
                 log.warning("a round of the keeper was cut short: %s", error)
-            except Exception:  # the thread must outlive whatever one round meets
+            except Exception:  # the thread must survive any error of one round
                 log.exception("a round of the keeper was cut short")
             if self._stopping.wait(self._interval_s):
                 return
@@ -64,7 +64,7 @@ class MaintenanceThread:
 
 
 def resume_orphaned_batches(client: Batchline, backoff: RestartBackoff | None = None) -> list[str]:
-    """Start the batches of ours that are not over, that no one runs, and that are due; return their ids."""
+    """Start server batches that have not ended, have no runner and are due; return their ids."""
     lease_s, started = client.services.settings.lease_s, []
     for batch in list(_active_batches(client)):
         is_ours = batch.dwext is not None and batch.dwext.source in SERVER_ORIGINS
@@ -79,7 +79,7 @@ def resume_orphaned_batches(client: Batchline, backoff: RestartBackoff | None = 
             continue
         try:
             client.runner.start(batch.id)
-        except Conflict:  # this client is being closed
+        except Conflict:  # the client is closing
             break
         if backoff is not None:
             backoff.record_start(batch.id, settled)

@@ -1,4 +1,4 @@
-"""How batches that are not over get on, for those who look at them now and then."""
+"""Progress, rate and ETA of active batches, measured between occasional reads."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from batchline.upstream.session_progress import SessionProgress
 
 MAX_TRACKED_BATCHES: Final = 1_000
 MIN_OBSERVED_S: Final = 1.0
-"""How long a rate must have been watched to be told."""
+"""Seconds of observation below which no rate is given."""
 
 
 class BatchProgress(NamedTuple):
-    """A batch at one moment; what only its runner knows is absent where that is another process."""
+    """The progress of a batch at one moment; `session` is None if another process runs it."""
 
     completed: int
     failed: int
     total: int
     per_s: float | None
-    """Requests settled in a second, of late."""
+    """Requests settled per second in the last minute."""
 
     eta_s: float | None
     session: SessionProgress | None
     note: str
-    """Why it does not move; empty where it does."""
+    """The reason why the batch is not advancing; empty if it is."""
 
     @property
     def settled(self) -> int:
-        """Requests that have come to an end."""
+        """Requests that have a final result."""
         return self.completed + self.failed
 
 
 class ProgressTracker:
-    """Remembers how far batches were when they were looked at, for their rates; used from any thread."""
+    """Remembers earlier progress of batches to compute their rates; thread-safe."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -48,10 +48,10 @@ class ProgressTracker:
         self._rates: OrderedDict[str, tuple[float, RecentRate]] = OrderedDict()
 
     def snapshot(self, batch: BatchRecord) -> BatchProgress:
-        """How the batch gets on."""
+        """Return the batch's current progress."""
         lease = self._local_lease(batch.id)
         recorded, live = (batch.completed, batch.failed), (0, 0) if lease is None else lease.counts()
-        completed, failed = max(recorded, live, key=sum)  # one that goes on counts anew what it had settled
+        completed, failed = max(recorded, live, key=sum)  # a resumed batch counts its earlier results again from 0
         session = None if lease is None else lease.progress()
         note = runner_state(batch, now=self._services.records.now(), lease_s=self._services.settings.lease_s)
         if session is not None and session.paused:
@@ -70,11 +70,12 @@ class ProgressTracker:
         return lease if lease is not None and lease.services is self._services and lease.batch.total else None
 
     def _measure_rate(self, key: str, settled: int, batch: BatchRecord) -> float | None:
-        """Of the last minute as far as it was watched, else of all the time that it has been sending."""
+        """Return the rate over the observed part of the last minute, else the average since sending began."""
         now = time.monotonic()
         with self._lock:
             seen_at, rate = self._rates.pop(key, (now, RecentRate()))
             if now - seen_at > RATE_WINDOW_S:
+                # not read for a whole window: old points would average over the gap
                 rate = RecentRate()
             rate.add(now, settled)
             self._rates[key] = now, rate
@@ -85,14 +86,14 @@ class ProgressTracker:
 
 
 def _average_rate(batch: BatchRecord, settled: int) -> float | None:
-    """None for a retry, whose counts hold what was settled before."""
+    """Return the average rate; None for a retry, whose counts include earlier results."""
     if batch.in_progress_at is None or batch.generation:
         return None
     return settled / max(1.0, time.time() - batch.in_progress_at) or None
 
 
 def runner_state(batch: BatchRecord, *, now: float, lease_s: float) -> str:
-    """Why a batch that is not over does not move; empty where it does, or is over."""
+    """Return why an active batch has no runner; empty if it has one or the batch has ended."""
     if batch.status in TERMINAL_STATUSES or batch.is_leased(now=now, lease_s=lease_s):
         return ""
     if batch.lease_owner is not None:

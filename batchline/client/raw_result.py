@@ -1,4 +1,4 @@
-"""One result as it stands in the files: bodies are texts that nothing reads unless it is asked for."""
+"""A result as stored, with its bodies as unparsed JSON text."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class RawResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     status: str
 
     def to_json(self) -> bytes:
-        """Return the `BatchResultItem` as JSON, which is one line to every reader, with the bodies as they are."""
+        """Return the `BatchResultItem` as JSON on a single line, with the bodies unchanged."""
         return self.to_line()[:-1]
 
     def to_line(self) -> bytes:
-        """Return the same with a newline; bodies may be long, so that each copy counts."""
+        """Return the JSON with a newline, built with few copies because bodies may be long."""
         parts = [b'{"id":', encode_json(self.id), b',"custom_id":', encode_json(self.custom_id)]
         fields = (
             (b"model", None if self.model is None else encode_json(self.model)),
@@ -43,7 +43,7 @@ class RawResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return line if line.isascii() else escape_line_separators(line)
 
     def to_item(self) -> BatchResultItem:
-        """Return the result with its bodies read; a body that Python cannot read stays text."""
+        """Return the result with parsed bodies; a body that Python cannot parse stays text."""
         return BatchResultItem(
             id=self.id,
             custom_id=self.custom_id,

@@ -8,7 +8,7 @@ from typing import Final
 
 MAX_DELAY_S: Final = 900.0
 MAX_REMEMBERED_BATCHES: Final = 10_000
-"""Batches remembered at most; those that ended are never asked for again."""
+"""Maximum of batches remembered; entries of ended batches are never used again."""
 
 
 @dataclass
@@ -34,14 +34,15 @@ class RestartBackoff:
         if history.failed_at is None:
             history.failed_at = now
             if settled > history.settled:
-                history.count = 1
+                history.count = 1  # the last run made progress, so its failure is not the same one again
         return now - history.failed_at >= self._delay_s(history.count)
 
     def record_start(self, batch_id: str, settled: int) -> None:
-        """Note that the batch is started, with so many requests settled before."""
+        """Record a start of the batch, with `settled` requests settled before."""
         history = self._histories.pop(batch_id, None)
         self._histories[batch_id] = _StartHistory(1 if history is None else history.count + 1, settled)
         if len(self._histories) > MAX_REMEMBERED_BATCHES:
+            # dicts keep insertion order, so the first is the oldest
             del self._histories[next(iter(self._histories))]
 
     def _delay_s(self, starts: int) -> float:

@@ -1,6 +1,6 @@
-"""A batch's results, one item a request in input order, whatever became of it; also while the batch runs.
+"""A batch's results, one item per request in input order, also while the batch runs.
 
-A page of a finished batch is found through the manifest's row groups, without reading what lies before it.
+A page of a finished batch is located by the manifest's row groups, without reading the rows before it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ ROW_COLUMNS = ("line", "ok", "custom_id", "model", "error_code", "offset", "leng
 
 
 class _ResultRow(msgspec.Struct, frozen=True, gc=False):
-    """A request and where its result line is: bytes in an object, the line itself, or nowhere yet."""
+    """A request and its result line: a byte range of an object, the line itself, or none yet."""
 
     line: int
     custom_id: str
@@ -64,10 +64,10 @@ class _ResultRow(msgspec.Struct, frozen=True, gc=False):
 
 
 def read_results(services: Services, batch: BatchRecord, query: BatchResultsQuery) -> Iterator[RawResult]:
-    """The results that the query asks for; none before the batch is validated.
+    """Yield the results that match the query; none before the batch is validated.
 
-    What goes while it is read, a chunk's segments when it gets its part and the parts when the batch comes to its
-    end, is read on from what has taken its place.
+    Objects may be deleted during the read: segments when their chunk's part is written, parts when the batch ends.
+    Reading then continues from the objects that replace them.
     """
     if batch.in_progress_at is None:
         return
@@ -79,19 +79,20 @@ def read_results(services: Services, batch: BatchRecord, query: BatchResultsQuer
             yield from reader.read_items(services, batch, plan)
         except (NotFound, StorageFault):
             batch = services.records.get_batch(batch.id)
+            # nothing was replaced, so the object is really missing
             if _storage_state(services, batch) == previous_state:
                 raise
 
 
 def _storage_state(services: Services, batch: BatchRecord) -> tuple[str, int, int]:
-    """What changes whenever objects that the results are read from go."""
+    """Return a value that changes whenever objects that results are read from are deleted."""
     if batch.status in TERMINAL_STATUSES:
         return batch.status, batch.generation, 0
     return batch.status, batch.generation, len(find_finished_keys(services.store, batch.id, batch.generation))
 
 
 class _ResultsReader:
-    """How far a query has been answered: the next request, and how many are to be left out or given yet."""
+    """Position of a query: the next row, and the numbers of matches still to skip and to return."""
 
     def __init__(self, query: BatchResultsQuery) -> None:
         self.has_more = True
@@ -101,7 +102,7 @@ class _ResultsReader:
         self._remaining_limit = query.limit
 
     def read_items(self, services: Services, batch: BatchRecord, plan: Plan) -> Iterator[RawResult]:
-        """The items from here on."""
+        """Yield the items from the current position on."""
         builder = _ResultBuilder(services.store, plan)
         for row in _select_rows(services, batch, plan, skip=self._next_row):
             if self._matches is None or self._matches(row):
@@ -124,9 +125,9 @@ def _build_filter(query: BatchResultsQuery) -> Callable[[_ResultRow], bool] | No
 
 
 def _select_rows(services: Services, batch: BatchRecord, plan: Plan, *, skip: int) -> Iterator[_ResultRow]:
-    """Every request from the one numbered `skip` (from 0) on."""
+    """Yield every request from number `skip` (counted from 0) on."""
     if batch.status in TERMINAL_STATUSES:
-        if batch.final_prefix is not None:  # else it was over before anything was sent
+        if batch.final_prefix is not None:  # None if it ended before anything was sent
             yield from _final_rows(services.store, batch.final_prefix, skip)
         return
     if batch.final_prefix is None:
@@ -147,7 +148,7 @@ def _select_rows(services: Services, batch: BatchRecord, plan: Plan, *, skip: in
 
 
 def _final_rows(store: ObjectStore, prefix: str, skip: int) -> Iterator[_ResultRow]:
-    """The requests that the final files below the prefix hold, from that one on."""
+    """Yield the requests in the final files below `prefix`, from number `skip` on."""
     keys, groups = layout.final_keys(prefix), read_manifest(store, prefix).row_groups
     first_group = max(0, bisect_right([group.first_row for group in groups], skip) - 1)
     skip -= groups[first_group].first_row if groups else 0
@@ -164,7 +165,7 @@ def _table_rows(table: pa.Table, output: str, errors: str) -> Iterator[_ResultRo
 
 
 def _partial_rows(services: Services, batch: BatchRecord, plan: Plan, skip: int) -> Iterator[_ResultRow]:
-    """The plan's requests, from that one on, as far as they are settled on storage."""
+    """Yield the plan's requests from number `skip` on, with the results stored so far."""
     finished = find_finished_keys(services.store, batch.id, batch.generation)
     in_progress = _chunks_in_progress(
         services, batch, [chunk.index for chunk in plan.chunks if chunk.index not in finished]
@@ -183,7 +184,7 @@ def _partial_rows(services: Services, batch: BatchRecord, plan: Plan, skip: int)
 
 
 def _chunks_in_progress(services: Services, batch: BatchRecord, unfinished: Sequence[int]) -> set[int]:
-    """Which of the unfinished chunks are being sent: those that other processes report, else the first few."""
+    """Return the unfinished chunks in progress: those that processes report, else the first few."""
     if not batch.is_leased(now=services.records.now(), lease_s=services.settings.lease_s):
         return set()
     reports = decode_reports(services.records.read_sender_reports(batch.id, batch.epoch))
@@ -192,7 +193,7 @@ def _chunks_in_progress(services: Services, batch: BatchRecord, unfinished: Sequ
 
 
 def _part_rows(store: ObjectStore, key: str) -> Iterator[_ResultRow]:
-    import pyarrow.parquet as pq  # noqa: PLC0415 - half a second that must not delay other commands
+    import pyarrow.parquet as pq  # noqa: PLC0415 - its import takes half a second
 
     part = read_part(store, key)
     table = pq.read_table(io.BytesIO(store.read(key)), columns=list(ROW_COLUMNS))
@@ -202,10 +203,11 @@ def _part_rows(store: ObjectStore, key: str) -> Iterator[_ResultRow]:
 def _pending_rows(
     services: Services, batch: BatchRecord, plan: Plan, chunk: Chunk, unsettled_status: str
 ) -> Iterator[_ResultRow]:
-    """An unfinished chunk's requests: what its segments hold of them, the others as `waiting` says."""
+    """Yield an unfinished chunk's requests: saved results from its segments, the rest as `unsettled_status`."""
     saved: dict[int, tuple[RequestMetrics, bytes]] = {}
     for _, segment in read_segments(services.store, batch.id, batch.generation, chunk.index):
         for metrics, text in parse_segment_records(segment):
+            # processes may both settle a line at a handover; the first segment wins, as in the merge
             saved.setdefault(metrics.line, (metrics, text))
     only_lines = None if chunk.only is None else set(chunk.only)
     yielded: set[int] = set()
@@ -213,7 +215,7 @@ def _pending_rows(
         for row in _read_input_rows(services, plan, chunk, unsettled_status, saved, only_lines):
             yielded.add(row.line)
             yield row
-    except InputChanged:  # then the answers that are saved are all that can be told
+    except InputChanged:  # the input is gone: only saved answers can be returned
         for line, (metrics, text) in sorted(saved.items()):
             if line not in yielded:
                 yield _saved_row(metrics, text)
@@ -249,7 +251,7 @@ EMPTY_RESULT_PARTS: Final = ResultLine(None, None, None)
 
 
 class _ResultBuilder:
-    """Makes items of rows, with the bodies read from the input and the result files."""
+    """Builds results from rows, with bodies read from the input and result files."""
 
     def __init__(self, store: ObjectStore, plan: Plan) -> None:
         self._store = store
@@ -258,7 +260,7 @@ class _ResultBuilder:
         self._readers: dict[str, RangeReader] = {}
 
     def build(self, row: _ResultRow) -> RawResult:
-        """The row with its bodies."""
+        """Return the row's result with its bodies."""
         text = self._read_line(row)
         parts = EMPTY_RESULT_PARTS if text is None else parse_result_line(text)
         return RawResult(
@@ -280,7 +282,7 @@ class _ResultBuilder:
 
 
 class _RequestBodies:
-    """The bodies of input lines; the stretch that was read last is kept."""
+    """Bodies of input lines; caches the input range read last."""
 
     def __init__(self, store: ObjectStore, plan: Plan) -> None:
         self._input_ranges = [input_range for chunk in plan.chunks for input_range in chunk.stretches]
@@ -291,7 +293,7 @@ class _RequestBodies:
         self._loaded: tuple[InputRange, list[bytes] | None] | None = None
 
     def read_body(self, line: int) -> bytes | None:
-        """The body of the request on that line; None if the input file is gone or has changed there."""
+        """Return the body of the request on that line; None if the input file is gone or has changed there."""
         try:
             input_range = self._input_ranges[bisect_right(self._first_lines, line) - 1]
             if self._loaded is None or self._loaded[0] is not input_range:
@@ -302,11 +304,11 @@ class _RequestBodies:
             return None
         try:
             return bytes(parse_request_line(self._loaded[1][line - input_range.first_line]).body)
-        except NotJSONError:  # of a batch that was planned when lines might be deeper
+        except NotJSONError:  # planned by a version that allowed deeper nesting
             return None
 
     def _read_unchanged(self, input_range: InputRange) -> list[bytes] | None:
-        """The stretch's lines, or None if they are not the ones that the plan was made of."""
+        """Return the range's lines, or None if they differ from those that were planned."""
         self._reader = self._reader or RangeReader(self._store, self._key)
         if self._reader.size_bytes < input_range.end:
             return None

@@ -1,4 +1,4 @@
-"""Runs batches in this process, some at a time on threads of their own, while the program does other things."""
+"""Run batches on background threads of this process, a limited number at a time."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from batchline.models.errors import BatchlineError, Conflict
 log = logging.getLogger(__name__)
 
 MAX_CONCURRENT_BATCHES = 16
-"""Batches under way at once; the others wait their turn, and take no thread."""
+"""Maximum of batches run at once; others are queued and take no thread."""
 
 INTERRUPT_INTERVAL_S = 0.5
 
 
 class BatchRunner(Protocol):
-    """What has batches run, here or elsewhere."""
+    """Runs batches, in this process or elsewhere."""
 
     def require_configured(self) -> None:
-        """Raise `InvalidInput` where the settings do not allow to run any."""
+        """Raise `InvalidInput` if the settings do not allow to run batches."""
 
     def start(self, batch_id: str) -> None:
-        """Have the batch run to its end, unless it does already; raises `Conflict` once it is closed."""
+        """Run the batch to its end unless it is running already; raises `Conflict` after `close`."""
 
     def is_running(self, batch_id: str) -> bool:
-        """Whether it is at work on the batch, or has just seen to it."""
+        """Return True if the batch is queued or running, or its run was started a moment ago."""
 
     def find_error(self, batch_id: str) -> BaseException | None:
-        """What stopped the batch's run here, if something did."""
+        """Return the error that stopped the batch's last run here, or None."""
 
     def close(self) -> None:
-        """Start nothing more, and stop what runs here."""
+        """Start no more runs, and stop those in this process."""
 
 
 class ThreadRunner:
-    """Runs batches here, and knows which of them it runs."""
+    """Runs batches on threads of this process."""
 
     def __init__(self, services: Services, *, max_concurrent: int = MAX_CONCURRENT_BATCHES) -> None:
         self._services = services
@@ -55,15 +55,16 @@ class ThreadRunner:
         self._closing = False
 
     def require_configured(self) -> None:
-        """Raise `InvalidInput` where no upstream is configured."""
+        """Raise `InvalidInput` if no upstream is configured."""
         _ = self._services.dispatcher
 
     def start(self, batch_id: str) -> None:
-        """Run the batch to its end in the background; where it runs here already, look again at that one's end."""
+        """Run the batch to its end in the background; if it runs here already, run it once more afterwards."""
         with self._lock:
             if self._closing:
                 raise Conflict("this client is closed; open another to run batches")
             if batch_id in self._batch_ids:
+                # the run may be past its last check of the batch, which a retry may just have reopened
                 self._rerun_ids.add(batch_id)
                 return
             self._batch_ids.add(batch_id)
@@ -79,21 +80,21 @@ class ThreadRunner:
         thread.start()
 
     def find_error(self, batch_id: str) -> BaseException | None:
-        """What stopped the batch's run here, if something did."""
+        """Return the error that stopped the batch's last run here, or None."""
         return self._errors.get(batch_id)
 
     def is_running(self, batch_id: str) -> bool:
-        """Whether the batch runs here, or waits to."""
+        """Return True if the batch is queued or running here."""
         return batch_id in self._batch_ids
 
     def close(self) -> None:
-        """Stop what runs; answers are saved, and the batches can be resumed."""
+        """Interrupt running batches; answers are saved, and the batches can be resumed."""
         with self._lock:
             self._closing = True
             threads = set(self._threads)
         for thread in threads:
             while thread.is_alive():
-                self._interrupt_batches()  # again and again, as one may only be about to begin
+                self._interrupt_batches()  # repeated, because a batch may only be about to start
                 thread.join(INTERRUPT_INTERVAL_S)
         atexit.unregister(self.close)
 
@@ -117,12 +118,13 @@ class ThreadRunner:
                     self._batch_ids.discard(batch_id)
 
     def _take_next(self) -> str | None:
-        """The batch that is to run next; where there is none, this thread is counted no more."""
+        """Return the next batch to run; None removes this thread from the pool."""
         with self._lock:
             if self._queue and not self._closing:
                 return self._queue.popleft()
             if self._closing:
                 self._batch_ids.difference_update(self._queue)
+            # under the lock: `start` must not count on a thread that is about to exit
             self._threads.discard(threading.current_thread())
             return None
 
