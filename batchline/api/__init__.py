@@ -1,4 +1,4 @@
-"""The HTTP face: OpenAI's Files and Batches API over the operations, with no logic of its own."""
+"""The HTTP server: OpenAI's Files and Batches API over the client, without logic of its own."""
 
 from batchline.api.app import create_app
 from batchline.api.server import Server

@@ -1,4 +1,4 @@
-"""The application: routes, who comes in, how errors look, and what lives as long as it."""
+"""The ASGI application: routes, authentication, error format, and resources tied to its lifetime."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from batchline.models.batches import BatchResultItem
 
 
 def create_app(client: Batchline, *, allow_anonymous: bool = False) -> FastAPI:
-    """The API over that client, which is closed with it; batches run where its run.
+    """Return the API over that client. The app closes the client on shutdown.
 
-    `open_without_keys` lets in whoever asks at a loopback address, until a key is made.
+    `allow_anonymous` serves requests to a loopback address without a key until the first key is created.
     """
     app = RequestIdApp(
         title="batchline",
@@ -45,6 +45,7 @@ def create_app(client: Batchline, *, allow_anonymous: bool = False) -> FastAPI:
     for module in (files, batches, models, health):
         app.include_router(module.router)
     register_error_handlers(app)
+    # the last added runs first: limits need the member that authentication finds
     app.add_middleware(RequestLimitsMiddleware)
     app.add_middleware(AuthMiddleware, authenticator=app.state.authenticator)
     app.add_middleware(HeadMiddleware)
@@ -54,7 +55,7 @@ def create_app(client: Batchline, *, allow_anonymous: bool = False) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Go on with the batches that wait, and stop those that run at the end; they can go on later."""
+    """Run maintenance while serving, then stop running batches; they can be resumed."""
     client: Batchline = app.state.client
     try:
         to_thread.current_default_thread_limiter().total_tokens = TOTAL_THREADS
@@ -66,7 +67,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _openapi_document(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document, with keys, and without the framework's own form of errors."""
+    """Return the OpenAPI document, with security schemes and without FastAPI's own error schemas."""
     if app.openapi_schema is None:
         document = FastAPI.openapi(app)
         schemas = document["components"]["schemas"]

@@ -1,4 +1,4 @@
-"""Who comes in: whoever has a key, or everybody of this machine as long as no key was made."""
+"""Authentication by API key, or for any local program as long as no key exists."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from batchline.storage.records.record_types import KeyRecord
 OPEN_PATHS: Final = PROBE_PATHS | {"/openapi.json"}
 MANAGER_PATHS: Final = frozenset({"/metrics"})
 CACHE_TTL_S: Final = 1.0
-"""How long a key that is revoked may still be taken for valid."""
+"""Seconds that a revoked key may still be accepted."""
 
 MAX_CACHED_TOKENS: Final = 10_000
-"""Where no key is needed any text may come as one."""
+"""Maximum of cached tokens; if no key is required, clients may send arbitrary ones."""
 
 UNKNOWN_KEY_THREADS: Final = 2
-"""Threads that look up keys which were not valid a moment ago: anyone may send such, as many as they like."""
+"""Threads that look up keys not known to be valid: anyone may send those, without limit."""
 
 MAX_UNKNOWN_KEY_LOOKUPS: Final = 200
-"""Such lookups that wait."""
+"""Maximum of such lookups in the queue."""
 
 PROXY_HEADERS: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
-"""Headers that proxies add. A proxy on this machine hands over what comes from others."""
+"""Headers that proxies add. A proxy on this machine forwards requests from elsewhere."""
 
 MISSING_KEY_MESSAGE: Final = "You didn't provide an API key: send it in a header, Authorization: Bearer KEY"
 INVALID_KEY_MESSAGE: Final = (
@@ -52,26 +52,26 @@ INVALID_KEY_MESSAGE: Final = (
 
 
 class Principal(NamedTuple):
-    """Who has been let in: a client on their behalf, and whether they see everybody's."""
+    """An authenticated caller: a client with its rights, and its role."""
 
     client: Batchline
     is_manager: bool
     name: str | None = None
-    """The member's; none where no key is needed."""
+    """The member's name; None if no key is required."""
 
     member_id: str | None = None
-    """The member's id; as the name."""
+    """The member's id; None if no key is required."""
 
 
 class TokenLookup(NamedTuple):
-    """What a token is: somebody's key, or nobody's where none is needed."""
+    """The key that a token belongs to, or None."""
 
     key: KeyRecord | None
     is_key_required: bool = True
 
 
 class Authenticator:
-    """Lets in who may come in, and as often as they may; the client that they get sees what they may see."""
+    """Authenticates requests, enforces rate limits, and provides clients restricted to the caller's rights."""
 
     def __init__(self, client: Batchline, *, allow_anonymous: bool) -> None:
         self._client = client
@@ -84,7 +84,7 @@ class Authenticator:
         self._thread_limiter = FairLimiter(REQUEST_THREADS, THREADS_PER_MEMBER)
 
     async def look_up(self, token: str) -> TokenLookup:
-        """What the token is: as was found a moment ago, or by the records, which one asks for all that wait."""
+        """Look up a token in the cache or the database; concurrent lookups of one token share one query."""
         if (pending := self._pending_lookups.get(token)) is not None:
             await pending.wait()
         cached_at, cached = self._cache.get(token, (float("-inf"), None))
@@ -92,12 +92,14 @@ class Authenticator:
             return cached
         self._pending_lookups[token] = finished = asyncio.Event()
         try:
+            # a flood of invalid keys must not occupy the threads that valid ones need
             limiter = None if token in self._cache else self._unknown_key_limiter
             if limiter is not None and limiter.statistics().tasks_waiting >= MAX_UNKNOWN_KEY_LOOKUPS:
                 raise service_unavailable("too many keys are being looked up; try again")
             return await to_thread.run_sync(self._query_records, token, limiter=limiter)
         finally:
             finished.set()
+            # a waiter may have registered a lookup of its own meanwhile
             if self._pending_lookups.get(token) is finished:
                 del self._pending_lookups[token]
 
@@ -106,12 +108,12 @@ class Authenticator:
         lookup = TokenLookup(key, key is not None or not self._allow_anonymous or self._keys.is_key_required())
         if key is not None or not lookup.is_key_required:
             if len(self._cache) >= MAX_CACHED_TOKENS:
-                self._cache.clear()
+                self._cache.clear()  # valid keys are looked up again within a second anyway
             self._cache[token] = time.monotonic(), lookup
         return lookup
 
     def authorize(self, lookup: TokenLookup, scope: Scope) -> Principal:
-        """The visitor with that token who sends that request; raises `ApiError` (401, 403, 429)."""
+        """Return the caller with that token; raises `ApiError` (401, 403, 429)."""
         headers, path = Headers(scope=scope), scope["path"]
         if not lookup.is_key_required:
             _require_local(headers, http_version=scope["http_version"])
@@ -132,7 +134,7 @@ class Authenticator:
         return Principal(self._client.for_access(access), key.role == "manager", key.name, access.member_id)
 
     def set_request_context(self, principal: Principal) -> None:
-        """Have what is done for this request from here on done on the visitor's behalf."""
+        """Count the threads that this request uses from now on against the caller's share."""
         REQUEST_CONTEXT.set(RequestContext(self._thread_limiter, principal.member_id))
 
 
@@ -142,14 +144,14 @@ def _invalid_key_error(*, has_token: bool) -> ApiError:
 
 
 class AuthMiddleware:
-    """Has everybody pass the door before anything else of the request is looked at."""
+    """Authenticates each request before anything else reads it."""
 
     def __init__(self, app: ASGIApp, authenticator: Authenticator) -> None:
         self._app = app
         self._authenticator = authenticator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the request in, or refuse it."""
+        """Pass the request on, or refuse it."""
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
             try:
                 principal = self._authenticator.authorize(
@@ -158,7 +160,7 @@ class AuthMiddleware:
             except (ApiError, BatchlineError) as error:
                 await error_response(error)(scope, receive, send)
                 return
-            scope.setdefault("state", {})["principal"] = principal
+            scope.setdefault("state", {})["principal"] = principal  # becomes `request.state.principal`
             self._authenticator.set_request_context(principal)
         await self._app(scope, receive, send)
 
@@ -169,11 +171,9 @@ def _bearer_token(headers: Mapping[str, str]) -> str:
 
 
 def _require_local(headers: Mapping[str, str], *, http_version: str) -> None:
-    """Keep out what comes through a proxy, and web pages of others, which a browser lets send requests to here."""
+    """Refuse proxied requests, and those that a browser sends on behalf of other web sites."""
     proxy_sign = next((header for header in PROXY_HEADERS if header in headers), None)
-    if (
-        proxy_sign is None and http_version == "1.0"
-    ):  # as nginx speaks to what is behind it, without any such header
+    if proxy_sign is None and http_version == "1.0":  # nginx's default towards upstreams, with no such header
         proxy_sign = "HTTP/1.0"
     if proxy_sign is not None:
         raise ApiError(
@@ -183,6 +183,7 @@ def _require_local(headers: Mapping[str, str], *, http_version: str) -> None:
             "make a key with `batchline keys create`",
         )
     host, origin = headers.get("host", ""), headers.get("origin")
+    # DNS rebinding: a foreign name that resolves to 127.0.0.1 sends its own Host header
     if not is_loopback(split_url(f"//{host}").hostname or ""):
         raise ApiError(403, "without keys only localhost is served; make one with `batchline keys create`")
     if origin is not None and split_url(origin).netloc != host:
@@ -190,7 +191,7 @@ def _require_local(headers: Mapping[str, str], *, http_version: str) -> None:
 
 
 def split_url(url: str) -> SplitResult:
-    """The URL's parts; nothing in them where it is none."""
+    """Return the URL's parts; all empty if it is invalid."""
     try:
         return urlsplit(url)
     except ValueError:

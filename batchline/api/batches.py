@@ -1,4 +1,4 @@
-"""`/v1/batches`."""
+"""Routes below `/v1/batches`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ EXAMPLE = "batch-0192f0c1a5"
 
 
 class OutputExpiry(BaseModel):
-    """How long a batch's files are kept."""
+    """Lifetime of a batch's files."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,7 +50,7 @@ class OutputExpiry(BaseModel):
 
 
 class CreateBatchBody(CreateBatchRequest):
-    """What a new batch is made from, and how long its files are kept."""
+    """Fields of a new batch, and the lifetime of its files."""
 
     output_expires_after: OutputExpiry | None = None
 
@@ -63,7 +63,7 @@ def create_batch(
         str | None, Header(description="The same key and body give the same batch again.")
     ] = None,
 ) -> Response:
-    """Make a batch of an uploaded file's requests, and run it."""
+    """Create a batch from an uploaded file, and run it."""
     expiry = body.output_expires_after
     batch = client.batches.create(
         **body.model_dump(exclude={"output_expires_after"}),
@@ -83,7 +83,7 @@ def list_batches(query: Annotated[ListBatchesQuery, Query()], client: CurrentCli
 
 @router.get("/{batch_id}", response_model=BatchResponse, responses=openapi_errors())
 def retrieve_batch(batch_id: str, query: Annotated[IncludeQuery, Query()], client: CurrentClient) -> Response:
-    """Tell about a batch."""
+    """Return a batch."""
     batch = client.batches.retrieve(batch_id, include=query.include or "")
     if query.includes_analytics and batch.analytics is None and batch.status in ACTIVE_STATUSES:
         so_far = client.batches.analytics(batch_id)
@@ -93,7 +93,7 @@ def retrieve_batch(batch_id: str, query: Annotated[IncludeQuery, Query()], clien
 
 @router.get("/{batch_id}/analytics", response_model=BatchAnalytics, responses=openapi_errors())
 def read_analytics(batch_id: str, client: CurrentClient) -> Response:
-    """Give the figures of a batch; while it runs, those of what is settled so far."""
+    """Return the metrics of a batch; while it runs, those of the requests settled so far."""
     return model_response(client.batches.analytics(batch_id))
 
 
@@ -106,14 +106,15 @@ def read_analytics(batch_id: str, client: CurrentClient) -> Response:
     },
 )
 def read_results(batch_id: str, query: Annotated[BatchResultsQuery, Query()], client: CurrentClient) -> Response:
-    """Tell what became of each request, also while the batch runs; each line is a `BatchResultItem`."""
+    """Return the result of each request, also while the batch runs; each line is a `BatchResultItem`."""
     lines = _join_lines(client.batches.raw_results(batch_id, **query.model_dump()))
+    # before the response starts: a batch that is not found must still become a 404
     first_block = next(lines, b"")
     return StreamingResponse(iterate_in_thread(chain([first_block], lines)), media_type=LINES_MEDIA_TYPE)
 
 
 def _join_lines(results: Iterator[RawResult]) -> Iterator[bytes]:
-    """The results as lines, some at a time; few if their bodies are long."""
+    """Yield the results as lines, joined into blocks of up to `MAX_BLOCK_ITEMS` or about `MAX_BLOCK_BYTES`."""
     pending: list[bytes] = []
     size = 0
     for result in results:
@@ -126,7 +127,7 @@ def _join_lines(results: Iterator[RawResult]) -> Iterator[bytes]:
 
 
 async def delete_when_idle(client: Batchline, batch_id: str) -> None:
-    """Delete the batch as `Batches.delete` does, without a thread that waits for its runner to end."""
+    """Delete the batch like `Batches.delete`, but without occupying a thread between polls."""
     deadline = time.monotonic() + client.batches.deletion_timeout_s
     while (reason := await run_in_thread(client.batches.delete_if_idle, batch_id)) is not None:
         if time.monotonic() >= deadline:
@@ -136,24 +137,24 @@ async def delete_when_idle(client: Batchline, batch_id: str) -> None:
 
 @router.post("/{batch_id}/cancel", response_model=BatchResponse, responses=openapi_errors(409))
 def cancel_batch(batch_id: str, client: CurrentClient) -> Response:
-    """Cancel a batch; what was answered is kept."""
+    """Cancel a batch; answers received so far are kept."""
     return model_response(client.batches.cancel(batch_id))
 
 
 @router.post("/{batch_id}/retry", response_model=BatchResponse, responses=openapi_errors(409))
 def retry_batch(batch_id: str, client: CurrentClient) -> Response:
-    """Try all failed, expired and cancelled requests of a finished batch again."""
+    """Send all failed, expired and cancelled requests of an ended batch again."""
     return model_response(client.batches.retry(batch_id))
 
 
 @router.post("/{batch_id}/retry-requests", response_model=BatchResponse, responses=openapi_errors(409))
 def retry_requests(batch_id: str, body: RetryRequestsRequest, client: CurrentClient) -> Response:
-    """Try those requests of a finished batch again."""
+    """Send the given requests of an ended batch again."""
     return model_response(client.batches.retry_requests(batch_id, body.request_ids))
 
 
 @router.delete("/{batch_id}", response_model=Deleted, responses=openapi_errors(409))
 async def delete_batch(batch_id: str, client: CurrentClient) -> Response:
-    """Delete a batch with its output and error files; one that runs is cancelled first."""
+    """Delete a batch with its output and error files; a running batch is cancelled first."""
     await delete_when_idle(client, batch_id)
     return model_response(Deleted(id=batch_id, object="batch"))

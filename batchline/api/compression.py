@@ -1,4 +1,4 @@
-"""Compression of content on its way to other machines."""
+"""Compress content sent to other machines."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from starlette.requests import Request
 from batchline.models.addresses import is_loopback
 
 GZIP_LEVEL: Final = 1
-"""Result lines shrink to about a fifth; higher levels cost several times as much for a tenth less."""
+"""Result lines shrink to about a fifth; higher levels cost several times the CPU for a tenth less."""
 
 
 def wants_gzip(request: Request) -> bool:
-    """True if the client accepts gzip, asks for no range, and is on another machine.
+    """Return True if the client accepts gzip, requests no range, and is on another machine.
 
-    Most clients accept it whether they need it or not: within one machine, compression only slows them down.
+    Most clients accept gzip by default: within one machine it only costs CPU.
     """
     peer = request.client
     if "range" in request.headers or peer is None or is_loopback(peer.host):
@@ -26,14 +26,14 @@ def wants_gzip(request: Request) -> bool:
 
 
 def _is_gzip(encoding: str) -> bool:
-    """True for gzip in an Accept-Encoding header, unless its weight is 0."""
+    """Return True for gzip in an Accept-Encoding header, unless its weight is 0."""
     name, _, weight = encoding.replace(" ", "").partition(";q=")
     return name in {"gzip", "x-gzip"} and not (weight and not weight.strip("0."))
 
 
 def gzip_blocks(blocks: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the blocks as one gzip stream."""
-    compressor = zlib.compressobj(GZIP_LEVEL, wbits=zlib.MAX_WBITS | 16)
+    compressor = zlib.compressobj(GZIP_LEVEL, wbits=zlib.MAX_WBITS | 16)  # 16: with a gzip header
     for block in blocks:
         if compressed := compressor.compress(block):
             yield compressed

@@ -1,7 +1,7 @@
-"""Places: how much of what all clients share one member may hold at a time, so that something is left for others.
+"""Fair limits on the threads and slots that one member may use, so that some remain for others.
 
-Every handler that is not a coroutine runs on a thread, and there are few of them. A member who asks for much at
-once waits for places of their own; who asks for little finds one free.
+Handlers that are not coroutines run on a small thread pool. A member with many concurrent requests waits for its
+own share; a member with few finds a free thread.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from batchline.api.errors import ApiError
 REQUEST_THREADS: Final = 48
 THREADS_PER_MEMBER: Final = 8
 TOTAL_THREADS: Final = 64
-"""Threads of the server's pool; what is above `REQUEST_THREADS` is left to key lookups."""
+"""Threads of the server's pool; those above `REQUEST_THREADS` are reserved for key lookups."""
 
 MAX_JSON_CONTAINERS: Final = 1_000
-"""Objects and arrays in the JSON of a request."""
+"""Maximum of objects and arrays in a request's JSON."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class FairLimiter:
-    """Places of which one member has some at most. Nobody in particular, where no key is needed, may have all."""
+    """A semaphore with a maximum per member. Anonymous use, if no key is required, has no such maximum."""
 
     def __init__(self, total: int, per_member: int) -> None:
         self._semaphore = asyncio.Semaphore(total)
@@ -43,13 +43,15 @@ class FairLimiter:
 
     @asynccontextmanager
     async def slot(self, member_id: str | None) -> AsyncIterator[None]:
-        """Hold a place within the block; waits for one of the member's own first, where it is in nobody's way."""
+        """Hold a slot within the block; one of the member's own is acquired first."""
+        # own slot first: waiting for it must not occupy one of the shared slots
         async with nullcontext() if member_id is None else self._member_slot(member_id), self._semaphore:
             yield
 
     @asynccontextmanager
     async def _member_slot(self, member_id: str) -> AsyncIterator[None]:
         limit = self._member_limits.setdefault(member_id, _MemberLimit(asyncio.Semaphore(self._per_member)))
+        # before the wait, so that another request's end does not drop the entry
         limit.users += 1
         try:
             async with limit.semaphore:
@@ -61,7 +63,7 @@ class FairLimiter:
 
 
 class _MemberLimit:
-    """A member's own places, and how many requests hold one or wait for one."""
+    """One member's semaphore, and the number of requests that hold it or wait for it."""
 
     def __init__(self, semaphore: asyncio.Semaphore) -> None:
         self.semaphore = semaphore
@@ -69,18 +71,18 @@ class _MemberLimit:
 
 
 class RequestContext(NamedTuple):
-    """Whose request this is, and the threads that it may run on."""
+    """The member that a request belongs to, and the limiter for its threads."""
 
     thread_limiter: FairLimiter
     member_id: str | None
 
 
 REQUEST_CONTEXT: Final[ContextVar[RequestContext | None]] = ContextVar("seat", default=None)
-"""Of the request that is being answered; None before anyone was let in."""
+"""Context of the current request; None before authentication."""
 
 
 async def run_in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call the function on a thread, when the member has a place there."""
+    """Call the function on a thread once the member has a free slot."""
     context = REQUEST_CONTEXT.get()
     if context is None:
         return await run_in_threadpool(function, *args, **kwargs)
@@ -89,13 +91,13 @@ async def run_in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwa
 
 
 async def iterate_in_thread(blocks: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """Give the blocks, each made on a thread; between them the place is free for others."""
+    """Yield the blocks, each produced on a thread; the slot is released between blocks."""
     while (block := await run_in_thread(next, blocks, None)) is not None:
         yield block
 
 
 class FairRoute(APIRoute):
-    """A route whose handler runs on a thread only while its member has a place."""
+    """A route whose handler runs on a thread within its member's limit."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         super().__init__(
@@ -103,7 +105,7 @@ class FairRoute(APIRoute):
         )
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The application that each request is passed to."""
+        """Return the handler of each request, with bounded JSON."""
         handle = super().get_route_handler()
 
         async def handle_bounded(request: Request) -> Response:
@@ -113,10 +115,10 @@ class FairRoute(APIRoute):
 
 
 class _BoundedJsonRequest(Request):
-    """A request whose JSON holds few objects: what is made of brackets takes thirty times their size."""
+    """A request with limited JSON nesting: brackets take about thirty times their size in memory."""
 
     async def json(self) -> Any:
-        """The body, read; raises `ApiError` for more objects and arrays than any body needs."""
+        """Return the parsed body; raises `ApiError` if it has too many objects and arrays."""
         body = await self.body()
         if body.count(b"[") + body.count(b"{") > MAX_JSON_CONTAINERS:
             raise ApiError(

@@ -1,4 +1,4 @@
-"""Content of files over HTTP: whole, a range of bytes, or a stretch of lines."""
+"""File content over HTTP: whole, a range of bytes, or a range of lines."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from batchline.models.files import FileObject
 
 MEDIA_TYPE: Final = "application/octet-stream"
 _UNSAFE_IN_FILENAME: Final = re.compile(r"[^ !#-$&-\[\]-~]")
-"""Characters that a quoted filename may not have: quotes, backslashes, percent signs and non-ASCII."""
+"""Characters not allowed in a quoted filename: quotes, backslashes, percent signs and non-ASCII."""
 
 
 class ContentQuery(BaseModel):
-    """Which lines of a file to read; without any of these the file is given whole, or by byte ranges."""
+    """Lines of a file to read; without any of these fields, the whole file or byte ranges."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,12 +38,12 @@ class ContentQuery(BaseModel):
 
     @property
     def has_line_query(self) -> bool:
-        """Whether lines are asked for."""
+        """True if lines are requested."""
         return bool(self.model_fields_set)
 
 
 def content_response(request: Request, file_id: str, query: ContentQuery, client: Batchline) -> Response:
-    """The answer with the content that is asked for; raises `NotFound`, and `ApiError` for a range outside."""
+    """Return the requested content; raises `NotFound`, and `ApiError` for a range outside the file."""
     file = client.files.retrieve(file_id)
     if query.has_line_query:
         skip = (query.skip if query.offset is None else query.offset) or 0
@@ -56,6 +56,7 @@ def content_response(request: Request, file_id: str, query: ContentQuery, client
         **_line_headers(is_complete=extent.is_complete, last_line=extent.lines),
         "Accept-Ranges": "bytes",
     }
+    # the ETags differ, since a cache must not mix the encodings
     gzip = wants_gzip(request) and extent.size_bytes > 0
     etag = None if extent.key is None else _build_etag(extent.key, gzip=gzip)
     if etag is not None:
@@ -74,12 +75,12 @@ def content_response(request: Request, file_id: str, query: ContentQuery, client
 
 
 def _build_etag(key: str, *, gzip: bool) -> str:
-    """The ETag of the content at that key, where no other content ever is: a retry writes to keys of its own."""
+    """Return the ETag of the content at that key, which never changes: a retry writes to new keys."""
     return f'"{hashlib.sha256(key.encode()).hexdigest()[:32]}{"-gzip" if gzip else ""}"'
 
 
 def _matches_etag(header: str, etag: str) -> bool:
-    """True if an If-None-Match header names that ETag."""
+    """Return True if an If-None-Match header names that ETag."""
     return any(value.strip().removeprefix("W/") in {etag, "*"} for value in header.split(","))
 
 
@@ -93,20 +94,20 @@ def _stream_response(
 
 
 def _disposition_headers(file: FileObject) -> dict[str, str]:
-    """The name twice: in ASCII for clients that read no other, and as it is."""
+    """Return the filename in ASCII, for clients that read only that, and as UTF-8."""
     ascii_name = _UNSAFE_IN_FILENAME.sub("_", file.filename)
     encoded_name = quote(file.filename, safe="")
     return {"Content-Disposition": f"attachment; filename=\"{ascii_name}\"; filename*=UTF-8''{encoded_name}"}
 
 
 def _line_headers(*, is_complete: bool, last_line: int | None) -> dict[str, str]:
-    """Whether more may come, and which line to go on behind, as Doubleword's clients expect it."""
+    """Return the headers for incremental reading that Doubleword's clients expect."""
     lines = {} if last_line is None else {"X-Last-Line": str(last_line)}
     return {"X-Incomplete": "false" if is_complete else "true", **lines}
 
 
 def _parse_range(header: str | None, extent: FileExtent) -> tuple[int, int] | None:
-    """Start and end (exclusive) of the one range that is asked for; none where another kind of thing is."""
+    """Return start and end (exclusive) of a single byte range, or None for any other header; raises `ApiError`."""
     size, unit = extent.size_bytes, "bytes="
     found = byte_range(header.removeprefix(unit), size) if header and header.startswith(unit) else None
     if found is None:

@@ -1,4 +1,4 @@
-"""Every error as OpenAI's API tells it: an HTTP status and an object with message, type, param and code."""
+"""Convert every error to OpenAI's format: an HTTP status and an object with message, type, param and code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from batchline.models.errors import (
 log = logging.getLogger(__name__)
 
 RETRY_AFTER_S: Final = 30
-"""When to try again what was refused because too much is under way."""
+"""Seconds after which to retry a request refused because too many batches are open."""
 
 INVALID_REQUEST: Final = "invalid_request_error"
 
@@ -39,14 +39,14 @@ _STATUS_AND_CODE_OF_ERROR: Final[Mapping[type[BatchlineError], tuple[int, str | 
     LimitReached: (429, "too_many_open_batches"),
     Conflict: (409, "conflict"),
 }
-"""Status and code of each error that is the caller's; the first that fits. Others are ours."""
+"""Status and code of client errors; the first matching class counts. Others are server errors."""
 
 _CODE_OF_VALIDATION_ERROR: Final = {
     "missing": "missing_required_parameter",
     "extra_forbidden": "unknown_parameter",
     "json_invalid": "invalid_json",
 }
-"""From what pydantic finds to OpenAI's code; any other is `invalid_value`."""
+"""From pydantic's error types to OpenAI's codes; any other is `invalid_value`."""
 
 _STATUS_DESCRIPTIONS: Final = {
     400: "The request cannot be used.",
@@ -71,13 +71,13 @@ STATUS_HEADERS: Final = {
         "503": {"Retry-After": "Seconds until it is worth trying again."},
     }.items()
 }
-"""The headers of answers by their status, in an OpenAPI document."""
+"""Response headers by status, for the OpenAPI document."""
 
 _COMMON_STATUSES: Final = (400, 401, 403, 404, 405, 408, 413, 429, 500, 503)
 
 
 class ErrorObject(BaseModel):
-    """What went wrong."""
+    """The details of an error."""
 
     message: str = Field(description="What is wrong, for a person.")
     type: str = Field(description="Whose fault it is, roughly.", examples=[INVALID_REQUEST])
@@ -92,13 +92,13 @@ class ErrorObject(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """The body of every answer that is not a success."""
+    """The body of every error response."""
 
     error: ErrorObject
 
 
 class ApiError(HTTPException):
-    """An answer that is no success, from this room."""
+    """An error response raised by the API itself."""
 
     def __init__(
         self,
@@ -115,24 +115,24 @@ class ApiError(HTTPException):
 
 
 def openapi_errors(*extra_statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What the OpenAPI document says of the errors of a route, those that any route may give included."""
+    """Return the error responses of a route for the OpenAPI document, including those common to all routes."""
     statuses = sorted({*_COMMON_STATUSES, *extra_statuses})
     return {status: {"model": ErrorResponse, "description": _STATUS_DESCRIPTIONS[status]} for status in statuses}
 
 
 def error_response(error: Exception) -> Response:
-    """The answer for an error."""
+    """Return the response for an error."""
     return _to_response(to_http_exception(error))
 
 
 def to_http_exception(error: Exception) -> HTTPException:
-    """The error as the caller is told it. Faults of ours are logged, and told without their details."""
+    """Return the error for the client. Server errors are logged, and returned without their details."""
     if isinstance(error, BatchlineError):
         error = _from_batchline_error(error)
     if isinstance(error, RequestValidationError):
         error = _from_validation_error(error)
     if not isinstance(error, HTTPException):
-        log.error("%s: %s", request_id.get(), error)  # the server adds how it came about
+        log.error("%s: %s", request_id.get(), error)  # the server logs the traceback
         error = _server_error()
     return error
 
@@ -154,12 +154,12 @@ def _server_error() -> ApiError:
 
 
 def service_unavailable(message: str) -> ApiError:
-    """The answer for what may work a little later."""
+    """Return a 503 for a request that may succeed a little later."""
     return ApiError(503, message, headers={"Retry-After": "5"})
 
 
 def _from_validation_error(error: RequestValidationError) -> ApiError:
-    """What the framework finds wrong with a request; the first of it, as OpenAI does."""
+    """Return the first validation error of the request, as OpenAI does."""
     detail = error.errors()[0]
     code, message = _CODE_OF_VALIDATION_ERROR.get(str(detail["type"]), "invalid_value"), str(detail["msg"])
     if code == "invalid_json":
@@ -173,7 +173,7 @@ def _from_validation_error(error: RequestValidationError) -> ApiError:
 
 
 def _validation_message(param: str | None, code: str, message: str) -> str:
-    """What pydantic tells, by OpenAI's words where it has any, and with the parameter's name once."""
+    """Return pydantic's message, in OpenAI's wording if there is one, with the parameter's name once."""
     if param is None:
         return message
     if code == "unknown_parameter":
@@ -186,7 +186,7 @@ def _validation_message(param: str | None, code: str, message: str) -> str:
 def _to_response(error: HTTPException) -> Response:
     headers = dict(error.headers or {})
     if error.status_code == 409:
-        headers["x-should-retry"] = "false"  # which OpenAI's clients otherwise do
+        headers["x-should-retry"] = "false"  # OpenAI's clients retry a 409 otherwise
     error_type = _error_type(error.status_code)
     param, code = getattr(error, "param", None), getattr(error, "code", None)
     param = None if param is None else _escape_surrogates(str(param))
@@ -196,7 +196,7 @@ def _to_response(error: HTTPException) -> Response:
 
 
 def _escape_surrogates(text: str) -> str:
-    """The text with what is no character written as JSON escapes it: JSON may bring one half of a pair."""
+    """Return the text with lone surrogates escaped: JSON may contain them, UTF-8 may not."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -207,7 +207,7 @@ def _error_type(status: int) -> str:
 
 
 def _reword_routing_error(request: Request, error: HTTPException) -> HTTPException:
-    """Starlette's own words for a path or a method that is not there, in OpenAI's."""
+    """Return Starlette's routing error in OpenAI's wording."""
     if isinstance(error, ApiError):
         return error
     request_line = f"{request.method} {request.url.path}"
@@ -216,7 +216,7 @@ def _reword_routing_error(request: Request, error: HTTPException) -> HTTPExcepti
             404, f"Invalid URL ({request_line}); /openapi.json tells what there is", code="unknown_url"
         )
     if error.status_code == 405:
-        # The framework names the methods of the first route that has this path, and not of those that follow.
+        # Starlette lists only the methods of the first route that matches the path.
         allowed = allowed_methods(request.app.openapi(), request.url.path)
         headers = error.headers if allowed is None else {"Allow": allowed}
         return ApiError(405, f"Not allowed: {request_line}", code="method_not_supported", headers=headers)
@@ -224,7 +224,7 @@ def _reword_routing_error(request: Request, error: HTTPException) -> HTTPExcepti
 
 
 def register_error_handlers(app: FastAPI) -> None:
-    """Let every error of the app come out as OpenAI's do."""
+    """Convert every error of the app to OpenAI's format."""
 
     @app.exception_handler(HTTPException)
     async def handle_http_error(request: Request, error: HTTPException) -> Response:

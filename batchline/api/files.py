@@ -1,4 +1,4 @@
-"""`/v1/files`."""
+"""Routes below `/v1/files`."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def list_files(query: Annotated[ListFilesQuery, Query()], client: CurrentClient)
 
 @router.get("/{file_id}", response_model=FileObject, responses=openapi_errors())
 def retrieve_file(file_id: str, client: CurrentClient) -> Response:
-    """Tell about a file."""
+    """Return a file."""
     return model_response(client.files.retrieve(file_id))
 
 
@@ -86,13 +86,13 @@ def retrieve_file(file_id: str, client: CurrentClient) -> Response:
 def read_file(
     request: Request, file_id: str, query: Annotated[ContentQuery, Query()], client: CurrentClient
 ) -> Response:
-    """Read a file: whole, a range of bytes, or lines. Of a running batch's files, what is settled so far."""
+    """Read a file: whole, a range of bytes, or lines. For a running batch, the results settled so far."""
     return content_response(request, file_id, query, client)
 
 
 @router.get("/{file_id}/cost-estimate", response_model=CostEstimate, responses=openapi_errors())
 def estimate_cost(file_id: str, client: CurrentClient) -> Response:
-    """Estimate what the requests of an input file will cost."""
+    """Estimate the cost of the requests in an input file."""
     return model_response(estimate_file(client, file_id))
 
 

@@ -1,4 +1,4 @@
-"""Whether the server is well, for those who start and watch it."""
+"""Health checks and metrics for monitoring."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ OK_BODY = '{"status":"ok"}'
 
 CACHE_TTL_S: Final = 1.0
 CHECK_TIMEOUT_S: Final = 5.0
-"""Seconds that storage and the database may take; a monitor waits no longer either."""
+"""Seconds that storage and the database may take; monitors do not wait longer either."""
 
 
 class ReadinessCheck:
-    """Asks storage and the database once for all who want to know: anyone may ask, without a key."""
+    """Checks storage and the database once for all concurrent callers, who need no key."""
 
     def __init__(self, client: Batchline) -> None:
         self._client = client
@@ -37,7 +37,7 @@ class ReadinessCheck:
         self._ended_at = float("-inf")
 
     async def check(self) -> None:
-        """Raise `StorageFault` unless both answer in time, or have a moment ago."""
+        """Raise `StorageFault` unless both respond in time, or did so a moment ago."""
         loop = asyncio.get_running_loop()
         if self._pending_check is None or (
             self._pending_check.done() and loop.time() - self._ended_at > CACHE_TTL_S
@@ -46,6 +46,7 @@ class ReadinessCheck:
             self._pending_check.add_done_callback(self._record_end)
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
+                # one caller's timeout must not cancel the check for the others
                 await asyncio.shield(self._pending_check)
         except TimeoutError:
             raise StorageFault(
@@ -55,15 +56,15 @@ class ReadinessCheck:
     def _record_end(self, check: asyncio.Future[None]) -> None:
         self._ended_at = check.get_loop().time()
         if not check.cancelled():
-            check.exception()  # seen, also if nobody waits for it any more
+            check.exception()  # marks it as retrieved, even if all callers have timed out
 
     def close(self) -> None:
-        """Let the thread end."""
+        """Shut down the thread."""
         self._thread.shutdown(wait=False)
 
 
 class Health(BaseModel):
-    """That all is well."""
+    """The server is healthy."""
 
     status: Literal["ok"]
 
@@ -71,14 +72,14 @@ class Health(BaseModel):
 @router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", response_model=Health, responses=openapi_errors())
 async def healthz() -> Response:
-    """Tell that the server runs."""
+    """Return ok if the server runs."""
     return json_response(OK_BODY)
 
 
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", response_model=Health, responses=openapi_errors())
 async def readyz(request: Request) -> Response:
-    """Tell that storage and the database answer."""
+    """Return ok if storage and the database respond."""
     readiness: ReadinessCheck = request.app.state.readiness
     await readiness.check()
     return json_response(OK_BODY)
@@ -90,5 +91,5 @@ async def readyz(request: Request) -> Response:
     responses={**openapi_errors(), 200: {"description": "Figures.", "content": {"text/plain": {}}}},
 )
 def metrics(client: CurrentClient) -> Response:
-    """Give figures as Prometheus reads them."""
+    """Return metrics in Prometheus's format."""
     return Response(render_metrics(client), media_type=MEDIA_TYPE)

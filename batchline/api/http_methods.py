@@ -1,4 +1,4 @@
-"""Methods: HEAD wherever there is GET, and which methods a path allows."""
+"""HTTP methods: HEAD wherever GET is allowed, and the methods that a path allows."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class _HeadersSentError(Exception):
-    """Raised in an app that goes on with a body that nobody gets."""
+    """Stops an app that goes on streaming a body to a HEAD request."""
 
 
 class HeadMiddleware:
-    """Answers HEAD as GET, without the body; a body that is streamed is not read on."""
+    """Answers HEAD like GET without the body; a streamed body is not read."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand the request on."""
+        """Pass the request on."""
         if scope["type"] != "http" or scope["method"] != "HEAD":
             await self._app(scope, receive, send)
             return
@@ -44,7 +44,7 @@ class HeadMiddleware:
 
 
 def allowed_methods(document: Mapping[str, Any], path: str) -> str | None:
-    """Return the methods of that path by the OpenAPI document, as Allow lists them; None if it lacks the path."""
+    """Return the path's methods in the OpenAPI document as an Allow header; None if it lacks the path."""
     methods: set[str] = set()
     for template, operations in document["paths"].items():
         pattern, _, _ = compile_path(template)

@@ -1,4 +1,4 @@
-"""Figures for Prometheus: of all batches on record, and of what this process has sent."""
+"""Prometheus metrics of all recorded batches and of the requests sent by this process."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ MEDIA_TYPE: Final = CONTENT_TYPE_LATEST
 
 
 def render_metrics(client: Batchline) -> bytes:
-    """The figures as text; raises `StorageFault` where the database does not answer."""
+    """Return the metrics as text; raises `StorageFault` if the database does not respond."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_MetricsCollector(client))
     return generate_latest(registry)
 
 
 class _MetricsCollector(Collector):
-    """What is known at the moment."""
+    """Collects the current values."""
 
     def __init__(self, client: Batchline) -> None:
         self._client = client
 
     def describe(self) -> list[Metric]:
-        """Nothing, so that it is not asked before its time."""
+        """Return nothing, so that registration does not query the database."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """All metrics."""
+        """Yield all metrics."""
         batch_counts = self._client.services.records.batch_counts
         batches = GaugeMetricFamily("batchline_batches", "Batches on record.", labels=["status"])
         for status, count in batch_counts.count_by_status().items():
@@ -51,8 +51,9 @@ class _MetricsCollector(Collector):
 
 
 def _call_metrics(call_metrics: CallMetrics) -> Iterator[Metric]:
-    """What was sent and came back since the process began."""
+    """Yield metrics of the calls since the process started."""
     requests = CounterMetricFamily("batchline_requests", "Requests settled by this process.", labels=["outcome"])
+    # a series that starts at 0 lets `rate()` see the first request
     for outcome, count in {"completed": 0, **call_metrics.outcomes}.items():
         requests.add_metric([outcome], count)
     yield requests

@@ -1,4 +1,4 @@
-"""An id for each request: its answer has it as `x-request-id`, where OpenAI's clients look, and so has the log."""
+"""A request id in the `x-request-id` response header, as OpenAI's clients expect, and in the log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.types import Message, Receive, Scope, Send
 
 request_id: ContextVar[str] = ContextVar("request_id", default="req_none")
-"""The request that is being answered."""
+"""Id of the current request."""
 
 REQUEST_ID_HEADERS: Final = {
     "x-request-id": {
@@ -18,11 +18,11 @@ REQUEST_ID_HEADERS: Final = {
         "schema": {"type": "string"},
     }
 }
-"""The header in an OpenAPI document."""
+"""The header, for the OpenAPI document."""
 
 
 class RequestIdApp(FastAPI):
-    """A FastAPI whose every answer has its request's id, those to what failed too."""
+    """A FastAPI app that adds the request's id to every response, including errors."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request."""
@@ -37,4 +37,5 @@ class RequestIdApp(FastAPI):
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", assigned_id.encode())]
             await send(message)
 
+        # outside all middleware, since Starlette's handler of unexpected errors is the outermost
         await super().__call__(scope, receive, send_with_id)

@@ -1,4 +1,4 @@
-"""Bounds on what one client can hold up: requests at once, the size of a body, and the time that it takes."""
+"""Limits on concurrent requests, body sizes and body durations, so that one client cannot block others."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from batchline.api.errors import ApiError, error_response, service_unavailable
 MAX_REQUESTS: Final = 1_000
 MAX_REQUESTS_PER_MEMBER: Final = 250
 PROBE_PATHS: Final = frozenset({"/healthz", "/readyz"})
-"""What is asked by who would end a server that does not answer."""
+"""Health check paths; never limited, since orchestrators restart a server that does not answer them."""
 
 MAX_BODY_BYTES: Final = 2**20
 MAX_RETRY_BODY_BYTES: Final = 64 * 2**20
-"""Of a body that names requests, of which there may be a million."""
+"""Maximum size of a body that lists request ids, of which there may be a million."""
 
 STREAM_SUFFIXES: Final = ("/content", "/results", "/results.jsonl", "/output.jsonl", "/errors.jsonl")
-"""Endings of paths whose answers are streamed: each stream holds up to 60 MB of a file."""
+"""Endings of paths with streamed responses: each stream holds up to 60 MB of a file."""
 
 MAX_STREAMS: Final = 64
 MAX_STREAMS_PER_MEMBER: Final = 3
 SLOT_TIMEOUT_S: Final = 60.0
-"""Seconds that such a request waits for its place."""
+"""Seconds that a stream or a long body waits for a slot."""
 
 MAX_LONG_BODIES: Final = 2
 MAX_LONG_BODIES_PER_MEMBER: Final = 1
-"""Such bodies are held in memory; more of them wait."""
+"""Long bodies are held in memory; more of them wait."""
 
 BODY_IDLE_TIMEOUT_S: Final = 30.0
 BODY_BASE_TIMEOUT_S: Final = 60.0
 MIN_BODY_BYTES_PER_S: Final = 1_024
-"""A body may take `BODY_BASE_TIMEOUT_S` and a second for so many bytes, and no pause in it more than `IDLE_S`."""
+"""A body may take `BODY_BASE_TIMEOUT_S` plus 1 s per 1,024 bytes, with pauses up to `BODY_IDLE_TIMEOUT_S`."""
 
 
 def _is_upload(path: str) -> bool:
@@ -46,7 +46,7 @@ def _is_upload(path: str) -> bool:
 
 
 class RequestLimitsMiddleware:
-    """Refuses what goes over the bounds, wherever in the app the body is read."""
+    """Refuses requests above the limits, wherever in the app their body is read."""
 
     def __init__(
         self, app: ASGIApp, *, max_requests: int = MAX_REQUESTS, is_upload: Callable[[str], bool] = _is_upload
@@ -60,7 +60,7 @@ class RequestLimitsMiddleware:
         self._stream_limiter = FairLimiter(MAX_STREAMS, MAX_STREAMS_PER_MEMBER)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand the request on, with a body that is bounded."""
+        """Pass the request on with a limited body, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -92,7 +92,7 @@ class RequestLimitsMiddleware:
 
     @asynccontextmanager
     async def _memory_slot(self, scope: Scope, member_id: str | None) -> AsyncIterator[None]:
-        """Hold a place for a request that takes much memory; raises `ApiError` (503)."""
+        """Hold a slot for a request that takes much memory; raises `ApiError` (503)."""
         limiter = None
         if scope["path"].endswith("/retry-requests"):
             limiter = self._long_body_limiter
@@ -109,12 +109,12 @@ class RequestLimitsMiddleware:
 
     def _max_bytes(self, path: str) -> int | None:
         if self._is_upload(path):
-            return None  # the file's own limit holds
+            return None  # limited by the file size instead
         return MAX_RETRY_BODY_BYTES if path.endswith("/retry-requests") else MAX_BODY_BYTES
 
 
 class _LimitedBody:
-    """A body on its way in; raises `ApiError` (408, 413)."""
+    """An incoming body; raises `ApiError` (408, 413)."""
 
     def __init__(self, receive: Receive, max_bytes: int | None) -> None:
         self._receive = receive
@@ -124,7 +124,7 @@ class _LimitedBody:
         self._is_complete = False
 
     async def __call__(self) -> Message:
-        """The next piece; once all is there, whatever the server tells, however long that takes."""
+        """Return the next message; once the body is complete, without a timeout."""
         if self._is_complete:
             return await self._receive()
         remaining_s = (

@@ -1,4 +1,4 @@
-"""What handlers have in common: on whose behalf they act, and how objects are written."""
+"""Shared parts of the handlers: the caller's client, and serialization of responses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from batchline.models.base import WireModel
 
 
 class Deleted(WireModel):
-    """What was deleted."""
+    """The deleted object."""
 
     id: str
     object: Literal["file", "batch"]
@@ -26,21 +26,21 @@ async def _current_client(request: Request) -> Batchline:
 
 
 CurrentClient = Annotated[Batchline, Depends(_current_client)]
-"""The client on behalf of whoever asks."""
+"""The client with the caller's rights."""
 
 
 def model_response(model: WireModel) -> Response:
-    """The object as JSON; what is absent is left out."""
+    """Return the object as JSON without absent fields."""
     return json_response(model.to_json())
 
 
 def json_response(text: bytes | str) -> Response:
-    """An answer of that JSON."""
+    """Return a response with that JSON."""
     return Response(text, media_type="application/json")
 
 
 def openapi_stream(media_type: str, description: str, **headers: str) -> dict[str, Any]:
-    """What the OpenAPI document says of an answer that is no JSON."""
+    """Return the OpenAPI description of a response that is not JSON."""
     return {
         "description": description,
         "content": {media_type: {"schema": {"type": "string", "format": "binary"}}},

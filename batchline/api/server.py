@@ -1,4 +1,4 @@
-"""Serves the API until it is told to stop."""
+"""Serve the API until SIGINT, SIGTERM or `stop`."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from batchline.models.stop_signals import StopSignals
 
 BACKLOG: Final = 2_048
 KEEP_ALIVE_S: Final = 75
-"""How long a connection may rest between requests: longer than clients and proxies keep one that they use again.
+"""Seconds that an idle connection stays open: longer than clients and proxies reuse one.
 
-Who sends on a connection at the moment in which it is closed gets no answer, and cannot tell what became of that.
+A request sent on a connection that is just being closed fails, and the client cannot know if it was processed.
 """
 
 HEAD_BYTES: Final = 65_536
-"""Size of the largest head of a request."""
+"""Maximum size of a request's headers."""
 
 FILES: Final = 16_384
 """Open files that a server should be allowed: connections from clients, to upstreams, storage and the database."""
@@ -41,13 +41,13 @@ FILES: Final = 16_384
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 AppFactory = Callable[[FastAPI], ASGIApp]
 SHUTDOWN_TIMEOUT_S: Final = 10
-"""How long answers may take that are under way when the server stops."""
+"""Seconds that responses in flight may take when the server stops."""
 
 SWITCH_INTERVAL_S: Final = 0.001
-"""Seconds that a thread that checks files or packs answers may keep the GIL while the event loop waits for it."""
+"""Seconds that a thread may keep the GIL, to check files or compress, while the event loop waits for it."""
 
 UVICORN_OPTIONS: Final[Mapping[str, Any]] = {
-    "http": "h11",  # the only one whose size of a head is bounded
+    "http": "h11",  # uvicorn's only parser with a limit on header size
     "h11_max_incomplete_event_size": HEAD_BYTES,
     "ws": "none",
     "lifespan": "on",
@@ -58,15 +58,14 @@ UVICORN_OPTIONS: Final[Mapping[str, Any]] = {
     "timeout_keep_alive": KEEP_ALIVE_S,
     "timeout_graceful_shutdown": SHUTDOWN_TIMEOUT_S,
 }
-"""uvicorn's options."""
+"""Options of uvicorn."""
 
 
 class Server:
-    """The API at an address, which it has from the start; batches run where the client's run.
+    """The API at an address, bound on construction; batches run on the client's runner.
 
-    `face` puts more before the API, such as pages for people.
-    Raises `InvalidInput` where it cannot listen there, for an address beyond this machine without a key, and where
-    nothing is configured that batches could be run by.
+    `app_factory` wraps the API, for example with web pages. Raises `InvalidInput` if the address cannot be bound,
+    if it is not loopback and no key exists, and if nothing is configured that can run batches.
     """
 
     def __init__(self, client: Batchline, *, host: str, port: int, app_factory: AppFactory | None = None) -> None:
@@ -83,25 +82,25 @@ class Server:
         self._listener = _bind_socket(host, port)
         self.url = _base_url(self._listener)
         self.allows_anonymous = is_local and not keys.is_key_required()
-        """Whether whoever asks is let in."""
+        """True if requests need no key."""
         api = create_app(client, allow_anonymous=is_local)
         self._server = _UvicornServer(uvicorn.Config(app_factory(api) if app_factory else api, **UVICORN_OPTIONS))
 
     def run(self) -> None:
-        """Serve until SIGINT, SIGTERM or `stop`; then stop the batches that run, which can go on later."""
+        """Serve until SIGINT, SIGTERM or `stop`; then stop running batches, which can be resumed."""
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         _raise_file_limit()
         with self._listener, _frozen_memory():
             self._server.run(sockets=[self._listener])
 
     def stop(self) -> None:
-        """Have `run` end; may be called from any thread."""
+        """Make `run` return; thread-safe."""
         self._server.should_exit = True
 
 
 @contextmanager
 def _frozen_memory() -> Iterator[None]:
-    """Keep what is in memory now out of garbage collections, which would stop all requests for 50 to 100 ms."""
+    """Exclude present objects from garbage collection, whose full passes would pause requests for 50 to 100 ms."""
     gc.collect()
     gc.freeze()
     try:
@@ -111,12 +110,12 @@ def _frozen_memory() -> Iterator[None]:
 
 
 class _UvicornServer(uvicorn.Server):
-    """Stops cleanly at the first signal and is killed by a later one; uvicorn's own dies of the first as well."""
+    """A server that stops cleanly at the first signal and dies at a later one; uvicorn dies at the first too."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle the signals within the block, where that can be."""
-        if threading.current_thread() is not threading.main_thread():
+        """Handle the signals within the block, if it runs on the main thread."""
+        if threading.current_thread() is not threading.main_thread():  # Python sets handlers only there
             yield
             return
 
@@ -139,7 +138,7 @@ class _UvicornServer(uvicorn.Server):
 
 
 def _raise_file_limit() -> None:
-    """Let this process open as many files as it needs, so far as the system's hard limit allows."""
+    """Raise this process's limit of open files to `FILES`, as far as the hard limit allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

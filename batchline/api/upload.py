@@ -1,4 +1,4 @@
-"""A file that comes in as a form, stored while it comes: nothing is kept in memory or on the side."""
+"""Store a file from a multipart form while it arrives, without buffering it in memory or on disk."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from batchline.models.files import FileObject
 
 MAX_UPLOADS: Final = 64
 MAX_UPLOADS_PER_MEMBER: Final = 8
-"""Each holds some 40 MB: what it decompresses, and what it sends to S3."""
+"""Each upload holds about 40 MB: its decompressor, and parts being sent to S3."""
 
 SLOT_TIMEOUT_S: Final = 20.0
-"""How long an upload waits for one of the places; many small ones that come together then all have theirs."""
+"""Seconds that an upload waits for a slot, enough for many small uploads at once."""
 
 MAX_FIELD_BYTES: Final = 1_024
 MAX_HEADER_BYTES: Final = 8_192
@@ -34,9 +34,9 @@ FORM_FIELDS: Final = frozenset({"purpose", "expires_after[anchor]", "expires_aft
 
 
 class MultipartForm:
-    """The form of a request as it is parsed: small fields, and the bytes of one file.
+    """A multipart form parsed incrementally: small fields, and the bytes of one file.
 
-    It has the API's fields and those that are named beside them. Raises `ApiError` where the request has no form.
+    Accepts the API's fields and `extra_fields`. Raises `ApiError` if the request is not such a form.
     """
 
     def __init__(self, request: Request, *, extra_fields: frozenset[str] = frozenset()) -> None:
@@ -63,7 +63,7 @@ class MultipartForm:
             raise ApiError(400, f"the form cannot be read: {error}") from error
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Parse what came, and return what of it is the file's; raises `ApiError` for what is no form."""
+        """Parse data and return the file's bytes in it; raises `ApiError` for an invalid form."""
         try:
             self._parser.write(data)
         except FormParserError as error:
@@ -83,7 +83,7 @@ class MultipartForm:
         self._partial_header = [b"", b""]
 
     def _begin_data(self) -> None:
-        """Look at whose data follow."""
+        """Determine the field that the following data belong to."""
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         self._field_name = options.get(b"name", b"").decode(errors="replace")
         if self._field_name == "file":
@@ -111,7 +111,7 @@ class MultipartForm:
         self.is_complete = True
 
     def upload_options(self) -> UploadOptions:
-        """What the form says of the file; raises `InvalidInput`."""
+        """Return the options of the upload; raises `InvalidInput`."""
         if "purpose" not in self.fields:
             raise InvalidInput("purpose is missing; send 'batch'", param="purpose")
         return UploadOptions(self.fields["purpose"].decode(errors="replace"), self._parse_expiry())
@@ -128,18 +128,18 @@ class MultipartForm:
 
 
 class UploadHandler:
-    """Stores uploads, so many at once and of one member, each by a thread of its own."""
+    """Stores uploads, each on its own thread, with limits in total and per member."""
 
     def __init__(self, max_uploads: int = MAX_UPLOADS, max_per_member: int = MAX_UPLOADS_PER_MEMBER) -> None:
         self._threads = ThreadPoolExecutor(max_uploads, thread_name_prefix="upload")
         self._limiter = FairLimiter(max_uploads, max_per_member)
 
     async def handle(self, request: Request, client: Batchline) -> FileObject:
-        """Store the file of the request's form; where the client leaves, nothing stays behind."""
+        """Store the file of the request's form; if the client disconnects, nothing is stored."""
         return await self.handle_form(MultipartForm(request), request, client)
 
     async def handle_form(self, form: MultipartForm, request: Request, client: Batchline) -> FileObject:
-        """The same, where the form's other fields are wanted as well."""
+        """Store the file of a form whose other fields the caller reads too."""
         async with self._upload_slot(client.access.member_id):
             try:
                 return await self._read_form(form, request.stream(), client)
@@ -175,8 +175,9 @@ class UploadHandler:
             await _forward_stream(form, blocks, stream, buffer)
         except BaseException as error:
             buffer.end(error)
+            # until the thread has cleaned up: the slot must not be free before its memory is
             await asyncio.wait([storing])
-            storing.exception()
+            storing.exception()  # retrieved, or asyncio logs it as never retrieved
             raise
         buffer.end()
         return await storing
@@ -192,7 +193,7 @@ def _store_from_buffer(buffer: BoundedBuffer, form: MultipartForm, client: Batch
 async def _forward_stream(
     form: MultipartForm, blocks: list[bytes], stream: AsyncIterator[bytes], buffer: BoundedBuffer
 ) -> None:
-    """Hand the file's bytes over until the form is through, or nobody wants them any more."""
+    """Forward the file's bytes until the form ends or the reader abandons the buffer."""
     for block in blocks:
         await buffer.put(block)
     async for data in stream:

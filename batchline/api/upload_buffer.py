@@ -1,4 +1,4 @@
-"""Bytes on their way from a connection's event loop to the thread that stores them."""
+"""A bounded buffer between a connection's event loop and the thread that stores its data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_BYTES: Final = 2 * 2**20
 
 
 class BoundedBuffer:
-    """Holds `MOST_BYTES` and a block at most. Written on the loop that it is made on, read by one thread."""
+    """Holds at most `MAX_BYTES` plus a block. Written on the loop that creates it, read by one thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -24,7 +24,7 @@ class BoundedBuffer:
         self._error: BaseException | None = None
 
     async def put(self, block: bytes) -> None:
-        """Hand over a block; waits while much is unread. What nobody reads any more is dropped."""
+        """Append a block; waits while the buffer is full. Dropped if the reader has abandoned the buffer."""
         with self._changed:
             if self.is_abandoned:
                 return
@@ -36,13 +36,13 @@ class BoundedBuffer:
         await self._has_room.wait()
 
     def end(self, error: BaseException | None = None) -> None:
-        """Say that nothing more comes, or that what comes is not to be had; the reader then raises that."""
+        """Mark the end of the data; `read` then raises `error` if given."""
         with self._changed:
             self._ended, self._error = True, error
             self._changed.notify()
 
     def read(self, size: int, /) -> bytes:
-        """Up to so many bytes, as soon as there are some; none at the end."""
+        """Return up to `size` bytes as soon as some are available; empty at the end."""
         with self._changed:
             while not self._blocks and not self._ended:
                 self._changed.wait()
@@ -56,12 +56,13 @@ class BoundedBuffer:
             data = bytes(block[:size])
             was_full = self._size_bytes >= MAX_BYTES
             self._size_bytes -= len(data)
+            # asyncio events are not thread-safe: set it on the loop, and only when the state changes
             if was_full and self._size_bytes < MAX_BYTES:
                 self._loop.call_soon_threadsafe(self._has_room.set)
             return data
 
     def abandon(self) -> None:
-        """Say that nobody reads any more."""
+        """Mark the buffer as no longer read."""
         with self._changed:
             self.is_abandoned = True
             self._blocks.clear()
