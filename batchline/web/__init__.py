@@ -1,4 +1,4 @@
-"""The pages for people: what the API does, to look at and to click on, with no logic of its own."""
+"""Web pages with the functions of the API, without logic of their own."""
 
 from batchline.web.app import with_pages
 

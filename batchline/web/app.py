@@ -1,4 +1,4 @@
-"""The pages before the API: which of them answers, and what the pages are made of."""
+"""The ASGI application that serves the web pages besides the API."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ UPLOAD_PATHS: Final = frozenset({"/new"})
 
 
 class PathRouter:
-    """Hands every request to the API or to the pages, by its path."""
+    """Routes each request to the API or to the pages, by its path."""
 
     def __init__(self, api: ASGIApp, pages: ASGIApp) -> None:
         self._api = api
         self._pages = pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand the request on."""
+        """Pass the request on."""
         is_page = scope["type"] == "http" and not _is_api_path(scope["path"])
         await (self._pages if is_page else self._api)(scope, receive, send)
 
@@ -40,7 +40,7 @@ def _is_api_path(path: str) -> bool:
 
 
 def with_pages(api: FastAPI) -> ASGIApp:
-    """The API with the pages beside it, which let in whom it lets in, as often."""
+    """Return the API combined with the pages, which share its authentication and rate limits."""
     client: Batchline = api.state.client
     pages = RequestIdApp(openapi_url=None, docs_url=None, redoc_url=None)
     pages.state.authenticator = api.state.authenticator
@@ -50,6 +50,7 @@ def with_pages(api: FastAPI) -> ASGIApp:
     for module in (static_files, sign_in, batch_list, new_batch, files, results, batch):
         pages.include_router(module.router)
     register_error_handlers(pages)
+    # the last added runs first: limits need the member that the session finds
     pages.add_middleware(RequestLimitsMiddleware, is_upload=UPLOAD_PATHS.__contains__)
     pages.add_middleware(SessionMiddleware, authenticator=api.state.authenticator)
     pages.add_middleware(HeadMiddleware)

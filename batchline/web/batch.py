@@ -1,4 +1,4 @@
-"""A batch's page: how it is, what came of it, and what can be done with it."""
+"""The page of a batch: its state, results and actions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MEDIA_TYPES: Final = {
 REPORT_POLICY: Final = (
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""The report is a page without scripts whose style is in it."""
+"""Content security policy of the report, which has inline styles and no scripts."""
 
 router = APIRouter(prefix="/batches/{batch_id}", route_class=FairRoute)
 
@@ -58,7 +58,7 @@ def show_batch(request: Request, batch_id: str, client: CurrentClient) -> Respon
 
 
 def _outcome_context(client: Batchline, batch: BatchRecord) -> dict[str, Any]:
-    """What the report of a batch tells; one that ended before anything was sent has none."""
+    """Return the template values of an ended batch; without a report if nothing was sent."""
     try:
         report, samples = client.batches.report(batch.id), client.batches.failures(batch.id)
     except NotFound:
@@ -71,7 +71,7 @@ def _pending_context(batch: BatchRecord) -> dict[str, Any]:
 
 
 def _existing_input_file_id(client: Batchline, batch: BatchRecord) -> str | None:
-    """The id of its input file, while that is there."""
+    """Return the id of the batch's input file, or None if it was deleted."""
     try:
         return client.files.retrieve(batch.input_file_id).id
     except NotFound:
@@ -79,7 +79,7 @@ def _existing_input_file_id(client: Batchline, batch: BatchRecord) -> str | None
 
 
 def timeline_of(batch: BatchRecord) -> list[tuple[str, int, int | None]]:
-    """What the batch went through: name, when, and the seconds until what followed; none for the last."""
+    """Return name, time and seconds until the next event, None for the last, of the batch's events."""
     sending_name = "Sending" if not batch.generation else "Sending again"
     events = [
         ("Created", batch.created_at),
@@ -105,7 +105,7 @@ def cancel_batch(batch_id: str, client: CurrentClient) -> Response:
 
 @router.post("/retry")
 def retry_batch(batch_id: str, client: CurrentClient) -> Response:
-    """Try all its failed requests again."""
+    """Send all failed requests again."""
     client.batches.retry(batch_id)
     return _redirect_to_batch(batch_id)
 
@@ -114,7 +114,7 @@ def retry_batch(batch_id: str, client: CurrentClient) -> Response:
 def retry_requests(
     batch_id: str, client: CurrentClient, request_id: Annotated[list[str] | None, Form()] = None
 ) -> Response:
-    """Try the chosen requests again."""
+    """Send the chosen requests again."""
     if not request_id:
         raise InvalidInput("no request is chosen; tick those that are to be tried again", param="request_id")
     client.batches.retry_requests(batch_id, request_id)
@@ -123,7 +123,7 @@ def retry_requests(
 
 @router.get("/delete")
 def ask_to_delete(request: Request, batch_id: str, client: CurrentClient) -> Response:
-    """Ask whether the batch is to go."""
+    """Ask for confirmation."""
     batch = client.batches.record(batch_id)
     return render_page(request, "delete_batch.html", batch=batch)
 
@@ -137,7 +137,7 @@ async def delete_batch(batch_id: str, client: CurrentClient) -> Response:
 
 @router.get("/{name}")
 def read_file(batch_id: str, name: str, client: CurrentClient) -> Response:
-    """Give one of the batch's files: the report to look at, the others to keep."""
+    """Return one of the batch's files: the report inline, the others as downloads."""
     files = client.batches.files(batch_id)
     if name not in files or name not in MEDIA_TYPES:
         raise NotFound(f"batch {batch_id} has no file {name[:80]!r}")
@@ -149,9 +149,10 @@ def read_file(batch_id: str, name: str, client: CurrentClient) -> Response:
 
 
 def is_retryable(batch: BatchRecord) -> bool:
-    """Whether some of its requests can be tried again."""
+    """Return True if some of the batch's requests can be sent again."""
     return batch.status in TERMINAL_STATUSES and batch.not_completed > 0 and batch.final_prefix is not None
 
 
 def _redirect_to_batch(batch_id: str) -> Response:
+    # 303: reloading the page must not repeat the POST
     return RedirectResponse(f"/batches/{batch_id}", 303)

@@ -1,4 +1,4 @@
-"""The first page: batches, what they are at, and which of them to show."""
+"""The start page: a filtered list of batches."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def list_batches(request: Request, client: CurrentClient) -> Response:
 
 @router.get("/batches")
 def redirect_to_list() -> Response:
-    """Lead whoever cuts off an address to where batches are."""
+    """Redirect a shortened address to the list of batches."""
     return RedirectResponse("/", 301)
 
 
 def _list_query(params: dict[str, str]) -> dict[str, Any]:
-    """The filters as the operations know them; both days are in it, in UTC."""
+    """Return the filters as query arguments; both days are inclusive, in UTC."""
     days = {"created_after": ("created_from", "T00:00:00Z"), "created_before": ("created_to", "T23:59:59Z")}
     query: dict[str, Any] = {name: params[name] for name in ("status", "search", "after") if name in params}
     query |= {name: params[day] + time for name, (day, time) in days.items() if day in params}
@@ -68,7 +68,7 @@ def _list_query(params: dict[str, str]) -> dict[str, Any]:
 
 
 def _status_tabs(filters: dict[str, str]) -> list[tuple[str, str, bool]]:
-    """Name and address of each status, and whether it is the one that is shown."""
+    """Return name, address and selection of each status tab."""
     other_filters = {name: value for name, value in filters.items() if name != "status"}
     current = filters.get("status", "")
     return [
@@ -82,6 +82,6 @@ def _status_tabs(filters: dict[str, str]) -> list[tuple[str, str, bool]]:
 
 
 def visible_members(request: Request, client: Batchline) -> dict[str, str]:
-    """Ids and names of those whose batches whoever asks can see beside their own."""
+    """Return ids and names of the members whose batches a manager can see; empty for others."""
     principal: Principal = request.state.principal
     return {member.id: member.name for member in ApiKeys(client).members()} if principal.is_manager else {}

@@ -1,4 +1,4 @@
-"""What a browser asks for: the client on its behalf, queries without their empty fields, and forms."""
+"""Dependencies of the pages: the caller's client, non-empty query fields, and forms."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ async def _current_client(request: Request) -> Batchline:
 
 
 CurrentClient = Annotated[Batchline, Depends(_current_client)]
-"""The client on behalf of whoever asks."""
+"""The client with the caller's rights."""
 
 
 async def read_form(request: Request) -> FormData:
-    """The fields of a form; raises `HTTPException` for what is none."""
-    return await request.form(max_files=0, max_fields=MAX_FORM_FIELDS)
+    """Return the fields of a form; raises `HTTPException` if it is invalid."""
+    return await request.form(max_files=0, max_fields=MAX_FORM_FIELDS)  # without files, forms stay in memory
 
 
 FormFields = Annotated[FormData, Depends(read_form)]
 
 
 def read_query(request: Request, *names: str) -> dict[str, str]:
-    """Those fields of the query that are filled in."""
+    """Return the given fields of the query that are not empty."""
     values = {name: request.query_params.get(name, "").strip() for name in names}
     return {name: value for name, value in values.items() if value}

@@ -1,4 +1,4 @@
-"""Errors as pages, for whoever can look at one."""
+"""Error pages for browsers; other clients get JSON."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ ADVICE: Final = {
 
 
 def accepts_html(request: Request) -> bool:
-    """Whether a browser asks; programs get errors as JSON."""
+    """Return True for a browser; programs get errors as JSON."""
     return "text/html" in request.headers.get("accept", "")
 
 
 def render_error(request: Request, error: Exception) -> Response:
-    """The answer for an error: a page that says what is wrong and what to do, or JSON."""
+    """Return the response for an error: a page with the reason and advice, or JSON."""
     http_error = to_http_exception(error)
     if http_error.status_code == 404 and not isinstance(error, BatchlineError) and not accepts_html(request):
         http_error.detail = f"there is nothing at {request.url.path[:200]}; the API is at /v1"
     if not accepts_html(request):
         return error_response(http_error)
     status, message = http_error.status_code, str(http_error.detail)
-    if message == "Not Found":
+    if message == "Not Found":  # Starlette's text for an unknown path
         message = "there is no such page"
     return render_page(
         request,
@@ -64,7 +64,7 @@ def render_error(request: Request, error: Exception) -> Response:
 
 
 def register_error_handlers(pages: FastAPI) -> None:
-    """Let every error of the pages come out so."""
+    """Render every error of the pages with `render_error`."""
 
     async def handle(request: Request, error: Exception) -> Response:
         return render_error(request, error)

@@ -1,4 +1,4 @@
-"""Files: which there are, what is in one, and deleting it."""
+"""Pages for files: list, preview, download and delete."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def show_file(request: Request, file_id: str, client: CurrentClient) -> Response
 
 
 def _first_lines(client: Batchline, file_id: str) -> tuple[list[tuple[str, bool]], bool]:
-    """The first lines, each with whether it is cut, and whether there are more."""
+    """Return the first lines, each with True if it is truncated, and True if there are more."""
     start = b"".join(client.files.content(file_id, end=MAX_SHOWN_BYTES))
     parts = start.decode(errors="replace").split("\n", MAX_SHOWN_LINES)
     lines, rest = parts[:MAX_SHOWN_LINES], parts[MAX_SHOWN_LINES:]
@@ -76,13 +76,13 @@ def _first_lines(client: Batchline, file_id: str) -> tuple[list[tuple[str, bool]
 
 @router.get("/{file_id}/content")
 def read_content(request: Request, file_id: str, client: CurrentClient) -> Response:
-    """Give the file to keep."""
+    """Return the file as a download."""
     return content_response(request, file_id, ContentQuery(), client)
 
 
 @router.get("/{file_id}/delete")
 def ask_to_delete(request: Request, file_id: str, client: CurrentClient) -> Response:
-    """Ask whether the file is to go."""
+    """Ask for confirmation."""
     return render_page(request, "delete_file.html", file=client.files.retrieve(file_id))
 
 

@@ -1,4 +1,4 @@
-"""What a request asks and what was answered, as a person reads it: the texts out of bodies of any shape."""
+"""Extract readable text from request and response bodies of any shape."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 MAX_CHARACTERS: Final = 20_000
-"""Of each text; a page of results stays a page."""
+"""Maximum length of each text, so that a page of results stays small."""
 
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, indent=2)
 
 
 class MessageText(NamedTuple):
-    """A text, and whose it is: a role, or the name of what holds it."""
+    """A text with its role, or the name of the field that holds it."""
 
     role: str
     text: str
@@ -22,19 +22,19 @@ class MessageText(NamedTuple):
 
 
 def request_messages(body: Any) -> list[MessageText]:
-    """What the request asks; nothing where that cannot be told."""
+    """Return the texts of a request; empty if the shape of the body is unknown."""
     return [_truncate_text(role, text) for role, text in _find_request_texts(body)]
 
 
 def response_messages(body: Any) -> list[MessageText]:
-    """What was answered; nothing where that cannot be told."""
+    """Return the texts of a response; empty if the shape of the body is unknown."""
     return [_truncate_text(role, text) for role, text in _find_response_texts(body)]
 
 
 def pretty_json(value: Any) -> MessageText:
-    """The whole as JSON, as far as it is shown."""
+    """Return the value as indented JSON, up to the maximum shown."""
     text = ""
-    for fragment in _ENCODER.iterencode(value):
+    for fragment in _ENCODER.iterencode(value):  # stops early: a body may be far longer than the text shown
         text += fragment
         if len(text) > MAX_CHARACTERS:
             break
@@ -42,7 +42,8 @@ def pretty_json(value: Any) -> MessageText:
 
 
 def json_start(text: bytes) -> MessageText:
-    """The beginning of a JSON text that is too long to be laid out."""
+    """Return the start of a JSON text that is too long to be parsed."""
+    # UTF-8 has up to 4 bytes per character; one more shows that it is truncated
     return _truncate_text("", text[: 4 * MAX_CHARACTERS + 4].decode(errors="replace"))
 
 
@@ -112,7 +113,7 @@ def _select_dicts(value: Any) -> list[dict[str, Any]]:
 
 
 def _content_text(content: Any) -> str:
-    """The text of a content: one text, some of them, or parts of which some are no text."""
+    """Return the text of a content: a string, or a list of strings and parts, some without text."""
     if isinstance(content, str):
         return content
     if isinstance(content, list):

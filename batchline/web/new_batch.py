@@ -1,4 +1,4 @@
-"""Making a batch: a file is chosen and checked, what is wrong is shown beside it, and then it is started."""
+"""Pages to create a batch: upload and check a file, show its errors, and start the batch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ router = APIRouter(route_class=FairRoute)
 
 @router.get("/new")
 def show_form(request: Request, client: CurrentClient) -> Response:
-    """Show where to drop a file, or the one that was chosen and what is found in it."""
+    """Show the upload form, or the uploaded file and the result of its check."""
     params = read_query(request, "file", "endpoint")
     if "file" not in params:
         return _upload_page(request, client)
@@ -46,7 +46,7 @@ def show_form(request: Request, client: CurrentClient) -> Response:
 
 @router.post("/new")
 async def receive_file(request: Request, client: CurrentClient) -> Response:
-    """Store a file and check it; one that cannot be a batch is not kept."""
+    """Store and check a file; one that cannot be a batch is deleted again."""
     uploads: UploadHandler = request.app.state.uploads
     endpoint = None
     try:
@@ -74,14 +74,14 @@ def _check_or_delete(
         is_valid = check is None or not check.error_count
         return check
     finally:
-        if not is_valid:
+        if not is_valid:  # also after an error, which leaves no other way to delete the file
             with suppress(NotFound):
                 client.files.delete(file.id)
 
 
 @router.post("/batches")
 def create_batch(request: Request, client: CurrentClient, form: FormFields) -> Response:
-    """Make the batch and go to its page; sent twice, it is made once."""
+    """Create the batch and redirect to its page; a repeated form creates it once."""
     fields = {name: str(value) for name, value in form.items()}
     try:
         batch = client.batches.create(
@@ -133,7 +133,7 @@ def _start_page(
     fields: dict[str, str] | None = None,
     problem: InvalidInput | None = None,
 ) -> Response:
-    """The form that starts a batch, filled in as it was sent, with what was wrong with it."""
+    """Return the form that starts a batch, with the fields as sent and the problem found."""
     settings = client.services.settings
     if check is None:
         check = _validation_cache(request).get(client, file, (fields or {}).get("endpoint"))
@@ -141,7 +141,7 @@ def _start_page(
         "window": DEFAULT_WINDOW,
         "metadata": "",
         "endpoint": "",
-        "once": secrets.token_urlsafe(16),
+        "once": secrets.token_urlsafe(16),  # idempotency key: a double click creates one batch
         **(fields or {}),
     }
     return render_page(

@@ -1,4 +1,4 @@
-"""How pages are made: templates that escape everything, and headers that let nothing foreign run."""
+"""Render pages: templates with automatic escaping, and headers that block foreign content."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SECURITY_HEADERS: Final = {
 
 
 def with_security_headers(send: Send) -> Send:
-    """Send with those headers, where the answer has none of its own."""
+    """Return a `send` that adds the security headers that the response lacks."""
 
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -54,21 +54,21 @@ def with_security_headers(send: Send) -> Send:
 def render_page(
     request: Request, template: str, *, status: int = 200, headers: Mapping[str, str] | None = None, **context: Any
 ) -> Response:
-    """The page that the template makes of what was found."""
+    """Return the rendered template."""
     principal: Principal | None = getattr(request.state, "principal", None)
     text = (
         template_environment()
         .get_template(template)
         .render(principal=principal, here=request.url.path, now=time.time(), **context)
     )
-    # A lone half of a surrogate pair, which a body may hold, is no text that could be sent.
+    # Bodies may contain lone surrogates, which UTF-8 cannot encode.
     content = text.encode("utf-8", errors="replace")
     return Response(content, status, headers, media_type="text/html")
 
 
 @cache
 def template_environment() -> Environment:
-    """The pages' templates, and those of the report, whose charts they show."""
+    """Return the templates of the pages, and those of the report, whose charts the pages include."""
     env = build_environment(FileSystemLoader([TEMPLATES_FOLDER, REPORT_FOLDER]))
     env.filters.update(words.FILTERS)
     env.globals.update(static=static_url, TERMINAL=TERMINAL_STATUSES)

@@ -1,4 +1,4 @@
-"""The results of a batch, some at a time, with what was asked and answered folded in; also while it runs."""
+"""Pages of a batch's results with collapsed request and response texts, also while it runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAGE_SIZES: Final = (10, 20, 50, 100)
 DEFAULT_PAGE_SIZE: Final = 20
 STATUSES: Final = get_args(get_args(BatchResultsQuery.model_fields["status"].annotation)[0])
 MAX_PARSED_BYTES: Final = 2**20
-"""Of a body whose texts are shown; what is made of JSON may take thirty times its size."""
+"""Maximum size of a parsed body; parsed JSON may take thirty times its size."""
 
 RETRYABLE_STATUSES: Final = frozenset({"failed", "expired", "cancelled"})
 
@@ -31,7 +31,7 @@ router = APIRouter(prefix="/batches/{batch_id}", route_class=FairRoute)
 
 
 class ResultView(NamedTuple):
-    """A request as it is shown; the item is without its bodies, which may be long."""
+    """A result as displayed; the item has no bodies, which may be long."""
 
     item: BatchResultItem
     request_texts: list[MessageText]
@@ -39,7 +39,7 @@ class ResultView(NamedTuple):
     request: MessageText
     response: MessageText | None
     json_query: str
-    """The query that gives this one as JSON."""
+    """Query string that returns this result as JSON."""
 
 
 @router.get("/results")
@@ -50,7 +50,9 @@ def browse_results(request: Request, batch_id: str, client: CurrentClient) -> Re
     size = min(query.limit or DEFAULT_PAGE_SIZE, PAGE_SIZES[-1])
     batch = client.batches.record(batch_id)
     filters = {name: value for name, value in params.items() if name in {"search", "status"}}
-    results = client.batches.raw_results(batch_id, **filters, skip=query.skip, limit=size + 1)
+    results = client.batches.raw_results(
+        batch_id, **filters, skip=query.skip, limit=size + 1
+    )  # one more shows if there is a next page
     rows = [_result_view(item, filters, query.skip + number) for number, item in enumerate(results)]
 
     def page_url(skip: int) -> str:
@@ -94,7 +96,7 @@ def _result_view(result: RawResult, filters: dict[str, str], number: int) -> Res
 
 
 def _show_body(text: bytes | None, body: Any) -> MessageText | None:
-    """The body laid out, or as it stands if it was too long to be read."""
+    """Return the body formatted, or as it is if it was too long to be parsed."""
     if text is None:
         return None
     return json_start(text) if body is None and text != b"null" else pretty_json(body)
@@ -102,7 +104,7 @@ def _show_body(text: bytes | None, body: Any) -> MessageText | None:
 
 @router.get("/results.jsonl")
 def download_results(request: Request, batch_id: str, client: CurrentClient) -> Response:
-    """Give the results that are asked for as lines of JSON."""
+    """Return the selected results as JSON lines."""
     query: dict[str, Any] = read_query(request, "search", "status", "skip", "limit")
     response = read_results(batch_id, parse_arguments(BatchResultsQuery, **query), client)
     response.headers["Content-Disposition"] = f'attachment; filename="{batch_id}-results.jsonl"'

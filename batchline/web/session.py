@@ -1,4 +1,4 @@
-"""Who comes in to the pages: by a cookie that holds their key, and from nowhere but these pages."""
+"""Sessions of the pages: a cookie that holds the key, and protection against cross-site requests."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SAFE_METHODS: Final = frozenset({"GET", "HEAD"})
 
 
 class SessionMiddleware:
-    """Has everybody pass before anything else is looked at, and says what browsers may do with the answers."""
+    """Authenticates each request before anything else reads it, and adds the security headers."""
 
     def __init__(self, app: ASGIApp, authenticator: Authenticator) -> None:
         self._app = app
         self._authenticator = authenticator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the request in, refuse it, or ask for a key."""
+        """Pass the request on, refuse it, or redirect to the sign-in page."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -38,8 +38,9 @@ class SessionMiddleware:
         await (response or self._app)(scope, receive, with_security_headers(send))
 
     async def _find_rejection(self, request: Request) -> Response | None:
-        """The answer to a request that does not come in."""
+        """Return the response to a refused request, or None if it may pass."""
         try:
+            # before authentication: a forged request must not use up the member's rate limit
             if request.method not in SAFE_METHODS:
                 check_same_origin(request.headers)
             principal = await authenticate(self._authenticator, request.cookies.get(SESSION_COOKIE, ""), request)
@@ -54,7 +55,7 @@ class SessionMiddleware:
 
 
 async def authenticate(authenticator: Authenticator, token: str, request: Request) -> Principal | None:
-    """Whoever has that key, counted as a use of it; none for no key. Raises `ApiError` (403, 429)."""
+    """Return the caller with that key, None if it is unknown; counts as a use. Raises `ApiError` (403, 429)."""
     lookup = await authenticator.look_up(token)
     if lookup.is_key_required and lookup.key is None:
         return None
@@ -62,7 +63,7 @@ async def authenticate(authenticator: Authenticator, token: str, request: Reques
 
 
 def check_same_origin(headers: Headers) -> None:
-    """Raise `ApiError` for what another page than ours sends, or what does not tell where it is from."""
+    """Raise `ApiError` for a request from another site, or without any sign of its origin."""
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     is_same_origin = site in {None, "same-origin"} and (
         origin is None or split_url(origin).netloc == headers.get("host")

@@ -1,4 +1,4 @@
-"""Signing in with a key, and out."""
+"""Sign in with a key, and sign out."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ router = APIRouter(route_class=FairRoute)
 
 @router.get(SIGN_IN_PATH)
 def ask_for_key(request: Request) -> Response:
-    """Show the form, or go on where the key is known or none is needed."""
+    """Show the form, or redirect if the session is valid or no key is needed."""
     target = _safe_target(request.query_params.get("next", "/"))
     if request.state.principal is not None:
         return RedirectResponse(target, 303)
-    # A browser keeps the cookie back when the way leads here from another site; from this page it sends it.
+    # On the way from another site browsers withhold a `strict` cookie; from this page they send it.
     is_cross_site = request.headers.get("sec-fetch-site") == "cross-site"
     is_ended = "ended" in request.query_params
     return render_page(
@@ -34,7 +34,7 @@ def ask_for_key(request: Request) -> Response:
 
 @router.post(SIGN_IN_PATH)
 async def sign_in(request: Request, form: Annotated[FormData, Depends(read_form)]) -> Response:
-    """Keep the key in a cookie for as long as the browser runs."""
+    """Store the key in a session cookie."""
     authenticator: Authenticator = request.app.state.authenticator
     token, target = str(form.get("key", "")).strip(), _safe_target(str(form.get("next", "/")))
     principal = await authenticate(authenticator, token, request)
@@ -50,18 +50,19 @@ async def sign_in(request: Request, form: Annotated[FormData, Depends(read_form)
 
 @router.post("/sign-out")
 def sign_out() -> Response:
-    """Forget the key."""
+    """Delete the cookie."""
     response = RedirectResponse(SIGN_IN_PATH, 303)
     response.delete_cookie(SESSION_COOKIE, httponly=True, samesite="strict")
     return response
 
 
 def _is_https(request: Request) -> bool:
-    """As the browser sees it, which may be through a proxy."""
+    """Return True if the browser uses HTTPS, possibly to a proxy that speaks HTTP to this server."""
     return "https" in {request.url.scheme, urlsplit(request.headers.get("origin", "")).scheme}
 
 
 def _safe_target(path: str) -> str:
-    """A page of ours to go on to: what could lead elsewhere is not followed."""
+    """Return the path if it leads to a page of this server, else `/`."""
+    # browsers read `//host` and `/\host` as addresses of another server
     is_local = path.startswith("/") and not path.startswith(("//", "/\\", SIGN_IN_PATH)) and path.isprintable()
     return path if is_local else "/"

@@ -1,4 +1,4 @@
-"""The style, the script and the icon: files of ours, which anybody may have."""
+"""Styles, script and icon of the pages, served without authentication."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ router = APIRouter(route_class=FairRoute)
 
 @router.get("/static/{name}")
 def read_static(name: str) -> Response:
-    """Give the file; its address changes with it."""
+    """Return the file; its address changes with its content."""
     if name not in STATIC_FILES:
         raise ApiError(404, f"there is no file {name[:80]!r}")
     return Response(
@@ -39,12 +39,12 @@ def read_static(name: str) -> Response:
 
 @router.get("/favicon.ico")
 def read_icon() -> Response:
-    """Give the icon to what asks for it where it was once."""
+    """Serve the legacy path of the icon."""
     return read_static("icon.svg")
 
 
 def static_url(name: str) -> str:
-    """Where the file is, as it is now."""
+    """Return the file's address, with a hash of its content."""
     return f"{STATIC_PREFIX}{name}?{hashlib.sha256(_read_content(name)).hexdigest()[:12]}"
 
 

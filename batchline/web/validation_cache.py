@@ -1,4 +1,4 @@
-"""What is wrong with uploaded files and what they would cost, found once and remembered for the next look."""
+"""Cache of the checks and cost estimates of uploaded files."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from batchline.models.files import FileObject
 from batchline.models.plan import Plan
 
 MAX_CHECKED_BYTES: Final = 512 * 2**20
-"""Larger files take longer to read than a person waits; their batch checks them as its first step."""
+"""Larger files take too long to check while a user waits; the batch itself checks them first."""
 
 MAX_CACHED_CHECKS: Final = 256
 SHOWN_MODELS: Final = 20
 
 
 class InputCheck(NamedTuple):
-    """What a batch of the file would be, or why it cannot be one."""
+    """The properties of a batch made from the file, or the errors that prevent it."""
 
     endpoint: str
     requests: int
@@ -32,20 +32,21 @@ class InputCheck(NamedTuple):
 
 
 class ValidationCache:
-    """The checks of late; files do not change, so that each holds for as long as its file is there."""
+    """Recent checks. Files never change, so a check stays valid as long as its file exists."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._entries: OrderedDict[tuple[str, str | None], InputCheck] = OrderedDict()
 
     def get(self, client: Batchline, file: FileObject, endpoint: str | None) -> InputCheck | None:
-        """What is found in the file; none where it is too large to look. Raises as `Files.check`."""
+        """Return the file's check, None if it is too large. Raises like `Files.validate`."""
         if file.bytes > MAX_CHECKED_BYTES:
             return None
         key = file.id, endpoint
         with self._lock:
             cached = self._entries.get(key)
         if cached is None:
+            # without the lock, since it may take seconds; a concurrent check gives the same result
             cached = _check_file(client, file.id, endpoint)
             with self._lock:
                 self._entries[key] = cached
@@ -68,5 +69,5 @@ def _build_check(plan: Plan, estimate: CostEstimate | None) -> InputCheck:
 def _estimate_if_possible(client: Batchline, file_id: str) -> CostEstimate | None:
     try:
         return estimate_file(client, file_id)
-    except InvalidInput:  # nothing that could be estimated
+    except InvalidInput:  # the file has no request to estimate
         return None

@@ -1,4 +1,4 @@
-"""Words and formats of the pages beyond those of the report."""
+"""Words and formats of the pages that the report does not have."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ STATES: Final = {"validating": "Checking", "in_progress": "In progress", "finali
 
 
 def state(status: str) -> str:
-    """A status in a word or two."""
+    """Return a status in a word or two."""
     return STATES.get(status, status.capitalize())
 
 
 def until(at: float, now: float) -> str:
-    """How long until then, or since."""
+    """Return the time left until `at`, or since then."""
     left = at - now
     return f"{span(left)} left" if left > 0 else f"over by {span(-left)}"
 
