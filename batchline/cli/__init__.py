@@ -1,4 +1,4 @@
-"""The command line: a face of the operations, with no logic of its own."""
+"""The command line, built on the client without logic of its own."""
 
 from batchline.cli.app import main
 

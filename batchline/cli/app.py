@@ -1,4 +1,4 @@
-"""The commands and how their errors reach a person."""
+"""The command table, and the reporting of errors."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ app = cyclopts.App(
     version=lambda: version("batchline"),
     result_action="return_value",
 )
-# By name, so that a command loads what it needs and no more; its help is then to be told here.
+# By import path, so that a command loads only its own modules; its help must then be given here.
 app.command(
     "batchline.cli.run:run",
     help=f"Run a batch file to its end, or go on with a batch that was stopped.\n\n{EXIT_CODES_HELP}",
@@ -78,7 +78,7 @@ def main() -> NoReturn:
         print_error("interrupted")
         status = ExitCode.STOPPED
     except BrokenPipeError:
-        # Whoever read our output has gone; the flush at exit would only say so again.
+        # The reader of our output has exited; without this, the flush at exit would raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         print_error(f"the machine failed: {error}")
@@ -87,7 +87,7 @@ def main() -> NoReturn:
 
 
 def _describe_usage_error(error: cyclopts.CycloptsError) -> str:
-    """What is wrong with the arguments, in one line."""
+    """Describe invalid arguments in one line."""
     if isinstance(error.__cause__, ValidationError):
         return "; ".join(
             f"--{_option_name(detail['loc'])}: {detail['msg']}" for detail in error.__cause__.errors()

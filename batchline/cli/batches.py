@@ -1,4 +1,4 @@
-"""`batchline batches`: create, list, look at, cancel, retry, resume, read and delete batches."""
+"""`batchline batches`: create, list, watch, cancel, retry, resume, read and delete batches."""
 
 import sys
 from typing import Annotated
@@ -31,7 +31,7 @@ app = cyclopts.App(
 app.command(list_, name="list")
 app.command(show)
 app.command(watch)
-# By name, so that they are loaded when they are asked for; their help is then to be told here.
+# By import path, so that each is loaded only if it is used; its help must then be given here.
 app.command("batchline.cli.results:results", name="results", help="Print what became of each request.")
 app.command("batchline.cli.download:download", name="download", help="Copy a finished batch's files to a folder.")
 app.command(
@@ -218,7 +218,7 @@ def _confirm_deletion(batch: BatchRecord) -> bool:
 
 
 def _print_batch(batch: BatchResponse, *, json: bool, next_step: str) -> None:
-    """Print the batch: its JSON, or its id, with its state and what comes next beside it."""
+    """Print the batch as JSON, or its id on standard output and its state and next step on standard error."""
     if json:
         print_json(batch.model_dump_json())
         return

@@ -1,4 +1,4 @@
-"""`batchline batches list`: which batches there are, and how they do."""
+"""`batchline batches list`: batches with their state, progress and cost."""
 
 from collections.abc import Iterable, Iterator
 from uuid import UUID
@@ -92,7 +92,7 @@ def list_(
 
 
 def batch_rows(batches: Iterable[BatchRecord], services: Services) -> Iterator[Row]:
-    """A row a batch."""
+    """Yield a row for each batch."""
     now = services.records.now()
     for batch in batches:
         yield _batch_row(batch, services.settings, now)
@@ -107,17 +107,17 @@ def _batch_row(batch: BatchRecord, settings: Settings, now: float) -> Row:
 
 
 def _usage_cells(batch: BatchRecord, settings: Settings) -> tuple[str, str]:
-    """Tokens and cost, as far as they are known."""
+    """Return tokens and cost, empty if unknown."""
     usage = batch.analytics
     if usage is None:
         return "", ""
-    # The price list is in US dollars; a person's own prices are in whatever they are in.
+    # The price list is in US dollars; the currency of configured prices is unknown.
     currency = "" if settings.prices else PRICE_LIST_CURRENCY
     return f"{usage.total_tokens:,}", money(usage.total_cost, currency) if usage.total_cost else ""
 
 
 def _state_cell(batch: BatchRecord, now: float, lease_s: float) -> Text:
-    """The state, and whether somebody is at work on it."""
+    """Return the state, with a note if no process runs the batch."""
     note = runner_state(batch, now=now, lease_s=lease_s)
     state = Text(batch.status, style=COLOURS.get(batch.status, "cyan"))
     return Text.assemble(state, (f" ({note})", "red")) if note else state

@@ -1,4 +1,4 @@
-"""`batchline completion`: what a shell needs to complete our words."""
+"""`batchline completion`: shell completion scripts."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Where the commands write: results on standard output, all else on standard error."""
+"""Consoles of the commands: results on standard output, everything else on standard error."""
 
 import logging
 import sys
@@ -8,39 +8,39 @@ from rich.console import Console
 from rich.markup import escape
 
 UNBOUNDED = 2_000
-"""Columns of a table that is not for a terminal."""
+"""Width in columns of a table that is not for a terminal."""
 
 
 @cache
 def stderr_console() -> Console:
-    """Standard error: progress, messages and logs. One object, so that a live display knows of each line."""
+    """Return the console for progress, messages and logs: only one, so that it can keep a live display intact."""
     return _open_console(stderr=True)
 
 
 @cache
 def stdout_console() -> Console:
-    """Standard output: what a command was run for."""
+    """Return the console for a command's result."""
     return _open_console(stderr=False)
 
 
 class _Console(Console):
-    """A console whose reader may go, as that of any other stream."""
+    """A console that reports a closed pipe like any other stream."""
 
     def on_broken_pipe(self) -> None:
-        """Leave it to the command's end, which knows the exit status."""
+        """Raise the error to `main`, which knows the exit status; rich would exit with 1."""
         raise BrokenPipeError
 
 
 def _open_console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
-    # A file or a program gets each line whole; a terminal gets them broken between words.
+    # Lines are wrapped only for a terminal; files and programs get them whole.
     is_whole = not stream.isatty()
     width = UNBOUNDED if is_whole else None
     return _Console(stderr=stderr, highlight=False, emoji=False, soft_wrap=is_whole, width=width)
 
 
 def escape_unencodable() -> None:
-    """Let characters that the terminal's encoding lacks come out escaped instead of ending the command."""
+    """Escape characters that the terminal's encoding lacks, instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -55,16 +55,16 @@ def print_json(text: str) -> None:
 
 
 def print_error(message: str) -> None:
-    """Say on standard error what went wrong."""
+    """Print an error message on standard error."""
     stderr_console().print(f"[red]error:[/] {escape(message)}")
 
 
 class ConsoleLogHandler(logging.Handler):
-    """Writes log records beside the other messages, so that they do not break a live display."""
+    """Writes log records to the console of the messages, so that they do not break a live display."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the record, without a traceback: what ends a command is told by the command."""
+        """Write the record without a traceback: the command itself reports an error that ends it."""
         try:
             stderr_console().print(f"{record.levelname.lower()}: {record.getMessage()}", markup=False)
-        except Exception:  # noqa: BLE001 - as every handler of the standard library does
+        except Exception:  # noqa: BLE001 - like the standard library's handlers
             self.handleError(record)

@@ -1,4 +1,4 @@
-"""`batchline batches cost-estimate`: what a file's requests will cost."""
+"""`batchline batches cost-estimate`: the expected cost of a file's requests."""
 
 from decimal import Decimal
 
@@ -69,7 +69,7 @@ def _format_cost(amount: str | None, estimate: CostEstimate) -> str:
 
 
 def _list_notes(estimate: CostEstimate) -> list[str]:
-    """What the figures leave out."""
+    """Return notes on what the estimate does not include."""
     notes = []
     if estimate.attachments:
         notes.append(

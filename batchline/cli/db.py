@@ -1,4 +1,4 @@
-"""`batchline db`: the records' schema."""
+"""`batchline db`: the database schema."""
 
 import cyclopts
 

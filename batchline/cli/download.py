@@ -1,4 +1,4 @@
-"""`batchline batches download`: a batch's files, to a folder."""
+"""`batchline batches download`: copy a batch's files to a folder."""
 
 from pathlib import Path
 

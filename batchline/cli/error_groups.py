@@ -1,4 +1,4 @@
-"""Equal errors of many lines as one, for people who read them."""
+"""Group equal errors of many lines for display."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from batchline.models.batches import BatchError
 MAX_GROUPS: Final = 100
 MAX_RANGES: Final = 8
 _VARIABLE_PART: Final = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d+(?:,\d+)*")
-"""Parts of a message that differ from line to line: what is quoted, and numbers."""
+"""Parts of a message that differ from line to line: quoted text and numbers."""
 
 
 class ErrorGroup(NamedTuple):
@@ -21,9 +21,9 @@ class ErrorGroup(NamedTuple):
 
 
 def group_errors(errors: Iterable[BatchError], *, max_groups: int = MAX_GROUPS) -> list[ErrorGroup]:
-    """Return the errors with equal ones together, by first line.
+    """Return the errors with equal ones grouped, by first line.
 
-    If more than `most` would be left, those that differ only in numbers and quoted words are put together too.
+    If there would be more than `max_groups`, errors that differ only in numbers and quoted text are grouped too.
     """
     errors = list(errors)
     groups = _group_by_key(errors, {error.message: error.message for error in errors})

@@ -1,4 +1,4 @@
-"""The exit statuses of `batchline run`, which programs depend on."""
+"""Exit statuses of the commands, which scripts depend on."""
 
 from enum import IntEnum
 
@@ -13,7 +13,7 @@ EXIT_CODES_HELP = (
 
 
 class ExitCode(IntEnum):
-    """How a command ended."""
+    """Exit status of a command."""
 
     OK = 0
     BAD_INPUT = 2
@@ -24,7 +24,7 @@ class ExitCode(IntEnum):
 
 
 def exit_code_of_batch(batch: BatchResponse) -> ExitCode:
-    """The status for a batch that `run` took to its end; one that is not over was stopped."""
+    """Return the status for a batch after `run`; one that has not ended was stopped."""
     if batch.status is BatchStatus.COMPLETED:
         counts = batch.request_counts
         return ExitCode.SOME_FAILED if counts.completed < counts.total else ExitCode.OK
@@ -36,5 +36,5 @@ def exit_code_of_batch(batch: BatchResponse) -> ExitCode:
 
 
 def exit_code_of_error(error: BatchlineError) -> ExitCode:
-    """The status for an error: a fault of ours leaves something to resume, all else is the caller's to mend."""
+    """Return the status for an error: `STOPPED` if the batch can be resumed, else `BAD_INPUT`."""
     return ExitCode.STOPPED if isinstance(error, Interrupted | LeaseLost | StorageFault) else ExitCode.BAD_INPUT

@@ -1,4 +1,4 @@
-"""`batchline files`: the files on storage."""
+"""`batchline files`: stored files."""
 
 import sys
 import time
@@ -182,7 +182,7 @@ def delete(file_id: str, /, *, json: Flag = False) -> None:
 
 
 def print_deleted(kind: str, deleted_id: str, *, json: bool) -> None:
-    """Tell that the object is gone, as OpenAI's API does or in words."""
+    """Report the deletion, as OpenAI's API does or in words."""
     if json:
         print_json(msgspec.json.encode({"id": deleted_id, "object": kind, "deleted": True}).decode())
     else:
@@ -190,7 +190,7 @@ def print_deleted(kind: str, deleted_id: str, *, json: bool) -> None:
 
 
 def _parse_range(value: str | None, file: FileObject) -> tuple[int, int | None]:
-    """Start and end (exclusive) of the bytes that the option asks for."""
+    """Return start and end (exclusive) of the requested bytes."""
     if value is None:
         return 0, None
     found = byte_range(value, file.bytes)
@@ -204,7 +204,7 @@ def _parse_range(value: str | None, file: FileObject) -> tuple[int, int | None]:
 
 
 def _file_rows(files: Iterable[FileObject]) -> Iterator[Row]:
-    """A row a file."""
+    """Yield a row for each file."""
     now = time.time()
     for file in files:
         age = roughly(now - file.created_at)
@@ -212,7 +212,7 @@ def _file_rows(files: Iterable[FileObject]) -> Iterator[Row]:
 
 
 def _format_expiry(file: FileObject, now: float) -> str:
-    """When it may be deleted, if ever."""
+    """Return the time until the file expires; empty if it never does."""
     if file.expires_at is None:
         return ""
     return f"in {roughly(file.expires_at - now)}" if file.expires_at > now else "now"

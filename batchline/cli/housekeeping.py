@@ -1,4 +1,4 @@
-"""`batchline housekeeping`: delete what is due, go on with what was left lying."""
+"""`batchline housekeeping`: delete what is due and resume orphaned batches."""
 
 import msgspec
 from rich.text import Text
@@ -9,8 +9,7 @@ from batchline.cli.options import Flag
 from batchline.cli.progress import Progress
 from batchline.cli.tables import Column, Row, print_rows
 from batchline.cli.words import plain
-from batchline.client import Batchline
-from batchline.client import run_housekeeping as chores_of
+from batchline.client import Batchline, run_housekeeping
 from batchline.client.housekeeping import MaintenanceItem
 
 COLUMNS = (Column("state"), Column("chore"), Column("of"), Column("why", least=30), Column("bytes", right=True))
@@ -33,10 +32,10 @@ def housekeeping(*, apply: Flag = False, no_resume: Flag = False, json: Flag = F
     try:
         with Batchline(origin="cli") as client, Progress(stderr_console()) as progress:
             progress.doing("looking round")
-            for item in chores_of(client, apply=apply, resume=not no_resume):
+            for item in run_housekeeping(client, apply=apply, resume=not no_resume):
                 items.append(item)
                 progress.doing(f"{len(items):,} chores so far")
-    finally:  # also of a round that was interrupted
+    finally:  # also if the round was interrupted
         _print_items(items, apply=apply, json=json)
     return ExitCode.STOPPED if any(item.error for item in items) else ExitCode.OK
 

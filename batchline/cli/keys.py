@@ -1,4 +1,4 @@
-"""`batchline keys`: who may use the API."""
+"""`batchline keys`: API keys."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Options that several commands have, and how their words are read."""
+"""Options shared by several commands, and their parsing."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 
 
 def parse_seconds(option: str, text: str | None) -> int | None:
-    """Seconds in a length of time such as 12h; raises `InvalidInput` that names the option."""
+    """Return the seconds in a duration such as 12h; raises `InvalidInput` that names the option."""
     if text is None:
         return None
     try:
@@ -24,5 +24,5 @@ def parse_seconds(option: str, text: str | None) -> int | None:
 
 
 def absolute_uri(location: str) -> str:
-    """The place as other processes find it: a path is made absolute."""
+    """Return the location with an absolute path, for processes with another working directory."""
     return location if "://" in location else str(Path(location).absolute())

@@ -1,4 +1,4 @@
-"""New files that a command writes, and long lists as one JSON document."""
+"""Write new files, and long lists as one JSON document."""
 
 import sys
 import uuid
@@ -11,7 +11,7 @@ from batchline.models.errors import InvalidInput
 
 
 def require_not_exists(path: Path, *, force: bool = False) -> None:
-    """Raise `InvalidInput` where a file is there that is not to be written over, or none can be."""
+    """Raise `InvalidInput` if the file exists and `force` is not set, or cannot be created."""
     if path.is_dir():
         raise InvalidInput(f"{path} is a folder; name a file in it", param="output")
     if path.is_file() and not force:
@@ -22,9 +22,9 @@ def require_not_exists(path: Path, *, force: bool = False) -> None:
 
 @contextmanager
 def open_new_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
-    """Open a file that gets its name once it is whole; raises `InvalidInput` where one has that name already.
+    """Open a file that gets its name once it is complete; raises `InvalidInput` if that name exists.
 
-    What is no plain file, such as a pipe or /dev/stdout, is written to directly.
+    A path that is not a regular file, such as a pipe or /dev/stdout, is written directly.
     """
     require_not_exists(path, force=force)
     if path.exists() and not path.is_file():
@@ -48,9 +48,9 @@ def _open_partial(partial_path: Path, path: Path) -> BinaryIO:
 
 
 def print_json_list(items: Iterable[bytes], *, head: bytes = b"", tail: Iterable[bytes] = ()) -> None:
-    """Write one JSON object with the items as its `data`, however many; `kind` and `end` are members around them.
+    """Write a JSON object with the items as `data`, between the members `head` and `tail`.
 
-    The members of `end` are asked for when the items are through.
+    `tail` is iterated after the items.
     """
     stream = sys.stdout.buffer
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Lists of which a page is shown, or all."""
+"""Show one page of a list, or all pages."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, TypeVar
@@ -18,25 +18,25 @@ AllFlag = Annotated[bool, Parameter(name="--all", negative="", show_default=Fals
 
 
 def page_size(limit: int | None, *, all_: bool) -> int:
-    """How many a page holds; raises `InvalidInput` for a limit on all."""
+    """Return the number of items on a page; raises `InvalidInput` if both options are given."""
     if all_ and limit is not None:
         raise InvalidInput("say either --all or --limit, not both", param="limit")
     return MAX_PAGE_SIZE if all_ else DEFAULT_PAGE_SIZE if limit is None else limit
 
 
 def select_items(page: Page[L], *, all_: bool) -> Iterable[L]:
-    """The page's objects, or those of all that follow it as well."""
+    """Return the page's objects, or with `all_` those of all following pages too."""
     return page if all_ else page.data
 
 
 def print_more_hint(page: Page[L], *, all_: bool) -> None:
-    """Tell how to see those that are not on the page."""
+    """Print how to see further items, if there are any."""
     if page.has_more and not all_:
         stderr_console().print(f"there are more: --after {page.last_id}, or --all", markup=False)
 
 
 def print_page(page: Page[L], *, all_: bool, convert: Callable[[L], BaseModel]) -> None:
-    """Print the list object of the page, or one of all that follow it as well."""
+    """Print the list object of the page, or with `all_` one of all following pages too."""
     if not all_:
         print_json(page.to_json(convert))
         return

@@ -1,4 +1,4 @@
-"""Runs a batch as a Prefect flow in this process, on a server that runs or on a temporary one."""
+"""Run a batch as a Prefect flow in this process, with the configured server or a temporary one."""
 
 import logging
 import os
@@ -17,19 +17,19 @@ PREFECT_DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
 }
-"""Prefect's variables that suit a person at a terminal; what is set already stays."""
+"""Prefect settings for interactive use; those that are set already stay."""
 
 QUIET_LOGGING = {"PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL"}
 
 CLOUD_API = re.compile("//api[.]([^/]+)/api/accounts/([^/]+)/workspaces/([^/]+)")
-"""The API of Prefect Cloud, whose pages have another address."""
+"""The API address of Prefect Cloud, whose pages have another address."""
 
 
 def run_flow(services: Services, batch_id: str, progress: Progress) -> None:
-    """Run the flow for the batch; raises what stopped it, or `BatchEnded` as the flow does."""
+    """Run the flow for the batch; raises the error that stopped it, or `BatchEnded` like the flow."""
     progress.doing("loading Prefect")
     _set_prefect_environment()
-    if services.settings.task_runner != "threads":  # the processes that will send are told by their environment
+    if services.settings.task_runner != "threads":  # sender processes read the settings from their environment
         os.environ.update(to_environment(services.settings))
     server = _start_server_if_needed()
     progress.doing("starting a temporary Prefect server" if server else "starting the flow run")
@@ -39,7 +39,7 @@ def run_flow(services: Services, batch_id: str, progress: Progress) -> None:
     from batchline.orchestration.prefect_errors import interrupted  # noqa: PLC0415 - as above
 
     if server is not None:
-        # Nobody else knows the server, so there is nobody to share budgets with.
+        # No other process uses a temporary server, so there is no one to share quotas with.
         settings = services.settings.model_copy(update={"share_budgets": False})
         services = replace(services, settings=settings)
         server.wait_until_ready()
@@ -49,7 +49,7 @@ def run_flow(services: Services, batch_id: str, progress: Progress) -> None:
 
 
 def _set_prefect_environment(*, quiet: bool = True) -> None:
-    """Set what Prefect reads when it is imported; `quiet` keeps its log for its server and for those who ask."""
+    """Set the variables that Prefect reads at import; `quiet` hides its log unless a level is set."""
     is_log_level_set = "PREFECT_LOGGING_LEVEL" in os.environ or os.environ.get("PREFECT_DEBUG_MODE")
     for name, value in {**PREFECT_DEFAULTS, **(QUIET_LOGGING if quiet else {})}.items():
         os.environ.setdefault(name, value)
@@ -59,7 +59,7 @@ def _set_prefect_environment(*, quiet: bool = True) -> None:
 
 
 def _run_tags() -> tuple[str, ...]:
-    """The tag by which a run that sends heartbeats often enough is soon known to be dead."""
+    """Return the tag for crash detection if heartbeats are frequent enough for it."""
     from prefect.settings import get_current_settings  # noqa: PLC0415 - Prefect takes a second
 
     from batchline.orchestration.deployments import RUN_TAG  # noqa: PLC0415 - as above
@@ -70,7 +70,7 @@ def _run_tags() -> tuple[str, ...]:
 
 
 def configured_server_url(*, quiet: bool = True) -> str:
-    """The address of the Prefect server that is configured; raises `InvalidInput` where none is."""
+    """Return the configured Prefect server's address; raises `InvalidInput` if there is none."""
     _set_prefect_environment(quiet=quiet)
     from batchline.orchestration.run_needed import server_url  # noqa: PLC0415 - Prefect takes a second
 
@@ -78,7 +78,7 @@ def configured_server_url(*, quiet: bool = True) -> str:
 
 
 def flow_run_url(flow_run_id: str) -> str | None:
-    """The address of the flow run's page, where the environment names the server; Prefect itself is not asked."""
+    """Return the address of the flow run's page if the environment names the server, without loading Prefect."""
     ui_url = os.environ.get("PREFECT_UI_URL")
     if not ui_url and (api_url := os.environ.get("PREFECT_API_URL")):
         ui_url = CLOUD_API.sub(r"//app.\1/account/\2/workspace/\3", api_url.rstrip("/").removesuffix("/api"))
@@ -86,7 +86,7 @@ def flow_run_url(flow_run_id: str) -> str | None:
 
 
 def _start_server_if_needed() -> TemporaryServer | None:
-    """Say which server it will be; a temporary one is started where none is configured."""
+    """Print the server's address, and start a temporary one if none is configured."""
     from prefect.context import refresh_global_settings_context  # noqa: PLC0415 - Prefect takes a second
     from prefect.settings import get_current_settings  # noqa: PLC0415 - as above
 

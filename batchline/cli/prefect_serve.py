@@ -1,4 +1,4 @@
-"""`batchline prefect serve`: our deployments on one machine, without a checkout, a work pool or a worker."""
+"""`batchline prefect serve`: run the deployments on one machine, without a checkout, work pool or worker."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prefect.runner import Runner
 
 NON_BATCH_RUNS = 2
-"""A round of the folder and the keeping of the house do not wait for batches."""
+"""Extra runs so that a sync round and housekeeping do not wait for batches."""
 
 
 def serve(
@@ -81,7 +81,7 @@ def _build_runner(*, limit: int) -> "Runner":
     from prefect.runner import Runner  # noqa: PLC0415 - Prefect takes seconds to import
 
     class Serving(Runner):
-        """It ends on SIGTERM as on Ctrl-C; Prefect's own runner calls a coroutine there that nobody awaits."""
+        """A runner that ends on SIGTERM as on Ctrl-C; Prefect's never awaits its handler there."""
 
         def handle_sigterm(self, *args: Any, **kwargs: Any) -> None:
             del args, kwargs

@@ -1,4 +1,4 @@
-"""`batchline prefect setup` and `chain`: what a Prefect server needs beside `prefect deploy`."""
+"""`batchline prefect setup` and `chain`: what a Prefect server needs besides `prefect deploy`."""
 
 from typing import TYPE_CHECKING
 
@@ -90,7 +90,7 @@ def chain(
 
 
 def print_warning(warning: str | None) -> None:
-    """Print what is to be changed on the server, if anything."""
+    """Print what should be changed on the server, if anything."""
     if warning is not None:
         stderr_console().print(f"warning: {warning}", markup=False, style="yellow", soft_wrap=True)
 

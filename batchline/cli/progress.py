@@ -1,4 +1,4 @@
-"""Shows what a command is doing: a live display on a terminal, a line now and then elsewhere."""
+"""Show the progress of a command: a live display on a terminal, else a line now and then."""
 
 import threading
 import time
@@ -23,7 +23,7 @@ LONGEST_PLAIN_S = 60.0
 
 
 class Progress:
-    """What the command is doing, on display until the block ends."""
+    """Displays the current activity until the block ends."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -32,7 +32,7 @@ class Progress:
         self._batch_id: str | None = None
         self._meter: ProgressMeter | None = None
         self._over = threading.Event()
-        # Not `console.is_terminal`, which is also true of a log whose reader has asked for colours.
+        # Not `console.is_terminal`, which is also true for a log file if FORCE_COLOR is set.
         live = console.file.isatty() and not console.is_dumb_terminal
         self._thread = threading.Thread(target=self._live if live else self._plain, name="progress", daemon=True)
 
@@ -47,7 +47,7 @@ class Progress:
         self._thread.join()
 
     def doing(self, what: str) -> None:
-        """Show these words until there are counters to show, or other words."""
+        """Show this text until there are counters or another text."""
         self._since = time.monotonic()
         self._doing = what
 
@@ -56,12 +56,12 @@ class Progress:
         self._batch_id = batch_id
 
     def _reading(self) -> ProgressSnapshot | None:
-        hold = active_lease(self._batch_id) if self._batch_id else None
-        if hold is None:
+        lease = active_lease(self._batch_id) if self._batch_id else None
+        if lease is None:
             self._meter = None
             return None
         if self._meter is None:
-            self._meter = ProgressMeter(hold)
+            self._meter = ProgressMeter(lease)
             self.doing("checking the input")
         reading = self._meter.read()
         if reading is not None:
@@ -84,7 +84,7 @@ class Progress:
         return spinner
 
     def _plain(self) -> None:
-        """A line for each thing that takes a while, then ever more seldom up to once a minute."""
+        """Print a line per long activity, then at growing intervals of up to a minute."""
         began = due = time.monotonic()
         due += PLAIN_S
         while not self._over.wait(SAMPLE_S):
@@ -105,7 +105,7 @@ def _done(reading: ProgressSnapshot) -> str:
 
 
 def _bar(reading: ProgressSnapshot) -> RenderableType:
-    """Two lines that fit eighty columns, and a third while nothing is sent."""
+    """Return two lines that fit 80 columns, and a third while sending is paused."""
     top = Table.grid(Column(ratio=1), Column(no_wrap=True), expand=True, padding=(0, 1, 0, 0))
     words = " · ".join(part for part in (_done(reading), reading.eta) if part)
     top.add_row(ProgressBar(total=reading.total, completed=reading.settled), words)

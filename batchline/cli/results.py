@@ -1,4 +1,4 @@
-"""`batchline batches results`: what became of each request."""
+"""`batchline batches results`: the result of each request."""
 
 import csv
 import io
@@ -97,7 +97,7 @@ def results(
 
 
 def _choose_format(requested: Format | None, output: Path | None, *, json: bool) -> Format:
-    """The format to write; raises `InvalidInput` for what cannot be together."""
+    """Return the output format; raises `InvalidInput` for options that exclude each other."""
     if json and requested is not None and output is None:
         raise InvalidInput("say either --json or --format, not both", param="format")
     if requested == "parquet" and output is None:
@@ -112,7 +112,7 @@ def _choose_format(requested: Format | None, output: Path | None, *, json: bool)
 
 
 def _format_by_name(output: Path) -> Format:
-    """The format that the file's name asks for; raises `InvalidInput` for an ending that stands for none."""
+    """Return the format of the file's extension; raises `InvalidInput` for an unknown one."""
     formats: dict[str, Format] = {
         "": "jsonl",
         ".jsonl": "jsonl",
@@ -131,7 +131,7 @@ def _format_by_name(output: Path) -> Format:
 
 
 def _result_row(item: BatchResultItem) -> Row:
-    """The request's row: what became of it, and the beginning of the answer or the error."""
+    """Return the request's row: its status, and the beginning of the answer or the error."""
     custom_id, model = plain(item.custom_id), plain(item.model or "")
     state = Text(item.status, style=COLOURS.get(item.status, "cyan"))
     text = plain(" ".join((item.error or answer_text(item.response_body)).split())[:MAX_TEXT_CHARACTERS])
@@ -139,7 +139,7 @@ def _result_row(item: BatchResultItem) -> Row:
 
 
 def answer_text(body: object) -> str:
-    """What a model said, as far as the answer's shape is known; else the whole answer."""
+    """Return the model's text if the answer's shape is known, else the whole answer."""
     match body:
         case {"choices": [{"message": {"content": str(text)}}, *_]} | {"choices": [{"text": str(text)}, *_]}:
             return text
@@ -173,7 +173,7 @@ def _save_results(
 
 
 def _write_results(items: Iterator[RawResult], file_format: Format, file: BinaryIO) -> int:
-    """Write the items a thousand at a time; how many there were."""
+    """Write the items and return their number."""
     if file_format == "parquet":
         return _write_parquet(items, file)
     count = 0
@@ -194,9 +194,9 @@ def _encode_csv_row(row: Iterable[str | None]) -> bytes:
 
 
 def _escape_cell(text: str | None) -> str | None:
-    """The text of a cell that no spreadsheet takes for a formula, without control characters.
+    """Return the text without control characters, and safe to open in a spreadsheet.
 
-    Spreadsheets run what begins with `=`, `+`, `-` or `@`; an apostrophe before it makes it a text (OWASP, CSV
+    Spreadsheets run text that begins with `=`, `+`, `-` or `@` as a formula; an apostrophe prevents it (OWASP, CSV
     injection). Numbers stay as they are.
     """
     if not text:
@@ -206,13 +206,13 @@ def _escape_cell(text: str | None) -> str | None:
 
 
 def _field_values(item: RawResult) -> list[str | None]:
-    """The item's fields; bodies as JSON, byte for byte."""
+    """Return the item's fields; bodies as JSON, byte for byte."""
     bodies = [None if text is None else text.decode() for text in (item.input_text, item.response_text)]
     return [item.id, item.custom_id, item.model, item.status, item.error, *bodies]
 
 
 def _write_parquet(items: Iterator[RawResult], file: BinaryIO) -> int:
-    import pyarrow as pa  # noqa: PLC0415 - half a second that the other formats spare
+    import pyarrow as pa  # noqa: PLC0415 - its import takes half a second
     import pyarrow.parquet as pq  # noqa: PLC0415 - as above
 
     schema = pa.schema([(name, pa.string()) for name in FIELD_NAMES])
@@ -226,7 +226,7 @@ def _write_parquet(items: Iterator[RawResult], file: BinaryIO) -> int:
 
 
 def _split_blocks(items: Iterator[RawResult]) -> Iterator[list[RawResult]]:
-    """The items a thousand at a time; fewer if their bodies are long."""
+    """Yield blocks of up to `MAX_BLOCK_ITEMS` items, or about `MAX_BLOCK_BYTES` of bodies."""
     block: list[RawResult] = []
     size = 0
     for item in items:

@@ -1,4 +1,4 @@
-"""`batchline run`: a file of requests, from here to its results."""
+"""`batchline run`: run a file of requests to its results."""
 
 import time
 from pathlib import Path
@@ -35,7 +35,7 @@ from batchline.storage.records.store import BatchRecord, open_records
 
 
 class _RunArguments(NamedTuple):
-    """What a new batch is to be; checked before anything is stored."""
+    """Validated properties of a new batch."""
 
     file: Path
     endpoint: str | None
@@ -112,7 +112,7 @@ def _parse_arguments(
     metadata: dict[str, str] | None,
     settings: Settings,
 ) -> _RunArguments | None:
-    """The new batch that the arguments ask for, none where they name one; raises `InvalidInput` for bad ones."""
+    """Return the new batch's properties, or None to resume one; raises `InvalidInput` for bad arguments."""
     if file is None and resume is None:
         raise InvalidInput(
             "nothing to run: give a FILE of requests, as in `batchline run requests.jsonl`, or --resume BATCH_ID; "
@@ -138,7 +138,7 @@ def _parse_arguments(
 
 
 def _require_batch(settings: Settings, batch_id: str) -> None:
-    """Raise `NotFound` before anything else is asked for."""
+    """Raise `NotFound` before an upstream or a server is started or asked for."""
     records = open_records(settings)
     try:
         records.get_batch(batch_id)
@@ -162,7 +162,7 @@ def _create_batch(services: Services, arguments: _RunArguments, progress: Progre
 def _run_batch(
     services: Services, batch: BatchRecord, progress: Progress, *, local: bool
 ) -> BatchlineError | None:
-    """Run the batch with progress shown; the error that stopped it, if one did."""
+    """Run the batch with progress shown; returns the error that stopped it, or None."""
     try:
         with interrupt_on_signal(batch.id):
             wait_for_lease(services, batch, progress.doing)
@@ -170,7 +170,7 @@ def _run_batch(
                 stderr_console().print(f"batch {batch.id}: {notice}", markup=False, soft_wrap=True)
             progress.follow(batch.id)
             if local:
-                from batchline.engine.pipeline import run_local  # noqa: PLC0415 - beside its alternative
+                from batchline.engine.pipeline import run_local  # noqa: PLC0415 - next to its alternative
 
                 run_local(services, batch.id)
             else:

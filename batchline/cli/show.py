@@ -39,7 +39,7 @@ def show(batch_id: str, /, *, json: Annotated[bool, Parameter(negative="", show_
 
 
 def _flow_run_rows(batch: BatchRecord) -> Iterator[tuple[str, str]]:
-    """Where to see the flow run that has or had the batch, and the one that made it where that is another."""
+    """Yield the addresses of the batch's last flow run, and of the first if it is another."""
     first_run_id, last_run_id = batch.flow_run_id, batch.last_flow_run_id or batch.flow_run_id
     if last_run_id is not None:
         yield "flow run", flow_run_url(last_run_id) or last_run_id

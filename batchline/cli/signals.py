@@ -1,4 +1,4 @@
-"""Signals during a run: the first Ctrl-C or SIGTERM stops it cleanly, a later one kills it."""
+"""Signal handling during a run: the first Ctrl-C or SIGTERM stops it cleanly, a later one kills it."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def interrupt_on_signal(batch_id: str) -> Iterator[None]:
-    """Stop the batch's run at the first signal, raising `KeyboardInterrupt` where none runs here at the time."""
+    """Stop the batch's run at the first signal; raises `KeyboardInterrupt` if none is running here."""
     has_raised, stop_signals = False, StopSignals()
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -40,7 +40,7 @@ def interrupt_on_signal(batch_id: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # A library in whose midst the interrupt came may have wrapped it in an error of its own.
+        # A library that was interrupted may have wrapped the interrupt in an error of its own.
         if has_raised:
             raise KeyboardInterrupt from error
         raise
@@ -50,7 +50,7 @@ def interrupt_on_signal(batch_id: str) -> Iterator[None]:
 
 
 def _kill_process(number: int) -> None:
-    """Die of the signal, whatever threads still wait for; only the terminal's cursor is put back."""
+    """Die by the signal without waiting for threads; only the terminal's cursor is restored."""
     stderr_console().show_cursor()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

@@ -1,4 +1,4 @@
-"""`batchline simulate`: the stand-in upstream."""
+"""`batchline simulate`: run the simulator."""
 
 from typing import Annotated
 
@@ -11,7 +11,7 @@ from batchline.simulate import SimulatorOptions, serve
 
 
 class SimulateOptions(SimulatorOptions):
-    """The stand-in's knobs, with a port that a person can remember."""
+    """Options of the simulator, with a memorable default port."""
 
     port: int = Field(default=8000, ge=0, le=65_535, description="0 takes a free one.")
 

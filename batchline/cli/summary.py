@@ -1,4 +1,4 @@
-"""What a person reads at a batch's end."""
+"""Print the summary of a batch."""
 
 from collections.abc import Iterator
 from decimal import Decimal
@@ -30,7 +30,7 @@ def print_summary(
     locations: tuple[tuple[str, str], ...] = (),
     is_retried: bool = False,
 ) -> None:
-    """Print a batch's figures, where its files and those other things are, and its errors."""
+    """Print a batch's metrics, the given locations and those of its files, and its errors."""
     for name, value in (
         *_state_rows(batch, report, is_retried=is_retried),
         *_usage_rows(batch, report, services),
@@ -52,7 +52,7 @@ def print_summary(
 
 
 def _print_row(name: str, value: str, *, is_unbroken: bool = False) -> None:
-    """A name and its value, which continues below itself unless it is to be kept whole, to be copied."""
+    """Print a name and a value, wrapped below itself unless it should stay whole to be copied."""
     if is_unbroken or stdout_console().soft_wrap:
         stdout_console().print(f"[bold]{name:{NAME_WIDTH}}[/]{value}", soft_wrap=True)
         return
@@ -80,7 +80,7 @@ def _state_rows(
     ended = batch.completed_at or batch.failed_at or batch.expired_at or batch.cancelled_at
     if ended and batch.in_progress_at:
         elapsed = span(max(1, ended - batch.in_progress_at))
-        # The report's rate counts from the first request to the last answer, over a retry's pause as well.
+        # The report's rate covers the first request to the last answer, including the pause before a retry.
         rate = report.requests_per_s if report is not None and not is_retried else None
         yield "retry took" if is_retried else "took", f"{elapsed}, {speed(rate)}" if rate else elapsed
 
@@ -95,7 +95,7 @@ def _usage_rows(batch: BatchResponse, report: BatchReport | None, services: Serv
         f"{usage.total_tokens:,}: prompt {usage.total_prompt_tokens:,}, completion "
         f"{usage.total_completion_tokens:,}{reasoning}",
     )
-    # The price list is in US dollars; a person's own prices are in whatever they are in.
+    # The price list is in US dollars; the currency of configured prices is unknown.
     currency = "" if services.settings.prices else " USD"
     if usage.total_cost is not None:
         yield "cost", f"{usage.total_cost}{currency}"
@@ -122,7 +122,7 @@ def _report_rows(report: BatchReport | None) -> Iterator[tuple[str, str]]:
 
 
 def _file_rows(batch: BatchResponse, report: BatchReport | None, services: Services) -> Iterator[tuple[str, str]]:
-    """Where the files are: a row each, or one folder and its files where that would not fit the terminal."""
+    """Yield the files' locations: a row each, or a folder and file names if that would not fit the terminal."""
     keys = {}
     if batch.status in TERMINAL_STATUSES and batch.output_file_id:
         keys["output"] = layout.output_key(batch.id)
@@ -143,7 +143,7 @@ def _file_rows(batch: BatchResponse, report: BatchReport | None, services: Servi
 
 
 def _shorten_home(path: str) -> str:
-    """The place as a person at a terminal writes it; a program gets it in full."""
+    """Return the path with `~` for the home folder on a terminal, in full for programs."""
     home = f"{Path.home()}/"
     return f"~/{path.removeprefix(home)}" if stdout_console().is_terminal and path.startswith(home) else path
 

@@ -1,4 +1,4 @@
-"""Rows for people, as tables of rich; however many, in bounded memory."""
+"""Print tables of any length in bounded memory."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, islice
@@ -12,11 +12,11 @@ from batchline.cli.console import stdout_console
 ROWS_AT_ONCE = 1_000
 GAP = 2
 Row = tuple[Text | str, ...]
-"""A cell for each column."""
+"""One cell per column."""
 
 
 class Column(NamedTuple):
-    """A column; one of `least` may be cut to so many characters, the others are never cut."""
+    """A column; with `least` its cells may be cut to that many characters, else they are never cut."""
 
     name: str
     right: bool = False
@@ -24,9 +24,9 @@ class Column(NamedTuple):
 
 
 def print_rows(rows: Iterable[Row], columns: Sequence[Column], *, none: str) -> None:
-    """Print the rows, or those words if there are none.
+    """Print the rows, or the text `none` if there are none.
 
-    A terminal that is too narrow for all columns shows the first ones; the most important therefore come first.
+    A terminal that is too narrow for all columns shows the first ones, so the most important come first.
     """
     rest, is_first = iter(rows), True
     while block := [[Text(cell) if isinstance(cell, str) else cell for cell in row] for row in _next(rest)]:
@@ -49,7 +49,7 @@ def _next(rows: Iterator[Row]) -> Iterator[Row]:
 
 
 def _widths(rows: Sequence[Sequence[Text]], columns: Sequence[Column]) -> Iterator[int]:
-    """Yield the widths of the columns that there is room for; what may be cut has what the others leave."""
+    """Yield the widths of the columns that fit; columns that may be cut share the remaining width."""
     room = stdout_console().width
     full = [
         max(len(column.name), *(cell.cell_len for cell in cells))

@@ -1,4 +1,4 @@
-"""Where a run sends its requests: the upstreams of the settings, or a stand-in."""
+"""Select the upstreams of a run: those of the settings, or a simulator."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from batchline.models.upstreams import Upstream
 
 
 class Target(NamedTuple):
-    """The settings with the upstreams that a run uses; `stand_in` where that is the stand-in."""
+    """The settings with the upstreams of a run, and True if they are the simulator."""
 
     settings: Settings
     is_simulator: bool
@@ -19,10 +19,10 @@ class Target(NamedTuple):
 
 @contextlib.contextmanager
 def select_target(settings: Settings, *, stand_in: bool, resumed: bool) -> Iterator[Target]:
-    """Say where requests go; a stand-in serves for the block where it is asked for or nothing is configured.
+    """Print the upstreams; run a simulator for the block if requested or if nothing is configured.
 
-    Raises `InvalidInput` for a batch that is to go on, but with nothing configured: its rest would get answers
-    that mean nothing.
+    Raises `InvalidInput` to resume a batch with nothing configured: its remaining requests would get meaningless
+    answers.
     """
     if settings.all_upstreams and not stand_in:
         for upstream in settings.all_upstreams:

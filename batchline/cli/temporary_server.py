@@ -1,8 +1,8 @@
-"""A Prefect server for the time of one command.
+"""A Prefect server for the duration of one command.
 
-Prefect starts such a server by itself too, but in the command's own process group: there, the Ctrl-C that asks a
-batch to stop ends the server first, and the flow run can no longer say how it ended. This one has a session of its
-own and ends with the command, however that ends.
+Prefect can start such a server itself, but in the command's process group: there, the Ctrl-C that asks a batch to
+stop ends the server first, and the flow run cannot report its end. This server has its own session and ends with
+the command, however that ends.
 """
 
 import atexit
@@ -25,11 +25,11 @@ STOP_TIMEOUT_S = 5.0
 
 
 class TemporaryServer:
-    """A server that is starting; `ready` waits for it."""
+    """A starting server; `wait_until_ready` waits for it."""
 
     def __init__(self) -> None:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
-        # It listens from now on: whoever calls before it is ready waits, and no other program takes the port.
+        # It listens at once: early connections wait, and no other program can take the port.
         with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
             self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
             self._process = subprocess.Popen(  # noqa: S603 - our own module
@@ -40,11 +40,11 @@ class TemporaryServer:
                 pass_fds=[listener.fileno()],
                 start_new_session=True,
             )
-        # As late as can be: until then Prefect's threads send what they have of events and logs.
+        # As late as possible, so that Prefect's threads can still send events and logs.
         atexit.register(self.stop)
 
     def wait_until_ready(self) -> None:
-        """Return once the server answers; raises `Interrupted` with its last words where it does not."""
+        """Return once the server responds; raises `Interrupted` with the last line of its log if it does not."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(f"{self.url}/health", timeout=START_TIMEOUT_S):
@@ -57,7 +57,7 @@ class TemporaryServer:
             ) from error
 
     def stop(self) -> None:
-        """End the server."""
+        """Stop the server."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.communicate(timeout=STOP_TIMEOUT_S)
             return

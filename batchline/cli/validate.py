@@ -1,4 +1,4 @@
-"""`batchline validate`: all that is wrong with an input file."""
+"""`batchline validate`: print all errors in an input file."""
 
 import json as jsonlib
 from pathlib import Path
@@ -68,7 +68,7 @@ def _print_validation(file: Path, validation: Validation) -> None:
 
 
 def _error_location(error: ErrorGroup) -> str:
-    """The place as editors know it, or the lines in words if there are several."""
+    """Return the line as editors understand it, or the lines in words if there are several."""
     if not error.lines:
         return ""
     return f":{error.lines[0]}" if len(error.lines) == 1 else f": {describe_lines(error.lines)}"

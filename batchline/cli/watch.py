@@ -1,4 +1,4 @@
-"""`batchline batches watch`: a batch that any process runs, followed by its record."""
+"""`batchline batches watch`: follow a batch that any process runs, by its database record."""
 
 import time
 
@@ -18,7 +18,7 @@ from batchline.storage.records.store import BatchRecord
 
 POLL_INTERVAL_S = 0.5
 ABANDONED_S = 30.0
-"""Seconds for which a batch that no process runs is watched on: another may continue it."""
+"""Seconds to keep watching a batch that no process runs: another may resume it."""
 
 
 def watch(batch_id: str, /, *, json: Flag = False) -> int:
@@ -48,9 +48,9 @@ def watch(batch_id: str, /, *, json: Flag = False) -> int:
 
 
 def follow_batch(client: Batchline, batch_id: str, *, abandoned_s: float) -> BatchRecord:
-    """Show the batch's progress until it is over, or no process has run it for `left_s`.
+    """Show the batch's progress until it has ended, or no process has run it for `abandoned_s`.
 
-    One that waits for its first run is followed until its window has closed.
+    A batch that waits for its first run is followed until its window has closed.
     """
     lease_s, active_at = client.services.settings.lease_s, time.monotonic()
     with WatchDisplay(stderr_console()) as display:
@@ -66,7 +66,7 @@ def follow_batch(client: Batchline, batch_id: str, *, abandoned_s: float) -> Bat
 
 
 class WatchDisplay(Progress):
-    """The progress of a batch that another process runs, as far as its record tells."""
+    """The progress of a batch that another process runs, as far as its record shows it."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
@@ -76,7 +76,7 @@ class WatchDisplay(Progress):
         self._status_text = ""
 
     def show_record(self, batch: BatchRecord, note: str) -> None:
-        """Show the record as it is now."""
+        """Show the current record."""
         if note and note != self._note:
             stderr_console().print(
                 f"{batch.status}, {note}: go on with: batchline run --resume {batch.id}",

@@ -1,4 +1,4 @@
-"""Words of several commands."""
+"""Formatting shared by several commands."""
 
 from rich.text import Text
 
@@ -8,12 +8,12 @@ from batchline.storage.records.store import BatchRecord
 
 
 def plain(text: str) -> Text:
-    """Somebody's text, which is shown as it is: no markup, no control characters."""
+    """Return foreign text for literal display: no markup, no control characters."""
     return Text(formatting.one_line(text))
 
 
 def took(batch: BatchRecord, now: float) -> str:
-    """How long the batch's sending took, or has taken so far."""
+    """Return the duration of the batch's sending, so far if it has not ended."""
     if batch.in_progress_at is None:
         return ""
     until = batch.ended_at if batch.status in TERMINAL_STATUSES else now
@@ -21,5 +21,5 @@ def took(batch: BatchRecord, now: float) -> str:
 
 
 def joined(values: tuple[object, ...]) -> str:
-    """The values behind each other, without those that are empty."""
+    """Join the values that are not empty."""
     return " · ".join(str(value) for value in values if value)
