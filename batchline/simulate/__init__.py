@@ -1,4 +1,4 @@
-"""A stand-in upstream: an OpenAI-compatible server with plausible answers, for demos, tests and benchmarks."""
+"""Simulator: an OpenAI-compatible server with plausible answers, for demos, tests and benchmarks."""
 
 from batchline.simulate.options import SimulatorOptions
 from batchline.simulate.process import Simulator

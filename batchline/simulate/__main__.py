@@ -1,4 +1,4 @@
-"""Runs the stand-in with the options on standard input's first line: how `Simulator` starts its process."""
+"""Run the simulator with options from the first line of standard input, as `Simulator` starts its process."""
 
 import sys
 
@@ -7,7 +7,7 @@ from batchline.simulate.server import serve
 
 
 def _print_url(url: str) -> None:
-    """Tell the parent process where the server is."""
+    """Report the server's URL to the parent process."""
     sys.stdout.write(f"{url}\n")
     sys.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""When the stand-in misbehaves: shares by seed and request, orders in a prompt, and budgets."""
+"""Faults of the simulator: random shares by seed and request, directives in a prompt, and rate limits."""
 
 import re
 import time
@@ -11,13 +11,13 @@ from batchline.simulate.options import SimulatorOptions
 
 DIRECTIVE_MARK = b"simulate:"
 SEPARATORS = "separators"
-"""Ordered in a prompt only: a good answer whose text has Unicode's line separators in it, raw."""
+"""A directive in a prompt only: a good answer with unescaped Unicode line separators in its text."""
 
 _DIRECTIVE = re.compile(rb"simulate:([a-z_]+)(?:=([0-9]+))?")
 
 
 class InjectedFault(StrEnum):
-    """A way not to answer well; the values are the names of the options' shares."""
+    """Kinds of faults; the values are the names of the options' shares."""
 
     RATE_LIMITED = "rate_limited"
     SERVER_ERROR = "server_error"
@@ -31,7 +31,7 @@ class InjectedFault(StrEnum):
 
 
 class FaultInjector:
-    """Decides what happens to a request from the seed, its body and how often that body came before."""
+    """Chooses a request's fault by the seed, its body and the number of earlier equal bodies."""
 
     def __init__(self, options: SimulatorOptions) -> None:
         self._options = options
@@ -42,7 +42,7 @@ class FaultInjector:
     def read_directive(self, body: bytes) -> tuple[str, int | None] | None:
         """Return the fault and status that the prompt orders, or None.
 
-        An order is `simulate:<fault>`, `simulate:status=<number>` or `simulate:separators`.
+        A directive is `simulate:<fault>`, `simulate:status=<number>` or `simulate:separators`.
         """
         if DIRECTIVE_MARK not in body:
             return None
@@ -50,16 +50,17 @@ class FaultInjector:
         return None if match is None else (match[1].decode(), int(match[2]) if match[2] else None)
 
     def rng_for(self, body_digest: int, occurrence: int) -> Random | None:
-        """Chance for the request with that number, its `times`-th coming; none where nothing is random."""
+        """Return the random generator of the body's `occurrence`-th request; None if nothing is random."""
         if not self._needs_rng:
             return None
+        # By body and occurrence, so that the outcome does not depend on the order of concurrent requests.
         seed = blake2b(
             body_digest.to_bytes(8, "big") + occurrence.to_bytes(4, "big"), key=self._key, digest_size=8
         ).digest()
         return Random(int.from_bytes(seed, "big"))
 
     def draw_fault(self, rng: Random | None) -> InjectedFault | None:
-        """The fault that chance deals, if one."""
+        """Return a random fault, or None."""
         if rng is None or not self._shares:
             return None
         draw = rng.random()
@@ -70,7 +71,7 @@ class FaultInjector:
         return None
 
     def draw_latency_s(self, rng: Random | None) -> float:
-        """How long the answer takes."""
+        """Return the latency in seconds."""
         options = self._options
         if rng is None or options.latency == "fixed":
             return options.latency_s
@@ -80,7 +81,7 @@ class FaultInjector:
 
 
 class FixedWindowLimit:
-    """So many units in a minute that begins with its first: a fixed window, as servers have it."""
+    """A limit per minute; the fixed window starts with its first unit, as real servers implement it."""
 
     def __init__(self, per_minute: int | None) -> None:
         self._limit = per_minute
@@ -88,12 +89,13 @@ class FixedWindowLimit:
         self._window_start = time.monotonic()
 
     def acquire(self, units: int) -> float | None:
-        """Spend units; seconds until there are some again where there are not enough now."""
+        """Spend units and return None, or return the seconds until some are available."""
         if self._limit is None:
             return None
         now = time.monotonic()
         if now - self._window_start >= 60.0 or not self._used:
             self._window_start, self._used = now, 0
+        # A single request above the limit passes alone, or it could never be answered.
         if self._used + units > self._limit and self._used:
             return self._window_start + 60.0 - now
         self._used += units

@@ -1,4 +1,4 @@
-"""What the stand-in can be told to do. Shares are of all requests, from 0 to 1; durations in seconds."""
+"""Options of the simulator. Shares are of all requests, from 0 to 1; durations in seconds."""
 
 from pathlib import Path
 from typing import Literal
@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 
 class SimulatorOptions(BaseModel):
-    """The stand-in's knobs; with the same seed and the same requests it behaves the same."""
+    """Options of the simulator; the same seed and requests give the same behaviour."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,4 +1,4 @@
-"""The stand-in in a process of its own, which ends with the block or with its parent."""
+"""The simulator in its own process, which ends with the block or with its parent."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ CONTROL_TIMEOUT_S = 20.0
 
 
 class Simulator:
-    """A running stand-in: `with Simulator(options) as stand_in: … stand_in.base_url …`."""
+    """A running simulator: `with Simulator(options) as simulator: … simulator.base_url …`."""
 
     def __init__(self, options: SimulatorOptions | None = None) -> None:
         self.options = options or SimulatorOptions()
@@ -40,7 +40,7 @@ class Simulator:
             text=True,
             start_new_session=True,
         )
-        # On a pipe, and not as an argument: every user of the machine may read those, and one of them is a key.
+        # On a pipe, since any user of the machine can read arguments, and the options contain a key.
         self._write_line(json.dumps(options) + "\n")
         line = self._process.stdout.readline().strip() if self._process.stdout else ""
         if not line.startswith("http"):
@@ -50,12 +50,12 @@ class Simulator:
 
     def _write_line(self, line: str) -> None:
         if self._process is not None and self._process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):  # it has ended already, which its silence tells
+            with contextlib.suppress(BrokenPipeError):  # it has died: the missing URL reports that
                 self._process.stdin.write(line)
                 self._process.stdin.flush()
 
     def stop(self) -> None:
-        """End the server."""
+        """Kill the server's process."""
         if self._process is None:
             return
         self._process.kill()
@@ -67,15 +67,16 @@ class Simulator:
         self._process = None
 
     def counters(self) -> dict[str, Any]:
-        """What the server has received and answered since its start or the last reset."""
+        """Return the server's counters since its start or the last reset."""
         return self._call_control("GET", "counters")
 
     def reset(self) -> None:
-        """Begin counting anew."""
+        """Reset the counters."""
         self._call_control("POST", "reset")
 
     def _call_control(self, method: str, name: str) -> dict[str, Any]:
         url = f"{self.base_url.removesuffix('/v1')}/simulator/{name}"
+        # The server is local: HTTP_PROXY must not apply.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(urllib.request.Request(url, method=method), timeout=CONTROL_TIMEOUT_S) as response:  # noqa: S310
             counters: dict[str, Any] = json.load(response)

@@ -1,7 +1,7 @@
-"""The stand-in's answers: plausible text, and usage counted from the request's own text.
+"""Answers of the simulator: plausible text, with usage computed from the request's text.
 
-A token is four bytes of UTF-8 here, rounded up, in the texts that the request holds and in the answer; a number
-where token ids may stand is one token. The shapes are those that the official Python clients' types require.
+A token is four bytes of UTF-8, rounded up, in the texts of the request and of the answer; a number in place of a
+token id is one token. The shapes are those that the official Python clients' types require.
 """
 
 import json
@@ -14,14 +14,14 @@ from typing import Annotated, Any
 import msgspec
 
 DEFAULT_DIMENSIONS = 16
-"""Numbers in an embedding that asks for no other length."""
+"""Length of an embedding if the request sets none."""
 
 MODERATION_CATEGORIES = (
     *("harassment", "harassment/threatening", "hate", "hate/threatening", "illicit", "illicit/violent"),
     *("self-harm", "self-harm/instructions", "self-harm/intent", "sexual", "sexual/minors"),
     *("violence", "violence/graphic"),
 )
-"""Of moderation, as OpenAI names them."""
+"""Names of moderation categories in OpenAI's API."""
 
 _FILLER_TEXT = (
     "the request was read and an answer follows in plain words so that a person may see what a model would say "
@@ -30,7 +30,7 @@ _FILLER_TEXT = (
 
 
 class SimulatedRequest(msgspec.Struct):
-    """What the stand-in reads of a body."""
+    """The fields of a request body that the simulator reads."""
 
     model: str = "stand-in"
     messages: msgspec.Raw = msgspec.Raw()
@@ -46,7 +46,7 @@ class SimulatedRequest(msgspec.Struct):
 
 
 class SimulatedReply(msgspec.Struct):
-    """An answer's JSON, and the tokens that its usage counts."""
+    """An answer's JSON, and the token counts in its usage."""
 
     body: bytes
     prompt_tokens: int
@@ -57,27 +57,27 @@ _decode = msgspec.json.Decoder(SimulatedRequest).decode
 
 
 def decode_request(body: bytes) -> SimulatedRequest:
-    """What the stand-in reads of a body; raises `ValueError` or `RecursionError` for a bad one."""
+    """Return the fields of a body; raises `ValueError` or `RecursionError` for an invalid one."""
     try:
         return _decode(body)
     except msgspec.DecodeError:
-        # Escaped lone surrogates, which msgspec does not take and most servers do.
+        # Escaped lone surrogates, which msgspec rejects and most servers accept.
         return _decode(json.dumps(json.loads(body), ensure_ascii=False).encode(errors="replace"))
 
 
 def render_reply(path: str, request: SimulatedRequest, ordinal: int, answer_tokens: int) -> SimulatedReply | None:
-    """The answer to a request on that path; none for a path that is not served."""
+    """Return the answer to a request on that path, or None if the path is not served."""
     renderer = _RENDERERS.get(path)
     return None if renderer is None else renderer(request, ordinal, answer_tokens)
 
 
 def digest_body(body: bytes) -> int:
-    """A number that stands for the body."""
+    """Return a 64-bit hash of the body."""
     return int.from_bytes(blake2b(body, digest_size=8).digest(), "big")
 
 
 def count_tokens(raw: msgspec.Raw) -> int:
-    """Tokens of a JSON value: of all its strings but roles, types and the names of members; each number is one."""
+    """Count tokens in a JSON value: all strings except roles, types and member names; a number is one token."""
     if not raw:
         return 0
     size = numbers = 0
@@ -90,6 +90,7 @@ def count_tokens(raw: msgspec.Raw) -> int:
 
 
 def _iterate_leaves(value: Any) -> Iterator[Any]:
+    # Iterative: recursive generators would pass each leaf through every level.
     stack = [value]
     while stack:
         item = stack.pop()
@@ -102,7 +103,7 @@ def _iterate_leaves(value: Any) -> Iterator[Any]:
 
 
 def _count_chat_tokens(raw: msgspec.Raw) -> int:
-    """As `count_tokens`, cheap for the usual `[{"role": …, "content": "…"}]`."""
+    """Count like `count_tokens`, faster for the usual `[{"role": …, "content": "…"}]`."""
     if not raw:
         return 0
     try:
@@ -121,12 +122,12 @@ _decode_messages = msgspec.json.Decoder(list[_ChatMessage]).decode
 
 def _reply_tokens(request: SimulatedRequest, ordinal: int, answer_tokens: int) -> int:
     max_tokens = request.max_completion_tokens or request.max_tokens or request.max_output_tokens or 5_000_000
-    target = answer_tokens * 3 // 4 + ordinal % max(1, answer_tokens // 2)
+    target = answer_tokens * 3 // 4 + ordinal % max(1, answer_tokens // 2)  # varies by body, yet is repeatable
     return max(1, min(max_tokens, target))
 
 
 def _count_inputs(raw: msgspec.Raw) -> int:
-    """How many inputs there are: one text or list of token ids, or a list of such."""
+    """Return the number of inputs: one for a text or list of token ids, else the length of the list."""
     value = json.loads(bytes(raw)) if raw else ""
     return len(value) if isinstance(value, list) and value and not isinstance(value[0], int) else 1
 
@@ -262,5 +263,5 @@ _RENDERERS: dict[str, Callable[[SimulatedRequest, int, int], SimulatedReply]] = 
 
 
 def error_body(message: str, error_type: str, code: str | None = None) -> bytes:
-    """An error in OpenAI's envelope."""
+    """Return an error in OpenAI's format."""
     return json.dumps({"error": {"message": message, "type": error_type, "param": None, "code": code}}).encode()

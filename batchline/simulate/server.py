@@ -1,4 +1,4 @@
-"""The stand-in's server: one asyncio protocol on httptools, fast enough not to be what a benchmark measures."""
+"""The simulator's server: one asyncio protocol on httptools, fast enough not to limit a benchmark."""
 
 import asyncio
 import contextlib
@@ -35,14 +35,14 @@ REASON_PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 def serve(
     options: SimulatorOptions, *, on_ready: Callable[[str], None] | None = None, exit_with_parent: bool = False
 ) -> None:
-    """Serve until interrupted; `ready` is told the base URL. `with_parent`: end when standard input closes."""
+    """Serve until interrupted, or with `exit_with_parent` until stdin closes. `on_ready` receives the base URL."""
     with contextlib.suppress(KeyboardInterrupt):
         _run_event_loop(_serve_until_stopped(options, on_ready, exit_with_parent=exit_with_parent))
 
 
 def _run_event_loop(coroutine: Any) -> None:
     try:
-        import uvloop  # noqa: PLC0415 - not to be had on every system
+        import uvloop  # noqa: PLC0415 - not available on every system
     except ImportError:
         asyncio.run(coroutine)
     else:
@@ -82,7 +82,7 @@ async def _simulate_outage(state: SimulatorState, server: asyncio.Server, port: 
 
 
 class SimulatorConnection(asyncio.Protocol):
-    """One client's connection; answers go out in the order of the requests."""
+    """One client's connection; answers are sent in the order of the requests."""
 
     def __init__(self, state: SimulatorState) -> None:
         self._state = state
@@ -98,7 +98,7 @@ class SimulatorConnection(asyncio.Protocol):
         self._api_key: str | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
+        """Store the transport."""
         self._transport = transport  # type: ignore[assignment] # a server's is one
         self._state.connections.add(self)
 
@@ -110,12 +110,12 @@ class SimulatorConnection(asyncio.Protocol):
         self._count_closed()
 
     def abort(self) -> None:
-        """Close at once."""
+        """Close the connection at once."""
         if self._transport is not None:
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came."""
+        """Parse received data."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -124,19 +124,20 @@ class SimulatorConnection(asyncio.Protocol):
             self._reject_protocol("this is no HTTP")
 
     def _reject_protocol(self, message: str) -> None:
-        """Tell a client that cannot be understood, and close."""
+        """Send an error to a client that does not speak HTTP/1.1, and close."""
         self._keep_alive = False
+        # An earlier answer is still due on this connection, so an error now would be taken for it.
         if self._is_busy:
             self.abort()
         else:
             self._send_reply(400, error_body(message, "invalid_request_error"))
 
     def on_url(self, url: bytes) -> None:
-        """Parser callback."""
+        """Collect the URL, which may arrive in parts."""
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Parser callback."""
+        """Read a header."""
         lower_name = name.lower()
         if lower_name == b"authorization":
             self._api_key = value.decode("latin-1").removeprefix("Bearer ")
@@ -146,11 +147,11 @@ class SimulatorConnection(asyncio.Protocol):
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
-        """Parser callback."""
+        """Collect the body."""
         self._body_parts.append(body)
 
     def on_message_complete(self) -> None:
-        """Parser callback: a request is whole."""
+        """Queue the complete request."""
         path = self._url.decode("latin-1").partition("?")[0]
         method = self._parser.get_method().decode()
         body = self._body_parts[0] if len(self._body_parts) == 1 else b"".join(self._body_parts)
@@ -161,7 +162,7 @@ class SimulatorConnection(asyncio.Protocol):
         self._handle_pending()
 
     def _handle_pending(self) -> None:
-        """Handle what waits, until a request takes its time."""
+        """Handle queued requests until one has to wait."""
         while self._pending and not self._is_busy and self._transport is not None:
             self._is_busy = True
             self._handle_request(*self._pending.popleft())
@@ -174,7 +175,7 @@ class SimulatorConnection(asyncio.Protocol):
             self._handle_control(method, path)
 
     def _handle_control(self, method: str, path: str) -> None:
-        """What is not a model's answer."""
+        """Answer a request that is not for a model."""
         state = self._state
         if path == "/simulator/reset" and method == "POST":
             state.reset()
@@ -224,13 +225,13 @@ class SimulatorConnection(asyncio.Protocol):
         state.max_open_requests = max(state.max_open_requests, state.open_requests)
 
     def _count_closed(self) -> None:
-        """Count the connection's request as open no more."""
+        """Count the connection's request as no longer open."""
         if self._is_counted:
             self._is_counted = False
             self._state.open_requests -= 1
 
     def _find_rejection(self, key: str | None) -> tuple[int, bytes, bytes] | None:
-        """Why a request is not even looked at."""
+        """Return status, body and headers if the request is rejected before its body is read."""
         state, options = self._state, self._state.options
         if state.api_key is not None and key != state.api_key:
             return 401, error_body("Incorrect API key provided", "authentication_error", "invalid_api_key"), b""
@@ -248,7 +249,7 @@ class SimulatorConnection(asyncio.Protocol):
         if form == "ms":
             return b"retry-after-ms: %d\r\n" % round(wait_s * 1e3)
         if form == "date":
-            # Dates have whole seconds; one that is cut off would be too early.
+            # Dates have whole seconds; rounding down would be too early.
             return b"retry-after: %b\r\n" % formatdate(ceil(time.time() + wait_s), usegmt=True).encode()
         return b"retry-after: %b\r\n" % f"{wait_s:.3f}".encode()
 
@@ -262,7 +263,7 @@ class SimulatorConnection(asyncio.Protocol):
         self, path: str, body: bytes, body_digest: int, fault: str | None, status: int | None, remaining_s: float
     ) -> None:
         if self._transport is None:
-            self._state.abandoned += 1
+            self._state.abandoned += 1  # the client left during the latency
             return
         if fault is not None:
             self._state.faults[fault] += 1
@@ -289,7 +290,7 @@ class SimulatorConnection(asyncio.Protocol):
             self._send_completion(reply, body, body_digest, fault, remaining_s)
 
     def _inject_fault(self, fault: str, status: int | None) -> bool:
-        """Do what the fault says; false where it only spoils a good answer."""
+        """Inject the fault; returns False if it only modifies a good answer."""
         if fault == InjectedFault.RATE_LIMITED:
             headers = self._retry_after_header(self._state.options.retry_after_s)
             self._count_and_reply(
@@ -330,6 +331,7 @@ class SimulatorConnection(asyncio.Protocol):
         state.log_event("answered", body)
         state.statuses[200] += 1
         if remaining_s:
+            # Head first: clients measure the time to first byte and to the end separately.
             self._write_response(200, reply.body, b"", body_length=0)
             asyncio.get_running_loop().call_later(remaining_s, self._write_rest, reply.body)
         else:

@@ -1,4 +1,4 @@
-"""What the stand-in's connections share, and what it counts."""
+"""State shared by the simulator's connections, with its counters."""
 
 import json
 import time
@@ -15,11 +15,11 @@ class AbortableConnection(Protocol):
     """A client's connection."""
 
     def abort(self) -> None:
-        """Close at once."""
+        """Close the connection at once."""
 
 
 class SimulatorState:
-    """What all connections share: options, budgets and counters."""
+    """Options, limits and counters that all connections share."""
 
     def __init__(self, options: SimulatorOptions) -> None:
         self.options = options
@@ -28,6 +28,7 @@ class SimulatorState:
         self.request_limit = FixedWindowLimit(options.requests_per_minute)
         self.token_limit = FixedWindowLimit(options.tokens_per_minute)
         self.connections: set[AbortableConnection] = set()
+        # Unbuffered: complete even if the process is killed.
         self._log = None if options.log_file is None else options.log_file.open("ab", buffering=0)
         self.open_requests = self.replies = 0
         self.reset()
@@ -39,7 +40,7 @@ class SimulatorState:
             self._log.write(json.dumps(line).encode() + b"\n")
 
     def reset(self) -> None:
-        """Count from nothing."""
+        """Reset the counters."""
         self.received = self.bytes_received = self.max_open_requests = self.abandoned = 0
         self.prompt_tokens = self.completion_tokens = 0
         self.statuses: Counter[int] = Counter()
@@ -50,11 +51,11 @@ class SimulatorState:
         self.answered_bodies: Counter[int] = Counter()
 
     def counters(self) -> dict[str, Any]:
-        """The counts as JSON shows them.
+        """Return the counters as JSON values.
 
-        `repeated` counts comings of a body after its first, `abandoned` requests whose client left before the
-        answer. `received` is the sum of `statuses`, `abandoned`, the faults `dropped`, `cut_off` and `hanging`,
-        and what is under way.
+        `repeated` counts requests whose body came before, `abandoned` those whose client left before the answer.
+        `received` is the sum of `statuses`, `abandoned`, the faults `dropped`, `cut_off` and `hanging`, and the
+        requests in flight.
         """
         return {
             "received": self.received,
