@@ -45,7 +45,7 @@ def create_app(client: Batchline, *, allow_anonymous: bool = False) -> FastAPI:
     for module in (files, batches, models, health):
         app.include_router(module.router)
     register_error_handlers(app)
-    # the last added runs first: limits need the member that authentication finds
+    # The last added runs first: limits need the member that authentication finds.
     app.add_middleware(RequestLimitsMiddleware)
     app.add_middleware(AuthMiddleware, authenticator=app.state.authenticator)
     app.add_middleware(HeadMiddleware)

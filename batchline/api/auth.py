@@ -92,14 +92,14 @@ class Authenticator:
             return cached
         self._pending_lookups[token] = finished = asyncio.Event()
         try:
-            # a flood of invalid keys must not occupy the threads that valid ones need
+            # A flood of invalid keys must not occupy the threads that valid ones need.
             limiter = None if token in self._cache else self._unknown_key_limiter
             if limiter is not None and limiter.statistics().tasks_waiting >= MAX_UNKNOWN_KEY_LOOKUPS:
                 raise service_unavailable("too many keys are being looked up; try again")
             return await to_thread.run_sync(self._query_records, token, limiter=limiter)
         finally:
             finished.set()
-            # a waiter may have registered a lookup of its own meanwhile
+            # A waiter may have registered a lookup of its own meanwhile.
             if self._pending_lookups.get(token) is finished:
                 del self._pending_lookups[token]
 
@@ -183,7 +183,7 @@ def _require_local(headers: Mapping[str, str], *, http_version: str) -> None:
             "make a key with `batchline keys create`",
         )
     host, origin = headers.get("host", ""), headers.get("origin")
-    # DNS rebinding: a foreign name that resolves to 127.0.0.1 sends its own Host header
+    # DNS rebinding: a foreign name that resolves to 127.0.0.1 sends its own Host header.
     if not is_loopback(split_url(f"//{host}").hostname or ""):
         raise ApiError(403, "without keys only localhost is served; make one with `batchline keys create`")
     if origin is not None and split_url(origin).netloc != host:

@@ -108,7 +108,7 @@ def read_analytics(batch_id: str, client: CurrentClient) -> Response:
 def read_results(batch_id: str, query: Annotated[BatchResultsQuery, Query()], client: CurrentClient) -> Response:
     """Return the result of each request, also while the batch runs; each line is a `BatchResultItem`."""
     lines = _join_lines(client.batches.raw_results(batch_id, **query.model_dump()))
-    # before the response starts: a batch that is not found must still become a 404
+    # Before the response starts: a batch that is not found must still become a 404.
     first_block = next(lines, b"")
     return StreamingResponse(iterate_in_thread(chain([first_block], lines)), media_type=LINES_MEDIA_TYPE)
 

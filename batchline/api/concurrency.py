@@ -44,14 +44,14 @@ class FairLimiter:
     @asynccontextmanager
     async def slot(self, member_id: str | None) -> AsyncIterator[None]:
         """Hold a slot within the block; one of the member's own is acquired first."""
-        # own slot first: waiting for it must not occupy one of the shared slots
+        # Own slot first: waiting for it must not occupy one of the shared slots.
         async with nullcontext() if member_id is None else self._member_slot(member_id), self._semaphore:
             yield
 
     @asynccontextmanager
     async def _member_slot(self, member_id: str) -> AsyncIterator[None]:
         limit = self._member_limits.setdefault(member_id, _MemberLimit(asyncio.Semaphore(self._per_member)))
-        # before the wait, so that another request's end does not drop the entry
+        # Before the wait, so that another request's end does not drop the entry.
         limit.users += 1
         try:
             async with limit.semaphore:

@@ -56,8 +56,8 @@ def content_response(request: Request, file_id: str, query: ContentQuery, client
         **_line_headers(is_complete=extent.is_complete, last_line=extent.lines),
         "Accept-Ranges": "bytes",
     }
-    # the ETags differ, since a cache must not mix the encodings
     gzip = wants_gzip(request) and extent.size_bytes > 0
+    # Each encoding has its own ETag, so that caches do not mix them.
     etag = None if extent.key is None else _build_etag(extent.key, gzip=gzip)
     if etag is not None:
         headers["ETag"] = etag

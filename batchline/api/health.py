@@ -46,7 +46,7 @@ class ReadinessCheck:
             self._pending_check.add_done_callback(self._record_end)
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
-                # one caller's timeout must not cancel the check for the others
+                # One caller's timeout must not cancel the check for the others.
                 await asyncio.shield(self._pending_check)
         except TimeoutError:
             raise StorageFault(

@@ -53,7 +53,7 @@ class _MetricsCollector(Collector):
 def _call_metrics(call_metrics: CallMetrics) -> Iterator[Metric]:
     """Yield metrics of the calls since the process started."""
     requests = CounterMetricFamily("batchline_requests", "Requests settled by this process.", labels=["outcome"])
-    # a series that starts at 0 lets `rate()` see the first request
+    # A series that starts at 0 lets `rate()` see the first request.
     for outcome, count in {"completed": 0, **call_metrics.outcomes}.items():
         requests.add_metric([outcome], count)
     yield requests

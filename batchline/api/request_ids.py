@@ -37,5 +37,5 @@ class RequestIdApp(FastAPI):
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", assigned_id.encode())]
             await send(message)
 
-        # outside all middleware, since Starlette's handler of unexpected errors is the outermost
+        # Outside all middleware, since Starlette's handler of unexpected errors is the outermost.
         await super().__call__(scope, receive, send_with_id)

@@ -175,7 +175,7 @@ class UploadHandler:
             await _forward_stream(form, blocks, stream, buffer)
         except BaseException as error:
             buffer.end(error)
-            # until the thread has cleaned up: the slot must not be free before its memory is
+            # Until the thread has cleaned up: the slot must not be free before its memory is.
             await asyncio.wait([storing])
             storing.exception()  # retrieved, or asyncio logs it as never retrieved
             raise

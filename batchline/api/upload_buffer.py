@@ -56,7 +56,7 @@ class BoundedBuffer:
             data = bytes(block[:size])
             was_full = self._size_bytes >= MAX_BYTES
             self._size_bytes -= len(data)
-            # asyncio events are not thread-safe: set it on the loop, and only when the state changes
+            # Asyncio events are not thread-safe: set it on the loop, and only when the state changes.
             if was_full and self._size_bytes < MAX_BYTES:
                 self._loop.call_soon_threadsafe(self._has_room.set)
             return data

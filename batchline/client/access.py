@@ -33,7 +33,7 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
         """Return the member whose objects a list shows: the requested one if visible, None for all members."""
         if self.member_filter is None:
             return requested_member
-        # NO_MEMBER owns nothing: another member's list is empty, as if that member did not exist
+        # NO_MEMBER owns nothing: another member's list is empty, as if that member did not exist.
         return UUID(self.member_filter) if requested_member in {None, UUID(self.member_filter)} else NO_MEMBER
 
 

@@ -46,7 +46,7 @@ def idempotency_of(
         metadata,
         expires_after_s,
     )
-    # with the member: equal keys of two members must not share a batch
+    # With the member: equal keys of two members must not share a batch.
     return Idempotency(_hash_values((member_id, key)), _hash_values(request_fields))
 
 

@@ -90,7 +90,7 @@ class Batches:
         idempotency = idempotency_of(idempotency_key, request, expires_after_s, access.member_id)
         if idempotency is not None and (existing := records.find_batch_by_key(idempotency)) is not None:
             return existing.to_response()
-        # after the key: a repeated request succeeds even if the input file was deleted meanwhile
+        # After the key: a repeated request succeeds even if the input file was deleted meanwhile.
         records.get_file(input_file_id, member_id=access.member_filter)
         batch = create_batch(
             self._services,
@@ -207,7 +207,7 @@ class Batches:
         try:
             batch = records.change_status(batch_id, BatchStatus.CANCELLING, now=int(time.time()))
         except Conflict:
-            # the status has changed since it was read; if by another cancel, this one succeeds too
+            # The status has changed since it was read; if by another cancel, this one succeeds too.
             batch = records.get_batch(batch_id)
             if batch.status not in {BatchStatus.CANCELLING, BatchStatus.CANCELLED}:
                 raise Conflict(f"batch {batch_id} is {batch.status} and cannot be cancelled") from None
@@ -331,7 +331,7 @@ class Batches:
         settings, records = self._services.settings, self._services.records
         self.record(batch_id)
         try:
-            # row first: objects left by a crash in between are found by their pending deletion
+            # Row first: objects left by a crash in between are found by their pending deletion.
             deleted = records.delete_batch(batch_id, lease_s=settings.lease_s)
         except Conflict as reason:
             self._try_cancel(batch_id)

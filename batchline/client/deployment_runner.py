@@ -121,5 +121,5 @@ class DeploymentRunner:
             for other_id, backoff in self._backoffs.items()
             if now < backoff.until + MAX_BACKOFF_S
         }
-        # a new dict: `is_running` reads it from other threads without the lock
+        # A new dict: `is_running` reads it from other threads without the lock.
         self._backoffs = {**recent, batch_id: _Backoff(delay_s, now + delay_s)}

@@ -190,7 +190,7 @@ class _Estimator:
         """Count a line."""
         request = _parse_request(line)
         model = "" if request is None else request.body.model or ""
-        # limits the memory that a file with endless distinct models can take
+        # Limits the memory that a file with endless distinct models can take.
         is_new = model not in self.totals
         if request is None or (is_new and (len(model) > MAX_MODEL_CHARS or len(self.totals) >= MAX_MODELS)):
             self.unreadable += 1

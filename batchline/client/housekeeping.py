@@ -192,7 +192,7 @@ def _find_unannounced_ends(client: Batchline) -> Iterator[Job]:
 
 def _find_leaked_slots(client: Batchline) -> Iterator[Job]:
     """Yield the upstreams' Prefect limits whose slots are not held by any live process."""
-    # importing Prefect takes seconds: a process that has not loaded it shares no quota
+    # Importing Prefect takes seconds: a process that has not loaded it shares no quota.
     if not client.services.settings.share_budgets or "prefect" not in sys.modules:
         return
     from batchline.orchestration import leaked_slots, run_needed  # noqa: PLC0415 - needs Prefect

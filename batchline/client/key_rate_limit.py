@@ -26,5 +26,5 @@ class KeyRateLimiter:
             if len(use_times) < per_minute:
                 use_times.append(now)
                 return 0
-            # not use_times[0]: after the limit was lowered, more uses than `per_minute` are in the window
+            # Not `use_times[0]`: after the limit was lowered, more uses than `per_minute` are in the window.
             return max(1, ceil(use_times[-per_minute] + MINUTE_S - now))

@@ -42,7 +42,7 @@ class Page(Generic[T]):
         """Return OpenAI's list object with the page's objects, converted if `convert` is given."""
         models = [convert(item) if convert else cast("BaseModel", item) for item in self.data]
         ends = {"first_id": self.first_id, "last_id": self.last_id} if models else {}
-        # pydantic encodes each model once; Raw keeps msgspec from encoding the text again
+        # Pydantic encodes each model once; Raw keeps msgspec from encoding the text again.
         data = [msgspec.Raw(model.model_dump_json()) for model in models]
         return msgspec.json.encode({"object": "list", "data": data, **ends, "has_more": self.has_more}).decode()
 

@@ -75,7 +75,7 @@ class ProgressTracker:
         with self._lock:
             seen_at, rate = self._rates.pop(key, (now, RecentRate()))
             if now - seen_at > RATE_WINDOW_S:
-                # not read for a whole window: old points would average over the gap
+                # Not read for a whole window: old points would average over the gap.
                 rate = RecentRate()
             rate.add(now, settled)
             self._rates[key] = now, rate

@@ -42,7 +42,7 @@ class RestartBackoff:
         history = self._histories.pop(batch_id, None)
         self._histories[batch_id] = _StartHistory(1 if history is None else history.count + 1, settled)
         if len(self._histories) > MAX_REMEMBERED_BATCHES:
-            # dicts keep insertion order, so the first is the oldest
+            # Dicts keep insertion order, so the first is the oldest.
             del self._histories[next(iter(self._histories))]
 
     def _delay_s(self, starts: int) -> float:

@@ -79,7 +79,7 @@ def read_results(services: Services, batch: BatchRecord, query: BatchResultsQuer
             yield from reader.read_items(services, batch, plan)
         except (NotFound, StorageFault):
             batch = services.records.get_batch(batch.id)
-            # nothing was replaced, so the object is really missing
+            # Nothing was replaced, so the object is really missing.
             if _storage_state(services, batch) == previous_state:
                 raise
 
@@ -207,7 +207,7 @@ def _pending_rows(
     saved: dict[int, tuple[RequestMetrics, bytes]] = {}
     for _, segment in read_segments(services.store, batch.id, batch.generation, chunk.index):
         for metrics, text in parse_segment_records(segment):
-            # processes may both settle a line at a handover; the first segment wins, as in the merge
+            # Two processes may both settle a line at a handover; the oldest segment wins, as in the spool.
             saved.setdefault(metrics.line, (metrics, text))
     only_lines = None if chunk.only is None else set(chunk.only)
     yielded: set[int] = set()

@@ -64,7 +64,7 @@ class ThreadRunner:
             if self._closing:
                 raise Conflict("this client is closed; open another to run batches")
             if batch_id in self._batch_ids:
-                # the run may be past its last check of the batch, which a retry may just have reopened
+                # The run may be past its last check of the batch, which a retry may just have reopened.
                 self._rerun_ids.add(batch_id)
                 return
             self._batch_ids.add(batch_id)
@@ -124,7 +124,7 @@ class ThreadRunner:
                 return self._queue.popleft()
             if self._closing:
                 self._batch_ids.difference_update(self._queue)
-            # under the lock: `start` must not count on a thread that is about to exit
+            # Under the lock: `start` must not count on a thread that is about to exit.
             self._threads.discard(threading.current_thread())
             return None
 

@@ -50,7 +50,7 @@ def with_pages(api: FastAPI) -> ASGIApp:
     for module in (static_files, sign_in, batch_list, new_batch, files, results, batch):
         pages.include_router(module.router)
     register_error_handlers(pages)
-    # the last added runs first: limits need the member that the session finds
+    # The last added runs first: limits need the member that the session finds.
     pages.add_middleware(RequestLimitsMiddleware, is_upload=UPLOAD_PATHS.__contains__)
     pages.add_middleware(SessionMiddleware, authenticator=api.state.authenticator)
     pages.add_middleware(HeadMiddleware)

@@ -144,7 +144,7 @@ def read_file(batch_id: str, name: str, client: CurrentClient) -> Response:
     disposition = "inline" if name == "report.html" else "attachment"
     headers = {"Content-Disposition": f'{disposition}; filename="{batch_id}-{name}"'}
     if name == "report.html":
-        headers["Content-Security-Policy"] = REPORT_POLICY
+        headers["Content-Security-Policy"] = REPORT_POLICY  # the pages' own policy forbids inline styles
     return StreamingResponse(iterate_in_thread(files[name]), headers=headers, media_type=MEDIA_TYPES[name])
 
 
@@ -154,5 +154,5 @@ def is_retryable(batch: BatchRecord) -> bool:
 
 
 def _redirect_to_batch(batch_id: str) -> Response:
-    # 303: reloading the page must not repeat the POST
+    # 303: reloading the page must not repeat the POST.
     return RedirectResponse(f"/batches/{batch_id}", 303)

@@ -84,4 +84,5 @@ def _status_tabs(filters: dict[str, str]) -> list[tuple[str, str, bool]]:
 def visible_members(request: Request, client: Batchline) -> dict[str, str]:
     """Return ids and names of the members whose batches a manager can see; empty for others."""
     principal: Principal = request.state.principal
+    # Only managers may see that other members exist.
     return {member.id: member.name for member in ApiKeys(client).members()} if principal.is_manager else {}

@@ -65,7 +65,7 @@ def show_file(request: Request, file_id: str, client: CurrentClient) -> Response
 
 def _first_lines(client: Batchline, file_id: str) -> tuple[list[tuple[str, bool]], bool]:
     """Return the first lines, each with True if it is truncated, and True if there are more."""
-    start = b"".join(client.files.content(file_id, end=MAX_SHOWN_BYTES))
+    start = b"".join(client.files.content(file_id, end=MAX_SHOWN_BYTES))  # a single line may have gigabytes
     parts = start.decode(errors="replace").split("\n", MAX_SHOWN_LINES)
     lines, rest = parts[:MAX_SHOWN_LINES], parts[MAX_SHOWN_LINES:]
     shown_lines = [

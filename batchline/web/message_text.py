@@ -43,7 +43,7 @@ def pretty_json(value: Any) -> MessageText:
 
 def json_start(text: bytes) -> MessageText:
     """Return the start of a JSON text that is too long to be parsed."""
-    # UTF-8 has up to 4 bytes per character; one more shows that it is truncated
+    # UTF-8 has up to 4 bytes per character; one more shows that it is truncated.
     return _truncate_text("", text[: 4 * MAX_CHARACTERS + 4].decode(errors="replace"))
 
 

@@ -74,7 +74,7 @@ def _check_or_delete(
         is_valid = check is None or not check.error_count
         return check
     finally:
-        if not is_valid:  # also after an error, which leaves no other way to delete the file
+        if not is_valid:  # also if the check fails: the user never sees the file's id
             with suppress(NotFound):
                 client.files.delete(file.id)
 

@@ -50,9 +50,8 @@ def browse_results(request: Request, batch_id: str, client: CurrentClient) -> Re
     size = min(query.limit or DEFAULT_PAGE_SIZE, PAGE_SIZES[-1])
     batch = client.batches.record(batch_id)
     filters = {name: value for name, value in params.items() if name in {"search", "status"}}
-    results = client.batches.raw_results(
-        batch_id, **filters, skip=query.skip, limit=size + 1
-    )  # one more shows if there is a next page
+    # One more than shown, to see if there is a next page.
+    results = client.batches.raw_results(batch_id, **filters, skip=query.skip, limit=size + 1)
     rows = [_result_view(item, filters, query.skip + number) for number, item in enumerate(results)]
 
     def page_url(skip: int) -> str:

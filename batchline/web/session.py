@@ -34,13 +34,14 @@ class SessionMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        # The sign-in page needs its styles before anyone has signed in.
         response = None if scope["path"].startswith(STATIC_PREFIX) else await self._find_rejection(Request(scope))
         await (response or self._app)(scope, receive, with_security_headers(send))
 
     async def _find_rejection(self, request: Request) -> Response | None:
         """Return the response to a refused request, or None if it may pass."""
         try:
-            # before authentication: a forged request must not use up the member's rate limit
+            # Before authentication: a forged request must not use up the member's rate limit.
             if request.method not in SAFE_METHODS:
                 check_same_origin(request.headers)
             principal = await authenticate(self._authenticator, request.cookies.get(SESSION_COOKIE, ""), request)
@@ -82,6 +83,7 @@ def _redirect_to_sign_in(request: Request) -> Response:
         message = INVALID_KEY_MESSAGE if has_cookie else "sign in, or send a key to the API at /v1"
         return render_error(request, ApiError(401, message))
     target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    # A redirect can only repeat a GET.
     location = f"{SIGN_IN_PATH}?next={quote(target if request.method in SAFE_METHODS else '/', safe='/')}"
     response = RedirectResponse(f"{location}&ended=1" if has_cookie else location, 303)
     if has_cookie:

@@ -63,6 +63,6 @@ def _is_https(request: Request) -> bool:
 
 def _safe_target(path: str) -> str:
     """Return the path if it leads to a page of this server, else `/`."""
-    # browsers read `//host` and `/\host` as addresses of another server
+    # Browsers read `//host` and `/\host` as addresses of another server.
     is_local = path.startswith("/") and not path.startswith(("//", "/\\", SIGN_IN_PATH)) and path.isprintable()
     return path if is_local else "/"

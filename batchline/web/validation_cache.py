@@ -46,7 +46,7 @@ class ValidationCache:
         with self._lock:
             cached = self._entries.get(key)
         if cached is None:
-            # without the lock, since it may take seconds; a concurrent check gives the same result
+            # Without the lock, since it may take seconds; a concurrent check gives the same result.
             cached = _check_file(client, file.id, endpoint)
             with self._lock:
                 self._entries[key] = cached
