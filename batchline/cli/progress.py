@@ -16,10 +16,10 @@ from batchline.engine.lease import active_lease
 from batchline.engine.progress_meter import ProgressMeter, ProgressSnapshot
 from batchline.models.formatting import span
 
-LIVE_S = 0.25
-SAMPLE_S = 1.0
-PLAIN_S = 5.0
-LONGEST_PLAIN_S = 60.0
+REFRESH_INTERVAL_S = 0.25
+SAMPLE_INTERVAL_S = 1.0
+MIN_PLAIN_INTERVAL_S = 5.0
+MAX_PLAIN_INTERVAL_S = 60.0
 
 
 class Progress:
@@ -31,10 +31,12 @@ class Progress:
         self._since = time.monotonic()
         self._batch_id: str | None = None
         self._meter: ProgressMeter | None = None
-        self._over = threading.Event()
+        self._stopping = threading.Event()
         # Not `console.is_terminal`, which is also true for a log file if FORCE_COLOR is set.
         live = console.file.isatty() and not console.is_dumb_terminal
-        self._thread = threading.Thread(target=self._live if live else self._plain, name="progress", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run_live_display if live else self._print_plain_lines, name="progress", daemon=True
+        )
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -43,7 +45,7 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
+        self._stopping.set()
         self._thread.join()
 
     def doing(self, what: str) -> None:
@@ -68,10 +70,10 @@ class Progress:
             self.doing("finishing")
         return reading
 
-    def _live(self) -> None:
+    def _run_live_display(self) -> None:
         spinner = Spinner("line")
         with Live(console=self._console, auto_refresh=False, transient=True) as live:
-            while not self._over.wait(LIVE_S):
+            while not self._stopping.wait(REFRESH_INTERVAL_S):
                 live.update(self._display(spinner), refresh=True)
 
     def _display(self, spinner: Spinner) -> RenderableType:
@@ -83,16 +85,16 @@ class Progress:
         spinner.update(text=Text(f"{self._doing} · {span(time.monotonic() - self._since)}"))
         return spinner
 
-    def _plain(self) -> None:
+    def _print_plain_lines(self) -> None:
         """Print a line per long activity, then at growing intervals of up to a minute."""
         began = due = time.monotonic()
-        due += PLAIN_S
-        while not self._over.wait(SAMPLE_S):
+        due += MIN_PLAIN_INTERVAL_S
+        while not self._stopping.wait(SAMPLE_INTERVAL_S):
             reading = self._reading()
             now = time.monotonic()
             if now >= due:
                 self._console.print(self._line(reading), markup=False)
-                due = now + min(LONGEST_PLAIN_S, max(PLAIN_S, (now - began) / 10))
+                due = now + min(MAX_PLAIN_INTERVAL_S, max(MIN_PLAIN_INTERVAL_S, (now - began) / 10))
 
     def _line(self, reading: ProgressSnapshot | None) -> str:
         if reading is None:

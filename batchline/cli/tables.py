@@ -9,7 +9,7 @@ from rich.text import Text
 
 from batchline.cli.console import stdout_console
 
-ROWS_AT_ONCE = 1_000
+ROWS_PER_BLOCK = 1_000
 GAP = 2
 Row = tuple[Text | str, ...]
 """One cell per column."""
@@ -29,8 +29,8 @@ def print_rows(rows: Iterable[Row], columns: Sequence[Column], *, none: str) -> 
     A terminal that is too narrow for all columns shows the first ones, so the most important come first.
     """
     rest, is_first = iter(rows), True
-    while block := [[Text(cell) if isinstance(cell, str) else cell for cell in row] for row in _next(rest)]:
-        widths = list(_widths(block, columns))
+    while block := [[Text(cell) if isinstance(cell, str) else cell for cell in row] for row in _next_block(rest)]:
+        widths = list(_column_widths(block, columns))
         columns = columns[: len(widths)]
         table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold", show_header=is_first)
         for column, width in zip(columns, widths, strict=True):
@@ -44,11 +44,11 @@ def print_rows(rows: Iterable[Row], columns: Sequence[Column], *, none: str) -> 
         stdout_console().print(none, markup=False)
 
 
-def _next(rows: Iterator[Row]) -> Iterator[Row]:
-    return islice(rows, ROWS_AT_ONCE)
+def _next_block(rows: Iterator[Row]) -> Iterator[Row]:
+    return islice(rows, ROWS_PER_BLOCK)
 
 
-def _widths(rows: Sequence[Sequence[Text]], columns: Sequence[Column]) -> Iterator[int]:
+def _column_widths(rows: Sequence[Sequence[Text]], columns: Sequence[Column]) -> Iterator[int]:
     """Yield the widths of the columns that fit; columns that may be cut share the remaining width."""
     room = stdout_console().width
     full = [
