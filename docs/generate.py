@@ -32,43 +32,43 @@ SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 HEAD = """# Settings
 
-Made from `models/settings.py` and `models/upstreams.py` by `python docs/generate.py`; change those, not this page.
+Generated from `models/settings.py` and `models/upstreams.py` by `python docs/generate.py`; change those, not this page.
 
-A setting is looked for in this order, and the first that is found holds:
+A setting is read from these sources; the first one that has it is used:
 
 1. arguments, in Python: `load_settings(chunk_requests=100)`;
-2. environment variables, `BATCHLINE_` and the setting's name in capitals; an empty one counts as none,
-   but an empty `OPENAI_BASE_URL` or `BATCHLINE_BASE_URL` beside a key is refused, as requests would go to OpenAI;
+2. environment variables, `BATCHLINE_` and the setting's name in capitals; an empty one counts as not set,
+   but an empty `OPENAI_BASE_URL` or `BATCHLINE_BASE_URL` together with a key is refused, as requests would go to OpenAI;
 3. the same variables in a file `.env` in the working directory;
 4. the setting's name in `batchline.toml` in the working directory;
-5. the setting's name in `config.toml` in the directory that the environment variable `BATCHLINE_HOME` names,
-   by default `~/.batchline`;
+5. the setting's name in `config.toml` in the directory `BATCHLINE_HOME` (an environment variable), by default
+   `~/.batchline`;
 6. the default below.
 
-Names that end in `_s` are in seconds, those in `_bytes` in bytes. Lists and tables are written as JSON in the
-environment and in `.env` (`BATCHLINE_SOURCE_ROOTS='["/data", "s3://bucket/in"]'`), as what they are in TOML.
-A variable that begins with `BATCHLINE_` and is no setting is reported in the log, with the nearest setting.
-Secrets are better kept out of files that are shared: they are never shown, logged or stored by batchline.
+Settings whose names end in `_s` are in seconds, those in `_bytes` in bytes. Write lists and tables as JSON in the
+environment and in `.env` (`BATCHLINE_SOURCE_ROOTS='["/data", "s3://bucket/in"]'`), and as TOML values in TOML.
+A variable that begins with `BATCHLINE_` but is not a setting is reported in the log, with the nearest setting.
+Keep secrets out of files that are shared; batchline never shows, logs or stores them.
 
 """
 
 COMMANDS_HEAD = """# Commands
 
-Made from the commands' own help by `python docs/generate.py`; change those, not this page.
+Generated from the commands' help by `python docs/generate.py`; change that, not this page.
 
 Results go to standard output, progress and messages to standard error. `--json` prints one JSON document, the
 API's objects, alone on standard output. Lists are tables. A terminal that is too narrow for all columns shows the
-first ones, and cuts long names; elsewhere tables have every column in full, without colours.
+first ones, and truncates long names; other outputs have every column in full, without colours.
 
 The exit status is 0, or 2 for what cannot be done (bad usage, not found, not in that state), or 6 for a fault of
-storage, database or network. What runs or watches a batch ends as the batch did, with the statuses of `run`.
+storage, database or network. Commands that run or watch a batch end with the exit status of `run` for its outcome.
 
 """
 
 UPSTREAMS_HEAD = """
 ## One upstream or several
 
-Without `upstreams`, one server is called: `base_url` (else `OPENAI_BASE_URL`) with `api_key` (else
+Without `upstreams`, requests go to one server: `base_url` (or `OPENAI_BASE_URL`) with `api_key` (or
 `OPENAI_API_KEY`). With `upstreams`, those two and the three settings after them (`max_in_flight`, `max_attempts`,
 `request_timeout_s`) have no effect, and each request goes to the first upstream that serves its model:
 
@@ -93,8 +93,8 @@ The fields of an upstream:
 PRICES_HEAD = """
 ## Prices
 
-`prices` holds a table for each model; they go before the price list that batchline carries. Amounts are per
-million tokens, in one currency for all models:
+`prices` has a table for each model, which overrides batchline's own price list. Amounts are per million tokens, in one
+currency for all models:
 
 ```toml
 [prices."llama-3.1-8b"]
