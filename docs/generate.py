@@ -32,13 +32,15 @@ SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 HEAD = """# Settings
 
-Generated from `models/settings.py` and `models/upstreams.py` by `python docs/generate.py`; change those, not this page.
+Generated from `models/settings.py` and `models/upstreams.py` by `python docs/generate.py`; change those, not this
+page.
 
 A setting is read from these sources; the first one that has it is used:
 
 1. arguments, in Python: `load_settings(chunk_requests=100)`;
 2. environment variables, `BATCHLINE_` and the setting's name in capitals; an empty one counts as not set,
-   but an empty `OPENAI_BASE_URL` or `BATCHLINE_BASE_URL` together with a key is refused, as requests would go to OpenAI;
+   but an empty `OPENAI_BASE_URL` or `BATCHLINE_BASE_URL` together with a key is refused, as requests would go to
+   OpenAI;
 3. the same variables in a file `.env` in the working directory;
 4. the setting's name in `batchline.toml` in the working directory;
 5. the setting's name in `config.toml` in the directory `BATCHLINE_HOME` (an environment variable), by default
@@ -93,8 +95,8 @@ The fields of an upstream:
 PRICES_HEAD = """
 ## Prices
 
-`prices` has a table for each model, which overrides batchline's own price list. Amounts are per million tokens, in one
-currency for all models:
+`prices` has a table for each model, which overrides batchline's own price list. Amounts are per million tokens, in
+one currency for all models:
 
 ```toml
 [prices."llama-3.1-8b"]
