@@ -1,4 +1,4 @@
-"""What is measured, each run in a process of its own: `python -m bench.subjects NAME LIBPQ_OPTIONS-AS-JSON`.
+"""What is measured, each run in a process of its own: `python -m bench.subjects NAME OPTIONS-AS-JSON`.
 
 Prints one line of JSON: requests, wall_s, cpu_s, peak_mb, and what the subject adds.
 """

@@ -1,4 +1,4 @@
-"""A process that sends requests to an upstream and shares its caps: `python sharer.py LIBPQ_OPTIONS-AS-JSON`.
+"""A process that sends requests to an upstream and shares its caps: `python sharer.py OPTIONS-AS-JSON`.
 
 Says `first` at its first answer, and at the end how many requests succeeded.
 """
