@@ -1,1 +1,1 @@
-"""Calling model servers: one caller a process, with retries, limits and an answer for every call."""
+"""Calls to model servers: one dispatcher per process, with retries, limits and a result for every call."""

@@ -1,4 +1,4 @@
-"""One batch at the caller: its feeds, its counters, and why it was stopped."""
+"""One batch at the dispatcher: its chunk queues, its counters, and the reason for an early stop."""
 
 import asyncio
 import threading
@@ -18,35 +18,38 @@ from batchline.upstream.permit import Permit
 from batchline.upstream.session_progress import SessionProgress
 
 WAKE_RESULTS = 256
-"""Answers that wake a chunk's thread."""
+"""Unread results at which the chunk's thread is woken."""
 
 MAX_PENDING_CALLS = 512
 MAX_PENDING_BYTES = 2**20
 LARGE_BODY_BYTES = MAX_PENDING_BYTES // MAX_PENDING_CALLS
-"""A body above which it is the bytes that bound what is pending, and not the number."""
+"""Size of a body above which the limit of bytes is reached before the limit of calls."""
 
 MAX_UNREAD_BYTES = 16 * 2**20
 
-DEADLINE_CHECK_S = 5.0  # a longer timer would miss the machine's sleep, and a clock that is set
+DEADLINE_CHECK_S = 5.0  # a single long timer would fire late after the machine slept or its clock was set
 
 
 class StopReason(msgspec.Struct, frozen=True):
-    """Why a run ends early: the code of what is unsettled, or None to leave it for another run."""
+    """The reason why a session ends early.
+
+    Unsettled calls get `code`; if it is None, they are left to the next runner of the batch.
+    """
 
     code: ErrorCode | None
     message: str
 
 
 class SessionPool(Protocol):
-    """What a session asks of the pool of an upstream; the pool knows sessions, and not the other way round."""
+    """The part of `UpstreamPool` that sessions use; `pool` imports this module, not the reverse."""
 
     limit: AdaptiveLimit
 
     def pause_reason(self) -> str | None:
-        """Return why nothing is sent at the moment, for a person; None while all is well."""
+        """Return why nothing is sent at the moment, for display; None if nothing blocks sending."""
 
     def wake_workers(self, count: int) -> None:
-        """Wake or start workers for so many calls that may be sent."""
+        """Wake or start workers for `count` calls, as far as the limit allows."""
 
     def drop_retries(self, owner: "BatchSession | ChunkQueue") -> None:
         """Settle the calls of the owner that wait for their next attempt."""
@@ -56,7 +59,7 @@ class SessionPool(Protocol):
 
 
 class BatchSession:
-    """One batch in this process. Made by `Dispatcher.open_run`; used from any thread."""
+    """One batch at the dispatcher. Made by `Dispatcher.open_session`; used from any thread."""
 
     def __init__(
         self,
@@ -85,7 +88,7 @@ class BatchSession:
         self._refusals_to_stop = min(refusals_to_stop, requests) if requests else refusals_to_stop
         self.consecutive_auth_failures = 0
         self.has_remote_success = False
-        """Whether another process that sends for the batch has been answered."""
+        """True if another process that sends for the batch has completed a request."""
         self._on_close = on_close
         self._lock = threading.Lock()
         self._deadline_timer: asyncio.TimerHandle | None = None
@@ -97,18 +100,18 @@ class BatchSession:
         self.close()
 
     def open_queue(self, order: int) -> "ChunkQueue":
-        """A stream of calls; of a run's feeds the one of lowest order is served first."""
+        """Open a queue of calls; of a session's queues the one of lowest order is served first."""
         queue = ChunkQueue(self, order)
         self.loop.call_soon_threadsafe(insort, self.queues, queue)
         return queue
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether it was stopped so that another run goes on with what is unsettled."""
+        """True if the session was stopped so that another runner continues with the unsettled calls."""
         return self.stop_reason is not None and self.stop_reason.code is None
 
     def renew(self, valid_for_s: float) -> None:
-        """Allow sending for that long from now; a run that is never renewed may always send."""
+        """Allow sending for that long from now; a session that is never renewed may always send."""
         self.permit.renew(valid_for_s)
 
     @property
@@ -117,17 +120,17 @@ class BatchSession:
         return self.permit.until
 
     def resume(self, queue_order: int) -> None:
-        """End the feed's suspension of the run, if there is one."""
+        """End the suspension by that queue, if there is one."""
         if self.permit.resume(queue_order) and not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self._wake_pools)
 
     def resume_later(self, queue_order: int, after_s: float) -> None:
-        """End the feed's suspension after that time, or when the feed, opened again, resumes."""
+        """End the queue's suspension after that time, or sooner if a new queue of that order resumes."""
         if self.permit.hand_over(queue_order) and not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self.loop.call_later, after_s, self._end_handed_over, queue_order)
 
     def stop(self, stop: StopReason) -> None:
-        """End the run early; the first stop counts. Requests under way get the grace."""
+        """Stop sending; only the first stop counts. Requests in flight are aborted after the grace period."""
         with self._lock:
             if self.stop_reason is not None:
                 return
@@ -135,14 +138,14 @@ class BatchSession:
         self.loop.call_soon_threadsafe(self._stop_on_loop)
 
     def close(self) -> None:
-        """Take leave of the caller; what is still under way is dropped."""
+        """Close the session; calls in flight are dropped."""
         if self.loop.is_closed():
             return
         self.stop(StopReason(code=None, message="the run is over"))
         self.loop.call_soon_threadsafe(self._close_on_loop)
 
     def snapshot(self) -> SessionProgress:
-        """How far the run has come, now."""
+        """Return the session's current progress."""
         pools = list(self.pools.values())
         return SessionProgress(
             completed=self.completed,
@@ -159,10 +162,10 @@ class BatchSession:
             or next((pause_reason for pool in pools if (pause_reason := pool.pause_reason())), None),
         )
 
-    # What follows runs on the caller's loop.
+    # The methods below run on the dispatcher's loop.
 
     def schedule_deadline_check(self) -> None:
-        """Stop the run as expired when its time comes."""
+        """Start the timer that stops the session at its deadline."""
         if self.deadline is not None:
             remaining_s = max(0.0, self.deadline - time.time())
             self._deadline_timer = self.loop.call_later(min(remaining_s, DEADLINE_CHECK_S), self._check_deadline)
@@ -188,12 +191,13 @@ class BatchSession:
             queue.settle_pending()
         for pool in self.pools.values():
             pool.drop_retries(self)
+        # Requests in flight are paid for already: the grace period lets their replies still arrive.
         self.loop.call_later(self.grace_s, self.abort_in_flight)
         for queue in self.queues:
             queue.wake_reader()
 
     def abort_in_flight(self) -> None:
-        """Give up what is under way."""
+        """Cancel all requests in flight."""
         for pool in self.pools.values():
             pool.abort_in_flight(self)
 
@@ -204,11 +208,11 @@ class BatchSession:
         self._on_close(self)
 
     def has_pending(self, upstream: str) -> bool:
-        """Whether calls wait that were never sent on that lane."""
+        """Return True if calls to that upstream wait that were never sent."""
         return any(queue.pending[upstream] for queue in self.queues)
 
     def record_result(self, result: CallResult) -> None:
-        """Count a settled call."""
+        """Count a settled call, in the session and in the process's metrics."""
         self.metrics.record_result(result)
         if result.code is not None:
             self.failed += result.code not in UNANSWERED_CODES
@@ -220,7 +224,7 @@ class BatchSession:
             self.total_tokens += result.usage.total_tokens
 
     def on_auth_failure(self, upstream: str, status_code: int) -> None:
-        """Note a 401 or 403; stop when the upstream refuses everything."""
+        """Count a 401 or 403; stop the session if the upstream refuses every request."""
         self.consecutive_auth_failures += 1
         has_no_success = self.completed == 0 and not self.has_remote_success
         if has_no_success and self.consecutive_auth_failures >= self._refusals_to_stop:
@@ -234,12 +238,12 @@ class BatchSession:
             )
 
     def on_auth_success(self) -> None:
-        """Note an answer that shows the key is accepted."""
+        """Reset the count of 401 and 403: a reply shows that the key is accepted."""
         self.consecutive_auth_failures = 0
 
 
 class ChunkQueue:
-    """One chunk's calls on their way out and its answers on their way back; used by one thread."""
+    """Passes one chunk's calls to the dispatcher and the results back; used by one thread."""
 
     def __init__(self, session: BatchSession, order: int) -> None:
         self.order = order
@@ -251,7 +255,7 @@ class ChunkQueue:
         self._is_dropped = False
         self._is_withdrawn = False
         self._is_blocked = False
-        # Each of these counters has one writer: the chunk's thread for the first three, the loop for the rest.
+        # No lock: each counter has one writer, the chunk's thread for the first three, the loop for the rest.
         self._put_count = self._put_bytes = self._read_bytes = 0
         self._sent_count = self._sent_bytes = self._settled_count = self._result_bytes = 0
 
@@ -265,7 +269,7 @@ class ChunkQueue:
         self.close()
 
     def put(self, calls: Sequence[Call]) -> None:
-        """Hand over calls; never blocks."""
+        """Queue calls for sending; never blocks."""
         if not calls:
             return
         now = time.perf_counter()
@@ -273,28 +277,29 @@ class ChunkQueue:
         for call in calls:
             call.read_at = now
             size += len(call.body)
+        # Counted before the loop can settle them: `settle` compares both counters.
         self._put_count += len(calls)
         self._put_bytes += size
         self.session.loop.call_soon_threadsafe(self._accept_calls, calls)
 
     def end_input(self) -> None:
-        """Say that nothing more comes."""
+        """Declare that no more calls will be put."""
         self._has_ended = True
 
     def withdraw(self) -> None:
-        """Send nothing more; requests in flight can still be answered, and the feed is drained after them."""
+        """Send no more calls; requests in flight can still be answered, then the queue is done."""
         self._has_ended = self._is_withdrawn = True
         self.session.loop.call_soon_threadsafe(self._withdraw_on_loop)
 
     def close(self) -> None:
-        """Drop what is still pending or under way; its answers are not kept."""
+        """Drop the calls that are pending or in flight, and their results."""
         if not self._is_dropped:
             self._is_dropped = True
             self.session.loop.call_soon_threadsafe(self._close_on_loop)
 
     @property
     def wants_calls(self) -> bool:
-        """Whether more calls are wanted."""
+        """True if fewer calls and bytes are pending than the limits allow."""
         if self._has_ended or self.session.is_interrupted:
             return False
         return (
@@ -304,14 +309,18 @@ class ChunkQueue:
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing is left: all is settled and read, or an interrupted run has given up on the rest."""
+        """True if all calls are settled and all results are read, and no more calls will come."""
         is_over = (self._has_ended or self.session.is_interrupted) and self._settled_count >= self._put_count
-        return is_over and not self._results  # in this order: an answer is appended before it is counted
+        return is_over and not self._results  # in this order: `settle` appends a result before it counts it
 
     def wait_for_results(self, timeout_s: float) -> list[CallResult]:
-        """The answers so far; returns when there are many, more calls are wanted, all is done, or time is up."""
+        """Return the unread results.
+
+        Waits until there are `WAKE_RESULTS`, more calls are wanted, all is done, or the timeout is over.
+        """
         if len(self._results) < WAKE_RESULTS and not self.wants_calls and not self.is_done:
             self._wakeup.wait(timeout_s)
+        # Cleared before the results are taken, so that no later wake-up is lost.
         self._wakeup.clear()
         results = [self._results.popleft() for _ in range(len(self._results))]
         self._read_bytes += sum(len(result.body) for result in results if result.body)
@@ -319,7 +328,7 @@ class ChunkQueue:
             self.session.loop.call_soon_threadsafe(self._resume_sending)
         return results
 
-    # What follows runs on the caller's loop.
+    # The methods below run on the dispatcher's loop, except for `is_closed`.
 
     def _accept_calls(self, calls: Sequence[Call]) -> None:
         stop_reason = self.session.stop_reason
@@ -337,12 +346,13 @@ class ChunkQueue:
                 pool.wake_workers(len(self.pending[upstream]))
 
     def take_call(self, upstream: str) -> Call | None:
-        """The call that goes first on that lane, taken; none while too many answers lie unread."""
+        """Take the next call to that upstream; None if there is none or too many results are not saved."""
         pending = self.pending[upstream]
         if not pending:
             return None
         if self.session.permit.is_suspended:
             return None
+        # Backpressure: a reader that cannot keep up must not fill the memory with results.
         if self._result_bytes - self._read_bytes > MAX_UNREAD_BYTES:
             self._is_blocked = True
             return None
@@ -350,6 +360,7 @@ class ChunkQueue:
         self._sent_count += 1
         size = len(call.body)
         self._sent_bytes += size
+        # Wake the reader when the limit is just left, not for each call; large bodies leave it at other counts.
         unsent_count = self._put_count - self._sent_count
         if (unsent_count == MAX_PENDING_CALLS - 1 or not pending or size > LARGE_BODY_BYTES) and self.wants_calls:
             self._wakeup.set()
@@ -361,10 +372,10 @@ class ChunkQueue:
             pool.wake_workers(1)
 
     def settle(self, result: CallResult) -> None:
-        """Hand an answer back.
+        """Pass a result to the reader.
 
-        It does not count after the feed was closed. Once sending has stopped, a failure that another attempt may
-        mend is left to the next run.
+        Results are dropped after the queue was closed. Once sending has stopped, retryable failures are dropped as
+        well: the next runner sends these calls again.
         """
         if self._is_dropped or ((self._is_withdrawn or self.session.is_interrupted) and result.is_retryable):
             self._settled_count += 1
@@ -378,7 +389,7 @@ class ChunkQueue:
             self._wakeup.set()
 
     def settle_unsent(self, call: Call, attempts: int = 0, retries: tuple[ErrorCode, ...] = ()) -> None:
-        """Settle a call that a stop keeps from being sent (again)."""
+        """Settle a call that is not sent (again), with the code of the session's stop if it has one."""
         stop_reason = self.session.stop_reason
         if stop_reason is None or stop_reason.code is None or self._is_dropped:
             self._settled_count += 1
@@ -390,7 +401,7 @@ class ChunkQueue:
         )
 
     def settle_pending(self) -> None:
-        """Settle everything that waits."""
+        """Settle all calls that were never sent."""
         for pending in self.pending.values():
             while pending:
                 call = pending.popleft()
@@ -399,7 +410,7 @@ class ChunkQueue:
                 self.settle_unsent(call)
 
     def wake_reader(self) -> None:
-        """Let the chunk's thread look."""
+        """Wake the chunk's thread."""
         self._wakeup.set()
 
     def _withdraw_on_loop(self) -> None:
@@ -411,7 +422,7 @@ class ChunkQueue:
     def _close_on_loop(self) -> None:
         self.settle_pending()
         for pool in self.session.pools.values():
-            # A retried chunk sends these lines again; their answers would be paid for and thrown away.
+            # A retried chunk sends these lines again; their replies would be paid for and then dropped.
             pool.drop_retries(self)
             pool.abort_in_flight(self)
         if self in self.session.queues:
@@ -419,5 +430,5 @@ class ChunkQueue:
 
     @property
     def is_closed(self) -> bool:
-        """True if nothing more of it may be sent."""
+        """True if no more of its calls may be sent."""
         return self._is_dropped or self._is_withdrawn

@@ -1,4 +1,4 @@
-"""What a process's calls have come to since it began: outcomes, tokens and times, for whoever watches it."""
+"""Metrics of a process's calls since its start: outcomes, tokens and durations."""
 
 from bisect import bisect_left
 from collections import Counter
@@ -10,20 +10,20 @@ BUCKET_BOUNDS_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 
 
 class DurationHistogram:
-    """How many durations fell below each bound, and what they add up to."""
+    """A histogram of durations; the last bucket has no upper bound."""
 
     def __init__(self) -> None:
         self.counts = [0] * (len(BUCKET_BOUNDS_S) + 1)
         self.sum_s = 0.0
 
     def observe(self, seconds: float) -> None:
-        """Count a duration."""
+        """Add a duration."""
         self.counts[bisect_left(BUCKET_BOUNDS_S, seconds)] += 1
         self.sum_s += seconds
 
 
 class CallMetrics:
-    """Settled calls by outcome, their tokens and times. Written by the caller's loop, read by anyone."""
+    """Settled calls by outcome, their tokens and durations. Written by the loop, read by any thread."""
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
@@ -31,7 +31,7 @@ class CallMetrics:
         self.duration, self.time_to_first_byte = DurationHistogram(), DurationHistogram()
 
     def record_result(self, result: CallResult) -> None:
-        """Count a settled call."""
+        """Add a settled call."""
         self.outcomes["completed" if result.code is None else result.code.value] += 1
         if result.usage is not None:
             self.prompt_tokens += result.usage.prompt_tokens

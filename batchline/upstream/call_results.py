@@ -1,4 +1,4 @@
-"""What is asked of an upstream and what came of it; reading an answer's usage and its faults."""
+"""Calls and their results, and the parsing of replies: JSON, usage and error messages."""
 
 from collections.abc import Iterable
 from typing import Annotated, Any
@@ -21,18 +21,18 @@ from batchline.upstream.transports.base import HttpReply
 
 MAX_MESSAGE_CHARACTERS = 500
 MAX_INLINE_PARSE_BYTES = 2**18
-"""Of a reply that is read on a thread, as all others would wait for it."""
+"""Size of a reply above which it is parsed on a thread, since all requests would wait for it."""
 
 MAX_MESSAGE_BYTES = 2**20
 MAX_USAGE_BYTES = 2**14
-"""Of a message and a usage that are read; beyond that they are neither."""
+"""Maximum JSON sizes of an error message and of a usage; longer ones are ignored."""
 
 MAX_TOKENS = 2**53
 TokenCount = Annotated[int, Meta(ge=0, lt=MAX_TOKENS)]
 
 
 class Call(msgspec.Struct, kw_only=True, gc=False):
-    """One request to make: a line of the input, its id's and body's JSON text, and where to send it."""
+    """A request to send: an input line's `custom_id` and body as JSON text, and its destination."""
 
     line: int
     custom_id: Raw
@@ -44,9 +44,9 @@ class Call(msgspec.Struct, kw_only=True, gc=False):
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
-    """The tokens that an answer reports; `reasoning_tokens` is None where it reports none.
+    """The tokens that a reply reports; `reasoning_tokens` is None if it reports none.
 
-    Of the prompt's, `cached_tokens` were read from the server's cache and `cache_write_tokens` written to it.
+    `prompt_tokens` include `cached_tokens`, read from the server's cache, and `cache_write_tokens`, written to it.
     """
 
     prompt_tokens: int
@@ -58,10 +58,10 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
 
 
 class CallResult(msgspec.Struct, kw_only=True, gc=False):
-    """How a call was settled; `code` is None for a success. Durations in seconds, of the final attempt.
+    """The result of a settled call; `code` is None for a success. Durations are in seconds, of the last attempt.
 
-    `body` is a JSON text on one line, or None where no answer came. `attempts` counts every one that was
-    started, `retries` says why each but the last was repeated. `started_at` is in Unix seconds.
+    `body` is JSON text on one line, or None if no reply came. `attempts` counts all that were started; `retries`
+    has the error code of each one before the last. `started_at` is in Unix seconds.
     """
 
     call: Call
@@ -81,12 +81,12 @@ class CallResult(msgspec.Struct, kw_only=True, gc=False):
 
     @property
     def is_retryable(self) -> bool:
-        """True if it is a failure that another attempt may turn into a success."""
+        """True for a failure that another attempt may turn into a success."""
         return self.code is not None and is_retryable(self.code, self.status_code)
 
 
 class ParsedReply(msgspec.Struct, frozen=True, gc=False):
-    """An HTTP reply understood: its code (None for a success), its body ready to embed, and its usage."""
+    """A parsed HTTP reply: its code (None for a success), the body as JSON on one line, and the usage."""
 
     code: ErrorCode | None
     body: bytes
@@ -128,7 +128,7 @@ _CONTENT_FIELDS = ("choices", "data", "output", "content", "results")
 def parse_reply(reply: HttpReply) -> ParsedReply:
     """Return the parsed reply. Never raises, whatever the server sent.
 
-    Takes a millisecond for each 100 kB of the oddest body; a long one is better read on a thread.
+    The worst body takes a millisecond per 100 kB, so parse long ones on a thread.
     """
     code = code_for_status(reply.status_code)
     if code is None:
@@ -140,7 +140,7 @@ def parse_reply(reply: HttpReply) -> ParsedReply:
 
 
 def redact(secrets: Iterable[bytes], reply: HttpReply, parsed_reply: ParsedReply) -> ParsedReply:
-    """The reading of a failed call without the secrets that the upstream may have repeated to us."""
+    """Return the parsed reply without the secrets that the upstream may have echoed."""
     body = reply.body
     for secret in secrets:
         body = body.replace(secret, b"***")
@@ -148,8 +148,9 @@ def redact(secrets: Iterable[bytes], reply: HttpReply, parsed_reply: ParsedReply
 
 
 def _parse_success(body: bytes) -> ParsedReply:
-    """A 2xx: its JSON, unless it is none or tells of an error."""
+    """Parse a 2xx body; it becomes a failure if it is not valid JSON or contains only an error."""
     try:
+        # msgspec does not check the UTF-8 of values that it skips.
         if not body.isascii():
             body.decode()
         envelope = _decode_envelope(body)
@@ -164,7 +165,7 @@ def _parse_success(body: bytes) -> ParsedReply:
 
 
 def _parse_unusual_success(body: bytes) -> ParsedReply:
-    """A 2xx that the fast parser refuses: odd JSON, or none."""
+    """Parse a 2xx body that the fast parser rejects: unusual JSON, or no JSON."""
     try:
         require_json(body)
     except TooDeepError:
@@ -180,13 +181,14 @@ def _parse_unusual_success(body: bytes) -> ParsedReply:
 
 
 def _reject_unsafe_json(body: bytes) -> ParsedReply:
-    """The reading of JSON that Python's parser and others fail on; embedded, it would spoil the whole file."""
+    """Return a failure for JSON that common parsers cannot read; embedded, it would make the file unreadable."""
     problem = "that are nested too deeply" if is_too_deep(body) else f"with a number of over {MAX_DIGITS:,} digits"
     message = f"the upstream answered 2xx with {len(body)} bytes {problem}"
     return ParsedReply(ErrorCode.INVALID_RESPONSE, to_json_string(body), message, None)
 
 
 def _has_only_error(body: bytes) -> bool:
+    # Some servers send an empty `error` with every success, or an error with partial content: neither is rejected.
     fields = read_members(body, "error", *_CONTENT_FIELDS)
     if fields.get("error", b"null").strip() in _EMPTY_VALUES:
         return False
@@ -201,7 +203,7 @@ def _reject_error_body(body: bytes) -> ParsedReply:
 
 
 def _prepare_error_body(body: bytes) -> tuple[bytes, str | None]:
-    """The body ready to embed, and the message in it if it has one."""
+    """Return the body as JSON on one line, and the error message in it or None."""
     try:
         fields = read_members(body, *_MESSAGE_FIELDS)
     except NotJSONError:
@@ -210,7 +212,7 @@ def _prepare_error_body(body: bytes) -> tuple[bytes, str | None]:
 
 
 def _find_message(fields: dict[str, bytes]) -> str | None:
-    """`error.message`, or the `message`, `detail` or `error` text that some servers send."""
+    """Return `error.message`, or the `message`, `detail` or `error` string that some servers send, or None."""
     error_fields = read_members(fields.get("error", b"null"), "message")
     for candidate in (error_fields.get("message"), *map(fields.get, _MESSAGE_FIELDS)):
         message = _decode_string(candidate)
@@ -229,7 +231,7 @@ def _decode_string(text: bytes | None) -> str | None:
 
 
 def _parse_unusual_usage(body: bytes) -> Usage | None:
-    """The usage of an odd answer: of its members those that count something."""
+    """Return the usage of an unusual reply, from those of its members that are counts."""
     try:
         usage_json = read_members(body, "usage").get("usage")
         return (
@@ -242,7 +244,7 @@ def _parse_unusual_usage(body: bytes) -> Usage | None:
 
 
 def _keep_counts(usage: Any) -> Any:
-    """The object without the members that are neither counts nor objects of such."""
+    """Return the object with only those members that are counts, or objects of counts."""
     if not isinstance(usage, dict):
         return None
     counts = {}
@@ -255,12 +257,12 @@ def _keep_counts(usage: Any) -> Any:
 
 
 def _normalize_usage(usage: _RawUsage) -> Usage | None:
-    """OpenAI's or Anthropic's usage in one form; none where it counts nothing.
+    """Return OpenAI's or Anthropic's usage in one form, or None if it has no counts.
 
-    OpenAI: `prompt_tokens` and `completion_tokens`, or `input_tokens` and `output_tokens`, the cached ones among
-    the input, and so `cache_write_tokens` (API reference, chat completions and responses; prompt caching guide).
-    Anthropic: `cache_read_input_tokens` and `cache_creation_input_tokens` stand beside `input_tokens` and are
-    added to them (API reference, messages).
+    OpenAI: `prompt_tokens` and `completion_tokens`, or `input_tokens` and `output_tokens`; cached tokens and
+    `cache_write_tokens` are included in the input (API reference, chat completions and responses; prompt caching
+    guide). Anthropic: `cache_read_input_tokens` and `cache_creation_input_tokens` are not included in
+    `input_tokens`, and are added to them (API reference, messages).
     """
     input_tokens = usage.input_tokens if usage.prompt_tokens is None else usage.prompt_tokens
     output_tokens = usage.output_tokens if usage.completion_tokens is None else usage.completion_tokens

@@ -1,6 +1,6 @@
-"""The process's one caller: an event loop in a thread of its own that owns all connections and limits.
+"""The dispatcher: an event loop in its own thread that owns all connections and limits of a process.
 
-Chunks hand it blocks of calls and take blocks of answers; nothing crosses between threads one request at a time.
+Chunks put blocks of calls and read blocks of results, since a switch of threads per request would be slow.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ CLOSE_TIMEOUT_S = 5.0
 
 
 class Dispatcher:
-    """Calls upstreams for any number of runs; starts its thread when made."""
+    """Sends requests to upstreams for any number of sessions; starts its thread when constructed."""
 
     def __init__(
         self, upstreams: Sequence[Upstream], *, open_transport: TransportFactory = open_transport
@@ -56,7 +56,7 @@ class Dispatcher:
     def open_session(
         self, batch_id: str, *, deadline: float | None, refusals_to_stop: int, grace_s: float, requests: int
     ) -> BatchSession:
-        """A run for a batch of so many requests; it expires by itself at `deadline` (Unix seconds)."""
+        """Open a session for a batch of `requests` requests; it expires at `deadline` (Unix seconds)."""
         session = BatchSession(
             batch_id,
             self._pools,
@@ -77,7 +77,7 @@ class Dispatcher:
         *,
         timing: QuotaTiming = QuotaTiming(),  # noqa: B008 - frozen
     ) -> None:
-        """Share the upstreams' caps with all processes that the ledger counts, until the end; safe to repeat."""
+        """Share the upstreams' caps with all processes that use the quota store; later calls have no effect."""
         with self._quota_lock:
             if self._quota_coordinator is None:
                 self._quota_coordinator = QuotaCoordinator(
@@ -86,26 +86,26 @@ class Dispatcher:
 
     @property
     def in_flight(self) -> int:
-        """How many requests are under way."""
+        """The number of requests in flight."""
         return sum(len(pool.in_flight_calls) for pool in self._pools.values())
 
     @property
     def is_open(self) -> bool:
-        """Whether runs may be opened."""
+        """True if sessions can be opened."""
         return self._thread.is_alive()
 
     def release_quota(self) -> None:
-        """Give back this process's share of the caps, which ends and is not to send any more. Never hangs."""
+        """Release this process's share of the caps before it exits. Takes seconds at most."""
         if self._quota_coordinator is not None:
             self._quota_coordinator.close()
 
     def close(self) -> None:
-        """End the thread and close the connections; what is under way is dropped. Never hangs."""
+        """End the thread and close the connections; requests in flight are dropped. Takes seconds at most."""
         if self._loop.is_closed() or not self._thread.is_alive():
             return
         with contextlib.suppress(concurrent.futures.TimeoutError):
             asyncio.run_coroutine_threadsafe(self._close_pools(), self._loop).result(CLOSE_TIMEOUT_S)
-        self.release_quota()
+        self.release_quota()  # before the loop stops, since it measures on the loop which slots are used
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(CLOSE_TIMEOUT_S)
 
@@ -136,9 +136,9 @@ class Dispatcher:
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:
-    """The fastest loop that is installed."""
+    """Return a uvloop if it is installed, else an asyncio loop."""
     try:
-        import uvloop  # noqa: PLC0415 - not to be had on every system
+        import uvloop  # noqa: PLC0415 - not available on every system
     except ImportError:
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()
@@ -149,9 +149,10 @@ _dispatchers_lock = threading.Lock()
 
 
 def dispatcher_for(upstreams: tuple[Upstream, ...]) -> Dispatcher:
-    """This process's caller of those upstreams, the same for the same ones, so that batches share limits."""
+    """Return this process's dispatcher for those upstreams, shared by all batches so that they share limits."""
     with _dispatchers_lock:
         for pid, dispatcher_upstreams, dispatcher in _dispatchers:
+            # A forked process inherits the list, but not the dispatcher's thread.
             if pid == os.getpid() and dispatcher_upstreams == upstreams and dispatcher.is_open:
                 return dispatcher
         dispatcher = Dispatcher(upstreams)

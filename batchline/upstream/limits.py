@@ -1,48 +1,49 @@
-"""How much an upstream is asked at once: a limit that adapts, and a pause when it is down.
+"""Limits that adapt to an upstream: requests in flight, pauses after push-back, and a circuit breaker.
 
-Bookkeeping: times are handed in, in monotonic seconds.
+Nothing here reads a clock: callers pass the time in monotonic seconds.
 """
 
 from typing import Final
 
 TOLERATED_SHARE: Final = 0.05
-"""A share of push-back that costs nothing: a stray one says nothing about how much a server can take."""
+"""Share of push-back (429, 503, timeouts) that does not cut the limit: single ones do not show overload."""
 
 MAX_CUT: Final = 0.3
 CUT_INTERVAL_S: Final = 1.0
 MIN_WINDOW_REPLIES: Final = 20
 MIN_REPLIES: Final = 10
-"""Fewer answers count as this many, so that one push-back among the first few is not half of them."""
+"""Fewer replies count as this many, so that one push-back among the first few is not half of them."""
 
 DEMAND_FACTOR: Final = 1.25
-"""How much of a limit that was cut is wanted of a cap that others share: room to rise again."""
+"""Demand for a shared cap, relative to a limit that was cut; more than 1, so that the limit can rise."""
 
 FIRST_PAUSE_S: Final = 0.25
 MAX_PAUSE_S: Final = 60.0
 FIRST_PROBE_INTERVAL_S: Final = 0.5
 MAX_PROBE_INTERVAL_S: Final = 15.0
 PROBE_TIMEOUT_S: Final = 60.0
-"""A probe without an answer for this long does not hold up the next one: it may hang until its timeout."""
+"""Seconds after which the next probe is sent without a reply to the last one, which may hang."""
 
 MAX_REACHABLE_PROBE_INTERVAL_S: Final = 2.0
-"""While the server can be reached: the outage may be requests that it always fails, which want to be done with."""
+"""Limit while the server is reachable: certain requests may fail every time and should use up their attempts."""
 
 OUTAGE_STATUSES: Final = frozenset({502, 503, 504})
 MAX_UNCOUNTED_ATTEMPTS: Final = 30
-"""Attempts of one request that an outage may cost it for nothing, where the server may have seen them."""
+"""Attempts per request that are not counted during an outage, if the server may have seen them."""
 
 CONNECT_FAILURES_TO_TRIP: Final = 5
 FAILURES_TO_TRIP: Final = 10
 
 
 class PushBackShare:
-    """The share of push-back among the last answers; older answers fade out."""
+    """The share of push-back among the last replies, with exponential decay."""
 
     def __init__(self) -> None:
         self._replies = self._pushed_back = 0.0
 
     def record_push_back(self, replies: int, window: int) -> float:
-        """Return the share after so many further answers, of which the last one was push-back."""
+        """Return the share after `replies` further replies, of which only the last one was push-back."""
+        # All replies since the last push-back decay at once, so that successes cost nothing here.
         decay = (1 - 1 / window) ** replies
         self._replies = window - (window - self._replies) * decay
         self._pushed_back = self._pushed_back * decay + 1
@@ -50,9 +51,9 @@ class PushBackShare:
 
 
 class AdaptiveLimit:
-    """Requests in flight at once: cut by the share of push-back among the last answers, raised by successes.
+    """Limit of requests in flight: cut by the share of push-back among the last replies, raised by successes.
 
-    The window is as long as the limit, about one round of answers to all that is in flight.
+    The window of replies is as long as the limit: about one reply to each request in flight.
     """
 
     def __init__(self, *, floor: int, ceiling: int) -> None:
@@ -64,39 +65,40 @@ class AdaptiveLimit:
         self._cut_from = float(ceiling)
         self._push_back_share = PushBackShare()
         self.replies_since_push_back = 0
-        """Answers since the last push-back; the caller counts them, good and bad."""
+        """Replies since the last push-back, successes and failures; counted by the pool."""
 
+        # A plain attribute: it is read for every call that is sent.
         self.value = ceiling
 
     @property
     def ceiling(self) -> int:
-        """The most that it can be."""
+        """The configured maximum."""
         return self._ceiling
 
     @property
     def is_reduced(self) -> bool:
-        """Whether push-back holds it below its ceiling."""
+        """True if push-back has cut the limit below its ceiling."""
         return self._value < self._ceiling
 
     @property
     def demand(self) -> int:
-        """What could be used: the ceiling, or a little more than a limit that was cut."""
+        """Slots that could be used: the ceiling, or a little more than a limit that was cut."""
         return min(self._ceiling, int(self._value * DEMAND_FACTOR) + 1)
 
     def set_cap(self, cap: int | None) -> None:
-        """Allow no more than so many, 0 included, whatever the upstream takes; None allows the ceiling again."""
+        """Allow at most `cap` requests, which may be 0; None restores the ceiling."""
         self._cap = self._ceiling if cap is None else cap
         self._set_value(self._value)
 
     def on_success(self) -> None:
-        """Raise the limit by one for every limit's worth of successes."""
+        """Raise the limit by one for as many successes as the limit allows requests."""
         if self._value < self._ceiling:
             self._set_value(self._value + 1.0 / self._value)
 
     def on_push_back(self, now: float) -> bool:
-        """Note that the last answer was push-back; return False if it is a stray one, which changes nothing.
+        """Cut the limit after push-back; return False if the share is tolerated and nothing changes.
 
-        All cuts within a second count as one, of the largest share: requests sent together fail together.
+        Requests that were sent together fail together, so cuts within `CUT_INTERVAL_S` count as the largest one.
         """
         share = self._push_back_share.record_push_back(
             self.replies_since_push_back, max(MIN_WINDOW_REPLIES, int(self._value))
@@ -111,7 +113,7 @@ class AdaptiveLimit:
         return True
 
     def restart_low(self) -> None:
-        """Begin again low, after an outage."""
+        """Restart with a low limit, after an outage."""
         self._set_value(self._ceiling / 8)
 
     def _set_value(self, value: float) -> None:
@@ -120,32 +122,32 @@ class AdaptiveLimit:
 
 
 class RateLimitPause:
-    """Until when nothing new is sent because the upstream said that it is too much."""
+    """A pause of all sending, after the upstream reported too many requests."""
 
     def __init__(self) -> None:
         self.until = 0.0
         self._next_pause_s = FIRST_PAUSE_S
 
     def extend(self, now: float, wait_s: float | None) -> None:
-        """Hold as long as the answer asks, or longer each time where it asks nothing."""
+        """Pause for `wait_s` of Retry-After; without one, twice as long as the last time."""
         if wait_s is not None:
             self.until = max(self.until, now + min(wait_s, MAX_PAUSE_S))
-        elif now >= self.until:
+        elif now >= self.until:  # replies to requests that were sent before the pause do not extend it
             self.until = now + self._next_pause_s
             self._next_pause_s = min(self._next_pause_s * 2, MAX_PAUSE_S)
 
     def reason(self, upstream_name: str, now: float) -> str | None:
-        """What to tell people while it holds for more than a moment."""
+        """Return the reason to display, or None if less than a second remains."""
         wait_s = self.until - now
         return f"upstream {upstream_name} limits the rate; going on in {wait_s:.0f} s" if wait_s > 1.0 else None
 
     def on_success(self) -> None:
-        """Let the next hold be short again."""
+        """Reset the length of the next pause."""
         self._next_pause_s = FIRST_PAUSE_S
 
 
 class CircuitBreaker:
-    """Notices an upstream that is down altogether, and paces the probes that find it up again."""
+    """Circuit breaker: opens if an upstream is down, and then spaces the probes until one succeeds."""
 
     def __init__(self) -> None:
         self.cause: str | None = None
@@ -157,11 +159,11 @@ class CircuitBreaker:
 
     @property
     def is_open(self) -> bool:
-        """Whether only probes are sent."""
+        """True if only probes may be sent."""
         return self.cause is not None
 
     def reason(self, upstream_name: str, now: float) -> str | None:
-        """What to tell people of the outage."""
+        """Return a description of the outage to display, or None if there is none."""
         wait_s = max(0.0, self.next_probe_at - now)
         return (
             None
@@ -170,17 +172,17 @@ class CircuitBreaker:
         )
 
     def on_success(self) -> bool:
-        """Note that the upstream answers; whether that ended an outage."""
+        """Close the breaker; return True if it was open."""
         self._consecutive_failures = self._consecutive_connect_failures = 0
         self._probe_interval_s = FIRST_PROBE_INTERVAL_S
         was_open, self.cause = self.is_open, None
         return was_open
 
     def on_failure(self, now: float, cause: str, *, sent: bool, is_first_attempt: bool, is_probe: bool) -> None:
-        """Note a failure that an outage would explain; `sent` is false where no connection came about.
+        """Count a failure that may be due to an outage; `sent` is False if no connection was made.
 
-        Where the request may have reached the server, it is the first tries (`fresh`) that tell: a few requests
-        that fail again and again, left over when the others are done, are no outage.
+        Failures of sent requests count for first attempts only: a few requests that always fail, and remain when
+        the others are done, are no outage.
         """
         self.is_reachable = sent
         self._consecutive_failures += is_first_attempt or not sent

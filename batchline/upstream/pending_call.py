@@ -1,4 +1,4 @@
-"""One call's way through its tries, and the answer that comes of it."""
+"""The state of one call across its attempts, and its conversion to a result."""
 
 import asyncio
 from typing import Any
@@ -13,7 +13,7 @@ from batchline.upstream.transports.base import HttpReply, TransportFailure
 
 
 class PendingCall(msgspec.Struct, eq=False, gc=False):
-    """A call under way or waiting for its next try, and what was tried before."""
+    """A call in flight or waiting for an attempt, with the record of its earlier attempts."""
 
     call: Call
     queue: ChunkQueue
@@ -29,9 +29,9 @@ class PendingCall(msgspec.Struct, eq=False, gc=False):
     reservation: Reservation | None = None
 
     def to_result(self, parsed_reply: ParsedReply, reply: HttpReply, duration_s: float) -> CallResult:
-        """Return the answer of a call that got a reply, good or bad."""
+        """Return the result of a call that got a complete reply, a success or a failure."""
         code = parsed_reply.code
-        return self._answer(
+        return self._build_result(
             code,
             parsed_reply.message,
             status_code=reply.status_code,
@@ -43,15 +43,17 @@ class PendingCall(msgspec.Struct, eq=False, gc=False):
         )
 
     def to_failed_result(self, failure: TransportFailure, duration_s: float) -> CallResult:
-        """Return the answer of a call whose last try got no whole reply."""
-        return self._answer(failure.code, f"{failure.message} (attempt {self.attempts})", duration_s=duration_s)
+        """Return the result of a call whose last attempt got no complete reply."""
+        return self._build_result(
+            failure.code, f"{failure.message} (attempt {self.attempts})", duration_s=duration_s
+        )
 
     def to_error_result(self, error: Exception) -> CallResult:
-        """Return the answer of a call that met a fault of this program, so that it is not lost."""
+        """Return the result of a call that failed by a bug of this program, so that its line is not lost."""
         message = f"the request could not be sent: {type(error).__name__}"
-        return self._answer(ErrorCode.CONNECTION_ERROR, message)
+        return self._build_result(ErrorCode.CONNECTION_ERROR, message)
 
-    def _answer(self, code: ErrorCode | None, message: str | None, **fields: Any) -> CallResult:
+    def _build_result(self, code: ErrorCode | None, message: str | None, **fields: Any) -> CallResult:
         return CallResult(
             call=self.call,
             code=code,

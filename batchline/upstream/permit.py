@@ -1,4 +1,4 @@
-"""The permission of a run to send: its lease must be fresh, and storage must take its answers."""
+"""Permission of a session to send: its lease must be valid, and storage must accept its results."""
 
 import threading
 import time
@@ -6,14 +6,17 @@ from math import inf
 from typing import Final
 
 MIN_SLEEP_S: Final = 1.0
-"""Seconds by which the wall clock must gain on the monotonic one for the machine to count as suspended."""
+"""Seconds that the wall clock must gain on the monotonic clock to show that the machine slept."""
 
 REPORT_AFTER_S: Final = 2.0
-"""Seconds for which sending is suspended before people are told: a slow write is no news."""
+"""Seconds of suspension before it is reported: a slow write is normal."""
 
 
 class Permit:
-    """Permission to send, until the lease is too old or while answers cannot be saved; for any thread."""
+    """Permission to send while the lease is valid and results can be saved; used from any thread.
+
+    A holder is the order of a chunk queue whose results cannot be saved at the moment.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -24,7 +27,7 @@ class Permit:
 
     @property
     def until(self) -> float:
-        """Monotonic time until which requests may be sent."""
+        """Monotonic time until which requests may be sent; infinite without a lease or a suspension."""
         if self._lease_until == inf:
             return self._suspended_from
         # The monotonic clock stops while the machine sleeps, and the lease may have expired meanwhile.
@@ -34,16 +37,17 @@ class Permit:
 
     @property
     def is_suspended(self) -> bool:
-        """True while answers cannot be saved."""
+        """True while results cannot be saved."""
         return self._suspended_from < inf and self._suspended_from <= time.monotonic()
 
     def renew(self, valid_for_s: float) -> None:
-        """Allow sending for that long from now; without a first renewal there is no such limit."""
+        """Allow sending for that long from now; before the first renewal there is no limit."""
+        # In this order: between the two writes another thread still sees the old, earlier end.
         self._wall_clock_lead_s = _wall_clock_lead_s()
         self._lease_until = time.monotonic() + valid_for_s
 
     def suspend(self, holder: int, reason: str, *, after_s: float = 0.0) -> None:
-        """Allow nothing after that time until the same holder resumes."""
+        """Forbid sending from `after_s` seconds from now until the same holder resumes."""
         with self._lock:
             since = time.monotonic() + after_s
             if holder in self._suspended:
@@ -52,7 +56,7 @@ class Permit:
             self._update_suspended_from()
 
     def resume(self, holder: int) -> bool:
-        """End the holder's suspension; return True if there was one."""
+        """End the holder's suspension, also one that was handed over; return True if there was one."""
         with self._lock:
             own_suspension, inherited_suspension = (
                 self._suspended.pop(key, None) for key in (holder, _handed_over_key(holder))
@@ -61,21 +65,21 @@ class Permit:
         return own_suspension is not None or inherited_suspension is not None
 
     def hand_over(self, holder: int) -> bool:
-        """Keep the suspension of a holder that ends, if there is one; return True if there is."""
+        """Keep the suspension of a holder that is closed, if there is one; return True if there is."""
         with self._lock:
             if holder in self._suspended:
                 self._suspended[_handed_over_key(holder)] = self._suspended.pop(holder)
             return _handed_over_key(holder) in self._suspended
 
     def end_handed_over(self, holder: int) -> bool:
-        """End what an ended holder has left; return True if there was such a suspension."""
+        """End the suspension that a closed holder left; return True if there was one."""
         with self._lock:
             was_handed_over = self._suspended.pop(_handed_over_key(holder), None) is not None
             self._update_suspended_from()
         return was_handed_over
 
     def reason(self) -> str | None:
-        """The reason for which sending has been suspended for a while, or None."""
+        """Return why sending is suspended, or None if it is not, or only since a moment ago."""
         reported_since = time.monotonic() - REPORT_AFTER_S
         with self._lock:
             return next((reason for since, reason in self._suspended.values() if since <= reported_since), None)
@@ -85,10 +89,10 @@ class Permit:
 
 
 def _handed_over_key(holder: int) -> int:
-    """Return the key under which a holder's suspension outlives it."""
+    """Return the key under which the suspension of a closed holder is kept; holders are not negative."""
     return -1 - holder
 
 
 def _wall_clock_lead_s() -> float:
-    """Return by how much the wall clock is ahead of the monotonic one; it grows while the machine sleeps."""
+    """Return the seconds by which the wall clock is ahead of the monotonic one; grows while the machine sleeps."""
     return time.time() - time.monotonic()

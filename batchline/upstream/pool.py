@@ -1,7 +1,7 @@
-"""One upstream at the caller: workers that send what comes next, and what becomes of each attempt.
+"""The pool of one upstream: its workers send calls and decide on the result of each attempt.
 
-Everything here runs on the caller's loop. A worker is a coroutine that sends one request after another, so that a
-request costs no task of its own; retries wait in a heap and hold no place.
+Everything here runs on the dispatcher's loop. A worker is a coroutine that sends one request after another, so
+that a request costs no task of its own; retries wait in a heap and take up none of the limit.
 """
 
 import asyncio
@@ -68,19 +68,19 @@ class UpstreamPool:
         self._is_closing = False
         self.wait_reason: str | None = None
         self.on_demand: Callable[[], object] | None = None
-        """What to call when there is something to send and nothing is allotted; None where nobody allots."""
+        """Called if there are calls to send and the limit is 0; None if the quota is not shared."""
 
     def add_session(self, session: BatchSession) -> None:
-        """Take in a run's calls from now on."""
+        """Send the session's calls from now on."""
         self._sessions.append(session)
 
     def remove_session(self, session: BatchSession) -> None:
-        """Forget a run."""
+        """Take no more calls from the session."""
         if session in self._sessions:
             self._sessions.remove(session)
 
     def pause_reason(self) -> str | None:
-        """Why nothing is sent at the moment, for a person; none while all is well."""
+        """Return why nothing is sent at the moment, for display; None if nothing blocks sending."""
         now, upstream_name = self._loop.time(), self.upstream.name
         outage_reason, rate_limit_reason = (
             self._breaker.reason(upstream_name, now),
@@ -89,21 +89,22 @@ class UpstreamPool:
         return outage_reason or rate_limit_reason or self.wait_reason or self.rate_limits.reason(now)
 
     def has_pending(self) -> bool:
-        """Whether anything waits to be sent, for the first time or again."""
+        """Return True if calls wait for their first or next attempt."""
         has_waiting_calls = bool(self._retry_queue) or self._rate_limited_call is not None
         return has_waiting_calls or any(session.has_pending(self.upstream.name) for session in self._sessions)
 
     async def close(self) -> None:
-        """End the workers and close the connections."""
+        """Cancel the workers and close the connections."""
         self._is_closing = True
-        self._idle_workers.clear()  # each would be cancelled, and one that is cannot be woken
+        # Cancelling the workers cancels these futures, and `set_result` raises on a cancelled one.
+        self._idle_workers.clear()
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
         await self._transport.aclose()
 
     def wake_workers(self, count: int) -> None:
-        """Wake or start workers for so many calls that may be sent."""
+        """Wake or start workers for `count` calls, as far as the limit allows."""
         if self.limit.value < 1 and self.on_demand is not None:
             self.on_demand()
         for _ in range(min(count, self.limit.value - len(self.in_flight_calls))):
@@ -125,6 +126,7 @@ class UpstreamPool:
                 self._idle_workers.append(wakeup)
                 await wakeup
                 continue
+            # The limit may have risen since the last wake-up, so each call that is sent wakes one more worker.
             if self._idle_workers and len(self.in_flight_calls) < self.limit.value:
                 self.wake_workers(1)
             pending.task = task
@@ -134,7 +136,7 @@ class UpstreamPool:
                 self._end_probe(pending)
 
     def _take_next(self) -> PendingCall | None:
-        """What goes out next, entered as under way; none while nothing may or can."""
+        """Take the next call and count it as in flight; return None if none waits or none may be sent."""
         if len(self.in_flight_calls) >= self.limit.value:
             return None
         pending = self._take_next_constrained() if self._is_constrained else self._take_new_call()
@@ -146,7 +148,7 @@ class UpstreamPool:
         return pending
 
     def _take_next_constrained(self) -> PendingCall | None:
-        """The same where something is in the way: a hold, an outage, retries that wait, or rates."""
+        """Take the next call that a pause, an outage, retry times and rate limits allow, or return None."""
         now = self._loop.time()
         if not self._can_send(now):
             return None
@@ -156,13 +158,14 @@ class UpstreamPool:
         if self._breaker.is_open:
             self._probe, self._probe_until = pending, now + limits.PROBE_TIMEOUT_S
             self._timer.wake_at(self._probe_until)
+        # Back to the fast path, which skips these checks for each call, once none of them applies.
         self._is_constrained = self._has_rate_limits or self._breaker.is_open or bool(self._retry_queue)
         return pending
 
     def _select_call(self, now: float) -> PendingCall | None:
-        """A retry or a call that was never sent: retries first, but in turns where others would wait for them."""
+        """Take a retry or a new call: retries first, or alternately if several sessions share the pool."""
         if self._breaker.is_open and self._breaker.is_reachable:
-            # A server that is reached may fail some requests for ever: a probe with a new one tells more.
+            # A reachable server may fail certain requests every time, so a new call is the better probe.
             return self._take_new_call() or self._take_due_retry(now)
         self._is_retry_turn = not self._is_retry_turn or len(self._sessions) < 2
         if self._is_retry_turn:
@@ -182,7 +185,7 @@ class UpstreamPool:
         return True
 
     def _take_due_retry(self, now: float) -> PendingCall | None:
-        """The attempt that has waited for its next try, taken, if its time has come and there is room for it."""
+        """Take the first retry, or return None if it is not due or exceeds the byte limit."""
         if not self._retry_queue:
             return None
         due_at, pending = self._retry_queue.peek()
@@ -194,7 +197,7 @@ class UpstreamPool:
         return self._retry_queue.pop()
 
     def _take_new_call(self) -> PendingCall | None:
-        """The next call that was never sent: runs take turns, within a run the first chunk goes first."""
+        """Take a call that was never sent: sessions take turns, within a session the lowest chunk is first."""
         sessions, upstream_name = self._sessions, self.upstream.name
         for _ in range(len(sessions)):
             session = sessions[0]
@@ -210,16 +213,17 @@ class UpstreamPool:
         return None
 
     def _exceeds_byte_limit(self, pending: PendingCall) -> bool:
-        """Whether the bodies under way leave none for this one; alone any may go."""
+        """Return True if the body exceeds the limit of bytes in flight; a request that is alone never does."""
         max_bytes = self.upstream.max_request_bytes_in_flight
         return self._in_flight_bytes + len(pending.call.body) > max_bytes and bool(self.in_flight_calls)
 
     def _fits_rate_limits(self, pending: PendingCall, now: float) -> bool:
-        """Whether the rates allow the attempt now; it goes first when they do otherwise."""
+        """Return True if the rate limits allow the call now; else keep it as the first to send."""
         if not self._has_rate_limits:
             return True
         wait_s = self.rate_limits.wait_s(pending.call.body, now)
         if wait_s > 0:
+            # Kept at the front: smaller calls that overtook it would use up the tokens it waits for.
             self._rate_limited_call = pending
             self._timer.wake_at(now + wait_s)
             return False
@@ -249,6 +253,7 @@ class UpstreamPool:
         try:
             reply = await self._transport.send(pending.call.path, pending.call.body, valid_until=until)
             duration_s = time.perf_counter() - start
+            # Parsing a long reply on the loop would delay all other requests.
             is_long = len(reply.body) > MAX_INLINE_PARSE_BYTES
             parsed_reply = await asyncio.to_thread(parse_reply, reply) if is_long else parse_reply(reply)
         except DeadlinePassed:
@@ -260,8 +265,10 @@ class UpstreamPool:
             self._remove_in_flight(pending)
             self._on_failure(pending, failure, time.perf_counter() - start)
         except asyncio.CancelledError:
-            task = pending.task
+            task = pending.task  # read first: the next line clears it
             self._remove_in_flight(pending)
+            # `abort_in_flight` cancels the request, not the worker: uncancel it, so that it continues. Any other
+            # cancellation is meant for the worker.
             if not pending.is_aborted or self._is_closing or task is None:
                 raise
             task.uncancel()
@@ -281,7 +288,7 @@ class UpstreamPool:
         pending.session.in_flight -= 1
 
     def _drop_unsent(self, pending: PendingCall) -> None:
-        """Settle what may not be sent any more, or let it wait where only the lease is in doubt."""
+        """Settle a call that may not be sent, or requeue it if only the permit has run out."""
         self.rate_limits.reconcile(pending.reservation, None, self._loop.time(), is_uncharged=True)
         if pending.session.stop_reason is not None or pending.queue.is_closed:
             pending.queue.settle_unsent(pending.call, pending.attempts, pending.retries)
@@ -293,6 +300,7 @@ class UpstreamPool:
     ) -> None:
         self.limit.replies_since_push_back += 1
         if pending.reservation is not None:
+            # Only a 429 is known to cost no tokens; after other failures the estimate stays spent.
             is_rate_limited = reply.status_code == 429
             self.rate_limits.reconcile(
                 pending.reservation, parsed_reply.usage, self._loop.time(), is_uncharged=is_rate_limited
@@ -321,10 +329,10 @@ class UpstreamPool:
         ):
             pending.queue.settle(pending.to_result(parsed_reply, reply, duration_s))
 
-    def _on_success(self, run: BatchSession) -> None:
-        """Note that all is well."""
-        if run.consecutive_auth_failures:
-            run.on_auth_success()
+    def _on_success(self, session: BatchSession) -> None:
+        """Reset the failure counts, and raise the limit if push-back has reduced it."""
+        if session.consecutive_auth_failures:
+            session.on_auth_success()
         if self.limit.is_reduced:
             self.limit.on_success()
         if self._has_failed_recently:
@@ -333,18 +341,18 @@ class UpstreamPool:
             self._end_outage()
 
     def _apply_push_back(self, reply: HttpReply, code: ErrorCode) -> None:
-        """Ask for less when the upstream says that it is too much."""
+        """Reduce the limit, and pause if asked to, after a reply that says that the upstream is overloaded."""
         if reply.status_code not in {429, 503} and code is not ErrorCode.TIMEOUT:
             return
         now = self._loop.time()
         is_stray = not self.limit.on_push_back(now)
         wait_s = retry_after_s(retry_after_ms=reply.retry_after_ms, retry_after=reply.retry_after, now=time.time())
-        # What a stray answer asks holds for its own request: all others are being answered.
+        # The Retry-After of a stray reply applies to its own request only: the others are being answered.
         if not is_stray and (reply.status_code == 429 or wait_s is not None):
             self._pause.extend(now, wait_s)
 
     def _on_failure(self, pending: PendingCall, failure: TransportFailure, duration_s: float) -> None:
-        """Handle an attempt that got no whole answer."""
+        """Handle an attempt that got no complete reply: count it, then retry or settle the call."""
         self._is_constrained = self._has_failed_recently = True
         now = self._loop.time()
         if failure.code is ErrorCode.TIMEOUT:
@@ -360,9 +368,9 @@ class UpstreamPool:
     def _schedule_retry(
         self, pending: PendingCall, code: ErrorCode, *, wait_s: float | None, free: bool, sent: bool = True
     ) -> bool:
-        """Let the attempt wait for its next try; false where it has none left, or none before the deadline.
+        """Queue the call for its next attempt; return False if none is left or none fits before the deadline.
 
-        A free attempt, never sent or lost to an outage, does not count; one that was never sent has no bound.
+        A `free` attempt does not count; from `MAX_UNCOUNTED_ATTEMPTS` on this holds only if it was never sent.
         """
         session = pending.session
         if session.stop_reason is not None or pending.queue.is_closed:
@@ -394,14 +402,14 @@ class UpstreamPool:
             self.wake_workers(self.limit.value)
 
     def _record_outage_failure(self, pending: PendingCall, cause: str, *, sent: bool) -> None:
-        """Count a failure that an outage would explain."""
+        """Count a failure that may be due to an outage."""
         is_probe = pending is self._probe
         self._breaker.on_failure(
             self._loop.time(), cause, sent=sent, is_first_attempt=pending.attempts == 1, is_probe=is_probe
         )
 
     def _end_probe(self, pending: PendingCall) -> None:
-        """Allow the next probe once this attempt is over, however it ended: answered, failed, or never sent."""
+        """Allow the next probe if this attempt was one, whether it was answered, failed or was never sent."""
         if pending is not self._probe:
             return
         self._probe = None
@@ -409,7 +417,7 @@ class UpstreamPool:
             self._timer.wake_at(max(self._breaker.next_probe_at, self._loop.time()))
 
     def drop_retries(self, owner: BatchSession | ChunkQueue) -> None:
-        """Settle the attempts that wait for their next try in a stopped run or a closed feed."""
+        """Settle the calls of a session or chunk queue that wait for their next attempt."""
         dropped = self._retry_queue.remove(owner)
         if self._rate_limited_call is not None and belongs_to(self._rate_limited_call, owner):
             dropped.append(self._rate_limited_call)
@@ -418,7 +426,7 @@ class UpstreamPool:
             pending.queue.settle_unsent(pending.call, pending.attempts, pending.retries)
 
     def abort_in_flight(self, owner: BatchSession | ChunkQueue) -> None:
-        """Cancel the requests in flight of a run or a feed."""
+        """Cancel the requests in flight of a session or a chunk queue."""
         for pending in list(self.in_flight_calls):
             if belongs_to(pending, owner) and pending.task is not None:
                 pending.is_aborted = True

@@ -1,8 +1,7 @@
-"""Requests and tokens a minute: what an upstream may be asked in any minute, whenever that minute begins.
+"""Limits of requests and tokens per minute, which hold for every sliding window of a minute.
 
-Two rules hold at once. A log of what was spent in the last period keeps every sliding window below the cap,
-whatever the bursts; a bucket that fills at the cap's pace spreads it, for servers that count by the second.
-Bookkeeping: times are handed in, in monotonic seconds.
+Two rules apply at once: a log of the last period keeps every window below the cap, and a token bucket spreads the
+load for servers that count by the second. Nothing here reads a clock: callers pass the time in monotonic seconds.
 """
 
 import re
@@ -17,18 +16,18 @@ from batchline.upstream.call_results import Usage
 
 PERIOD_S: Final = 60.0
 WINDOW_MARGIN: Final = 0.005
-"""By how much the log's window is longer than the period: a request comes in a little later than it is sent."""
+"""Part by which the window is longer than the period, since requests arrive a little later than they are sent."""
 
 MAX_ENTRIES: Final = 600
-"""Entries of a log at most: what is spent within a slot is one, and counts from the slot's end."""
+"""Maximum entries in a log: all that is spent within a 600th of the period is one entry, dated at its end."""
 
 MIN_WAIT_S: Final = 1e-6
-"""What is less is rounding, by which a clock could fail to move."""
+"""Seconds below which a wait is a rounding error; a timer for it could fire at the same clock reading."""
 
 BURST_S: Final = 1.0
 BYTES_PER_TOKEN: Final = 4
 DEFAULT_COMPLETION_TOKENS: Final = 256
-"""Completion tokens that are reckoned with where a request sets no limit and nothing has been learnt yet."""
+"""Estimated completion tokens of a request that sets no limit."""
 
 MIN_SAMPLES: Final = 10
 MIN_SAMPLE_WEIGHT: Final = 0.05
@@ -37,14 +36,14 @@ _MAX_TOKENS_PATTERN = re.compile(rb'"max_(?:completion_|output_)?tokens"\s*:\s*(
 
 
 class WindowEntry(msgspec.Struct, eq=False):
-    """What was spent within a slot that ended at that time."""
+    """Units that were spent within one step of the log, which ends at `ends_at`."""
 
     ends_at: float
     units: float
 
 
 class SlidingWindowLimit:
-    """At most so many units in any period, spent evenly."""
+    """A limit of `per_period` units in any period, spent evenly."""
 
     def __init__(self, per_period: int, now: float, *, period_s: float = PERIOD_S) -> None:
         self._full_limit = self._limit = per_period
@@ -58,27 +57,29 @@ class SlidingWindowLimit:
         self._window_units = 0.0
         self._last_entry_at = float("-inf")
         self.waiting_units = 0.0
-        """What the request costs that waits until it may be sent; 0 while none does."""
+        """Units of the request that waits for this limit; 0 if none waits."""
 
     def _set_refill_rate(self, per_period: int) -> None:
         self._refill_per_s = per_period / self._period_s
         self._bucket_size = max(1.0, self._refill_per_s * BURST_S * self._period_s / PERIOD_S)
 
     def set_cap(self, limit: int | None, now: float, *, pace: int = 0) -> None:
-        """Spend no more than so many in a period, 0 included, and that at a pace of its own; None is all again."""
-        self._bucket_wait_s(0.0, now)
+        """Limit a period to `limit` units, possibly 0, at the rate `pace` per period; None: the full limit."""
+        self._bucket_wait_s(0.0, now)  # fill the bucket at the old rate up to now
         self._limit = self._full_limit if limit is None else limit
         self._set_refill_rate(self._full_limit if limit is None else max(1, pace))
+        # With a share of the cap, an oversized request waits as if something had been spent just now: another
+        # process may have done so.
         if limit is not None and self._last_entry_at == float("-inf"):
             self._last_entry_at = now
 
     def spent_units(self, now: float) -> int:
-        """What was spent in the period that ends now."""
+        """Return the units that were spent in the period that ends now, rounded up."""
         self._drop_expired(now)
         return ceil(self._window_units)
 
     def wait_s(self, units: float, now: float) -> float:
-        """Seconds until so many units may be spent; more than the cap may be when nothing else is."""
+        """Return the seconds until the units may be spent; if above the limit, until they may pass alone."""
         self._drop_expired(now)
         if units > self._limit:
             wait_s = self._recovery_s(units, now)
@@ -90,7 +91,7 @@ class SlidingWindowLimit:
         return wait_s
 
     def _recovery_s(self, units: float, now: float) -> float:
-        """Until as much time has gone by without spending as makes up for more than is allotted."""
+        """Return the seconds until an oversized request may pass alone and keep the average below the limit."""
         if self._limit < 1:
             return self._period_s
         last_entry_at = self._entries[-1].ends_at if self._entries else self._last_entry_at
@@ -103,10 +104,10 @@ class SlidingWindowLimit:
             self._window_units -= entry.units
             self._last_entry_at = entry.ends_at
         if not self._entries:
-            self._window_units = 0.0  # what rounding has left
+            self._window_units = 0.0  # remove rounding errors
 
     def _bucket_wait_s(self, units: float, now: float) -> float:
-        """Until the bucket holds the units, or is full."""
+        """Return the seconds until the bucket holds the units, or is full if they are more."""
         self._bucket_level = min(
             self._bucket_size, self._bucket_level + (now - self._bucket_updated_at) * self._refill_per_s
         )
@@ -114,7 +115,7 @@ class SlidingWindowLimit:
         return max(0.0, (min(units, self._bucket_size) - self._bucket_level) / self._refill_per_s)
 
     def _window_wait_s(self, units: float, now: float) -> float:
-        """Until enough of the log lies behind the window."""
+        """Return the seconds until enough entries have left the window."""
         excess = self._window_units + units - self._limit
         if excess <= 0:
             return 0.0
@@ -125,7 +126,7 @@ class SlidingWindowLimit:
         return 0.0
 
     def spend(self, units: float, now: float) -> WindowEntry:
-        """Spend units; the entry that they are kept in, for `correct`."""
+        """Spend units, and return their entry for `correct`."""
         self.waiting_units = 0.0
         self._bucket_level -= units
         self._window_units += units
@@ -135,7 +136,7 @@ class SlidingWindowLimit:
         return self._entries[-1]
 
     def correct(self, entry: WindowEntry, units: float, now: float) -> None:
-        """Add units to what was taken then, or give some back as a negative number."""
+        """Add units to the entry; a negative number returns some."""
         self._bucket_level -= units
         entry.units += units
         if entry.ends_at + self._window_s > now:
@@ -143,7 +144,7 @@ class SlidingWindowLimit:
 
 
 class Reservation(msgspec.Struct, eq=False):
-    """The tokens that an attempt has taken by estimate."""
+    """The estimated tokens that an attempt has spent."""
 
     entry: WindowEntry
     units: float
@@ -151,7 +152,7 @@ class Reservation(msgspec.Struct, eq=False):
 
 
 class RateLimits:
-    """An upstream's caps, and what its answers teach about the tokens that a request will cost."""
+    """An upstream's rate limits, with estimates of tokens that adapt to the usage in its replies."""
 
     def __init__(self, upstream: Upstream, now: float, *, period_s: float = PERIOD_S) -> None:
         self.upstream_name = upstream.name
@@ -165,7 +166,7 @@ class RateLimits:
         return self.requests is not None or self.tokens is not None
 
     def wait_s(self, body: bytes, now: float) -> float:
-        """Seconds until a request with that body may be sent."""
+        """Return the seconds until a request with that body may be sent."""
         requests_wait_s = self.requests.wait_s(1, now) if self.requests else 0.0
         tokens_wait_s = self.tokens.wait_s(self._estimate_tokens(body), now) if self.tokens else 0.0
         wait_s = max(requests_wait_s, tokens_wait_s)
@@ -173,7 +174,7 @@ class RateLimits:
         return wait_s
 
     def reserve(self, body: bytes, now: float) -> Reservation | None:
-        """Spend a request, and its tokens by estimate; what is to be settled later."""
+        """Spend a request and its estimated tokens, to be reconciled; return None without a token limit."""
         if self.requests:
             self.requests.spend(1, now)
         if not self.tokens:
@@ -187,10 +188,9 @@ class RateLimits:
     def reconcile(
         self, reservation: Reservation | None, usage: Usage | None, now: float, *, is_uncharged: bool = False
     ) -> None:
-        """Put the tokens that an answer reports in the estimate's place.
+        """Replace the estimate by the tokens that the reply reports.
 
-        A request that was refused for its rate cost none; what another failure cost is not known, and the estimate
-        stands.
+        An `is_uncharged` request cost none. Without a usage the cost is not known, and the estimate is kept.
         """
         if reservation is None or self.tokens is None or (usage is None and not is_uncharged):
             return
@@ -200,7 +200,7 @@ class RateLimits:
             self._update_factor(used / reservation.raw_estimate)
 
     def _update_factor(self, factor: float) -> None:
-        """Move the mean of used over reckoned towards a new one; the first few are weighed alike."""
+        """Update the moving average of used over estimated tokens; the first samples have equal weights."""
         self._samples += 1
         weight = max(MIN_SAMPLE_WEIGHT, 1.0 / self._samples)
         self._mean_factor += weight * (factor - self._mean_factor)
@@ -208,7 +208,7 @@ class RateLimits:
             self._factor = self._mean_factor
 
     def reason(self, now: float) -> str | None:
-        """What to tell people while a cap holds requests back for more than a moment."""
+        """Return the reason to display while a limit blocks sending for more than a second, or None."""
         wait_s = self.blocked_until - now
         return (
             f"the rate cap of upstream {self.upstream_name} is used up; going on in {wait_s:.0f} s"
@@ -218,7 +218,7 @@ class RateLimits:
 
 
 def _estimate_from_body(body: bytes) -> float:
-    """Tokens of a request before anything is learnt: a quarter of its bytes, and what it allows for the answer."""
+    """Return a request's tokens by a fixed rule: a quarter of its bytes, plus its limit of completion tokens."""
     match = _MAX_TOKENS_PATTERN.search(body)
     return max(1.0, len(body) / BYTES_PER_TOKEN) + (int(match[1]) if match else DEFAULT_COMPLETION_TOKENS)
 

@@ -1,4 +1,4 @@
-"""The attempts of a lane that wait for their next try, by the time at which they are due."""
+"""The calls of a pool that wait for their next attempt, ordered by due time."""
 
 from heapq import heapify, heappop, heappush
 
@@ -7,7 +7,7 @@ from batchline.upstream.pending_call import PendingCall
 
 
 class RetryQueue:
-    """A heap of attempts; of those due at one time the first that was put in comes first."""
+    """A heap of calls; those that are due at the same time are first in, first out."""
 
     def __init__(self) -> None:
         self._entries: list[tuple[float, int, PendingCall]] = []
@@ -17,21 +17,22 @@ class RetryQueue:
         return bool(self._entries)
 
     def put(self, pending: PendingCall, due_at: float) -> None:
-        """Let the attempt wait until `due`."""
+        """Add a call that is due at that loop time."""
+        # Also a tie-breaker: calls cannot be compared.
         self._sequence += 1
         heappush(self._entries, (due_at, self._sequence, pending))
 
     def peek(self) -> tuple[float, PendingCall]:
-        """The attempt that is due first, and when; it stays."""
+        """Return the due time and the call that is due first, without removing it."""
         due_at, _, pending = self._entries[0]
         return due_at, pending
 
     def pop(self) -> PendingCall:
-        """Take the attempt that is due first."""
+        """Remove and return the call that is due first."""
         return heappop(self._entries)[2]
 
     def remove(self, owner: BatchSession | ChunkQueue) -> list[PendingCall]:
-        """Take all attempts of a run or a feed."""
+        """Remove and return all calls of a session or a chunk queue."""
         removed = [pending for _, _, pending in self._entries if belongs_to(pending, owner)]
         if removed:
             self._entries = [entry for entry in self._entries if not belongs_to(entry[2], owner)]
@@ -40,5 +41,5 @@ class RetryQueue:
 
 
 def belongs_to(pending: PendingCall, owner: BatchSession | ChunkQueue) -> bool:
-    """True if the attempt belongs to that run or feed."""
+    """Return True if the call belongs to that session or chunk queue."""
     return pending.session is owner or pending.queue is owner

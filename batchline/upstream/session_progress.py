@@ -1,10 +1,10 @@
-"""The figures of a run that people watch."""
+"""The progress of a session, for display."""
 
 import msgspec
 
 
 class SessionProgress(msgspec.Struct, frozen=True):
-    """The progress of a run."""
+    """The progress of one session; `limit` and `ceiling` are sums over the upstreams it can call."""
 
     completed: int
     failed: int

@@ -1,11 +1,11 @@
-"""One timer for all times at which something is due: the earliest of them."""
+"""A timer that is shared by many due times and fires at the earliest."""
 
 import asyncio
 from collections.abc import Callable
 
 
 class WakeupTimer:
-    """Calls `ring` at the earliest time that was asked for. Used on the loop."""
+    """Calls `callback` at the earliest requested time. Used on the loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:
         self._loop = loop
@@ -14,7 +14,7 @@ class WakeupTimer:
         self._due_at = 0.0
 
     def wake_at(self, due_at: float) -> None:
-        """Ring at that loop time, or earlier if it was set so."""
+        """Call back at that loop time, or earlier if an earlier time is set already."""
         if self._handle is not None:
             if self._due_at <= due_at:
                 return

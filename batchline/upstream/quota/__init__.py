@@ -1,1 +1,1 @@
-"""Caps of an upstream that all processes share."""
+"""Quota sharing: the caps of an upstream apply to all processes together."""

@@ -1,4 +1,4 @@
-"""This process's portion of one cap: how it is decided, grows and shrinks, and what is done without the ledger."""
+"""This process's share of one cap: its target, its slot leases, and the fallback without the quota store."""
 
 import logging
 
@@ -10,15 +10,15 @@ from batchline.upstream.quota.store import LimitState, QuotaStore
 log = logging.getLogger(__name__)
 
 PAUSED_POLLS = 2
-"""Looks in which a process that has gone down for others takes nothing, so that they do."""
+"""Polls to skip after yielding slots, so that other processes can take them."""
 
 
 class CapShare:
-    """One cap of a lane with the slots that are held of it."""
+    """One cap of a pool and the slots of it that this process holds."""
 
     def __init__(self, quota_target: QuotaTarget, limit_name: str, store: QuotaStore, lease_s: float) -> None:
         self.quota_target = quota_target
-        # What remains of it at a process's death is at least what was not yet due for renewal.
+        # Long enough that, if the process dies before a renewal, the rest still covers the whole window.
         self.leases = SlotLeases(limit_name, store, max(lease_s, quota_target.window_s / (1 - RENEW_AFTER_SHARE)))
         self.limit = 0
         self.target_slots = 0
@@ -31,16 +31,17 @@ class CapShare:
 
     @property
     def limit_name(self) -> str:
-        """The limit's name."""
+        """The name of the limit in the quota store."""
         return self.leases.limit_name
 
     @property
     def is_known(self) -> bool:
-        """Whether the limit has been seen."""
+        """True once the limit has been read."""
         return self._state is not None
 
     def observe(self, state: LimitState, processes: int) -> None:
-        """Note how the limit stands, and renew what is held of it."""
+        """Update the state of the limit, and renew the leases that are due."""
+        # A limit that was deleted and created again counts none of our slots.
         if self._state is not None and self._state.identity != state.identity:
             self.leases.clear()
         self._state, self._processes = state, processes
@@ -50,7 +51,7 @@ class CapShare:
         self.leases.renew(max(0, state.limit - state.taken))
 
     def _warn_if_limited(self, state: LimitState) -> None:
-        """Say once that less is allowed than the settings have."""
+        """Log once that the limit is below the configured cap."""
         if state.limit >= self.quota_target.cap or self._warned_limit == state.limit:
             return
         self._warned_limit = state.limit
@@ -61,7 +62,7 @@ class CapShare:
         )
 
     def update_target(self, demand: Demand, random_value: float) -> None:
-        """Set the target."""
+        """Compute how many slots to hold; `random_value` is from 0 to 1."""
         if self._state is None:
             return
         held_slots, taken_slots = self.leases.held_slots, self._state.taken
@@ -82,29 +83,30 @@ class CapShare:
         self.target_slots = min(target_slots, held_slots + max(0, self._state.limit - taken_slots))
 
     def shrink(self) -> None:
-        """Set aside what is beyond the target and not used, and go on with the rest. On the caller's loop."""
+        """Mark unused slots above the target for release, and apply the rest. Runs on the dispatcher's loop."""
         if not self.is_shared:
             self.quota_target.apply(None, 0)
             return
-        if self.limit:  # of a limit of 0, Prefect takes nothing back: it divides by it
+        if self.limit:  # Prefect cannot release slots of a limit of 0: it divides by the limit
             self.leases.mark_for_release(self.leases.held_slots - max(self.target_slots, self.quota_target.used()))
         self.apply()
 
     def apply(self) -> None:
-        """Go on with what is held. On the caller's loop."""
+        """Apply the held slots to the pool. Runs on the dispatcher's loop."""
         held_slots = self.leases.held_slots if self.limit else 0
+        # While slots move between processes, none is slowed down below the equal share.
         pace = max(self.target_slots, self.limit // self._processes)
         self.quota_target.apply(held_slots, pace if self.target_slots else 0)
 
     def leases_to_acquire(self) -> list[int]:
-        """The pieces that are to be taken."""
+        """Return the sizes of the leases to acquire."""
         return split_into_leases(self.target_slots - self.leases.held_slots, self.limit) if self.is_shared else []
 
     def use_fallback(self, *, has_timed_out: bool) -> None:
-        """Go on while the ledger does not answer: with what is leased, and after that with the last fair share.
+        """Continue while the quota store is down: with valid leases, then with an equal share.
 
-        Where no limit has been seen, nothing is sent until `started`, and then as much as the settings allow. On
-        the caller's loop.
+        If no limit was ever read, nothing is sent until `has_timed_out`, then up to the configured cap. Runs on
+        the dispatcher's loop.
         """
         self.leases.drop_expired()
         held_slots = self.leases.held_slots
@@ -114,7 +116,7 @@ class CapShare:
         self.quota_target.apply(held_slots, held_slots)
 
     def blocked_reason(self) -> str | None:
-        """What to tell people while nothing of the cap is to be had."""
+        """Return the reason to display if this process has no slots and can get none, or None."""
         if not self.is_known or not self.is_shared:
             return None
         if not self.limit:

@@ -1,9 +1,9 @@
 """Shares the caps of a process's upstreams with all other processes that call them.
 
-A thread looks every few seconds at what all hold, decides what this process's share is, and takes or gives back
-slots. A process that holds so many slots of a cap may send so many requests at once, or in a minute, by limits of
-its own: nothing is asked for a single request, and since the slots of all never exceed the limit, what they send
-does not either. What is still under way, or was spent within the last minute, is not given back before its time.
+A thread reads every few seconds how many slots all processes hold, computes this process's share, and acquires or
+releases slots. A process with n slots of a cap may send n requests at once, or per minute, under its own local
+limits, so that no single request needs a call. All slots together never exceed the cap, hence neither do the
+requests. Slots of requests in flight, or spent within the last minute, are released later.
 """
 
 import asyncio
@@ -23,16 +23,16 @@ log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 3.0
 LOOP_TIMEOUT_S = 10.0
-"""Seconds to wait for the caller's loop, which may be busy; what it has not begun by then is not done."""
+"""Seconds to wait for the dispatcher's loop, which may be busy; a call that has not begun by then is cancelled."""
 
 RETRY_S = 5.0
 MAX_RETRY_S = 60.0
-"""Seconds until a ledger that could not be opened is tried again, and at most."""
+"""Maximum seconds before opening the quota store is tried again; the delay doubles from `RETRY_S`."""
 T = TypeVar("T")
 
 
 class QuotaCoordinator:
-    """Shares the lanes' caps until it is closed; lanes send nothing before their first share."""
+    """Shares the pools' caps until it is closed; pools send nothing before they have their first share."""
 
     def __init__(
         self,
@@ -50,14 +50,14 @@ class QuotaCoordinator:
         self._is_closing = False
         self._retry_s = RETRY_S
         self._run_on_loop(self._block_sending)
-        # In a context of its own, which has what was set for a time where sharing began.
+        # In a copy of the context, since settings may be in effect only where sharing began.
         self._thread = threading.Thread(
             target=copy_context().run, args=(self._run_loop,), name="budgets", daemon=True
         )
         self._thread.start()
 
     def close(self) -> None:
-        """Give back what is held; the caller's loop must still run. Never hangs: what is left lapses."""
+        """Release the slots, or let them expire. Takes seconds at most; the loop must still run."""
         self._is_closing = True
         self._wakeup.set()
         self._thread.join(CLOSE_TIMEOUT_S)
@@ -75,7 +75,7 @@ class QuotaCoordinator:
                 target.apply(None, 0)
 
     def _run_loop(self) -> None:
-        """Share until closed; a ledger that cannot be opened is tried again and again."""
+        """Share until closed; if the quota store fails, use the local limits and retry."""
         while not self._is_closing:
             try:
                 with self._open_store() as store:
@@ -109,7 +109,7 @@ class QuotaCoordinator:
             quota.release()
 
     def _run_on_loop(self, function: Callable[[], T]) -> T:
-        """What the work gives, done on the caller's loop."""
+        """Return the function's result, computed on the loop; raises `TimeoutError` if the loop is busy."""
 
         async def call_function() -> T:
             return function()
@@ -118,5 +118,5 @@ class QuotaCoordinator:
         try:
             return future.result(CLOSE_TIMEOUT_S if self._is_closing else LOOP_TIMEOUT_S)
         except TimeoutError:
-            future.cancel()  # or it would be done later, beside what this thread does then
+            future.cancel()  # else it could run later, at the same time as this thread's next step
             raise

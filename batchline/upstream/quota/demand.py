@@ -1,6 +1,6 @@
-"""A lane's caps as they are shared out: what is used and wanted of each, and how much may be.
+"""The caps of a pool as seen by quota sharing: measures their use and demand, and applies this process's share.
 
-Used on the caller's loop.
+Used on the dispatcher's loop.
 """
 
 import asyncio
@@ -15,11 +15,11 @@ from batchline.upstream.pool import UpstreamPool
 from batchline.upstream.rate_limits import PERIOD_S, SlidingWindowLimit
 
 THROTTLED_WITHIN_S: Final = 60.0
-"""A cap that has held nothing back for so long is wanted only as far as it is used."""
+"""Seconds without throttling after which the demand falls to the actual use."""
 
 
 class Demand(msgspec.Struct, frozen=True):
-    """Slots that are used, slots that could be, and how many a single request needs."""
+    """Slots in use, slots that could be used, and slots that a single request needs."""
 
     used: int
     desired: int
@@ -27,26 +27,26 @@ class Demand(msgspec.Struct, frozen=True):
 
 
 class QuotaTarget(Protocol):
-    """One cap of a lane."""
+    """One cap of a pool."""
 
     kind: str
     description: str
     cap: int
     window_s: float
-    """So long what was used counts on."""
+    """Seconds for which slots stay in use after a request is sent; 0 if until its reply."""
 
     def used(self) -> int:
-        """Slots that cannot be given back yet."""
+        """Return the slots that cannot be released yet."""
 
     def demand(self, *, has_work: bool) -> Demand:
-        """What is used and wanted."""
+        """Return the current demand."""
 
     def apply(self, held_slots: int | None, target_slots: int) -> None:
-        """Go on with that many slots, which are to become `target`; None is the whole cap."""
+        """Limit the pool to `held_slots`, on the way to `target_slots`; None restores the whole cap."""
 
 
 class _DemandEstimator:
-    """Wants all of a cap that holds something back; else, after a while, a little more than is used."""
+    """Estimates demand: all of a cap that throttles; else, after a while, a little more than is used."""
 
     def __init__(self) -> None:
         self._last_throttled_at = float("-inf")
@@ -54,6 +54,7 @@ class _DemandEstimator:
 
     def estimate(self, maximum: int, used: int, *, is_throttled: bool, has_work: bool) -> int:
         now = time.monotonic()
+        # New work counts as throttled, since its need is not known yet.
         if is_throttled or (has_work and not self._had_work):
             self._last_throttled_at = now
         self._had_work = has_work
@@ -63,7 +64,7 @@ class _DemandEstimator:
 
 
 class InFlightQuota:
-    """Requests under way at once."""
+    """The cap of requests in flight."""
 
     kind = "in-flight"
     description = "requests at once"
@@ -75,11 +76,11 @@ class InFlightQuota:
         self._estimator = _DemandEstimator()
 
     def used(self) -> int:
-        """Requests under way."""
+        """Return the number of requests in flight."""
         return len(self._pool.in_flight_calls)
 
     def demand(self, *, has_work: bool) -> Demand:
-        """Up to the adaptive limit while calls are pending; no more than are under way after the last of them."""
+        """Return the demand: the adaptive limit while calls are pending, then the requests in flight."""
         limit, used = self._pool.limit, self.used()
         has_pending = self._pool.has_pending()
         is_throttled = has_pending and used >= limit.value
@@ -87,16 +88,16 @@ class InFlightQuota:
         return Demand(used, desired if has_pending else used)
 
     def apply(self, held_slots: int | None, target_slots: int) -> None:
-        """Send no more at once than are held and to be held."""
+        """Limit the requests in flight to the lower of held and target slots."""
         self._pool.limit.set_cap(None if held_slots is None else min(held_slots, target_slots))
         self._pool.wake_workers(self._pool.limit.value)
 
 
 class PerMinuteQuota:
-    """Requests to start, or tokens to spend, in a minute.
+    """A cap of requests or tokens per minute.
 
-    While a share shrinks, what is left of it may still be spent, at the smaller one's pace: as the last minute is
-    forgotten, slot after slot becomes free for others, and neither they nor this process stand still meanwhile.
+    While a share shrinks, the held slots may still be spent, but at the rate of the target. So slots become free
+    for others one after another as they leave the window, and no process has to stop sending meanwhile.
     """
 
     window_s = PERIOD_S
@@ -112,28 +113,28 @@ class PerMinuteQuota:
         self._estimator = _DemandEstimator()
 
     def used(self) -> int:
-        """What was spent in the minute that ends now."""
+        """Return what was spent in the minute that ends now."""
         return self._rate_limit.spent_units(_loop_time())
 
     def demand(self, *, has_work: bool) -> Demand:
-        """The cap while requests wait for it; nothing without work."""
+        """Return the demand: the cap while requests wait for it, 0 without work."""
         used, waiting_units = self.used(), ceil(self._rate_limit.waiting_units)
         desired = self._estimator.estimate(self.cap, used, is_throttled=waiting_units > 0, has_work=has_work)
         return Demand(used, desired if has_work else 0, max(1, waiting_units))
 
     def apply(self, held_slots: int | None, target_slots: int) -> None:
-        """Spend no more in a minute than is held, at the pace of what is to be."""
+        """Limit a minute to the held slots, spent at the rate of the target."""
         self._rate_limit.set_cap(held_slots, _loop_time(), pace=target_slots)
         self._pool.wake_workers(self._pool.limit.value)
 
 
 def _loop_time() -> float:
-    """The time as the lane's caps are told it."""
+    """Return the time on the clock that the pool's rate limits use."""
     return asyncio.get_running_loop().time()
 
 
 def quota_targets(pool: UpstreamPool) -> Iterator[QuotaTarget]:
-    """The caps that the lane has."""
+    """Yield the configured caps of the pool."""
     upstream, rate_limits = pool.upstream, pool.rate_limits
     if rate_limits.requests is not None and upstream.requests_per_minute is not None:
         yield PerMinuteQuota(

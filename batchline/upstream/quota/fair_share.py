@@ -1,26 +1,26 @@
-"""How much of an upstream's cap this process may have beside others that call the same one.
+"""Computes this process's fair share of a limit that several processes use. Pure functions.
 
-Each process decides for itself, again and again, from what all can see: the limit, how much of it is taken, and
-how many processes have work. No two need to speak with each other. Pure.
+Each process decides for itself at every poll, from numbers that all can read: the limit, how many of its slots are
+taken, and how many processes have work. The processes need no messages to each other.
 """
 
 from collections.abc import Sequence
 from typing import Final
 
 STEPS_PER_LIMIT: Final = 64
-"""A share is given back to within this part of the limit."""
+"""Leases are at least this part of the limit, so shares are exact to about that part."""
 
 MIN_LEASES_PER_LIMIT: Final = 8
-"""No piece is larger than this part of the limit: what leaves one process a piece at a time comes to another."""
+"""Leases are at most this part of the limit, so that slots can move between processes in small steps."""
 
 RESERVE_DIVISOR: Final = 32
-"""Beyond its fair share a process leaves this part of the limit free; where it is gone, others want it."""
+"""Above its fair share a process leaves this part of the limit free; if it is taken, others need slots."""
 
 SHRINK_DIVISOR: Final = 8
-"""A share that is larger than what is wanted by less than this part of itself is kept."""
+"""A share is kept if it exceeds the demand by less than this part of itself, which avoids oscillation."""
 
 YIELD_PROBABILITY: Final = 0.1
-"""How often, of all looks, a process gives up what is left over after all have the same, for another to take."""
+"""Probability per poll that a process yields the remainder above the equal share to another process."""
 
 
 def compute_target_slots(
@@ -33,10 +33,11 @@ def compute_target_slots(
     random_value: float,
     minimum: int = 1,
 ) -> int:
-    """The slots that a process should hold which holds `held` of the limit's slots, of which `taken` are taken.
+    """Return the number of slots that this process should hold.
 
-    `processes` have work, this one among them. `wanted` is what this one could use, and less than `least` is of no
-    use to it: a request that costs more tokens than a fair share. `luck` is drawn anew each time, from 0 to 1.
+    `taken_slots` are held by all processes, `processes` have work, both including this one. `desired` could be
+    used; fewer than `minimum` are useless, if a request costs more tokens than a fair share. `random_value` is
+    drawn anew for each poll, from 0 to 1.
     """
     if limit < 1:
         return 0
@@ -50,13 +51,14 @@ def compute_target_slots(
         return target
     if held_slots + free_slots >= minimum:
         return minimum
+    # Too few for the next request: sometimes release all, else several such processes would wait forever.
     return 0 if random_value < YIELD_PROBABILITY else min(target, max(1, limit // processes))
 
 
 def _target_if_busy(
     limit: int, free_slots: int, held_slots: int, desired: int, low: int, high: int, random_value: float
 ) -> int:
-    """The target of a process that could use what it has."""
+    """Return the target of a process that can use the slots it holds."""
     if free_slots <= 0:
         if held_slots > high:
             return high
@@ -69,7 +71,7 @@ def _target_if_busy(
 
 
 def _fair_range(limit: int, processes: int, step: int) -> tuple[int, int]:
-    """What every process may have, and what some may: the limit in steps, of which some are left over."""
+    """Return the equal share of every process, and that share plus one step, which some can have."""
     if processes <= 1:
         return limit, limit
     steps_each, remainder = divmod(limit // step, processes)
@@ -77,12 +79,12 @@ def _fair_range(limit: int, processes: int, step: int) -> tuple[int, int]:
 
 
 def step_size(limit: int) -> int:
-    """The smallest piece of a limit that is worth a lease."""
+    """Return the size of the smallest lease of a limit."""
     return max(1, limit // STEPS_PER_LIMIT)
 
 
 def split_into_leases(slots: int, limit: int) -> list[int]:
-    """The sizes in which to take so many slots: ever smaller, so that nearly any part can be given back."""
+    """Return the sizes of leases for the slots: decreasing, so that nearly any number can be released."""
     sizes = []
     max_size = max(step_size(limit), limit // MIN_LEASES_PER_LIMIT)
     while slots > 0:
@@ -92,9 +94,9 @@ def split_into_leases(slots: int, limit: int) -> list[int]:
 
 
 def choose_leases(sizes: Sequence[int], slots: int) -> list[int]:
-    """The places of those pieces that together make as much of so many slots as can be, and no more."""
+    """Return the indexes of leases to release, largest first, whose total is at most `slots`."""
     chosen_indexes = []
-    for index in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
         if sizes[index] <= slots:
             chosen_indexes.append(index)
             slots -= sizes[index]

@@ -1,4 +1,4 @@
-"""The slots of one limit that this process holds: pieces with a lease each, taken, renewed and given back."""
+"""Leases of slots of one limit, which this process acquires, renews and releases."""
 
 import logging
 import time
@@ -13,16 +13,16 @@ from batchline.upstream.quota.store import QuotaStore
 log = logging.getLogger(__name__)
 
 RENEW_AFTER_SHARE: Final = 1 / 3
-"""Of a lease, the part after which it is renewed: twice more before it ends, where once fails."""
+"""Part of a lease after which it is renewed: early enough for two more attempts before it expires."""
 
 VALID_SHARE: Final = 0.95
-"""Of a lease, the part in which it can only be unknown because the ledger has forgotten it."""
+"""Part of a lease within which an unknown lease was not expired but lost by the quota store."""
 
 
 class SlotLease(msgspec.Struct, eq=False):
-    """Some slots and their lease; none where the ledger has forgotten it, while it still counts the slots.
+    """A lease of slots. `lease_id` is None if the quota store lost the lease but still counts the slots.
 
-    The lease was taken at `since`, and taken or renewed at `at`, which is also kept by the wall's clock.
+    `taken_at` and `renewed_at` are monotonic times, `renewed_wall_at` is the same moment in Unix seconds.
     """
 
     slots: int
@@ -32,16 +32,17 @@ class SlotLease(msgspec.Struct, eq=False):
     renewed_wall_at: float
 
     def age_s(self) -> float:
-        """Seconds since it was taken or renewed. A machine's sleep counts: one of the clocks goes on."""
+        """Return the seconds since it was acquired or renewed."""
+        # The monotonic clock stops while the machine sleeps, and the wall clock can be set back.
         return max(time.monotonic() - self.renewed_at, time.time() - self.renewed_wall_at)
 
     def mark_renewed(self, renewed_at: float, renewed_wall_at: float) -> None:
-        """Count from then."""
+        """Set the time of the last renewal, by both clocks."""
         self.renewed_at, self.renewed_wall_at = renewed_at, renewed_wall_at
 
 
 class SlotLeases:
-    """What is held of the limit of that name."""
+    """The slots of the limit `limit_name` that this process holds."""
 
     def __init__(self, limit_name: str, store: QuotaStore, lease_s: float) -> None:
         self.limit_name = limit_name
@@ -52,21 +53,22 @@ class SlotLeases:
 
     @property
     def held_slots(self) -> int:
-        """How many there are."""
+        """The number of slots that may be used, without those marked for release."""
         return sum(lease.slots for lease in self._leases)
 
     @property
     def is_releasing(self) -> bool:
-        """Whether something is to be given back."""
+        """True if slots are marked for release."""
         return bool(self._releasing)
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is held, nor still to be given back."""
+        """True if no slots are held or marked for release."""
         return not self._leases and not self._releasing
 
     def acquire(self, slots: int) -> bool:
-        """Take one more piece; false where so much is not free."""
+        """Acquire one more lease; return False if not enough slots are free."""
+        # Read before the call: the lease must not count as longer than it is in the quota store.
         now, wall_now = time.monotonic(), time.time()
         lease_id = self._store.acquire(self.limit_name, slots, self._lease_s)
         if lease_id is None:
@@ -75,26 +77,24 @@ class SlotLeases:
         return True
 
     def mark_for_release(self, slots: int) -> None:
-        """Hold as much of so many slots no more as can be; `give_back` brings it to the ledger."""
+        """Mark leases of at most `slots` slots in total; `release_marked` releases them in the quota store."""
         chosen_indexes = {*choose_leases([lease.slots for lease in self._leases], slots)}
         self._releasing += [lease for index, lease in enumerate(self._leases) if index in chosen_indexes]
         self._leases = [lease for index, lease in enumerate(self._leases) if index not in chosen_indexes]
 
     def store_started_at(self) -> float:
-        """Since when the ledger has forgotten nothing, for sure: this lease was taken then, and is still known."""
+        """Return the earliest acquisition of a lease that is still known: since then the quota store lost none."""
         for lease in self._leases:
             if lease.lease_id is not None:
                 self._renew_lease(lease, lease.lease_id)
         return min((lease.taken_at for lease in self._leases if lease.lease_id is not None), default=inf)
 
     def release_marked(self, store_started_at: float = inf) -> None:
-        """Give back what was set aside; what does not get through is tried again the next time.
-
-        A lease that was forgotten gives nothing back and says nothing of it. So one that is older than what the
-        ledger remembers for sure is asked for first.
-        """
+        """Release the marked leases; those that fail are tried again at the next call."""
         while self._releasing:
             lease = self._releasing[-1]
+            # Prefect ignores the release of a lease that it has lost, and the slots would stay taken. So check a
+            # lease that may be lost by renewing it.
             if lease.lease_id is not None and lease.renewed_at < store_started_at:
                 self._renew_lease(lease, lease.lease_id)
             if lease not in self._releasing:
@@ -103,11 +103,11 @@ class SlotLeases:
                 self._store.release(lease.lease_id)
                 self._releasing.pop()
             else:
-                self._releasing.pop()  # before: twice would be once too often
+                self._releasing.pop()  # first: releasing slots twice would corrupt the count
                 self._store.release_slots(self.limit_name, lease.slots)
 
     def renew(self, free_slots: int) -> None:
-        """Renew what is due; a lease that the ledger has forgotten is taken anew while so many slots are free."""
+        """Renew the leases that are due, and replace lost ones while enough slots are free."""
         self.drop_expired()
         for lease in list(self._leases):
             if lease.lease_id is None:
@@ -116,20 +116,22 @@ class SlotLeases:
             elif lease.age_s() > self._lease_s * RENEW_AFTER_SHARE:
                 self._renew_lease(lease, lease.lease_id)
 
-    def _renew_lease(self, piece: SlotLease, lease: str) -> None:
+    def _renew_lease(self, lease: SlotLease, lease_id: str) -> None:
         now, wall_now = time.monotonic(), time.time()
-        if self._store.renew(lease, self._lease_s):
-            piece.mark_renewed(now, wall_now)
-        elif piece.age_s() < self._lease_s * VALID_SHARE:
-            log.warning("the lease of %d slots of %s is forgotten; they are kept", piece.slots, self.limit_name)
-            piece.lease_id = None
+        if self._store.renew(lease_id, self._lease_s):
+            lease.mark_renewed(now, wall_now)
+        elif lease.age_s() < self._lease_s * VALID_SHARE:
+            # Not expired yet, so a restarted server has lost it and will never free its slots.
+            log.warning("the lease of %d slots of %s is forgotten; they are kept", lease.slots, self.limit_name)
+            lease.lease_id = None
         else:
             for leases in (self._leases, self._releasing):
-                if piece in leases:
-                    leases.remove(piece)
+                if lease in leases:
+                    leases.remove(lease)
 
     def _replace_lost_lease(self, lease: SlotLease) -> None:
-        """Put a lease under slots that have none, by way of as many that are free: none is lost on the way."""
+        """Acquire a new lease in place of a lost one."""
+        # First acquire, then release the old slots by number: for a moment both count, and none is ever free.
         now, wall_now = time.monotonic(), time.time()
         lease_id = self._store.acquire(self.limit_name, lease.slots, self._lease_s)
         if lease_id is not None:
@@ -138,16 +140,17 @@ class SlotLeases:
             self._store.release_slots(self.limit_name, lease.slots)
 
     def drop_expired(self) -> None:
-        """Hold no more what has lapsed: others may have it."""
+        """Drop expired leases, whose slots other processes may have acquired."""
         self._leases = [lease for lease in self._leases if lease.lease_id is None or lease.age_s() < self._lease_s]
 
     def clear(self) -> None:
-        """Hold nothing of a limit that is gone."""
+        """Drop all leases, without releasing them, of a limit that was deleted."""
         self._leases, self._releasing = [], []
 
     def release_unused(self, used: int, expiry_s: float, store_started_at: float) -> None:
-        """Give back all but what is used; that is left to lapse, and counts on after the process has ended."""
+        """Release all but `used` slots; let the rest expire in `expiry_s`, after the process has ended."""
         self.mark_for_release(self.held_slots - used)
+        # Lost leases never expire, so they are released even if their slots are in use.
         self._releasing += [lease for lease in self._leases if lease.lease_id is None]
         self.release_marked(store_started_at)
         for lease in self._leases:
@@ -155,8 +158,8 @@ class SlotLeases:
                 self._let_expire(lease, lease.lease_id, expiry_s)
         self._leases = []
 
-    def _let_expire(self, piece: SlotLease, lease: str, lapse_s: float) -> None:
-        """Leave a piece to its lease; one that the ledger has forgotten would never end, so its slots go back."""
-        is_known = self._store.renew(lease, lapse_s)
-        if not is_known and piece.age_s() < self._lease_s * VALID_SHARE:
-            self._store.release_slots(self.limit_name, piece.slots)
+    def _let_expire(self, lease: SlotLease, lease_id: str, expiry_s: float) -> None:
+        """Let the lease expire after `expiry_s`; release the slots of a lost one, which would never expire."""
+        is_known = self._store.renew(lease_id, expiry_s)
+        if not is_known and lease.age_s() < self._lease_s * VALID_SHARE:
+            self._store.release_slots(self.limit_name, lease.slots)

@@ -1,4 +1,4 @@
-"""The seam to whoever counts what all processes hold of an upstream's caps."""
+"""Interface of the shared store of quota leases."""
 
 from typing import Protocol
 
@@ -8,9 +8,9 @@ from batchline.models.upstreams import Upstream
 
 
 class LimitState(msgspec.Struct, frozen=True):
-    """A limit as it stands: its slots, those that are taken by anybody, and whether it is in force.
+    """The state of a limit; `taken` counts the slots of all processes, and only an active limit is enforced.
 
-    One that is deleted and made anew has another `identity`, and knows nothing of what was taken before.
+    A limit that was deleted and created again has another `identity`, and no slots of it are taken.
     """
 
     limit: int
@@ -20,35 +20,35 @@ class LimitState(msgspec.Struct, frozen=True):
 
 
 class QuotaStoreError(Exception):
-    """The ledger does not answer, or not as it should."""
+    """Raised if the quota store does not answer, or answers unexpectedly."""
 
 
 class QuotaStore(Protocol):
-    """Limits with slots that processes take under leases; all of it may raise `QuotaStoreError`."""
+    """Limits whose slots processes hold under leases; every method may raise `QuotaStoreError`."""
 
     def limit_name(self, upstream: Upstream, kind: str) -> str:
-        """The name of the limit on that of the upstream."""
+        """Return the name of the upstream's limit of that kind."""
 
     def read_limits(self, names: list[str]) -> dict[str, LimitState]:
-        """The limits of those names; those that do not exist are left out."""
+        """Return the limits by name, without those that do not exist."""
 
     def create_limit(self, name: str, limit: int) -> None:
-        """Make a limit, unless it exists."""
+        """Create a limit unless it exists."""
 
     def acquire(self, name: str, slots: int, lease_s: float) -> str | None:
-        """Take slots for so long; the lease, or none where not so many are free."""
+        """Acquire slots; return the id of the lease, or None if not enough slots are free."""
 
     def renew(self, lease_id: str, lease_s: float) -> bool:
-        """Prolong a lease; false where it is not known (any more)."""
+        """Renew a lease; return False if it is unknown or has expired."""
 
     def release(self, lease_id: str) -> None:
-        """Give back what was taken under a lease; one that is not known is no fault."""
+        """Release the slots of a lease; an unknown lease is ignored."""
 
     def release_slots(self, name: str, slots: int) -> None:
-        """Give back slots whose lease is no longer known."""
+        """Release slots whose lease was lost."""
 
     def report_alive(self, name: str) -> None:
-        """Let the limit show that a process which holds some of it lives."""
+        """Record in the limit that a process which holds slots of it is alive."""
 
     def change_command(self, name: str, limit: int | None) -> str:
-        """The command by which a person sets the limit."""
+        """Return the command that sets the limit, for display."""

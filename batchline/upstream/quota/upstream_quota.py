@@ -1,4 +1,4 @@
-"""One lane's portions of its caps, and this process's place among those that have work for the upstream."""
+"""Keeps this process's shares of one upstream's caps in line with its fair share."""
 
 import logging
 import threading
@@ -19,21 +19,21 @@ from batchline.upstream.quota.store import LimitState, QuotaStore, QuotaStoreErr
 log = logging.getLogger(__name__)
 
 PROCESSES: Final = "processes"
-"""The limit of which each process that has work holds one slot."""
+"""Kind of the limit of which each process that has work holds one slot."""
 
 MAX_PROCESSES: Final = 1_000_000
 ALIVE_INTERVAL_S: Final = 60.0
-"""Between reports of a process that it lives. If none reports for minutes, housekeeping frees the slots."""
+"""Seconds between reports that a process is alive. If none comes for minutes, housekeeping frees the slots."""
 
 REPORT_AFTER_S: Final = 5.0
-"""Waiting for a share is told of after so long: it may be a moment's."""
+"""Seconds of waiting for a share before the reason is displayed."""
 
 
 class QuotaTiming(msgspec.Struct, frozen=True):
-    """When a process looks and how long it keeps what it has, in seconds.
+    """Intervals and timeouts of quota sharing, in seconds.
 
-    It looks every `look_s` while something moves and every `calm_s` while nothing does, gives all back when it had
-    no work for `idle_s`, and begins to send after `start_s` though no ledger has answered yet.
+    A process polls every `poll_s` while shares change, up to every `max_poll_s` while they do not. It releases all
+    after `idle_s` without work, and sends after `start_timeout_s` even if the quota store has never answered.
     """
 
     poll_s: float = 1.0
@@ -41,14 +41,14 @@ class QuotaTiming(msgspec.Struct, frozen=True):
     idle_s: float = 5.0
     start_timeout_s: float = 30.0
     lease_s: float = 60.0
-    """Prefect's shortest: so long nobody has what a process held that was killed."""
+    """Prefect's minimum. Until then, nobody can use the slots of a process that was killed."""
 
     expiry_s: float = 60.0
-    """Of what a process spent in the minute before its end: all of that minute, and again Prefect's shortest."""
+    """Time until slots that were spent before the process ended are free: the whole minute of the rate limits."""
 
 
 class UpstreamQuota:
-    """Keeps what a lane may do in line with what is held for it. Used by one thread, beside the caller's loop."""
+    """The shares of one pool in its caps. Used by the coordinator's thread, not by the dispatcher's loop."""
 
     def __init__(
         self,
@@ -74,10 +74,10 @@ class UpstreamQuota:
         self._last_work_at = self._last_reported_at = float("-inf")
         self._is_disconnected = self._is_shrinking = False
         self._poll_s = timing.poll_s
-        self._random = Random()  # noqa: S311 - who goes first, not a secret
+        self._random = Random()  # noqa: S311 - decides who yields, not a secret
 
     def sync(self) -> float:
-        """Bring what is held in line with what it should be; the seconds until the next look."""
+        """Adjust the shares; return the seconds until the next poll."""
         try:
             self._run_on_loop(self._measure_demand)
             if not self._has_work and self._holds_nothing:
@@ -89,7 +89,7 @@ class UpstreamQuota:
         except TimeoutError:
             self._on_store_error("this process is too busy")
             return self._timing.poll_s
-        except Exception as fault:  # a share that is given up once is exceeded by all processes ever after
+        except Exception as fault:  # if sharing stopped here, the processes would exceed the cap from now on
             if not self._is_disconnected:
                 log.exception("budgets of upstream %s: a look failed", self._pool.upstream.name)
             self._on_store_error(str(fault))
@@ -98,10 +98,11 @@ class UpstreamQuota:
             self._is_disconnected = False
             log.info("budgets of upstream %s are shared again", self._pool.upstream.name)
         self._poll_s = self._next_poll_s(has_changed=has_changed)
+        # Jitter, so that processes which started together do not poll together.
         return self._poll_s * self._random.uniform(0.8, 1.2)
 
     def _next_poll_s(self, *, has_changed: bool) -> float:
-        """Short where a share begins to shrink, as others wait for it; longer and longer once nothing moves."""
+        """Return a short interval if a share begins to shrink, since others wait for it; else a longer one."""
         poll_s, was_shrinking = self._timing.poll_s, self._is_shrinking
         self._is_shrinking = any(share.leases.held_slots > share.target_slots for share in self._shares)
         if self._is_shrinking:
@@ -125,11 +126,12 @@ class UpstreamQuota:
         self._demands = [share.quota_target.demand(has_work=has_work) for share in self._shares]
 
     def _rebalance(self) -> bool:
-        """See how the limits stand, decide, give back and take; whether anything moved."""
+        """Read the limits, update the targets, release and acquire slots; return True if a share changed."""
         self._observe()
         held_before = [share.leases.held_slots for share in self._shares]
         for share, demand in zip(self._shares, self._demands, strict=True):
             share.update_target(demand, self._random.random())
+        # In this order: the pool stops using slots before they are released, and uses new ones once acquired.
         self._run_on_loop(self._shrink_shares)
         self._release_marked()
         self._acquire_missing()
@@ -137,12 +139,12 @@ class UpstreamQuota:
         return held_before != [share.leases.held_slots for share in self._shares]
 
     def create_missing_limits(self) -> None:
-        """Make what limits are missing before there is work, which then begins the sooner."""
+        """Create missing limits before there is work, which can then start sooner."""
         with suppress(QuotaStoreError):
             self._read_limits()
 
     def _read_limits(self) -> dict[str, LimitState]:
-        """How all limits stand; those that are missing are made."""
+        """Return the state of all limits; missing ones are created."""
         caps = {share.limit_name: share.quota_target.cap for share in self._shares}
         caps[self._presence_lease.limit_name] = MAX_PROCESSES
         states = self._store.read_limits(list(caps))
@@ -155,21 +157,21 @@ class UpstreamQuota:
         return states
 
     def _observe(self) -> None:
-        """Look at all limits, and take a place among the processes or leave it."""
+        """Read all limits, and join or leave the processes that have work."""
         states = self._read_limits()
         processes = self._count_processes(states[self._presence_lease.limit_name])
         for share in self._shares:
             share.observe(states[share.limit_name], processes)
 
     def _count_processes(self, state: LimitState) -> int:
-        """How many processes have work, this one among them while it has."""
+        """Return the number of processes that have work, at least 1; acquires or releases this process's slot."""
         if self._presence_state is not None and self._presence_state.identity != state.identity:
             self._presence_lease.clear()
         self._presence_state = state
         self._presence_lease.renew(free_slots=1)
         held_before = self._presence_lease.held_slots
         if self._has_work and not held_before:
-            self._last_reported_at = time.monotonic()  # what is taken changes the limit, which is a report as well
+            self._last_reported_at = time.monotonic()  # acquiring updates the limit, which counts as a report
             self._presence_lease.acquire(1)
         elif held_before and self._has_work and time.monotonic() - self._last_reported_at >= ALIVE_INTERVAL_S:
             self._last_reported_at = time.monotonic()
@@ -190,7 +192,7 @@ class UpstreamQuota:
                 share.leases.release_marked(store_started_at)
 
     def _acquire_missing(self) -> None:
-        """Take what is missing, a piece of each cap in turn: sending begins with the first of each."""
+        """Acquire missing slots, one lease of each cap in turn, since sending needs some of every cap."""
         queues = [(share, share.leases_to_acquire()) for share in self._shares]
         while queues := [(share, sizes) for share, sizes in queues if sizes]:
             for share, sizes in queues:
@@ -200,7 +202,7 @@ class UpstreamQuota:
                     sizes.clear()
 
     def _publish(self) -> None:
-        """Let the lane know whom to call and what it waits for."""
+        """Set the pool's callback for new work and its reason for waiting."""
         self._pool.on_demand = self._wake if self._holds_nothing else None
         now = time.monotonic()
         reason = next((reason for share in self._shares if (reason := share.blocked_reason())), None)
@@ -220,15 +222,15 @@ class UpstreamQuota:
                 *(self._pool.upstream.name, problem),
             )
         has_timed_out = time.monotonic() - self._started_at > self._timing.start_timeout_s
-        with suppress(TimeoutError):  # the share of before holds until the loop has time
-            self._run_on_loop(lambda: self._use_fallback(started=has_timed_out))
+        with suppress(TimeoutError):  # the previous share applies until the loop has time
+            self._run_on_loop(lambda: self._use_fallback(has_timed_out=has_timed_out))
 
-    def _use_fallback(self, *, started: bool) -> None:
+    def _use_fallback(self, *, has_timed_out: bool) -> None:
         for share in self._shares:
-            share.use_fallback(has_timed_out=started)
+            share.use_fallback(has_timed_out=has_timed_out)
 
     def release(self) -> None:
-        """Give back what may be given back at the end; a fault leaves it to lapse."""
+        """Release the slots that are not in use before the process ends; if that fails, they expire."""
         try:
             self._run_on_loop(self._measure_demand)
             store_started_at = self._presence_lease.store_started_at()

@@ -1,1 +1,1 @@
-"""Transports: each sends one request and returns its reply; one for http, one for https, one for httpx."""
+"""Transports, which send one request and return its reply: for http, for https, and through httpx."""

@@ -1,8 +1,8 @@
-"""The transport for `http://` upstreams: HTTP/1.1 on the loop itself, parsed by httptools.
+"""The transport for `http://` upstreams: HTTP/1.1 on the dispatcher's loop, parsed by httptools.
 
-A library with a thread of its own has to hand every reply over under the interpreter's lock, which at full speed
-costs more than the exchange. Here a request is one write and one read on the thread that decides what comes next.
-Framing follows RFC 9112. Whatever is out of the ordinary in a reply ends its connection.
+A library with its own thread passes every reply on under the GIL, which at full speed costs more than the
+exchange. Here a request is one write and one read. Framing follows RFC 9112; anything unusual in a reply closes
+its connection.
 """
 
 import asyncio
@@ -27,15 +27,15 @@ from batchline.upstream.transports.base import (
 from batchline.upstream.transports.keepalive import KEEPALIVE_OPTIONS
 
 IDLE_TIMEOUT_S: Final = 60.0
-"""After which an unused connection is closed; servers close theirs after 5 s and more."""
+"""Seconds after which an idle connection is closed; servers close theirs after 5 s or more."""
 
 MAX_HEAD_BYTES: Final = 2**20
 ZLIB_WBITS: Final = {b"gzip": 31, b"deflate": 15}
-"""Encodings that are undone though they were not asked for, with zlib's window bits for them."""
+"""Content encodings that are decoded although we request none, with their zlib window bits."""
 
 
 class AsyncioHttpTransport:
-    """Sends over keep-alive connections, as many as are under way; follows no redirect."""
+    """Sends over keep-alive connections, one per request in flight; follows no redirects."""
 
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
@@ -50,20 +50,22 @@ class AsyncioHttpTransport:
         self._check_timer: asyncio.TimerHandle | None = None
 
     async def send(self, path: str, body: bytes, *, valid_until: float = inf) -> HttpReply:
-        """POST that JSON body; the timeouts are the upstream's."""
+        """POST the JSON body, with the upstream's timeouts; raises `DeadlinePassed` as `Transport.send` says."""
         head = self._request_heads.get(path) or self._build_head(path)
         start = time.monotonic()
         if self._idle_connections:
+            # The one used last: the server is least likely to have closed it.
             connection = self._idle_connections.pop()
         else:
             connection = await self._connect()
             if time.monotonic() > valid_until:
                 connection.abort()
                 raise DeadlinePassed
+        # One write, so that a small request leaves in one packet.
         request = b"%b%d\r\n\r\n%b" % (head, len(body), body)
         try:
             reply = await connection.exchange(request, start)
-        except BaseException:
+        except BaseException:  # also if cancelled: its reply would be taken for that of the next request
             connection.abort()
             raise
         if connection.can_be_reused():
@@ -71,17 +73,17 @@ class AsyncioHttpTransport:
         return reply
 
     def _build_head(self, path: str) -> bytes:
-        """The request's head up to the value of its last header, the length of the body."""
+        """Return the request's head up to the value of its last header, Content-Length."""
         target_path = urlsplit(self._upstream.url_for(path)).path
-        # Without this header a server may choose any encoding. Compression costs both sides more than the few
-        # kilobytes that it would save on a local network; other upstreams are called by the TLS transport.
+        # Without Accept-Encoding a server may choose any encoding. On a local network compression costs both
+        # sides more than it saves; remote upstreams are called by the TLS transport.
         headers = {"host": self._authority, "accept-encoding": "identity", **build_headers(self._upstream, path)}
         lines = [f"POST {target_path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
         head = self._request_heads[path] = ("\r\n".join(lines) + "\r\ncontent-length: ").encode()
         return head
 
     async def _connect(self) -> "_HttpConnection":
-        """A new connection."""
+        """Open a connection; raises `TransportFailure` with `sent` False."""
         try:
             async with asyncio.timeout(self._upstream.connect_timeout_s):
                 _, connection = await self._loop.create_connection(
@@ -103,7 +105,8 @@ class AsyncioHttpTransport:
             self._idle_connections.remove(connection)
 
     def _check_timeouts(self) -> None:
-        """End exchanges that take too long and connections that nobody uses: one timer for all."""
+        """Apply the timeouts to all connections."""
+        # One timer for all, since a timer per request costs CPU at full speed.
         now = time.monotonic()
         for connection in list(self._connections):
             connection.check_timeouts(now)
@@ -120,7 +123,7 @@ class AsyncioHttpTransport:
 
 
 class _HttpConnection(asyncio.Protocol):
-    """One connection: one exchange at a time."""
+    """One connection, for one exchange at a time."""
 
     def __init__(self, upstream: Upstream, on_closed: Any) -> None:
         self._upstream = upstream
@@ -139,10 +142,10 @@ class _HttpConnection(asyncio.Protocol):
         self._body_blocks: list[bytes] = []
         self._headers: dict[bytes, bytes] = {}
 
-    # What the transport asks
+    # Called by the transport.
 
     async def exchange(self, request: bytes, start: float) -> HttpReply:
-        """Send those bytes and return the whole reply; raises `TransportFailure`."""
+        """Send the request and return the complete reply; raises `TransportFailure`."""
         transport = self._transport
         if transport is None:
             raise self._connection_error("it was closed by the server", sent=False)
@@ -167,14 +170,14 @@ class _HttpConnection(asyncio.Protocol):
         )
 
     def can_be_reused(self) -> bool:
-        """Whether another exchange may follow; the connection is ended otherwise."""
+        """Return True if another exchange may follow; else close the connection."""
         if self._can_keep_alive and self._transport is not None and not self._transport.is_closing():
             return True
         self.abort()
         return False
 
     def check_timeouts(self, now: float) -> None:
-        """End what takes too long."""
+        """Fail an exchange that takes too long, or close a connection that has been idle for too long."""
         upstream, silence_s = self._upstream, now - self._last_received_at
         if self._reply_received is None:
             if silence_s > IDLE_TIMEOUT_S:
@@ -188,23 +191,24 @@ class _HttpConnection(asyncio.Protocol):
             )
 
     def abort(self) -> None:
-        """Close at once."""
+        """Close the connection at once."""
         if self._transport is not None:
             self._transport.abort()
 
-    # What the loop tells
+    # Called by the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport, and let the system notice a peer that has vanished."""
-        self._transport = transport  # type: ignore[assignment] # a connection's is one
+        """Store the transport and enable TCP keepalive."""
+        self._transport = transport  # type: ignore[assignment] # TCP has this subclass
         raw_socket = transport.get_extra_info("socket")
         if raw_socket is not None:
             for option in KEEPALIVE_OPTIONS:
                 raw_socket.setsockopt(*option)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came; what nobody asked for ends the connection."""
+        """Parse the data; unsolicited data closes the connection."""
         reply_received = self._reply_received
+        # Data on an idle connection would be taken for the reply to the next request.
         if reply_received is None:
             self.abort()
             return
@@ -216,18 +220,19 @@ class _HttpConnection(asyncio.Protocol):
             if not self._is_complete:
                 self._fail_exchange(self._connection_error(f"it is not HTTP ({type(error).__name__})", sent=True))
                 return
-            self.abort()  # the answer is whole, what follows it is not
+            self.abort()  # the reply is complete, and only the data after it is not HTTP
         if not self._is_in_body and self._received_bytes > MAX_HEAD_BYTES:
             self._fail_exchange(self._connection_error("the answer's head has no end", sent=True))
         if self._is_complete and not reply_received.done():
             self._finish_exchange()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Fail what is under way, unless it was to end with the connection."""
+        """Fail the exchange in flight, unless the end of the connection marks the end of its body."""
         self._transport = None
         self._on_closed(self)
         if self._reply_received is None or self._reply_received.done():
             return
+        # A body without a length ends with the connection (RFC 9112, 6.3); if it has one, it was cut short.
         is_framed = not _FRAMING_HEADERS.isdisjoint(self._headers)
         if self._is_in_body and exc is None and not is_framed:
             self._status_code = self._parser.get_status_code()
@@ -238,21 +243,21 @@ class _HttpConnection(asyncio.Protocol):
             when = " within the answer" if self._received_bytes else " before it answered"
             self._fail_exchange(self._connection_error(reason + when, sent=True))
 
-    # What the parser tells
+    # Called by the parser.
 
     def on_message_begin(self) -> None:
-        """End a connection on which something follows the answer that was asked for."""
+        """Close the connection if another message follows the reply."""
         if self._is_complete:
             self.abort()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep the headers that matter."""
+        """Keep the headers that are used."""
         lower_name = name.lower()
         if lower_name in _USED_HEADERS and not self._is_complete:
             self._headers[lower_name] = value
 
     def on_headers_complete(self) -> None:
-        """Refuse an answer that says that it is too long."""
+        """Fail the exchange if Content-Length is above the limit."""
         if self._is_complete or self._parser.get_status_code() < 200:
             return
         self._is_in_body = True
@@ -261,7 +266,7 @@ class _HttpConnection(asyncio.Protocol):
             self._fail_exchange(response_too_long(self._upstream))
 
     def on_body(self, body: bytes) -> None:
-        """Keep a piece of the body."""
+        """Append to the body; fail the exchange if it is too long."""
         if not self._body_blocks:
             self._first_byte_at = self._last_received_at
         self._body_bytes += len(body)
@@ -271,19 +276,19 @@ class _HttpConnection(asyncio.Protocol):
             self._body_blocks.append(body)
 
     def on_message_complete(self) -> None:
-        """The answer is whole, unless it was one that comes before the answer (1xx)."""
+        """Complete the reply, or skip an interim response (1xx)."""
         if self._is_complete:
             return
         status_code = self._parser.get_status_code()
         if status_code < 200:
             self._headers.clear()
         else:
-            # A second answer in the same bytes is parsed before this one is read.
+            # Copied now: if a second message follows in the same data, the parser's state is that of the second.
             self._status_code = status_code
             self._is_complete = True
             self._can_keep_alive = self._parser.should_keep_alive()
 
-    # How an exchange ends
+    # The end of an exchange.
 
     def _finish_exchange(self) -> None:
         reply_received, self._reply_received = self._reply_received, None
@@ -306,13 +311,14 @@ class _HttpConnection(asyncio.Protocol):
         )
 
     def _decode_body(self, body: bytes) -> bytes:
-        """The body without its content encoding; raises `TransportFailure` where that cannot be undone."""
+        """Return the decoded body; raises `TransportFailure` if the encoding is unknown or the data is invalid."""
         encoding = self._headers.get(b"content-encoding", b"identity").strip().lower()
         if encoding == b"identity":
             return body
         max_bytes = self._upstream.max_response_bytes
         try:
             decompressor = zlib.decompressobj(ZLIB_WBITS[encoding])
+            # Bounded, against a short body that decompresses to gigabytes.
             decoded = decompressor.decompress(body, max_bytes + 1)
         except (KeyError, zlib.error) as error:
             raise TransportFailure(

@@ -1,4 +1,4 @@
-"""The seam between the caller and an HTTP library: send one request, get a reply or a classified failure."""
+"""Interface of a transport: it sends one request and returns a reply or raises a classified failure."""
 
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -13,10 +13,11 @@ from batchline.models.error_codes import ErrorCode
 from batchline.models.upstreams import Upstream, dialect_of
 
 MIN_SECRET_CHARACTERS = 8
+"""Shorter values are not redacted: they would match ordinary text."""
 
 
 class HttpReply(msgspec.Struct, frozen=True, gc=False):
-    """A whole HTTP answer; `ttfb_s` counts from the start of the sending to the first byte of the body."""
+    """A complete HTTP reply; `ttfb_s` is the time from the start of sending to the first byte of the body."""
 
     status_code: int
     body: bytes
@@ -27,9 +28,9 @@ class HttpReply(msgspec.Struct, frozen=True, gc=False):
 
 
 class TransportFailure(Exception):
-    """No whole answer came.
+    """Raised if no complete reply came.
 
-    `sent` is false where the server cannot have seen the request, `begun` is true where it had begun to answer.
+    `sent` is False if the server cannot have seen the request; `response_started` is True if it began to answer.
     """
 
     def __init__(self, code: ErrorCode, message: str, *, sent: bool, response_started: bool = False) -> None:
@@ -41,7 +42,7 @@ class TransportFailure(Exception):
 
 
 class DeadlinePassed(TransportFailure):
-    """The request was not sent: while it waited for a connection, the time until which it may be sent ran out."""
+    """Raised if `valid_until` passed while the request waited for a connection; it was not sent."""
 
     def __init__(self) -> None:
         super().__init__(ErrorCode.CONNECTION_ERROR, "the time to send it ran out", sent=False)
@@ -51,10 +52,10 @@ class Transport(Protocol):
     """Sends requests to one upstream."""
 
     async def send(self, path: str, body: bytes, *, valid_until: float = inf) -> HttpReply:
-        """POST that JSON body to the path; raises `TransportFailure` where no whole answer comes.
+        """POST the JSON body to the path; raises `TransportFailure` if no complete reply comes.
 
-        The caller sees to `valid_until` (monotonic seconds); a transport that waits for a connection first looks
-        again, and raises `DeadlinePassed`.
+        The caller checks `valid_until` (monotonic seconds). A transport that first waits for a connection checks
+        it again, and raises `DeadlinePassed`.
         """
 
     async def aclose(self) -> None:
@@ -65,7 +66,7 @@ TransportFactory = Callable[[Upstream], Transport]
 
 
 def build_headers(upstream: Upstream, path: str) -> dict[str, str]:
-    """The headers of every request to that path: the key in its dialect's place, and the upstream's own."""
+    """Return the headers of requests to that path; configured headers replace ours."""
     headers = {"content-type": "application/json", "accept": "application/json", "user-agent": user_agent()}
     api_key = upstream.api_key.get_secret_value() if upstream.api_key else None
     if dialect_of(path) == "anthropic":
@@ -79,7 +80,7 @@ def build_headers(upstream: Upstream, path: str) -> dict[str, str]:
 
 
 def secrets_to_redact(upstream: Upstream) -> tuple[bytes, ...]:
-    """What must not be written anywhere of what the upstream sends back; too short a text is no secret."""
+    """Return the values to redact from replies: the API key and the values of configured headers."""
     secrets = [header.get_secret_value() for header in upstream.headers.values()]
     if upstream.api_key is not None:
         secrets.append(upstream.api_key.get_secret_value())
@@ -87,7 +88,7 @@ def secrets_to_redact(upstream: Upstream) -> tuple[bytes, ...]:
 
 
 def user_agent() -> str:
-    """How batchline names itself to servers."""
+    """Return the User-Agent header."""
     try:
         return f"batchline/{version('batchline')}"
     except PackageNotFoundError:
@@ -103,7 +104,7 @@ def find_proxy(upstream: Upstream) -> str | None:
 
 
 def response_too_long(upstream: Upstream) -> TransportFailure:
-    """The failure of an answer that is longer than the upstream's settings allow."""
+    """Return the failure for a reply that is longer than `max_response_bytes`."""
     return TransportFailure(
         ErrorCode.INVALID_RESPONSE, f"the answer is longer than {upstream.max_response_bytes} bytes", sent=True
     )

@@ -1,7 +1,7 @@
-"""The compatible door: any `httpx.AsyncClient` as a transport, with its own auth, hooks, proxies or test doubles.
+"""A transport through any `httpx.AsyncClient`, with its own auth, event hooks, proxies or mocks.
 
-The slow path: httpx's client and pool cost many times what the others do, and more with each connection. It also
-takes what a server sends unasked for the answer to its next request: for servers that are trusted.
+It is slow: httpx's client and pool cost many times as much as the others, and more with each connection. It takes
+unsolicited data on a connection for the reply to the next request, so use it for trusted servers only.
 """
 
 import asyncio
@@ -27,15 +27,15 @@ _NOT_SENT_ERRORS = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout,
 
 
 class HttpxTransport:
-    """Sends through a client that it closes in the end; follows no redirect, whatever the client is set to."""
+    """Sends through a client, which it closes at the end; never follows redirects."""
 
     def __init__(self, upstream: Upstream, client: httpx.AsyncClient) -> None:
         self._upstream = upstream
         self._client = client
 
     async def send(self, path: str, body: bytes, *, valid_until: float = inf) -> HttpReply:
-        """POST that JSON body; the timeouts are the upstream's. The client connects and sends in one."""
-        del valid_until
+        """POST the JSON body, with the upstream's timeouts."""
+        del valid_until  # the client connects and sends in one step, so there is no moment to check it again
         upstream = self._upstream
         request = self._client.build_request(
             "POST",
@@ -48,6 +48,7 @@ class HttpxTransport:
         )
         start = time.perf_counter()
         try:
+            # httpx has no timeout for the whole exchange: its read timeout starts again with each block.
             async with asyncio.timeout(upstream.total_timeout_s):
                 return await self._exchange(request, start)
         except TimeoutError as error:
@@ -63,6 +64,7 @@ class HttpxTransport:
                 ttfb_s = ttfb_s or time.perf_counter() - start
                 blocks.append(block)
                 size += len(block)
+                # Checked while reading: a reply without an end must not fill the memory.
                 if size > self._upstream.max_response_bytes:
                     raise response_too_long(self._upstream)
         finally:
@@ -85,14 +87,14 @@ class HttpxTransport:
 def through_httpx(
     make_client: Callable[[Upstream], httpx.AsyncClient] | None = None,
 ) -> Callable[[Upstream], Transport]:
-    """A factory of transports for `Services` and `Dispatcher`; without an argument each client is httpx's own."""
+    """Return a transport factory for `Services` and `Dispatcher`; by default with plain httpx clients."""
     return lambda upstream: HttpxTransport(upstream, (make_client or _build_client)(upstream))
 
 
 def _build_client(upstream: Upstream) -> httpx.AsyncClient:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=upstream.max_in_flight)
     verify = (upstream.ca_file or True) if upstream.verify_tls else False
-    # A client that makes its own transport takes no socket options, and one that is given a transport no proxy.
+    # AsyncClient takes no socket options, and ignores its proxy option if it is given a transport.
     transport = httpx.AsyncHTTPTransport(
         verify=verify, limits=limits, proxy=find_proxy(upstream), socket_options=KEEPALIVE_OPTIONS
     )
@@ -100,7 +102,7 @@ def _build_client(upstream: Upstream) -> httpx.AsyncClient:
 
 
 def _to_transport_failure(error: httpx.HTTPError) -> TransportFailure:
-    """What went wrong on the wire, without the request's headers and body."""
+    """Return the failure for an httpx error, without the request's headers and body."""
     sent = not isinstance(error, _NOT_SENT_ERRORS)
     reason = str(error)[:200] or type(error).__name__
     if isinstance(error, httpx.ConnectTimeout):

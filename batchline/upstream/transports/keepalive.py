@@ -1,7 +1,7 @@
-"""Times after which a connection whose other end has vanished is given up.
+"""TCP keepalive settings, which find connections whose other end has vanished.
 
-A model can take minutes for an answer, and nothing is sent meanwhile. NATs and load balancers forget a silent
-connection after 240 to 350 s without telling either end; the system's own keepalive begins after two hours.
+A model can take minutes to reply, and nothing is sent meanwhile. NATs and load balancers silently drop an idle
+connection after 240 to 350 s, and the system's own keepalive starts after two hours.
 """
 
 import socket
@@ -13,11 +13,11 @@ KEEPALIVE_IDLE_S: Final = 45
 KEEPALIVE_INTERVAL_S: Final = 15
 KEEPALIVE_PROBES: Final = 3
 TCP_USER_TIMEOUT_S: Final = KEEPALIVE_IDLE_S + KEEPALIVE_PROBES * KEEPALIVE_INTERVAL_S
-"""Seconds after which sent data that the other end does not acknowledge breaks the connection."""
+"""Seconds without acknowledgement of sent data after which the connection breaks."""
 
 
 def _socket_options() -> list[tuple[int, int, int]]:
-    """Return the socket options, as far as this system has them; macOS names the idle time differently."""
+    """Return the socket options that this system supports; macOS has another name for the idle time."""
     idle_option = getattr(socket, "TCP_KEEPIDLE", None) or getattr(socket, "TCP_KEEPALIVE", None)
     candidates = [
         (idle_option, KEEPALIVE_IDLE_S),

@@ -1,4 +1,4 @@
-"""The transport that batches use: pyreqwest, a Rust client, called directly."""
+"""The transport for TLS and proxies: pyreqwest, a Rust client."""
 
 import sys
 from datetime import timedelta
@@ -31,7 +31,7 @@ from batchline.upstream.transports.keepalive import (
 
 
 class PyreqwestTransport:
-    """Sends over keep-alive HTTP/1.1 connections, as many as are under way; follows no redirect."""
+    """Sends over keep-alive HTTP/1.1 connections, one per request in flight; follows no redirects."""
 
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
@@ -39,12 +39,12 @@ class PyreqwestTransport:
         self._templates: dict[str, StreamRequest] = {}
 
     async def send(self, path: str, body: bytes, *, valid_until: float = inf) -> HttpReply:
-        """POST that JSON body; the timeouts are the upstream's. The client connects and sends in one."""
-        del valid_until
+        """POST the JSON body, with the upstream's timeouts."""
+        del valid_until  # the client connects and sends in one step, so there is no moment to check it again
         template = self._templates.get(path)
         if template is None:
             template = self._templates[path] = self._build_template(path)
-        # A copy with another body: building anew gives up and takes back the interpreter's lock at every step.
+        # A copy with another body is cheaper: each step of the builder releases and retakes the GIL.
         request = StreamRequest.from_request_and_body(template, RequestBody.from_bytes(body))
         start, response_started = perf_counter(), False
         try:
@@ -56,6 +56,7 @@ class PyreqwestTransport:
             failure = _to_transport_failure(error)
             failure.response_started = response_started
             raise failure from error
+        # The fast path: each header is a call into Rust, and a success needs no Retry-After.
         if status_code == 200:
             return HttpReply(status_code, content, ttfb_s, get_header("x-request-id"))
         return HttpReply(
@@ -68,16 +69,14 @@ class PyreqwestTransport:
         )
 
     def _build_template(self, path: str) -> StreamRequest:
-        """The request to that path but for its body.
-
-        With a buffer of one byte the response is there when its body begins: most answers then come whole, with
-        one wake-up of the loop's thread instead of two.
-        """
+        """Return a request to that path without its body."""
+        # With a buffer of one byte the response is returned when its body begins: most replies are then complete,
+        # with one wake-up of the loop's thread instead of two.
         builder = self._client.post(self._upstream.url_for(path)).headers(build_headers(self._upstream, path))
         return builder.streamed_read_buffer_limit(1).build_streamed()
 
     async def _read_body(self, response: Response, content_length: str | None) -> bytes:
-        """The whole body, never holding more of it than is allowed."""
+        """Return the body; raises `TransportFailure` if it is longer than `max_response_bytes`."""
         max_bytes = self._upstream.max_response_bytes
         if content_length is not None and content_length.isdigit():
             size = int(content_length)
@@ -99,7 +98,7 @@ class PyreqwestTransport:
 
 
 def _build_client(upstream: Upstream) -> Client:
-    """A client with the upstream's timeouts and trust."""
+    """Return a client with the upstream's timeouts and TLS settings; raises `InvalidInput` if they are invalid."""
     builder = (
         ClientBuilder()
         .follow_redirects(False)
@@ -128,7 +127,8 @@ def _build_client(upstream: Upstream) -> Client:
 
 
 def _to_transport_failure(error: RequestError) -> TransportFailure:
-    """What went wrong on the wire, told by the causes: the exception's class can mislead."""
+    """Return the failure for a pyreqwest error."""
+    # Classified by its causes, since the class can be wrong for failures to connect.
     causes = [str(cause.get("message", "")) for cause in error.details.get("causes") or ()]
     is_connect_error = any("client error (Connect)" in cause for cause in causes)
     if is_connect_error:
@@ -145,7 +145,7 @@ def _to_transport_failure(error: RequestError) -> TransportFailure:
 
 
 def _innermost_cause(error: BaseException) -> str:
-    """The innermost cause in words, which holds neither headers nor bodies."""
+    """Return the message of the innermost cause, which contains neither headers nor bodies."""
     details = getattr(error, "details", None) or {}
     causes = [str(cause.get("message", "")) for cause in details.get("causes") or ()]
     return (causes[-1] if causes else str(error.args[0] if error.args else type(error).__name__))[:200]

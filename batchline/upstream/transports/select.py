@@ -1,4 +1,4 @@
-"""Which transport an upstream is called by."""
+"""Selects the transport for an upstream."""
 
 from batchline.models.upstreams import Upstream
 from batchline.upstream.transports.asyncio_http import AsyncioHttpTransport
@@ -7,7 +7,7 @@ from batchline.upstream.transports.pyreqwest import PyreqwestTransport
 
 
 def open_transport(upstream: Upstream) -> Transport:
-    """Our own for plain HTTP; pyreqwest's for TLS, and where the environment names a proxy."""
+    """Return the asyncio transport for plain HTTP, or pyreqwest's for TLS or if a proxy is configured."""
     if upstream.base_url.startswith("http://") and find_proxy(upstream) is None:
         return AsyncioHttpTransport(upstream)
     return PyreqwestTransport(upstream)
