@@ -1,1 +1,1 @@
-"""Where things are kept: objects through fsspec, records of files and batches in SQL."""
+"""Storage: objects on the local disk or S3, and records of files and batches in SQL."""

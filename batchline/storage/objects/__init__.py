@@ -1,1 +1,1 @@
-"""Files on the local disk or S3, and where a batch's files lie."""
+"""Object storage on the local disk or S3, and the layout of a batch's objects."""

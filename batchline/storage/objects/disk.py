@@ -1,4 +1,4 @@
-"""Files of the local disk: made so that they last and that no one else can read them, and faults in our words."""
+"""Durable, private files and folders on the local disk, and the translation of OS errors."""
 
 import errno
 import os
@@ -22,11 +22,11 @@ ABSENCE_ERRORS: Final = (FileNotFoundError, IsADirectoryError, NotADirectoryErro
 _TEMPORARY_NAME: Final = re.compile(re.escape(TEMPORARY_PREFIX) + r"[0-9a-f]{32}")
 _CREATE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _FSYNC_UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM})
-"""Of file systems that cannot sync a folder, and of folders that we may write to and not read."""
+"""Error numbers of file systems that cannot sync a folder, and of folders that we can write to but not read."""
 
 
 def make_folder(folder: Path, *, private: bool) -> None:
-    """Make the folder and those above it that are missing, durably; if `private`, no other user can enter them."""
+    """Create the folder and its missing parents durably; if `private`, no other user can enter them."""
     missing: list[Path] = []
     for ancestor in (folder, *folder.parents):
         if ancestor.exists():
@@ -38,14 +38,15 @@ def make_folder(folder: Path, *, private: bool) -> None:
 
 
 def make_private_file(path: Path) -> None:
-    """Make an empty file that no other user can read, unless something is there; its folder as well."""
+    """Create an empty file that no other user can read, and its folder, unless the path exists."""
     make_folder(path.parent, private=True)
+    # Without O_EXCL, since another process may create it at the same moment.
     if not path.exists():
         os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def sync_folder(folder: Path) -> None:
-    """Write the folder's entries to the disk: without, a name that was given may be gone after a power failure."""
+    """Flush the folder's entries to the disk; otherwise a new name may be lost in a power failure."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -58,25 +59,26 @@ def sync_folder(folder: Path) -> None:
 
 
 def is_temporary(name: str) -> bool:
-    """True for a name that `temporary_path_for` gives."""
+    """Return True for a name that `temporary_path_for` makes."""
     return _TEMPORARY_NAME.fullmatch(name) is not None
 
 
 def create_file(path: Path, *, private: bool) -> BinaryIO:
-    """The new file opened for writing; its directory may vanish in between when another empties it."""
+    """Create a file and open it for writing."""
+    # Repeated, because another process that empties the folder may remove it between the two calls.
     for attempts_left in range(MAX_CREATION_ATTEMPTS - 1, -1, -1):
         try:
             make_folder(path.parent, private=private)
             descriptor = os.open(path, _CREATE_FLAGS, 0o600 if private else 0o666)
             return os.fdopen(descriptor, "wb", buffering=BUFFER_BYTES)
-        except (FileNotFoundError, FileExistsError):  # the latter if a folder vanishes while it is made
+        except (FileNotFoundError, FileExistsError):  # the latter if a folder is removed while it is created
             if not attempts_left:
                 raise
     raise AssertionError
 
 
 def close_quietly(file: BinaryIO) -> None:
-    """Close a file that is given up."""
+    """Close a file whose content is no longer needed, and ignore errors."""
     try:
         file.close()
     except OSError:
@@ -84,19 +86,20 @@ def close_quietly(file: BinaryIO) -> None:
 
 
 def temporary_path_for(path: Path) -> Path:
-    """A new name in the same folder for what is to become the path."""
+    """Return a new path in the same folder, to be renamed to `path` later."""
     return path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
 
 
 def flush_durably(file: BinaryIO) -> None:
-    """Write the file's content to the disk."""
+    """Flush the file's content to the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def pread(file: BinaryIO, start: int, end: int) -> bytes:
-    """Bytes `start` to `end` (exclusive) of the file, fewer at its end."""
+    """Return bytes `start` to `end` (exclusive) of the file, fewer at its end."""
     blocks = []
+    # A loop, because one call reads at most 2 GiB.
     while start < end:
         block = os.pread(file.fileno(), end - start, start)
         if not block:
@@ -107,7 +110,7 @@ def pread(file: BinaryIO, start: int, end: int) -> bytes:
 
 
 def modified_at(path: Path) -> float:
-    """When the file was last written to, in Unix seconds; now where it is gone."""
+    """Return the time of the last write in Unix seconds, or the current time if the file is gone."""
     try:
         return path.stat().st_mtime
     except OSError:
@@ -115,14 +118,14 @@ def modified_at(path: Path) -> float:
 
 
 def raise_unless_missing(error: OSError) -> None:
-    """Let a listing fail where a folder cannot be read, which `os.walk` would take for an empty one."""
+    """Raise the error of an unreadable folder, which `os.walk` would treat as empty."""
     if not isinstance(error, ABSENCE_ERRORS):
         raise error
 
 
 @contextmanager
 def translate_os_errors(path: Path) -> Iterator[None]:
-    """Turn the system's errors into ours."""
+    """Turn OS errors into `NotFound` or `StorageFault`."""
     with translate_write_errors(path):
         try:
             yield
@@ -132,7 +135,7 @@ def translate_os_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def translate_write_errors(path: Path) -> Iterator[None]:
-    """Turn the system's errors into ours where an object is made, so that none is looked for."""
+    """Turn OS errors into `StorageFault`; for writes, for which `NotFound` would be misleading."""
     try:
         yield
     except OSError as error:

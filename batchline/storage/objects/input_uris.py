@@ -1,4 +1,4 @@
-"""Input files that lie elsewhere: opened only below the roots that the settings allow."""
+"""Opens input files outside the object store, only below the roots that the settings allow."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +11,14 @@ from batchline.models.settings import Settings
 
 @contextmanager
 def open_input_uri(uri: str, settings: Settings) -> Iterator[IO[bytes]]:
-    """The bytes at that path or `s3://` address.
+    """Open the file at that path or `s3://` address.
 
-    Raises `InvalidInput` unless it lies below one of `settings.source_roots`, links followed; `NotFound` where
-    nothing is there.
+    Raises `InvalidInput` unless it is below one of `settings.source_roots`, after symbolic links are resolved, and
+    `NotFound` if there is no file.
     """
     if uri.startswith("s3://"):
         require_allowed_s3_uri(uri, settings)
-        from batchline.storage.objects.s3 import open_external  # noqa: PLC0415 - half a second that a local source spares
+        from batchline.storage.objects.s3 import open_external  # noqa: PLC0415 - half a second that local files do not need
 
         with open_external(uri, settings) as file:
             yield file
@@ -35,13 +35,14 @@ def open_input_uri(uri: str, settings: Settings) -> Iterator[IO[bytes]]:
 
 
 def resolve_allowed_path(uri: str, settings: Settings, *, param: str = "input_uri") -> Path:
-    """The path, links followed; raises `InvalidInput` unless it lies below an allowed root."""
+    """Return the path with symbolic links resolved; raises `InvalidInput` unless it is below an allowed root."""
     if "://" in uri and not uri.startswith("file://"):
         raise InvalidInput(f"{param} is {uri!r}; give a path or an s3:// address", param=param)
     try:
         path = _resolve_path(uri)
-    except (OSError, RuntimeError, ValueError) as error:  # a circle of links, no such home, a NUL
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, an unknown home, a NUL
         raise InvalidInput(f"{param} {uri[:200]!r} can be no path: {error}", param=param) from error
+    # Compared after links are resolved, since a link below a root may lead out of it.
     roots = [_resolve_path(root) for root in settings.source_roots if not root.startswith("s3://")]
     if not any(path.is_relative_to(root) for root in roots):
         raise _forbidden_uri(uri, settings, param)
@@ -53,8 +54,9 @@ def _resolve_path(path_uri: str) -> Path:
 
 
 def require_allowed_s3_uri(uri: str, settings: Settings, *, param: str = "input_uri") -> None:
-    """Raise `InvalidInput` unless the `s3://` address lies below an allowed root."""
-    _, _, key = uri.removeprefix("s3://").partition("/")  # no `?` or `#` ends it, as one would end a path
+    """Raise `InvalidInput` unless the `s3://` address is below an allowed root."""
+    # Not `urlsplit`: in a key `?` and `#` are ordinary characters.
+    _, _, key = uri.removeprefix("s3://").partition("/")
     if any(name in {"", ".", ".."} for name in key.split("/")):
         raise InvalidInput(f"{param} is {uri!r}; its key has an empty or dotted name", param=param)
     if not any(

@@ -1,4 +1,4 @@
-"""Names of the objects that a batch leaves on storage.
+"""Keys of the objects of files and batches.
 
 ```
 files/<file id>/content.jsonl
@@ -12,11 +12,11 @@ batches/<batch id>/g<generation>/final.<epoch>/{output.jsonl,errors.jsonl,reques
 batches/<batch id>/first.<token>/{output.jsonl,errors.jsonl,requests.parquet,manifest.json}
 ```
 
-Names carry the retry generation and the lease's epoch, so that no runner overwrites what another wrote; those of
-lines the sender too, where several processes send for one runner: of two that send the same chunk, since one was
-taken for dead, the first to write the part's figures has made the part. What is
-directly below the batch is for everybody; of a retried batch these are copies of the newest generation. The
-first generation's are moved aside by the first retry, to a place that no generation's clean-up touches.
+Keys contain the retry generation and the lease's epoch, so that no runner overwrites the objects of another. If
+several processes send for one runner, the keys of lines contain the sender too: two may send the same chunk, if
+one was taken for dead, and the first to write the part's metrics has made the part. Objects directly below the
+batch are published; those of a retried batch are copies of the newest generation. The first retry moves the first
+generation's objects to `first.<token>`, which the clean-up of a generation never touches.
 """
 
 import re
@@ -37,7 +37,7 @@ class PartKeys(NamedTuple):
 
 
 class PartName(NamedTuple):
-    """What a part's key says."""
+    """The fields of a part's key."""
 
     batch_id: str
     generation: int
@@ -46,7 +46,7 @@ class PartName(NamedTuple):
 
 
 class SegmentName(NamedTuple):
-    """What a segment's key says; `number` orders the segments of a chunk and epoch."""
+    """The fields of a segment's key; `number` orders the segments of a chunk and epoch."""
 
     batch_id: str
     generation: int
@@ -56,43 +56,43 @@ class SegmentName(NamedTuple):
 
 
 def input_key(file_id: str) -> str:
-    """An input file's content."""
+    """Return the key of an input file's content."""
     return f"files/{file_id}/content.jsonl"
 
 
 def plan_key(batch_id: str) -> str:
-    """A batch's plan."""
+    """Return the key of a batch's plan."""
     return f"batches/{batch_id}/plan.json"
 
 
 def generation_prefix(batch_id: str, generation: int) -> str:
-    """What the keys of a generation's own objects start with."""
+    """Return the prefix of a generation's own objects."""
     return f"batches/{batch_id}/g{generation}/"
 
 
 def is_own_key(key: str) -> bool:
-    """True if the key is below the folder of a file or a batch; what lies elsewhere may be another program's."""
+    """Return True if the key is below the folder of a file or a batch; others may belong to other programs."""
     return _OWN_KEY.match(key) is not None
 
 
 def generation_of(key: str) -> int | None:
-    """The generation whose segment, part or final file that is; None for any other object."""
+    """Return the generation of a segment, part or final file; None for any other object."""
     match = _GENERATION_KEY.match(key)
     return None if match is None else int(match[1])
 
 
 def segments_prefix(batch_id: str, generation: int) -> str:
-    """What the keys of a generation's segments start with."""
+    """Return the prefix of a generation's segments."""
     return f"batches/{batch_id}/g{generation}/segments/"
 
 
 def segment_key(batch_id: str, generation: int, chunk: int, epoch: int, number: int) -> str:
-    """One segment."""
+    """Return the key of a segment."""
     return f"{segments_prefix(batch_id, generation)}{chunk:06}.e{epoch}.{number}.jsonl"
 
 
 def parse_segment(key: str) -> SegmentName:
-    """What that segment's key says; raises `ValueError` for another key."""
+    """Return the fields of a segment's key; raises `ValueError` for any other key."""
     match = _SEGMENT_KEY.fullmatch(key)
     if match is None:
         raise ValueError(f"{key} is not the key of a segment")
@@ -100,19 +100,19 @@ def parse_segment(key: str) -> SegmentName:
 
 
 def parts_prefix(batch_id: str, generation: int) -> str:
-    """What the keys of a generation's parts start with."""
+    """Return the prefix of a generation's parts."""
     return f"batches/{batch_id}/g{generation}/parts/"
 
 
 def part_keys(batch_id: str, generation: int, chunk: int, epoch: int, *, sender: str = "") -> PartKeys:
-    """The objects of one part, with lines by that sender; the runner's own process has no name."""
+    """Return the keys of a part whose lines that sender wrote; the runner's own process has an empty name."""
     stem = f"{parts_prefix(batch_id, generation)}{chunk:06}.e{epoch}"
     lines_stem = f"{stem}.{sender}" if sender else stem
     return PartKeys(f"{lines_stem}.output.jsonl", f"{lines_stem}.errors.jsonl", f"{stem}.parquet")
 
 
 def parse_part(key: str) -> PartName:
-    """What the key of that part's figures says; raises `ValueError` for another key."""
+    """Return the fields of the key of a part's metrics; raises `ValueError` for any other key."""
     match = _PART_KEY.fullmatch(key)
     if match is None:
         raise ValueError(f"{key} is not the key of a part's figures")
@@ -120,12 +120,12 @@ def parse_part(key: str) -> PartName:
 
 
 def retry_plan_key(batch_id: str, generation: int, token: str) -> str:
-    """The plan of a retry; the token keeps two that are made at once apart."""
+    """Return the key of a retry's plan; the token distinguishes concurrent retries."""
     return f"batches/{batch_id}/g{generation}/plan.{token}.json"
 
 
 class FinalKeys(NamedTuple):
-    """A batch's files: result lines, error lines, a row of figures for each request, and what they are made of."""
+    """The keys of final files: result lines, error lines, metrics per request, and a manifest of the parts."""
 
     output: str
     errors: str
@@ -137,55 +137,55 @@ _FINAL_NAMES = FinalKeys("output.jsonl", "errors.jsonl", "requests.parquet", "ma
 
 
 def final_prefix(batch_id: str, generation: int, token: str) -> str:
-    """What the keys of a generation's final files start with; the token keeps those of two writers apart."""
+    """Return the prefix of a generation's final files; the token distinguishes writers."""
     return f"batches/{batch_id}/g{generation}/final.{token}/"
 
 
 def first_final_prefix(batch_id: str, token: str) -> str:
-    """What the keys of a retried batch's first final files start with."""
+    """Return the prefix of the first generation's final files in a retried batch."""
     return f"batches/{batch_id}/first.{token}/"
 
 
 def final_keys(prefix: str) -> FinalKeys:
-    """The final files below that prefix."""
+    """Return the keys of the final files below that prefix."""
     return FinalKeys(*(prefix + name for name in _FINAL_NAMES))
 
 
 def published_keys(batch_id: str) -> FinalKeys:
-    """Where the newest generation's files can be found by anyone."""
+    """Return the keys of the published files, which are the newest generation's."""
     return final_keys(batch_prefix(batch_id))
 
 
 def batch_prefix(batch_id: str) -> str:
-    """What the keys of all that belongs to a batch start with."""
+    """Return the prefix of all objects of a batch."""
     return f"batches/{batch_id}/"
 
 
 def output_key(batch_id: str) -> str:
-    """The output file, as published."""
+    """Return the key of the published output file."""
     return published_keys(batch_id).output
 
 
 def errors_key(batch_id: str) -> str:
-    """The error file, as published."""
+    """Return the key of the published error file."""
     return published_keys(batch_id).errors
 
 
 def requests_key(batch_id: str) -> str:
-    """A row of figures for each request, as Parquet, as published."""
+    """Return the key of the published Parquet file with a row of metrics per request."""
     return published_keys(batch_id).requests
 
 
 def manifest_key(batch_id: str) -> str:
-    """What the files were made of, as published."""
+    """Return the key of the published manifest."""
     return published_keys(batch_id).manifest
 
 
 def report_data_key(batch_id: str) -> str:
-    """The report's figures."""
+    """Return the key of the report's data."""
     return f"batches/{batch_id}/report.json"
 
 
 def report_page_key(batch_id: str) -> str:
-    """The report for people, as a page."""
+    """Return the key of the report as an HTML page."""
     return f"batches/{batch_id}/report.html"

@@ -1,4 +1,4 @@
-"""Objects on the local disk."""
+"""The object store on the local disk."""
 
 import os
 import shutil
@@ -30,9 +30,9 @@ from batchline.storage.objects.store import STREAM_BLOCK_BYTES, ObjectInfo, Obje
 
 
 class LocalObjectStore(ObjectStore):
-    """Objects as files below a directory, which is made when first written to.
+    """Objects as files below a directory, which the first write creates.
 
-    If they are `private`, no other user of the machine can read them.
+    If `private`, no other user of the machine can read them.
     """
 
     def __init__(self, root: Path, *, private: bool = True) -> None:
@@ -44,7 +44,7 @@ class LocalObjectStore(ObjectStore):
         return self._root / validate_key(key)
 
     def info(self, key: str) -> ObjectInfo:
-        """Size and version; the version is made of inode, time of change and size."""
+        """Return size and version; the version consists of inode, modification time and size."""
         path = self._path_of(key)
         with translate_os_errors(path):
             status = os.stat(path)  # noqa: PTH116 - half the time of Path.stat
@@ -53,7 +53,7 @@ class LocalObjectStore(ObjectStore):
         return _to_object_info(key, status)
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
-        """Bytes `start` to `end` (exclusive)."""
+        """Return bytes `start` to `end` (exclusive)."""
         with translate_os_errors(self._path_of(key)), self._path_of(key).open("rb", buffering=0) as file:
             if end is None:
                 end = os.fstat(file.fileno()).st_size
@@ -65,7 +65,7 @@ class LocalObjectStore(ObjectStore):
     def stream(
         self, key: str, start: int = 0, end: int | None = None, block_bytes: int = STREAM_BLOCK_BYTES
     ) -> Iterator[bytes]:
-        """Bytes `start` to `end` (exclusive) in blocks, of the file as it is opened now."""
+        """Yield bytes `start` to `end` (exclusive) in blocks, even if the object is replaced meanwhile."""
         path = self._path_of(key)
         with translate_os_errors(path), path.open("rb", buffering=0) as file:
             stop = os.fstat(file.fileno()).st_size if end is None else end
@@ -77,19 +77,20 @@ class LocalObjectStore(ObjectStore):
 
     @contextmanager
     def writer(self, key: str) -> Iterator[ObjectWriter]:
-        """Write a file beside its place and move it there, durable, when it is whole."""
+        """Write a temporary file in the same folder, and rename it when it is complete and durable."""
         path = self._path_of(key)
         with self._open_replacement(path) as file:
             yield _LocalWriter(file, path)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Link a written file to its name, which fails where the name is taken."""
+        """Write a temporary file and link it to the key's path."""
         path = self._path_of(key)
         temporary_path = temporary_path_for(path)
         with translate_write_errors(path), create_file(temporary_path, private=self._private) as file:
             try:
                 file.write(data)
                 flush_durably(file)
+                # Unlike a rename, a link fails if the name exists, and it is atomic.
                 os.link(temporary_path, path)
                 sync_folder(path.parent)
             except FileExistsError:
@@ -99,16 +100,17 @@ class LocalObjectStore(ObjectStore):
         return True
 
     def concat(self, keys: Sequence[str], target: str) -> int:
-        """Copy the files into one."""
+        """Copy the files into one, and return its size in bytes."""
         path = self._path_of(target)
         with self._open_replacement(path) as file:
             for key in keys:
                 with translate_os_errors(self._path_of(key)), self._path_of(key).open("rb") as source_file:
+                    # Through the writer, so that a full disk is not reported as an error of the source.
                     shutil.copyfileobj(source_file, _LocalWriter(file, path), STREAM_BLOCK_BYTES)
             return file.tell()
 
     def copy(self, key: str, target: str) -> None:
-        """Link the file to the other name as well, or copy it where the disk has no such links."""
+        """Create a hard link to the file, or a copy if the file system has no hard links."""
         source_path, target_path = self._path_of(key), self._path_of(target)
         temporary_path = temporary_path_for(target_path)
         with translate_os_errors(source_path):
@@ -122,12 +124,11 @@ class LocalObjectStore(ObjectStore):
                 return
             os.replace(temporary_path, target_path)  # noqa: PTH105 - as above
             sync_folder(target_path.parent)
-            temporary_path.unlink(
-                missing_ok=True
-            )  # which a link to the same file, replaced by itself, leaves there
+            # rename(2) does nothing if both names link to the same file, and leaves the temporary one.
+            temporary_path.unlink(missing_ok=True)
 
     def walk(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every file below that directory, those of one folder together."""
+        """Yield every file below that directory, grouped by folder."""
         for path in self._files_below(prefix):
             if not path.name.startswith(TEMPORARY_PREFIX):
                 yield from self._info_if_present(path)
@@ -140,17 +141,17 @@ class LocalObjectStore(ObjectStore):
                 yield from (Path(folder, name) for name in sorted(names))
 
     def incomplete_uploads(self, *, older_than_s: float) -> list[str]:
-        """Temporary files that have not been written to for so long."""
+        """Return the paths of temporary files that were not written to for `older_than_s`."""
         modified_before = time.time() - older_than_s
         paths = [path for path in self._files_below("") if self._is_own_temporary_file(path)]
         return [str(path) for path in paths if modified_at(path) < modified_before]
 
     def _is_own_temporary_file(self, path: Path) -> bool:
-        """True for the name of a temporary file as we give it, where we write."""
+        """Return True for a temporary file of ours, below the folders of files and batches."""
         return is_temporary(path.name) and layout.is_own_key(path.relative_to(self._root).as_posix())
 
     def abort_upload(self, upload: str) -> None:
-        """Delete that temporary file."""
+        """Delete the temporary file."""
         with translate_write_errors(Path(upload)):
             Path(upload).unlink(missing_ok=True)
 
@@ -161,7 +162,7 @@ class LocalObjectStore(ObjectStore):
             return []
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete those files, and the directories that this empties."""
+        """Delete the files, and the folders that become empty."""
         for key in keys:
             path = self._path_of(key)
             with suppress(NotFound), translate_os_errors(path):
@@ -170,6 +171,7 @@ class LocalObjectStore(ObjectStore):
 
     def _remove_empty_folders(self, folder: Path) -> None:
         while folder != self._root and self._root in folder.parents:
+            # No check first: `rmdir` fails if another process has just put a file there.
             try:
                 folder.rmdir()
             except OSError:
@@ -177,18 +179,19 @@ class LocalObjectStore(ObjectStore):
             folder = folder.parent
 
     def uri(self, key: str) -> str:
-        """The file's path."""
+        """Return the file's path."""
         return str(self._path_of(key))
 
     @contextmanager
     def _open_replacement(self, path: Path) -> Iterator[BinaryIO]:
-        """A new file that takes the path's place when the block ends."""
+        """Open a new file that replaces `path` when the context ends."""
         temporary_path = temporary_path_for(path)
         with translate_write_errors(path):
             file = create_file(temporary_path, private=self._private)
         try:
             yield file
             with translate_write_errors(path):
+                # In this order: after a power failure the name must not lead to missing content.
                 flush_durably(file)
                 file.close()
                 os.replace(temporary_path, path)  # noqa: PTH105 - as above

@@ -1,4 +1,4 @@
-"""Ways to read: from whatever an input comes from; a stored object as a seekable file, or in ascending ranges."""
+"""Readers of stored objects: as a seekable file, or by ranges with read-ahead."""
 
 import io
 from typing import Final, Protocol
@@ -13,11 +13,11 @@ class Readable(Protocol):
     """Anything with `read(size) -> bytes`."""
 
     def read(self, size: int, /) -> bytes:
-        """Up to `size` bytes; none at the end."""
+        """Return up to `size` bytes, empty at the end."""
 
 
 class StoredFile(io.RawIOBase):
-    """An object as a file to read and seek in, of the size that it had when it was opened."""
+    """A seekable, read-only file on an object, of the size that the object had when it was opened."""
 
     def __init__(self, store: ObjectStore, key: str) -> None:
         super().__init__()
@@ -27,24 +27,24 @@ class StoredFile(io.RawIOBase):
         self._position = 0
 
     def readable(self) -> bool:
-        """True."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """True."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        """The place of the next byte."""
+        """Return the offset of the next byte."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Go to another place, and return it."""
+        """Move to an offset, and return it from the start of the file."""
         self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         return self._position
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """So many bytes from here, fewer at the end; raises as the store's `read` does."""
+        """Return up to `size` bytes, or all remaining ones; raises as `ObjectStore.read` does."""
         end = self._size if size is None or size < 0 else min(self._size, self._position + size)
         if end <= self._position:
             return b""
@@ -54,7 +54,7 @@ class StoredFile(io.RawIOBase):
 
 
 class RangeReader:
-    """Ranges of an object, mostly in ascending order; a larger piece is read at once."""
+    """Reads ranges of an object, best in ascending order; each request reads ahead."""
 
     def __init__(self, store: ObjectStore, key: str, *, read_ahead_bytes: int = READ_AHEAD_BYTES) -> None:
         self._store = store
@@ -65,7 +65,7 @@ class RangeReader:
         self._buffer = b""
 
     def read(self, start: int, end: int) -> bytes:
-        """Those bytes; raises `StorageFault` where the object is shorter."""
+        """Return bytes `start` to `end` (exclusive); raises `StorageFault` if the object is shorter."""
         if end > self.size_bytes:
             raise StorageFault(f"{self._store.uri(self._key)} has {self.size_bytes} bytes; {end} were expected")
         if not self._buffer_start <= start <= end <= self._buffer_start + len(self._buffer):

@@ -1,4 +1,4 @@
-"""Objects in an S3 bucket, through s3fs: explicit ranges to read, multipart uploads to write."""
+"""The object store in an S3 bucket, through s3fs: range requests to read, multipart uploads to write."""
 
 import errno
 import io
@@ -23,21 +23,21 @@ from batchline.storage.objects.store import ObjectInfo, ObjectStore, ObjectWrite
 RANGE_BYTES: Final = 8 * 2**20
 BLOCK_BYTES: Final = 16 * 2**20
 MIN_PART_BYTES: Final = 5 * 2**20
-"""S3's least size of a part of a multipart upload, but for the last."""
+"""S3's minimum size of the parts of a multipart upload, except the last."""
 
 EXTERNAL_BUFFER_BYTES: Final = 2**20
 PREFETCH_REQUESTS: Final = 4
 MAX_KEYS_PER_DELETE: Final = 1_000
 MAX_READ_ATTEMPTS: Final = 2
-"""How often s3fs asks where a body breaks off; what fails before that botocore has tried again already."""
+"""Attempts of s3fs if a body breaks off; botocore retries earlier failures itself."""
 
 S3_ERRORS: Final = (
     *(OSError, TimeoutError, aiohttp.ClientError),
     *(ClientError, BotoCoreError, ResponseParserError),
-    KeyError,  # an answer without what S3 puts there: a web page, say
+    KeyError,  # a reply without the fields of S3, for example a web page
 )
 NOT_FOUND_CODES: Final = frozenset({"", "404", "NoSuchKey", "NotFound"})
-"""S3's codes for an object that is not there; none where s3fs has looked for itself."""
+"""Error codes of S3 for a missing object; empty if s3fs raised the error itself."""
 
 _T = TypeVar("_T")
 
@@ -64,26 +64,26 @@ class S3ObjectStore(ObjectStore):
         return self._path_of(key).partition("/")[2]
 
     def info(self, key: str) -> ObjectInfo:
-        """Size and ETag."""
+        """Return size and ETag; raises `NotFound`."""
         with self._translate_errors(key, is_lookup=True):
             head = self._filesystem.call_s3("head_object", Bucket=self._bucket, Key=self._object_key(key))
         return ObjectInfo(key, int(head["ContentLength"]), str(head.get("ETag", "")).strip('"'))
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
-        """Bytes `start` to `end` (exclusive), in one request."""
+        """Return bytes `start` to `end` (exclusive), read in one request."""
         if end is not None and end <= start:
             self.info(key)
             return b""
         try:
             with self._translate_errors(key, is_lookup=True):
-                # More at a time would ask for the size first, and could join pieces of two versions.
+                # Concurrent ranges would cost a HEAD request, and could mix two versions of the object.
                 data = bytes(
                     self._filesystem.cat_file(self._path_of(key), start=start or None, end=end, max_concurrency=1)
                 )
         except StorageFault as fault:
             if s3_error_code(fault.__cause__) not in RANGE_NOT_SATISFIABLE_CODES:
                 raise
-            data = b""
+            data = b""  # the range is beyond the end; raised below unless nothing was expected
         return self._require_length(key, start, end, data)
 
     def stream(
@@ -91,11 +91,11 @@ class S3ObjectStore(ObjectStore):
         key: str,
         start: int = 0,
         end: int | None = None,
-        block_bytes: int = RANGE_BYTES,  # noqa: ARG002 - a request each is too dear for small blocks
+        block_bytes: int = RANGE_BYTES,  # noqa: ARG002 - one request per small block is too slow
     ) -> Iterator[bytes]:
-        """Bytes `start` to `end` (exclusive) in large ranges, the next one fetched while one is used.
+        """Yield bytes `start` to `end` (exclusive) in large ranges, with the next one prefetched.
 
-        All are of the version that is there now: a successor makes it a `StorageFault`.
+        All are of the current version of the object; raises `StorageFault` if it is replaced meanwhile.
         """
         with self._translate_errors(key, is_lookup=True):
             file = _open_for_reading(self._filesystem, self._path_of(key), cache_type="none")
@@ -111,15 +111,16 @@ class S3ObjectStore(ObjectStore):
         yield from _prefetch([partial(fetch, offset) for offset in range(start, stop, RANGE_BYTES)], 1)
 
     def _require_length(self, key: str, start: int, end: int | None, data: bytes) -> bytes:
-        """The data, if that is the whole range; raises `StorageFault` otherwise."""
+        """Return the data if it is the whole range, else raise `StorageFault`."""
         if end is not None and len(data) < end - start:
             raise StorageFault(f"{self.uri(key)} ends before byte {end}, up to which it was to be read")
         return data
 
     @contextmanager
     def writer(self, key: str) -> Iterator[ObjectWriter]:
-        """Write an object as one put or as a multipart upload that a fault aborts."""
+        """Write an object in one request or, if large, by a multipart upload that an exception aborts."""
         with self._translate_errors(key):
+            # `autocommit=False`: `close` alone must not make an incomplete object visible.
             file = self._filesystem.open(self._path_of(key), "wb", block_size=BLOCK_BYTES, autocommit=False)
         try:
             yield _S3Writer(self, key, file)
@@ -131,7 +132,7 @@ class S3ObjectStore(ObjectStore):
             raise
 
     def put(self, key: str, data: bytes) -> None:
-        """Write an object, in one request where it is not large."""
+        """Write an object, in one request unless it is large."""
         if len(data) > BLOCK_BYTES:
             super().put(key, data)
             return
@@ -139,12 +140,13 @@ class S3ObjectStore(ObjectStore):
             self._filesystem.pipe_file(self._path_of(key), data)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Write an object with `If-None-Match: *`; servers refuse a taken key with 412 or as invalid."""
+        """Write an object with `If-None-Match: *`."""
         try:
             with self._translate_errors(key):
                 self._filesystem.pipe_file(self._path_of(key), data, mode="create")
         except StorageFault as fault:
             cause = fault.__cause__
+            # Servers reject an existing key with 412 or as an invalid argument; so check that it does exist.
             is_taken = isinstance(cause, FileExistsError) or getattr(cause, "errno", None) == errno.EINVAL
             if is_taken and self.exists(key):
                 return False
@@ -152,7 +154,7 @@ class S3ObjectStore(ObjectStore):
         return True
 
     def concat(self, keys: Sequence[str], target: str) -> int:
-        """Join objects on the server where their sizes allow it, else by way of this machine."""
+        """Concatenate on the server if the sizes allow it, else through this machine."""
         sizes = [(key, self.info(key).size_bytes) for key in keys]
         non_empty = [(key, size) for key, size in sizes if size]
         if (
@@ -172,11 +174,11 @@ class S3ObjectStore(ObjectStore):
         return sum(size for _, size in non_empty)
 
     def _server_side_concat(self, sizes: Sequence[tuple[str, int]], target: str) -> bool:
-        """Join the objects by part copies; false where the server has none."""
+        """Concatenate by `UploadPartCopy`; return False if the server does not support it."""
         call_s3, destination = self._filesystem.call_s3, {"Bucket": self._bucket, "Key": self._object_key(target)}
         try:
             upload_id = call_s3("create_multipart_upload", **destination)["UploadId"]
-        except S3_ERRORS:
+        except S3_ERRORS:  # of any kind: the caller then copies the data itself, and reports a real failure
             return False
         try:
             copy_sources = [{"Bucket": self._bucket, "Key": self._object_key(key)} for key, _ in sizes]
@@ -199,23 +201,24 @@ class S3ObjectStore(ObjectStore):
                 "complete_multipart_upload", **destination, UploadId=upload_id, MultipartUpload={"Parts": parts}
             )
         except S3_ERRORS:
+            # An upload that is neither completed nor aborted is stored, and paid for, until it is aborted.
             with suppress(*S3_ERRORS):
                 call_s3("abort_multipart_upload", **destination, UploadId=upload_id)
             return False
         return True
 
     def copy(self, key: str, target: str) -> None:
-        """Copy the object on the server."""
+        """Copy the object on the server; raises `NotFound`."""
         with self._translate_errors(key, is_lookup=True):
             self._filesystem.cp_file(self._path_of(key), self._path_of(target))
 
     def walk(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every object below that prefix, asked of the server each time."""
+        """Yield every object below that prefix, listed anew each time."""
         prefix_in_bucket = self._object_key(prefix.rstrip("/")) if prefix.strip("/") else self._prefix
         yield from self._list_objects(f"{prefix_in_bucket}/" if prefix_in_bucket else "")
 
     def _list_objects(self, prefix: str, **options: str) -> Iterator[ObjectInfo]:
-        """The objects whose keys in the bucket start so, a page of a thousand after another."""
+        """Yield the objects whose keys in the bucket have that prefix, page by page."""
         token: dict[str, str] = {}
         while True:
             with self._translate_errors(prefix):
@@ -229,7 +232,7 @@ class S3ObjectStore(ObjectStore):
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
     def incomplete_uploads(self, *, older_than_s: float) -> list[str]:
-        """Our multipart uploads that were begun so long ago, each as its object's key and its id."""
+        """Return our multipart uploads that were started before, each as the object's key and the upload's id."""
         prefix_in_bucket = f"{self._prefix}/" if self._prefix else ""
         uploads: list[str] = []
         marker: dict[str, str] = {}
@@ -249,7 +252,7 @@ class S3ObjectStore(ObjectStore):
             marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
     def abort_upload(self, upload: str) -> None:
-        """Abort that multipart upload."""
+        """Abort the multipart upload."""
         key, _, upload_id = upload.rpartition(" ")
         with self._translate_errors(key):
             self._filesystem.call_s3("abort_multipart_upload", Bucket=self._bucket, Key=key, UploadId=upload_id)
@@ -259,7 +262,7 @@ class S3ObjectStore(ObjectStore):
         return ObjectInfo(key, int(entry["Size"]), str(entry.get("ETag", "")).strip('"'))
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete those objects, many in a request."""
+        """Delete the objects, many in one request."""
         object_ids = [{"Key": self._object_key(key)} for key in keys]
         for start in range(0, len(object_ids), MAX_KEYS_PER_DELETE):
             page = object_ids[start : start + MAX_KEYS_PER_DELETE]
@@ -267,6 +270,7 @@ class S3ObjectStore(ObjectStore):
                 response = self._filesystem.call_s3(
                     "delete_objects", Bucket=self._bucket, Delete={"Objects": page, "Quiet": True}
                 )
+            # The status is 200 even if some objects were not deleted.
             if response.get("Errors"):
                 first_error = response["Errors"][0]
                 raise StorageFault(
@@ -274,12 +278,12 @@ class S3ObjectStore(ObjectStore):
                 )
 
     def uri(self, key: str) -> str:
-        """The object's `s3://` address."""
+        """Return the object's `s3://` address."""
         return f"s3://{self._path_of(key)}"
 
     @contextmanager
     def _translate_errors(self, key: str, *, is_lookup: bool = False) -> Iterator[None]:
-        """Turn the errors of s3fs, botocore and the network into ours; `NotFound` is for who looks for one."""
+        """Turn errors of s3fs, botocore and the network into ours; only a lookup raises `NotFound`."""
         try:
             yield
         except S3_ERRORS as error:
@@ -293,22 +297,22 @@ class _S3Writer:
         self._file = file
 
     def write(self, data: bytes) -> None:
-        with self._store._translate_errors(self._key):  # noqa: SLF001 - one class in two halves
+        with self._store._translate_errors(self._key):  # noqa: SLF001 - both classes are one unit
             self._file.write(data)
 
 
 def _abort_write(file: Any) -> None:
-    """Abort the upload, as far as the server can still be reached."""
+    """Abort the upload, unless the server fails."""
     try:
         file.discard()
     except S3_ERRORS:
         return
     finally:
-        file.closed = True
+        file.closed = True  # else the garbage collector would close it, which uploads its buffer
 
 
 def _open_for_reading(filesystem: s3fs.S3FileSystem, path: str, *, cache_type: str) -> Any:
-    """The object as a file, which sends the ETag that the object has now with every range."""
+    """Open the object as a file, which sends the object's current ETag with every range request."""
     file = filesystem.open(path, "rb", block_size=RANGE_BYTES, cache_type=cache_type)
     if file.details["type"] != "file":
         raise FileNotFoundError(f"{path} is a folder")
@@ -316,7 +320,7 @@ def _open_for_reading(filesystem: s3fs.S3FileSystem, path: str, *, cache_type: s
 
 
 def _prefetch(fetches: Sequence[Callable[[], _T]], depth: int) -> Iterator[_T]:
-    """What each of them fetches, in order, so many ahead of what is being used."""
+    """Yield the results of the calls in order, with up to `depth` calls ahead in other threads."""
     if len(fetches) < 2:
         yield from (fetch() for fetch in fetches)
         return
@@ -341,9 +345,10 @@ def _create_filesystem(settings: Settings) -> s3fs.S3FileSystem:
             "read_timeout": 60,
             "retries": {"max_attempts": 3, "mode": "standard"},
             "max_pool_connections": 64,
-            # Every body is signed with its digest already, and not every server knows the newer checksums.
+            # Bodies are signed with their digest already, and not every server knows the newer checksums.
             "request_checksum_calculation": "when_required",
         },
+        # No caches: other processes change the bucket.
         use_listings_cache=False,
         skip_instance_cache=True,
         default_fill_cache=False,
@@ -353,21 +358,21 @@ def _create_filesystem(settings: Settings) -> s3fs.S3FileSystem:
 
 
 def s3_error_code(error: BaseException | None) -> str:
-    """S3's own code for the error, as far as it has one."""
+    """Return S3's code for the error, or an empty string if it has none."""
     while error is not None and not isinstance(error, ClientError):
         error = error.__cause__
     return "" if error is None else str(error.response.get("Error", {}).get("Code", ""))
 
 
 def _to_batchline_error(error: BaseException, uri: str, *, is_lookup: bool) -> BatchlineError:
-    """What to raise for it."""
+    """Return the error of ours to raise."""
     if is_lookup and isinstance(error, FileNotFoundError) and s3_error_code(error) in NOT_FOUND_CODES:
         return NotFound(f"there is no object at {uri} (or no such bucket)")
     return StorageFault(f"S3 fails at {uri}: {_describe_s3_error(error)}")
 
 
 def _describe_s3_error(error: BaseException) -> str:
-    """What is wrong, without what may be a secret or a page of it."""
+    """Return a short description; only the first line, since some servers send a whole page."""
     text = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
     if s3_error_code(error) == "NoSuchBucket":
         return "there is no such bucket; make it, or correct BATCHLINE_STORAGE_URL"
@@ -379,7 +384,7 @@ def _describe_s3_error(error: BaseException) -> str:
 
 
 class ExternalObject(io.RawIOBase):
-    """Another bucket's object as it is now, whose faults are ours; a successor is one of them."""
+    """The current version of an object in another bucket; if it is replaced, reading raises `StorageFault`."""
 
     def __init__(self, filesystem: s3fs.S3FileSystem, uri: str) -> None:
         super().__init__()
@@ -389,11 +394,11 @@ class ExternalObject(io.RawIOBase):
         self.version = str(self._file.details.get("ETag", "")).strip('"')
 
     def readable(self) -> bool:
-        """True."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fill the buffer as far as there are bytes, and return their number."""
+        """Read into the buffer, and return the number of bytes; 0 at the end."""
         with self._translate_errors():
             return int(self._file.readinto(buffer))
 
@@ -406,5 +411,5 @@ class ExternalObject(io.RawIOBase):
 
 
 def open_external(uri: str, settings: Settings) -> IO[bytes]:
-    """Another bucket's object as a file to read, in large blocks."""
+    """Open an object of another bucket as a file that reads in large blocks."""
     return io.BufferedReader(ExternalObject(_create_filesystem(settings), uri), EXTERNAL_BUFFER_BYTES)

@@ -1,4 +1,4 @@
-"""Opens the store that the settings name."""
+"""Opens the configured object store."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ from batchline.storage.objects.store import ObjectStore
 
 
 def open_objects(settings: Settings) -> ObjectStore:
-    """The store that the settings name; raises `InvalidInput` for an address of an unknown kind."""
+    """Return the configured object store; raises `InvalidInput` for an unknown URL scheme."""
     url = settings.effective_storage_url
     if url.startswith("s3://"):
-        from batchline.storage.objects.s3 import S3ObjectStore  # noqa: PLC0415 - half a second that a local store spares
+        from batchline.storage.objects.s3 import S3ObjectStore  # noqa: PLC0415 - half a second that a local store does not need
 
         return S3ObjectStore(url, settings)
     if "://" in url and not url.startswith("file://"):

@@ -1,7 +1,7 @@
-"""Objects by key: what a store can do, and the local directory that is one.
+"""Interface of an object store.
 
-A writer's object appears whole or not at all. Every fault of the place itself is a `StorageFault`, a key that is
-not there `NotFound`.
+A written object appears completely or not at all. A missing key raises `NotFound`, any failure of the storage
+itself `StorageFault`.
 """
 
 from abc import ABC, abstractmethod
@@ -31,7 +31,7 @@ class ObjectWriter(Protocol):
     """Takes the bytes of an object that is being written."""
 
     def write(self, data: bytes) -> None:
-        """Append those bytes; raises `StorageFault`."""
+        """Append the bytes; raises `StorageFault`."""
 
 
 class ObjectStore(ABC):
@@ -41,57 +41,57 @@ class ObjectStore(ABC):
 
     @abstractmethod
     def info(self, key: str) -> ObjectInfo:
-        """Size and version; raises `NotFound`."""
+        """Return the object's size and version; raises `NotFound`."""
 
     @abstractmethod
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
-        """Bytes `start` to `end` (exclusive); raises `NotFound`, or `StorageFault` where there are fewer."""
+        """Return bytes `start` to `end` (exclusive); raises `NotFound`, or `StorageFault` if they are fewer."""
 
     @abstractmethod
     def writer(self, key: str) -> AbstractContextManager[ObjectWriter]:
-        """Write an object piece by piece: there when the block ends, not there when it raises."""
+        """Write an object in blocks; it appears when the context ends, unless that raises."""
 
     @abstractmethod
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Write an object unless its key is taken; whether it was written."""
+        """Write an object unless its key exists; return True if it was written."""
 
     @abstractmethod
     def concat(self, keys: Sequence[str], target: str) -> int:
-        """Write the objects one after another as `target`; its size in bytes."""
+        """Write the concatenation of the objects to `target`, and return its size in bytes."""
 
     @abstractmethod
     def copy(self, key: str, target: str) -> None:
-        """Give `target` the object's content, in one step for a reader; raises `NotFound`."""
+        """Copy the object to `target` atomically; raises `NotFound`."""
 
     @abstractmethod
     def walk(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every object below that directory-like prefix, those of one folder together, as they are found."""
+        """Yield every object below that directory-like prefix, grouped by folder, in no order of keys."""
 
     @abstractmethod
     def incomplete_uploads(self, *, older_than_s: float) -> list[str]:
-        """Return the names, for `discard`, of objects that our dead writers left unfinished and began so long ago.
+        """Return the names, for `abort_upload`, of unfinished writes that are older than `older_than_s`.
 
-        Only below the folders of files and batches: the rest of the place may be used by other programs.
+        Only those below the folders of files and batches: other programs may use the rest of the storage.
         """
 
     @abstractmethod
     def abort_upload(self, upload: str) -> None:
-        """Delete what `unfinished` has named."""
+        """Delete an unfinished write that `incomplete_uploads` returned."""
 
     @abstractmethod
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete those objects; ones that are not there are fine."""
+        """Delete the objects; missing ones are ignored."""
 
     @abstractmethod
     def uri(self, key: str) -> str:
-        """Where the object is, for people and other programs."""
+        """Return the object's path or address, for people and other programs."""
 
     def list_objects(self, prefix: str) -> list[ObjectInfo]:
-        """Every object below that directory-like prefix, by key."""
+        """Return every object below that directory-like prefix, ordered by key."""
         return sorted(self.walk(prefix), key=lambda info: info.key)
 
     def exists(self, key: str) -> bool:
-        """Whether there is such an object."""
+        """Return True if the object exists."""
         try:
             self.info(key)
         except NotFound:
@@ -106,14 +106,14 @@ class ObjectStore(ABC):
     def stream(
         self, key: str, start: int = 0, end: int | None = None, block_bytes: int = STREAM_BLOCK_BYTES
     ) -> Iterator[bytes]:
-        """Bytes `start` to `end` (exclusive) in blocks; raises as `read` does."""
+        """Yield bytes `start` to `end` (exclusive) in blocks; raises as `read` does."""
         stop = self.info(key).size_bytes if end is None else end
         for offset in range(start, stop, block_bytes):
             yield self.read(key, offset, min(stop, offset + block_bytes))
 
 
 def validate_key(key: str) -> str:
-    """The key, if it stays below the root; raises `InvalidInput` otherwise."""
+    """Return the key; raises `InvalidInput` if it could leave the root or names a temporary file."""
     parts = key.split("/")
     if any(part in {"", ".", ".."} or part.startswith(TEMPORARY_PREFIX) or "\0" in part for part in parts):
         raise InvalidInput(

@@ -1,4 +1,4 @@
-"""Records of members and of their keys."""
+"""Records of members and their API keys."""
 
 import time
 import uuid
@@ -15,10 +15,10 @@ from batchline.storage.records.transactions import Transactions
 
 
 class KeyRecords(Transactions):
-    """Members and keys. Made by `Records.keys`."""
+    """Operations on members and keys. Made by `Records.api_keys`."""
 
     def find_or_create_member(self, name: str, role: Role) -> str:
-        """The id of the member of that name, who is made where missing; raises `Conflict` for another role."""
+        """Return the id of the member of that name, created if missing; raises `Conflict` for another role."""
 
         def find_or_insert(connection: Connection) -> tuple[str, str]:
             member = connection.execute(select(members.c.id, members.c.role).where(members.c.name == name)).first()
@@ -35,33 +35,33 @@ class KeyRecords(Transactions):
         return member_id
 
     def add_key(self, key: KeyRecord) -> None:
-        """Record a key."""
+        """Insert a key."""
         values = msgspec.structs.asdict(key)
         columns = {name: value for name, value in values.items() if name in api_keys.c}
         self._run_write(lambda connection: connection.execute(insert(api_keys).values(**columns)))
 
     def list_keys(self) -> list[KeyRecord]:
-        """Every key, the revoked ones as well, newest first."""
+        """Return all keys, including revoked ones, newest first."""
         statement = _select_keys().order_by(api_keys.c.created_at.desc(), api_keys.c.id.desc())
         return [
             _key_from_row(row) for row in self._run_read(lambda connection: connection.execute(statement).all())
         ]
 
     def find_by_digest(self, sha256: str) -> KeyRecord | None:
-        """The key whose token has that digest; none where there is none, or it is revoked."""
+        """Return the key whose token has that digest; None if there is none or it is revoked."""
         statement = _select_keys().where(api_keys.c.sha256 == sha256, api_keys.c.revoked_at.is_(None))
         row = self._run_read(lambda connection: connection.execute(statement).first())
         return None if row is None else _key_from_row(row)
 
     def has_keys(self, *, valid: bool = False) -> bool:
-        """Whether a key was ever made, or with `valid` one that is not revoked."""
+        """Return True if a key was ever made; with `valid`, if one is not revoked."""
         statement = select(api_keys.c.id).limit(1)
         if valid:
             statement = statement.where(api_keys.c.revoked_at.is_(None))
         return self._run_read(lambda connection: connection.execute(statement).first()) is not None
 
     def revoke(self, key_id: str, *, now: int) -> KeyRecord:
-        """Let the key open nothing any more; one that is revoked stays so. Raises `NotFound`."""
+        """Revoke the key, unless it is revoked already, and return it; raises `NotFound`."""
         is_key = api_keys.c.id == key_id
 
         def revoke_key(connection: Connection) -> Row[tuple[object, ...]] | None:

@@ -1,4 +1,4 @@
-"""Figures of all batches together, for whoever watches over them."""
+"""Counts over all batches, for metrics and health checks."""
 
 from sqlalchemy import false, func, select, true
 
@@ -8,10 +8,11 @@ from batchline.storage.records.transactions import Transactions
 
 
 class BatchCounts(Transactions):
-    """What the batches on record come to. Made by `Records.overview`."""
+    """Counts over all batches. Made by `Records.batch_counts`."""
 
     def count_by_status(self) -> dict[str, int]:
-        """How many batches are in each state."""
+        """Return the number of batches by status, 0 included."""
+        # The index has the exact status of finished batches only; active ones, which are few, need a join.
         is_over, state = batch_index.c.is_over, batch_index.c.state
         ended = select(state, func.count()).where(is_over == true()).group_by(state)
         active = select(batches.c.status, func.count()).join_from(
@@ -22,7 +23,7 @@ class BatchCounts(Transactions):
         return {**dict.fromkeys(map(str, BatchStatus), 0), **{str(name): count for name, count in rows}}
 
     def oldest_waiting_at(self) -> int | None:
-        """When the oldest batch was made that nobody has begun to send; none where none waits."""
+        """Return when the oldest waiting batch was created, in Unix seconds; None if none waits to be sent."""
         is_waiting = batches.c.status == BatchStatus.VALIDATING, batch_index.c.is_over == false()
         statement = select(func.min(batches.c.created_at)).join_from(
             batch_index, batches, batches.c.id == batch_index.c.batch_id
@@ -30,5 +31,5 @@ class BatchCounts(Transactions):
         return self._run_read(lambda connection: connection.execute(statement.where(*is_waiting)).scalar())
 
     def check_connection(self) -> None:
-        """Raise `StorageFault` where the database does not answer."""
+        """Raise `StorageFault` if the database does not answer."""
         self._run_read(lambda connection: connection.execute(select(1)).all())

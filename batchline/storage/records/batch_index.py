@@ -1,4 +1,4 @@
-"""Lists of batches and files: the narrow row that is kept of each batch, and the statements that read a page."""
+"""Lists of batches and files: the index row of each batch, and the queries for a page."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -46,17 +46,17 @@ _STATUS_FILTERS: Final[Mapping[str | None, tuple[_Condition | None, _Condition |
     "cancelled": (_columns.state == S.CANCELLING, _columns.state == S.CANCELLED),
     "expired": (and_(_is_active, _columns.expires_at < bindparam("now")), _columns.is_late == true()),
 }
-"""The batches that each status filter shows: unfinished and finished ones, each in the order of one index."""
+"""Conditions of each status filter, for unfinished and finished batches; one index serves each condition."""
 
 INDEXED_FIELDS: Final = frozenset(
     {"status", "created_at", "expires_at", "member_id", "input_filename", "metadata"}
     | {f"{state}_at" for state in TERMINAL_STATUSES}
 )
-"""The fields of a batch that its row in the table of listed batches follows from."""
+"""Fields of a batch on which its index row depends."""
 
 
 def index_row(record: BatchRecord) -> dict[str, object]:
-    """The batch's row in the table of listed batches."""
+    """Return the columns of the batch's index row."""
     return {
         "batch_id": record.id,
         "created_at": record.created_at,
@@ -76,7 +76,7 @@ def _missed_window(record: BatchRecord) -> bool:
 
 
 def update_index_row(connection: Connection, record: BatchRecord) -> None:
-    """Let the batch's row in the table of listed batches follow the batch."""
+    """Update the batch's index row."""
     connection.execute(update(batch_index).where(batch_index.c.batch_id == record.id).values(**index_row(record)))
 
 
@@ -100,7 +100,7 @@ def list_batch_ids(
 def _condition_groups(
     query: ListBatchesQuery, after: BatchRecord | None
 ) -> list[tuple[Sequence[_Condition], BatchRecord | None]]:
-    """Return the groups to list one after another: the parts of each, and the cursor if it is in the group."""
+    """Return the groups to list in turn: the conditions of each, and the cursor if it is in the group."""
     active, finished = _STATUS_FILTERS[query.status]
     if not query.active_first:
         parts = (active, finished) if query.status else (true(),)
@@ -117,9 +117,10 @@ def _condition_groups(
 def _common_conditions(
     query: ListBatchesQuery, folded_search: str, *, after: BatchRecord | None
 ) -> list[_Condition]:
-    """Return the conditions on time, member and text; of the upper bounds of time only the lower one."""
+    """Return the conditions on time, member and text."""
     bounds: list[_Condition] = []
     newest = None if query.created_before is None else _to_seconds(query.created_before)
+    # Only the lower of the two upper bounds: with both, the database could start the index scan at the wrong one.
     if after is not None and (newest is None or after.created_at <= newest):
         cursor = tuple_(literal(after.created_at, BigInteger), literal(after.id))
         bounds.append(tuple_(_columns.created_at, _columns.batch_id) < cursor)
@@ -135,7 +136,7 @@ def _common_conditions(
 
 
 def _to_seconds(time: datetime, *, round_up: bool = False) -> int:
-    """Return the whole Unix second at or before the moment, or at or after it; without a zone it is UTC."""
+    """Return the moment in whole Unix seconds, rounded down unless `round_up`; without a time zone it is UTC."""
     since = (time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH
     return -(-since // timedelta(seconds=1)) if round_up else since // timedelta(seconds=1)
 
@@ -143,7 +144,7 @@ def _to_seconds(time: datetime, *, round_up: bool = False) -> int:
 def _newest_ids_query(
     parts: Sequence[_Condition], bounds: Sequence[_Condition], *, max_ids: int
 ) -> Select[Any] | CompoundSelect[Any]:
-    """Return the statement for the newest ids of all parts, each of which is read in the order of its index."""
+    """Return the query for the newest ids of all parts, each read in the order of its index."""
     id_rows = select(_columns.batch_id, _columns.created_at).where(*bounds)
     order: list[ColumnElement[Any]] = [desc("created_at"), desc("batch_id")]
     # A literal, because PostgreSQL caches a plan that suits a page only if it knows how few rows are wanted.
@@ -159,7 +160,7 @@ def _newest_ids_query(
 def files_query(
     *, after: FileRecord | None, purpose: str | None, search: str | None, order: str, member_id: str | None
 ) -> Select[Any]:
-    """The files that are all of what is asked, newest first or (`asc`) last, behind the cursor."""
+    """Return the query for files that match all filters, after the cursor; `order` is by age, "asc" or "desc"."""
     sort_key = tuple_(files.c.created_at, files.c.id)
     statement = select(files)
     if purpose is not None:

@@ -1,4 +1,4 @@
-"""The database's clock, by which leases are judged: the clocks of the machines that hold them may differ."""
+"""The database's clock, by which leases expire, because the clocks of machines may differ."""
 
 import threading
 import time
@@ -7,21 +7,22 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, Double, Engine, cast, func, select
 
 REMEASURE_AFTER_S: Final = 60.0
-"""Seconds after which the difference to the database's clock is measured again."""
+"""Seconds after which the offset of the database's clock is measured again."""
 
 
 def database_time(engine: Engine) -> ColumnElement[float] | float:
-    """Return the time in Unix seconds for use in a statement; SQLite's clock is this machine's."""
+    """Return an expression for the time in Unix seconds; SQLite uses this machine's clock."""
     if engine.dialect.name == "sqlite":
         return time.time()
     return _SERVER_TIME
 
 
+# Not `now()`, which is the start of the transaction: it may have waited for locks since.
 _SERVER_TIME: Final[ColumnElement[float]] = cast(func.extract("epoch", func.clock_timestamp()), Double)
 
 
 class DatabaseClock:
-    """Tells the database's time without asking each time; for any thread."""
+    """Estimates the database's time without a query each time; used from any thread."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -30,14 +31,15 @@ class DatabaseClock:
         self._measured_at = float("-inf")
 
     def needs_measuring(self) -> bool:
-        """Return True if `measure` is to be called before `now`."""
+        """Return True if `measure` must be called before `now`."""
         return self._engine.dialect.name != "sqlite" and time.monotonic() - self._measured_at > REMEASURE_AFTER_S
 
     def measure(self, connection: Connection) -> None:
-        """Find out by how much the database's clock is ahead of this machine's monotonic one."""
+        """Measure the offset of the database's clock from this machine's monotonic clock."""
         start = time.monotonic()
         server_time: Any = connection.execute(select(_SERVER_TIME)).scalar_one()
         end = time.monotonic()
+        # The server reads its clock somewhere in between: the middle halves the possible error.
         with self._lock:
             self._ahead_s, self._measured_at = float(server_time) - (start + end) / 2, end
 

@@ -1,8 +1,8 @@
-"""Bounds on how long PostgreSQL may keep a connection waiting.
+"""Timeouts for connections to PostgreSQL.
 
-A server or a network path that goes silent sends no error. TCP keepalive finds a dead peer, `statement_timeout`
-ends a statement at a server that works, and the watchdog gives up a connection through a proxy that lives but
-passes nothing on.
+A server or network path that goes silent sends no error. TCP keepalive detects a dead peer, `statement_timeout`
+ends a statement on a live server, and the watchdog breaks connections through a proxy that is alive but forwards
+nothing.
 """
 
 import logging
@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S: Final = 10
 STATEMENT_TIMEOUT_S: Final = 30
 IDLE_TRANSACTION_TIMEOUT_S: Final = 60
-"""Seconds after which the server ends a transaction whose client sends nothing: its locks keep others waiting."""
+"""Seconds after which the server ends a transaction of a silent client, whose locks block others."""
 
 MAX_USE_S: Final = 45.0
-"""Seconds for which a connection may be in use: longer than any statement may take."""
+"""Maximum seconds for which a connection may be in use: longer than any statement may take."""
 
 WATCHDOG_INTERVAL_S: Final = 5.0
 
@@ -38,7 +38,7 @@ LIBPQ_OPTIONS: Final[Mapping[str, int]] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,
 }
-"""Connection options of libpq; in seconds, and milliseconds for the last."""
+"""Connection options of libpq, in seconds; the last one in milliseconds."""
 
 
 def _default_timeout_sql(name: str, seconds: int) -> str:
@@ -54,12 +54,12 @@ _SET_TIMEOUTS_SQL: Final = (
 
 
 def connect_arguments(url: URL) -> dict[str, int]:
-    """Return the driver's arguments for connections that notice a dead peer; what the URL says itself is kept."""
+    """Return the driver's arguments that detect a dead peer, without those that the URL sets."""
     return {name: value for name, value in LIBPQ_OPTIONS.items() if name not in url.query}
 
 
 def apply_timeouts(engine: Engine) -> None:
-    """Bound the statements and transactions of the engine's connections."""
+    """Apply the timeouts to the engine's connections."""
     watchdog = _ConnectionWatchdog()
 
     @event.listens_for(engine, "connect")
@@ -86,7 +86,7 @@ def apply_timeouts(engine: Engine) -> None:
 
 
 class _ConnectionWatchdog:
-    """A thread that breaks connections which have been in use for too long; it ends while none is in use."""
+    """A thread that breaks connections in use for too long; it runs only while connections are in use."""
 
     def __init__(self) -> None:
         self._in_use: dict[int, tuple[float, DBAPIConnection]] = {}
@@ -94,15 +94,15 @@ class _ConnectionWatchdog:
         self._pid = 0
 
     def watch(self, record_id: int, connection: DBAPIConnection) -> None:
-        """Note that a connection is in use from now on."""
+        """Register a connection that is in use from now on."""
         with self._lock:
             self._in_use[record_id] = (time.monotonic(), connection)
-            if self._pid != os.getpid():  # a forked process has the record of the thread, and not the thread
+            if self._pid != os.getpid():  # no thread yet, or this process was forked, without the thread
                 self._pid = os.getpid()
                 threading.Thread(target=self._watch_loop, name="database watchdog", daemon=True).start()
 
     def unwatch(self, record_id: int) -> None:
-        """Note that the connection is no longer in use."""
+        """Unregister a connection that is no longer in use."""
         with self._lock:
             self._in_use.pop(record_id, None)
 
@@ -111,22 +111,23 @@ class _ConnectionWatchdog:
             time.sleep(WATCHDOG_INTERVAL_S)
             in_use_since = time.monotonic() - MAX_USE_S
             with self._lock:
-                if not self._in_use:  # the thread of an engine that is used no more would live as long as we do
+                if not self._in_use:  # end, else the thread of an unused engine would live as long as the process
                     self._pid = 0
                     return
                 overdue = [record_id for record_id, (since, _) in self._in_use.items() if since < in_use_since]
                 connections = [self._in_use.pop(record_id)[1] for record_id in overdue]
+            # Without the lock: shutting down may block, and other threads must get connections meanwhile.
             for connection in connections:
                 _shut_down_socket(connection)
 
 
 def _shut_down_socket(connection: DBAPIConnection) -> None:
-    """End the connection under the thread that waits for it, which then gets an error."""
-    # Not `close`, which is not safe while another thread is in the midst of a statement.
+    """Break the connection, so that the thread that waits for it gets an error."""
+    # Not `close`, which is not safe while another thread executes a statement.
     try:
         with socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
             duplicate.shutdown(socket.SHUT_RDWR)
-    except Exception as error:  # noqa: BLE001 - it may have been closed just now, and the thread must live on
+    except Exception as error:  # noqa: BLE001 - it may have been closed just now, and the thread must continue
         log.debug("connection not broken: %s", error)
     else:
         log.warning("the database has not answered for %.0f s; the connection is given up", MAX_USE_S)

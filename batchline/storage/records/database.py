@@ -1,4 +1,4 @@
-"""Opening the database of records, and bringing its schema up to date."""
+"""Opens the database of the records and migrates its schema."""
 
 import math
 import sqlite3
@@ -24,13 +24,13 @@ from batchline.storage.records.schema import HEAD
 BUSY_TIMEOUT_S = 30.0
 MAX_ATTEMPTS = 5
 SQLITE_CONNECTIONS = 40
-"""What is kept open: as many as a server has threads, because to open one takes longer than most reads."""
+"""Size of the connection pool: one per server thread, because opening one takes longer than most reads."""
 
 PING_AFTER_IDLE_S = 1.0
-"""A connection that was used within that time is used again as it is: to ask it first takes three round trips."""
+"""Seconds of idleness after which a connection is pinged before use; a ping takes three round trips."""
 
 TRANSIENT_ERROR_WORDS = ("locked", "closed", "Connection refused", "starting up", "shutting down")
-"""Words in the errors of a database that is away for a moment."""
+"""Words in the errors of a database that is briefly unavailable."""
 
 DRIVERS = {
     **dict.fromkeys(("sqlite", "sqlite+pysqlite", "sqlite+aiosqlite"), "sqlite"),
@@ -39,7 +39,7 @@ DRIVERS = {
         "postgresql+psycopg",
     ),
 }
-"""From the kind in a URL to the driver that is used for it; Prefect's URLs name drivers of its own."""
+"""Driver to use for each driver name in a URL; Prefect's URLs name async drivers."""
 
 ASYNCPG_OPTIONS = ("ssl", "command_timeout", "prepared_statement_cache_size", "prepared_statement_name_func")
 
@@ -48,10 +48,10 @@ _migration_lock = threading.Lock()
 
 
 def open_database(settings: Settings) -> Engine:
-    """An engine on the settings' database, its schema current.
+    """Return an engine for the configured database with a current schema.
 
-    SQLite's file and tables are made where they are missing. Raises `InvalidInput` for a URL that cannot be
-    used or another database whose schema is behind, `StorageFault` where the database does not answer.
+    SQLite's file and tables are created or migrated. Raises `InvalidInput` for an unusable URL or if another
+    database's schema is not current, and `StorageFault` if the database does not answer.
     """
     engine = _create_engine(_parse_url(settings))
     try:
@@ -63,7 +63,7 @@ def open_database(settings: Settings) -> Engine:
 
 
 def upgrade_database(settings: Settings) -> None:
-    """Bring the schema up to this version; safe to run twice and by several at once."""
+    """Migrate the schema to this version; safe to repeat and to run concurrently."""
     engine = _create_engine(_parse_url(settings), is_bounded=False)
     try:
         with_retries(lambda: _run_migrations(engine))
@@ -75,6 +75,7 @@ def _parse_url(settings: Settings) -> URL:
     try:
         url = make_url(settings.effective_database_url)
     except (ArgumentError, ValueError):
+        # `from None`, because the original error may contain the password.
         raise _invalid_url("cannot be read") from None
     if url.drivername not in DRIVERS:
         raise _invalid_url(f"is of kind {url.drivername!r}")
@@ -86,7 +87,7 @@ def _parse_url(settings: Settings) -> URL:
 
 
 def _without_asyncpg_options(url: URL) -> URL:
-    """The URL as psycopg takes it: `ssl` is its `sslmode`, and options of asyncpg alone are left out."""
+    """Return the URL for psycopg: `ssl` becomes `sslmode`, and options that only asyncpg has are removed."""
     ssl = url.query.get("ssl")
     url = url.difference_update_query(ASYNCPG_OPTIONS)
     return url.update_query_dict({"sslmode": "require" if ssl in {"true", "True"} else ssl}) if ssl else url
@@ -99,7 +100,8 @@ def _invalid_url(problem: str) -> InvalidInput:
 
 
 def _ensure_current_schema(engine: Engine) -> None:
-    """Migrate a database of one machine where it is behind; that of many is for a person to migrate."""
+    """Migrate an SQLite database; raise `InvalidInput` for another one that is not current."""
+    # A shared database is migrated by a person: processes of the old version may be using it.
     current = with_retries(lambda: _current_revision(engine))
     if current == HEAD:
         return
@@ -124,7 +126,7 @@ def _schema_too_new(current: str) -> InvalidInput:
 
 
 def _create_engine(url: URL, *, is_bounded: bool = True) -> Engine:
-    """Return an engine for the URL; statements of a bounded one end after a while, which migrations may not."""
+    """Return an engine; if `is_bounded`, with timeouts, which are too short for migrations."""
     is_sqlite = url.get_backend_name() == "sqlite"
     if is_sqlite and url.database:
         try:
@@ -146,7 +148,7 @@ def _create_engine(url: URL, *, is_bounded: bool = True) -> Engine:
 
 
 def _ping_idle_connections(engine: Engine) -> None:
-    """Find out whether a connection that has rested still is one; one lost sooner shows when it is used."""
+    """Ping connections that were idle for `PING_AFTER_IDLE_S` before they are used."""
 
     @event.listens_for(engine, "checkin")
     def note_idle(connection: object, record: ConnectionPoolEntry) -> None:
@@ -160,28 +162,30 @@ def _ping_idle_connections(engine: Engine) -> None:
             try:
                 engine.dialect.do_ping(connection)
             except engine.dialect.loaded_dbapi.Error as error:
+                # Drops all pooled connections: a server that restarted has closed them too.
                 raise InvalidatePoolError from error
 
 
 def _configure_sqlite(engine: Engine) -> None:
-    """Write-ahead log, transactions that ask for the write lock when they begin, letters beyond ASCII."""
+    """Set write-ahead logging, full durability, explicit transactions, and `lower` for all letters."""
 
     @event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, record: object) -> None:
         del record
-        connection.isolation_level = None
+        connection.isolation_level = None  # else the driver would begin transactions itself
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.create_function("lower", 1, _sqlite_lower, deterministic=True)
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
+        # A transaction that reads first and then writes cannot wait for the write lock, but fails at once.
         reads = connection.get_execution_options().get("reads")
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
 def _sqlite_lower(value: object) -> str | None:
-    """What SQLite's own `lower` does for ASCII letters only."""
+    """Return the value in lower case; SQLite's own `lower` converts ASCII letters only."""
     return None if value is None else str(value).lower()
 
 
@@ -194,7 +198,7 @@ def _current_revision(engine: Engine) -> str | None:
 
 
 def _run_migrations(engine: Engine) -> None:
-    """Run the migrations under a lock that other processes respect: SQLite's own, or an advisory one."""
+    """Run the migrations under a lock against other processes: SQLite's write lock, or an advisory lock."""
     from alembic import command  # noqa: PLC0415 - slow to import and needed once a version
     from alembic.config import Config  # noqa: PLC0415 - as above
     from alembic.runtime.migration import MigrationContext  # noqa: PLC0415 - as above
@@ -205,6 +209,7 @@ def _run_migrations(engine: Engine) -> None:
     config.set_main_option("path_separator", "os")
     with _migration_lock, translate_database_errors(), engine.begin() as connection:
         if engine.dialect.name == "postgresql":
+            # Any number would do, but all versions must use the same one.
             connection.execute(text("SELECT pg_advisory_xact_lock(7461)"))
         config.attributes["connection"] = connection
         try:
@@ -226,7 +231,7 @@ def translate_database_errors() -> Iterator[None]:
 
 
 def with_retries(operation: Callable[[], _T]) -> _T:
-    """The work's result; it is tried again where a server or a lock was away for a moment."""
+    """Return the operation's result; retries if the server or a lock is briefly unavailable."""
     for attempts_left in range(MAX_ATTEMPTS - 1, -1, -1):
         try:
             with translate_database_errors():

@@ -1,4 +1,4 @@
-"""Records of files, and of what is doomed to be deleted."""
+"""Records of files and of pending deletions."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -18,11 +18,12 @@ from batchline.storage.records.transactions import Transactions
 
 
 class FileRecords(Transactions):
-    """The half of the records that is about files."""
+    """Operations on files and pending deletions."""
 
     def add_file(self, record: FileRecord) -> None:
-        """Record a file, whose content then is doomed no more."""
+        """Insert a file and cancel the pending deletion of its content."""
 
+        # In one transaction, so that recorded content never has a pending deletion.
         def insert_file(connection: Connection) -> None:
             connection.execute(insert(files).values(**msgspec.structs.asdict(record)))
             connection.execute(delete_from(pending_deletions).where(pending_deletions.c.prefix == record.key))
@@ -30,11 +31,11 @@ class FileRecords(Transactions):
         self._run_write(insert_file)
 
     def schedule_deletion(self, deletion: PendingDeletion) -> None:
-        """Note objects that are to be deleted, so that it happens even if this process dies."""
+        """Schedule objects for deletion, which then happens even if this process dies."""
         self._run_write(lambda connection: schedule_deletion(connection, deletion))
 
     def schedule_deletion_if_unrecorded(self, key: str, *, due_at: int) -> bool:
-        """Doom the content of a file of which no record was made; false, and nothing is done, if there is one."""
+        """Schedule the deletion of content unless a file record has it; return True if it was scheduled."""
 
         def schedule_if_unrecorded(connection: Connection) -> bool:
             if connection.execute(select(files.c.id).where(files.c.key == key)).first() is not None:
@@ -45,7 +46,7 @@ class FileRecords(Transactions):
         return self._run_write(schedule_if_unrecorded)
 
     def due_deletions(self, *, now: float) -> list[PendingDeletion]:
-        """What is due to be deleted by then."""
+        """Return the deletions that are due at `now`, oldest first."""
         statement = select(pending_deletions.c.prefix, pending_deletions.c.due_at, pending_deletions.c.kept).where(
             pending_deletions.c.due_at <= now
         )
@@ -55,7 +56,7 @@ class FileRecords(Transactions):
         return [PendingDeletion(**row._mapping) for row in rows]  # noqa: SLF001 - SQLAlchemy's public name for it
 
     def unschedule_deletion(self, prefix: str) -> None:
-        """Note that what was doomed below that prefix is gone."""
+        """Remove the pending deletion of that prefix, after it was carried out."""
         self._run_write(
             lambda connection: connection.execute(
                 delete_from(pending_deletions).where(pending_deletions.c.prefix == prefix)
@@ -63,33 +64,37 @@ class FileRecords(Transactions):
         )
 
     def get_file(self, file_id: str, *, member_id: str | None = None) -> FileRecord:
-        """The file, if it is that member's, or whose ever where none is named; raises `NotFound`."""
+        """Return the file; if `member_id` is given, that member must own it. Raises `NotFound`."""
         row = self._run_read(lambda connection: find_row(connection, files, file_id, member_id))
         if row is None:
             raise NotFound(f"there is no file {file_id}")
         return FileRecord(**row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
 
     def total_input_bytes(self, member_id: str) -> int:
-        """The size of all input files that the member keeps."""
+        """Return the total size of the member's input files."""
         statement = select(func.sum(files.c.size_bytes)).where(
             files.c.member_id == member_id, files.c.purpose == "batch"
         )
         return int(self._run_read(lambda connection: connection.execute(statement).scalar()) or 0)
 
     def expired_files(self, *, now: int) -> list[FileRecord]:
-        """The files that were to be kept until then at most, and that no batch needs that is not over."""
+        """Return the files that have expired and that no unfinished batch uses."""
         statement = select(files).where(files.c.expires_at <= now, ~batches_using(files.c.id).exists())
         rows = self._run_read(lambda connection: connection.execute(statement.order_by(files.c.id)).all())
         return [FileRecord(**row._mapping) for row in rows]  # noqa: SLF001 - as above
 
     def delete_file(self, file_id: str, *, deletions: Sequence[PendingDeletion] = ()) -> None:
-        """Forget a file; raises `NotFound`, and `Conflict` where a batch that is not over needs it."""
+        """Delete a file's record and schedule `deletions`.
+
+        Raises `NotFound`, or `Conflict` if an unfinished batch uses the file.
+        """
         needing_batches = batches_using(file_id)
         statement = (
             delete_from(files).where(files.c.id == file_id, ~needing_batches.exists()).returning(files.c.id)
         )
 
         def delete_unless_needed(connection: Connection) -> tuple[Row[Any] | None, str | None, bool]:
+            # Locked first, so that no batch of the file is made between the check and the deletion.
             lock_file(connection, file_id)
             deleted_row = connection.execute(statement).first()
             if deleted_row is not None:
@@ -115,7 +120,7 @@ class FileRecords(Transactions):
         order: str = "desc",
         member_id: str | None = None,
     ) -> tuple[list[FileRecord], bool]:
-        """A page of files by age, and whether more follow; raises `NotFound` for a cursor that is no file."""
+        """Return a page of files by age, and True if more follow; raises `NotFound` for an unknown `after`."""
         cursor = None if after is None else self.get_file(after)
         statement = files_query(after=cursor, purpose=purpose, search=search, order=order, member_id=member_id)
         rows = self._run_read(lambda connection: connection.execute(statement.limit(limit + 1)).all())
@@ -123,8 +128,8 @@ class FileRecords(Transactions):
 
 
 def find_row(connection: Connection, table: Table, row_id: str, member_id: str | None = None) -> Row[Any] | None:
-    """The table's row of that id, of that member where one is named; none where there is none."""
-    if not is_storable(row_id):
+    """Return the row of that id, or None; if `member_id` is given, that member must own it."""
+    if not is_storable(row_id):  # PostgreSQL raises an error for such text, which no id contains
         return None
     statement = _row_query(table, is_restricted=member_id is not None)
     return connection.execute(statement, {"known_as": row_id, "member": member_id}).first()
@@ -132,6 +137,6 @@ def find_row(connection: Connection, table: Table, row_id: str, member_id: str |
 
 @cache
 def _row_query(table: Table, *, is_restricted: bool) -> Select[Any]:
-    """Made once: to make it takes as long as to run it."""
+    """Return the query, cached because building it takes as long as running it."""
     statement = select(table).where(table.c.id == bindparam("known_as"))
     return statement.where(table.c.member_id == bindparam("member")) if is_restricted else statement

@@ -1,7 +1,7 @@
-"""Names of the processes that hold leases, and whether such a process of this machine has ended.
+"""Names of lease owners, from which a process on this machine can be recognized as ended.
 
-A name is `host:process:machine-start-random`. Machine is a digest of what tells this machine, and this container,
-from others; start is when the process began, so that a process id that is used again is not taken for its owner.
+A name is `host:pid:machine-start-random`. `machine` is a digest that identifies this machine and container;
+`start` is when the process began, so that a reused process id is not taken for the owner.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 UNKNOWN_START = "?"
-"""The start of a process about which no more is known than that it lives."""
+"""Start of a process of which only its existence is known."""
 
 
 def new_lease_owner() -> str:
@@ -34,7 +34,7 @@ def has_owner_ended(owner: str) -> bool:
 
 @cache
 def _machine_digest() -> str:
-    """Return a digest of this machine's boot and the process namespace, since each container has its own."""
+    """Return a digest of the boot id and PID namespace: each container numbers its own processes."""
     try:
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text()
         identity = f"{boot_id}{os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 - no path
@@ -44,17 +44,18 @@ def _machine_digest() -> str:
 
 
 def _process_start(pid: int) -> str | None:
-    """Return when the process began, in the kernel's ticks; None if there is no such process."""
+    """Return the start time in clock ticks since boot, `UNKNOWN_START`, or None if there is no such process."""
     try:
+        # The name in parentheses may contain spaces and parentheses, so parse after the last one.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return UNKNOWN_START if _process_exists(pid) else None
-    is_dead = fields[0] in {"Z", "X"}  # a zombie, whose parent has not asked for its status yet
+    is_dead = fields[0] in {"Z", "X"}  # a zombie, whose parent has not yet waited for it
     return None if is_dead else fields[19]
 
 
 def _process_exists(pid: int) -> bool:
-    """Return True if there is such a process, which /proc may hide from us, or not be there to show."""
+    """Return True if the process exists; for systems without /proc, or where it hides other users' processes."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

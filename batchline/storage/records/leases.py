@@ -1,4 +1,4 @@
-"""Leases of batches: who may change one, and until when; each change one atomic statement."""
+"""Leases of batches, by which one runner at a time may change a batch; each change is one atomic statement."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,23 +24,23 @@ from batchline.storage.records.senders import RUNNER_SENDER, SenderRecords, forg
 
 
 class LeaseRecords(SenderRecords):
-    """Batches that one runner at a time may change; may be used from any thread."""
+    """Operations on leases; used from any thread."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self._clock = DatabaseClock(engine)
 
     def now(self) -> float:
-        """Return the time by the database's clock, in Unix seconds; leases are judged by it."""
+        """Return the time of the database's clock, in Unix seconds, by which leases expire."""
         if self._clock.needs_measuring():
             self._run_read(self._clock.measure)
         return self._clock.now()
 
     def claim(self, batch_id: str, *, owner: str, lease_s: float, now: float | None = None) -> Lease:
-        """Take the batch's lease at that time, by default the database's.
+        """Acquire the batch's lease at the time `now`, by default the database's.
 
-        Raises `Conflict` while another's heartbeat is younger than `lease_s`, unless that one was a process of
-        this machine and has ended.
+        Raises `Conflict` if another owner's heartbeat is younger than `lease_s`, unless the owner was a process of
+        this machine that has ended.
         """
         try:
             return self._try_claim(batch_id, owner, lease_s, now, dead=None)
@@ -48,12 +48,13 @@ class LeaseRecords(SenderRecords):
             row = self._run_read(lambda connection: find_row(connection, batches, batch_id))
             if row is None or not self.has_runner_died(batch_from_row(row)):
                 raise
+            # Only from that owner: another process may have claimed the batch since it was read.
             return self._try_claim(batch_id, owner, lease_s, now, dead=row.lease_owner)
 
     def has_runner_died(self, batch: BatchRecord) -> bool:
-        """Return True if the batch's runner was a process of this machine that has ended, and no one sends for it.
+        """Return True if the runner was a process of this machine that has ended, and had no other senders.
 
-        Processes that send for it go on for a while, and what they have in flight would be sent twice.
+        Other senders continue for a while, and a new runner would send their requests in flight again.
         """
         if batch.lease_owner is None or not has_owner_ended(batch.lease_owner):
             return False
@@ -67,6 +68,7 @@ class LeaseRecords(SenderRecords):
             batches.c.lease_owner.in_([owner, *([dead] if dead else [])]),
             is_unleased(now=now_by_database, lease_s=lease_s),
         )
+        # The epoch fences the previous owner off: its later statements match no row.
         values = {"epoch": batches.c.epoch + 1, "lease_owner": owner, "lease_at": now_by_database}
         batch = self._update_batch(
             update(batches).where(is_claimable), batch_id, None, values, "is being run by another"
@@ -76,14 +78,13 @@ class LeaseRecords(SenderRecords):
     def heartbeat(
         self, lease: Lease, *, completed: int | None = None, failed: int | None = None, now: float | None = None
     ) -> BatchStatus:
-        """Keep the lease, note the counts, and return the batch's state; raises `LeaseLost`.
+        """Renew the lease at the time `now`, by default the database's, and store the counts.
 
-        The heartbeat is of that time, by default the database's.
+        Returns the batch's status; raises `LeaseLost`.
         """
         counts = {"completed": completed, "failed": failed}
-        is_active = batches.c.status.in_(
-            [str(state) for state in ACTIVE_STATUSES]
-        )  # a late heartbeat must not undo an end
+        # A late heartbeat must not overwrite the final counts.
+        is_active = batches.c.status.in_([str(state) for state in ACTIVE_STATUSES])
         new_counts = {
             name: case((is_active, count), else_=batches.c[name])
             for name, count in counts.items()
@@ -93,10 +94,11 @@ class LeaseRecords(SenderRecords):
         return self._update_batch(update(batches), lease.batch_id, lease, values, "cannot be kept").status
 
     def release(self, lease: Lease) -> None:
-        """Give the lease back, so that another may take it at once; a lost one is let be."""
+        """Release the lease, so that it can be claimed at once; a lost lease is ignored."""
         statement = restrict_to_lease(update(batches), lease).values(lease_owner=None, lease_at=None)
 
         def release_and_forget_senders(connection: Connection) -> None:
+            # Not if the lease was lost: the reports are then those of the new owner's senders.
             if connection.execute(statement).rowcount:
                 forget_senders(connection, lease.batch_id)
 
@@ -110,18 +112,18 @@ class LeaseRecords(SenderRecords):
         values: Mapping[str, object],
         problem: str,
         file_changes: FileChanges | None = None,
-        room: OpenBatchLimit | None = None,
-        needs: Sequence[str] = (),
+        open_batch_limit: OpenBatchLimit | None = None,
+        needed_file_ids: Sequence[str] = (),
     ) -> BatchRecord:
         guarded_statement = statement.where(batches.c.id == batch_id)
         if lease is not None:
             guarded_statement = restrict_to_lease(guarded_statement, lease)
         guarded_statement = guarded_statement.values(**values).returning(*batches.c)
 
-        def work(connection: Connection) -> tuple[Row[Any] | None, Row[Any] | None]:
-            if room is not None:
-                check_open_batch_limit(connection, room)
-            for file_id in sorted(needs):  # in one order, so that two never wait for each other
+        def update_and_read(connection: Connection) -> tuple[Row[Any] | None, Row[Any] | None]:
+            if open_batch_limit is not None:
+                check_open_batch_limit(connection, open_batch_limit)
+            for file_id in sorted(needed_file_ids):  # in one order, so that two transactions cannot deadlock
                 lock_file(connection, file_id)
             changed_row = connection.execute(guarded_statement).first()
             if changed_row is not None and file_changes is not None:
@@ -130,7 +132,8 @@ class LeaseRecords(SenderRecords):
                 update_index_row(connection, batch_from_row(changed_row))
             return changed_row, changed_row if changed_row is not None else find_row(connection, batches, batch_id)
 
-        changed_row, current_row = self._run_write(work)
+        # The current row, read in the same transaction, tells why nothing matched.
+        changed_row, current_row = self._run_write(update_and_read)
         if changed_row is None:
             raise _to_change_error(batch_id, current_row, lease, problem)
         return batch_from_row(changed_row)

@@ -1,4 +1,4 @@
-"""Statements on the records that several of their operations share."""
+"""Statements that several operations on the records share."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ _RESULT_FILE_COLUMNS = (batches.c.output_file_id, batches.c.error_file_id)
 
 
 def apply_file_changes(connection: Connection, changes: FileChanges) -> None:
-    """Do those changes of file records."""
+    """Apply the changes to the file records."""
     for record in changes.added:
         connection.execute(insert(files).values(**msgspec.structs.asdict(record)))
     for file_id, fields in changes.changed.items():
@@ -38,28 +38,29 @@ def apply_file_changes(connection: Connection, changes: FileChanges) -> None:
 
 
 def schedule_deletion(connection: Connection, deletion: PendingDeletion) -> None:
-    """Note those objects as doomed, in the place of an earlier note."""
+    """Schedule objects for deletion, in place of an earlier schedule for the same prefix."""
     connection.execute(delete_from(pending_deletions).where(pending_deletions.c.prefix == deletion.prefix))
     connection.execute(insert(pending_deletions).values(**msgspec.structs.asdict(deletion)))
 
 
 def insert_batch(connection: Connection, record: BatchRecord) -> None:
-    """Add the batch, with what lists look at."""
+    """Insert the batch and its row in the list index."""
     values = to_columns({name: getattr(record, name) for name in record.__struct_fields__})
     connection.execute(insert(batches).values(**values))
     connection.execute(insert(batch_index).values(**index_row(record)))
 
 
 def lock_file(connection: Connection, file_id: str) -> None:
-    """Keep others from deleting the file, or from making a batch of it, until this is done; raises `NotFound`."""
-    is_storable = "\0" not in file_id  # which PostgreSQL refuses to look for
+    """Lock the file's row until the transaction ends, against deletion and new batches; raises `NotFound`."""
+    is_storable = "\0" not in file_id  # PostgreSQL raises an error for NUL
     statement = select(files.c.id).where(files.c.id == file_id).with_for_update()
     if not is_storable or connection.execute(statement).first() is None:
         raise NotFound(f"there is no file {file_id}")
 
 
 def check_open_batch_limit(connection: Connection, limit: OpenBatchLimit) -> None:
-    """Raise `LimitReached` where no more of the member's batches may be open; others wait until this is done."""
+    """Raise `LimitReached` if the member has the maximum of open batches."""
+    # The lock makes concurrent calls wait, else each could count before the others insert.
     connection.execute(select(members.c.id).where(members.c.id == limit.member_id).with_for_update())
     is_open_and_theirs = (batch_index.c.member_id == limit.member_id, batch_index.c.is_over == false())
     count = connection.execute(
@@ -73,18 +74,18 @@ def check_open_batch_limit(connection: Connection, limit: OpenBatchLimit) -> Non
 
 
 def batches_using(file_id: ColumnElement[str] | str) -> Select[Any]:
-    """The batches that are not over and have that file."""
+    """Return the query for unfinished batches that use the file."""
     uses_file = or_(*(column == file_id for column in (batches.c.input_file_id, *_RESULT_FILE_COLUMNS)))
     return select(batches.c.id).where(uses_file, batches.c.status.in_([str(state) for state in ACTIVE_STATUSES]))
 
 
 def is_unleased(*, now: ColumnElement[float] | float, lease_s: float) -> ColumnElement[bool]:
-    """Nobody has the batch's lease, or nobody who is alive."""
+    """Return the condition that the batch has no lease, or an expired one."""
     return or_(batches.c.lease_owner.is_(None), batches.c.lease_at < now - lease_s)
 
 
 def restrict_to_lease(statement: Update, lease: Lease) -> Update:
-    """The statement for the batch while the lease is still its own."""
+    """Return the statement restricted to the batch while the lease is valid."""
     return statement.where(
         batches.c.id == lease.batch_id, batches.c.epoch == lease.epoch, batches.c.lease_owner == lease.owner
     )

@@ -1,4 +1,4 @@
-"""What the records hold: a file, a batch, a lease; and how they are written in the tables' columns."""
+"""Types of the records, and their conversion to and from table rows and API objects."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +23,7 @@ from batchline.storage.records.lease_owners import has_owner_ended
 
 
 class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A stored file: what people see, and the key of its content."""
+    """A file: the fields that the API shows, and the key of its content."""
 
     id: str
     purpose: FilePurpose
@@ -38,16 +38,16 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_error_file(self) -> bool:
-        """True for the error file of a batch, whose purpose is that of an output file."""
+        """True for a batch's error file, which has the purpose of an output file."""
         return self.purpose != "batch" and self.key.rpartition("/")[2] == "errors.jsonl"
 
     def to_object(self) -> FileObject:
-        """What the API shows of it."""
+        """Return the file as the API shows it."""
         return FileObject.model_validate({**msgspec.structs.asdict(self), "bytes": self.size_bytes}, strict=False)
 
 
 class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A batch as it is kept: what people see, who runs it, and where it belongs."""
+    """A batch: the fields that the API shows, its lease, its flow runs and its owner."""
 
     id: str
     status: BatchStatus
@@ -70,10 +70,10 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
     completed: int = 0
     failed: int = 0
     unanswered: int = 0
-    """Requests that the end of the window or a cancel left unanswered."""
+    """Requests that had no result when the batch expired or was cancelled."""
 
     model: str | None = None
-    """The model of all its requests, if they name the same one."""
+    """The model, if all requests name the same one."""
 
     metadata: dict[str, str] | None = None
     errors: tuple[BatchError, ...] | None = None
@@ -87,20 +87,20 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
     lease_at: float | None = None
     output_expires_after: int | None = None
     plan_key: str | None = None
-    """Where the plan of a retry is; the first generation's has its own place."""
+    """Key of the plan of a retry; None for the first generation, whose plan has a fixed key."""
 
     final_prefix: str | None = None
-    """Where the files of the last generation that was finished are."""
+    """Prefix of the final files of the last finished generation."""
 
     last_flow_run_id: str | None = None
-    """The flow run that ran it last; `flow_run_id` is the one that made it."""
+    """The last flow run that ran the batch; `flow_run_id` is the one that created it."""
 
     announced_at: int | None = None
-    """Unix seconds when its end was announced in Prefect."""
+    """Time at which the batch's end was announced in Prefect."""
 
     @property
     def ended_at(self) -> int:
-        """When it came to its end, in Unix seconds; 0 while it is not over."""
+        """Time of the end in Unix seconds; 0 if the batch is not finished."""
         ends = (self.completed_at, self.failed_at, self.expired_at, self.cancelled_at)
         return max((timestamp for timestamp in ends if timestamp is not None), default=0)
 
@@ -110,16 +110,16 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
         return self.failed + self.unanswered
 
     def is_leased(self, *, now: float, lease_s: float) -> bool:
-        """True if a runner has it that showed life within the last `lease_s`, and has not ended on this machine.
+        """Return True if the lease is younger than `lease_s` and its owner is not known to have ended.
 
-        `now` is the time by the database's clock.
+        `now` is the time of the database's clock.
         """
         if self.lease_owner is None or self.lease_at is None or now - self.lease_at > lease_s:
             return False
         return not has_owner_ended(self.lease_owner)
 
     def to_response(self, *, include_analytics: bool = False) -> BatchResponse:
-        """What the API shows of it."""
+        """Return the batch as the API shows it."""
         fields = {
             name: getattr(self, name) for name in BatchResponse.model_fields if name in self.__struct_fields__
         }
@@ -132,9 +132,9 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PendingDeletion(msgspec.Struct, frozen=True, kw_only=True):
-    """Objects that nothing will need from `due_at` (Unix seconds) on.
+    """Objects to delete at `due_at` (Unix seconds).
 
-    Those below `prefix`, but not those below `kept`; or the one object, where the prefix does not end in a slash.
+    All below `prefix` except those below `kept`; or a single object, if `prefix` does not end in a slash.
     """
 
     prefix: str
@@ -143,7 +143,7 @@ class PendingDeletion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FileChanges(msgspec.Struct, frozen=True, kw_only=True):
-    """What is done to file records together with a batch's move: all of it or nothing."""
+    """Changes to file records that are made in one transaction with a change of a batch."""
 
     added: tuple[FileRecord, ...] = ()
     changed: Mapping[str, Mapping[str, object]] = {}
@@ -153,21 +153,21 @@ class FileChanges(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OpenBatchLimit(msgspec.Struct, frozen=True):
-    """How many batches of a member may be open, which are those that are not over."""
+    """The maximum number of unfinished batches of a member."""
 
     member_id: str | None
     max_open: int
 
 
 class Idempotency(msgspec.Struct, frozen=True):
-    """Digests of the key that a batch is asked for with, and of what is asked."""
+    """Digests of an idempotency key and of the request that uses it."""
 
     key: str
     request: str
 
 
 class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A key, without its token, and whose it is; a limit that is absent does not hold."""
+    """An API key, without its token, and its member; a limit of None does not apply."""
 
     id: str
     sha256: str
@@ -182,13 +182,13 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
     requests_per_minute: int | None = None
 
     def to_object(self) -> KeyObject:
-        """What is shown of it."""
+        """Return the key as the API shows it."""
         member = MemberObject(id=self.member_id, name=self.name, role=self.role)
         return KeyObject.model_validate({**msgspec.structs.asdict(self), "member": member})
 
 
 class Lease(msgspec.Struct, frozen=True):
-    """The right to run a batch: the epoch is one higher each time that it changes hands."""
+    """The right to run a batch; each claim increases the epoch by one."""
 
     batch_id: str
     owner: str
@@ -196,7 +196,7 @@ class Lease(msgspec.Struct, frozen=True):
 
 
 class SyncedFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A version of a file that was picked up from a source, and the batch that was made of it."""
+    """A version of a source's file, and the batch that was made from it."""
 
     id: str
     source_id: str
@@ -207,7 +207,7 @@ class SyncedFile(msgspec.Struct, frozen=True, kw_only=True):
     taken_at: int
     writes_back: bool
     place: str
-    """What the names of its results start with."""
+    """The prefix of the names of its results."""
 
     started_at: int | None = None
     written_generation: int | None = None
@@ -222,7 +222,7 @@ _JSON_COLUMNS: Mapping[str, TypeAdapter[Any]] = {
 
 
 def to_columns(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields as the table holds them."""
+    """Return the fields as column values."""
     return {name: _to_json(name, value) if name in _JSON_COLUMNS else value for name, value in fields.items()}
 
 
@@ -231,7 +231,7 @@ def _to_json(name: str, value: object) -> str | None:
 
 
 def batch_from_row(row: Row[Any]) -> BatchRecord:
-    """The batch in that row of the table."""
+    """Return the batch in a row of the table."""
     fields = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
     for name, adapter in _JSON_COLUMNS.items():
         if fields.get(name) is not None:

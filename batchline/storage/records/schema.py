@@ -1,4 +1,4 @@
-"""The tables of files, batches and keys. Times are Unix seconds; what is a model elsewhere is JSON text here."""
+"""The tables of files, batches and keys. Times are Unix seconds; nested models are JSON text."""
 
 from typing import Final
 
@@ -18,12 +18,12 @@ from sqlalchemy import (
 )
 
 HEAD: Final = "0012"
-"""The newest migration; a test holds it to the scripts."""
+"""The newest migration; a test compares it with the scripts."""
 
 metadata = MetaData()
 
 IS_UNANNOUNCED: Final = text("announced_at IS NULL AND last_flow_run_id IS NOT NULL")
-"""Batches that have a flow run in Prefect, where their end is not announced yet."""
+"""Condition for batches that have a flow run, in which their end is not announced yet."""
 
 files = Table(
     "files",
@@ -113,9 +113,9 @@ batch_index = Table(
     Index("listed_batches_by_member_and_end", "member_id", "is_over", "created_at", "batch_id"),
     Index("listed_batches_by_member_and_state", "member_id", "state", "created_at", "batch_id"),
 )
-"""What lists look at: a narrow row for each batch, kept in step with it; its id ordered by code points.
+"""A narrow row per batch for lists, updated with the batch; ids are ordered by code points.
 
-Late is what expired or ended past its deadline. No index covers the search text: searches scan it.
+A batch is late if it expired or ended after its deadline. No index covers the search text: searches scan it.
 """
 
 synced_files = Table(
@@ -137,7 +137,7 @@ synced_files = Table(
     Index("source_files_by_batch", "batch_id", unique=True),
     Index("source_files_by_start", "source_id", "started_at"),
 )
-"""Which versions of which files were picked up: a row is written with the batch of it, and outlives that."""
+"""Versions of synced files; a row is inserted in one transaction with its batch, and kept after its deletion."""
 
 senders = Table(
     "senders",
@@ -147,7 +147,7 @@ senders = Table(
     Column("sender", String(32), primary_key=True),
     Column("report", Text, nullable=False),
 )
-"""What the processes that send chunks of a batch tell the one that has its lease, and the other way round."""
+"""Reports of a batch's sender processes to its runner, and of the runner to them."""
 
 pending_deletions = Table(
     "doomed",
@@ -158,7 +158,7 @@ pending_deletions = Table(
     Column("due_at", BigInteger, nullable=False),
     Index("doomed_by_prefix", "prefix", unique=True),
 )
-"""Objects that are to be deleted once they are due."""
+"""Objects to be deleted when they are due."""
 
 members = Table(
     "members",
@@ -193,4 +193,4 @@ idempotency_keys = Table(
     Column("batch_id", String(64), nullable=False),
     Index("idempotency_keys_by_batch", "batch_id"),
 )
-"""What batches were asked for with: digests of the member's key and of the request."""
+"""Digests of idempotency keys and of the requests that used them."""

@@ -1,4 +1,4 @@
-"""Records of the processes that send a batch's chunks for the runner that has its lease."""
+"""Records of the processes that send chunks of a batch for the runner that holds its lease."""
 
 import msgspec
 from sqlalchemy import Connection, insert, select, update
@@ -11,13 +11,13 @@ from batchline.storage.records.schema import batches, senders
 from batchline.storage.records.transactions import Transactions
 
 RUNNER_SENDER = ""
-"""The name by which the lease's own process speaks to the senders."""
+"""Sender name under which the runner itself reports to the senders."""
 
 
 class SharedLease(msgspec.Struct, frozen=True):
-    """A lease as a sender sees it, and what all who share it have reported.
+    """The state of a lease for its senders, with the last report of each sender.
 
-    Its last heartbeat is `age_s` old, by the database's clock.
+    `age_s` is the age of the last heartbeat by the database's clock.
     """
 
     age_s: float
@@ -27,12 +27,12 @@ class SharedLease(msgspec.Struct, frozen=True):
 
 
 class SenderRecords(Transactions):
-    """What the processes that share the sending of a batch have reported under its lease's epoch."""
+    """Operations on the reports of senders, which belong to an epoch of the lease."""
 
     def report_sender(self, batch_id: str, epoch: int, sender: str, report: str) -> SharedLease:
-        """Put the sender's report in the place of its last; how the lease is, and what the others reported.
+        """Replace the sender's report, and return the state of the lease with all reports.
 
-        Raises `LeaseLost` where the lease of that epoch is held no more.
+        Raises `LeaseLost` if the lease of that epoch was released or taken over.
         """
         own_row = (senders.c.batch_id == batch_id, senders.c.epoch == epoch, senders.c.sender == sender)
         values = {"batch_id": batch_id, "epoch": epoch, "sender": sender, "report": report}
@@ -45,6 +45,7 @@ class SenderRecords(Transactions):
             lease_row = connection.execute(active_lease).first()
             if lease_row is None:
                 return None
+            # UPDATE first: on PostgreSQL a failed INSERT would abort the transaction.
             if not connection.execute(update(senders).where(*own_row).values(report=report)).rowcount:
                 connection.execute(insert(senders).values(**values))
             reports = _read_reports(connection, batch_id, epoch)
@@ -56,7 +57,7 @@ class SenderRecords(Transactions):
         return shared_lease
 
     def read_sender_reports(self, batch_id: str, epoch: int) -> dict[str, str]:
-        """What each sender has reported last."""
+        """Return the last report of each sender, by name."""
         return self._run_read(lambda connection: _read_reports(connection, batch_id, epoch))
 
 
@@ -68,5 +69,5 @@ def _read_reports(connection: Connection, batch_id: str, epoch: int) -> dict[str
 
 
 def forget_senders(connection: Connection, batch_id: str) -> None:
-    """Drop what was reported of the batch."""
+    """Delete all reports on the batch."""
     connection.execute(delete_from(senders).where(senders.c.batch_id == batch_id))

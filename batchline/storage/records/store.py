@@ -1,4 +1,4 @@
-"""Records of files and batches: who may change what, each change one atomic statement."""
+"""The records of files and batches; each change is one atomic transaction."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -70,16 +70,16 @@ __all__ = [
 
 
 class Records(FileRecords, SyncedFiles, LeaseRecords):
-    """Files and batches in a database that several processes share; may be used from any thread."""
+    """Files and batches in a database that several processes share; used from any thread."""
 
     @property
     def api_keys(self) -> KeyRecords:
-        """Members and keys, in the same database."""
+        """Records of members and API keys in the same database."""
         return KeyRecords(self._engine)
 
     @property
     def batch_counts(self) -> BatchCounts:
-        """Figures of all batches together."""
+        """Counts over all batches."""
         return BatchCounts(self._engine)
 
     def add_batch(
@@ -90,10 +90,10 @@ class Records(FileRecords, SyncedFiles, LeaseRecords):
         open_batch_limit: OpenBatchLimit | None = None,
         idempotency: Idempotency | None = None,
     ) -> BatchRecord:
-        """Record a batch and return it, or the one that the same flow run or the same key has made before.
+        """Insert a batch and return it, or the batch that the same flow run or idempotency key made before.
 
-        With `needs_input`, raises `NotFound` where its input file has been deleted by then; `LimitReached` where
-        the `room` is taken up.
+        Raises `NotFound` if `needs_input` and the input file was deleted, and `LimitReached` if the member has
+        the maximum of open batches.
         """
 
         def insert_rows(connection: Connection) -> None:
@@ -101,6 +101,7 @@ class Records(FileRecords, SyncedFiles, LeaseRecords):
                 lock_file(connection, record.input_file_id)
             if open_batch_limit is not None:
                 check_open_batch_limit(connection, open_batch_limit)
+            # The primary key makes one of two concurrent requests fail; it then returns the other's batch.
             if idempotency is not None:
                 values = {**msgspec.structs.asdict(idempotency), "batch_id": record.id}
                 connection.execute(insert(idempotency_keys).values(**values))
@@ -108,7 +109,7 @@ class Records(FileRecords, SyncedFiles, LeaseRecords):
 
         try:
             self._run_write(insert_rows)
-        except LimitReached:
+        except LimitReached:  # a `Conflict`, but not of keys
             raise
         except Conflict:
             existing = self.find_batch_of_flow_run(record.flow_run_id) if record.flow_run_id else None
@@ -119,7 +120,7 @@ class Records(FileRecords, SyncedFiles, LeaseRecords):
         return record
 
     def find_batch_by_key(self, idempotency: Idempotency) -> BatchRecord | None:
-        """The batch that was made with that key, if one was; raises `InvalidInput` where another was asked for."""
+        """Return the batch made with the key, or None; raises `InvalidInput` if the request was another."""
 
         def find_key_and_batch(connection: Connection) -> tuple[Row[Any] | None, Row[Any] | None]:
             key_row = connection.execute(
@@ -138,20 +139,20 @@ class Records(FileRecords, SyncedFiles, LeaseRecords):
         return batch_from_row(row)
 
     def get_batch(self, batch_id: str, *, member_id: str | None = None) -> BatchRecord:
-        """The batch, if it is that member's, or whose ever where none is named; raises `NotFound`."""
+        """Return the batch; if `member_id` is given, that member must own it. Raises `NotFound`."""
         row = self._run_read(lambda connection: find_row(connection, batches, batch_id, member_id))
         if row is None:
             raise batch_not_found(batch_id)
         return batch_from_row(row)
 
     def find_batch_of_flow_run(self, flow_run_id: str) -> BatchRecord | None:
-        """The batch that the flow run made, if it made one."""
+        """Return the batch that the flow run created, or None."""
         statement = select(batches).where(batches.c.flow_run_id == flow_run_id)
         row = self._run_read(lambda connection: connection.execute(statement).first())
         return None if row is None else batch_from_row(row)
 
     def find_last_batch_of_flow_run(self, flow_run_id: str) -> BatchRecord | None:
-        """The batch that the flow run made or went on with, if it came to that."""
+        """Return the batch that the flow run created or continued last, or None."""
         batch = self.find_batch_of_flow_run(flow_run_id)
         if batch is not None:
             return batch
@@ -160,19 +161,19 @@ class Records(FileRecords, SyncedFiles, LeaseRecords):
         return None if row is None else batch_from_row(row)
 
     def record_flow_run(self, batch_id: str, flow_run_id: str) -> None:
-        """Note which flow run has the batch now; does nothing to a batch that is gone."""
+        """Record the flow run that runs the batch now; a deleted batch is ignored."""
         statement = update(batches).where(batches.c.id == batch_id).values(last_flow_run_id=flow_run_id)
         self._run_write(lambda connection: connection.execute(statement))
 
     def list_unannounced(self, *, ended_before: int) -> list[BatchRecord]:
-        """Return batches that a flow run had, that ended by then, and whose end is not announced."""
+        """Return batches that a flow run ran, that ended by `ended_before`, and whose end is not announced."""
         is_terminal = batches.c.status.in_([str(state) for state in TERMINAL_STATUSES])
         statement = select(batches).where(IS_UNANNOUNCED, is_terminal).order_by(batches.c.id)
         rows = self._run_read(lambda connection: connection.execute(statement).all())
         return [batch for row in rows if (batch := batch_from_row(row)).ended_at <= ended_before]
 
     def mark_announced(self, batch_id: str, *, generation: int, now: int) -> None:
-        """Note that the end of that generation of the batch is announced; does nothing to one that is retried."""
+        """Record that the end of that generation was announced; a batch that was retried since is ignored."""
         is_terminal = batches.c.status.in_([str(state) for state in TERMINAL_STATUSES])
         statement = update(batches).where(
             batches.c.id == batch_id, batches.c.generation == generation, is_terminal
@@ -180,7 +181,7 @@ class Records(FileRecords, SyncedFiles, LeaseRecords):
         self._run_write(lambda connection: connection.execute(statement.values(announced_at=now)))
 
     def find_batch_of_file(self, file_id: str) -> BatchRecord | None:
-        """The batch whose output or error file that is."""
+        """Return the batch that has this output or error file, or None."""
         statement = select(batches).where(
             or_(batches.c.output_file_id == file_id, batches.c.error_file_id == file_id)
         )
@@ -188,7 +189,7 @@ class Records(FileRecords, SyncedFiles, LeaseRecords):
         return None if row is None else batch_from_row(row)
 
     def list_batches(self, query: ListBatchesQuery, *, now: int) -> BatchListResponse:
-        """A page of batches as the API shows them; raises as `list_records` does."""
+        """Return a page of batches as the API shows them; raises as `list_records` does."""
         records, has_more = self.list_records(query, now=now)
         page = [record.to_response(include_analytics=query.includes_analytics) for record in records]
         return BatchListResponse(
@@ -199,7 +200,7 @@ class Records(FileRecords, SyncedFiles, LeaseRecords):
         )
 
     def list_records(self, query: ListBatchesQuery, *, now: int) -> tuple[list[BatchRecord], bool]:
-        """A page of batches, and whether more follow; raises `NotFound` for a cursor that is no batch."""
+        """Return a page of batches, and True if more follow; raises `NotFound` for an unknown `after`."""
         after = None if query.after is None else self.get_batch(query.after)
 
         def find_ids_and_rows(connection: Connection) -> tuple[list[str], dict[str, Row[Any]]]:
@@ -208,9 +209,9 @@ class Records(FileRecords, SyncedFiles, LeaseRecords):
             return ids, {row.id: row for row in rows}
 
         ids, rows = self._run_read(find_ids_and_rows)
-        return [batch_from_row(rows[batch_id]) for batch_id in ids[: query.limit] if batch_id in rows], len(
-            ids
-        ) > query.limit
+        # A batch can be deleted between the two queries.
+        page = [batch_from_row(rows[batch_id]) for batch_id in ids[: query.limit] if batch_id in rows]
+        return page, len(ids) > query.limit
 
     def change_status(
         self,
@@ -222,13 +223,14 @@ class Records(FileRecords, SyncedFiles, LeaseRecords):
         file_changes: FileChanges | None = None,
         **fields: object,
     ) -> BatchRecord:
-        """Bring the batch to that state, set the state's timestamp and those fields, and return it.
+        """Change the batch's status, set its timestamp and the fields, and return the batch.
 
-        The changes of file records happen with it or not at all. Raises `Conflict` where the state that it is in
-        does not allow it, `LeaseLost` where the lease is no longer the batch's.
+        `file_changes` are made in the same transaction. Raises `Conflict` if the current status does not allow it,
+        and `LeaseLost` if the lease was lost.
         """
         timestamp = timestamp_field(target)
         values = to_columns({**fields, **({timestamp: now} if timestamp else {}), "status": target})
+        # Checked in the UPDATE itself, so that of two concurrent changes only one succeeds.
         allowed = [str(state) for state in allowed_from(target)]
         statement = update(batches).where(batches.c.status.in_(allowed))
         return self._update_batch(statement, batch_id, lease, values, f"cannot become {target}", file_changes)
@@ -245,10 +247,10 @@ class Records(FileRecords, SyncedFiles, LeaseRecords):
         open_batch_limit: OpenBatchLimit | None = None,
         **fields: object,
     ) -> BatchRecord:
-        """Make a finished batch of that generation `in_progress` again, as the next one, and return it.
+        """Set a finished batch of that generation to `in_progress` with the next generation, and return it.
 
-        The marks of its end are cleared. Raises `Conflict` where it is not over or another retry came first,
-        `NotFound` if a file that it `needs` was deleted, and `LimitReached` where the `room` is taken up.
+        The fields of its end are cleared. Raises `Conflict` if it is not finished or another retry came first,
+        `NotFound` if a needed file was deleted, and `LimitReached` if the member has the maximum of open batches.
         """
         statement = update(batches).where(
             batches.c.status.in_([str(state) for state in TERMINAL_STATUSES]), batches.c.generation == generation
@@ -256,6 +258,7 @@ class Records(FileRecords, SyncedFiles, LeaseRecords):
         cleared = {
             f"{state}_at": None for state in (*TERMINAL_STATUSES, BatchStatus.FINALIZING, BatchStatus.CANCELLING)
         }
+        # The epoch is not reset, so that runners of the old generation stay fenced off.
         values = to_columns(
             {
                 **cleared,
@@ -274,9 +277,9 @@ class Records(FileRecords, SyncedFiles, LeaseRecords):
         )
 
     def delete_batch(self, batch_id: str, *, lease_s: float, now: float | None = None) -> BatchRecord:
-        """Forget a batch and its output and error files, and return what it was.
+        """Delete a batch with its output and error files, schedule its objects for deletion, and return it.
 
-        Raises `NotFound`, and `Conflict` while a runner has it.
+        Raises `NotFound`, or `Conflict` if a runner has its lease.
         """
         now_by_database = database_time(self._engine) if now is None else now
         statement = (
@@ -297,6 +300,7 @@ class Records(FileRecords, SyncedFiles, LeaseRecords):
             forget_senders(connection, batch.id)
             for table in (batch_index, idempotency_keys):
                 connection.execute(delete_from(table).where(table.c.batch_id == batch.id))
+            # In the same transaction: no crash leaves objects without a record.
             schedule_deletion(connection, PendingDeletion(prefix=layout.batch_prefix(batch.id), due_at=0))
             return batch
 
@@ -308,5 +312,5 @@ class Records(FileRecords, SyncedFiles, LeaseRecords):
 
 
 def open_records(settings: Settings) -> Records:
-    """The records in the settings' database; raises as `open_database` does."""
+    """Open the records in the configured database; raises as `open_database` does."""
     return Records(open_database(settings))

@@ -1,4 +1,4 @@
-"""What has been picked up from sources: which version of which file, the batch made of it, what is left to do."""
+"""Records of the files synced from sources: their versions, batches, and pending starts and write-backs."""
 
 import hashlib
 from collections.abc import Iterable
@@ -18,22 +18,22 @@ MAX_IDS_PER_QUERY = 500
 
 
 def synced_file_id(uri: str, version: str) -> str:
-    """The one key of that version of that file; a digest, as addresses are longer than an index takes."""
+    """Return the key of a version of a file: a digest, because addresses can be too long for an index."""
     return _hash_texts(uri, version)
 
 
 class SyncedVersion(NamedTuple):
-    """The batch that was made of a version of a file, and when, in Unix seconds."""
+    """The batch made from a version of a file, and the time in Unix seconds."""
 
     batch_id: str
     recorded_at: int
 
 
 class SyncedFiles(Transactions):
-    """The part of the records that knows what was picked up."""
+    """Operations on the records of synced files."""
 
     def synced_versions(self, version_ids: Iterable[str]) -> dict[str, SyncedVersion]:
-        """Those of the versions of files that have been picked up, by id."""
+        """Return those of the versions that are recorded, by id."""
         all_ids = list(version_ids)
         versions: dict[str, SyncedVersion] = {}
         for offset in range(0, len(all_ids), MAX_IDS_PER_QUERY):
@@ -49,10 +49,10 @@ class SyncedFiles(Transactions):
     def record_synced_file(
         self, synced_file: SyncedFile, file: FileRecord, batch: BatchRecord, *, parent_uri: str
     ) -> SyncedFile:
-        """Record an input file, its batch, and the version of the source's file that both come from, or nothing.
+        """Record a version of a source's file, its input file and its batch in one transaction.
 
-        The results' place gets a part of the id in its name where another file's results have it; `beside` is the
-        folder that places are told apart in. Raises `Conflict` where the version has been picked up already.
+        Returns the record with its final `place`, which gets a suffix if another file's results below `parent_uri`
+        have that name. Raises `Conflict` if the version is recorded already.
         """
 
         def insert_rows(connection: Connection) -> SyncedFile:
@@ -68,14 +68,13 @@ class SyncedFiles(Transactions):
         try:
             return self._run_write(insert_rows)
         except Conflict:
-            if self.synced_versions(
-                [synced_file.id]
-            ):  # by another: the outcome of a commit of ours is always found out
+            # Recorded by another process, not by us: `_run_write` finds out the outcome of its own commits.
+            if self.synced_versions([synced_file.id]):
                 raise
-        return self._run_write(insert_rows)  # another file took the place in the same moment
+        return self._run_write(insert_rows)  # another file took the name at the same moment
 
     def unstarted_batches(self, source_id: str) -> list[str]:
-        """The batches of that source that were made and, as far as is known, not started; oldest first."""
+        """Return the ids of the source's batches that are not recorded as started, oldest first."""
         statement = select(synced_files.c.batch_id).where(
             synced_files.c.source_id == source_id, synced_files.c.started_at.is_(None)
         )
@@ -84,11 +83,11 @@ class SyncedFiles(Transactions):
         )
 
     def note_started(self, batch_id: str, *, now: int) -> None:
-        """Note that the batch has been started."""
+        """Record that the batch was started at `now`, in Unix seconds."""
         self._update_rows(synced_files.c.batch_id == batch_id, started_at=now)
 
     def pending_write_backs(self, source_id: str) -> list[SyncedFile]:
-        """The source's files whose batches are over and have results that were not written back; oldest first."""
+        """Return the source's files whose finished batches have results to write back, oldest first."""
         statement = (
             select(*(synced_files.c[name] for name in SyncedFile.__struct_fields__))
             .join(batches, batches.c.id == synced_files.c.batch_id)
@@ -106,7 +105,8 @@ class SyncedFiles(Transactions):
         return [_from_row(row) for row in rows]
 
     def note_written(self, batch_id: str, *, generation: int) -> None:
-        """Note that the results of that generation have been written back."""
+        """Record that the results of that generation were written back."""
+        # A slower writer of an earlier generation must not lower the number.
         is_older = or_(synced_files.c.written_generation.is_(None), synced_files.c.written_generation < generation)
         self._update_rows((synced_files.c.batch_id == batch_id) & is_older, written_generation=generation)
 
@@ -117,7 +117,7 @@ class SyncedFiles(Transactions):
 
 
 def _free_result_name(connection: Connection, synced_file: SyncedFile, parent_uri: str) -> str:
-    """The place, or another name for it where the results of another file go there."""
+    """Return `place`, with a part of the id appended if another file's results have that name."""
     name_taken = select(synced_files.c.id).where(
         synced_files.c.place_id == _hash_texts(parent_uri, synced_file.place)
     )

@@ -1,8 +1,8 @@
-"""Reading and writing the database: each piece of work in one transaction, tried again if the database was away.
+"""Runs database operations, each in one transaction, and retries them if the database is briefly unavailable.
 
-A COMMIT whose answer is lost may have been carried out. Before the work is repeated, PostgreSQL is asked what
-became of that transaction (docs/decisions/0008-commits-in-doubt.md). SQLite's COMMIT is a call in this process,
-which does not fail after it was carried out.
+A COMMIT whose reply is lost may have been executed. Before the operation is repeated, PostgreSQL is asked for the
+status of that transaction (docs/decisions/0008-commits-in-doubt.md). SQLite's COMMIT is a call in this process,
+which does not fail after it was executed.
 """
 
 import time
@@ -18,13 +18,13 @@ from batchline.storage.records.database import with_retries
 _T = TypeVar("_T")
 
 COMMIT_OUTCOME_TIMEOUT_S = 10.0
-"""Seconds to wait for a transaction whose connection was lost and that the server still works on."""
+"""Seconds to wait for the server to finish a transaction whose connection was lost."""
 
 COMMIT_OUTCOME_POLL_S = 0.2
 
 
 class Transactions:
-    """A database that several processes share; may be used from any thread."""
+    """A database that several processes share; used from any thread."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -35,31 +35,32 @@ class Transactions:
 
     def _run_read(self, operation: Callable[[Connection], _T]) -> _T:
         def run_once() -> _T:
+            # On SQLite this transaction takes no write lock, so readers do not wait for writers.
             with self._engine.connect().execution_options(reads=True) as connection:
                 return operation(connection)
 
         return with_retries(run_once)
 
     def _run_write(self, operation: Callable[[Connection], _T]) -> _T:
-        """Return the result of the work, which is done once.
+        """Return the result of the operation, which takes effect at most once.
 
-        Raises `Conflict` if a row of that key is there, made by another, and `StorageFault` if the database fails:
-        then the work may have been done.
+        Raises `Conflict` if it inserts a key that exists, and `StorageFault` if the database fails; the operation
+        may have taken effect then.
         """
         return with_retries(_WriteTransaction(self._engine, operation).run)
 
 
 class _WriteTransaction(Generic[_T]):
-    """A transaction that can be tried again without being done twice."""
+    """A transaction that can be retried without taking effect twice."""
 
     def __init__(self, engine: Engine, operation: Callable[[Connection], _T]) -> None:
         self._engine = engine
         self._operation = operation
         self._uncertain_commit: tuple[int | None, _T] | None = None
-        """The id and the result of a transaction that PostgreSQL was told to commit."""
+        """The id and result of the last transaction that was to be committed, on PostgreSQL."""
 
     def run(self) -> _T:
-        """Do the work in a transaction, unless the one before has been committed."""
+        """Run the operation in a transaction, unless the previous attempt was committed."""
         if self._uncertain_commit is not None:
             transaction_id, result = self._uncertain_commit
             if transaction_id is None or _was_committed(self._engine, transaction_id):
@@ -68,6 +69,7 @@ class _WriteTransaction(Generic[_T]):
         try:
             with self._engine.begin() as connection:
                 result = self._operation(connection)
+                # Noted before the COMMIT, whose reply may be lost.
                 if connection.dialect.name == "postgresql":
                     self._uncertain_commit = _transaction_id(connection), result
         except IntegrityError as error:
@@ -76,13 +78,14 @@ class _WriteTransaction(Generic[_T]):
 
 
 def _transaction_id(connection: Connection) -> int | None:
-    """The id to ask for the transaction's outcome by; None if it has written nothing, so that none matters."""
+    """Return the id for `txid_status`; None if the transaction wrote nothing, so its outcome does not matter."""
     transaction_id: int | None = connection.execute(text("SELECT txid_current_if_assigned()")).scalar()
     return transaction_id
 
 
 def _was_committed(engine: Engine, transaction_id: int) -> bool:
-    """True if that transaction of PostgreSQL was committed; raises `StorageFault` if it stays undecided."""
+    """Return True if the transaction was committed; raises `StorageFault` if it stays in progress."""
+    # The server may not have noticed the lost connection yet, and can still commit.
     deadline = time.monotonic() + COMMIT_OUTCOME_TIMEOUT_S
     while (outcome := _transaction_outcome(engine, transaction_id)) == "in progress":
         if time.monotonic() >= deadline:
@@ -95,5 +98,5 @@ def _transaction_outcome(engine: Engine, transaction_id: int) -> str | None:
     try:
         with engine.connect().execution_options(reads=True) as connection:
             return connection.execute(text("SELECT txid_status(:number)"), {"number": transaction_id}).scalar()
-    except DataError:  # a standby that has taken over has not come to that id
+    except DataError:  # after a failover the new server has not reached that id: the commit is lost
         return None
