@@ -132,6 +132,7 @@ class PriceListTariff:
         )
         if prompt is None:
             return None
+        # Models without output, such as embeddings, have no price for it.
         output = output or Decimal(0)
         return TokenPrices(
             prompt=prompt,

@@ -174,6 +174,7 @@ class AnalyticsTotals:
         self._add_generation_times(duration_ms[ok], models[ok], to_int64(frame["completion_tokens"])[ok])
         started_at = frame["started_at"].to_numpy("float64")
         ended_at = started_at + np.maximum(duration_ms, 0.0) / 1e3
+        # Requests that were never sent have no times.
         is_known = ~np.isnan(ended_at)
         tokens = to_int64(frame["total_tokens"])
         self._timeline.add(started_at[is_known], ended_at[is_known], ok[is_known], tokens[is_known])

@@ -259,6 +259,7 @@ def _axis_levels(values: Sequence[float], height: float) -> tuple[float, list[Ti
     if highest < MIN_DRAWN:
         return 1.0, []
     power = 10.0 ** floor(log10(highest))
+    # The smallest round step that gives at most three levels.
     step = next(step for step in (0.5, 1, 2, 5) if highest / (step * power) <= 3.5) * power
     # From 1 on, levels are whole numbers, as the values are counts.
     step = max(step, 1.0) if highest >= 1 else step

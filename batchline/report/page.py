@@ -82,6 +82,7 @@ def _duration_s(batch: BatchRecord) -> int | None:
     """Return the seconds from the first request to the end, at least 1, or None if nothing was sent."""
     if batch.in_progress_at is None:
         return None
+    # Timestamps are whole seconds; a short batch must not appear to have taken no time.
     return max(1, batch.ended_at - batch.in_progress_at)
 
 
