@@ -1,4 +1,4 @@
-"""Addresses of hosts, and of bytes in a file."""
+"""Checks host addresses and parses byte ranges."""
 
 import re
 from ipaddress import ip_address
@@ -8,7 +8,7 @@ _BYTE_RANGE: Final = re.compile(r"([0-9]{0,18})-([0-9]{0,18})", re.ASCII)
 
 
 def is_loopback(host: str) -> bool:
-    """True if only this machine can reach that host."""
+    """Return True if only this machine can reach the host."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -16,9 +16,9 @@ def is_loopback(host: str) -> bool:
 
 
 def byte_range(text: str, size_bytes: int) -> tuple[int, int | None] | None:
-    """Return start and end (exclusive) of `0-99`, `100-` or, the last bytes of so many, `-100`.
+    """Parse a range such as `0-99`, `100-` or `-100` (the last 100 bytes) to start and exclusive end.
 
-    The end is None if it is that of the file. None instead of a pair if the text is no range.
+    The end is None if it is the end of the file. Returns None if the text is not a range.
     """
     match = _BYTE_RANGE.fullmatch(text)
     if match is None or text == "-" or (match[1] and match[2] and int(match[2]) < int(match[1])):

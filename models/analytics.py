@@ -1,4 +1,4 @@
-"""What a batch used and how fast it was: `BatchAnalytics`, and the wider report kept beside it."""
+"""Models of a batch's usage and speed: `BatchAnalytics`, and the more detailed `BatchReport`."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -6,7 +6,7 @@ from batchline.models.base import WireModel
 
 
 class BatchAnalytics(WireModel):
-    """Sums and means over the requests that completed."""
+    """Sums and means over the completed requests."""
 
     total_requests: int = 0
     total_prompt_tokens: int = 0
@@ -47,7 +47,7 @@ class DurationBin(BaseModel):
 
 
 class ModelMetrics(BaseModel):
-    """One model's share of a batch; tokens and means are of the requests that completed."""
+    """Metrics of one model in a batch; tokens and means cover its completed requests."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -75,7 +75,7 @@ class ModelMetrics(BaseModel):
 
 
 class ThroughputPoint(BaseModel):
-    """What happened in one stretch of time; `at` is its start in Unix seconds."""
+    """Metrics of one time interval; `at` is its start in Unix seconds."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -87,10 +87,10 @@ class ThroughputPoint(BaseModel):
 
 
 class BatchReport(BaseModel):
-    """Figures of a batch beyond `BatchAnalytics`, over all its requests.
+    """Metrics of a batch beyond `BatchAnalytics`, over all its requests.
 
-    Times are those of each request's final attempt. Fields came over time: each has a default, so that a report
-    that an older version wrote can be read.
+    Times are those of each request's final attempt. All fields have defaults, so that reports written by older
+    versions can be read.
     """
 
     model_config = ConfigDict(frozen=True)

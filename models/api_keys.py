@@ -1,4 +1,4 @@
-"""Keys and the members whose they are."""
+"""API keys and their owners."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ Role = Literal["member", "manager"]
 
 
 class MemberObject(WireModel):
-    """Somebody who has files and batches; a manager sees everybody's."""
+    """An owner of files and batches; a manager sees those of all members."""
 
     id: str
     name: str
@@ -18,7 +18,7 @@ class MemberObject(WireModel):
 
 
 class KeyLimits(BaseModel):
-    """What may be done with a key; a limit that is absent does not hold."""
+    """Limits of a key; an absent limit is unlimited."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,7 +28,7 @@ class KeyLimits(BaseModel):
 
 
 class KeyObject(WireModel):
-    """A key; `token` is shown once, when it is made."""
+    """An API key; `token` is shown only once, when the key is created."""
 
     id: str
     object: Literal["key"] = "key"

@@ -1,4 +1,4 @@
-"""The base of every object that people and APIs see."""
+"""Base class of the objects that the API and the command line show."""
 
 import json
 from typing import Any, cast
@@ -26,13 +26,10 @@ class WireModel(BaseModel):
         return {key: value for key, value in handler(self).items() if value is not None}
 
     def to_json(self) -> bytes:
-        """Return its JSON, which is one line to every reader.
-
-        Lone surrogates in bodies and line separators of Unicode are escaped.
-        """
+        """Return the object as JSON on one line, with lone surrogates and Unicode line separators escaped."""
         try:
             text = self.model_dump_json().encode()
-        except (PydanticSerializationError, ValueError):  # a lone surrogate, or deeper than pydantic goes
+        except (PydanticSerializationError, ValueError):  # a lone surrogate, or nested deeper than pydantic allows
             text = dump_json_text(self.model_dump()).encode()
         return text if text.isascii() else escape_line_separators(text)
 
@@ -40,11 +37,11 @@ class WireModel(BaseModel):
     def __get_pydantic_json_schema__(
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler, /
     ) -> JsonSchemaValue:
-        """Describe the fields, which the serializer's return type would hide."""
+        """Return the schema of the fields, which the serializer's return type would hide."""
         fields = {key: value for key, value in core_schema.items() if key != "serialization"}
         return handler(cast("CoreSchema", fields))
 
 
 def dump_json_text(value: object) -> str:
-    """The JSON text of a value; lone surrogates are escaped."""
+    """Return the value as JSON text with lone surrogates escaped."""
     return json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace").decode()

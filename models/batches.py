@@ -1,7 +1,7 @@
-"""Batches as the API shows them: OpenAI's Batch object with the Doubleword Control Layer's extensions.
+"""API models of batches: OpenAI's Batch object with the Doubleword Control Layer's extensions.
 
-Field for field the shapes of dwctl's batch models; their sources are OpenAI's Batch API reference
-(`/v1/batches`) and the control layer's published schema. Times are Unix seconds, UTC.
+The fields are those of dwctl's batch models, after OpenAI's Batch API reference (`/v1/batches`) and the control
+layer's published schema. Times are Unix seconds, UTC.
 """
 
 import re
@@ -28,7 +28,7 @@ _WINDOW_UNIT_S = {"m": 60, "h": 3_600, "d": 86_400}
 
 
 def window_seconds(window: str) -> int:
-    """Seconds in a completion window written `<n>m`, `<n>h` or `<n>d`; raises `InvalidInput` for others."""
+    """Return the seconds of a completion window `<n>m`, `<n>h` or `<n>d`; raises `InvalidInput` for others."""
     window_match = _WINDOW_PATTERN.fullmatch(window)
     if window_match is None:
         raise InvalidInput(
@@ -39,7 +39,7 @@ def window_seconds(window: str) -> int:
 
 
 def parse_metadata(text: str) -> dict[str, str]:
-    """Metadata as it is typed, one `key=value` a line; raises `InvalidInput` for a line that is no pair."""
+    """Parse metadata, one `key=value` per line; raises `InvalidInput` for any other line or a duplicate key."""
     pairs: dict[str, str] = {}
     for line_number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -54,7 +54,7 @@ def parse_metadata(text: str) -> dict[str, str]:
 
 
 def require_well_formed(text: str) -> str:
-    """The text; raises `ValueError` for half of a surrogate pair in it, which JSON may bring and nothing keeps."""
+    """Return the text; raises `ValueError` for a lone surrogate, which JSON allows but UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -66,7 +66,7 @@ WellFormedText = Annotated[str, AfterValidator(require_well_formed)]
 
 
 def validate_metadata(metadata: dict[str, str] | None) -> dict[str, str] | None:
-    """The metadata as given; raises `ValueError` where it is over OpenAI's limits (16 pairs, 64, 512)."""
+    """Return the metadata unchanged; raises `ValueError` if it exceeds OpenAI's limits."""
     if metadata is None:
         return None
     if len(metadata) > MAX_METADATA_PAIRS:
@@ -84,7 +84,7 @@ def validate_metadata(metadata: dict[str, str] | None) -> dict[str, str] | None:
 
 
 class BatchError(WireModel):
-    """One thing that is wrong with a batch, at a line of its input file where there is one."""
+    """An error of a batch, with the line of the input file if it concerns one."""
 
     code: str | None = Field(default=None, examples=["invalid_json_line"])
     line: int | None = Field(default=None, ge=1, description="Line of the input file, from 1.", examples=[5])
@@ -93,7 +93,7 @@ class BatchError(WireModel):
 
 
 class BatchErrors(WireModel):
-    """Everything that is wrong with a batch."""
+    """All errors of a batch."""
 
     data: list[BatchError]
     object: Literal["list"] = "list"
@@ -102,8 +102,8 @@ class BatchErrors(WireModel):
 class RequestCounts(WireModel):
     """The number of requests of a batch, and of those that completed and failed.
 
-    Requests that the end of the window or a cancel left unanswered count as neither: of a batch that is over they
-    are what is missing from `completed` and `failed` to `total`.
+    Requests left unanswered by an expired window or a cancel count as neither: in a finished batch they are the
+    difference between `total` and the sum of the others.
     """
 
     total: int = 0
@@ -112,7 +112,7 @@ class RequestCounts(WireModel):
 
 
 class CreateBatchRequest(BaseModel):
-    """What a new batch is made from."""
+    """The body of a request to create a batch."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -143,7 +143,7 @@ class CreateBatchRequest(BaseModel):
 
 
 class RetryRequestsRequest(BaseModel):
-    """Which requests of a batch to try again."""
+    """The body of a request to retry some requests of a batch."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -156,7 +156,7 @@ Origin = Literal["api", "frontend", "deployment", "cli", "sync"]
 
 
 class BatchDwExtResponse(WireModel):
-    """Where a batch came from; the four `sync` fields only where `source` is `sync`."""
+    """The origin of a batch; all fields but `source` are set only if that is `sync`."""
 
     source: Origin
     source_name: str | None = None
@@ -166,19 +166,19 @@ class BatchDwExtResponse(WireModel):
 
 
 class InputTokensDetails(WireModel):
-    """What is known of the tokens of prompts."""
+    """Details of the prompt tokens."""
 
     cached_tokens: int = Field(description="Read from the server's cache.")
 
 
 class OutputTokensDetails(WireModel):
-    """What is known of the tokens of answers."""
+    """Details of the completion tokens."""
 
     reasoning_tokens: int
 
 
 class BatchUsage(WireModel):
-    """What a batch that is over has used, as OpenAI's Batch object tells it; 0 for what no answer reports."""
+    """Token usage of a finished batch, as in OpenAI's Batch object; 0 if no response reports a value."""
 
     input_tokens: int
     input_tokens_details: InputTokensDetails
@@ -188,7 +188,7 @@ class BatchUsage(WireModel):
 
     @classmethod
     def from_analytics(cls, analytics: BatchAnalytics) -> Self:
-        """The usage of those analytics."""
+        """Return the usage part of the analytics."""
         return cls(
             input_tokens=analytics.total_prompt_tokens,
             input_tokens_details=InputTokensDetails(cached_tokens=analytics.total_cached_tokens or 0),
@@ -241,7 +241,7 @@ StatusFilter = Literal["in_progress", "completed", "failed", "cancelled", "expir
 
 
 class IncludeQuery(BaseModel):
-    """What to tell of a batch beside itself."""
+    """Query parameter that names extra fields to include in a batch."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -257,12 +257,12 @@ class IncludeQuery(BaseModel):
 
     @property
     def includes_analytics(self) -> bool:
-        """Whether the batch's analytics are asked for."""
+        """True if the batch's analytics are to be included."""
         return any(name.strip() == INCLUDE_ANALYTICS for name in (self.include or "").split(","))
 
 
 class ListBatchesQuery(CursorPagination, IncludeQuery):
-    """Which batches to list."""
+    """Query parameters of a list of batches."""
 
     search: str | None = Field(
         default=None, description="Part of a batch id, input filename or metadata; case does not matter."
@@ -279,14 +279,14 @@ class ListBatchesQuery(CursorPagination, IncludeQuery):
 
 
 class BatchResultsQuery(Pagination):
-    """Which results of a batch to read."""
+    """Query parameters of the results of a batch."""
 
     search: str | None = Field(default=None, description="Part of a custom_id; case does not matter.")
     status: Literal["pending", "in_progress", "completed", "failed", "expired", "cancelled"] | None = None
 
 
 class BatchResultItem(WireModel):
-    """One request of a batch and what became of it."""
+    """A request of a batch and its result."""
 
     id: str
     custom_id: str

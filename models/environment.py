@@ -1,4 +1,4 @@
-"""Environment variables that look like settings and are none."""
+"""Warns of environment variables that look like settings but are not."""
 
 import difflib
 import logging
@@ -10,7 +10,7 @@ from typing import Final
 _PREFIX: Final = "BATCHLINE_"
 log = logging.getLogger(__name__)
 
-# Kubernetes gives each pod such variables for a service named "batchline"; our own tests have some as well.
+# Kubernetes sets such variables in each pod for a service named "batchline"; the tests set BATCHLINE_TEST_*.
 _FOREIGN_VARIABLES: Final = re.compile(
     r"BATCHLINE_(?:(?:\w+_)?SERVICE_(?:HOST|PORT\w*)|(?:\w+_)?PORT(?:_\d+_\w+)?|TEST_\w+)"
 )
@@ -18,11 +18,11 @@ _reported_variables: set[str] = set()
 
 
 def unknown_variables(names: Iterable[str], setting_variables: Iterable[str]) -> dict[str, str | None]:
-    """Return the names that begin with `BATCHLINE_` and are no setting, each with the nearest known one."""
+    """Return names that begin with `BATCHLINE_` but are not settings, each with a similar setting or None."""
     variables_by_suffix = {name.removeprefix(_PREFIX): name for name in sorted(setting_variables)}
     setting_variables, unknown = set(variables_by_suffix.values()), {}
     for name in names:
-        upper_name = name.upper()  # settings are read without regard to case
+        upper_name = name.upper()  # settings are case-insensitive
         if (
             not upper_name.startswith(_PREFIX)
             or upper_name.partition("__")[0] in setting_variables
@@ -35,7 +35,7 @@ def unknown_variables(names: Iterable[str], setting_variables: Iterable[str]) ->
 
 
 def warn_of_unknown_variables(names: Iterable[str], setting_variables: Iterable[str]) -> None:
-    """Log a warning for each of the variables that is no setting, once in a process."""
+    """Log a warning for each variable that is not a setting, once per process."""
     for name, nearest in sorted(unknown_variables(names, setting_variables).items()):
         if name not in _reported_variables:
             _reported_variables.add(name)
@@ -44,8 +44,8 @@ def warn_of_unknown_variables(names: Iterable[str], setting_variables: Iterable[
 
 
 def read_dotenv(path: Path) -> Mapping[str, str | None]:
-    """Return the variables that the file sets; none if there is no file that can be read."""
-    from dotenv import dotenv_values  # noqa: PLC0415 - only where there is such a file
+    """Return the variables that the file sets; none if it does not exist or cannot be read."""
+    from dotenv import dotenv_values  # noqa: PLC0415 - needed only if there is a file
 
     try:
         return dotenv_values(path) if path.is_file() else {}

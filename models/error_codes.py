@@ -1,6 +1,6 @@
-"""Why a request failed, and whether another attempt may help.
+"""Classifies failed requests and decides if they can be retried.
 
-A failed attempt is data: the transport classifies what the wire did, `code_for_status` what the server said.
+A failed attempt is data: the transport classifies connection failures, `code_for_status` HTTP responses.
 """
 
 from enum import StrEnum
@@ -22,20 +22,20 @@ class ErrorCode(StrEnum):
 
 
 RETRYABLE_STATUSES: Final = frozenset({408, 409, 425, 429})
-"""The 4xx that are tried again, beside every 5xx."""
+"""The 4xx statuses that are retried, besides every 5xx."""
 
 AUTH_FAILURE_STATUSES: Final = frozenset({401, 403})
-"""Answers that say the key is wrong rather than the request."""
+"""Statuses that report a wrong key rather than a wrong request."""
 
 BATCH_END_CODES: Final = frozenset({ErrorCode.BATCH_EXPIRED, ErrorCode.BATCH_CANCELLED, ErrorCode.BATCH_FAILED})
-"""Codes of requests that the batch's own end settled."""
+"""Codes of requests that were settled by the end of the batch."""
 
 UNANSWERED_CODES: Final = frozenset({ErrorCode.BATCH_EXPIRED, ErrorCode.BATCH_CANCELLED})
-"""Codes of requests that the end of the window or a cancel left unanswered; they do not count as failed."""
+"""Codes of requests left unanswered by an expired window or a cancel; they do not count as failed."""
 
 
 def code_for_status(status_code: int) -> ErrorCode | None:
-    """The code of an answer with that HTTP status; none for a 2xx."""
+    """Return the code of a response with the HTTP status; None for a 2xx."""
     if 200 <= status_code < 300:
         return None
     if status_code == 429:
@@ -50,7 +50,7 @@ def code_for_status(status_code: int) -> ErrorCode | None:
 
 
 def is_retryable(code: ErrorCode, status_code: int | None) -> bool:
-    """Whether another attempt may help; `status_code` is None where no answer came."""
+    """Return True if another attempt may succeed; `status_code` is None if there was no response."""
     if code is ErrorCode.INVALID_REQUEST:
         return status_code in RETRYABLE_STATUSES
     return code not in BATCH_END_CODES

@@ -1,30 +1,30 @@
-"""The errors that batchline raises, as one tree.
+"""Defines the errors that batchline raises, as one tree.
 
 ```
 BatchlineError
-├── InvalidInput    what the caller gave cannot be used: a file, a parameter, a setting
+├── InvalidInput    a file, parameter or setting given by the caller cannot be used
 │   ├── InputChanged    the stored input is not the one that was validated
-│   └── TooLarge        an input file is longer than it may be
-├── NotFound        no file, batch or request of that id
-├── Conflict        the object's state forbids it
-│   ├── LeaseLost   another runner has taken the batch over
-│   └── LimitReached    so much of it is under way already; try again later
-├── StorageFault    the object store or the database did not do its part; try again
-│   └── SourceFault     a place that files are picked up from did not
-├── Interrupted     a run stopped before all was settled; the batch can be resumed
+│   └── TooLarge        an input file exceeds its size limit
+├── NotFound        no file, batch or request has this id
+├── Conflict        the object's state does not allow the operation
+│   ├── LeaseLost   another process has taken over the batch
+│   └── LimitReached    a limit on concurrent work is reached; try again later
+├── StorageFault    the object store or the database failed; try again
+│   └── SourceFault     a place that files are picked up from failed
+├── Interrupted     a run stopped before all requests were settled; the batch can be resumed
 └── BatchEnded      a batch ended, but not as `completed`
 ```
 
-A request that fails is no error here: it is a line of the error file.
+A request that fails raises no error: it becomes a line of the error file.
 """
 
 
 class BatchlineError(Exception):
-    """Base of every error that batchline raises on purpose; its text is fit for a person to read."""
+    """Base class of all errors that batchline raises on purpose; its message is written for users."""
 
 
 class InvalidInput(BatchlineError):
-    """What the caller gave cannot be used; `param` names the offending parameter or setting."""
+    """Input of the caller cannot be used; `param` names the wrong parameter or setting."""
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -36,39 +36,39 @@ class InputChanged(InvalidInput):
 
 
 class TooLarge(InvalidInput):
-    """An input file is longer than a file may be, or than this caller's files may be."""
+    """An input file exceeds the size limit for all files or for the caller's files."""
 
 
 class NotFound(BatchlineError):
-    """There is no file, batch or request of the id that was asked for."""
+    """No file, batch or request has the given id."""
 
 
 class Conflict(BatchlineError):
-    """The object's present state forbids what was asked."""
+    """The object's state does not allow the operation."""
 
 
 class LeaseLost(Conflict):
-    """Another runner holds the batch's lease; this one must not send or write any more."""
+    """Another process holds the batch's lease; this one must stop sending and writing."""
 
 
 class LimitReached(Conflict):
-    """As much is under way as may be at once; it can be asked for again later."""
+    """A limit on concurrent work is reached; the caller can try again later."""
 
 
 class StorageFault(BatchlineError):
-    """The object store or the database failed; nothing is lost and the work can be tried again."""
+    """The object store or the database failed; nothing is lost and the work can be retried."""
 
 
 class SourceFault(StorageFault):
-    """A place that files are picked up from failed; our own storage and records did not."""
+    """A place that files are picked up from failed; batchline's own storage and records did not."""
 
 
 class Interrupted(BatchlineError):
-    """A run stopped before every request was settled; what was answered is saved and the batch can go on."""
+    """A run stopped before all requests were settled; answers are saved and the batch can be resumed."""
 
 
 class BatchEnded(BatchlineError):
-    """A batch came to an end other than `completed`; `batch_id` and `status` say which and how."""
+    """The batch `batch_id` ended with a `status` other than `completed`."""
 
     def __init__(self, message: str, *, batch_id: str, status: str) -> None:
         super().__init__(message)
@@ -76,7 +76,7 @@ class BatchEnded(BatchlineError):
         self.status = status
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle with the keyword arguments, which the default would lose."""
+        """Pickle with the keyword arguments, which the default implementation loses."""
         return _batch_ended, (str(self), self.batch_id, self.status)
 
 

@@ -1,4 +1,4 @@
-"""Files as the API shows them: OpenAI's File object."""
+"""API models of files: OpenAI's File object."""
 
 from typing import Literal
 from uuid import UUID
@@ -9,11 +9,11 @@ from batchline.models.base import WireModel
 from batchline.models.pagination import CursorPagination
 
 FilePurpose = Literal["batch", "batch_output"]
-"""OpenAI knows no purpose of its own for error files: both result files of a batch are `batch_output`."""
+"""OpenAI has no separate purpose for error files: both result files of a batch are `batch_output`."""
 
 
 MAX_FILES_PAGE_SIZE = 10_000
-"""The most files on a page, and as many as there are if no `limit` is given: so it is at OpenAI."""
+"""Maximum files on a page, and the default `limit`, as in OpenAI's API."""
 
 
 class FileObject(WireModel):
@@ -40,7 +40,7 @@ class FileListResponse(WireModel):
 
 
 class ListFilesQuery(CursorPagination):
-    """Which files to list."""
+    """Query parameters of a list of files."""
 
     limit: int = Field(default=MAX_FILES_PAGE_SIZE, ge=1, le=MAX_FILES_PAGE_SIZE)
     purpose: FilePurpose | None = None

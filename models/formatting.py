@@ -1,4 +1,4 @@
-"""Numbers, times, amounts of money and foreign text as people read them."""
+"""Formats numbers, times, amounts of money and untrusted text for people."""
 
 import re
 from datetime import UTC, datetime
@@ -7,17 +7,17 @@ from math import isfinite
 from typing import Final
 
 NOTHING: Final = "\N{EN DASH}"
-"""Stands for a value that there is not."""
+"""Shown in place of a missing value."""
 
 UNITS_S: Final = (("d", 86_400), ("h", 3_600), ("min", 60))
 
 _CONTROLS: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
 _CONTROLS_IN_LINES: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Characters that steer a terminal, turn the order of the words around, or cannot be encoded."""
+"""Characters that control a terminal, reverse the text direction, or cannot be encoded."""
 
 
 def count(number: float | None) -> str:
-    """Format a whole number with its thousands marked off."""
+    """Format a number without decimals, with thousands separators."""
     return NOTHING if number is None or not isfinite(number) else f"{number:,.0f}"
 
 
@@ -30,7 +30,7 @@ def compact(number: int) -> str:
 
 
 def size(length: int) -> str:
-    """Format a number of bytes in a unit of its size."""
+    """Format a number of bytes with a decimal unit, up to GB."""
     value = float(length)
     for unit in ("B", "kB", "MB"):
         if value < 999.5:
@@ -40,7 +40,7 @@ def size(length: int) -> str:
 
 
 def share(part: float, whole: float) -> str:
-    """Format a share in per cent; only nothing is 0 %, and only all of it 100 %."""
+    """Format a share as a percentage; only zero shows as 0 % and only the whole as 100 %."""
     per_cent = 100 * part / whole if whole else 0.0
     if 0 < per_cent < 0.1:
         return "<0.1 %"
@@ -50,7 +50,7 @@ def share(part: float, whole: float) -> str:
 
 
 def duration(ms: float | None) -> str:
-    """Format a length of time that was measured in milliseconds."""
+    """Format a duration given in milliseconds."""
     if ms is None or not isfinite(ms):
         return NOTHING
     if ms >= 60_000:
@@ -61,7 +61,7 @@ def duration(ms: float | None) -> str:
 
 
 def span(seconds: float) -> str:
-    """Format a length of time in its two largest units."""
+    """Format a duration in its two largest units."""
     minutes, rest_s = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours >= 24:
@@ -72,7 +72,7 @@ def span(seconds: float) -> str:
 
 
 def roughly(seconds: float) -> str:
-    """Format a length of time in its largest unit."""
+    """Format a duration in its largest unit, rounded down."""
     for unit, length in UNITS_S:
         if seconds >= length:
             return f"{seconds // length:.0f} {unit}"
@@ -80,7 +80,7 @@ def roughly(seconds: float) -> str:
 
 
 def speed(per_s: float) -> str:
-    """Format a rate, by the minute or the hour if it is low."""
+    """Format a rate, per minute or per hour if it is low."""
     if not isfinite(per_s):
         return NOTHING
     unit_s, name = rate_unit(per_s)
@@ -88,27 +88,27 @@ def speed(per_s: float) -> str:
 
 
 def rate_unit(per_s: float) -> tuple[int, str]:
-    """Return seconds and name of the unit of time in which the rate is not below one."""
+    """Return the seconds and the name of the smallest time unit with a rate of at least one, or the hour."""
     return next(((s, name) for s, name in ((1, "s"), (60, "min")) if per_s * s >= 1), (3_600, "h"))
 
 
 def moment(at: float | None) -> str:
-    """Format date and time of day of Unix seconds."""
+    """Format Unix seconds as date and time with seconds."""
     return _utc(at, "%-d %b %Y, %H:%M:%S UTC")
 
 
 def day(at: float) -> str:
-    """Format date and time of day of Unix seconds as short as a table needs it."""
+    """Format Unix seconds as date and time, in short form for tables."""
     return _utc(at, "%-d %b %Y, %H:%M")
 
 
 def clock(at: float | None) -> str:
-    """Format the time of day of Unix seconds."""
+    """Format Unix seconds as time of day."""
     return _utc(at, "%H:%M:%S")
 
 
 def iso(at: float | None) -> str:
-    """Format Unix seconds as programs read them."""
+    """Format Unix seconds as ISO 8601."""
     return _utc(at, "%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -132,16 +132,17 @@ def money(amount: str, currency: str | None) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return foreign text with a space for control characters and line breaks."""
+    """Return untrusted text with control characters and line breaks replaced by spaces."""
     return _CONTROLS.sub(" ", text)
 
 
 def cut(text: object, most: int) -> str:
-    """Return foreign text on one line, cut to `most` characters."""
-    found = " ".join(one_line(str(text)[: 4 * most]).split())
-    return found if len(found) <= most and len(str(text)) <= 4 * most else f"{found[: most - 1]}…"
+    """Return untrusted text on one line, truncated to `most` characters."""
+    # Slice first: the text may be a response of many megabytes.
+    shortened = " ".join(one_line(str(text)[: 4 * most]).split())
+    return shortened if len(shortened) <= most and len(str(text)) <= 4 * most else f"{shortened[: most - 1]}…"
 
 
 def lines(text: str) -> str:
-    """Return foreign text with its line breaks, and a sign for each other control character."""
+    """Return untrusted text with line breaks kept and other control characters replaced."""
     return _CONTROLS_IN_LINES.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -1,7 +1,7 @@
-"""Refuses to send a key to an address that is less trusted than the key.
+"""Refuses to send a key to an address from a less trusted source than the key's.
 
-Files of the working directory may be someone else's: a checkout with a `.env` can name any server. A key from the
-environment, from batchline's own directory or from code goes there only if one of these says so.
+Files in the working directory may be someone else's: the `.env` of a checkout can name any server. A key from the
+environment, from batchline's own directory or from code is sent there only if one of these sources allows it.
 """
 
 from collections.abc import Mapping
@@ -19,15 +19,16 @@ _parse_bool = TypeAdapter(bool).validate_python
 
 
 def require_trusted_address(settings: BaseSettings, arguments: Mapping[str, Any], *, config: Path) -> None:
-    """Raise `InvalidInput` if a key from elsewhere would go to an address that the working directory gives.
+    """Raise `InvalidInput` if a key from elsewhere would be sent to an address from the working directory.
 
-    `given` are the arguments of the settings, `config` is the TOML file in batchline's directory.
+    `arguments` are the keyword arguments of the settings; `config` is the TOML file in batchline's directory.
     """
     address = _first_set_field(settings, "base_url", "openai_base_url")
     key = _first_set_field(settings, "api_key", "openai_api_key")
     if address is None or key is None:
         return
     settings_cls = type(settings)
+    # In order of priority; None marks a trusted source, whose file is not in the working directory.
     sources: list[tuple[str | None, Mapping[str, Any]]] = [
         (None, arguments),
         (None, EnvSettingsSource(settings_cls)()),
@@ -38,6 +39,7 @@ def require_trusted_address(settings: BaseSettings, arguments: Mapping[str, Any]
         (None, _read_toml(settings_cls, config)),
     ]
     file, key_file = (_source_file_of(_source_name(settings_cls, field), sources) for field in (address, key))
+    # Read from trusted sources only: a checkout must not be able to trust itself.
     trust_value = next(
         (
             values[TRUST_SETTING]
@@ -60,7 +62,7 @@ def _first_set_field(settings: BaseSettings, *fields: str) -> str | None:
 
 
 def _source_name(settings_cls: type[BaseSettings], field: str) -> str:
-    """The name of the field in what the sources give."""
+    """Return the name of the field in the sources' values."""
     return str(settings_cls.model_fields[field].validation_alias or field)
 
 
@@ -69,5 +71,5 @@ def _read_toml(settings_cls: type[BaseSettings], path: Path) -> Mapping[str, Any
 
 
 def _source_file_of(name: str, sources: list[tuple[str | None, Mapping[str, Any]]]) -> str | None:
-    """The file in the working directory that the value in force comes from; None if it comes from elsewhere."""
+    """Return the file in the working directory that the value comes from; None if from elsewhere."""
     return next((source_file for source_file, values in sources if name in values), None)

@@ -1,6 +1,6 @@
-"""Lines of the input, output and error files, for the hot path: bytes in, bytes out.
+"""Parses and encodes lines of the input, output and error files as bytes, for the hot path.
 
-Bodies are embedded as they came, never rewritten, so that numbers and key order stay the sender's.
+Bodies are embedded as received, never re-encoded, so that numbers and key order stay unchanged.
 """
 
 import msgspec
@@ -10,14 +10,14 @@ from batchline.models.json_scan import read_members
 
 encode_json = msgspec.json.encode
 LF, CR = b"\n\r"
-"""As numbers: looking for those in bytes is several times faster than for bytes."""
+"""As integers: testing bytes for an integer is several times faster than for a bytes object."""
 
 LINE_SEPARATORS = {"\u2028": r"\u2028", "\u2029": r"\u2029", "\x85": r"\u0085"}
-"""Characters that JSON allows in strings and at which `str.splitlines` and many other readers end a line."""
+"""Characters that JSON allows in strings but that end a line for `str.splitlines` and many other readers."""
 
 
 class RequestLine(msgspec.Struct, frozen=True):
-    """A valid input line as the sender needs it; `custom_id` and `body` are the JSON text of the file."""
+    """The parts of a valid input line that are sent; `custom_id` and `body` are the file's JSON texts."""
 
     custom_id: Raw
     body: Raw
@@ -33,11 +33,10 @@ def encode_result_line(
     error_code: str | None = None,
     message: str | None = None,
 ) -> bytes:
-    """One line of an output or error file, with its newline.
+    """Return a line of an output or error file, with its newline and with Unicode line separators escaped.
 
-    `custom_id` and `body` are JSON texts and must hold no raw newline. `status_code` None stands for no answer:
-    `response` is then null. `answer_id` is the upstream's `x-request-id`; the request's own id stands in.
-    Line separators of Unicode are escaped.
+    `custom_id` and `body` are JSON texts without raw newlines. Without an answer, `status_code` is None and
+    `response` becomes null. `upstream_request_id` is the response's `x-request-id`; `request_id` is the default.
     """
     own_request_id = request_id.encode()
     if status_code is None:
@@ -64,7 +63,7 @@ def encode_result_line(
 
 
 class ResultLine(msgspec.Struct, frozen=True, gc=False):
-    """A line of an output or error file; `body` is its JSON text, None if there was no answer."""
+    """A line of an output or error file; `body` is its JSON text, or None if there was no answer."""
 
     body: bytes | None
     code: str | None
@@ -81,8 +80,8 @@ _RESPONSE_MEMBER, _BODY_MEMBER, _ERROR_MEMBER = b',"response":', b',"body":', b'
 
 
 def parse_result_line(line: bytes) -> ResultLine:
-    """Take a line that `encode_result_line` wrote apart without reading its body, which may be any JSON."""
-    # Quotes within texts are escaped, so these are the line's own members: the first and the last of their names.
+    """Parse a line that `encode_result_line` wrote, without decoding its body."""
+    # The body may have members of these names too: the line's own `response` comes before it, `error` after it.
     response_start, error_start = line.index(_RESPONSE_MEMBER) + len(_RESPONSE_MEMBER), line.rindex(_ERROR_MEMBER)
     error = _decode_error(line[error_start + len(_ERROR_MEMBER) :].rstrip()[:-1])
     has_response = not line.startswith(b"null", response_start)
@@ -95,9 +94,9 @@ def parse_result_line(line: bytes) -> ResultLine:
 
 
 def escape_line_separators(text: bytes) -> bytes:
-    """Return the JSON text with U+2028, U+2029 and U+0085 written as escapes; its value stays the same."""
-    # Searching the decoded text is up to ten times faster than searching the bytes: CPython looks for a single
-    # character by memchr, and for several bytes by an algorithm that slows down where they are frequent.
+    """Return the JSON text with U+2028, U+2029 and U+0085 escaped; its value stays the same."""
+    # Searching the decoded text is up to ten times faster than searching the bytes: CPython finds a single
+    # character with memchr, but several bytes with an algorithm that is slow if the first ones are frequent.
     characters = text.decode()
     if not any(separator in characters for separator in LINE_SEPARATORS):
         return text
@@ -107,14 +106,14 @@ def escape_line_separators(text: bytes) -> bytes:
 
 
 def to_single_line(body: bytes) -> bytes:
-    """A JSON text on one line: line breaks, which JSON has between tokens only, become spaces."""
+    """Return the JSON text on one line; line breaks, which JSON allows between tokens only, become spaces."""
     if LF in body or CR in body:
         return body.replace(b"\r", b" ").replace(b"\n", b" ")
     return body
 
 
 def to_json_string(body: bytes) -> bytes:
-    """A JSON string of what is not JSON; bytes that are no UTF-8 become U+FFFD."""
+    """Return arbitrary bytes as a JSON string; invalid UTF-8 becomes U+FFFD."""
     return encode_json(body.decode("utf-8", errors="replace"))
 
 
@@ -122,9 +121,9 @@ _decode_request_line = msgspec.json.Decoder(RequestLine).decode
 
 
 def parse_request_line(line: bytes) -> RequestLine:
-    """The parts of a valid input line; raises `NotJSONError` or `KeyError` for another."""
+    """Parse a valid input line; raises `NotJSONError` or `KeyError` for an invalid one."""
     try:
         return _decode_request_line(line)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, RecursionError):  # valid JSON all the same if it has lone surrogates
         values = read_members(line, "custom_id", "body")
         return RequestLine(custom_id=Raw(values["custom_id"]), body=Raw(values["body"]))

@@ -1,10 +1,10 @@
-"""The manifest of a batch's finished files: what they hold, where, and some of the failed requests."""
+"""The manifest of a finished batch: its files, counts and some of its failed requests."""
 
 import msgspec
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """A failed request, and where its line stands in the error file."""
+    """A failed request, and the position of its line in the error file, in bytes."""
 
     line: int
     custom_id: str
@@ -15,7 +15,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RowGroup(msgspec.Struct, frozen=True, kw_only=True):
-    """A row group of `requests.parquet`: its place among all rows, and the line of its first."""
+    """A row group of `requests.parquet`: its position among all rows, and the input line of its first row."""
 
     first_row: int
     rows: int
@@ -23,12 +23,12 @@ class RowGroup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a finished generation of a batch is made of, in input order.
+    """Files and counts of a finished generation of a batch.
 
-    `prefix` is where its files are, `base` where those are that a retry's results were laid over. `failed` counts
-    the lines of the error file, `unanswered` those of them that a cancel or the end of the window left unanswered,
-    `expired` the requests that the generation's own window closed on. `first_failures` are some of each code.
-    `cancelled` is true if a cancel ended the generation.
+    `prefix` is the prefix of its files, `base` that of the earlier generation whose results a retry replaced in
+    part. `failed` counts the lines of the error file, `unanswered` those left unanswered by an expired window or a
+    cancel, `expired` the requests that were open when this generation's own window closed. `first_failures` has
+    some failures of each error code. `cancelled` is true if a cancel ended the generation.
     """
 
     batch_id: str

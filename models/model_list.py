@@ -1,4 +1,4 @@
-"""Models that can be asked for, as the API shows them."""
+"""The list of models that the API returns."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ from batchline.models.settings import Settings
 
 
 class ModelObject(WireModel):
-    """A model that an upstream is said to serve."""
+    """A model that an upstream is configured to serve."""
 
     id: str
     object: Literal["model"] = "model"
@@ -18,14 +18,14 @@ class ModelObject(WireModel):
 
 
 class ModelListResponse(WireModel):
-    """All models that the upstreams are said to serve."""
+    """All models that the upstreams are configured to serve."""
 
     object: Literal["list"] = "list"
     data: list[ModelObject]
 
 
 def list_served_models(settings: Settings) -> ModelListResponse:
-    """The models that the upstreams list, each as the first's that has it."""
+    """Return the models that the upstreams list; each belongs to the first upstream that lists it."""
     owners = {
         model: upstream.name for upstream in reversed(settings.all_upstreams) for model in upstream.models or ()
     }
@@ -33,6 +33,6 @@ def list_served_models(settings: Settings) -> ModelListResponse:
 
 
 def find_served_model(settings: Settings, model: str) -> ModelObject | None:
-    """The model, if an upstream lists it, or serves whatever it is asked for."""
+    """Return the model if an upstream lists it or serves all models; None otherwise."""
     upstream = settings.upstream_for(model)
     return None if upstream is None else ModelObject(id=model, owned_by=upstream.name)

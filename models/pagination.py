@@ -1,4 +1,4 @@
-"""How lists are paged: by cursor (batches, files) or by count (results)."""
+"""Pagination parameters of lists: by cursor (batches, files) or by offset (results)."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -7,7 +7,7 @@ MAX_PAGE_SIZE = 100
 
 
 class CursorPagination(BaseModel):
-    """A page of a list that is newest first."""
+    """A page of a list, by cursor."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -16,7 +16,7 @@ class CursorPagination(BaseModel):
 
 
 class Pagination(BaseModel):
-    """A stretch of an ordered listing."""
+    """A page of a list, by offset."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,4 +1,4 @@
-"""What validation leaves behind: a batch's input cut into chunks, pinned to the bytes that were read."""
+"""The plan of a batch: its input divided into chunks, with digests of the validated bytes."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
@@ -7,20 +7,20 @@ from typing import Final
 import msgspec
 
 MAX_RANGE_LINES: Final = 500
-"""Most lines of a stretch, the unit in which an input is checked and read again."""
+"""Maximum lines of an input range, the unit in which an input is validated and read again."""
 
 MAX_OPEN_CHUNKS: Final = 8
-"""Chunks under way at once in a process: a few that send, the others waiting for their slowest answers."""
+"""Chunks in flight per process: a few send requests, the others wait for their slowest responses."""
 
 
 CHUNKS_PER_SENDER: Final = 4
-"""Chunks for each of several processes, which end at different times."""
+"""Chunks per process if several send, so that one that is done early gets more work."""
 
 
 class InputRange(msgspec.Struct, frozen=True, array_like=True):
-    """Some whole lines of the input file, from line `first_line` (from 1) on.
+    """Consecutive whole lines of the input file, starting at line `first_line` (from 1).
 
-    Bytes `start` to `end` (exclusive) of the decompressed file hold them, whose hex digest is `sha256`.
+    They are bytes `start` to `end` (exclusive) of the decompressed file; `sha256` is the hex digest of these.
     """
 
     start: int
@@ -30,10 +30,10 @@ class InputRange(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Input lines that one task sends: those of its stretches, or of these the lines `only` where it is a retry's.
+    """The requests that one task sends: all lines of its ranges, or only the lines `only` in a retry.
 
-    It has so many `requests`. Its stretches are in input order and are checked one by one as they are read; a
-    retry's may have gaps between them.
+    The ranges (`stretches`) are in input order and their digests are checked as they are read; a retry's may have
+    gaps between them. `requests` is the number of lines to send.
     """
 
     index: int
@@ -41,16 +41,16 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stretches: list[InputRange]
     only: list[int] | None = None
     last_line: int = 0
-    """The last line of its stretches; 0 where that is not known, as in plans of earlier versions."""
+    """The last line of its ranges; 0 if unknown, as in plans of earlier versions."""
 
     @property
     def first_line(self) -> int:
-        """The first line that it sends."""
+        """The first line of the chunk that is sent."""
         return self.only[0] if self.only else self.stretches[0].first_line
 
     @property
     def label(self) -> str:
-        """Which lines it sends, in words."""
+        """The lines of the chunk, as the task run's name."""
         last_line = self.only[-1] if self.only else self.last_line
         lines_text = (
             f"lines {self.first_line:,} to {last_line:,}" if last_line else f"lines from {self.first_line:,}"
@@ -59,10 +59,10 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """The chunks of a batch, or of a retry of some of its requests, in input order, and what they were cut from.
+    """The chunks of a batch or of a retry, in input order, and the input that they were made from.
 
-    `sha256` is the digest of the whole input's stretches' digests, one after another; `total` is the number of
-    the chunks' requests.
+    `sha256` is the digest of the concatenated digests of all input ranges; `total` is the number of requests in
+    the chunks.
     """
 
     batch_id: str
@@ -77,20 +77,20 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def max_chunk_requests(total: int, *, senders: int = 1) -> int:
-    """How many requests a chunk may hold in a batch that so many processes send.
+    """Return the maximum requests per chunk of a batch of `total` requests that `senders` processes send.
 
-    A fifth of the batch between 500 and 15,000, for several processes a fourth of the share of each: few enough
-    tasks for Prefect (some 60 ms of server CPU each), enough of them to keep all processes at work to the end. A
-    stretch more, so that chunks, which are made of whole ones, are not more than that for the sake of a few lines.
+    A fifth of the batch, or a fourth of each process's share, but at least 500 and at most 15,000: few enough
+    tasks for Prefect (about 60 ms of server CPU each), and enough to keep all processes busy to the end.
     """
     min_chunks = max(5, CHUNKS_PER_SENDER * senders)
+    # Chunks consist of whole ranges. One range more avoids a further chunk for a few lines.
     return max(500, min(15_000, -(-total // min_chunks))) + MAX_RANGE_LINES
 
 
 def plan_retry(
     plan: Plan, lines: Sequence[int], *, max_requests: int | None, max_bytes: int, senders: int = 1
 ) -> Plan:
-    """The plan of a retry of the requests on those lines (ascending) of a batch that was planned so."""
+    """Return the plan to retry the requests on `lines` (ascending) of the batch that `plan` belongs to."""
     input_ranges = [input_range for chunk in plan.chunks for input_range in chunk.stretches]
     request_limit = max_requests or max_chunk_requests(len(lines), senders=senders)
     chunks: list[Chunk] = []
@@ -111,6 +111,7 @@ def plan_retry(
             + input_range.end
             - input_range.start
         )
+        # Count the whole range: all of its bytes are read to check its digest.
         if chunk_lines and (len(chunk_lines) + len(range_lines) > request_limit or size_bytes > max_bytes):
             close_chunk()
         chunk_ranges.append(input_range)
@@ -122,7 +123,7 @@ def plan_retry(
 def _lines_by_range(
     input_ranges: Sequence[InputRange], lines: Sequence[int]
 ) -> Iterator[tuple[InputRange, Sequence[int]]]:
-    """Each stretch that has some of the lines, with them."""
+    """Yield each range that contains some of the lines, with these lines."""
     first_lines = [input_range.first_line for input_range in input_ranges]
     position = 0
     while position < len(lines):

@@ -1,7 +1,7 @@
-"""Every setting, from the environment, a `.env` file and TOML; `docs/settings.md` is made from this file.
+"""Loads all settings from the environment, a `.env` file and TOML; `docs/settings.md` is generated from this file.
 
-Strongest first: arguments, environment variables, `.env`, `batchline.toml` in the working directory,
-`config.toml` in the home directory of batchline, the defaults below.
+Highest priority first: arguments, environment variables, `.env`, `batchline.toml` in the working directory,
+`config.toml` in batchline's home directory, the defaults below.
 """
 
 import json
@@ -48,9 +48,9 @@ OPENAI_URL = "https://api.openai.com/v1"
 
 
 class ModelPrice(BaseModel):
-    """What a model costs, per million tokens, in one currency for all models.
+    """The price of a model per million tokens, in one currency for all models.
 
-    The bounds on digits are such that costs are sums and products without rounding.
+    The limits on digits allow costs to be computed without rounding.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -83,7 +83,7 @@ class ModelPrice(BaseModel):
 
 
 def home_directory() -> Path:
-    """The local directory of batchline: `BATCHLINE_HOME`, or `~/.batchline`."""
+    """Return batchline's local directory: `BATCHLINE_HOME`, or `~/.batchline`."""
     return Path(os.environ.get("BATCHLINE_HOME") or "~/.batchline").expanduser()
 
 
@@ -207,7 +207,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Add the two TOML files behind the environment."""
+        """Add the two TOML files after the environment."""
         del file_secret_settings
         working_directory_toml = _toml_source(settings_cls, Path("batchline.toml"))
         home_toml = _toml_source(settings_cls, home_directory() / "config.toml")
@@ -215,7 +215,7 @@ class Settings(BaseSettings):
 
     @property
     def sender_processes(self) -> int:
-        """How many processes send a batch's chunks."""
+        """The number of processes that send a batch's chunks."""
         return 1 if self.task_runner == "threads" else self.processes or os.cpu_count() or 1
 
     @field_validator("home")
@@ -245,29 +245,29 @@ class Settings(BaseSettings):
         if window_seconds(self.min_completion_window) > window_seconds(self.max_completion_window):
             raise ValueError("min_completion_window is above max_completion_window")
         if not self.upstreams:
-            self._default_upstream()
+            self._default_upstream()  # raises if it is invalid
         return self
 
     @property
     def effective_storage_url(self) -> str:
-        """Where objects are: `storage_url`, or its default below `home`."""
+        """The URL of the object store: `storage_url`, or its default below `home`."""
         return self.storage_url or str(self.home / "storage")
 
     @property
     def effective_database_url(self) -> str:
-        """Where records are: `database_url`, or its default below `home`. May hold a password."""
+        """The URL of the database: `database_url`, or its default below `home`. May contain a password."""
         return self.database_url.get_secret_value() or f"sqlite:///{self.home / 'batchline.db'}"
 
     @property
     def all_upstreams(self) -> tuple[Upstream, ...]:
-        """The upstreams to call, in order of preference; empty when none is configured."""
+        """The upstreams in order of preference; empty if none is configured."""
         if self.upstreams:
             return tuple(self.upstreams)
         default = self._default_upstream()
         return () if default is None else (default,)
 
     def _default_upstream(self) -> Upstream | None:
-        """The one upstream that needs no list, if it is configured; raises `InvalidInput` for a wrong one."""
+        """Return the upstream of `base_url` and `api_key`, or None; raises `InvalidInput` if it is invalid."""
         base_url = self.base_url or self.openai_base_url
         api_key = self.api_key or self.openai_api_key
         if not base_url and not api_key:
@@ -284,15 +284,15 @@ class Settings(BaseSettings):
             raise _invalid_settings(error, to_name=self._upstream_variable) from None
 
     def _upstream_variable(self, field: str) -> str:
-        """The environment variable that stands behind that field of the one upstream."""
+        """Return the environment variable of a field of the default upstream."""
         return f"{'BATCHLINE' if getattr(self, field, None) else 'OPENAI'}_{field}".upper()
 
     def upstream_for(self, model: str | None) -> Upstream | None:
-        """The first upstream that serves the model; any will do for a request that names none."""
+        """Return the first upstream that serves the model, or the first of all if `model` is None."""
         return next((upstream for upstream in self.all_upstreams if model is None or upstream.serves(model)), None)
 
     def require_endpoint(self, endpoint: str) -> str:
-        """The endpoint, if batches may use it; raises `InvalidInput` otherwise."""
+        """Return the endpoint if batches may use it; raises `InvalidInput` otherwise."""
         if endpoint not in self.endpoints:
             raise InvalidInput(
                 f"endpoint is {endpoint!r}; allowed are {', '.join(self.endpoints)}", param="endpoint"
@@ -300,7 +300,7 @@ class Settings(BaseSettings):
         return endpoint
 
     def require_window_s(self, window: str) -> int:
-        """Seconds in the completion window, if it is allowed; raises `InvalidInput` otherwise."""
+        """Return the completion window in seconds if it is allowed; raises `InvalidInput` otherwise."""
         seconds = window_seconds(window)
         min_s, max_s = window_seconds(self.min_completion_window), window_seconds(self.max_completion_window)
         if not min_s <= seconds <= max_s:
@@ -313,16 +313,17 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """The settings in force; raises `InvalidInput` that names each wrong one, never its value."""
+    """Load the settings; raises an `InvalidInput` that names each wrong setting, never its value."""
     try:
         settings = Settings(**overrides)
     except ValidationError as error:
         raise _invalid_settings(error) from None
     except SettingsError as error:
-        # Its text names the field and where it stood; its cause, which is left out, would show the value.
+        # The message names the field and its source. Drop the cause: it would show the value, maybe a secret.
         raise InvalidInput(f"settings are wrong: {error}; lists and tables are written as JSON there") from None
     except UnicodeDecodeError:
         raise InvalidInput("settings cannot be read: .env is not UTF-8") from None
+    # pydantic ignores unknown variables, so a misspelt one would have no effect and no message.
     variables = {**read_dotenv(Path(".env")), **os.environ}
     warn_of_unknown_variables(variables, map(_setting_variable, Settings.model_fields))
     _check_base_url(settings, variables)
@@ -345,7 +346,7 @@ def _check_base_url(settings: Settings, variables: Mapping[str, str | None]) -> 
 
 
 def to_environment(settings: Settings) -> dict[str, str]:
-    """The environment variables, secrets included, that give another process the settings that were chosen."""
+    """Return environment variables, secrets included, that give another process the same settings."""
     values = settings.model_dump(include=settings.model_fields_set)
     return {
         _setting_variable(name): text
@@ -355,7 +356,7 @@ def to_environment(settings: Settings) -> dict[str, str]:
 
 
 def _setting_variable(setting: str) -> str:
-    """The environment variable of that setting."""
+    """Return the name of the environment variable of a setting."""
     return str(Settings.model_fields[setting].validation_alias or f"BATCHLINE_{setting.upper()}")
 
 
@@ -373,7 +374,7 @@ def _to_plain_value(value: Any) -> Any:
 
 
 def _invalid_settings(error: ValidationError, *, to_name: Callable[[str], str] = str) -> InvalidInput:
-    """What to raise for settings that do not validate: each is named, and no value shown."""
+    """Return the error for settings that do not validate; it names each one and shows no values."""
     messages = [
         f"{to_name('.'.join(map(str, entry['loc'])) or 'together')}: {entry['msg'].removeprefix('Value error, ')}"
         for entry in error.errors(include_input=False, include_url=False)
@@ -382,7 +383,7 @@ def _invalid_settings(error: ValidationError, *, to_name: Callable[[str], str] =
 
 
 def _toml_source(settings_cls: type[BaseSettings], path: Path) -> TomlConfigSettingsSource:
-    """The settings of that file, none where there is none; raises `InvalidInput` for what it cannot hold."""
+    """Return the settings of a TOML file, none if it does not exist; raises `InvalidInput` if it is invalid."""
     try:
         source = TomlConfigSettingsSource(settings_cls, path)
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The states of a batch, which moves between them are legal, and the timestamp that each sets."""
+"""The states of a batch, the legal transitions between them, and the timestamp that each state sets."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -6,7 +6,7 @@ from typing import Final
 
 
 class BatchStatus(StrEnum):
-    """Where a batch is in its life; the values are those of OpenAI's Batch API."""
+    """The state of a batch; the values are those of OpenAI's Batch API."""
 
     VALIDATING = "validating"
     FAILED = "failed"
@@ -41,24 +41,24 @@ TRANSITIONS: Final[Mapping[BatchStatus, frozenset[BatchStatus]]] = {
     BatchStatus.EXPIRED: frozenset({BatchStatus.IN_PROGRESS}),
     BatchStatus.CANCELLED: frozenset({BatchStatus.IN_PROGRESS}),
 }
-"""From each state, the states that may follow; out of a terminal one only a retry leads."""
+"""For each state, the states that may follow; only a retry leaves a terminal state."""
 
 
 def allowed_from(target: BatchStatus) -> frozenset[BatchStatus]:
-    """The states from which a batch may go to `target`."""
+    """Return the states from which a batch may change to `target`."""
     return frozenset(status for status, targets in TRANSITIONS.items() if target in targets)
 
 
 def timestamp_field(status: BatchStatus) -> str | None:
-    """The `BatchResponse` field that entering the state sets; none for `validating`."""
+    """Return the `BatchResponse` field that is set on entering the state; None for `validating`."""
     return None if status is BatchStatus.VALIDATING else f"{status}_at"
 
 
 def final_status(*, completed: int, expired: bool, cancelled: bool) -> BatchStatus:
-    """The terminal state of a batch whose requests are all settled.
+    """Return the terminal state of a batch whose requests are all settled.
 
-    A cancelled batch stays cancelled whatever succeeded; so does an expired one. Otherwise one success is
-    enough for `completed`.
+    A cancelled or expired batch stays so even if requests succeeded. Otherwise one success is enough for
+    `completed`.
     """
     if cancelled:
         return BatchStatus.CANCELLED

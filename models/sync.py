@@ -1,4 +1,4 @@
-"""Rounds over a watched folder: what is asked for, what happens to each file, and the sum of it."""
+"""Options, events and summary of a sync pass over a watched folder."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ SyncEventKind = Literal[
 ]
 
 FILE_EVENT_KINDS: Final = ("taken", "unchanged", "waiting", "changed", "quarantined", "unreadable")
-"""Exactly one of these happens to each file that is found."""
+"""Kinds of which each file found has exactly one event."""
 
 KIND_TEXTS: Final[dict[SyncEventKind, str]] = {
     "waiting": "waiting for",
@@ -35,7 +35,7 @@ KIND_TEXTS: Final[dict[SyncEventKind, str]] = {
 
 
 class SyncOptions(BaseModel):
-    """What is made of each new file, and what becomes of it."""
+    """Options of the batches made from new files, and the action on each file afterwards."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -47,7 +47,7 @@ class SyncOptions(BaseModel):
 
 
 class SyncEvent(WireModel):
-    """Something that happened in a round."""
+    """An event of a sync pass."""
 
     kind: SyncEventKind
     file: str | None = Field(default=None, description="Address of the file in the watched folder.")
@@ -67,7 +67,7 @@ class SyncEvent(WireModel):
 
 
 class SyncSummary(WireModel):
-    """What came of a round; `events` are in order, without files that are unchanged."""
+    """The result of a sync pass; `events` are in order and leave out unchanged files."""
 
     sync_id: str
     source: str
@@ -85,14 +85,14 @@ class SyncSummary(WireModel):
 
     @property
     def message(self) -> str:
-        """The counts that are not zero, in one line."""
+        """The counts that are not zero, on one line."""
         names = ("taken", "started", "unchanged", "waiting", "changed", "quarantined", "written_back", "failed")
         counts = [f"{getattr(self, name):,} {name.replace('_', ' ')}" for name in names if getattr(self, name)]
         return ", ".join((f"{self.found:,} found", *counts)) + (" (dry run)" if self.dry_run else "")
 
 
 def summarize_events(events: Iterable[SyncEvent], *, sync_id: str, source: str, dry_run: bool) -> SyncSummary:
-    """The sum of a round's events."""
+    """Return the summary of a sync pass's events."""
     counts: Counter[str] = Counter()
     reported_events = []
     for event in events:

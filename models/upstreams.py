@@ -1,4 +1,4 @@
-"""A model server and how to call it."""
+"""Configuration of an upstream model server."""
 
 import re
 from typing import Literal, Self
@@ -23,7 +23,7 @@ _HEADER_VALUE_PATTERN = re.compile(r"[\t -~]*")
 
 
 class Upstream(BaseModel):
-    """An OpenAI-compatible server: where it is, its key, and what it can take. Durations in seconds."""
+    """An OpenAI-compatible server: its address, key and limits. Durations in seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -127,34 +127,34 @@ class Upstream(BaseModel):
 
     @property
     def idle_timeout_s(self) -> float:
-        """Seconds without a byte after which an attempt is given up."""
+        """Seconds without a received byte after which an attempt times out."""
         return self.first_byte_timeout_s or self.total_timeout_s
 
     def serves(self, model: str) -> bool:
-        """Whether it serves that model."""
+        """Return True if the upstream serves the model."""
         return self.models is None or model in self.models
 
     def url_for(self, path: str) -> str:
-        """Where a request with that path goes; a base URL that ends in `/v1` absorbs the path's own."""
+        """Return the URL of a request path; a base URL that ends in `/v1` replaces the path's own `/v1`."""
         if self.base_url.endswith("/v1") and path.startswith("/v1/"):
             return self.base_url + path.removeprefix("/v1")
         return self.base_url + path
 
 
 def _trailing_endpoint(path: str) -> str | None:
-    """The endpoint, without its `/v1`, that the path ends in."""
+    """Return the endpoint, without its `/v1`, that the path ends in, or None."""
     return next(
         (endpoint_path for endpoint_path in _ENDPOINT_PATHS if path.rstrip("/").endswith(endpoint_path)), None
     )
 
 
 def _has_valid_port(parts: SplitResult) -> bool:
-    try:
+    try:  # `port` raises ValueError if it is out of range or no number
         return parts.port != 0
     except ValueError:
         return False
 
 
 def dialect_of(endpoint: str) -> Dialect:
-    """Whose conventions (key header, usage fields) the endpoint follows: `/v1/messages` is Anthropic's."""
+    """Return the dialect (key header, usage fields) of the endpoint: `/v1/messages` is Anthropic's."""
     return "anthropic" if endpoint == "/v1/messages" else "openai"
