@@ -1,1 +1,1 @@
-"""What batches have to do with Prefect beside their steps: what people see of a run, how it starts and ends."""
+"""Connects batches to Prefect: starting, monitoring and ending flow runs, and what Prefect shows of them."""

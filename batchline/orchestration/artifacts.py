@@ -1,4 +1,4 @@
-"""What a flow run shows of its batch on Prefect's pages: its progress, and at the end outcome and figures."""
+"""Publishes a batch's progress, outcome and metrics as artifacts on the flow run's page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from batchline.storage.records.store import BatchRecord
 log = logging.getLogger(__name__)
 
 MAX_BAR_WIDTH = 30
-"""Characters of the longest bar of a picture."""
+"""Characters of the longest bar of a histogram."""
 
 MAX_BINS = 24
 
@@ -35,7 +35,7 @@ MAX_LISTED_ERRORS = 100
 
 
 class ProgressArtifact:
-    """A progress bar on the flow run's page. It never fails a batch."""
+    """A progress bar on the flow run's page. Failures to show it are logged, never raised."""
 
     def __init__(self, batch_id: str, flow_run_id: str) -> None:
         self._key = f"{batch_id}-progress"
@@ -44,11 +44,11 @@ class ProgressArtifact:
         self._last_written: tuple[float, str] | None = None
 
     def show_progress(self, snapshot: ProgressSnapshot, client: SyncPrefectClient) -> None:
-        """Show how far the batch has come, where that has changed."""
+        """Show the batch's progress if it has changed."""
         self._write_if_changed(round(100 * snapshot.settled / snapshot.total, 1), _progress_text(snapshot), client)
 
     def show_end(self, lease: BatchLease) -> None:
-        """Show the last state of the batch, if progress was shown before."""
+        """Show the batch's final progress if progress was shown before."""
         if self._id is None:
             return
         batch, (completed, failed) = lease.batch, lease.counts()
@@ -91,9 +91,9 @@ def _progress_text(snapshot: ProgressSnapshot) -> str:
 def publish_outcome(
     services: Services, batch: BatchRecord, report: BatchReport | None, *, run_id: UUID | None = None
 ) -> None:
-    """Put the batch's outcome and figures on the page of that flow run, or of the one that executes this.
+    """Publish the batch's outcome and metrics on the page of flow run `run_id`, or of the current one if None.
 
-    What fails is logged and left.
+    Failures are logged and ignored.
     """
     flow_run_id = run_id or current_run_id()
     try:
@@ -111,12 +111,12 @@ def publish_outcome(
 
 
 def current_run_id() -> UUID | None:
-    """The id of the flow run that executes this, or None outside of one."""
+    """Return the id of the current flow run, or None outside of one."""
     return UUID(str(flow_run.id)) if flow_run.id else None
 
 
 def outcome_markdown(services: Services, batch: BatchRecord, report: BatchReport | None) -> str:
-    """The outcome as Markdown: how it ended, what it used, how long requests took, what failed, and its files."""
+    """Return the outcome as Markdown: status, usage, durations, failures, models and files."""
     sections = [f"# {escape(batch.input_filename)}", f"**{escape(outcome_message(batch, report))}**"]
     sections.append("\n".join(_batch_table(batch, report)))
     if batch.errors:
@@ -156,7 +156,7 @@ def _summary_rows(batch: BatchResponse, report: BatchReport | None) -> Iterator[
 
 
 def errors_table(errors: Sequence[BatchError]) -> Iterator[str]:
-    """Yield the lines of a Markdown table of the first errors; the last says how many more there are."""
+    """Yield the lines of a Markdown table of the first errors; the last line counts the remaining ones."""
     yield "| line | code | parameter | what is wrong |"
     yield "|--:|---|---|---|"
     for error in errors[:MAX_LISTED_ERRORS]:
@@ -194,14 +194,14 @@ def _percentile_texts(percentiles: Percentiles) -> list[str]:
 
 
 def _text_histogram(bins: list[DurationBin]) -> str:
-    """A bar for each stretch of durations; several together where there are many."""
+    """Return a text histogram of durations; adjacent bins are merged to at most `MAX_BINS` bars."""
     bins_per_bar = -(-len(bins) // MAX_BINS)
     groups = [bins[first : first + bins_per_bar] for first in range(0, len(bins), bins_per_bar)]
     counts = [sum(one_bin.completed + one_bin.failed for one_bin in group) for group in groups]
     peak = max(counts)
     labels = [duration(group[-1].to_ms) for group in groups]
     width = max(map(len, labels))
-    # The count comes before the bar, whose characters are of another width in some fonts.
+    # The count precedes the bar, as block characters have a different width in some fonts.
     lines = [
         f"up to {label:>{width}}  {count:>{len(f'{peak:,}')},}  {'█' * -(-count * MAX_BAR_WIDTH // peak)}"
         for label, count in zip(labels, counts, strict=True)
@@ -240,13 +240,13 @@ def _file_list(services: Services, batch: BatchRecord) -> list[str]:
 
 
 def escape(value: str) -> str:
-    """Foreign text inside a table's cell or a line of Markdown."""
+    """Escape untrusted text for a table cell or a line of Markdown."""
     one_line = " ".join(value.split())
     return "".join(f"\\{character}" if character in "\\`*_{}[]<>()#+!|~" else character for character in one_line)
 
 
 def metric_rows(batch: BatchRecord, report: BatchReport | None) -> list[dict[str, Any]]:
-    """Each figure with its name, as the rows of a table."""
+    """Return the metrics as rows of a table with name and value."""
     rows: dict[str, Any] = {"status": batch.status.value, "requests": batch.total}
     rows |= {"completed": batch.completed, "failed": batch.failed, "not answered": batch.unanswered}
     if batch.analytics is not None:

@@ -1,4 +1,4 @@
-"""Automations on a Prefect server: made where they are missing, renewed where they are there."""
+"""Creates and updates automations on a Prefect server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from batchline.orchestration.prefect_errors import interrupted
 
 
 class SetupResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Something on the server: what it is, and whether it was made, changed or there already."""
+    """An object on the server, and whether it was created, updated or already there."""
 
     what: str
     name: str
@@ -28,18 +28,18 @@ class SetupResult(msgspec.Struct, frozen=True, kw_only=True):
 
 HEARTBEAT_EVENT: Final = "prefect.flow-run.heartbeat"
 STATES_WITHOUT_HEARTBEAT: Final = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended", "Paused")
-"""States in which no heartbeat is due any more."""
+"""States in which a run sends no more heartbeats."""
 
 
 @contextmanager
 def prefect_client() -> Iterator[SyncPrefectClient]:
-    """A client of the configured server; what fails there is raised as `Interrupted`."""
+    """Yield a client of the configured server; its failures are raised as `Interrupted`."""
     with interrupted(), get_client(sync_client=True) as client:
         yield client
 
 
 def upsert_automation(client: SyncPrefectClient, automation: AutomationCore) -> SetupResult:
-    """Make the automation, or renew the one of its name."""
+    """Create the automation, or update the one of the same name."""
     existing = client.read_automations_by_name(automation.name)
     if existing:
         client.update_automation(existing[0].id, automation)
@@ -49,7 +49,7 @@ def upsert_automation(client: SyncPrefectClient, automation: AutomationCore) -> 
 
 
 def batch_event_trigger(*events: str, file: str | None = None) -> EventTrigger:
-    """A trigger for each of those events of any batch, or of those of one file name."""
+    """Return a trigger for the given events of all batches, or of batches of the given file name."""
     match = {"prefect.resource.id": f"{BATCH_RESOURCE}.*"} | ({"prefect.resource.name": file} if file else {})
     return EventTrigger(
         expect={f"batch.{event}" for event in events},
@@ -62,9 +62,9 @@ def batch_event_trigger(*events: str, file: str | None = None) -> EventTrigger:
 
 
 def crash_on_missed_heartbeats(runs_text: str, related: dict[str, str], within_s: int) -> AutomationCore:
-    """Count runs as crashed whose heartbeats end without a word: nobody else tells when a machine dies.
+    """Return an automation that marks runs as crashed when heartbeats stop, the only sign of a dead machine.
 
-    What goes on with their batches is a trigger of the deployment.
+    A trigger of the deployment then continues their batches.
     """
     return AutomationCore(
         name=f"batchline: runs {runs_text} crash without heartbeats",

@@ -1,4 +1,4 @@
-"""Has one batch start when another completes."""
+"""Creates automations that start one batch when another completes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from batchline.orchestration.automations import SetupResult, batch_event_trigger
 
 
 def chain_batches(first_file: str, next_uri: str, *, deployment: str, endpoint: str, window: str) -> SetupResult:
-    """Each time a batch of a file named `first` completes, start one of the file at the address `then`.
+    """Create an automation that starts a batch of `next_uri` each time a batch of `first_file` completes.
 
-    Safe to repeat. Raises `InvalidInput` where the server has no such deployment of process-batch.
+    Safe to repeat. Raises `InvalidInput` if the server has no such deployment of process-batch.
     """
     with prefect_client() as client:
         automation = AutomationCore(

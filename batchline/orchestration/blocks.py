@@ -1,7 +1,7 @@
-"""Prefect blocks: a server to send to, and where files and records are, each known to flows by a name.
+"""Defines Prefect blocks for upstreams and storage, which flows refer to by name.
 
-Prefect's pages make a form of each block's JSON schema. They mask a secret only if its type is nothing but a
-secret: one that may also be null is typed into a plain text area. So what may be left out is empty, never null.
+Prefect's pages make a form from each block's JSON schema. They mask a secret only if its type does not allow null;
+otherwise it is typed into a plain text area. So optional fields are empty, never null.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["BLOCK_TYPES", "BlockNames", "StorageBlock", "UpstreamBlock", "Webhoo
 
 
 def _none_to_empty(value: object) -> object:
-    """Return the value, and empty text for null, which blocks of version 0.1 have."""
+    """Return the value, or an empty string for the null that blocks of version 0.1 have."""
     return "" if value is None else value
 
 
@@ -55,7 +55,7 @@ class UpstreamBlock(Block):
     total_timeout_s: float = Field(default=1_800.0, description="For a whole attempt.")
 
     def upstream(self, name: str) -> Upstream:
-        """The same as a setting; raises `InvalidInput` that names the block."""
+        """Return the block as an upstream setting; raises `InvalidInput` if it is invalid."""
         fields = {**_non_empty_fields(self), "headers": self.headers.get_secret_value() or {}}
         try:
             return Upstream(name=name, **fields)
@@ -65,7 +65,7 @@ class UpstreamBlock(Block):
 
 
 class StorageBlock(Block):
-    """Where files are stored and records kept."""
+    """The storage of files and the database of records."""
 
     _block_type_name: ClassVar[str] = "Batchline storage"
     _block_type_slug: ClassVar[str] = "batchline-storage"
@@ -81,25 +81,25 @@ class StorageBlock(Block):
     s3_secret_access_key: OptionalSecret = Field(default=NO_SECRET, description="Goes with the id.")
 
     def settings(self) -> dict[str, Any]:
-        """The settings that it stands for; what it leaves open is as the environment says."""
+        """Return the settings that the block overrides; the environment provides the others."""
         return _non_empty_fields(self)
 
 
 def _non_empty_fields(block: Block) -> dict[str, Any]:
-    """Return the block's fields that somebody filled in, or that have a default that is not empty."""
+    """Return the block's fields that are not empty."""
     fields = {field: getattr(block, field) for field in type(block).model_fields}
     empty: tuple[object, ...] = (None, "", [], NO_SECRET)
     return {name: value for name, value in fields.items() if value not in empty}
 
 
 class BlockNames(msgspec.Struct, frozen=True, kw_only=True):
-    """Names of the blocks that a run uses; all that its other processes are told of them."""
+    """Names of the blocks that a run uses; its other processes load the blocks by these."""
 
     upstreams: tuple[str, ...] = ()
     storage: str | None = None
 
     def settings(self) -> Settings:
-        """As `settings_from_blocks` makes them."""
+        """Return the settings with the blocks applied."""
         return settings_from_blocks(upstreams=self.upstreams, storage=self.storage)
 
 
@@ -107,9 +107,9 @@ BLOCK_TYPES: Final[tuple[type[Block], ...]] = (UpstreamBlock, StorageBlock, Webh
 
 
 def settings_from_blocks(*, upstreams: Sequence[str], storage: str | None) -> Settings:
-    """The environment's settings with what the blocks of those names say instead.
+    """Return the environment's settings with overrides from the named blocks.
 
-    Raises `InvalidInput` for a block that is not there or wrong.
+    Raises `InvalidInput` for a missing or invalid block.
     """
     overrides: dict[str, Any] = {}
     if upstreams:

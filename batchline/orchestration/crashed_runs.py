@@ -1,4 +1,4 @@
-"""Which batch to go on with after a flow run has crashed."""
+"""Finds the batch to continue after a flow run has crashed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from batchline.orchestration.run_states import was_suspended
 from batchline.storage.records.store import BatchRecord
 
 MAX_CONSECUTIVE_CRASHES: Final = 10
-"""Runs that crash one after another before nobody is started any more: what kills them would kill the next."""
+"""Consecutive crashes after which no new run is started, as it would probably crash too."""
 
 
 def batch_of_crashed_run(services: Services, run_id: str) -> BatchRecord:
-    """The batch that the crashed flow run had; its id may be that of an event's resource, `prefect.flow-run.…`.
+    """Return the batch of a crashed flow run; `run_id` may be an event's resource id, `prefect.flow-run.…`.
 
-    A run that died before it took the batch was started for it, or for a run that had it. Raises `NotFound` if
-    there was none, and `Conflict` after too many runs that crashed in a row, or for a run that was suspended.
+    For a run that crashed before it took a batch, that of the crashed run it was started for. Raises `NotFound` if
+    there is none, and `Conflict` after too many consecutive crashes or for a suspended run.
     """
     crashes = list(_consecutive_crashes(run_id))
     batch = next(
@@ -61,7 +61,7 @@ def _batch_of_run(services: Services, run_id: str, parameters: dict[str, Any]) -
 
 
 def _consecutive_crashes(run_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Id and parameters of the run and of those before it; one that goes on after a crash names what crashed."""
+    """Yield id and parameters of the run and of its predecessors, which the parameter `crashed_run` links."""
     next_run: str | None = run_id
     with get_client(sync_client=True) as client:
         for _ in range(MAX_CONSECUTIVE_CRASHES + 1):
@@ -70,7 +70,7 @@ def _consecutive_crashes(run_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
             run_id = next_run.removeprefix("prefect.flow-run.")
             try:
                 parameters = client.read_flow_run(UUID(run_id)).parameters
-            except (ObjectNotFound, ValueError):  # it was deleted since, or never was one
+            except (ObjectNotFound, ValueError):  # it was deleted since, or the id is invalid
                 parameters = {}
             yield run_id, parameters
             next_run = parameters.get("crashed_run")

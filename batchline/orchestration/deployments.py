@@ -15,17 +15,17 @@ from batchline.orchestration.final_state import run_name
 from batchline.orchestration.prefect_errors import interrupted
 
 RUN_TAG: Final = "batchline"
-"""On our deployments' runs, and on others that send heartbeats as often, so that their death is soon known."""
+"""The tag of runs that send heartbeats every `HEARTBEAT_S`, so that their crash is detected soon."""
 
 
 def start_deployment_run(
     services: Services, batch_id: str, *, deployment: str | None = None, after_crash: bool = False
 ) -> str:
-    """Have a worker run the batch, and return the id of the flow run; one that waits for a worker is that again.
+    """Create a deployment run for the batch, unless its last run still waits for a worker; return the run's id.
 
-    The deployment is that of the settings where none is named. A run that is started `after_crash` of the last one
-    ends at once after too many crashes in a row. Raises `NotFound` for an unknown batch, and `Interrupted` where
-    Prefect does not take it; the batch stays as it is and can be started again.
+    `deployment` defaults to that of the settings. A run that is started `after_crash` ends at once after too many
+    consecutive crashes. Raises `NotFound` for an unknown batch, and `Interrupted` if Prefect fails; the batch then
+    stays unchanged and can be started again.
     """
     batch = services.records.get_batch(batch_id)
     name = deployment or services.settings.deployment
@@ -44,7 +44,7 @@ def start_deployment_run(
             found.id,
             parameters={"crashed_run": batch.last_flow_run_id} if after_crash else {"batch_id": batch.id},
             name=run_name(batch),
-            # The batch's id, and what tells one start of it from the next.
+            # The same for all processes that start the batch after the same run: Prefect then creates one run.
             idempotency_key=f"{batch.id}-g{batch.generation}-{batch.last_flow_run_id or 'first'}",
         )
     services.records.record_flow_run(batch.id, str(run.id))
@@ -54,7 +54,7 @@ def start_deployment_run(
 
 
 def _is_pending(client: SyncPrefectClient, run_id: str) -> bool:
-    """Whether the flow run has not begun yet."""
+    """Return True if the flow run has not started yet."""
     try:
         state = client.read_flow_run(UUID(run_id)).state
     except ObjectNotFound:

@@ -1,7 +1,7 @@
-"""Announces the end of a batch in Prefect, once: by the run that ended it, or by whoever finds that it did not.
+"""Announces the end of a batch in Prefect once: by the run that ended it, or later by housekeeping.
 
-The event is what automations wait for: notices, webhooks, the next batch of a chain. It is sent and then marked in
-the batch's record. A process that dies in between leaves it to the next, which sends the event under the same id.
+Automations react to the event: notifications, webhooks, the next batch of a chain. The event is sent first, then
+marked in the batch's record. If the process dies in between, the event is sent again under the same id.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from batchline.storage.records.store import BatchRecord
 log = logging.getLogger(__name__)
 
 EVENT_ID_NAMESPACE: Final = UUID("6f2b7c1e-0d55-4b8a-9a51-6d0b1f0c7a11")
-"""The namespace of the ids of our events, so that one that is sent twice is the same to Prefect."""
+"""Namespace of our event ids, so that Prefect recognizes an event that is sent twice."""
 
 
 def announce_end(services: Services, batch: BatchRecord, report: BatchReport | None) -> None:
-    """Announce the end of the batch unless that was done; what fails is logged, and left to housekeeping."""
+    """Announce the end of the batch unless that was done; failures are logged and left to housekeeping."""
     if batch.announced_at is not None or batch.last_flow_run_id is None:
         return
     try:
@@ -45,7 +45,7 @@ def announce_end(services: Services, batch: BatchRecord, report: BatchReport | N
 
 
 def announce_missed_end(services: Services, batch_id: str) -> None:
-    """Announce the end of a batch whose run died before it did: outcome on the run's page, its state, the event.
+    """Announce the end of a batch whose run died before doing so: outcome on the run's page, state and event.
 
     Raises `Interrupted` if Prefect fails.
     """
@@ -63,7 +63,7 @@ def announce_missed_end(services: Services, batch_id: str) -> None:
 def _show_outcome_on_run(
     run: FlowRun, services: Services, batch: BatchRecord, report: BatchReport | None, client: SyncPrefectClient
 ) -> None:
-    """Show the outcome on the page of the run, unless it is there, and let the state of a dead run tell it."""
+    """Publish the outcome on the run's page unless it is there, and set the final state of a dead run."""
     artifact_filter = ArtifactFilter(
         key=ArtifactFilterKey(any_=[batch.id]), flow_run_id=ArtifactFilterFlowRunId(any_=[run.id])
     )
@@ -88,13 +88,14 @@ def _send_end_event(
         related=_related_resources(client, run) if run is not None else [],
         payload=payload,
     )
-    # Not by Prefect's worker for events, which drops what it cannot send and does not say so.
+    # Not through Prefect's event worker, which silently drops events that it cannot send.
     client.request("POST", "/events", json=[event.model_dump(mode="json")])
+    # Mark after sending: a crash in between sends the event twice, under the same id, rather than never.
     services.records.mark_announced(batch.id, generation=batch.generation, now=int(time.time()))
 
 
 def _related_resources(client: SyncPrefectClient, run: FlowRun) -> list[RelatedResource]:
-    """Return what Prefect itself adds to the events of a run."""
+    """Return the related resources that Prefect itself adds to the events of a run."""
     resources = [_related_resource("flow-run", str(run.id), run.name)]
     resources.append(_related_resource("flow", str(run.flow_id), client.read_flow(run.flow_id).name))
     if run.deployment_id is not None:

@@ -1,4 +1,4 @@
-"""Events that Prefect's automations can act on: what became of a batch, with its figures."""
+"""Sends events about batches, with their metrics, that Prefect's automations can react to."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ STOPPED_EVENT: Final = "batchline.flow-run.stopped"
 """Sent by a flow run's process when it expects no more heartbeats of its own.
 
 Prefect sends heartbeats in the background, so those of a short run arrive after the event of its end, which the
-server itself sends. This event takes the same way as the heartbeats, after the last of them.
+server creates itself. This event goes through the same queue as the heartbeats, after the last of them.
 """
 
 
 HEARTBEAT_S: Final = 30
-"""Seconds between the heartbeats of our deployments' runs, as prefect.yaml and the commands set it."""
+"""Seconds between heartbeats of our deployments' runs, as set in prefect.yaml and by the commands."""
 
 HEARTBEAT_SETTLE_S: Final = 1.5
-"""Seconds after which the server has handled a heartbeat, unless it is overloaded."""
+"""Seconds within which the server handles a heartbeat, unless it is overloaded."""
 
 
 def emit_batch_event(
     event: str, batch: BatchRecord, *, report: BatchReport | None = None, run_id: UUID | None = None, **extra: Any
 ) -> None:
-    """Send the event `batch.<what>`, with the batch as its resource.
+    """Send the event `batch.<event>`, with the batch as its resource.
 
-    Prefect sends it in the background, and adds the flow run in which it happened; `run_id` names that where
-    another thread than the run's own calls.
+    Prefect sends it in the background and adds the current flow run; pass `run_id` from any thread other than the
+    flow run's own.
     """
     name, resource, payload = batch_event(event, batch, report=report, run_id=run_id)
     emit_event(event=name, resource=resource, payload={**payload, **extra})
@@ -50,7 +50,7 @@ def emit_batch_event(
 def batch_event(
     event: str, batch: BatchRecord, *, report: BatchReport | None = None, run_id: UUID | None = None
 ) -> tuple[str, dict[str, str], dict[str, Any]]:
-    """Return the name, the resource and the payload of the event `batch.<what>`."""
+    """Return name, resource and payload of the event `batch.<event>`."""
     resource = {
         "prefect.resource.id": f"{BATCH_RESOURCE}.{batch.id}",
         "prefect.resource.name": batch.input_filename,
@@ -62,7 +62,7 @@ def batch_event(
 
 
 def emit_stopped(run: FlowRun, flow_name: str) -> None:
-    """Report that this process stops executing the flow run on purpose."""
+    """Send `STOPPED_EVENT`: this process stops executing the flow run on purpose."""
     flow = {
         "prefect.resource.id": f"prefect.flow.{run.flow_id}",
         "prefect.resource.role": "flow",
@@ -74,33 +74,33 @@ def emit_stopped(run: FlowRun, flow_name: str) -> None:
 
 
 def report_stopped(flow: Flow[Any, Any], flow_run: FlowRun, state: State) -> None:
-    """Report the end of a run, as a hook of the flow for its final states."""
+    """Send `STOPPED_EVENT` at the end of a run; a hook for the flow's final states."""
     del state
     if flow_run.deployment_id is not None:
-        # The server handles events that arrive together in any order, and could count the heartbeat of this
-        # moment after the end. Heartbeats are sent when a run begins and every HEARTBEAT_S.
+        # The server handles events that arrive together in any order, so wait until a heartbeat that was sent just
+        # now is handled. Heartbeats are sent when a run starts and every HEARTBEAT_S.
         time.sleep(max(0.0, HEARTBEAT_SETTLE_S - _run_age_s(flow_run.id) % HEARTBEAT_S))
     emit_stopped(flow_run, flow.name)
 
 
 def _run_age_s(run_id: UUID) -> float:
-    """Return the seconds since the flow run began; 0 if the server does not say."""
+    """Return the seconds since the flow run started; 0 if unknown."""
     try:
         with get_client(sync_client=True) as client:
             started_at = client.read_flow_run(run_id).start_time
-    except Exception:  # noqa: BLE001 - Prefect's client raises many kinds, and the end is to be reported anyway
+    except Exception:  # noqa: BLE001 - Prefect's client raises many kinds; report the end anyway
         return 0.0
     return 0.0 if started_at is None else time.time() - started_at.timestamp()
 
 
 def run_page_payload(run_id: str | None) -> dict[str, str]:
-    """Where this process knows the run's page to be: a server that was told no address of its own knows none."""
+    """Return the URL of the run's page from this process's settings; the server may not know its own address."""
     page = url_for("flow-run", run_id) if run_id else None
     return {"run_url": page} if page else {}
 
 
 def _batch_payload(batch: BatchRecord, report: BatchReport | None) -> dict[str, Any]:
-    """What is known of the batch, for templates and conditions; nothing of a request or an answer."""
+    """Return data of the batch for templates and conditions, without contents of requests or answers."""
     payload: dict[str, Any] = {
         "batch_id": batch.id,
         "file": batch.input_filename,

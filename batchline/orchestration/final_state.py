@@ -1,4 +1,4 @@
-"""How a batch ended, as the state of its flow run tells."""
+"""Translates the end of a batch into the final state of its flow run."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from batchline.models.status import BatchStatus
 from batchline.storage.records.store import BatchRecord
 
 BATCH_ID_LABEL: Final = "batchline.batch_id"
-"""The label of a flow run that names its batch."""
+"""The label of a flow run with its batch's id."""
 
 
 def run_name(batch: BatchRecord) -> str:
-    """The name of the batch's flow runs: its file, and its id."""
+    """Return the name of the batch's flow runs: file name and batch id."""
     return f"{batch.input_filename} {batch.id}"
 
 
 def outcome_message(batch: BatchRecord, report: BatchReport | None) -> str:
-    """How a batch ended, in one line for people."""
+    """Return a one-line description of a batch's outcome."""
     if batch.total:
         counts = f"{batch.completed:,} ok, {batch.failed:,} failed"
         counts += f", {batch.unanswered:,} not answered" if batch.unanswered else ""
@@ -40,9 +40,9 @@ def outcome_message(batch: BatchRecord, report: BatchReport | None) -> str:
 
 
 def final_state(batch: BatchRecord, message: str) -> BatchResponse:
-    """Return the flow run's state for a batch that is over, with what the caller of the flow gets.
+    """Return the flow run's final state for a finished batch, with the result or error for the flow's caller.
 
-    Prefect takes a returned state for the run's own, and gives the caller what the state holds.
+    Prefect uses a state that a flow returns as the run's own, and gives the caller the state's data.
     """
     state = flow_run_state(batch, message)
     error = BatchEnded(f"batch {batch.id} {message}", batch_id=batch.id, status=batch.status)
@@ -51,7 +51,7 @@ def final_state(batch: BatchRecord, message: str) -> BatchResponse:
 
 
 def flow_run_state(batch: BatchRecord, message: str) -> State[Any]:
-    """Return the flow run's state for a batch that is over, without a result."""
+    """Return the flow run's final state for a finished batch, without a result."""
     if batch.status is BatchStatus.COMPLETED:
         return Completed(message=message)
     return Cancelled(message=message) if batch.status is BatchStatus.CANCELLED else Failed(message=message)

@@ -1,8 +1,8 @@
-"""Finds slots of upstreams' limits in Prefect that no process holds any more, and frees them.
+"""Finds and releases slots of upstream limits in Prefect that no process holds any more.
 
-A Prefect server that keeps leases in memory forgets them when it restarts, but not the slots that were taken under
-them. The slots of a process that dies before it has noticed stay taken for good. A process that has work reports
-itself with the limit on processes once a minute; if none did so for some minutes, nobody holds anything.
+A Prefect server that keeps leases in memory loses them when it restarts, but keeps the slots taken under them.
+Slots of a process that dies before it notices stay taken forever. Each working process updates the limit on
+processes once a minute; if there was no update for some minutes, no process holds any slots.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from batchline.orchestration.quota_store import NAME_PREFIX, PAGE_SIZE
 from batchline.upstream.quota.upstream_quota import PROCESSES
 
 IDLE_AFTER_S: Final = 300.0
-"""Five reports of a process that works, and longer than what a killed process held can lapse."""
+"""Five updates of a working process, and longer than the leases of a killed process last."""
 
 LIMIT_KINDS: Final = (PROCESSES, "in-flight", "requests-per-minute", "tokens-per-minute")
 
 
 class LeakedSlots(msgspec.Struct, frozen=True):
-    """Slots of the limit of that name that nobody holds."""
+    """Slots of a limit that no process holds."""
 
     name: str
     slots: int
 
 
 def find_leaked_slots() -> Iterator[LeakedSlots]:
-    """Yield the limits whose upstream no process has used lately, and that have slots taken all the same.
+    """Yield the limits with taken slots whose upstream no process has used for `IDLE_AFTER_S`.
 
     Raises `Interrupted` if Prefect fails.
     """
@@ -52,7 +52,7 @@ def find_leaked_slots() -> Iterator[LeakedSlots]:
 
 
 def release_leaked_slots(leaked: LeakedSlots) -> None:
-    """Give the slots back; raises `Interrupted` if Prefect fails."""
+    """Release the slots; raises `Interrupted` if Prefect fails."""
     with prefect_client() as client:
         client.release_concurrency_slots(names=[leaked.name], slots=leaked.slots, occupancy_seconds=1.0)
 

@@ -1,4 +1,4 @@
-"""Checks where a Prefect server keeps the leases of concurrency slots: in memory, a restart forgets them."""
+"""Warns if a Prefect server keeps the leases of concurrency slots in memory, where a restart loses them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MEMORY_STORAGE: Final = "prefect.server.concurrency.lease_storage.memory"
 
 
 def warn_of_memory_leases(logger: logging.Logger | logging.LoggerAdapter[Any]) -> None:
-    """Warn in the log if the configured server forgets leases at a restart, unless it is a temporary one."""
+    """Log a warning if the configured permanent server loses leases at a restart."""
     if get_current_settings().api.url is None:
         return
     with get_client(sync_client=True) as client:
@@ -24,7 +24,7 @@ def warn_of_memory_leases(logger: logging.Logger | logging.LoggerAdapter[Any]) -
 
 
 def lease_storage_warning(client: SyncPrefectClient) -> str | None:
-    """Return what to change on a server that keeps leases in memory; None for any other server."""
+    """Return a warning for a server that keeps leases in memory; None for any other server."""
     try:
         settings = client.request("GET", "/admin/settings").json()
         storage = settings["server"]["concurrency"]["lease_storage"]

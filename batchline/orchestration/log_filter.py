@@ -1,4 +1,4 @@
-"""What a flow run's log says of our own errors: each once, and with a traceback only where that helps."""
+"""Filters flow run logs: batchline's errors are logged once, and with a traceback only if that helps."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from batchline.models.errors import BatchEnded, BatchlineError, Conflict, Invali
 from batchline.orchestration.events import report_stopped
 
 USER_ERRORS = (InvalidInput, NotFound, Conflict)
-"""Errors of those who started the run: their messages say what to do, and a traceback says no more."""
+"""Errors caused by the run's input: the message says what to do, a traceback adds nothing."""
 
 UNEXPECTED_MESSAGE = "Engine execution exited with unexpected exception"
-"""What Prefect's engine says at the end of a run of a deployment, of an error that it has told before."""
+"""Prefect's message at the end of a deployment run for an error that it has already logged."""
 
 
 HOOK_MESSAGE = f"ook {report_stopped.__name__!r} "
-"""In what Prefect's engine says before and after it calls our hook."""
+"""Part of Prefect's messages before and after it calls our hook ("Running hook", "Hook … finished")."""
 
 
 def install_log_filter() -> None:
-    """Keep from the log of this process's flow runs what makes a batch that failed look like a fault of ours."""
+    """Install the filter in this process, so that a failed batch does not look like a bug in the logs."""
     logging.getLogger("prefect.flow_runs").addFilter(_FILTER)
 
 
 class _UserErrorFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        """Drop what is told already, and tracebacks that nobody needs."""
+        """Drop repeated messages and useless tracebacks."""
         if HOOK_MESSAGE in str(record.msg):
             return False
         error = record.exc_info[1] if record.exc_info else None

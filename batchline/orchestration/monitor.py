@@ -1,8 +1,8 @@
-"""What goes on beside a batch's steps: its progress is shown, and what Prefect and the machine ask for is done.
+"""Monitors a flow run: shows the batch's progress and handles cancel, suspend and SIGTERM.
 
-A cancelled flow run cancels its batch, which then writes what it has. A suspended one stops sending, saves its
-answers and ends its process; Resume starts another. A process that is told to end stops its batch cleanly, so that
-the next run goes on with it.
+Cancelling the flow run cancels its batch, which then writes its files. Suspending it stops sending, saves the
+answers and ends the process; Resume starts another. SIGTERM stops the batch cleanly, so that the next run can
+continue it.
 """
 
 from __future__ import annotations
@@ -38,21 +38,22 @@ log = logging.getLogger(__name__)
 
 PROGRESS_INTERVAL_S: Final = 3.0
 STATE_POLL_INTERVAL_S: Final = 2.0
-"""Between reads of the flow run's state, which find a suspended run, and a cancelled one that has no worker."""
+"""Seconds between reads of the flow run's state: a suspended run, or a cancelled one without a worker, gets no
+signal."""
 
 TICK_S: Final = 1.0
 
 LOG_INTERVAL_S: Final = 60.0
 RISK_CHECK_DELAY_S: Final = 60.0
-"""A batch's speed says little of its end before."""
+"""Seconds before the batch's end is estimated; its speed varies until then."""
 
 
 @contextmanager
 def monitor_run(lease: BatchLease) -> Iterator[None]:
-    """Look after the run of a batch until the block ends.
+    """Monitor the flow run of a batch until the block ends.
 
-    Raises `TerminationSignal` if the process was told to end and the batch was stopped for it, and Prefect's
-    `Pause` if the flow run is suspended or another process executes it now, so that its state is left as it is.
+    Raises `TerminationSignal` if SIGTERM stopped the batch, and Prefect's `Pause`, which leaves the run's state
+    unchanged, if the flow run is suspended or another process executes it now.
     """
     context, terminating = FlowRunContext.get(), threading.Event()
     if context is None or context.flow_run is None:
@@ -69,7 +70,7 @@ def monitor_run(lease: BatchLease) -> Iterator[None]:
             if monitor.is_detaching:
                 raise Pause(state=monitor.detach()) from error
             if terminating.is_set():
-                # The signal ends the process without a chance to do so later.
+                # Release here: the signal ends the process without another chance.
                 lease.services.dispatcher.release_quota()
                 raise TerminationSignal(signal.SIGTERM) from error
             raise
@@ -77,11 +78,11 @@ def monitor_run(lease: BatchLease) -> Iterator[None]:
 
 @contextmanager
 def _handle_sigterm(monitor: _RunMonitor, terminating: threading.Event) -> Iterator[None]:
-    """At SIGTERM, which a worker sends to cancel a run and a machine to end a process, do what is meant by it.
+    """Cancel the batch or interrupt the run at SIGTERM, which both a cancelling worker and a shutdown send.
 
-    A later one ends the process at once; one that is repeated within two seconds means the same as the first.
-    Only a main thread can be told.
+    A later signal ends the process at once; a repetition within two seconds counts as the first.
     """
+    # Python allows signal handlers in the main thread only.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -97,7 +98,7 @@ def _handle_sigterm(monitor: _RunMonitor, terminating: threading.Event) -> Itera
         if occurrence != "first":
             return
         terminating.set()
-        # Not here: what the signal came upon may hold the locks that asking Prefect needs.
+        # In a thread, because the interrupted code may hold locks that the call to Prefect needs.
         threading.Thread(target=monitor.on_sigterm, name="told to end", daemon=True).start()
 
     previous_handler = signal.signal(signal.SIGTERM, handle_signal)
@@ -108,7 +109,7 @@ def _handle_sigterm(monitor: _RunMonitor, terminating: threading.Event) -> Itera
 
 
 class _RunMonitor:
-    """A thread that shows progress and looks whether the flow run is being cancelled."""
+    """A thread that shows progress and polls the flow run's state."""
 
     def __init__(
         self, lease: BatchLease, run: FlowRun, flow_name: str, logger: LoggingAdapter | logging.Logger
@@ -137,13 +138,13 @@ class _RunMonitor:
 
     @property
     def is_detaching(self) -> bool:
-        """True once the batch was stopped because the flow run is suspended, or is another process's now."""
+        """True once the batch was stopped because the flow run is suspended or executed by another process."""
         return self._detached_for is not None
 
     def detach(self) -> State | None:
-        """Return the state in which the flow run is left, as late as can be.
+        """Return the flow run's state, read again at the last moment.
 
-        A run that was cancelled after it was suspended cancels its batch, whose files housekeeping then writes.
+        A run that was cancelled after it was suspended cancels its batch; housekeeping then writes the files.
         """
         with get_client(sync_client=True) as client:
             action, state = self._poll_action(client)
@@ -153,11 +154,11 @@ class _RunMonitor:
         return state or self._detached_for
 
     def on_sigterm(self) -> None:
-        """Do what the run's state asks for; a process that is told to end for another reason stops its batch."""
+        """Apply the action that the run's state requests; interrupt the batch if it requests none."""
         try:
             with get_client(sync_client=True) as client:
                 action, state = self._poll_action(client)
-        except Exception:  # the process is ended soon, whatever Prefect says
+        except Exception:  # the process ends soon even if Prefect does not answer
             log.exception("the flow run's state is not known")
             action, state = RunAction.CONTINUE, None
         if action is RunAction.CONTINUE:
@@ -170,14 +171,14 @@ class _RunMonitor:
         interval_s = min(TICK_S, PROGRESS_INTERVAL_S)
         if self._finished.wait(interval_s):
             return
-        # One client for all looks: to make one takes more CPU than to ask.
+        # One client for all polls: creating one takes more CPU than a request.
         with get_client(sync_client=True) as client:
             self._check_once(client)
             while not self._finished.wait(interval_s):
                 self._check_once(client)
 
     def _check_once(self, client: SyncPrefectClient) -> None:
-        """Do what is due; the thread outlives what fails, or a cancelled run would not be noticed."""
+        """Run the checks that are due; survive failures, or a cancelled run would go unnoticed."""
         try:
             self._run_due_checks(client)
         except Exception:
@@ -208,7 +209,7 @@ class _RunMonitor:
             self._logger.info("%s", " · ".join(part for part in parts if part))
 
     def _poll_action(self, client: SyncPrefectClient) -> tuple[RunAction, State | None]:
-        """Ask Prefect; it is asked again later if it does not answer."""
+        """Read the requested action from Prefect; CONTINUE if it fails, as the next poll follows soon."""
         try:
             return self._execution.requested_action(client)
         except Exception as error:  # noqa: BLE001 - Prefect's client raises many kinds
@@ -242,7 +243,7 @@ class _RunMonitor:
         self._pause_reason = snapshot.paused
 
     def _report_deadline_risk(self) -> None:
-        """Say once that the batch will not be done within its window at the speed that it has."""
+        """Report once if the batch will miss its window at its current speed."""
         batch, eta_s = self._lease.batch, self._meter.eta_s()
         if self._is_at_risk or eta_s is None or time.monotonic() - self._started_at < RISK_CHECK_DELAY_S:
             return

@@ -1,4 +1,4 @@
-"""Tells webhooks, chats and mailboxes when a batch ends, and when one will not be done in time."""
+"""Creates automations that notify webhooks, chats and mailboxes of batches and quarantined files."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ SUBJECT_TEMPLATE: Final = (
     "{% if event.payload.late_by_s %}, {{ event.payload.late_by_s }} s late at this speed{% endif %}"
     "{% endif %}"
 )
-"""The file and how its batch ended, with the reason, as the flow run's state says it."""
+"""The file and its batch's outcome with the reason, as in the flow run's state."""
 
 PAGE_TEMPLATE: Final = "{% set page = (flow_run | ui_url if flow_run else none) or event.payload.get('run_url') %}"
-"""The run's page as the server knows it, else as the run did."""
+"""The URL of the run's page, from the server if it knows its address, else from the run's event."""
 
 BODY_TEMPLATE: Final = (
     PAGE_TEMPLATE + SUBJECT_TEMPLATE + "\n{{ event.payload.batch_id }}{% if page %}\n{{ page }}{% endif %}"
@@ -44,7 +44,7 @@ PAYLOAD_TEMPLATE: Final = (
     '{"text": {{ text | string | tojson }}, "event": {{ event.event | tojson }}, '
     '"url": {{ page | tojson }}, "batch": {{ event.payload | tojson }}}'
 )
-"""What a webhook is sent: `text` is what chat services show, `batch` the event's figures."""
+"""The body sent to a webhook: chat services show `text`; `batch` has the event's data."""
 
 FILE_SUBJECT_TEMPLATE: Final = "{{ event.payload.file }}: quarantined, {{ event.payload.reason }}"
 FILE_BODY_TEMPLATE: Final = (
@@ -58,7 +58,7 @@ FILE_PAYLOAD_TEMPLATE: Final = (
 
 
 class _Templates(NamedTuple):
-    """Templates of what is sent: to a block, and to a webhook."""
+    """Templates of a notification: subject and body for a block, payload for a webhook."""
 
     subject: str
     body: str
@@ -66,9 +66,9 @@ class _Templates(NamedTuple):
 
 
 def batch_notifications(client: SyncPrefectClient, targets: Sequence[str]) -> AutomationCore:
-    """The automation that tells each target: a URL, or type and name of a block, such as slack-webhook/ops.
+    """Return the automation that notifies each target: a URL, or a block such as slack-webhook/ops.
 
-    Raises `InvalidInput` for a block that is not there or cannot notify.
+    Raises `InvalidInput` for a block that does not exist or cannot notify.
     """
     return AutomationCore(
         name="batchline: tell of batches",
@@ -79,7 +79,7 @@ def batch_notifications(client: SyncPrefectClient, targets: Sequence[str]) -> Au
 
 
 def file_notifications(client: SyncPrefectClient, targets: Sequence[str]) -> AutomationCore:
-    """The automation that notifies each target of files in quarantine; raises as `notices` does."""
+    """Return the automation that notifies of files in quarantine; as `batch_notifications` otherwise."""
     return AutomationCore(
         name="batchline: tell of files in quarantine",
         description="Files in watched folders that do not validate. Made by `batchline prefect setup`.",
@@ -107,6 +107,7 @@ def _notify_action(
     client: SyncPrefectClient, target: str, number: int, templates: _Templates
 ) -> CallWebhook | SendNotification:
     if target.startswith(("http://", "https://")):
+        # Automations refer to blocks only, so a URL gets a block of its own.
         webhook = Webhook(url=SecretStr(target), headers=SecretDict({"Content-Type": "application/json"}))
         name = "batchline-notify" if number == 1 else f"batchline-notify-{number}"
         return CallWebhook(

@@ -1,9 +1,9 @@
-"""Types of our flows' parameters, which decide how Prefect's pages show them.
+"""Defines the types of the flows' parameters, which determine the forms on Prefect's pages.
 
-The pages make a form of each parameter's JSON schema, and submit every field that nobody touched with its default.
-So a default must be valid under its own schema: text that may be left out is empty, never null. A schema that
-allows null as well would be valid, but the pages show no field for it. The description of a parameter stands in
-the docstring of its flow, where Prefect reads it.
+The forms are made from the JSON schemas, and submit each untouched field with its default. So a default must be
+valid under its own schema: optional text defaults to an empty string, never null. A schema that also allows null
+would be valid, but the pages show no field for it. Prefect reads descriptions of parameters from the docstring of
+their flow.
 """
 
 from typing import Annotated, Final
@@ -14,19 +14,19 @@ from batchline.models.errors import InvalidInput
 from batchline.models.settings import ENDPOINTS, load_settings
 
 WINDOW_CHOICES: Final = ("1h", "3h", "6h", "12h", "24h", "2d", "3d", "7d")
-"""What the form offers; batches that programs make before they start a run may have others."""
+"""Choices in the form; batches created by other means may have other windows."""
 
 
 def _allowed_endpoints() -> list[str]:
-    """Those that the settings allow where the form is made."""
+    """Return the endpoints that the settings allow on the machine that registers the flow."""
     try:
         return list(load_settings().endpoints)
-    except InvalidInput:  # said where the settings are needed
+    except InvalidInput:  # importing must not fail; the flow reports it when it loads the settings
         return list(ENDPOINTS)
 
 
 def _strip_text(text: str | None) -> str | None:
-    """Return the text without the blanks and line ends that come along when it is pasted into a text area."""
+    """Strip the whitespace that often comes with text pasted into a form."""
     return text.strip() if text else text
 
 

@@ -1,4 +1,4 @@
-"""What a failure of Prefect's client means, in words for a person."""
+"""Translates failures of Prefect's client into messages for users."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from batchline.models.errors import BatchlineError, Interrupted
 
 @contextmanager
 def interrupted(before: str = "") -> Iterator[None]:
-    """Raise failures of Prefect's client within the block as `Interrupted`; `before` begins its message."""
+    """Raise failures of Prefect's client in the block as `Interrupted`; `before` starts the message."""
     try:
         yield
     except BatchlineError:
@@ -23,7 +23,7 @@ def interrupted(before: str = "") -> Iterator[None]:
 
 
 def describe_error(error: Exception) -> str:
-    """What went wrong between us and Prefect's server; for a server that refuses us, what to set."""
+    """Return a description of the failure; if authentication failed, name the setting to change."""
     if isinstance(error, PrefectHTTPStatusError) and error.response.status_code in {401, 403}:
         return _describe_auth_failure()
     return f"Prefect failed: {type(error).__name__}: {error}"

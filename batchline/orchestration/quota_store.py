@@ -1,4 +1,4 @@
-"""Budgets of upstreams over all processes and machines: Prefect's global concurrency limits as their ledger."""
+"""Stores quota leases in Prefect's global concurrency limits, to share upstream limits among all processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from batchline.models.upstreams import Upstream
 from batchline.upstream.quota.store import LimitState, QuotaStoreError
 
 PAGE_SIZE: Final = 200
-"""Limits that Prefect lists at once."""
+"""Limits per page of Prefect's list."""
 
 NAME_PREFIX: Final = "batchline-"
 """The prefix of the names of our limits."""
@@ -33,21 +33,21 @@ LEASE_EXPIRED_STATUS: Final = 410
 
 
 def share_quotas(services: Services) -> None:
-    """Have the engine's caller share its upstreams' caps by way of the Prefect server that is configured.
+    """Let the dispatcher share its upstreams' limits through the configured Prefect server.
 
-    Not where the settings say no, and not without a server that stays: the one that Prefect starts for a single
-    program is known to nobody else. Safe to repeat.
+    Does nothing if the settings disable it, or without a permanent server: no other process uses the temporary one
+    that Prefect starts for a single program. Safe to repeat.
     """
     if services.settings.share_budgets and get_current_settings().api.url:
         services.dispatcher.share_quota(PrefectQuotaStore)
 
 
 class PrefectQuotaStore:
-    """A `QuotaStore` that is used as a context, by one thread."""
+    """A `QuotaStore` in Prefect; a context manager for use by one thread."""
 
     def __init__(self) -> None:
         self._client = get_client(sync_client=True, httpx_settings={"timeout": CLIENT_TIMEOUT_S})
-        # What fails is tried again at the next look, and what is held is good for minutes.
+        # Few retries: a failed call is repeated at the next poll, and leases last for minutes.
         self._settings = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1})
 
     def __enter__(self) -> Self:
@@ -60,11 +60,11 @@ class PrefectQuotaStore:
         self._settings.__exit__(None, None, None)
 
     def limit_name(self, upstream: Upstream, kind: str) -> str:
-        """`batchline-<upstream>-<what>`, with the server's place for the one that was given no name."""
+        """Return `batchline-<upstream>-<kind>`; an upstream without a name is identified by its address."""
         return f"{NAME_PREFIX}{_server_name(upstream) if upstream.name == 'default' else upstream.name}-{kind}"
 
     def read_limits(self, names: list[str]) -> dict[str, LimitState]:
-        """The limits of those names, by one question where there are not very many of others."""
+        """Return the states of the named limits that exist, by one request if the server has few limits."""
         with _translate_errors():
             listed = self._client.read_global_concurrency_limits(limit=PAGE_SIZE)
             limits = {response.name: response for response in listed if response.name in names}
@@ -84,7 +84,7 @@ class PrefectQuotaStore:
             return
 
     def create_limit(self, name: str, limit: int) -> None:
-        """Make a limit, unless it exists."""
+        """Create a limit unless it exists."""
         new_limit = GlobalConcurrencyLimitCreate(name=name, limit=min(limit, MAX_LIMIT))
         with _translate_errors():
             try:
@@ -93,7 +93,7 @@ class PrefectQuotaStore:
                 return
 
     def acquire(self, name: str, slots: int, lease_s: float) -> str | None:
-        """Take slots for so long; the lease, or none where not so many are free."""
+        """Lease slots for `lease_s` seconds; return the lease's id, or None if too few slots are free."""
         with _translate_errors():
             try:
                 response = self._client.increment_concurrency_slots_with_lease(
@@ -106,12 +106,12 @@ class PrefectQuotaStore:
             lease_id = str(response["lease_id"])
             if response["limits"]:
                 return lease_id
-            # The limit is gone, and Prefect gives any number of slots of nothing.
+            # The limit was deleted: Prefect then grants any number of slots, of no limit.
             self._client.release_concurrency_slots_with_lease(UUID(lease_id))
             return None
 
     def renew(self, lease_id: str, lease_s: float) -> bool:
-        """Prolong a lease; false where it is not known (any more)."""
+        """Renew a lease; return False if it is unknown or expired."""
         with _translate_errors():
             try:
                 self._client.renew_concurrency_lease(UUID(lease_id), lease_s)
@@ -122,22 +122,22 @@ class PrefectQuotaStore:
             return True
 
     def release(self, lease_id: str) -> None:
-        """Give back what was taken under a lease; one that is not known is no fault."""
+        """Release the slots of a lease; ignores an unknown lease."""
         with _translate_errors():
             self._client.release_concurrency_slots_with_lease(UUID(lease_id))
 
     def release_slots(self, name: str, slots: int) -> None:
-        """Give back slots whose lease is no longer known."""
+        """Release slots whose lease is unknown to the server."""
         with _translate_errors():
             self._client.release_concurrency_slots(names=[name], slots=slots, occupancy_seconds=1.0)
 
     def report_alive(self, name: str) -> None:
-        """Write the limit anew as it is, which changes the time when it was updated."""
+        """Update the limit without changes, which renews its time of last update."""
         with _translate_errors():
             self._client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(name=name))
 
     def change_command(self, name: str, limit: int | None) -> str:
-        """The command by which a person sets the limit."""
+        """Return the command to change the limit, with a placeholder if `limit` is None."""
         return f"prefect gcl update {name} --limit {'N' if limit is None else limit}"
 
 
@@ -150,13 +150,13 @@ def _translate_errors() -> Iterator[None]:
 
 
 def _to_limit_state(limit: GlobalConcurrencyLimitResponse) -> LimitState:
-    """The limit as it counts here; one whose slots come back by themselves, a rate limit, is not ours to share."""
+    """Return the limit's state; a rate limit, whose slots decay, is not in force here."""
     in_force = limit.active and limit.slot_decay_per_second == 0
     return LimitState(limit.limit, limit.active_slots, in_force, str(limit.id))
 
 
 def _server_name(upstream: Upstream) -> str:
-    """Host and port; this machine's name for a server that only this machine can reach."""
+    """Return host and port, with this machine's name for a loopback host, which differs by machine."""
     parts = urlsplit(upstream.base_url)
     host = parts.hostname or ""
     port = parts.port or (443 if parts.scheme == "https" else 80)

@@ -1,4 +1,4 @@
-"""Decides if a batch that no process holds needs another run, by what Prefect knows of its last one."""
+"""Decides if a batch without a lease needs another run, by the state of its last run in Prefect."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from batchline.orchestration.run_states import was_suspended
 from batchline.storage.records.store import BatchRecord
 
 START_TIMEOUT_S = 300.0
-"""How long a run may be Pending or Running and not take the batch's lease; then it is taken for dead."""
+"""Seconds that a run may be Pending or Running without taking the lease; after that it counts as dead."""
 
 FOLLOW_UP_TIMEOUT_S: Final = 60.0
-"""Seconds that the automation for crashes may take to start the next run, before housekeeping does."""
+"""Seconds for the crash automation to start the next run; after that housekeeping does."""
 
 FLOW_NAME: Final = "process-batch"
 MAX_LISTED_RUNS: Final = 200
 
 
 class DueAction(NamedTuple):
-    """The action that is due for an unfinished batch that no process holds, and the reason."""
+    """The action that is due for an unfinished batch without a lease, and its reason."""
 
     reason: str
     after_crash: bool = False
@@ -42,14 +42,14 @@ class DueAction(NamedTuple):
 
 
 def has_prefect_server() -> bool:
-    """Return True if a Prefect server that stays is configured."""
+    """Return True if a permanent Prefect server is configured."""
     return get_current_settings().api.url is not None
 
 
 def server_url(before: str = "", *, param: str | None = None) -> str:
     """Return the address of the configured Prefect server.
 
-    Raises `InvalidInput` if none is, with a message that `before` begins: a temporary one would have no workers.
+    Raises `InvalidInput` if there is none, as a temporary one has no workers; `before` starts its message.
     """
     url = get_current_settings().api.url
     if not url:
@@ -61,10 +61,10 @@ def server_url(before: str = "", *, param: str | None = None) -> str:
 
 
 def needs_run(batch: BatchRecord, *, now: float) -> bool:
-    """Return True if a run is to be started for a batch that is not over and that no process holds.
+    """Return True if a run should be started for an unfinished batch without a lease.
 
-    Not while its last run waits for a worker, is about to begin or was suspended; nor if a person cancelled that
-    run in Prefect before it began, until the batch's window closes. Raises `Interrupted` if Prefect fails.
+    False while its last run waits for a worker, is about to start or is suspended; also if a person cancelled that
+    run in Prefect before it started, until the batch's window closes. Raises `Interrupted` if Prefect fails.
     """
     if batch.last_flow_run_id is None:
         return True
@@ -81,11 +81,11 @@ def needs_run(batch: BatchRecord, *, now: float) -> bool:
 
 
 def find_due_action(batch: BatchRecord, reason: str | None, *, now: float) -> DueAction | None:
-    """Return what is due by Prefect for a batch that is not over and that no process holds; None leaves it alone.
+    """Return the action that is due for an unfinished batch without a lease, or None if there is none.
 
-    `why` is the reason to continue by the batch's own record, if any. A crashed run is followed even if the
-    server lost the event of it. A suspended batch is left alone; one whose run was cancelled after it began is
-    cancelled. Raises `Interrupted` if Prefect fails.
+    `reason` is the reason to continue by the batch's own record, if any. A crashed run gets a successor even if
+    the server lost the crash event. A suspended batch is left alone; one whose run was cancelled after it started
+    is cancelled. Raises `Interrupted` if Prefect fails.
     """
     default_action = None if reason is None else DueAction(reason)
     if batch.last_flow_run_id is None:
@@ -95,6 +95,7 @@ def find_due_action(batch: BatchRecord, reason: str | None, *, now: float) -> Du
         if run is None or run.state is None:
             return default_action
         if was_suspended(client, run.id) and not run.state.is_cancelled():
+            # Suspending stops sending. A batch that is finalizing sends nothing and only has files to write.
             return default_action if batch.status is BatchStatus.FINALIZING else None
         if run.state.is_scheduled() or _has_follow_up_run(client, batch, run.id, now):
             return None
@@ -111,18 +112,20 @@ def _action_by_state(
         if batch.lease_owner is None and age_s <= START_TIMEOUT_S:
             return None
         return default_action or DueAction("its flow run shows no life")
+    # A crash from before a retry of the batch is of an earlier generation.
     if state.is_crashed() and now - age_s >= (batch.in_progress_at or batch.created_at):
         return None if age_s < FOLLOW_UP_TIMEOUT_S else DueAction("its flow run crashed", after_crash=True)
     return default_action
 
 
 def _has_follow_up_run(client: SyncPrefectClient, batch: BatchRecord, run_id: UUID, now: float) -> bool:
-    """Return True if another run for the batch waits or runs, which has not noted itself with the batch yet."""
+    """Return True if another run for the batch waits or runs that is not yet recorded with the batch."""
     open_states = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
     run_filter = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=open_states)))
     flow_filter = FlowFilter(name=FlowFilterName(any_=[FLOW_NAME]))
     for run in client.read_flow_runs(flow_filter=flow_filter, flow_run_filter=run_filter, limit=MAX_LISTED_RUNS):
         crashed_run = str(run.parameters.get("crashed_run") or "")
+        # The parameter may be the resource id of an event: prefect.flow-run.<id>.
         is_same_batch = crashed_run.endswith(str(run_id)) or run.parameters.get("batch_id") == batch.id
         if is_same_batch and run.id != run_id and not _died_unnoticed(run, now):
             return True
@@ -130,7 +133,7 @@ def _has_follow_up_run(client: SyncPrefectClient, batch: BatchRecord, run_id: UU
 
 
 def _died_unnoticed(run: FlowRun, now: float) -> bool:
-    """Return True for a run that should long have begun: Prefect leaves one Pending whose worker was killed."""
+    """Return True if the run is overdue to start: Prefect leaves a run Pending if its worker was killed."""
     state = run.state
     return state is not None and not state.is_scheduled() and _state_age_s(state, now) > START_TIMEOUT_S
 

@@ -1,4 +1,4 @@
-"""Reads from Prefect if a flow run's process should continue, cancel its batch, or leave the run to others."""
+"""Reads from Prefect whether a flow run's process should continue, cancel its batch, or detach from the run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import FlowRun, State
 
 
 class RunAction(Enum):
-    """The request that a flow run's state makes of the process that executes it."""
+    """The action that a flow run's state requests from the process that executes it."""
 
     CONTINUE = "continue"
     CANCEL = "cancel"
@@ -21,7 +21,7 @@ class RunAction(Enum):
 
 
 def action_for_state(state: State) -> RunAction:
-    """Return what the state of a flow run asks of the process that executes it.
+    """Return the action that the state of a flow run requests from the process that executes it.
 
     A run that is resumed or retried is Scheduled and Pending before it is Running in its new process.
     """
@@ -33,10 +33,10 @@ def action_for_state(state: State) -> RunAction:
 
 
 class RunExecution:
-    """This process's attempt at a flow run, as part of the runs that called it as their subflow in this process.
+    """This process's execution of a flow run, including the runs in this process that called it as a subflow.
 
-    The attempt is known by the state that it began with: one that another process made Running has another. (The
-    count of runs does not tell: Prefect does not count a run that is resumed.)
+    The execution is identified by its first Running state: another process would create another state. (Prefect's
+    run count does not identify it, as a resumed run is not counted.)
     """
 
     def __init__(self, run: FlowRun) -> None:
@@ -45,7 +45,7 @@ class RunExecution:
         self._caller_ids: list[UUID] | None = None
 
     def requested_action(self, client: SyncPrefectClient) -> tuple[RunAction, State | None]:
-        """Return what is wanted now and the state that says so; a cancelled run wins over a suspended one."""
+        """Return the requested action and the state that requests it; CANCEL takes precedence over DETACH."""
         if self._caller_ids is None:
             self._caller_ids = list(_read_caller_ids(client, self._run_id))
         ids = FlowRunFilterId(any_=[self._run_id, *self._caller_ids])
@@ -66,8 +66,9 @@ class RunExecution:
 
 
 def _read_caller_ids(client: SyncPrefectClient, run_id: UUID) -> Iterator[UUID]:
-    """Yield the runs that this process executes and that called the run, the innermost first."""
+    """Yield the ids of the runs in this process that called the run, innermost first."""
     run = client.read_flow_run(run_id)
+    # A run of a deployment has its own process, so callers above it are executed elsewhere.
     while run.deployment_id is None and run.parent_task_run_id is not None:
         caller_id = client.read_task_run(run.parent_task_run_id).flow_run_id
         if caller_id is None:
@@ -77,7 +78,7 @@ def _read_caller_ids(client: SyncPrefectClient, run_id: UUID) -> Iterator[UUID]:
 
 
 def was_suspended(client: SyncPrefectClient, run_id: UUID) -> bool:
-    """Return True if the run is suspended or paused, or ended from there: a person stopped it."""
+    """Return True if a person stopped the run: its last state before the end, if any, is suspended or paused."""
     states = sorted(client.read_flow_run_states(run_id), key=lambda state: state.timestamp)
     last_state = next((state for state in reversed(states) if not state.is_final()), None)
     return last_state is not None and last_state.is_paused()

@@ -1,4 +1,4 @@
-"""Makes what a Prefect server needs for our deployments and does not get from `prefect deploy`."""
+"""Creates what our deployments need on a Prefect server besides `prefect deploy`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from batchline.orchestration.lease_storage import lease_storage_warning
 from batchline.orchestration.notifications import batch_notifications, file_notifications
 
 DEFAULT_HEARTBEAT_S: Final = 180
-"""Between those of runs that are started elsewhere: Prefect's own default."""
+"""Seconds between heartbeats of runs started elsewhere: Prefect's default."""
 
 MISSED_HEARTBEATS: Final = 3
 
@@ -35,12 +35,11 @@ def set_up_server(
     crash_after_s: int = MISSED_HEARTBEATS * HEARTBEAT_S,
     notify: Sequence[str] = (),
 ) -> Iterator[SetupResult]:
-    """Make the work pool, the types of blocks and the automations that are missing, and yield each.
+    """Create or update the work pool, the block types and the automations, and yield each.
 
-    Safe to repeat. `crash_after_s` is how long a run that is tagged batchline may send no heartbeat before it
-    counts as crashed. `notify` are URLs, or types and names of blocks, that are notified of the end of each batch,
-    of batches that will be late, and of files in quarantine. Raises `InvalidInput` for what cannot be notified,
-    and `Interrupted` where the server fails.
+    Safe to repeat. A run tagged `RUN_TAG` counts as crashed after `crash_after_s` seconds without a heartbeat.
+    `notify` has URLs or blocks (`type/name`) to notify of ended and late batches and of files in quarantine. Raises
+    `InvalidInput` for a target that cannot be notified, and `Interrupted` if the server fails.
     """
     if crash_after_s <= HEARTBEAT_S:
         raise InvalidInput(
@@ -60,7 +59,7 @@ def set_up_server(
 
 
 def find_server_warning() -> str | None:
-    """Return what to change on the configured server, if there is something; raises `Interrupted` if it fails."""
+    """Return a warning about the configured server, or None; raises `Interrupted` if it fails."""
     with prefect_client() as client:
         return lease_storage_warning(client)
 

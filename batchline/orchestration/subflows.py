@@ -1,8 +1,8 @@
 """Identifies the call by which another flow started a batch, so that a retry of that flow finds the batch.
 
-Prefect gives a subflow a run of its own again when the run that called it is retried and the former result was not
-kept. The batch is found by the calling run, the input's content and the options. Of calls that are equal in all of
-that, it is their place that counts: the first of one attempt takes the batch of the first of the attempt before.
+Prefect creates a new subflow run when the calling run is retried and the earlier result was not persisted. The
+batch is found by the calling run, the input's content and the options. Equal calls are distinguished by their
+order: the first call of an attempt gets the batch of the first call of the previous attempt.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from batchline.orchestration.blocks import BlockNames
 from batchline.storage.records.store import FileRecord, Idempotency
 
 _calls_by_content: Final[defaultdict[tuple[UUID, int, str], list[UUID]]] = defaultdict(list)
-"""By calling run, its attempt and what is asked: the task runs that asked, in the order in which they came."""
+"""By calling run, its attempt and request digest: the ids of the calls' task runs, in order."""
 
 _lock = threading.Lock()
 
 
 def idempotency_of_call(file: FileRecord, request: CreateBatchRequest, blocks: BlockNames) -> Idempotency | None:
-    """Return what identifies this call of the flow; None if no other flow called it."""
+    """Return the idempotency key of this call of the flow, or None if no other flow called it."""
     context = FlowRunContext.get()
     calling_run = None if context is None else context.flow_run
     if calling_run is None or calling_run.parent_task_run_id is None:
@@ -43,7 +43,7 @@ def idempotency_of_call(file: FileRecord, request: CreateBatchRequest, blocks: B
         sorted((request.metadata or {}).items()),
         (blocks.upstreams, blocks.storage),
     )
-    # A run of a deployment has a process of its own, which does not see the other calls.
+    # A deployment run has its own process, which does not see the other calls.
     call_index = (
         calling_task.dynamic_key
         if calling_run.deployment_id
@@ -56,7 +56,7 @@ def idempotency_of_call(file: FileRecord, request: CreateBatchRequest, blocks: B
 
 
 def _index_of_call(run_id: UUID, attempt: int, request_digest: str, call_id: UUID) -> int:
-    """Return how many equal calls came before. A task that is retried in the same attempt keeps its place."""
+    """Return the number of earlier equal calls. A task retried within the attempt keeps its index."""
     task_context = TaskRunContext.get()
     with _lock:
         calls = _calls_by_content[run_id, attempt, request_digest]

@@ -1,4 +1,4 @@
-"""Reports files that a sync round could not take: an event for each in quarantine, and a table on the run page."""
+"""Reports files that a sync pass could not pick up: quarantine events, and a table on the run's page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_ROWS: Final = 200
 
 
 def emit_quarantined(event: SyncEvent) -> None:
-    """Send the event that a file was put into quarantine, with the file as its resource."""
+    """Send the event that a file was moved to quarantine, with the file as its resource."""
     file_uri = str(event.file)
     emit_event(
         event=QUARANTINED_EVENT,
@@ -37,7 +37,7 @@ def emit_quarantined(event: SyncEvent) -> None:
 
 
 def publish_problems(summary: SyncSummary) -> None:
-    """Put what the round could not do on the flow run's page, if anything; a failure of that is only logged."""
+    """Publish the sync pass's problems, if any, on the flow run's page; a failure to do so is only logged."""
     rows = [
         f"| {event.kind} | {escape(event.file or event.batch_id or '')} | {escape(event.place or '')} "
         f"| {escape(event.reason or '')} |"

@@ -1,4 +1,4 @@
-"""Where a batch's chunks are sent: threads of the flow's own process, or other processes and machines."""
+"""Selects the task runner for a batch's chunks: threads, local processes, or a Dask or Ray cluster."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from batchline.models.plan import MAX_OPEN_CHUNKS
 from batchline.models.settings import Settings
 
 MIN_OPEN_CHUNKS: Final = 2
-"""Chunks that a process sends at once: one more than one, so that the slow end of one is not idled away."""
+"""Chunks in flight per process: two, so that the slow tail of one overlaps the next."""
 
 
 CONNECT_TIMEOUT_S: Final = 10.0
 FIRST_WORKER_TIMEOUT_S: Final = 60.0
-"""For a cluster's first worker to appear."""
+"""Seconds to wait for a cluster's first worker."""
 
 DASHBOARD_ADDRESS: Final = "127.0.0.1:0"
-"""Where a Dask cluster of our own serves its figures; by default all clusters of a machine want the same port."""
+"""Dashboard address of a local Dask cluster: a free port, as all clusters share one default port."""
 
 
 @contextmanager
 def open_task_runner(settings: Settings) -> Iterator[TaskRunner[Any] | None]:
-    """The started runner of tasks that the settings name; none where it is the flow's own, of threads.
+    """Yield the started task runner of the settings, or None for threads, the flow's own runner.
 
-    Raises `InvalidInput` where it is not installed or cannot be reached.
+    Raises `InvalidInput` if it is not installed or cannot be reached.
     """
     create_runner = _RUNNER_FACTORIES.get(settings.task_runner)
     if create_runner is None:
@@ -40,7 +40,7 @@ def open_task_runner(settings: Settings) -> Iterator[TaskRunner[Any] | None]:
 
 
 def describe_destination(settings: Settings) -> str:
-    """What sends a batch's chunks, in words."""
+    """Return a log message that names the destination of chunks."""
     if settings.task_runner_address:
         return f"chunks go to the {settings.task_runner.capitalize()} cluster at {settings.task_runner_address}"
     cluster_text = "" if settings.task_runner == "processes" else f" of {settings.task_runner.capitalize()}"
@@ -67,6 +67,7 @@ def _dask_runner(settings: Settings) -> TaskRunner[Any]:
         "threads_per_worker": max(MIN_OPEN_CHUNKS, MAX_OPEN_CHUNKS // settings.sender_processes),
         "dashboard_address": None,
         "scheduler_kwargs": {"dashboard_address": DASHBOARD_ADDRESS},
+        # No limit: Dask would kill a worker that exceeds it in the middle of a chunk.
         "memory_limit": 0,
         "silence_logs": logging.ERROR,
     }
@@ -74,7 +75,7 @@ def _dask_runner(settings: Settings) -> TaskRunner[Any]:
 
 
 def _probe_runner(runner: Any, settings: Settings) -> TaskRunner[Any]:
-    """The runner, once its cluster answers: later it would fail in the middle of the batch."""
+    """Return the runner once its cluster has a worker, so that it does not fail in the middle of the batch."""
     try:
         client = runner.client
         client.wait_for_workers(1, timeout=FIRST_WORKER_TIMEOUT_S)
