@@ -38,7 +38,7 @@ def set_up_server(
     """Create or update the work pool, the block types and the automations, and yield each.
 
     Safe to repeat. A run tagged `RUN_TAG` counts as crashed after `crash_after_s` seconds without a heartbeat.
-    `notify` has URLs or blocks (`type/name`) to notify of ended and late batches and of files in quarantine. Raises
+    `notify` has URLs or blocks (`type/name`) to notify of ended and late batches and files in quarantine. Raises
     `InvalidInput` for a target that cannot be notified, and `Interrupted` if the server fails.
     """
     if crash_after_s <= HEARTBEAT_S:
