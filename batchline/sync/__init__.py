@@ -1,4 +1,4 @@
-"""Picking up files from watched folders: one batch for each new version of a file, exactly once."""
+"""Picks up files from watched folders: one batch for each new version of a file, exactly once."""
 
 from batchline.sync.sync_pass import sync_source
 

@@ -1,7 +1,7 @@
-"""Folders that files are picked up from: what lies there, and what is done to one version only.
+"""Defines the interface of watched folders, whose operations on a file affect the listed version only.
 
-The folders for results, for what was taken and for what does not validate are *beside* the watched one: its
-sisters, or below it where it is the top of a bucket.
+The sibling folders for results, picked-up files and invalid files have the same parent as the watched folder, or
+are inside it if it is the root of a bucket.
 """
 
 import fnmatch
@@ -19,11 +19,11 @@ from batchline.storage.objects.readers import Readable
 JSONL_SUFFIXES: Final = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 OUTBOX_FOLDER, TAKEN_FOLDER, QUARANTINE_FOLDER = SIBLING_FOLDERS = ("outbox", "taken", "quarantine")
 MAX_STEM_BYTES: Final = 180
-"""So much of a name is kept in those that are made from it, whose ends must fit in a file system's 255."""
+"""Bytes of a file's name kept in derived names, which with their suffixes must fit in 255 bytes."""
 
 
 class WatchedFile(msgspec.Struct, frozen=True):
-    """A file as it was listed. `modified_at`, in Unix seconds, only where files do not appear whole."""
+    """A listed file. `changed_at`, in Unix seconds, is None if files appear only when complete."""
 
     name: str
     size_bytes: int
@@ -32,66 +32,66 @@ class WatchedFile(msgspec.Struct, frozen=True):
 
 
 class WatchedFolder(ABC):
-    """A watched folder. Whatever fails there is a `SourceFault`, and a file that is gone `NotFound`."""
+    """A watched folder. Its failures raise `SourceFault`, and a missing file `NotFound`."""
 
     uri: str
-    """The folder's address without a slash at its end, the same however it was written."""
+    """The folder's normalized address, without a trailing slash."""
 
     parent_uri: str
-    """The address of the folder that `outbox` and the others are in."""
+    """The address of the parent of the sibling folders."""
 
     @abstractmethod
     def list_files(self, pattern: str) -> Iterator[WatchedFile]:
-        """The files whose names match the pattern, in the order of their names; hidden ones are left out."""
+        """Yield the files whose names match the pattern, sorted by name, without hidden ones."""
 
     @abstractmethod
     def open_version(self, file: WatchedFile) -> AbstractContextManager[Readable]:
-        """Read that version; raises `Conflict`, at the latest when the block ends, where there is another."""
+        """Open the listed version; raises `Conflict`, at the latest when the block ends, if it has changed."""
 
     @abstractmethod
     def find_free_name(self, file: WatchedFile, sibling: str, names: Iterable[str]) -> str:
-        """The first of those names in the folder beside that no other file has; the last in any case."""
+        """Return the first of the names that no other file has in the sibling folder, else the last name."""
 
     @abstractmethod
     def move_to_sibling(self, file: WatchedFile, sibling: str, name: str) -> bool:
-        """Move that version to the folder beside; false, and nothing is moved, where it is not there any more."""
+        """Move the listed version to the sibling folder; return False without moving if the file has changed."""
 
     @abstractmethod
     def delete(self, file: WatchedFile) -> bool:
-        """Delete that version; false where it is not there any more."""
+        """Delete the listed version; return False if the file has changed or is gone."""
 
     @abstractmethod
     def write_to_sibling(self, sibling: str, name: str, blocks: Iterable[bytes]) -> None:
-        """Write a file into the folder beside, whole or not at all, over one of that name."""
+        """Write a file to the sibling folder atomically, replacing an existing one."""
 
     @abstractmethod
     def delete_from_sibling(self, sibling: str, name: str) -> None:
-        """Delete a file in the folder beside, if it is there."""
+        """Delete a file in the sibling folder, if it exists."""
 
     def uri_of(self, name: str) -> str:
-        """The address of a file in the folder."""
+        """Return the address of a file in the folder."""
         return f"{self.uri}/{name}"
 
     def sibling_uri(self, sibling: str, name: str) -> str:
-        """The address of a file in the folder beside."""
+        """Return the address of a file in the sibling folder."""
         return f"{self.parent_uri}/{sibling}/{name}"
 
 
 def matches_pattern(name: str, pattern: str) -> bool:
-    """Whether a file of that name is to be picked up."""
+    """Return True if a file of this name is to be picked up; an empty pattern matches all JSONL files."""
     if name.startswith("."):
         return False
     return fnmatch.fnmatchcase(name, pattern) if pattern else name.lower().endswith(JSONL_SUFFIXES)
 
 
 def jsonl_suffix(name: str) -> str:
-    """The name's `.jsonl`, `.jsonl.gz` or `.jsonl.zst`, as it is written there; else nothing."""
+    """Return the name's `.jsonl`, `.jsonl.gz` or `.jsonl.zst` suffix in its own case, or an empty string."""
     length = max((len(suffix) for suffix in JSONL_SUFFIXES if name.lower().endswith(suffix)), default=0)
     return name[len(name) - length :]
 
 
 def short_stem(name: str) -> str:
-    """The name without that ending; a long one cut, with a digest in the place of the rest."""
+    """Return the name without its JSONL suffix; a long name is truncated and ends with a digest."""
     stem = name.removesuffix(jsonl_suffix(name)) or "file"
     encoded = stem.encode()
     if len(encoded) <= MAX_STEM_BYTES:
@@ -101,7 +101,7 @@ def short_stem(name: str) -> str:
 
 @contextmanager
 def translate_storage_faults() -> Iterator[None]:
-    """Tell faults of the watched place from those of our own storage."""
+    """Raise storage faults of the watched folder as `SourceFault`."""
     try:
         yield
     except SourceFault:

@@ -1,4 +1,4 @@
-"""A local folder that files are picked up from. A version is an inode, a size and a time of change."""
+"""Implements watched folders on a local disk. A version is an inode, a size and a modification time."""
 
 import os
 import stat
@@ -15,15 +15,15 @@ from batchline.storage.objects.readers import Readable
 from batchline.storage.objects.store import STREAM_BLOCK_BYTES
 from batchline.sync.folder import WatchedFile, WatchedFolder, matches_pattern, translate_storage_faults
 
-# No link is followed, and a pipe does not make the opener wait.
+# Follow no symbolic link, and do not block on a pipe.
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 ASIDE_S: Final = 60.0
-"""Seconds after which a file that was moved aside, which takes a moment, has been abandoned."""
+"""Seconds after which a file that was moved aside counts as abandoned; normally it takes a moment."""
 
 
 class LocalWatchedFolder(WatchedFolder):
-    """A folder of this machine; links in it are left alone."""
+    """A folder on this machine; links in it are ignored."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -32,7 +32,7 @@ class LocalWatchedFolder(WatchedFolder):
         self.parent_uri = str(folder.parent)
 
     def list_files(self, pattern: str) -> Iterator[WatchedFile]:
-        """The plain files; `modified_at` also moves when a file gets its name or its rights."""
+        """Yield the regular files; `changed_at` is the ctime, which also changes on a rename or a chmod."""
         with _translate_os_errors(self._folder):
             self._put_back_abandoned()
             names = sorted(name for name in os.listdir(self._folder) if matches_pattern(name, pattern))  # noqa: PTH208
@@ -44,7 +44,7 @@ class LocalWatchedFolder(WatchedFolder):
 
     @contextmanager
     def open_version(self, file: WatchedFile) -> Iterator[Readable]:
-        """Read the file; that it is still the same is looked at before and after."""
+        """Open the file; its version is checked before and after the block."""
         path = self._folder / file.name
         with _translate_os_errors(path):
             raw = os.fdopen(os.open(path, _OPEN_FLAGS), "rb")
@@ -52,6 +52,7 @@ class LocalWatchedFolder(WatchedFolder):
             self._require_unchanged(file, os.fstat(raw.fileno()))
             yield _LocalReader(raw, path)
             with _translate_os_errors(path):
+                # The path too: another file may have been renamed over it.
                 self._require_unchanged(file, os.fstat(raw.fileno()), path.lstat())
 
     def _require_unchanged(self, file: WatchedFile, *statuses: os.stat_result) -> None:
@@ -59,7 +60,7 @@ class LocalWatchedFolder(WatchedFolder):
             raise Conflict(f"{self.uri_of(file.name)} has changed since it was listed")
 
     def find_free_name(self, file: WatchedFile, sibling: str, names: Iterable[str]) -> str:
-        """The first of those names that no other file has there; the last in any case."""
+        """Return the first of the names that no other file has there, else the last name."""
         name = ""
         for name in names:
             with _translate_os_errors(self._sibling_path(sibling, name)):
@@ -68,7 +69,7 @@ class LocalWatchedFolder(WatchedFolder):
         return name
 
     def move_to_sibling(self, file: WatchedFile, sibling: str, name: str) -> bool:
-        """Link the file to its new name, look whether it is that version, and take the old name away."""
+        """Link the file to its new name, check the version of the link, and delete the old name."""
         path, target = self._folder / file.name, self._sibling_path(sibling, name)
         with _translate_os_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -76,15 +77,16 @@ class LocalWatchedFolder(WatchedFolder):
                 os.link(path, target, follow_symlinks=False)
             except FileNotFoundError:
                 return False
-            except FileExistsError:
+            except FileExistsError:  # fine if an earlier pass was killed after the link
                 if self._current_version(target) != file.version:
                     raise
             except OSError:  # another disk, or one without such links
                 return self._copy_and_delete(file, f"{sibling}/{name}")
+            # Checked after the link: a check before it could miss a file that was replaced in between.
             if self._current_version(target) != file.version:
                 target.unlink(missing_ok=True)
                 return False
-            sync_folder(target.parent)  # before the old name is gone
+            sync_folder(target.parent)  # persist the new name before the old one is deleted
         self.delete(file)
         return True
 
@@ -99,12 +101,12 @@ class LocalWatchedFolder(WatchedFolder):
         return True
 
     def delete(self, file: WatchedFile) -> bool:
-        """Move the file aside, look whether it is that version, and delete it, or put back what came between."""
+        """Move the file aside, check its version, and delete it, or put it back if it is another version."""
         path, temporary_path = self._folder / file.name, temporary_path_for(self._folder / file.name)
         with _translate_os_errors(path):
             if self._current_version(path) != file.version:
                 return False
-            # A folder keeps the file's name: a process that is killed in between cannot put the file back.
+            # Move it into a folder, which keeps its name: if this process is killed, a later pass puts it back.
             temporary_path.mkdir()
             try:
                 path.rename(temporary_path / file.name)
@@ -120,7 +122,7 @@ class LocalWatchedFolder(WatchedFolder):
         return is_listed
 
     def _put_back_abandoned(self) -> None:
-        """Give files their names again that a process which was killed has moved aside."""
+        """Restore files that a killed process had moved aside."""
         for aside in self._folder.iterdir():
             with suppress(FileNotFoundError, NotADirectoryError, FileExistsError):
                 if is_temporary(aside.name) and time.time() - aside.lstat().st_mtime > ASIDE_S:
@@ -129,13 +131,13 @@ class LocalWatchedFolder(WatchedFolder):
                     aside.rmdir()
 
     def write_to_sibling(self, sibling: str, name: str, blocks: Iterable[bytes]) -> None:
-        """Write a file beside its place and move it there."""
+        """Write to a temporary file and rename it."""
         with translate_storage_faults(), self._store.writer(f"{sibling}/{name}") as file:
             for block in blocks:
                 file.write(block)
 
     def delete_from_sibling(self, sibling: str, name: str) -> None:
-        """Delete that file, if it is there."""
+        """Delete the file, if it exists."""
         with _translate_os_errors(self._sibling_path(sibling, name)):
             self._sibling_path(sibling, name).unlink(missing_ok=True)
 
@@ -164,8 +166,8 @@ def _version_of(status: os.stat_result) -> str:
 
 
 def _restore_name(temporary_path: Path, path: Path) -> None:
-    """Give the file its name again, unless a newer one has it by now."""
-    try:
+    """Restore the file's name, unless a newer file has it by now."""
+    try:  # a link, unlike a rename, never replaces an existing file
         os.link(temporary_path, path, follow_symlinks=False)
     except FileExistsError:
         pass
@@ -177,7 +179,7 @@ def _restore_name(temporary_path: Path, path: Path) -> None:
 
 @contextmanager
 def _translate_os_errors(path: Path) -> Iterator[None]:
-    """Turn the system's errors into ours."""
+    """Raise OS errors as `NotFound` or `SourceFault`."""
     try:
         with _translate_errors_but_missing(path):
             yield

@@ -1,4 +1,4 @@
-"""Writing the results of a batch beside the folder that its file came from."""
+"""Writes the results of a batch to the outbox of the watched folder that its file came from."""
 
 from batchline.engine.services import Services
 from batchline.models.batches import BatchErrors
@@ -9,9 +9,9 @@ from batchline.sync.folder import OUTBOX_FOLDER, WatchedFolder
 
 
 def write_results(services: Services, folder: WatchedFolder, synced_file: SyncedFile) -> bool:
-    """Write the batch's output and error files to the outbox and note that; false where it runs again meanwhile.
+    """Write the batch's output and error files to the outbox and record it; return False if it runs again.
 
-    Written again after a crash, and by two rounds at once, they are the same.
+    Repeating it after a crash, or in two passes at once, writes the same files.
     """
     batch = services.records.get_batch(synced_file.batch_id)
     if batch.status not in TERMINAL_STATUSES:
@@ -21,6 +21,7 @@ def write_results(services: Services, folder: WatchedFolder, synced_file: Synced
     elif batch.errors:
         errors_json = BatchErrors(data=list(batch.errors)).to_json()
         folder.write_to_sibling(OUTBOX_FOLDER, f"{synced_file.place}.errors.json", [errors_json])
+    # Recorded last, so that a pass after a crash writes the files again.
     services.records.note_written(batch.id, generation=batch.generation)
     return True
 
@@ -37,5 +38,5 @@ def _write_result_files(
         folder.write_to_sibling(
             OUTBOX_FOLDER, f"{synced_file.place}.errors.jsonl", services.store.stream(errors_key)
         )
-    elif synced_file.written_generation is not None:  # of an earlier generation
+    elif synced_file.written_generation is not None:  # a retry left no errors: delete the earlier file
         folder.delete_from_sibling(OUTBOX_FOLDER, f"{synced_file.place}.errors.jsonl")

@@ -1,8 +1,8 @@
-"""A folder of a bucket that files are picked up from. A version is an ETag.
+"""Implements watched folders in S3 buckets. A version is an ETag.
 
-Relied on: a read with `If-Match` and a copy with `x-amz-copy-source-if-match` give the version of that ETag, or
-fail with 412. A deletion with `If-Match`, which Amazon and SeaweedFS check and others pass over, comes right
-behind a look at the ETag: with those others an object that is put between the two is lost.
+Reads with `If-Match` and copies with `x-amz-copy-source-if-match` must use the version of the ETag or fail with
+412. Deletes with `If-Match` are checked by Amazon and SeaweedFS but ignored by other servers, so the ETag is read
+just before; on those servers an object that is put in between is lost.
 """
 
 import io
@@ -24,31 +24,29 @@ from batchline.storage.objects.store import ObjectInfo
 from batchline.sync.folder import WatchedFile, WatchedFolder, matches_pattern, translate_storage_faults
 
 MAX_COPY_BYTES: Final = 5 * 2**30
-"""The largest object that S3 copies in one request."""
+"""Maximum size of an object that S3 copies in one request."""
 
 COPY_PART_BYTES: Final = 2**30
 CHANGED_CODES: Final = frozenset({"412", "PreconditionFailed", "ConditionalRequestConflict"})
-"""S3's codes for an object that is not, or not any more, the version that was asked for."""
+"""S3 error codes if the object is not the requested version."""
 
 
 class _VersionedObjects(S3ObjectStore):
-    """Objects of which only a certain version is read, copied and deleted."""
+    """An object store that copies and deletes an object only in a given version."""
 
     def list_folder(self, folder: str, name_prefix: str) -> Iterator[ObjectInfo]:
-        """The objects directly in the folder whose names start so."""
+        """Yield the objects directly in the folder whose names start with `name_prefix`."""
         folder_prefix = "".join(f"{part}/" for part in (self._prefix, folder) if part)
         return self._list_objects(f"{folder_prefix}{name_prefix}", Delimiter="/")
 
     def open_current(self, key: str) -> ExternalObject:
-        """The version that is there now, to read."""
+        """Open the current version for reading."""
         return ExternalObject(self._filesystem, self.uri(key))
 
     def copy_version(self, info: ObjectInfo, target: str) -> bool:
-        """Copy the object on the server; false where it is not that version."""
-        call_s3, target_object = (
-            self._filesystem.call_s3,
-            {"Bucket": self._bucket, "Key": self._object_key(target)},
-        )
+        """Copy the object on the server; return False if it is another version or gone."""
+        call_s3 = self._filesystem.call_s3
+        target_object = {"Bucket": self._bucket, "Key": self._object_key(target)}
         source: dict[str, Any] = {
             "CopySource": {"Bucket": self._bucket, "Key": self._object_key(info.key)},
             "CopySourceIfMatch": f'"{info.version}"',
@@ -73,12 +71,13 @@ class _VersionedObjects(S3ObjectStore):
                 parts.append({"PartNumber": number, "ETag": response["CopyPartResult"]["ETag"]})
             call_s3("complete_multipart_upload", **upload, MultipartUpload={"Parts": parts})
         except BaseException:
+            # The parts of an upload that is not aborted are kept, and billed, without being listed.
             with suppress(*S3_ERRORS):
                 call_s3("abort_multipart_upload", **upload)
             raise
 
     def delete_version(self, info: ObjectInfo) -> bool:
-        """Delete the object; false where it is not that version."""
+        """Delete the object; return False if it is another version or gone."""
         target_object = {"Bucket": self._bucket, "Key": self._object_key(info.key)}
         with _collect_changes() as changes:
             if self.info(info.key).version != info.version:
@@ -87,6 +86,7 @@ class _VersionedObjects(S3ObjectStore):
                 with self._translate_errors(info.key, is_lookup=True):
                     self._filesystem.call_s3("delete_object", **target_object, IfMatch=f'"{info.version}"')
             except StorageFault as fault:
+                # Some servers refuse conditional deletes; the ETag was compared above.
                 if s3_error_code(fault.__cause__) != "NotImplemented":
                     raise
                 with self._translate_errors(info.key):
@@ -95,7 +95,7 @@ class _VersionedObjects(S3ObjectStore):
 
 
 class S3WatchedFolder(WatchedFolder):
-    """A folder of a bucket; what lies in folders below it is left alone."""
+    """A folder of a bucket, without its subfolders."""
 
     def __init__(self, bucket: str, prefix: str, settings: Settings) -> None:
         parent_prefix, _, self._folder = prefix.rpartition("/")
@@ -105,7 +105,7 @@ class S3WatchedFolder(WatchedFolder):
             self._store = _VersionedObjects(self.parent_uri, settings)
 
     def list_files(self, pattern: str) -> Iterator[WatchedFile]:
-        """The objects, by one request a thousand of those whose names start as the pattern does."""
+        """Yield the objects; lists only names with the pattern's literal prefix, a thousand per request."""
         name_prefix = pattern[
             : next((index for index, character in enumerate(pattern) if character in "*?["), len(pattern))
         ]
@@ -118,7 +118,7 @@ class S3WatchedFolder(WatchedFolder):
 
     @contextmanager
     def open_version(self, file: WatchedFile) -> Iterator[Readable]:
-        """Read the object; each request names the version."""
+        """Open the object; each request names the version."""
         info = self._object_info(file)
         with translate_storage_faults():
             object_file = self._store.open_current(info.key)
@@ -128,7 +128,7 @@ class S3WatchedFolder(WatchedFolder):
             yield _S3Reader(io.BufferedReader(object_file, EXTERNAL_BUFFER_BYTES), self.uri_of(file.name))
 
     def find_free_name(self, file: WatchedFile, sibling: str, names: Iterable[str]) -> str:
-        """The first of those names that no other object has there; the last in any case."""
+        """Return the first of the names that no other object has there, else the last name."""
         name = ""
         for name in names:
             try:
@@ -136,12 +136,13 @@ class S3WatchedFolder(WatchedFolder):
                     existing = self._store.info(f"{sibling}/{name}")
             except NotFound:
                 return name
+            # The same version: an earlier pass was killed between the copy and the delete.
             if (existing.size_bytes, existing.version) == (file.size_bytes, file.version):
                 return name
         return name
 
     def move_to_sibling(self, file: WatchedFile, sibling: str, name: str) -> bool:
-        """Copy that version, then delete it; what is put there between the two stays."""
+        """Copy the listed version, then delete it; an object that is put in between stays."""
         with translate_storage_faults():
             if not self._store.copy_version(self._object_info(file), f"{sibling}/{name}"):
                 return False
@@ -149,18 +150,18 @@ class S3WatchedFolder(WatchedFolder):
         return True
 
     def delete(self, file: WatchedFile) -> bool:
-        """Delete that version; in a bucket that keeps versions it stays there as one of the earlier."""
+        """Delete the listed version; a bucket with versioning keeps it as a previous version."""
         with translate_storage_faults():
             return self._store.delete_version(self._object_info(file))
 
     def write_to_sibling(self, sibling: str, name: str, blocks: Iterable[bytes]) -> None:
-        """Write an object, which is there when it is whole."""
+        """Write an object, which becomes visible when complete."""
         with translate_storage_faults(), self._store.writer(f"{sibling}/{name}") as file:
             for block in blocks:
                 file.write(block)
 
     def delete_from_sibling(self, sibling: str, name: str) -> None:
-        """Delete that object, if it is there."""
+        """Delete the object, if it exists."""
         with translate_storage_faults():
             self._store.delete([f"{sibling}/{name}"])
 
@@ -190,7 +191,7 @@ def _changed_error(uri: str) -> Conflict:
 
 @contextmanager
 def _collect_changes() -> Iterator[list[str]]:
-    """Note in the list what says that the object is gone, or is another version."""
+    """Suppress errors that mean that the object is gone or another version, and yield their messages."""
     changes: list[str] = []
     try:
         yield changes

@@ -1,4 +1,4 @@
-"""Opens the watched folder that a URI names."""
+"""Opens the watched folder of a URI."""
 
 from batchline.models.errors import InvalidInput
 from batchline.models.settings import Settings
@@ -7,22 +7,22 @@ from batchline.sync.folder import JSONL_SUFFIXES, SIBLING_FOLDERS, WatchedFolder
 
 
 def open_watched_folder(uri: str, settings: Settings) -> tuple[WatchedFolder, str]:
-    """The watched folder and the pattern of the names in it; an empty pattern stands for every JSONL file.
+    """Return the watched folder and the pattern of file names; an empty pattern matches all JSONL files.
 
-    Raises `InvalidInput` where the folder, or those beside it, are below no allowed root.
+    Raises `InvalidInput` if the folder or a sibling folder is not below an allowed root.
     """
     if not uri.strip():
         raise InvalidInput("uri is empty; name the folder to watch, such as s3://bucket/inbox/", param="uri")
     folder_uri, pattern = _split_pattern(uri)
     if not folder_uri.startswith("s3://"):
-        from batchline.sync.local_folder import LocalWatchedFolder  # noqa: PLC0415 - beside its alternative
+        from batchline.sync.local_folder import LocalWatchedFolder  # noqa: PLC0415 - next to its alternative
 
         path = resolve_allowed_path(folder_uri, settings, param="uri")
         for name in SIBLING_FOLDERS:
             resolve_allowed_path(str(path.parent / name), settings, param="uri")
         _check_folder_name(path.name)
         return LocalWatchedFolder(path), pattern
-    from batchline.sync.s3_folder import S3WatchedFolder  # noqa: PLC0415 - half a second that a local folder spares
+    from batchline.sync.s3_folder import S3WatchedFolder  # noqa: PLC0415 - importing takes half a second
 
     bucket, _, prefix = folder_uri.removeprefix("s3://").partition("/")
     if not bucket:
@@ -36,12 +36,13 @@ def open_watched_folder(uri: str, settings: Settings) -> tuple[WatchedFolder, st
 
 
 def _split_pattern(uri: str) -> tuple[str, str]:
-    """Folder and pattern."""
+    """Return the folder and the pattern."""
     scheme = "s3://" if uri.startswith("s3://") else ""
     path = uri.removeprefix(scheme)
     folder, slash, pattern = path.rpartition("/")
     if "*" in folder:
         raise InvalidInput(f"uri is {uri!r}; only its last part may have a '*'", param="uri")
+    # A last part without wildcards belongs to the folder, unless it names a JSONL file.
     if set(pattern).isdisjoint("*?[") and not pattern.lower().endswith(JSONL_SUFFIXES):
         folder, pattern = path.rstrip("/"), ""
     default_folder = "" if scheme else slash or "."

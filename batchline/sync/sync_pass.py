@@ -1,12 +1,11 @@
-"""A round over a watched folder.
+"""Runs a sync pass over a watched folder.
 
-Results of batches that are over go back, new files are taken, batches are started. What fails with one file is
-told, and the round goes on with the others. Each step can be done again by a later round, or by two at once:
+A pass writes back results of finished batches, picks up new files and starts batches. If one file fails, the pass
+reports it and continues with the others. Each step can be repeated by a later pass, or by two at once:
 
-1. The version that was listed is copied to our storage, where the copy is doomed until it is recorded.
-2. One transaction records input file, batch and that version of that file; the second to come is refused.
-3. Then the file is moved (or deleted, by a round an hour later), and the batch started; what a round leaves undone
-   the next one finds.
+1. The listed version is copied to our storage; the copy is scheduled for deletion until it is recorded.
+2. One transaction records input file, batch and file version; a second pass with the same version is refused.
+3. The file is moved (or deleted, by a pass an hour later) and the batch started, or else by the next pass.
 """
 
 import json
@@ -46,16 +45,16 @@ from batchline.sync.outbox import write_results
 from batchline.sync.select import open_watched_folder
 
 MAX_ERRORS_PER_FILE: Final = 100_000
-"""Of one file; a notice takes the place of more, so that a file of another kind cannot fill the memory."""
+"""Errors reported per file; a limit, as a file in another format would have one for each line."""
 
 MAX_NAME_BYTES: Final = 240
-"""Longer names have no room for the end that the name of their errors gets."""
+"""Longer names leave no room for the suffix `.errors.json`."""
 
 DELETE_AFTER_S: Final = DELETION_DELAY_S
-"""Seconds from the record of a file's batch until the file may be deleted from the watched folder."""
+"""Seconds after a file's batch was recorded until the file may be deleted from the watched folder."""
 
 StartBatch = Callable[[str], object]
-"""Starts the batch of that id; raises `Conflict` where another has. It may be called again for the same batch."""
+"""Starts the batch with the given id; raises `Conflict` if it is already started. May be called repeatedly."""
 
 
 def sync_source(
@@ -67,11 +66,11 @@ def sync_source(
     on_event: Callable[[SyncEvent], object] | None = None,
     dry_run: bool = False,
 ) -> SyncSummary:
-    """Make a batch of each new version of a file in the folder, exactly once, and return what came of the round.
+    """Create a batch for each new version of a file in the folder, exactly once, and return a summary.
 
-    `uri` is a folder, or a folder and a pattern (`s3://bucket/inbox/*.jsonl`); `tell` hears of each event as it
-    happens. A dry run only looks. Raises `InvalidInput` for a folder below no allowed root or for options that
-    cannot be, `NotFound` where there is no such folder, `StorageFault` where our storage or records fail.
+    `uri` is a folder, or a folder and a pattern (`s3://bucket/inbox/*.jsonl`); `on_event` gets each event as it
+    happens. A dry run changes nothing. Raises `InvalidInput` for a folder not below an allowed root or for invalid
+    options, `NotFound` if the folder does not exist, `StorageFault` if our storage or records fail.
     """
     chosen = requested_options or SyncOptions()
     _check_options(services.settings, chosen)
@@ -117,13 +116,14 @@ class _SyncPass:
         self.sync_id = new_sync_id()
 
     def run(self, pattern: str) -> Iterator[SyncEvent]:
-        """Do the round."""
+        """Run the pass and yield its events."""
         yield from self._write_results_back()
         yield from self._pick_up_files(pattern)
         started_ids: set[str] = set()
         for event in self._start_batches():
             started_ids |= {str(event.batch_id)} if event.kind == "started" else set()
             yield event
+        # Batches that `start_batch` ran to their end in this process have results by now.
         if started_ids and not self._dry_run:
             yield from self._write_results_back(started_ids)
 
@@ -160,15 +160,14 @@ class _SyncPass:
             try:
                 yield from self._pick_up(file)
             except (Conflict, NotFound) as error:
-                synced = self._records.synced_versions(
-                    [str(self._synced_file_id(file))]
-                )  # by another round, at the same time
+                # A concurrent pass may have recorded the same version first.
+                synced = self._records.synced_versions([str(self._synced_file_id(file))])
                 yield self._file_event("unchanged" if synced else "changed", file, reason=str(error))
             except SourceFault as fault:
                 yield self._file_event("unreadable", file, reason=str(fault))
 
     def _pick_up(self, file: WatchedFile) -> Iterator[SyncEvent]:
-        """Make a batch of that version, or put it into quarantine."""
+        """Create a batch from the listed version, or move it to quarantine."""
         synced_file: SyncedFile | None = None
         stored: FileRecord | None = None
         try:
@@ -179,7 +178,8 @@ class _SyncPass:
                 synced_file = self._record_batch(file, stored, endpoint)
         except InvalidInput as error:
             errors = [BatchError(code="unreadable_file", message=str(error))]
-        except (Conflict, NotFound, SourceFault):  # after another fault the record may have been made
+        except (Conflict, NotFound, SourceFault):
+            # Not after other faults: the transaction may have been committed, and would refer to the copy.
             self._delete_stored(stored)
             raise
         if synced_file is None:
@@ -196,7 +196,7 @@ class _SyncPass:
             delete_content(self._services, stored)
 
     def _validate_stored(self, stored: FileRecord) -> tuple[list[BatchError], str]:
-        """What is wrong with the stored copy, and the endpoint of its requests."""
+        """Return the errors of the stored copy and, if it has none, the endpoint of its requests."""
         validation = check_input(
             lambda: self._services.store.stream(stored.key),
             batch_id="",
@@ -240,7 +240,7 @@ class _SyncPass:
         return new_batch(self._services.settings, request, stored, origin=origin)
 
     def _quarantine_file(self, file: WatchedFile, errors: list[BatchError]) -> Iterator[SyncEvent]:
-        """Write the errors, then move the file beside them: a file in quarantine always has its errors."""
+        """Write the errors, then move the file, so that each file in quarantine has its errors."""
         preferred_name = file.name if len(file.name.encode()) <= MAX_NAME_BYTES else self._versioned_name(file)
         name = self._folder.find_free_name(file, QUARANTINE_FOLDER, (preferred_name, self._versioned_name(file)))
         errors_json = json.dumps({"data": [error.model_dump() for error in errors]}, ensure_ascii=False)
@@ -256,7 +256,7 @@ class _SyncPass:
         )
 
     def _archive_file(self, file: WatchedFile, taken: SyncedVersion) -> Iterator[SyncEvent]:
-        """Move or delete a version that a batch was made of, as the options say."""
+        """Move or delete a picked-up version, depending on the options."""
         if self._options.after == "keep" or self._dry_run:
             return
         try:
@@ -270,9 +270,10 @@ class _SyncPass:
             yield self._file_event("failed", file, reason=f"it was taken and cannot be put away: {fault}")
 
     def _delete_if_old(self, file: WatchedFile, taken: SyncedVersion) -> Iterator[SyncEvent]:
-        """Delete the version once the record of its batch is old enough to be on every copy of the database."""
+        """Delete the version once its batch's record is old enough to be in every replica of the database."""
         if time.time() - taken.recorded_at < DELETE_AFTER_S:
             return
+        # The watched file may be the only copy left if storage lost the input.
         if not self._has_input(taken.batch_id):
             reason = f"it was taken as {taken.batch_id}, whose input is not on storage; it is not deleted"
             yield self._file_event("failed", file, reason=reason)
@@ -280,10 +281,10 @@ class _SyncPass:
             yield self._file_event("deleted", file)
 
     def _has_input(self, batch_id: str) -> bool:
-        """False if the batch's input should be on storage and is not."""
+        """Return False if the batch's input is missing from storage or has another size."""
         try:
             input_file = self._records.get_file(self._records.get_batch(batch_id).input_file_id)
-        except NotFound:  # deleted by its owner since
+        except NotFound:  # the owner has deleted it
             return True
         try:
             return self._services.store.info(input_file.key).size_bytes == input_file.size_bytes
@@ -291,7 +292,7 @@ class _SyncPass:
             return False
 
     def _versioned_name(self, file: WatchedFile) -> str:
-        """A name that only this version of the file has."""
+        """Return a name unique to this version of the file."""
         version_digest = synced_file_id(self._folder.uri_of(file.name), file.version)[:12]
         return f"{short_stem(file.name)}.{version_digest}{jsonl_suffix(file.name)}"
 
@@ -302,7 +303,7 @@ class _SyncPass:
     # Batches
 
     def _start_batches(self) -> Iterator[SyncEvent]:
-        """Start what this round made, and what an earlier one made and did not come to start."""
+        """Start the batches that this or an earlier pass created but did not start."""
         for batch_id in self._records.unstarted_batches(self._source_id):
             if not self._is_startable(batch_id):
                 self._records.note_started(batch_id, now=int(time.time()))
@@ -311,18 +312,19 @@ class _SyncPass:
             else:
                 try:
                     self._start_batch(batch_id)
-                except Conflict:  # another has started it
+                except Conflict:  # already started by another process
                     pass
                 except BatchlineError as error:
                     yield SyncEvent(kind="failed", batch_id=batch_id, reason=f"it cannot be started: {error}")
-                    if isinstance(error, InvalidInput | Interrupted):  # the others would fare no better
+                    if isinstance(error, InvalidInput | Interrupted):  # would fail for all other batches too
                         return
                     continue
+                # Recorded after the start: a crash in between starts it again, which is harmless.
                 self._records.note_started(batch_id, now=int(time.time()))
                 yield SyncEvent(kind="started", batch_id=batch_id)
 
     def _is_startable(self, batch_id: str) -> bool:
-        """Whether the batch waits for somebody to start it."""
+        """Return True if the batch exists, has not begun, and no process holds it."""
         try:
             batch = self._records.get_batch(batch_id)
         except NotFound:
@@ -331,7 +333,7 @@ class _SyncPass:
         return batch.status is BatchStatus.VALIDATING and not has_runner
 
     def _write_results_back(self, only: set[str] | None = None) -> Iterator[SyncEvent]:
-        """Write the results of batches that are over, and were not written back yet, to the outbox."""
+        """Write the results of finished batches to the outbox, unless that was done; `only` limits the batches."""
         for synced_file in self._records.pending_write_backs(self._source_id):
             if only is not None and synced_file.batch_id not in only:
                 continue
