@@ -1,4 +1,4 @@
-"""The deployments of prefect.yaml, for a process that runs them itself, without checkout, work pool and worker."""
+"""Defines the deployments of prefect.yaml for a process that serves them itself, without a worker."""
 
 from datetime import timedelta
 
@@ -18,10 +18,10 @@ from batchline.orchestration.deployments import RUN_TAG
 def deployments(
     *, limit: int = 8, watched_uri: str | None = None, options: SyncOptions | None = None
 ) -> list[RunnerDeployment]:
-    """What to give to `prefect.serve`: the three flows, with their triggers and schedules.
+    """Return the deployments of the three flows for `prefect.serve`, with their triggers and schedules.
 
-    `limit` batches run at once. The folder to `watch` is checked every minute, with those options; without one
-    that schedule is off.
+    At most `limit` batches run at once. The folder `watched_uri` is synced every minute with the options; without
+    one, the schedule is inactive.
     """
     all_deployments = [
         _process_batch_deployment(limit),
@@ -29,8 +29,8 @@ def deployments(
         _housekeeping_deployment(),
     ]
     for deployment in all_deployments:
-        # Set, not left out: Prefect then takes a deployment that `prefect deploy` made out of its work pool.
-        # Otherwise workers and the serving process would both take its runs.
+        # Set explicitly: this removes a deployment made by `prefect deploy` from its work pool. Otherwise workers
+        # and the serving process would both execute its runs.
         deployment.work_pool_name = None
     return all_deployments
 

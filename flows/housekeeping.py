@@ -1,4 +1,4 @@
-"""Housekeeping as a flow, for a schedule: what is due is deleted, what was left lying goes on."""
+"""The housekeeping flow, for a schedule: deletes what is due and resumes orphaned batches."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""One batch as one flow run: validate, call chunk by chunk, aggregate, write."""
+"""The flow that runs one batch: validate, call each chunk, aggregate, write."""
 
 import time
 from uuid import UUID
@@ -87,12 +87,13 @@ def process_batch(
         return _finish_run(services, batch)
     share_quotas(services)
     warn_of_memory_leases(get_run_logger())
-    # A run that is resumed soon after it was suspended begins while its former process still stops.
+    # A run that is resumed soon after it was suspended starts while its previous process is still stopping.
     is_stopping = batch.last_flow_run_id == str(flow_run.id)
     wait_for_lease(services, batch, get_run_logger().info, is_stopping=is_stopping)
     if notice := closed_window_notice(batch, services.settings, now=time.time()):
         get_run_logger().warning("%s: %s", batch.id, notice)
     with acquire_lease(services, batch.id) as lease, monitor_run(lease):
+        # Only with the lease: a run that was refused must not hide the run that holds the batch.
         _record_flow_run(lease)
         plan = _validated_plan(lease)
         if plan is not None:
@@ -106,9 +107,9 @@ def process_batch(
 
 
 def run_batch(services: Services, batch_id: str) -> None:
-    """Run the flow for the batch in this process; raises `BatchEnded` or what stopped it, as the flow does.
+    """Run the flow for the batch in this process; raises `BatchEnded` or the error that stopped it.
 
-    What else ends the flow run is raised as `Interrupted`.
+    Any other end of the flow run is raised as `Interrupted`.
     """
     with using_services(services):
         try:
@@ -132,7 +133,7 @@ def _find_or_create_batch(
     metadata: dict[str, str] | None,
     batch_id: str | None,
 ) -> BatchRecord:
-    """Return the batch to run: the one named, the one that this run or call made before, or a new one."""
+    """Return the batch to run: the one named, one created by this run or call before, or a new one."""
     if batch_id:
         return services.records.get_batch(batch_id)
     run_id = flow_run.id
@@ -157,7 +158,7 @@ def _find_or_create_batch(
     existing = None if idempotency is None else services.records.find_batch_by_key(idempotency)
     if existing is not None:
         get_run_logger().info("this call of the flow made %s in an earlier attempt", existing.id)
-        if input_uri:  # it was read in once more to see that it is the same
+        if input_uri:  # delete the copy that was read only to compare its content
             services.records.delete_file(file.id, deletions=[PendingDeletion(prefix=file.key, due_at=0)])
         return existing
     origin = BatchDwExtResponse(source="deployment" if deployment.id else "api")
@@ -167,14 +168,14 @@ def _find_or_create_batch(
 
 
 def _validated_plan(lease: BatchLease) -> Plan | None:
-    """Return the batch's plan, or None if the batch is over: its record then says how it ended."""
+    """Return the batch's plan, or None if the batch is over, with the outcome in its record."""
     plan = validate(lease)
-    # Prefect passes a state that a task returned on to its caller.
+    # The call returns the state itself if the task returned a state.
     return plan if isinstance(plan, Plan) else None
 
 
 def _name_flow_run(batch: BatchRecord) -> None:
-    """Name the flow run after file and batch, and label it with the batch's id for those who started it."""
+    """Name the flow run after file and batch, and label it with the batch's id."""
     if not flow_run.id:
         return
     with get_client(sync_client=True) as client:
@@ -184,7 +185,7 @@ def _name_flow_run(batch: BatchRecord) -> None:
 
 
 def _record_flow_run(lease: BatchLease) -> None:
-    """Note in the batch's record which flow run has it; one that was refused would hide the one that has."""
+    """Record the current flow run as the batch's last run."""
     if flow_run.id and lease.batch.last_flow_run_id != str(flow_run.id):
         lease.records.record_flow_run(lease.batch.id, str(flow_run.id))
 
@@ -203,7 +204,7 @@ def _log_start(lease: BatchLease, plan: Plan) -> None:
 
 
 def _finish_run(services: Services, batch: BatchRecord) -> BatchResponse:
-    """Show and announce the end of the batch, and return the flow run's final state."""
+    """Publish and announce the end of the batch, and return the flow run's final state."""
     report = report_of(services.store, batch.id)
     message = outcome_message(batch, report)
     get_run_logger().info("%s of %s %s", batch.id, batch.input_filename, message)

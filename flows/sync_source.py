@@ -1,4 +1,4 @@
-"""Picks up new files from a watched folder: one batch for each, run here or as deployment runs."""
+"""The flow that syncs a watched folder: one batch for each new file, run here or as a deployment run."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -86,6 +86,6 @@ def sync_source(
 
 
 def _run_in_process(services: Services, batch_id: str) -> None:
-    """Run the batch to its end, however it ends; raises what stops it before."""
+    """Run the batch to any end; raises the error that stops it before."""
     with suppress(BatchEnded):
         run_batch(services, batch_id)

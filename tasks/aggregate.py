@@ -1,4 +1,4 @@
-"""The third step: reduce the parts to analytics and a report."""
+"""The third step of a batch: reduces the parts to analytics and a report."""
 
 from collections.abc import Sequence
 
@@ -11,5 +11,5 @@ from batchline.tasks.retries import step
 
 @step(name="aggregate", task_run_name="aggregate")
 def aggregate(hold: BatchLease, parts: Sequence[Part]) -> tuple[BatchAnalytics, BatchReport]:
-    """What the batch used, how fast it was, and what failed."""
+    """Return the batch's usage, speed and failures."""
     return lifecycle.measure(hold, parts)

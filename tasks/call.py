@@ -1,4 +1,4 @@
-"""The second step, mapped over chunks: send a chunk's requests."""
+"""The second step of a batch, mapped over chunks: sends a chunk's requests."""
 
 from asyncio import CancelledError
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ def call(order: ChunkSpec, blocks: BlockNames) -> ChunkResult:
 
 @contextmanager
 def _open_context(spec: ChunkSpec, blocks: BlockNames) -> Iterator[SendContext]:
-    """This process's hold on the batch, or its part in the hold of another; that one's blocks are loaded here."""
+    """Yield this process's lease, or with the blocks loaded, a context under another process's lease."""
     lease = lease_for(spec)
     if lease is not None:
         yield lease
@@ -44,7 +44,7 @@ def _open_context(spec: ChunkSpec, blocks: BlockNames) -> Iterator[SendContext]:
 
 
 def call_all_chunks(lease: BatchLease, specs: Sequence[ChunkSpec], blocks: BlockNames) -> list[ChunkResult]:
-    """Send all chunks, where the settings say; the first that fails for good stops the others, and is raised."""
+    """Send all chunks with the configured task runner; the first final failure stops the others and is raised."""
     if not specs:
         return []
     with open_task_runner(lease.services.settings) as runner:
@@ -64,6 +64,7 @@ def _collect_results(lease: BatchLease, futures: Sequence[PrefectFuture[ChunkRes
         for future in as_completed(list(futures)):
             result = _chunk_result(future)
             if isinstance(result, BaseException):
+                # Keep the first failure and still collect the rest: each chunk saves its answers before it ends.
                 failure = failure or result
                 lease.interrupt(str(failure))
             else:
@@ -79,8 +80,8 @@ def _collect_results(lease: BatchLease, futures: Sequence[PrefectFuture[ChunkRes
 def _stop_sending(lease: BatchLease, futures: Sequence[PrefectFuture[ChunkResult]]) -> None:
     """Stop sending and wait until every chunk has saved its answers.
 
-    Prefect raises `Pause` in a suspended run as soon as a task begins or ends, while others still send, and
-    `CancelledError` at any time in a run whose concurrency lease its server has forgotten.
+    Prefect raises `Pause` in a suspended run as soon as a task starts or ends, while others still send, and
+    `CancelledError` at any time in a run whose concurrency lease the server has lost.
     """
     lease.interrupt("Prefect stopped its flow run")
     for future in futures:
@@ -89,10 +90,10 @@ def _stop_sending(lease: BatchLease, futures: Sequence[PrefectFuture[ChunkResult
 
 
 def _chunk_result(future: PrefectFuture[ChunkResult]) -> ChunkResult | BaseException:
-    """The task's result, or what it or its process failed of."""
+    """Return the task's result, or the error of the task or its process."""
     try:
         return future.result(raise_on_failure=False)
-    except Exception as error:  # noqa: BLE001 - each kind of task runner has its own for a process that died
+    except Exception as error:  # noqa: BLE001 - each task runner has its own error for a process that died
         process_lost = Interrupted(f"a process that sent chunks was lost: {type(error).__name__}: {error}")
         process_lost.__cause__ = error
         return process_lost

@@ -1,4 +1,4 @@
-"""A step of a batch as a task: its options, and which of its failures are worth another try by Prefect."""
+"""Defines the options of the steps' Prefect tasks, and the failures after which Prefect retries them."""
 
 from collections.abc import Callable
 from typing import Any, Final, ParamSpec, TypeVar
@@ -14,16 +14,16 @@ P = ParamSpec("P")
 R = TypeVar("R")
 RETRIES: Final = 2
 RETRY_DELAYS_S: Final[list[float]] = [3, 20]
-"""Longer than storage is away for a moment; where it is away for longer, the batch waits to be resumed."""
+"""Long enough for a short storage outage; after a longer one the batch has to be resumed."""
 
 
 def is_storage_fault(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
-    """True if the task failed for storage; what it has done so far stays, and a repetition goes on from there."""
+    """Return True if storage failed; finished work is kept, and a retry continues from there."""
     return isinstance(state.result(raise_on_failure=False), StorageFault)
 
 
 def step(name: str, task_run_name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
-    """Make the function of a step a task."""
+    """Return a decorator that makes a step's function a Prefect task."""
     return task(
         name=name,
         task_run_name=task_run_name,

@@ -1,4 +1,4 @@
-"""The first step: check the input file and cut it into chunks."""
+"""The first step of a batch: validates the input file and divides it into chunks."""
 
 from typing import cast
 
@@ -17,6 +17,7 @@ def validate(hold: BatchLease) -> Plan | None:
     If the input does not validate, the task run ends *Failed*, and the call returns that state.
     """
     plan = validate_or_recover(hold)
+    # FAILED without `in_progress_at`: the input is invalid. Prefect makes a returned state that of the task run.
     if hold.batch.status is BatchStatus.FAILED and hold.batch.in_progress_at is None:
         return cast("Plan", final_state(hold.batch, outcome_message(hold.batch, None)))
     return plan

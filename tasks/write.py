@@ -1,4 +1,4 @@
-"""The last step: join the parts into the output and error files."""
+"""The last step of a batch: joins the parts into the output and error files."""
 
 from collections.abc import Sequence
 
@@ -12,5 +12,5 @@ from batchline.tasks.retries import step
 
 @step(name="write", task_run_name="write")
 def write(hold: BatchLease, parts: Sequence[Part], report: BatchReport) -> Manifest:
-    """The batch's files, each there whole or not at all."""
+    """Write the batch's files, each atomically, and return their manifest."""
     return lifecycle.write(hold, parts, report)
