@@ -1,1 +1,1 @@
-"""What Prefect deploys."""
+"""The Prefect flows of batchline."""

@@ -1,1 +1,1 @@
-"""The shapes of things, and what is decided without I/O."""
+"""Data models of batchline, and logic that needs no I/O."""

@@ -24,7 +24,7 @@ class BatchlineError(Exception):
 
 
 class InvalidInput(BatchlineError):
-    """Input of the caller cannot be used; `param` names the wrong parameter or setting."""
+    """Input from the caller cannot be used; `param` names the wrong parameter or setting."""
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)

@@ -197,10 +197,7 @@ def _members_decoder(names: tuple[str, ...]) -> Any:
 
 
 def _decode_text(text: bytes, decode: Any) -> tuple[Any, bytes]:
-    """Return the decoded value and the text it was decoded from, which is as long as `text`.
-
-    Raises `NotJSONError`.
-    """
+    """Return the decoded value and the text it came from, which is as long as `text`; raises `NotJSONError`."""
     try:
         return decode(text), text
     except RecursionError:  # happens below MAX_DEPTH if the caller's stack is deep

@@ -7,7 +7,7 @@ MAX_PAGE_SIZE = 100
 
 
 class CursorPagination(BaseModel):
-    """A page of a list, by cursor."""
+    """Cursor and size of a page of a list."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -16,7 +16,7 @@ class CursorPagination(BaseModel):
 
 
 class Pagination(BaseModel):
-    """A page of a list, by offset."""
+    """Offset and size of a page of a list."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -8,7 +8,7 @@ REPEATED_WITHIN_S = 2.0
 
 
 class StopSignals:
-    """Distinguishes the first signal from its repetitions and from later ones."""
+    """A classifier that tells the first signal from its repetitions and from later signals."""
 
     def __init__(self) -> None:
         self._first_at: float | None = None

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, m
 Dialect = Literal["openai", "anthropic"]
 
 _API_KEY_PATTERN = re.compile(r"[!-~]*")
+# RFC 9110 calls this a token.
 _HEADER_NAME_PATTERN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _ENDPOINT_PATHS = (
     "/chat/completions",

@@ -32,7 +32,7 @@ def call(order: ChunkSpec, blocks: BlockNames) -> ChunkResult:
 
 @contextmanager
 def _open_context(spec: ChunkSpec, blocks: BlockNames) -> Iterator[SendContext]:
-    """Yield this process's lease, or with the blocks loaded, a context under another process's lease."""
+    """Yield this process's lease on the batch or, in another process, join the batch with the blocks loaded."""
     lease = lease_for(spec)
     if lease is not None:
         yield lease

@@ -21,7 +21,7 @@ MAX_CONSECUTIVE_CRASHES: Final = 10
 def batch_of_crashed_run(services: Services, run_id: str) -> BatchRecord:
     """Return the batch of a crashed flow run; `run_id` may be an event's resource id, `prefect.flow-run.…`.
 
-    For a run that crashed before it took a batch, that of the crashed run it was started for. Raises `NotFound` if
+    If the run crashed before it took a batch, it is the one that the run was started for. Raises `NotFound` if
     there is none, and `Conflict` after too many consecutive crashes or for a suspended run.
     """
     crashes = list(_consecutive_crashes(run_id))

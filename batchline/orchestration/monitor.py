@@ -38,8 +38,7 @@ log = logging.getLogger(__name__)
 
 PROGRESS_INTERVAL_S: Final = 3.0
 STATE_POLL_INTERVAL_S: Final = 2.0
-"""Seconds between reads of the flow run's state: a suspended run, or a cancelled one without a worker, gets no
-signal."""
+"""Seconds between polls of the run's state; suspending it, or cancelling it without a worker, sends no signal."""
 
 TICK_S: Final = 1.0
 
@@ -93,6 +92,7 @@ def _handle_sigterm(monitor: _RunMonitor, terminating: threading.Event) -> Itera
         del frame
         occurrence = stop_signals.classify_next()
         if occurrence == "later":
+            # Let the previous handler, normally the default action, end the process.
             signal.signal(number, previous_handler)
             os.kill(os.getpid(), number)
         if occurrence != "first":
@@ -169,7 +169,7 @@ class _RunMonitor:
 
     def _monitor_loop(self) -> None:
         interval_s = min(TICK_S, PROGRESS_INTERVAL_S)
-        if self._finished.wait(interval_s):
+        if self._finished.wait(interval_s):  # a short batch needs no client
             return
         # One client for all polls: creating one takes more CPU than a request.
         with get_client(sync_client=True) as client:

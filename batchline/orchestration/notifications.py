@@ -79,7 +79,7 @@ def batch_notifications(client: SyncPrefectClient, targets: Sequence[str]) -> Au
 
 
 def file_notifications(client: SyncPrefectClient, targets: Sequence[str]) -> AutomationCore:
-    """Return the automation that notifies of files in quarantine; as `batch_notifications` otherwise."""
+    """Return the automation that notifies of files in quarantine; raises as `batch_notifications` does."""
     return AutomationCore(
         name="batchline: tell of files in quarantine",
         description="Files in watched folders that do not validate. Made by `batchline prefect setup`.",

@@ -68,7 +68,7 @@ class PrefectQuotaStore:
         with _translate_errors():
             listed = self._client.read_global_concurrency_limits(limit=PAGE_SIZE)
             limits = {response.name: response for response in listed if response.name in names}
-            if len(listed) == PAGE_SIZE:
+            if len(listed) == PAGE_SIZE:  # a missing limit may be on a later page
                 limits |= {
                     response.name: response
                     for name in names
@@ -156,7 +156,7 @@ def _to_limit_state(limit: GlobalConcurrencyLimitResponse) -> LimitState:
 
 
 def _server_name(upstream: Upstream) -> str:
-    """Return host and port, with this machine's name for a loopback host, which differs by machine."""
+    """Return host and port, with this machine's name in place of a loopback host."""
     parts = urlsplit(upstream.base_url)
     host = parts.hostname or ""
     port = parts.port or (443 if parts.scheme == "https" else 80)

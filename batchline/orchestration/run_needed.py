@@ -1,4 +1,4 @@
-"""Decides if a batch without a lease needs another run, by the state of its last run in Prefect."""
+"""Decides if a batch without a valid lease needs another run, by the state of its last run in Prefect."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MAX_LISTED_RUNS: Final = 200
 
 
 class DueAction(NamedTuple):
-    """The action that is due for an unfinished batch without a lease, and its reason."""
+    """The action that is due for an unfinished batch without a valid lease, and its reason."""
 
     reason: str
     after_crash: bool = False
@@ -61,7 +61,7 @@ def server_url(before: str = "", *, param: str | None = None) -> str:
 
 
 def needs_run(batch: BatchRecord, *, now: float) -> bool:
-    """Return True if a run should be started for an unfinished batch without a lease.
+    """Return True if a run should be started for an unfinished batch without a valid lease.
 
     False while its last run waits for a worker, is about to start or is suspended; also if a person cancelled that
     run in Prefect before it started, until the batch's window closes. Raises `Interrupted` if Prefect fails.
@@ -81,7 +81,7 @@ def needs_run(batch: BatchRecord, *, now: float) -> bool:
 
 
 def find_due_action(batch: BatchRecord, reason: str | None, *, now: float) -> DueAction | None:
-    """Return the action that is due for an unfinished batch without a lease, or None if there is none.
+    """Return the action that is due for an unfinished batch without a valid lease, or None if there is none.
 
     `reason` is the reason to continue by the batch's own record, if any. A crashed run gets a successor even if
     the server lost the crash event. A suspended batch is left alone; one whose run was cancelled after it started

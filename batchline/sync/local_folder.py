@@ -37,6 +37,7 @@ class LocalWatchedFolder(WatchedFolder):
             self._put_back_abandoned()
             names = sorted(name for name in os.listdir(self._folder) if matches_pattern(name, pattern))  # noqa: PTH208
         for name in names:
+            # The file may have disappeared since it was listed.
             with suppress(FileNotFoundError), _translate_errors_but_missing(self._folder / name):
                 status = os.lstat(self._folder / name)
                 if stat.S_ISREG(status.st_mode):

@@ -5,7 +5,7 @@ reports it and continues with the others. Each step can be repeated by a later p
 
 1. The listed version is copied to our storage; the copy is scheduled for deletion until it is recorded.
 2. One transaction records input file, batch and file version; a second pass with the same version is refused.
-3. The file is moved (or deleted, by a pass an hour later) and the batch started, or else by the next pass.
+3. The file is moved (or deleted an hour later) and the batch started; the next pass does what is left undone.
 """
 
 import json
@@ -45,7 +45,7 @@ from batchline.sync.outbox import write_results
 from batchline.sync.select import open_watched_folder
 
 MAX_ERRORS_PER_FILE: Final = 100_000
-"""Errors reported per file; a limit, as a file in another format would have one for each line."""
+"""Maximum errors reported per file, to bound the memory used for a file in another format."""
 
 MAX_NAME_BYTES: Final = 240
 """Longer names leave no room for the suffix `.errors.json`."""
@@ -54,7 +54,7 @@ DELETE_AFTER_S: Final = DELETION_DELAY_S
 """Seconds after a file's batch was recorded until the file may be deleted from the watched folder."""
 
 StartBatch = Callable[[str], object]
-"""Starts the batch with the given id; raises `Conflict` if it is already started. May be called repeatedly."""
+"""A function that starts a batch by id; raises `Conflict` if it has started. May be called repeatedly."""
 
 
 def sync_source(
