@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share."""
+"""Fixtures for all folders."""
 
 import json
 import os
@@ -7,9 +7,12 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
-import shared_servers
+
+pytest.register_assert_rewrite("helpers")  # before any of them is imported
+
+from helpers import shared_servers
+from helpers.storage_servers import Postgres, S3Server
 from hypothesis import settings
-from real_servers import Postgres, S3Server
 
 from batchline.engine.services import Services
 from batchline.models.settings import Settings, load_settings
@@ -37,23 +40,23 @@ SERVER_LOGS = ".server-logs"
 
 LONGEST = (
     "system/test_two_hosts.py",
-    "system/test_crash_story.py",
+    "system/test_crash_recovery.py",
     "system/test_production.py",
     "system/test_automations.py",
     "system/test_task_runners.py",
-    "system/test_budgets.py",
-    "system/test_serving_by_deployment.py",
-    "system/test_foreign_programs.py",
-    "web/test_in_chromium.py",
+    "system/test_prefect_quota.py",
+    "system/test_deployment_runner.py",
+    "system/test_third_party_programs.py",
+    "web/test_browser.py",
     "cli/test_run_with_prefect.py",
-    "operations/test_life_of_batches.py",
-    "api/test_document.py",
-    "sources/test_round_races.py",
-    "cli/test_interrupts.py",
-    "operations/test_races.py",
-    "storage/test_list_properties.py",
-    "faults/test_kills.py",
-    "operations/test_retries.py",
+    "client/test_batch_state_machine.py",
+    "api/test_openapi.py",
+    "sync/test_sync_pass_races.py",
+    "cli/test_run_interruption.py",
+    "client/test_concurrent_operations.py",
+    "storage/test_batch_list_properties.py",
+    "faults/test_killed_processes.py",
+    "client/test_batch_retries.py",
 )
 """The files that are begun first, lest one is left when the other workers are done; the slowest first."""
 
@@ -102,7 +105,7 @@ def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("BATCHLINE_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("BATCHLINE_SHARE_BUDGETS", "false")  # except in tests/system/test_budgets.py
+    monkeypatch.setenv("BATCHLINE_SHARE_BUDGETS", "false")  # except in tests/system/test_prefect_quota.py
     monkeypatch.chdir(tmp_path)
 
 
@@ -193,7 +196,7 @@ def prefect_api() -> str:
 @pytest.fixture(scope="session")
 def prefect_server(prefect_api: str) -> Iterator[None]:
     """Let flows that run in this process use the Prefect server that all workers share."""
-    from prefect_settings import using_prefect  # noqa: PLC0415 - Prefect takes a second to import
+    from helpers.prefect_settings import using_prefect  # noqa: PLC0415 - Prefect takes a second to import
 
     with using_prefect(prefect_api):
         yield

@@ -165,7 +165,7 @@ def test_no_files_import_each_other_in_a_circle():
         pytest.fail(" -> ".join(error.args[1]))
 
 
-def test_imports_are_absolute_and_by_the_packages_name():
+def test_imports_are_absolute_and_use_package_name():
     wrong = [
         (source.name, name)
         for source in SOURCES
@@ -176,7 +176,7 @@ def test_imports_are_absolute_and_by_the_packages_name():
 
 
 @pytest.mark.parametrize("library", GATES)
-def test_a_library_is_imported_in_its_own_place_only(library):
+def test_library_is_imported_only_by_its_gate_files(library):
     elsewhere = [
         source.name
         for source in SOURCES
@@ -199,7 +199,7 @@ def reads_environment(source: Source) -> bool:
     ) or any(name in {"os.environ", "os.getenv"} for name in imported(source.tree))
 
 
-def test_the_environment_is_read_by_the_settings_only():
+def test_environment_is_read_only_by_settings():
     assert {source.name for source in SOURCES if reads_environment(source)} <= READS_ENVIRONMENT
 
 
@@ -212,7 +212,7 @@ def test_functions_have_at_most_60_lines_and_nineteen_of_twenty_at_most_40():
     assert statistics.quantiles(LENGTHS, n=20)[-1] <= 40
 
 
-def test_half_of_the_functions_have_at_most_10_lines():
+def test_function_length_median_is_at_most_10_lines():
     assert statistics.median(LENGTHS) <= 10
 
 
@@ -223,7 +223,7 @@ def test_no_two_classes_have_one_name():
     assert {name: count for name, count in classes.items() if count > 1} == {}
 
 
-def test_a_local_run_imports_nothing_slow_before_its_first_request():
+def test_local_run_does_not_import_slow_modules_at_start():
     program = "import json, sys, batchline.cli.run, batchline.engine.pipeline; print(json.dumps([*sys.modules]))"
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT)
     assert set(json.loads(done.stdout)).isdisjoint(SLOW_TO_IMPORT)

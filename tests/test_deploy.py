@@ -72,23 +72,23 @@ def container(name: str) -> dict[str, Any]:
 # Variables and units
 
 
-def test_the_page_shows_the_files_of_variables_as_they_are():
+def test_production_page_shows_env_files_unchanged():
     shown = [dict(line.split("=", 1) for line in block.splitlines()) for block in blocks(PAGE, "ini")]
     assert shown == [variables_in(DEPLOY / "systemd" / name) for name in ("prefect-server.env", "batchline.env")]
 
 
 @pytest.mark.parametrize("path", sorted((DEPLOY / "systemd").glob("*.env")), ids=lambda path: path.name)
-def test_a_variable_in_a_file_is_one_that_is_read(path):
+def test_env_file_variables_are_known(path):
     assert [name for name in variables_in(path) if not is_known(name)] == []
 
 
-def test_a_variable_that_nobody_reads_would_be_noticed():
+def test_unknown_variable_is_detected():
     assert not is_known("PREFECT_SERVER_API_AUTHSTRING")
     assert not is_known("BATCHLINE_DATABASE")
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
-def test_systemd_takes_the_unit(unit, tmp_path):
+def test_systemd_accepts_unit(unit, tmp_path):
     if shutil.which("systemd-analyze") is None:
         pytest.skip("there is no systemd-analyze")
     text = unit.read_text(encoding="utf-8").replace("/opt/batchline/bin", str(Path(sys.executable).parent))
@@ -98,7 +98,7 @@ def test_systemd_takes_the_unit(unit, tmp_path):
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
-def test_a_unit_reads_files_that_are_there_and_starts_what_the_page_says(unit):
+def test_unit_uses_existing_env_files_and_documented_command(unit):
     text = unit.read_text(encoding="utf-8")
     files = re.findall(r"^EnvironmentFile=/etc/batchline/(.+)$", text, re.MULTILINE)
     assert files
@@ -109,12 +109,12 @@ def test_a_unit_reads_files_that_are_there_and_starts_what_the_page_says(unit):
 
 
 @pytest.mark.parametrize("name", ["batchline-worker", "batchline-serve"])
-def test_a_unit_that_runs_batches_is_given_the_time_to_stop_them(name):
+def test_unit_stop_timeout_covers_grace_period(name):
     text = (DEPLOY / "systemd" / f"{name}.service").read_text(encoding="utf-8")
     assert int(re.findall(r"^TimeoutStopSec=(\d+)$", text, re.MULTILINE)[0]) >= LEAST_TO_STOP_S
 
 
-def test_nginx_takes_its_file(tmp_path):
+def test_nginx_accepts_its_configuration(tmp_path):
     nginx, openssl = shutil.which("nginx", path="/usr/sbin:/usr/bin"), shutil.which("openssl")
     if nginx is None or openssl is None:
         pytest.skip("there is no nginx or openssl")
@@ -132,29 +132,29 @@ def test_nginx_takes_its_file(tmp_path):
 
 
 @pytest.mark.parametrize("command", sorted(set(commands_of(PAGE))))
-def test_a_command_of_the_page_is_one_that_the_command_line_takes(command):
+def test_production_page_command_is_accepted_by_cli(command):
     parse([{"ID": "batch-1", "URL": "https://x.example.com"}.get(word, word) for word in shlex.split(command)[1:]])
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)[^)]*\)", PAGE))))
-def test_a_link_of_the_page_leads_somewhere(target):
+def test_production_page_link_target_exists(target):
     assert (ROOT / "docs" / target).exists()
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\bdeploy/(?:systemd|kubernetes|nginx)/[\w.-]+\w", PAGE))))
-def test_a_file_that_the_page_names_is_there(path):
+def test_production_page_deploy_file_exists(path):
     assert (ROOT / path).exists()
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"\b(?:BATCHLINE|PREFECT)_[A-Z_]+[A-Z]\b", PAGE))))
-def test_a_variable_that_the_page_names_is_one_that_is_read(name):
+def test_production_page_variable_is_known(name):
     assert is_known(name)
 
 
 # The image
 
 
-def test_all_that_the_image_copies_is_there_and_not_left_out_of_its_context():
+def test_image_copies_exist_and_match_dockerignore():
     copied = [
         path
         for line in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
@@ -165,7 +165,7 @@ def test_all_that_the_image_copies_is_there_and_not_left_out_of_its_context():
     assert all((ROOT / path).exists() for path in copied)
 
 
-def test_the_image_has_a_python_that_will_do_and_installs_an_extra_that_exists_with_the_lock():
+def test_image_uses_minimum_python_known_extras_and_constraints():
     assert set(re.findall(r"^FROM python:([\d.]+)-slim", DOCKERFILE, re.MULTILINE)) == {
         PROJECT["requires-python"].removeprefix(">=")
     }
@@ -173,7 +173,7 @@ def test_the_image_has_a_python_that_will_do_and_installs_an_extra_that_exists_w
     assert "pip install --no-cache-dir --constraint constraints.txt" in DOCKERFILE
 
 
-def test_the_image_runs_as_a_user_whom_kubernetes_can_see_not_to_be_root():
+def test_image_runs_as_numeric_non_root_user():
     assert re.findall(r"^USER (\d+):\d+$", DOCKERFILE, re.MULTILINE) == ["1000"]
     assert "--uid 1000" in DOCKERFILE
 
@@ -181,7 +181,7 @@ def test_the_image_runs_as_a_user_whom_kubernetes_can_see_not_to_be_root():
 # Kubernetes
 
 
-def test_all_run_the_image_of_this_version():
+def test_deployments_use_image_of_this_version():
     deployments = yaml.safe_load((DEPLOY / "kubernetes" / "prefect.yaml").read_text(encoding="utf-8"))[
         "deployments"
     ]
@@ -191,7 +191,7 @@ def test_all_run_the_image_of_this_version():
     assert re.findall(r"registry\.example\.com/\S+", PAGE) == [IMAGE] * 2
 
 
-def test_all_is_in_one_namespace_and_named_as_the_template_has_it():
+def test_manifests_share_namespace_and_names_with_job_template():
     defaults = {name: each.get("default") for name, each in TEMPLATE["variables"]["properties"].items()}
     namespaced = [each for each in MANIFESTS if each["kind"] != "Namespace"]
     assert {each["metadata"]["namespace"] for each in namespaced} == {defaults["namespace"]}
@@ -206,7 +206,7 @@ def test_all_is_in_one_namespace_and_named_as_the_template_has_it():
         ]
 
 
-def test_what_pods_are_told_is_read_and_no_secret():
+def test_pod_variables_are_known_and_not_secret():
     told = list(manifest("ConfigMap", "batchline")["data"])
     told += [each["name"] for name in ("batchline-worker", "batchline-serve") for each in container(name)["env"]]
     assert [name for name in told if not is_known(name)] == []
@@ -217,7 +217,7 @@ def test_what_pods_are_told_is_read_and_no_secret():
     assert secrets & set(told) == set()
 
 
-def test_the_api_listens_where_its_probes_and_its_service_ask():
+def test_serve_port_matches_probes_and_service():
     serve, (port,) = container("batchline-serve"), container("batchline-serve")["ports"]
     assert serve["args"][0] == "batchline"
     parse(serve["args"][1:])
@@ -235,14 +235,14 @@ def test_the_api_listens_where_its_probes_and_its_service_ask():
     assert pod("batchline-serve")["terminationGracePeriodSeconds"] >= LEAST_TO_STOP_S
 
 
-def test_the_worker_takes_from_the_pool_that_is_deployed_to():
+def test_worker_uses_work_pool_of_deployments():
     arguments = container("batchline-worker")["args"]
     made = re.findall(r"^prefect work-pool create (\S+) --type kubernetes", PAGE, re.MULTILINE)
     deployed = yaml.safe_load((DEPLOY / "kubernetes" / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
     assert {arguments[arguments.index("--pool") + 1], *made} == {each["work_pool"]["name"] for each in deployed}
 
 
-def test_the_deployments_of_the_image_are_those_of_a_worker_on_a_machine():
+def test_kubernetes_deployments_match_prefect_yaml():
     def deployments(path: Path) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))["deployments"]
         for each in found:
@@ -252,13 +252,13 @@ def test_the_deployments_of_the_image_are_those_of_a_worker_on_a_machine():
     assert deployments(DEPLOY / "kubernetes" / "prefect.yaml") == deployments(ROOT / "prefect.yaml")
 
 
-def test_the_template_of_jobs_has_a_variable_for_each_place_and_a_place_for_each_variable():
+def test_job_template_placeholders_match_variables():
     places = set(re.findall(r"{{ (\w+) }}", json.dumps(TEMPLATE["job_configuration"])))
     assert places == set(TEMPLATE["variables"]["properties"])
     assert TEMPLATE["variables"]["properties"]["grace_s"]["default"] >= LEAST_TO_STOP_S
 
 
-def test_prefects_worker_makes_a_job_of_the_template_that_has_our_settings_and_runs_the_flow_itself():
+def test_prefect_worker_builds_job_with_our_settings_from_template():
     worker = pytest.importorskip("prefect_kubernetes.worker")
     defaults = {name: each.get("default") for name, each in TEMPLATE["variables"]["properties"].items()}
     chosen = {name: value for name, value in defaults.items() if value is not None} | {"env": {"A": "b"}}

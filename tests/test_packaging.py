@@ -79,13 +79,13 @@ def load(*entrypoints: str, cwd: Path, home: Path, path: Path | None = None) -> 
 
 
 @pytest.mark.parametrize("room", LINKED)
-def test_a_room_at_the_top_level_is_linked_into_the_package_by_a_relative_link(room):
+def test_top_level_package_is_linked_by_relative_symlink(room):
     assert (ROOT / "batchline" / room).readlink() == Path("..", room)
     assert (ROOT / "batchline" / room).samefile(ROOT / room)
 
 
 @pytest.mark.parametrize("room", LINKED)
-def test_a_link_is_stored_as_a_link(room):
+def test_symlink_is_stored_as_symlink_in_git(room):
     git = ["git", "ls-files", "--stage", f"batchline/{room}"]
     listed = subprocess.run(git, cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
@@ -94,14 +94,14 @@ def test_a_link_is_stored_as_a_link(room):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "flows").glob("*.py")), ids=lambda path: path.name)
-def test_no_flow_bears_the_name_of_a_standard_module(path):
+def test_flow_file_is_not_named_like_standard_module(path):
     # Prefect loads a flow's file with its folder first on the module path.
     assert path.stem not in sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("room", LINKED)
 @pytest.mark.parametrize("statement", ["import {0}", "from {0} import x", "from {0}.x import y", "import {0}.x"])
-def test_the_linter_refuses_a_bare_name(room, statement):
+def test_linter_rejects_bare_package_import(room, statement):
     ruff = [
         sys.executable,
         "-m",
@@ -119,13 +119,13 @@ def test_the_linter_refuses_a_bare_name(room, statement):
 
 
 @pytest.mark.system
-def test_the_wheel_claims_one_name(wheel):
+def test_wheel_has_one_top_level_name(wheel):
     names = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
     assert names == {"batchline", f"batchline-{version('batchline')}.dist-info"}
 
 
 @pytest.mark.system
-def test_the_wheel_holds_every_file_of_the_package_as_a_real_one(wheel):
+def test_wheel_contains_every_package_file(wheel):
     rooms = [path for path in (ROOT / "batchline").iterdir() if path.is_dir() and path.name != "__pycache__"]
     files = {
         f"batchline/{room.name}/{path.relative_to(room.resolve()).as_posix()}"
@@ -142,12 +142,12 @@ def test_the_wheel_holds_every_file_of_the_package_as_a_real_one(wheel):
 
 @pytest.mark.system
 @pytest.mark.parametrize("entrypoint", PATHS)
-def test_an_entrypoint_by_path_loads_from_a_bare_checkout(entrypoint, checkout, tmp_path):
+def test_path_entrypoint_loads_from_bare_checkout(entrypoint, checkout, tmp_path):
     assert str(checkout / "batchline") in load(entrypoint, cwd=checkout, home=tmp_path / "home")
 
 
 @pytest.mark.system
-def test_entrypoints_load_from_a_bare_checkout_beside_strangers_of_the_same_names(checkout, tmp_path):
+def test_path_entrypoints_load_despite_foreign_modules_of_same_name(checkout, tmp_path):
     strangers = tmp_path / "site"
     strangers.mkdir()
     for room in LINKED:
@@ -157,7 +157,7 @@ def test_entrypoints_load_from_a_bare_checkout_beside_strangers_of_the_same_name
 
 
 @pytest.mark.system
-def test_entrypoints_load_from_the_installed_wheel(wheel, tmp_path):
+def test_entrypoints_load_from_installed_wheel(wheel, tmp_path):
     site = tmp_path / "site"
     install = ["install", "--quiet", "--no-index", "--no-deps", "--target", str(site), str(wheel)]
     subprocess.run([sys.executable, "-m", "pip", *install], check=True, capture_output=True)
@@ -165,48 +165,48 @@ def test_entrypoints_load_from_the_installed_wheel(wheel, tmp_path):
 
 
 @pytest.mark.parametrize("entrypoint", PATHS)
-def test_an_entrypoint_is_a_file_in_flows(entrypoint):
+def test_entrypoint_is_function_in_flows_folder(entrypoint):
     path, _, name = entrypoint.partition(":")
     assert path.startswith("flows/")
     assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("requirement", REQUIREMENTS, ids=lambda requirement: requirement.name)
-def test_a_dependency_is_bounded_on_both_sides(requirement):
+def test_dependency_has_lower_and_upper_bound(requirement):
     operators = {rule.operator for rule in requirement.specifier}
     assert {"<", ">="} <= operators
 
 
 @pytest.mark.parametrize("requirement", REQUIREMENTS, ids=lambda requirement: requirement.name)
-def test_the_lock_holds_every_dependency_in_a_version_that_is_allowed(requirement):
+def test_constraints_pin_dependency_to_allowed_version(requirement):
     locked = {normal(name): locked_version for name, locked_version in LOCKED.items()}
     assert locked[normal(requirement.name)] in requirement.specifier
 
 
-def test_the_lock_names_versions_and_no_addresses():
+def test_constraints_contain_only_version_pins():
     assert [
         line for line in LOCKED.items() if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+]+", "==".join(line))
     ] == []
 
 
-def test_the_lock_leaves_the_project_itself_out():
+def test_constraints_do_not_contain_project():
     assert "batchline" not in LOCKED
 
 
-def test_the_prefect_that_runs_is_the_locked_one():
+def test_installed_prefect_is_the_pinned_version():
     assert version("prefect") == LOCKED["prefect"] == "3.8.8"
 
 
-def test_the_fastapi_that_runs_suits_prefects_server():
+def test_installed_fastapi_is_compatible_with_prefect_server():
     assert version("fastapi") in Requirement("fastapi<0.151").specifier
 
 
-def test_hooks_are_local_and_use_the_tools_that_are_installed():
+def test_pre_commit_hooks_use_locally_installed_tools():
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
     assert {repo["repo"] for repo in config["repos"]} == {"local"}
     assert {hook["language"] for repo in config["repos"] for hook in repo["hooks"]} == {"system"}
 
 
-def test_the_checks_of_ci_are_a_program():
+def test_ci_script_is_executable_and_valid_bash():
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], check=True)

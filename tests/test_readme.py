@@ -79,12 +79,12 @@ EXPORTS = [
 # The two commands
 
 
-def test_there_are_two_main_commands_one_to_run_and_one_to_test():
+def test_readme_has_one_run_and_one_test_command():
     assert [line.split("/")[-1].split()[0] for line in MAIN] == ["requests.jsonl", "pytest"]
 
 
 @pytest.mark.parametrize("line", MAIN, ids=["run", "test"])
-def test_a_main_command_makes_an_environment_and_installs_with_the_lock(line):
+def test_main_command_creates_venv_and_installs_with_constraints(line):
     make, install, _ = line.split(" && ")
     assert shlex.split(make) == ["python3", "-m", "venv", ".venv"]
     pip, *options, project = shlex.split(install)
@@ -93,18 +93,18 @@ def test_a_main_command_makes_an_environment_and_installs_with_the_lock(line):
     assert re.fullmatch(r"\.(\[dev\])?", project)
 
 
-def test_the_command_that_is_run_is_one_that_is_installed():
+def test_run_command_uses_installed_script():
     program = MAIN[0].split(" && ")[-1].split()[0]
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     assert program == ".venv/bin/batchline"
     assert "batchline" in scripts
 
 
-def test_the_file_that_is_run_exists():
+def test_run_command_file_exists():
     assert (ROOT / MAIN[0].split()[-1]).samefile(REQUESTS)
 
 
-def test_ci_finds_the_test_command_in_the_readme():
+def test_ci_finds_test_command_in_readme():
     pattern = re.search(r"grep -m 1 -E '([^']+)' README\.md", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
     assert pattern
     assert next(line for line in README.splitlines() if re.search(pattern[1], line)) == MAIN[1]
@@ -113,46 +113,46 @@ def test_ci_finds_the_test_command_in_the_readme():
 # Commands, options, statuses
 
 
-def test_there_are_commands_to_check():
+def test_readme_has_commands_to_check():
     assert len(COMMANDS) >= 8
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_is_one_that_the_command_line_takes(command):
+def test_readme_command_is_accepted_by_cli(command):
     parse(arguments_of(command))
 
 
-def test_a_command_that_is_none_would_be_noticed():
+def test_invalid_command_is_detected():
     with pytest.raises(Exception, match="--everything"):
         parse(arguments_of("batchline run --everything FILE"))
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_an_option_is_one_that_run_takes(option):
+def test_readme_option_is_accepted_by_run(option):
     parse(["run", "x.jsonl", *shlex.split(option)] if "--resume" not in option else ["run", *shlex.split(option)])
 
 
 @pytest.mark.parametrize("path", re.findall(r"examples/[\w.-]+", README + EXAMPLES_README))
-def test_an_example_that_is_named_exists(path):
+def test_readme_example_file_exists(path):
     assert (ROOT / path).is_file()
 
 
-def test_every_command_is_told():
+def test_readme_mentions_every_command():
     told = {command.split()[1] for command in COMMANDS}
     assert {name for name in app if not name.startswith("-")} <= told
 
 
-def test_the_table_of_exit_statuses_has_each_once():
+def test_exit_status_table_lists_each_status_once():
     assert [int(status) for status in re.findall(r"^\| (\d) \|", README, re.MULTILINE)] == sorted(ExitCode)
 
 
-def test_the_summary_in_the_readme_counts_the_requests_of_the_example():
+def test_readme_summary_counts_match_example_file():
     told = re.search(r"^requests +([\d,]+): ([\d,]+) completed, 0 failed$", README, re.MULTILINE)
     assert told
     assert {int(number.replace(",", "")) for number in told.groups()} == {len(requests_of(REQUESTS))}
 
 
-def test_the_rows_of_the_summary_in_the_readme_are_rows_of_the_command():
+def test_readme_summary_rows_exist_in_cli_summary():
     (block,) = [block for block in blocks(README) if block.startswith("batch ")]
     source = (ROOT / "batchline" / "cli" / "summary.py").read_text(encoding="utf-8")
     rows = [re.split(r" {2,}", line)[0] for line in block.splitlines()]
@@ -169,7 +169,7 @@ def test_the_rows_of_the_summary_in_the_readme_are_rows_of_the_command():
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_link_leads_somewhere(folder, target):
+def test_readme_link_target_exists(folder, target):
     assert (folder / target).exists()
 
 
@@ -177,25 +177,25 @@ def test_a_link_leads_somewhere(folder, target):
 
 
 @pytest.mark.parametrize("pair", EXPORTS)
-def test_a_variable_that_is_exported_is_one_that_is_read(pair):
+def test_exported_variable_is_known(pair):
     name = pair.partition("=")[0]
     fields = {f"BATCHLINE_{field.upper()}" for field in Settings.model_fields}
     assert name in fields | OF_OTHERS or name.startswith("AWS_")
 
 
 @pytest.mark.parametrize("pair", [pair for pair in EXPORTS if pair.startswith(("BATCHLINE_", "OPENAI_"))])
-def test_a_value_that_is_exported_is_one_that_is_taken(pair, monkeypatch):
+def test_exported_value_is_accepted(pair, monkeypatch):
     name, _, value = pair.partition("=")
     monkeypatch.setenv(name, value.replace("…", "x"))
     assert load_settings().all_upstreams or "URL" in name or name == "BATCHLINE_MAX_IN_FLIGHT"
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"\bBATCHLINE_[A-Z_]+\b", README))))
-def test_a_setting_that_is_named_exists(name):
+def test_readme_setting_exists(name):
     assert name.removeprefix("BATCHLINE_").lower() in Settings.model_fields
 
 
-def test_the_toml_snippet_is_a_settings_file(tmp_path):
+def test_toml_snippet_loads_as_settings(tmp_path):
     (snippet,) = blocks(README, "toml")
     (tmp_path / "batchline.toml").write_text(snippet.replace("…", "x"), encoding="utf-8")
 
@@ -212,12 +212,12 @@ per_snippet = pytest.mark.parametrize(
 )
 
 
-def test_there_is_a_python_snippet():
+def test_readme_has_python_snippet():
     assert SNIPPETS
 
 
 @per_snippet
-def test_the_names_in_a_python_snippet_can_be_imported(snippet):
+def test_python_snippet_imports_resolve(snippet):
     imports = [node for node in ast.walk(snippet) if isinstance(node, ast.ImportFrom)]
     assert imports
     for node in imports:
@@ -233,7 +233,7 @@ CALLS = {
 
 
 @per_snippet
-def test_a_call_in_a_python_snippet_has_arguments_that_it_takes(snippet):
+def test_python_snippet_call_arguments_are_valid(snippet):
     calls = [node for node in ast.walk(snippet) if isinstance(node, ast.Call) and ast.unparse(node.func) in CALLS]
     assert calls
     for call in calls:
@@ -244,7 +244,7 @@ def test_a_call_in_a_python_snippet_has_arguments_that_it_takes(snippet):
 
 
 @per_snippet
-def test_what_a_python_snippet_reads_is_there(snippet):
+def test_python_snippet_attributes_exist(snippet):
     read = {ast.unparse(node) for node in ast.walk(snippet) if isinstance(node, ast.Attribute)}
     known = {f"batch.{name}" for name in BatchResponse.model_fields}
     known |= {f"batch.request_counts.{name}" for name in RequestCounts.model_fields}
@@ -267,32 +267,32 @@ def asked_by(body: dict) -> str:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_an_example_validates(path):
+def test_example_file_passes_validate(path):
     command = [str(Path(sys.executable).with_name("batchline")), "validate", str(path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_the_readme_of_the_examples_counts_what_is_in_a_file(path):
+def test_examples_readme_counts_match_file(path):
     requests = requests_of(path)
     assert f"| `{path.name}` | {len(requests)} to `{requests[0]['url']}` |" in EXAMPLES_README
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_no_request_of_an_example_says_what_another_says(path):
+def test_example_requests_are_unique(path):
     asked = Counter(asked_by(request["body"]) for request in requests_of(path))
     assert [text for text, times in asked.items() if times > 1] == []
 
 
-def test_the_examples_are_many_and_for_several_models_and_endpoints():
+def test_examples_cover_several_models_and_endpoints():
     requests = [request for path in FILES for request in requests_of(path)]
     assert len(requests_of(REQUESTS)) >= 200
     assert len({request["body"].get("model") for request in requests_of(REQUESTS)}) >= 5
     assert len({request["url"] for request in requests}) >= 5
 
 
-def test_the_examples_ask_for_more_than_plain_text():
+def test_examples_cover_tools_formats_and_long_conversations():
     bodies = [request["body"] for request in requests_of(REQUESTS)]
     members = Counter(member for body in bodies for member in body)
     assert min(members[name] for name in ("response_format", "tools", "temperature", "max_tokens")) >= 5

@@ -125,16 +125,16 @@ def expected(name: str) -> object:
     return getattr(Settings.model_validate({FIELDS[name].validation_alias or name: EXAMPLES[name]}), name)
 
 
-def test_there_is_an_example_of_every_setting():
+def test_every_setting_has_an_example():
     assert set(EXAMPLES) == set(FIELDS)
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_an_example_is_not_the_default(name):
+def test_example_differs_from_default(name):
     assert expected(name) != getattr(Settings(), name)
 
 
-def test_another_process_is_given_all_that_was_chosen(monkeypatch):
+def test_settings_survive_environment_round_trip(monkeypatch):
     chosen = Settings.model_validate({FIELDS[name].validation_alias or name: EXAMPLES[name] for name in FIELDS})
 
     for name, text in to_environment(chosen).items():
@@ -144,25 +144,25 @@ def test_another_process_is_given_all_that_was_chosen(monkeypatch):
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_a_setting_is_read_from_the_environment(name, monkeypatch):
+def test_setting_is_read_from_environment(name, monkeypatch):
     monkeypatch.setenv(variable(name), as_text(EXAMPLES[name]))
     assert getattr(load_settings(), name) == expected(name)
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_a_setting_is_read_from_a_dotenv_file(name):
+def test_setting_is_read_from_dotenv_file(name):
     Path(".env").write_text(f"UNRELATED=1\n{variable(name)}='{as_text(EXAMPLES[name])}'\n")
     assert getattr(load_settings(), name) == expected(name)
 
 
 @pytest.mark.parametrize("name", [name for name, field in FIELDS.items() if field.validation_alias is None])
-def test_a_setting_is_read_from_toml(name):
+def test_setting_is_read_from_toml(name):
     Path("batchline.toml").write_text(f"{name} = {as_toml(EXAMPLES[name])}\n")
     assert getattr(load_settings(), name) == expected(name)
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_an_empty_variable_counts_as_none(name, monkeypatch):
+def test_empty_variable_counts_as_unset(name, monkeypatch):
     monkeypatch.setenv(variable(name), "")
     assert getattr(load_settings(), name) == getattr(Settings(), name)
 
@@ -174,46 +174,46 @@ def write_all_sources(monkeypatch) -> None:
     monkeypatch.setenv("BATCHLINE_MAX_REQUESTS", "4")
 
 
-def test_an_argument_beats_every_source(monkeypatch):
+def test_argument_overrides_every_source(monkeypatch):
     write_all_sources(monkeypatch)
     assert load_settings(max_requests=5).max_requests == 5
 
 
-def test_the_environment_beats_every_file(monkeypatch):
+def test_environment_overrides_files(monkeypatch):
     write_all_sources(monkeypatch)
     assert load_settings().max_requests == 4
 
 
-def test_dotenv_beats_toml(monkeypatch):
+def test_dotenv_overrides_toml(monkeypatch):
     write_all_sources(monkeypatch)
     monkeypatch.delenv("BATCHLINE_MAX_REQUESTS")
     assert load_settings().max_requests == 3
 
 
-def test_toml_in_the_working_directory_beats_that_at_home(monkeypatch):
+def test_toml_in_working_directory_overrides_home_toml(monkeypatch):
     write_all_sources(monkeypatch)
     monkeypatch.delenv("BATCHLINE_MAX_REQUESTS")
     Path(".env").unlink()
     assert load_settings().max_requests == 2
 
 
-def test_toml_at_home_beats_the_default():
+def test_home_toml_overrides_default():
     Path(home_directory(), "config.toml").write_text("max_requests = 1\n")
     assert load_settings().max_requests == 1
 
 
-def test_toml_at_home_lies_where_the_environment_says(tmp_path, monkeypatch):
+def test_home_toml_is_read_from_batchline_home(tmp_path, monkeypatch):
     (tmp_path / "config.toml").write_text("max_requests = 6\n")
     monkeypatch.setenv("BATCHLINE_HOME", str(tmp_path))
     assert load_settings().max_requests == 6
 
 
-def test_a_tilde_in_home_is_the_users_directory(tmp_path, monkeypatch):
+def test_tilde_in_home_expands_to_user_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("BATCHLINE_HOME", "~/elsewhere")
     assert load_settings().home == home_directory() == tmp_path / "home" / "elsewhere"
 
 
-def test_storage_and_records_are_below_home_by_default():
+def test_storage_and_database_default_to_home():
     settings = load_settings(home="/srv/b")
     assert (settings.effective_storage_url, settings.effective_database_url) == (
         "/srv/b/storage",
@@ -221,11 +221,11 @@ def test_storage_and_records_are_below_home_by_default():
     )
 
 
-def test_no_upstream_is_configured_by_default():
+def test_default_settings_have_no_upstream():
     assert load_settings().all_upstreams == ()
 
 
-def test_the_fields_variables_make_the_one_upstream(monkeypatch):
+def test_openai_variables_define_single_upstream(monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:8000/v1")
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     assert load_settings(max_in_flight=7).all_upstreams == (
@@ -233,14 +233,14 @@ def test_the_fields_variables_make_the_one_upstream(monkeypatch):
     )
 
 
-def test_a_key_alone_means_openai(monkeypatch):
+def test_api_key_alone_selects_openai(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     assert [server.base_url for server in load_settings().all_upstreams] == ["https://api.openai.com/v1"]
 
 
 @pytest.mark.parametrize("name", ["OPENAI_BASE_URL", "BATCHLINE_BASE_URL"])
 @pytest.mark.parametrize("file", [None, ".env"])
-def test_a_key_with_an_empty_address_is_not_sent_to_openai(name, file, monkeypatch):
+def test_api_key_with_empty_base_url_is_rejected(name, file, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "hunter2")
     if file:
         Path(file).write_text(f"{name}=\n")
@@ -267,45 +267,45 @@ def test_a_key_with_an_empty_address_is_not_sent_to_openai(name, file, monkeypat
         ("OTHER", "known"),
     ],
 )
-def test_a_variable_that_is_no_setting_is_found_with_the_nearest_one(name, nearest):
+def test_unknown_variable_is_found_with_nearest_setting(name, nearest):
     found = unknown_variables([name], map(variable, FIELDS))
     assert found == ({} if nearest == "known" else {name: nearest})
 
 
-def test_our_own_variables_beat_the_fields(monkeypatch):
+def test_batchline_variables_override_openai_variables(monkeypatch):
     for prefix, host in (("OPENAI", "theirs"), ("BATCHLINE", "ours")):
         monkeypatch.setenv(f"{prefix}_BASE_URL", f"http://{host}/v1")
         monkeypatch.setenv(f"{prefix}_API_KEY", host)
     assert load_settings().all_upstreams == (Upstream(base_url="http://ours/v1", api_key="ours"),)
 
 
-def test_listed_upstreams_replace_the_one(monkeypatch):
+def test_upstreams_setting_replaces_single_upstream(monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "http://theirs/v1")
     listed = Upstream(name="a", base_url="http://ours/v1")
     assert load_settings(upstreams=[listed]).all_upstreams == (listed,)
 
 
-def test_a_copy_with_other_upstreams_calls_those():
+def test_settings_copy_uses_updated_upstreams():
     settings = load_settings()
     assert settings.all_upstreams == ()
     listed = Upstream(base_url="http://localhost:1/v1")
     assert settings.model_copy(update={"upstreams": [listed]}).all_upstreams == (listed,)
 
 
-def test_a_model_goes_to_the_first_upstream_that_serves_it():
+def test_model_is_routed_to_first_upstream_that_serves_it():
     a = Upstream(name="a", base_url="http://a", models={"m"})
     b = Upstream(name="b", base_url="http://b", models={"m", "n"})
     settings = load_settings(upstreams=[a, b])
     assert [settings.upstream_for(model) for model in ("m", "n", "o", None)] == [a, b, None, a]
 
 
-def test_an_endpoint_that_is_not_allowed_is_refused_with_those_that_are():
+def test_disallowed_endpoint_is_rejected_with_allowed_ones():
     with pytest.raises(InvalidInput, match=r"/v1/images'; allowed are /v1/chat/completions, ") as refused:
         load_settings().require_endpoint("/v1/images")
     assert refused.value.param == "endpoint"
 
 
-def test_prices_are_exact():
+def test_prices_are_exact_decimals():
     assert load_settings(prices={"m": {"input": "0.1"}}).prices == {"m": ModelPrice(input=Decimal("0.1"))}
 
 
@@ -315,7 +315,7 @@ def wrong_texts() -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("name", "text"), wrong_texts().items(), ids=wrong_texts())
-def test_a_wrong_value_is_refused_by_name_and_never_shown(name, text, monkeypatch):
+def test_invalid_value_is_rejected_by_name_without_showing_it(name, text, monkeypatch):
     monkeypatch.setenv(variable(name), text)
     with pytest.raises(InvalidInput) as refused:
         load_settings()
@@ -335,26 +335,26 @@ def test_a_wrong_value_is_refused_by_name_and_never_shown(name, text, monkeypatc
         ("min_completion_window = '2h'\nmax_completion_window = '1h'", "min_completion_window is above"),
     ],
 )
-def test_a_wrong_toml_file_says_what_is_wrong(toml, says):
+def test_invalid_toml_file_reports_problem(toml, says):
     Path("batchline.toml").write_text(toml)
     with pytest.raises(InvalidInput, match=says) as refused:
         load_settings()
     assert SECRET not in str(refused.value)
 
 
-def test_a_toml_file_that_cannot_be_read_is_named():
+def test_unreadable_toml_file_is_named_in_error():
     Path("batchline.toml").write_bytes(b"\xff")
     with pytest.raises(InvalidInput, match=r"batchline\.toml: "):
         load_settings()
 
 
-def test_a_dotenv_file_that_cannot_be_read_is_named():
+def test_unreadable_dotenv_file_is_named_in_error():
     Path(".env").write_bytes(b"A=\xff")
     with pytest.raises(InvalidInput, match=r"\.env is not UTF-8"):
         load_settings()
 
 
-def test_every_wrong_setting_is_named_at_once(monkeypatch):
+def test_all_invalid_settings_are_reported_together(monkeypatch):
     monkeypatch.setenv("BATCHLINE_MAX_REQUESTS", "many")
     monkeypatch.setenv("BATCHLINE_GRACE_S", "-1")
     with pytest.raises(InvalidInput, match=r"max_requests: .*; grace_s: "):
@@ -372,13 +372,13 @@ SECRET_SETTINGS = {
 
 
 @pytest.mark.parametrize("name", SECRET_SETTINGS)
-def test_a_secret_does_not_show_in_any_form_of_the_settings(name):
+def test_secret_is_hidden_in_settings_repr_and_dumps(name):
     settings = load_settings(**{name: SECRET_SETTINGS[name]})
     assert settings.all_upstreams is not None
     assert SECRET not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
 
 
-def test_a_secret_does_not_show_in_logs(caplog):
+def test_secret_is_hidden_in_logs(caplog):
     settings = load_settings(**SECRET_SETTINGS)
     with caplog.at_level(logging.DEBUG):
         logging.getLogger("batchline").info("settings %s, upstreams %r", settings, settings.all_upstreams)
@@ -387,23 +387,23 @@ def test_a_secret_does_not_show_in_logs(caplog):
 
 
 @pytest.mark.parametrize("model", [Settings, Upstream, ModelPrice], ids=lambda model: model.__name__)
-def test_every_setting_says_what_it_is_for(model):
+def test_every_setting_has_a_description(model):
     assert [name for name, field in model.model_fields.items() if not field.description] == []
 
 
-def test_the_page_of_settings_is_up_to_date():
+def test_settings_page_is_up_to_date():
     page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
     assert page == DOCS["settings_page"](), "run `python docs/generate.py`"
 
 
-def test_the_page_of_commands_is_up_to_date(monkeypatch):
+def test_commands_page_is_up_to_date(monkeypatch):
     monkeypatch.setattr("sys.argv", ["batchline"])  # which usage lines are cut by
     page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     assert page == DOCS["commands_page"](), "run `python docs/generate.py`"
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_every_setting_is_on_the_page(name):
+def test_every_setting_is_on_settings_page(name):
     assert f"| `{variable(name)}` |" in (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
 
 
@@ -420,7 +420,7 @@ PLACES = [(file, name) for file, names in ADDRESSES.items() for name in names]
 
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize(("file", "name"), PLACES)
-def test_a_key_of_the_environment_is_not_sent_where_the_working_directory_says(file, name, key, monkeypatch):
+def test_environment_api_key_is_not_sent_to_working_directory_base_url(file, name, key, monkeypatch):
     monkeypatch.setenv(key, "hunter2")
     Path(file).write_text(ADDRESSES[file][name])
 
@@ -432,7 +432,7 @@ def test_a_key_of_the_environment_is_not_sent_where_the_working_directory_says(f
 
 
 @pytest.mark.parametrize(("file", "name"), PLACES)
-def test_a_key_of_the_home_directory_or_of_an_argument_is_not_sent_there_either(file, name):
+def test_home_or_argument_api_key_not_sent_to_working_directory_base_url(file, name):
     Path(file).write_text(ADDRESSES[file][name])
     with pytest.raises(InvalidInput, match="working directory"):
         load_settings(api_key="hunter2")
@@ -443,7 +443,7 @@ def test_a_key_of_the_home_directory_or_of_an_argument_is_not_sent_there_either(
 
 
 @pytest.mark.parametrize(("file", "name"), PLACES)
-def test_a_key_goes_there_when_that_is_asked_for_outside_of_the_working_directory(file, name, monkeypatch):
+def test_api_key_is_sent_to_working_directory_base_url_if_trusted(file, name, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "hunter2")
     Path(file).write_text(ADDRESSES[file][name])
     with Path("batchline.toml").open("a") as toml:
@@ -458,7 +458,7 @@ def test_a_key_goes_there_when_that_is_asked_for_outside_of_the_working_director
 
 @pytest.mark.parametrize("key_file", [".env", "batchline.toml"])
 @pytest.mark.parametrize(("file", "name"), PLACES)
-def test_a_key_of_the_working_directory_goes_where_that_says(file, name, key_file):
+def test_working_directory_api_key_is_sent_to_working_directory_base_url(file, name, key_file):
     Path(file).write_text(ADDRESSES[file][name])
     with Path(key_file).open("a") as more:
         more.write('api_key = "hunter2"\n' if key_file.endswith("toml") else "OPENAI_API_KEY=hunter2\n")
@@ -466,7 +466,7 @@ def test_a_key_of_the_working_directory_goes_where_that_says(file, name, key_fil
     assert len(load_settings().all_upstreams) == 1
 
 
-def test_an_address_of_the_environment_wins_over_the_working_directory_and_gets_the_key(monkeypatch):
+def test_environment_base_url_overrides_working_directory_and_gets_key(monkeypatch):
     Path(".env").write_text("OPENAI_BASE_URL=http://elsewhere/v1\n")
     monkeypatch.setenv("OPENAI_API_KEY", "hunter2")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://here/v1")

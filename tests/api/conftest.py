@@ -1,20 +1,14 @@
 """The API on this test's own directory."""
 
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
+from helpers.api_server import Served
+from helpers.storage_servers import DATABASES
 
-for room in ("storage", "operations", "cli"):  # for their races, their requests and their typed commands
-    sys.path.append(str(Path(__file__).parent.parent / room))
-
-from real_servers import DATABASES  # noqa: E402
-from serving import Served  # noqa: E402 - now that what it needs can be found
-
-from batchline import Batchline  # noqa: E402
-from batchline.engine.services import Services  # noqa: E402
-from batchline.simulate import Simulator  # noqa: E402
+from batchline import Batchline
+from batchline.engine.services import Services
+from batchline.simulate import Simulator
 
 
 @pytest.fixture(params=DATABASES)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from real_servers import S3Server
-from serving import root_of
-from typed import running
+from helpers.api_server import root_of
+from helpers.command_line import running
+from helpers.storage_servers import S3Server
 
 MIB = 2**20
 GROWS_MIB = 32
@@ -34,7 +34,7 @@ def storage(request: pytest.FixtureRequest) -> tuple[dict[str, str], int]:
 
 
 @pytest.mark.system
-def test_a_large_file_goes_in_and_out_and_takes_no_memory(storage, tmp_path):
+def test_large_file_round_trip_uses_constant_memory(storage, tmp_path):
     settings, size_mib = storage
     upstream = "http://127.0.0.1:9/v1"
     with running("serve", "--port", "0", OPENAI_BASE_URL=upstream, **settings) as server:

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from serving import Served
+from helpers.api_server import Served
 
 HERE = Path(__file__).parent / "node"
 PROGRAM = HERE / "openai.test.mjs"
@@ -24,7 +24,7 @@ def node() -> str:
 
 
 @pytest.mark.system
-def test_all_that_the_node_package_offers_works(node, serve):
+def test_openai_node_client_passes_its_test_program(node, serve):
     served: Served = serve(grace_s=0.1)
     keys = {
         "KEY": served.key("alice"),

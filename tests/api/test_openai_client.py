@@ -6,9 +6,9 @@ import json
 
 import openai
 import pytest
-from serving import ENDPOINT, OVER, Served, until_over
-from some_requests import requests_file
-from waiting import until
+from helpers.api_server import ENDPOINT, OVER, Served, until_over
+from helpers.polling import until
+from helpers.request_files import requests_file
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def path(tmp_path):
     )
 
 
-def test_a_batch_goes_from_upload_to_results(served: Served, path):
+def test_openai_client_runs_batch_from_upload_to_results(served: Served, path):
     client = served.openai()
     file = client.files.create(
         file=path, purpose="batch", expires_after={"anchor": "created_at", "seconds": 3_600}
@@ -56,7 +56,7 @@ def test_a_batch_goes_from_upload_to_results(served: Served, path):
         client.files.retrieve(file.id)
 
 
-def test_the_asynchronous_client_does_the_same(served: Served, path):
+def test_async_openai_client_runs_lists_and_cancels_batches(served: Served, path):
     async def work():
         async with openai.AsyncOpenAI(base_url=served.url, api_key="none", max_retries=0) as client:
             file = await client.files.create(file=path, purpose="batch")
@@ -90,7 +90,7 @@ def test_the_asynchronous_client_does_the_same(served: Served, path):
     asyncio.run(work())
 
 
-def test_lists_are_paged_by_themselves(served: Served):
+def test_openai_client_lists_page_automatically(served: Served):
     client = served.openai()
     files = [client.files.create(file=(f"{n}.jsonl", b"{}\n"), purpose="batch").id for n in range(5)]
     batches = [served.client.batches.create(input_file_id=files[0], via=None).id for _ in range(5)]
@@ -101,7 +101,7 @@ def test_lists_are_paged_by_themselves(served: Served):
     assert [each.id for each in client.batches.list(limit=2)] == batches[::-1]
 
 
-def test_a_list_of_files_without_a_limit_is_one_page_as_it_is_at_openai(served: Served):
+def test_file_list_without_limit_holds_101_files_on_one_page(served: Served):
     """Clients behind a proxy that drops `after` would ask for the same page for ever."""
     for number in range(101):
         served.client.files.create(file=(f"{number}.jsonl", b"{}\n"))
@@ -111,7 +111,7 @@ def test_a_list_of_files_without_a_limit_is_one_page_as_it_is_at_openai(served: 
     assert (len(page.data), page.has_more) == (101, False)
 
 
-def test_a_running_batch_is_cancelled_and_what_was_answered_is_kept(serve, tmp_path):
+def test_cancel_of_running_batch_keeps_completed_requests(serve, tmp_path):
     served = serve(stand_in={"latency_s": 0.05}, upstream={"max_in_flight": 2}, chunk_requests=5)
     client = served.openai()
     file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 200), purpose="batch")
@@ -154,7 +154,7 @@ def test_a_running_batch_is_cancelled_and_what_was_answered_is_kept(serve, tmp_p
         "no gzip",
     ],
 )
-def test_errors_come_as_the_clients_own_classes(ask, kind, param, served: Served):
+def test_errors_are_raised_as_openai_client_exceptions(ask, kind, param, served: Served):
     with pytest.raises(kind) as raised:
         ask(served.openai())
 
@@ -162,7 +162,7 @@ def test_errors_come_as_the_clients_own_classes(ask, kind, param, served: Served
     assert raised.value.type == "invalid_request_error"
 
 
-def test_a_batch_that_cannot_be_made_is_refused_by_the_parameters_name(served: Served):
+def test_invalid_create_batch_request_error_names_parameter(served: Served):
     client = served.openai()
     file = client.files.create(file=b"{}\n", purpose="batch")
     good = {"input_file_id": file.id, "endpoint": ENDPOINT, "completion_window": "24h"}
@@ -183,7 +183,7 @@ def test_a_batch_that_cannot_be_made_is_refused_by_the_parameters_name(served: S
         assert raised.value.param == param
 
 
-def test_a_state_that_forbids_it_is_a_conflict_that_is_not_tried_again(served: Served):
+def test_cancel_of_failed_batch_raises_conflict_without_retries(served: Served):
     client = served.openai().with_options(max_retries=5)
     file = client.files.create(file=b"{}\n", purpose="batch")
     batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
@@ -193,7 +193,7 @@ def test_a_state_that_forbids_it_is_a_conflict_that_is_not_tried_again(served: S
         client.batches.cancel(batch.id)
 
 
-def test_models_are_those_that_the_upstreams_list(serve):
+def test_models_endpoint_lists_models_of_upstreams(serve):
     served = serve(upstream={"models": ["b/large", "a"], "name": "gpu"})
     client = served.openai()
 

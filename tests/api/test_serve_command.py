@@ -6,10 +6,10 @@ import time
 
 import openai
 import pytest
-from serving import ENDPOINT, until_over
-from some_requests import requests_file
-from typed import Running, batchline
-from waiting import until
+from helpers.api_server import ENDPOINT, until_over
+from helpers.command_line import Running, batchline
+from helpers.polling import until
+from helpers.request_files import requests_file
 
 from batchline import Batchline
 from batchline.models.settings import load_settings
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.system  # each starts processes, and signals them
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_command_serves_until_a_signal_and_then_stops_cleanly(number, tmp_path, simulator):
+def test_serve_runs_until_signal_and_exits_with_0(number, tmp_path, simulator):
     server = Running("serve", "--port", "0", folder=tmp_path, OPENAI_BASE_URL=simulator().base_url)
     server.wait_for("open to every program")
     url = server.err.partition("serving at ")[2].split()[0]
@@ -34,7 +34,7 @@ def test_the_command_serves_until_a_signal_and_then_stops_cleanly(number, tmp_pa
     assert json.loads(batchline("show", batch.id, "--json").out)["dwext"] == {"source": "api"}
 
 
-def test_a_signal_that_comes_twice_at_once_stops_the_server_with_its_answers_saved(tmp_path, simulator):
+def test_serve_on_repeated_signal_saves_results_and_exits_with_0(tmp_path, simulator):
     upstream = simulator(latency_s=0.5)
     settings = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_MAX_IN_FLIGHT": "4"}
     server = Running("serve", "--port", "0", folder=tmp_path, **settings)
@@ -55,7 +55,7 @@ def test_a_signal_that_comes_twice_at_once_stops_the_server_with_its_answers_sav
     assert 8 <= sent < 400
 
 
-def test_a_killed_servers_batches_go_on_in_the_next(tmp_path, simulator):
+def test_serve_resumes_batches_of_killed_server(tmp_path, simulator):
     settings = {
         "OPENAI_BASE_URL": simulator(latency_s=0.2).base_url,
         "BATCHLINE_LEASE_S": "2",
@@ -96,7 +96,7 @@ def still_held(batch_id: str) -> bool:
     ],
     ids=["no upstream", "no key", "no address", "no port"],
 )
-def test_where_it_cannot_serve_it_says_why(arguments, words):
+def test_serve_that_cannot_start_reports_reason(arguments, words):
     settings = {} if words == "OPENAI_BASE_URL" else {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
     ended = batchline("serve", *arguments, **settings)
 

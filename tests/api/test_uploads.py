@@ -9,8 +9,8 @@ from itertools import product
 
 import httpx
 import pytest
-from serving import Served, root_of
-from waiting import until
+from helpers.api_server import Served, root_of
+from helpers.polling import until
 
 from batchline.api import request_limits, upload
 from batchline.models.errors import StorageFault
@@ -44,7 +44,7 @@ ORDERS = {
 }
 
 
-def test_a_form_is_read_in_any_order_and_any_pieces(served: Served):
+def test_upload_accepts_any_field_order_and_block_size(served: Served):
     client = served.http()
     for order, piece in product(ORDERS, (7, 4_096, 10**9)):
         form = ORDERS[order]
@@ -56,7 +56,7 @@ def test_a_form_is_read_in_any_order_and_any_pieces(served: Served):
         assert b"".join(served.client.files.content(file["id"])) == CONTENT, (order, piece)
 
 
-def test_an_expiry_behind_the_file_holds_and_a_compressed_file_is_decompressed(served: Served):
+def test_upload_applies_expiry_after_file_and_decompresses_gzip(served: Served):
     expiry = part("expires_after[seconds]", b"60") + part("expires_after[anchor]", b"created_at")
     form = part("file", gzip.compress(CONTENT), "Größe.jsonl.gz") + expiry + PURPOSE + END
 
@@ -88,7 +88,7 @@ REFUSED = {
 }
 
 
-def test_what_is_no_upload_is_refused_and_leaves_nothing(served: Served):
+def test_invalid_upload_is_rejected_and_stores_nothing(served: Served):
     client = served.http()
     for name, (form, param) in REFUSED.items():
         answer = client.post("/v1/files", content=form, headers=HEADERS)
@@ -97,7 +97,7 @@ def test_what_is_no_upload_is_refused_and_leaves_nothing(served: Served):
         assert left(served) == [], name
 
 
-def test_another_kind_of_body_is_refused(served: Served):
+def test_upload_with_wrong_content_type_is_rejected(served: Served):
     client = served.http()
     for kind in ("application/json", "multipart/form-data", "multipart/mixed; boundary=XY", ""):
         answer = client.post("/v1/files", content=PURPOSE + FILE + END, headers={"Content-Type": kind})
@@ -105,7 +105,7 @@ def test_another_kind_of_body_is_refused(served: Served):
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "file"), kind
 
 
-def test_what_is_too_long_is_refused_while_it_comes(serve):
+def test_upload_over_size_limit_is_rejected_while_streaming(serve):
     served = serve(max_file_bytes=2**20)
     sent = 0
 
@@ -125,7 +125,7 @@ def test_what_is_too_long_is_refused_while_it_comes(serve):
     until(lambda: left(served) == [])
 
 
-def test_a_fault_of_storage_is_told_without_its_details(served: Served, monkeypatch):
+def test_upload_storage_error_returns_503_without_details(served: Served, monkeypatch):
     def fail(_: str) -> None:
         raise StorageFault("/secret/place: disk full")
 
@@ -150,7 +150,7 @@ def begun(served: Served, body: bytes, *, length: int = 10**6) -> socket.socket:
     return connection
 
 
-def test_a_client_that_vanishes_leaves_nothing_behind(served: Served):
+def test_disconnected_upload_stores_nothing(served: Served):
     connection = begun(served, PURPOSE + FILE[:100_000])
     until(lambda: left(served) != [])
 
@@ -161,7 +161,7 @@ def test_a_client_that_vanishes_leaves_nothing_behind(served: Served):
 
 @pytest.mark.system
 @pytest.mark.parametrize("how", ["vanishes", "falls silent"])
-def test_nothing_stays_on_s3_of_a_client_that(how, serve, s3_server, monkeypatch):
+def test_interrupted_upload_leaves_nothing_on_s3(how, serve, s3_server, monkeypatch):
     """Nor parts of an upload that S3 would keep, out of sight, for as long as nobody aborts it."""
     monkeypatch.setattr(request_limits, "BODY_IDLE_TIMEOUT_S", 0.5 if how == "falls silent" else 30)
     place = s3_server.settings()
@@ -178,7 +178,7 @@ def test_nothing_stays_on_s3_of_a_client_that(how, serve, s3_server, monkeypatch
 
 
 @pytest.mark.parametrize("body", [b"", PURPOSE, PURPOSE + FILE[:5_000]], ids=["no body", "no file", "half a file"])
-def test_a_client_that_falls_silent_is_given_up(body, served: Served, monkeypatch):
+def test_idle_upload_times_out_with_408(body, served: Served, monkeypatch):
     monkeypatch.setattr(request_limits, "BODY_IDLE_TIMEOUT_S", 0.3)
     with begun(served, body) as connection:
         connection.settimeout(10)
@@ -189,7 +189,7 @@ def test_a_client_that_falls_silent_is_given_up(body, served: Served, monkeypatc
     until(lambda: left(served) == [])
 
 
-def test_a_client_that_sends_a_byte_now_and_then_is_given_up(served: Served, monkeypatch):
+def test_trickling_upload_times_out_with_408(served: Served, monkeypatch):
     monkeypatch.setattr(request_limits, "BODY_BASE_TIMEOUT_S", 0.5)
     with begun(served, PURPOSE + FILE[:200]) as connection:
         connection.settimeout(0.05)
@@ -209,7 +209,7 @@ def test_a_client_that_sends_a_byte_now_and_then_is_given_up(served: Served, mon
 
 
 @pytest.mark.parametrize("begin", [b"GET /", b"GET / HTTP/1.1\r\nx: "], ids=["path", "header"])
-def test_a_head_without_an_end_is_refused(begin, served: Served):
+def test_endless_request_head_is_rejected(begin, served: Served):
     host, _, port = root_of(served.url).removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port))) as connection:
         connection.settimeout(10)
@@ -224,7 +224,7 @@ def test_a_head_without_an_end_is_refused(begin, served: Served):
     assert served.http().get("/healthz").status_code == 200
 
 
-def test_what_is_no_http_is_refused(served: Served):
+def test_non_http_input_is_rejected(served: Served):
     host, _, port = root_of(served.url).removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
@@ -232,7 +232,7 @@ def test_what_is_no_http_is_refused(served: Served):
         assert connection.recv(10_000).startswith(b"HTTP/1.1 400 ")
 
 
-def test_many_slow_uploads_do_not_keep_others_waiting(served: Served):
+def test_slow_uploads_do_not_delay_other_requests(served: Served):
     slow = [begun(served, PURPOSE + FILE[:70_000]) for _ in range(60)]
     until(lambda: len(left(served)) >= 60)
 
@@ -246,7 +246,7 @@ def test_many_slow_uploads_do_not_keep_others_waiting(served: Served):
     until(lambda: len(left(served)) == 1)
 
 
-def test_more_uploads_than_there_are_places_are_told_to_come_again(served: Served, monkeypatch):
+def test_upload_without_free_slot_returns_503_with_retry_after(served: Served, monkeypatch):
     monkeypatch.setattr(upload, "SLOT_TIMEOUT_S", 0.3)
     slow = [begun(served, PURPOSE + FILE[:70_000]) for _ in range(64)]
     until(lambda: len(left(served)) >= 64)
@@ -258,7 +258,7 @@ def test_more_uploads_than_there_are_places_are_told_to_come_again(served: Serve
         connection.close()
 
 
-def test_an_upload_waits_for_a_place_that_becomes_free(served: Served):
+def test_upload_waits_for_free_slot(served: Served):
     slow = [begun(served, PURPOSE + FILE[:70_000]) for _ in range(64)]
     until(lambda: len(left(served)) >= 64)
 

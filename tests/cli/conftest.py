@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from typed import Ended, batch_id_in
+from helpers.command_line import Ended, batch_id_in
 
 from batchline.cli import main
 from batchline.cli.console import stderr_console, stdout_console

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from typed import COMMAND, Terminal, batch_id_in, world
+from helpers.command_line import COMMAND, Terminal, batch_id_in, world
 
 from batchline.client.batches import Batches
 from batchline.models.analytics import BatchAnalytics, BatchReport
@@ -26,7 +26,7 @@ def ids(out: str) -> list[str]:
 # Lists
 
 
-def test_a_list_shows_state_counts_tokens_and_cost(ended):
+def test_batches_list_shows_status_counts_tokens_and_cost(ended):
     listed = ended("batches", "list")
 
     [head, row] = listed.out.splitlines()
@@ -37,12 +37,12 @@ def test_a_list_shows_state_counts_tokens_and_cost(ended):
     assert listed.status == 0
 
 
-def test_a_persons_own_prices_have_no_currency(ended):
+def test_batches_list_with_configured_prices_shows_no_currency(ended):
     own = '{"gpt-4o-mini": {"input": "1", "output": "1"}}'
     assert "USD" not in ended("batches", "list", BATCHLINE_PRICES=own).out
 
 
-def test_json_is_a_list_object_with_analytics(ended):
+def test_batches_list_json_is_list_object_with_analytics(ended):
     found = json.loads(ended("batches", "list", "--json").out)
 
     assert (found["object"], found["has_more"], found["first_id"]) == ("list", False, ended.batch_id)
@@ -64,7 +64,7 @@ def test_json_is_a_list_object_with_analytics(ended):
         (("--all",), True),
     ],
 )
-def test_every_filter_reaches_the_list(ended, filters, found):
+def test_batches_list_applies_each_filter(ended, filters, found):
     shown = ended("batches", "list", *filters)
 
     assert shown.status == 0
@@ -72,7 +72,7 @@ def test_every_filter_reaches_the_list(ended, filters, found):
     assert found or shown.out == "no batches\n"
 
 
-def test_a_page_tells_of_more_and_the_next_goes_on_behind_it(here, recorded):
+def test_batches_list_limit_prints_after_option_for_next_page(here, recorded):
     made = [recorded().id for _ in range(5)]
     first = here("batches", "list", "--limit", "2", "--json")
     rest = here("batches", "list", "--after", made[3], "--json")
@@ -82,7 +82,7 @@ def test_a_page_tells_of_more_and_the_next_goes_on_behind_it(here, recorded):
     assert f"--after {made[3]}" in told.err
 
 
-def test_all_goes_through_every_page_as_one_table_and_one_document(here, recorded):
+def test_batches_list_all_joins_pages_into_one_table_and_json(here, recorded):
     made = [recorded().id for _ in range(205)]
     found = json.loads(here("batches", "list", "--all", "--json").out)
     lines = here("batches", "list", "--all").out.splitlines()
@@ -92,7 +92,7 @@ def test_all_goes_through_every_page_as_one_table_and_one_document(here, recorde
     assert [line.split()[0] for line in lines] == ["batch", *made[::-1]]
 
 
-def test_no_batches_are_an_empty_list_object(here):
+def test_batches_list_without_batches_is_empty_list_object(here):
     assert json.loads(here("batches", "list", "--json", "--all").out) == {
         "object": "list",
         "data": [],
@@ -114,7 +114,7 @@ def test_no_batches_are_an_empty_list_object(here):
         ({"status": BatchStatus.COMPLETED, "completed_at": 1}, "completed "),
     ],
 )
-def test_a_list_tells_whether_anybody_is_at_work(here, recorded, fields, words):
+def test_batches_list_shows_if_a_runner_is_active(here, recorded, fields, words):
     silent_s = fields.pop("silent_s", None)
     recorded(**fields, lease_at=None if silent_s is None else time.time() - silent_s)
 
@@ -123,7 +123,7 @@ def test_a_list_tells_whether_anybody_is_at_work(here, recorded, fields, words):
     assert ("(" in row) is ("(" in words)
 
 
-def test_an_age_is_told_in_its_largest_unit(here, recorded):
+def test_batches_list_shows_age_in_largest_unit(here, recorded):
     for age_s in (3 * 86_400, 7_300, 200, 5):
         recorded(age_s=age_s)
     rows = here("batches", "list").out.splitlines()[1:]
@@ -142,7 +142,7 @@ FACTS_BY_WIDTH = {60: 1, 80: 2, 120: 5, 200: 6}
 
 
 @pytest.mark.parametrize("columns", FACTS_BY_WIDTH)
-def test_a_list_fits_its_terminal_and_cuts_nothing_but_names_and_its_last_columns(recorded, columns):
+def test_batches_list_fits_terminal_width_without_truncating_ids(recorded, columns):
     usage = BatchAnalytics(
         total_requests=900_000,
         total_prompt_tokens=1,
@@ -179,7 +179,7 @@ def test_a_list_fits_its_terminal_and_cuts_nothing_but_names_and_its_last_column
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)], ids=["table", "json"])
-def test_a_reader_that_goes_away_is_no_failure(recorded, options):
+def test_batches_list_with_closed_pipe_exits_with_0(recorded, options):
     for _ in range(300):
         recorded(input_filename="x" * 200)
     piped = f"set -o pipefail; {COMMAND} batches list --all {' '.join(options)} | head -c 10"
@@ -191,7 +191,7 @@ def test_a_reader_that_goes_away_is_no_failure(recorded, options):
 # From a file to its end
 
 
-def test_a_batch_that_is_made_says_how_to_run_it(ended, request_file):
+def test_batches_create_prints_run_command(ended, request_file):
     file_id = ended("files", "upload", request_file(5)).out.strip()
     made = ended("batches", "create", file_id, "--metadata.night", "1", "--window", "6h")
     shown = json.loads(ended("batches", "show", made.out.strip(), "--json").out)
@@ -201,7 +201,7 @@ def test_a_batch_that_is_made_says_how_to_run_it(ended, request_file):
     assert shown["dwext"]["source"] == "cli"
 
 
-def test_a_batch_is_made_and_run_at_once_and_its_files_expire(ended, request_file):
+def test_batches_create_local_runs_batch_and_applies_expiry(ended, request_file):
     file_id = ended("files", "upload", request_file(5)).out.strip()
     made = ended("batches", "create", file_id, "--local", "--expires-after", "3d", "--json")
 
@@ -212,7 +212,7 @@ def test_a_batch_is_made_and_run_at_once_and_its_files_expire(ended, request_fil
 
 
 @pytest.mark.system
-def test_run_takes_a_new_batch_and_a_retried_one_through_prefect(ended, request_file, prefect_api):
+def test_batches_create_and_retry_with_run_option_use_prefect(ended, request_file, prefect_api):
     file_id = ended("files", "upload", request_file(4, refused=range(1))).out.strip()
     with Terminal("batches", "create", file_id, "--run", PREFECT_API_URL=prefect_api, **ended.settings) as made:
         assert made.ended() == 3
@@ -224,7 +224,7 @@ def test_run_takes_a_new_batch_and_a_retried_one_through_prefect(ended, request_
     assert "1 requests to send again" in retried.text
 
 
-def test_retry_says_how_to_go_on_and_the_list_that_nobody_runs_it(ended):
+def test_batches_retry_prints_resume_command_and_list_shows_stopped(ended):
     told = ended("batches", "retry", ended.batch_id)
 
     assert told.out == f"{ended.batch_id}\n"
@@ -234,7 +234,7 @@ def test_retry_says_how_to_go_on_and_the_list_that_nobody_runs_it(ended):
     assert "completed" in ended("batches", "list").out
 
 
-def test_named_requests_are_retried_at_once(ended):
+def test_batches_retry_local_runs_given_request_ids(ended):
     lines = ended("batches", "results", ended.batch_id, "--status", "failed").out.splitlines()
     failed = [json.loads(line)["id"] for line in lines]
 
@@ -244,7 +244,7 @@ def test_named_requests_are_retried_at_once(ended):
     assert told.status == 3
 
 
-def test_requests_are_retried_by_their_custom_ids(ended):
+def test_batches_retry_accepts_custom_ids(ended):
     lines = ended("batches", "results", ended.batch_id, "--status", "failed").out.splitlines()
     failed = [json.loads(line) for line in lines]
 
@@ -258,7 +258,7 @@ def test_requests_are_retried_by_their_custom_ids(ended):
     assert (succeeded.status, "has not failed" in succeeded.err) == (2, True)
 
 
-def test_a_batch_that_was_left_is_watched_no_longer(ended):
+def test_batches_watch_without_runner_exits_with_6(ended):
     ended("batches", "retry", ended.batch_id)
     told = ended("batches", "watch", ended.batch_id, BATCHLINE_LEASE_S="1")
 
@@ -268,7 +268,7 @@ def test_a_batch_that_was_left_is_watched_no_longer(ended):
     assert "in_progress" in told.out
 
 
-def test_the_rate_of_the_summary_is_that_of_the_report_and_a_retry_has_none(ended):
+def test_show_rate_matches_report_and_is_omitted_after_retry(ended):
     shown = ended("show", ended.batch_id).out
     store = Path(os.environ["BATCHLINE_HOME"]) / "storage" / "batches" / ended.batch_id
     report = BatchReport.model_validate_json((store / "report.json").read_bytes())
@@ -281,7 +281,7 @@ def test_the_rate_of_the_summary_is_that_of_the_report_and_a_retry_has_none(ende
     assert "/s" not in retried
 
 
-def test_a_batch_that_nobody_runs_is_not_waited_for(ended):
+def test_batches_cancel_wait_without_runner_exits_with_6(ended):
     ended("batches", "retry", ended.batch_id)
     told = ended("batches", "cancel", ended.batch_id, "--wait")
 
@@ -289,7 +289,7 @@ def test_a_batch_that_nobody_runs_is_not_waited_for(ended):
     assert f"nobody runs it: have its files written with: batchline run --resume {ended.batch_id}" in told.err
 
 
-def test_cancel_waits_for_the_runner_to_write_the_files(ended, simulator, request_file):
+def test_batches_cancel_wait_returns_after_runner_ends_batch(ended, simulator, request_file):
     slow = {"OPENAI_BASE_URL": simulator(latency_s=0.3).base_url, "BATCHLINE_MAX_IN_FLIGHT": "2"}
     with Terminal("run", "--local", request_file(400), **slow) as running:
         running.wait_for("2 in flight")
@@ -302,7 +302,7 @@ def test_cancel_waits_for_the_runner_to_write_the_files(ended, simulator, reques
     assert (counts["total"] > counts["completed"], counts["failed"]) == (True, 0)
 
 
-def test_a_batch_that_nobody_has_begun_is_cancelled_at_once(here, recorded):
+def test_batches_cancel_of_unstarted_batch_is_immediate(here, recorded):
     told = here("batches", "cancel", recorded().id, "--json")
     assert (told.status, json.loads(told.out)["status"]) == (0, "cancelled")
 
@@ -310,7 +310,7 @@ def test_a_batch_that_nobody_has_begun_is_cancelled_at_once(here, recorded):
 # Files and deletion
 
 
-def test_download_copies_what_there_is(ended, tmp_path):
+def test_batches_download_copies_all_files(ended, tmp_path):
     to = tmp_path / "here" / "there"
     told = ended("batches", "download", ended.batch_id, "--to", to)
 
@@ -320,7 +320,7 @@ def test_download_copies_what_there_is(ended, tmp_path):
     assert len((to / "output.jsonl").read_text().splitlines()) == 26
 
 
-def test_download_writes_over_files_only_where_it_is_told_to(ended, tmp_path):
+def test_batches_download_overwrites_files_only_with_force(ended, tmp_path):
     (tmp_path / "errors.jsonl").write_text("mine")
     refused = ended("batches", "download", ended.batch_id)
     kept = (tmp_path / "errors.jsonl").read_text(), (tmp_path / "output.jsonl").exists()
@@ -337,7 +337,7 @@ def test_download_writes_over_files_only_where_it_is_told_to(ended, tmp_path):
     assert len((tmp_path / "errors.jsonl").read_text().splitlines()) == 4
 
 
-def test_a_download_that_breaks_off_leaves_no_file_that_looks_whole(ended, tmp_path, monkeypatch):
+def test_batches_download_that_fails_leaves_no_partial_file(ended, tmp_path, monkeypatch):
     def breaking(batches, batch_id):
         del batches, batch_id
 
@@ -355,7 +355,7 @@ def test_a_download_that_breaks_off_leaves_no_file_that_looks_whole(ended, tmp_p
     assert list((tmp_path / "to").iterdir()) == []
 
 
-def test_a_batch_and_its_files_are_deleted_and_its_input_stays(ended):
+def test_batches_delete_removes_batch_and_keeps_input_file(ended):
     told = ended("batches", "delete", ended.batch_id, "--yes", "--json")
     assert (told.status, json.loads(told.out)) == (0, {"id": ended.batch_id, "object": "batch", "deleted": True})
 
@@ -365,7 +365,7 @@ def test_a_batch_and_its_files_are_deleted_and_its_input_stays(ended):
 
 
 @pytest.mark.parametrize(("answer", "is_left"), [("y", False), ("n", True), ("", True)])
-def test_a_person_is_asked_before_a_batch_is_deleted(recorded, here, answer, is_left):
+def test_batches_delete_on_terminal_asks_for_confirmation(recorded, here, answer, is_left):
     batch = recorded()
     with Terminal("batches", "delete", batch.id) as terminal:
         terminal.wait_for("? [y/N] ")
@@ -380,7 +380,7 @@ def test_a_person_is_asked_before_a_batch_is_deleted(recorded, here, answer, is_
 # What cannot be
 
 
-def test_what_cannot_be_done_is_one_line_and_status_2(ended):
+def test_batches_usage_error_is_one_line_with_status_2(ended):
     Path("there.jsonl").write_text("mine")
     batch_id = ended.batch_id
     refused = {
@@ -412,7 +412,7 @@ def test_what_cannot_be_done_is_one_line_and_status_2(ended):
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS - {"create", "list"}))
-def test_a_batch_that_is_not_there_is_told_with_where_to_look(here, verb):
+def test_unknown_batch_error_suggests_batches_list(here, verb):
     told = here("batches", verb, "batch-of-nobody", *(["--yes"] if verb == "delete" else []))
 
     assert (told.status, told.out) == (2, "")
@@ -421,7 +421,7 @@ def test_a_batch_that_is_not_there_is_told_with_where_to_look(here, verb):
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS - {"resume", "create"}))
-def test_a_database_that_fails_is_a_fault_and_not_bad_usage(here, verb, tmp_path):
+def test_database_failure_exits_with_6(here, verb, tmp_path):
     (tmp_path / "file").write_text("no folder")
     broken = {"BATCHLINE_DATABASE_URL": f"sqlite:///{tmp_path / 'file' / 'x.db'}"}
     told = here("batches", verb, *(["batch-1"] if verb != "list" else []), **broken)

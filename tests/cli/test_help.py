@@ -5,7 +5,7 @@ import re
 from importlib.metadata import version
 
 import pytest
-from typed import batchline
+from helpers.command_line import batchline
 
 from batchline.cli.run import run
 from batchline.cli.show import show
@@ -26,7 +26,7 @@ def options_of(command: str) -> list[str]:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]], ids=["nothing", "long", "short"])
-def test_help_lists_each_command_with_what_it_does(arguments, here):
+def test_help_lists_commands_with_descriptions(arguments, here):
     ended = here(*arguments)
     assert ended.status == 0
     for command in ("run", "validate", "show", "simulate", "db"):
@@ -34,33 +34,33 @@ def test_help_lists_each_command_with_what_it_does(arguments, here):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_a_command_lists_each_option_with_what_it_means(command, here):
+def test_command_help_lists_options_with_descriptions(command, here):
     ended = here(command, "--help")
     assert ended.status == 0
     for name in options_of(command):
         assert re.search(rf"^│ {name}(?: STR)? +[A-Z]", ended.out, re.MULTILINE), name
 
 
-def test_help_of_run_tells_every_exit_status(here):
+def test_run_help_lists_every_exit_status(here):
     told = " ".join(here("run", "--help").out.split())
     assert [status for status in "023456" if not re.search(rf"\b{status} [a-z]", told)] == []
 
 
-def test_help_of_simulate_lists_each_knob(here):
+def test_simulate_help_lists_every_option(here):
     ended = here("simulate", "--help")
     assert [name for name in SimulatorOptions.model_fields if option(name) not in ended.out] == []
 
 
-def test_help_of_simulate_tells_the_port_that_is_taken(here):
+def test_simulate_help_shows_default_port(here):
     told = " ".join(here("simulate", "--help").out.replace("│", " ").split())
     assert f"[default: {SimulateOptions().port}]" in told
     assert SimulateOptions().port == 8000
 
 
-def test_help_of_db_lists_the_upgrade(here):
+def test_db_help_lists_upgrade(here):
     assert "upgrade  Bring the database's schema up to this version" in here("db", "--help").out
 
 
-def test_version_is_that_of_the_package():
+def test_version_option_prints_package_version():
     ended = batchline("--version")
     assert (ended.status, ended.out) == (0, f"{version('batchline')}\n")

@@ -8,7 +8,7 @@ from batchline import Batchline
 from batchline.client.api_keys import ApiKeys
 
 
-def test_a_key_is_printed_once_alone_on_standard_output(here):
+def test_keys_create_prints_token_once_on_stdout(here):
     ended = here("keys", "create", "alice", "--role", "manager", "--requests-per-minute", "5")
 
     token = ended.out.strip()
@@ -18,7 +18,7 @@ def test_a_key_is_printed_once_alone_on_standard_output(here):
     assert token not in here("keys", "list").out + here("keys", "list", "--json").out
 
 
-def test_keys_are_listed_newest_first_with_whose_they_are_and_their_limits(here):
+def test_keys_list_shows_newest_first_with_members_and_limits(here):
     here("keys", "create", "alice")
     here("keys", "create", "alice", "--max-open-batches", "7")
 
@@ -34,7 +34,7 @@ def test_keys_are_listed_newest_first_with_whose_they_are_and_their_limits(here)
     assert found[0]["id"] in shown
 
 
-def test_a_revoked_key_is_valid_no_more(here):
+def test_keys_revoke_invalidates_key(here):
     made = json.loads(here("keys", "create", "alice", "--json").out)
 
     assert "revoked" in here("keys", "revoke", made["id"]).err
@@ -54,7 +54,7 @@ def test_a_revoked_key_is_valid_no_more(here):
     ],
     ids=["an unknown key", "no name", "no batches at all", "another role", "another role than before"],
 )
-def test_what_cannot_be_is_told(arguments, words, here):
+def test_keys_usage_error_exits_with_2(arguments, words, here):
     here("keys", "create", "boss", "--role", "manager")
 
     ended = here("keys", *arguments)
@@ -63,5 +63,5 @@ def test_what_cannot_be_is_told(arguments, words, here):
     assert words in ended.err
 
 
-def test_no_keys_are_told_as_such(here):
+def test_keys_list_without_keys_prints_no_keys(here):
     assert here("keys", "list").out == "no keys\n"

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from typed import Ended, batch_id_in, batchline, running
-from waiting import until
+from helpers.command_line import Ended, batch_id_in, batchline, running
+from helpers.polling import until
 
 from batchline.models.batches import BatchResponse
 from batchline.models.status import BatchStatus
@@ -56,16 +56,16 @@ def chat_request(number: int) -> str:
     return json.dumps(line, ensure_ascii=False) + "\n"
 
 
-def test_a_run_whose_requests_all_succeed_exits_with_0(finished):
+def test_run_with_all_requests_completed_exits_with_0(finished):
     assert (finished.ended.status, finished.batch.status) == (0, BatchStatus.COMPLETED)
 
 
-def test_json_is_alone_on_standard_output_and_on_one_line(finished):
+def test_run_json_is_one_line_on_stdout(finished):
     assert finished.ended.out.count("\n") == 1
     assert json.loads(finished.ended.out)["object"] == "batch"
 
 
-def test_json_has_the_analytics_that_the_server_counted(finished):
+def test_run_json_analytics_match_simulator_counters(finished):
     analytics, counted = finished.batch.analytics, finished.counted
     assert analytics is not None
     assert (analytics.total_prompt_tokens, analytics.total_completion_tokens) == (
@@ -74,33 +74,33 @@ def test_json_has_the_analytics_that_the_server_counted(finished):
     )
 
 
-def test_the_batch_has_the_window_and_metadata_that_were_given(finished):
+def test_run_sets_given_window_and_metadata(finished):
     assert (finished.batch.completion_window, finished.batch.metadata) == ("6h", {"team": "search"})
 
 
-def test_the_batch_comes_from_the_command_line(finished):
+def test_run_sets_source_cli(finished):
     assert finished.batch.dwext is not None
     assert finished.batch.dwext.source == "cli"
 
 
-def test_standard_error_begins_with_where_requests_go(finished):
+def test_run_stderr_starts_with_upstream(finished):
     assert re.match(r"upstream: default at http://127\.0\.0\.1:\d+/v1\n", finished.ended.err)
 
 
-def test_standard_error_tells_the_batchs_id_before_it_runs(finished):
+def test_run_stderr_shows_batch_id_and_filename(finished):
     assert f"batch: {finished.batch.id} of night.jsonl" in finished.ended.err
 
 
-def test_nothing_is_drawn_where_there_is_no_terminal(finished):
+def test_run_without_terminal_prints_no_control_characters(finished):
     assert "\x1b" not in finished.ended.out + finished.ended.err
     assert "\r" not in finished.ended.out + finished.ended.err
 
 
-def test_the_key_is_in_no_message(finished):
+def test_run_output_does_not_contain_api_key(finished):
     assert KEY not in finished.ended.out + finished.ended.err
 
 
-def test_the_key_is_in_no_file(finished):
+def test_run_files_do_not_contain_api_key(finished):
     files = [path for path in finished.home.rglob("*") if path.is_file()]
     assert len(files) > 5
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []
@@ -125,11 +125,11 @@ def rows(summary: Ended) -> dict[str, str]:
     return dict(re.findall(r"^(\S(?:.*?\S)?) {2,}(\S.*)$", summary.out, re.MULTILINE))
 
 
-def test_a_run_in_which_some_failed_exits_with_3(summary):
+def test_run_with_some_failed_requests_exits_with_3(summary):
     assert summary.status == 3
 
 
-def test_the_summary_names_the_batch_and_counts_its_requests(summary, rows):
+def test_run_summary_shows_batch_and_request_counts(summary, rows):
     assert rows["batch"] == batch_id_in(summary.err)
     assert (rows["status"], rows["requests"]) == ("completed", "60: 57 completed, 3 failed")
 
@@ -146,18 +146,18 @@ ROWS = {
 
 
 @pytest.mark.parametrize(("name", "shape"), ROWS.items(), ids=ROWS)
-def test_the_summary_has_the_figures_of_the_run(name, shape, rows):
+def test_run_summary_row_has_expected_format(name, shape, rows):
     assert re.fullmatch(shape, rows[name])
 
 
-def test_the_files_are_where_the_summary_says(rows):
+def test_run_summary_file_paths_exist(rows):
     assert len(Path(rows["output"]).read_bytes().splitlines()) == 57
     assert len(Path(rows["errors"]).read_bytes().splitlines()) == 3
     assert Path(rows["figures"]).read_bytes().startswith(b"PAR1")
     assert Path(rows["report"]).read_bytes().startswith(b"<!doctype html>")
 
 
-def test_an_input_that_does_not_validate_exits_with_2_and_sends_nothing(simulator, request_file):
+def test_run_with_invalid_input_exits_with_2_and_sends_nothing(simulator, request_file):
     upstream, path = simulator(), request_file(10)
     path.write_text(path.read_text() + "{oops\n")
 
@@ -170,7 +170,7 @@ def test_an_input_that_does_not_validate_exits_with_2_and_sends_nothing(simulato
     assert upstream.counters()["received"] == 0
 
 
-def test_many_lines_with_the_same_error_are_one_and_those_that_are_not_listed_are_counted(tmp_path, here):
+def test_run_groups_equal_line_errors_and_counts_unlisted_ones(tmp_path, here):
     path = tmp_path / "bad.jsonl"
     path.write_text("words\n" * 1_100)
 
@@ -181,7 +181,7 @@ def test_many_lines_with_the_same_error_are_one_and_those_that_are_not_listed_ar
     assert "101 more errors are not listed; `batchline validate` prints all of them" in ended.out
 
 
-def test_a_wrong_key_exits_with_4_and_says_what_to_check(simulator, request_file):
+def test_run_with_wrong_api_key_exits_with_4(simulator, request_file):
     upstream = simulator(api_key="right")
     ended = batchline(
         "run", "--local", request_file(400), OPENAI_BASE_URL=upstream.base_url, OPENAI_API_KEY="sk-wrong-0815"
@@ -192,7 +192,7 @@ def test_a_wrong_key_exits_with_4_and_says_what_to_check(simulator, request_file
     assert "sk-wrong-0815" not in ended.out + ended.err
 
 
-def test_without_an_upstream_a_stand_in_answers_and_the_first_line_says_so(request_file):
+def test_run_without_upstream_uses_simulator_and_reports_it_first(request_file):
     ended = batchline("run", "--local", request_file(5))
 
     assert ended.status == 0
@@ -201,7 +201,7 @@ def test_without_an_upstream_a_stand_in_answers_and_the_first_line_says_so(reque
     assert "OPENAI_BASE_URL" in first
 
 
-def test_a_stand_in_that_is_asked_for_goes_before_the_upstream_that_is_configured(simulator, tmp_path):
+def test_run_with_simulator_option_ignores_configured_upstream(simulator, tmp_path):
     upstream, path = simulator(), tmp_path / "embeddings.jsonl"
     path.write_text("".join(EMBEDDING % (number, number) for number in range(7)))
 
@@ -212,7 +212,7 @@ def test_a_stand_in_that_is_asked_for_goes_before_the_upstream_that_is_configure
     assert upstream.counters()["received"] == 0
 
 
-def test_upstreams_of_the_toml_file_take_the_models_that_they_serve_from_a_compressed_file(simulator, tmp_path):
+def test_run_of_gzip_file_routes_models_to_toml_upstreams(simulator, tmp_path):
     fast, slow = simulator(), simulator()
     Path("batchline.toml").write_text(
         f'[[upstreams]]\nname = "fast"\nbase_url = "{fast.base_url}"\nmodels = ["o4-mini"]\n'
@@ -227,7 +227,7 @@ def test_upstreams_of_the_toml_file_take_the_models_that_they_serve_from_a_compr
     assert (fast.counters()["models"], slow.counters()["models"]) == ({"o4-mini": 5}, {"gpt-4o-mini": 5})
 
 
-def test_an_endpoint_that_is_given_is_the_one_that_every_request_must_have(simulator, request_file, here):
+def test_run_with_endpoint_option_reports_mismatched_urls(simulator, request_file, here):
     ended = here(
         "run", "--local", "--endpoint", "/v1/embeddings", request_file(3), OPENAI_BASE_URL=simulator().base_url
     )
@@ -238,7 +238,7 @@ def test_an_endpoint_that_is_given_is_the_one_that_every_request_must_have(simul
 
 
 @pytest.mark.system
-def test_a_long_run_without_a_terminal_tells_now_and_then_how_far_it_is(simulator, request_file):
+def test_long_run_without_terminal_prints_progress_lines(simulator, request_file):
     upstream = simulator(latency_s=0.25)
     with running(
         *("run", "--local", request_file(800)), OPENAI_BASE_URL=upstream.base_url, BATCHLINE_MAX_IN_FLIGHT="16"

@@ -11,9 +11,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from shared_servers import prefect_home
-from typed import PREFECT_HOME, Terminal, batchline, world
-from waiting import until
+from helpers.command_line import PREFECT_HOME, Terminal, batchline, world
+from helpers.polling import until
+from helpers.shared_servers import prefect_home
 
 from batchline.cli.temporary_server import TemporaryServer
 from batchline.models.errors import Interrupted
@@ -51,7 +51,7 @@ def is_gone(url: str) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def test_a_run_is_a_flow_run_on_the_server_that_is_configured(simulator, request_file, prefect_api):
+def test_run_creates_flow_run_on_configured_server(simulator, request_file, prefect_api):
     upstream = simulator(api_key="sk-prefect-3141")
     ended = batchline(
         *("run", "--json", request_file(50)),
@@ -67,7 +67,7 @@ def test_a_run_is_a_flow_run_on_the_server_that_is_configured(simulator, request
     assert "sk-prefect" not in ended.out + ended.err
 
 
-def test_exit_status_and_flow_run_say_the_same(simulator, request_file, prefect_api):
+def test_run_with_all_failed_exits_with_4_and_flow_run_fails(simulator, request_file, prefect_api):
     upstream = {"OPENAI_BASE_URL": simulator().base_url, "PREFECT_API_URL": prefect_api}
 
     ended = batchline("run", "--json", request_file(10, refused=range(10)), **upstream)
@@ -77,7 +77,7 @@ def test_exit_status_and_flow_run_say_the_same(simulator, request_file, prefect_
     assert "Traceback" not in ended.err
 
 
-def test_an_input_that_does_not_validate_is_told_without_a_traceback(simulator, request_file, prefect_api):
+def test_prefect_run_with_invalid_input_prints_no_traceback(simulator, request_file, prefect_api):
     path = request_file(3)
     path.write_text(path.read_text() + "{oops\n")
 
@@ -90,9 +90,7 @@ def test_an_input_that_does_not_validate_is_told_without_a_traceback(simulator, 
     assert len(told) == 3
 
 
-def test_ctrl_c_while_a_temporary_server_serves_stops_cleanly_and_the_run_goes_on(
-    simulator, request_file, prefect_api
-):
+def test_ctrl_c_with_temporary_server_stops_cleanly_and_run_resumes(simulator, request_file, prefect_api):
     upstream = simulator(latency_s=0.2)
     url = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_MAX_IN_FLIGHT": "8"}
 
@@ -111,7 +109,7 @@ def test_ctrl_c_while_a_temporary_server_serves_stops_cleanly_and_the_run_goes_o
     assert (upstream.counters()["received"], upstream.counters()["repeated"]) == (200, 0)
 
 
-def test_ctrl_c_while_the_server_starts_ends_at_once_and_says_how_to_go_on(request_file):
+def test_ctrl_c_during_server_start_exits_with_resume_command(request_file):
     with Terminal("run", request_file(10)) as terminal:
         terminal.wait_for("starting a temporary Prefect server")
         terminal.press_ctrl_c()
@@ -122,7 +120,7 @@ def test_ctrl_c_while_the_server_starts_ends_at_once_and_says_how_to_go_on(reque
     assert "Traceback" not in terminal.text
 
 
-def test_a_server_that_does_not_answer_stops_the_run_which_can_go_on(simulator, request_file):
+def test_run_with_unreachable_prefect_exits_with_resume_command(simulator, request_file):
     ended = batchline(
         *("run", request_file(10)), OPENAI_BASE_URL=simulator().base_url, PREFECT_API_URL="http://127.0.0.1:9/api"
     )
@@ -134,7 +132,7 @@ def test_a_server_that_does_not_answer_stops_the_run_which_can_go_on(simulator, 
     assert "Traceback" not in ended.err
 
 
-def test_without_a_server_and_where_temporary_ones_are_off_the_message_names_both_ways_out(request_file):
+def test_run_without_prefect_server_suggests_url_or_local_option(request_file):
     ended = batchline("run", request_file(3), PREFECT_SERVER_ALLOW_EPHEMERAL_MODE="false")
 
     assert ended.status == 6
@@ -142,7 +140,7 @@ def test_without_a_server_and_where_temporary_ones_are_off_the_message_names_bot
     assert "--local" in ended.err
 
 
-def test_a_temporary_server_ends_with_its_command_even_if_that_is_killed():
+def test_temporary_server_stops_when_its_command_is_killed():
     held = subprocess.Popen(
         [sys.executable, "-c", HOLD_A_SERVER],
         env=world(),
@@ -157,7 +155,7 @@ def test_a_temporary_server_ends_with_its_command_even_if_that_is_killed():
     until(lambda: is_gone(url))
 
 
-def test_a_temporary_server_that_cannot_start_says_why(monkeypatch, tmp_path):
+def test_temporary_server_start_failure_reports_reason(monkeypatch, tmp_path):
     monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "sqlite+aiosqlite:////dev/null/x.db")
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
     server = TemporaryServer()

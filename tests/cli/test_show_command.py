@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from typed import Ended, batch_id_in, batchline, running
-from waiting import until
+from helpers.command_line import Ended, batch_id_in, batchline, running
+from helpers.polling import until
 
 from batchline.engine.ingest import create_batch, store_input_file
 from batchline.engine.services import open_services
@@ -43,12 +43,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         return Finished(told, again, batch_id, settings, upstream.counters()["received"])
 
 
-def test_what_run_has_told_at_the_end_is_shown_again(finished):
+def test_show_prints_run_summary_again(finished):
     shown = batchline("show", finished.batch_id, **finished.settings)
     assert (shown.status, shown.out, shown.err) == (0, finished.told.out, "")
 
 
-def test_json_is_the_batch_with_its_analytics(finished, here):
+def test_show_json_is_batch_with_analytics(finished, here):
     shown = here("show", finished.batch_id, "--json", **finished.settings)
     batch = BatchResponse.model_validate_json(shown.out)
     assert (batch.id, batch.request_counts.failed) == (finished.batch_id, 3)
@@ -56,12 +56,12 @@ def test_json_is_the_batch_with_its_analytics(finished, here):
     assert batch.analytics.total_requests == 27
 
 
-def test_a_run_of_a_batch_that_is_over_tells_the_same_and_sends_nothing(finished):
+def test_resume_of_finished_batch_prints_summary_and_sends_nothing(finished):
     assert (finished.again.status, finished.again.out) == (finished.told.status, finished.told.out)
     assert finished.received == 30
 
 
-def test_a_batch_that_waits_is_shown_without_figures(request_file, here):
+def test_show_of_waiting_batch_has_no_results(request_file, here):
     engine = open_services()
     stored = store_input_file(engine, request_file(3))
     made = create_batch(
@@ -76,7 +76,7 @@ def test_a_batch_that_waits_is_shown_without_figures(request_file, here):
     assert "output" not in shown.out
 
 
-def test_a_batch_that_runs_is_shown_with_what_is_pending(simulator, request_file):
+def test_show_of_running_batch_has_pending_count(simulator, request_file):
     upstream = simulator(latency_s=0.2)
     url = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_MAX_IN_FLIGHT": "4"}
     with running("run", "--local", request_file(400), **url) as run:
@@ -95,7 +95,7 @@ def test_a_batch_that_runs_is_shown_with_what_is_pending(simulator, request_file
 
 
 @pytest.mark.parametrize("command", ["show", "validate"])
-def test_what_only_looks_leaves_a_fresh_home_without_batches(command, request_file, tmp_path, here):
+def test_read_only_commands_create_no_storage(command, request_file, tmp_path, here):
     here(command, Path(request_file(2)))
     assert not (tmp_path / "home" / "storage").exists()
 
@@ -116,7 +116,7 @@ def test_what_only_looks_leaves_a_fresh_home_without_batches(command, request_fi
     ],
     ids=["no server", "own server", "cloud", "pages elsewhere"],
 )
-def test_a_batch_names_its_flow_runs_by_their_pages(variables, page, request_file, here, monkeypatch):
+def test_show_prints_flow_run_urls(variables, page, request_file, here, monkeypatch):
     for name in ("PREFECT_API_URL", "PREFECT_UI_URL"):
         monkeypatch.delenv(name, raising=False)
     engine = open_services()

@@ -7,7 +7,7 @@ import socket
 import sqlite3
 import urllib.request
 
-from typed import Running, batchline, running
+from helpers.command_line import Running, batchline, running
 
 
 def address_of(command: Running) -> str:
@@ -17,7 +17,7 @@ def address_of(command: Running) -> str:
     return found[1]
 
 
-def test_a_stand_in_serves_until_ctrl_c(request_file):
+def test_simulate_serves_until_ctrl_c(request_file):
     with running("simulate", "--port", "0", "--answer-tokens", "7", "--seed", "3") as stand_in:
         url = address_of(stand_in)
         ended = batchline("run", "--local", "--json", request_file(4), OPENAI_BASE_URL=url)
@@ -30,7 +30,7 @@ def test_a_stand_in_serves_until_ctrl_c(request_file):
     assert (stopped.status, stopped.out) == (0, "")
 
 
-def test_a_port_that_is_taken_is_told():
+def test_simulate_with_port_in_use_reports_error():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         ended = batchline("simulate", "--port", str(port))
@@ -40,14 +40,14 @@ def test_a_port_that_is_taken_is_told():
     assert "already in use" in ended.err
 
 
-def test_the_key_that_a_stand_in_wants_is_not_told():
+def test_simulate_does_not_print_api_key():
     with running("simulate", "--port", "0", "--api-key", "sk-demo-99") as stand_in:
         address_of(stand_in)
         stand_in.kill(signal.SIGTERM)
         assert "sk-demo-99" not in stand_in.ended(timeout_s=5).err
 
 
-def test_db_upgrade_makes_the_tables_and_may_be_repeated(tmp_path):
+def test_db_upgrade_creates_tables_and_is_idempotent(tmp_path):
     first, second = batchline("db", "upgrade"), batchline("db", "upgrade")
 
     assert (first.status, second.status) == (0, 0)

@@ -31,7 +31,7 @@ def sync(here, inbox: Path, simulator: Callable[..., Simulator]):
     return lambda *arguments, **changes: here("sync", inbox, *arguments, **{**settings, **changes})
 
 
-def test_a_round_takes_runs_and_writes_back(sync, inbox):
+def test_sync_picks_up_runs_and_writes_back_files(sync, inbox):
     ended = sync("--write-back", "--after", "move", "--metadata.team", "search")
 
     assert ended.status == 0
@@ -42,27 +42,27 @@ def test_a_round_takes_runs_and_writes_back(sync, inbox):
     assert {name: sorted(path.name for path in (inbox.parent / name).iterdir()) for name in folders} == folders
 
 
-def test_json_is_the_sum_with_each_event(sync):
+def test_sync_json_has_totals_and_events(sync):
     found = json.loads(sync("--json").out)
 
     assert (found["found"], found["taken"], found["quarantined"], found["failed"]) == (2, 1, 1, 0)
     assert [event["kind"] for event in found["events"]] == ["taken", "quarantined", "started"]
 
 
-def test_a_dry_run_changes_nothing(sync, inbox):
+def test_sync_dry_run_changes_nothing(sync, inbox):
     ended = sync("--dry-run", "--after", "delete")
 
     assert ended.out.rstrip().endswith("2 found, 2 taken (dry run)")
     assert sorted(path.name for path in inbox.iterdir()) == ["a.jsonl", "bad.jsonl"]
 
 
-def test_what_could_not_be_done_is_the_exit_status(sync, inbox):
+def test_sync_with_failed_move_exits_with_6(sync, inbox):
     (inbox.parent / "taken").write_text("a file")
 
     assert sync("--after", "move").status == 6
 
 
-def test_a_folder_below_no_allowed_root_is_refused(sync):
+def test_sync_of_folder_outside_allowed_roots_is_rejected(sync):
     ended = sync(**{ROOTS: "[]"})
 
     assert ended.status == 2
@@ -70,6 +70,6 @@ def test_a_folder_below_no_allowed_root_is_refused(sync):
 
 
 @pytest.mark.parametrize("arguments", [["--endpoint", "/v1/no"], ["--window", "1y"], ["--after", "burn"]])
-def test_an_option_that_cannot_be_is_refused(arguments, sync, inbox):
+def test_sync_with_invalid_option_exits_with_2(arguments, sync, inbox):
     assert sync(*arguments).status == 2
     assert (inbox / "bad.jsonl").exists()

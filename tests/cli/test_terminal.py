@@ -5,8 +5,8 @@ import time
 from typing import NamedTuple
 
 import pytest
-from typed import ESCAPES, Terminal
-from waiting import until
+from helpers.command_line import ESCAPES, Terminal
+from helpers.polling import until
 
 from batchline.models.stop_signals import REPEATED_WITHIN_S
 from batchline.simulate import Simulator, SimulatorOptions
@@ -51,30 +51,30 @@ def drawn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         return Drawn(request.param, terminal, terminal.ended())
 
 
-def test_nothing_is_wider_than_the_terminal_but_what_is_to_be_copied(drawn):
+def test_terminal_output_fits_width_except_file_paths(drawn):
     wide = [line for line in drawn.terminal.lines if len(line.rstrip()) > drawn.columns]
     assert drawn.status == 3
     assert [line for line in wide if "/batch-" not in line] == []
 
 
-def test_a_run_shows_how_far_it_is_how_fast_it_goes_and_how_long_it_takes(drawn):
+def test_terminal_shows_progress_rate_and_time_left(drawn):
     assert re.search(r"━+ +\d+/60 done · 2 failed · about \d+ s left", drawn.terminal.text)
     assert re.search(r"^[\d.]+/s · [\d,]+ tokens · 10 in flight", drawn.terminal.text, re.MULTILINE)
 
 
-def test_the_live_display_leaves_nothing_behind_but_the_summary(drawn):
+def test_live_display_is_replaced_by_summary(drawn):
     after = ESCAPES.sub("", drawn.terminal.raw.rpartition(SHOW)[2])
     assert "in flight" not in after
     assert re.search(r"^requests +60: 58 completed, 2 failed", after, re.MULTILINE)
 
 
-def test_the_files_are_told_in_the_width_that_there_is(drawn):
+def test_summary_file_paths_adapt_to_terminal_width(drawn):
     narrow = r"^files +\S+/batch-[0-9a-f]+/\s*?\r?\n +output\.jsonl, errors\.jsonl, requests\.parquet"
     wide = r"^output +\S+/batch-[0-9a-f]+/output\.jsonl"
     assert re.search(narrow if drawn.columns == 80 else wide, drawn.terminal.text, re.MULTILINE)
 
 
-def test_ctrl_c_stops_a_run_and_says_how_to_go_on(url, request_file):
+def test_ctrl_c_stops_run_with_resume_command(url, request_file):
     with Terminal("run", "--local", request_file(500), **url) as terminal:
         terminal.wait_for("10 in flight")
         terminal.press_ctrl_c()
@@ -86,7 +86,7 @@ def test_ctrl_c_stops_a_run_and_says_how_to_go_on(url, request_file):
     assert terminal.raw.rfind(SHOW) > terminal.raw.rfind(HIDE)
 
 
-def test_a_second_ctrl_c_kills_and_gives_the_cursor_back(simulator, request_file):
+def test_second_ctrl_c_kills_run_and_restores_cursor(simulator, request_file):
     upstream = simulator(latency_s=60)
     with Terminal("run", "--local", request_file(10), OPENAI_BASE_URL=upstream.base_url) as terminal:
         until(lambda: upstream.counters()["received"] == 10)
@@ -100,7 +100,7 @@ def test_a_second_ctrl_c_kills_and_gives_the_cursor_back(simulator, request_file
     assert terminal.raw.rfind(SHOW) > terminal.raw.rfind(HIDE)
 
 
-def test_an_upstream_that_is_down_is_told_while_the_run_waits(simulator, request_file):
+def test_terminal_shows_upstream_outage_while_run_waits(simulator, request_file):
     upstream = simulator(down_from_s=0.0, down_for_s=60.0)
     with Terminal("run", "--local", request_file(10), OPENAI_BASE_URL=upstream.base_url) as terminal:
         terminal.wait_for("upstream default is down")

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from typed import Terminal, batchline
+from helpers.command_line import Terminal, batchline
 
 from batchline.simulate import Simulator
 
@@ -35,7 +35,7 @@ def bad_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_good_file_is_told_in_one_line_with_what_is_in_it(request_file, here):
+def test_validate_of_valid_file_prints_one_summary_line(request_file, here):
     path = request_file(12)
     ended = here("validate", path)
 
@@ -45,7 +45,7 @@ def test_a_good_file_is_told_in_one_line_with_what_is_in_it(request_file, here):
     assert (ended.out.count("\n"), ended.err) == (1, "")
 
 
-def test_each_error_is_told_with_its_place(bad_file, here):
+def test_validate_prints_each_error_with_line_number(bad_file, here):
     ended = here("validate", bad_file)
 
     *errors, last = ended.out.splitlines()
@@ -56,7 +56,7 @@ def test_each_error_is_told_with_its_place(bad_file, here):
     assert last == f"{bad_file}: 5 errors; no request would be sent"
 
 
-def test_json_has_each_error_with_the_members_of_the_batch_api(bad_file):
+def test_validate_json_errors_have_batch_api_fields(bad_file):
     ended = batchline("validate", "--json", bad_file)
 
     answer = json.loads(ended.out)
@@ -67,12 +67,12 @@ def test_json_has_each_error_with_the_members_of_the_batch_api(bad_file):
     assert [error["param"] for error in answer["data"] if error["code"].startswith("missing")] == ["body.model"]
 
 
-def test_json_of_a_good_file_has_no_error(request_file, here):
+def test_validate_json_of_valid_file_has_no_errors(request_file, here):
     ended = here("validate", "--json", request_file(3))
     assert (ended.status, json.loads(ended.out)) == (0, {"data": []})
 
 
-def test_equal_errors_of_ten_thousand_lines_are_one_and_json_has_each(tmp_path):
+def test_validate_groups_10000_equal_errors_but_json_lists_each(tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text("".join(f"words {number}\n" for number in range(10_000)))
 
@@ -87,7 +87,7 @@ def test_equal_errors_of_ten_thousand_lines_are_one_and_json_has_each(tmp_path):
     assert [error["line"] for error in json.loads(shown.out)["data"]] == [*range(1, 10_001)]
 
 
-def test_lines_with_the_same_error_are_named_in_ranges_and_others_stay_apart(tmp_path, here):
+def test_validate_groups_equal_errors_into_line_ranges(tmp_path, here):
     path = tmp_path / "bad.jsonl"
     without = BAD[0].replace('"method": "POST", ', "")
     lines = [without.replace('"a"', f'"{number}"') for number in range(9)]
@@ -101,7 +101,7 @@ def test_lines_with_the_same_error_are_named_in_ranges_and_others_stay_apart(tmp
     ]
 
 
-def test_errors_that_differ_in_names_only_are_put_together_if_they_are_many(tmp_path, here):
+def test_validate_groups_many_errors_that_differ_only_in_names(tmp_path, here):
     path = tmp_path / "bad.jsonl"
     path.write_text("".join(BAD[0].replace('"a"', f'"{number % 500}"') + "\n" for number in range(1_000)))
 
@@ -115,7 +115,7 @@ def test_errors_that_differ_in_names_only_are_put_together_if_they_are_many(tmp_
 
 
 @pytest.mark.parametrize("verb", [("validate",), ("run", "--local")], ids=["validate", "run"])
-def test_a_file_whose_name_is_not_utf8_is_taken(verb, request_file):
+def test_non_utf8_filename_is_accepted(verb, request_file):
     path = os.fsdecode(bytes(request_file(3)).replace(b".jsonl", b"-\xe9.jsonl"))
     request_file(3).rename(path)
 
@@ -125,26 +125,26 @@ def test_a_file_whose_name_is_not_utf8_is_taken(verb, request_file):
     assert "Traceback" not in ended.err
 
 
-def test_a_terminal_shows_each_error_with_its_place_too(bad_file):
+def test_validate_on_terminal_shows_line_numbers(bad_file):
     with Terminal("validate", bad_file.name, columns=80) as terminal:
         status = terminal.ended()
     assert status == 2
     assert [line for _, line in FOUND if f"bad.jsonl:{line}: " not in terminal.text] == []
 
 
-def test_the_given_endpoint_is_the_one_to_have(bad_file, here):
+def test_validate_with_endpoint_option_reports_mismatched_urls(bad_file, here):
     ended = here("validate", "--json", "--endpoint", "/v1/embeddings", bad_file)
     urls = [error["line"] for error in json.loads(ended.out)["data"] if error["code"] == "mismatched_url"]
     assert urls == [1, 4, 6, 7]
 
 
-def test_an_empty_file_is_told(tmp_path, here):
+def test_validate_of_empty_file_reports_error(tmp_path, here):
     (tmp_path / "empty.jsonl").touch()
     ended = here("validate", "empty.jsonl")
     assert (ended.status, "(empty_file)" in ended.out) == (2, True)
 
 
-def test_a_model_that_no_upstream_serves_is_told(simulator, request_file, here):
+def test_validate_reports_model_without_upstream(simulator, request_file, here):
     upstream: Simulator = simulator()
     Path("batchline.toml").write_text(f'[[upstreams]]\nbase_url = "{upstream.base_url}"\nmodels = ["other"]\n')
 
@@ -155,7 +155,7 @@ def test_a_model_that_no_upstream_serves_is_told(simulator, request_file, here):
     assert upstream.counters()["received"] == 0
 
 
-def test_letters_that_the_terminals_encoding_lacks_come_out_escaped(tmp_path):
+def test_validate_escapes_characters_outside_terminal_encoding(tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text(BAD[0].replace('"a"', '"ü✓"') + "\n" + BAD[0].replace('"a"', '"ü✓"') + "\n")
 

@@ -3,24 +3,19 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pytest
+from helpers.batch_assertions import made_batch
+from helpers.runner_process import Runner
 
-pytest.register_assert_rewrite("accounts")
-sys.path.append(str(Path(__file__).parent.parent / "storage"))  # for what stands between clients and servers
-
-from accounts import made_batch  # noqa: E402 - now that it can be found
-from runners import Runner  # noqa: E402
-
-from batchline.engine.lease import active_lease  # noqa: E402
-from batchline.engine.pipeline import run_local  # noqa: E402
-from batchline.engine.services import Services  # noqa: E402
-from batchline.storage.records.store import BatchRecord  # noqa: E402
+from batchline.engine.lease import active_lease
+from batchline.engine.pipeline import run_local
+from batchline.engine.services import Services
+from batchline.storage.records.store import BatchRecord
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 
 import pytest
-from accounts import check_account, check_not_over, received, resumed, saved
-from waiting import until
+from helpers.batch_assertions import check_account, check_not_over, received, resumed, saved
+from helpers.polling import until
 
 from batchline.engine.pipeline import run_local
 from batchline.models.errors import LeaseLost, StorageFault
@@ -26,7 +26,7 @@ def stand_in(simulator: Callable[..., Simulator]) -> Simulator:
     return simulator(latency_s=0.1, answer_tokens=ANSWER_TOKENS)
 
 
-def test_answers_that_do_not_fit_are_not_claimed_and_no_saved_one_is_sent_again(
+def test_full_disk_stops_run_and_keeps_saved_answers(
     stand_in: Simulator, engine_for: Callable, batch_of: Callable, small_disk, monkeypatch
 ) -> None:
     monkeypatch.setattr(segment_writer, "STORAGE_PATIENCE_S", 0.5)
@@ -46,7 +46,7 @@ def test_answers_that_do_not_fit_are_not_claimed_and_no_saved_one_is_sent_again(
     assert received(stand_in) - sent == 500 - kept
 
 
-def test_while_the_disk_is_full_sending_waits_and_with_room_again_the_run_goes_on(
+def test_full_disk_pauses_sending_until_space_returns(
     stand_in: Simulator, engine_for: Callable, batch_of: Callable, small_disk, in_background: Callable, caplog
 ) -> None:
     engine = engine_for(stand_in.base_url, storage_url=str(small_disk.place), chunk_requests=1_200)
@@ -72,7 +72,7 @@ def is_quiet(stand_in: Simulator) -> bool:
     return received(stand_in) == before
 
 
-def test_a_part_that_does_not_fit_is_written_once_it_does(
+def test_part_over_free_space_is_written_once_space_returns(
     stand_in: Simulator, engine_for: Callable, batch_of: Callable, small_disk, in_background: Callable, caplog
 ) -> None:
     # So long that the part is the first that is written.
@@ -90,7 +90,7 @@ def test_a_part_that_does_not_fit_is_written_once_it_does(
     assert received(stand_in) == 400
 
 
-def test_files_that_do_not_fit_leave_the_batch_finalizing_and_need_no_request_later(
+def test_final_files_over_free_space_leave_batch_finalizing(
     stand_in: Simulator, engine_for: Callable, batch_of: Callable, small_disk
 ) -> None:
     small_disk.resize(3_000)
@@ -110,7 +110,7 @@ def test_files_that_do_not_fit_leave_the_batch_finalizing_and_need_no_request_la
     assert received(stand_in) == 500
 
 
-def test_records_that_cannot_be_written_stop_the_run_before_another_may_begin(
+def test_full_database_disk_stops_run_before_takeover(
     simulator: Callable, engine_for: Callable, batch_of: Callable, small_disk
 ) -> None:
     stand_in = simulator(latency_s=0.1)
@@ -135,7 +135,7 @@ def test_records_that_cannot_be_written_stop_the_run_before_another_may_begin(
     assert received(stand_in) == 300
 
 
-def test_a_heartbeat_that_cannot_be_written_costs_no_answer_that_storage_takes(
+def test_full_database_disk_stops_heartbeat_but_keeps_answers(
     simulator: Callable, engine_for: Callable, batch_of: Callable, small_disk, in_background: Callable
 ) -> None:
     stand_in = simulator(latency_s=0.5)
@@ -162,7 +162,7 @@ def test_a_heartbeat_that_cannot_be_written_costs_no_answer_that_storage_takes(
     assert received(stand_in) == 300
 
 
-def test_a_temporary_directory_without_room_stops_sending_and_costs_no_answer(
+def test_full_temporary_directory_stops_sending_and_keeps_answers(
     stand_in: Simulator, engine_for: Callable, batch_of: Callable, small_disk, monkeypatch
 ) -> None:
     monkeypatch.setattr(segment_writer, "STORAGE_PATIENCE_S", 0.5)

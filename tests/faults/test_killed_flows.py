@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from accounts import check_account, received
-from prefect_settings import using_prefect
-from runners import AS_FLOW
-from waiting import until
+from helpers.batch_assertions import check_account, received
+from helpers.polling import until
+from helpers.prefect_settings import using_prefect
+from helpers.runner_process import AS_FLOW
 
 from batchline.engine.services import Services, using_services
 from batchline.flows.process_batch import process_batch
@@ -58,7 +58,7 @@ def go_on(engine: Services, batch: BatchRecord) -> BatchRecord:
     return engine.records.get_batch(batch.id)
 
 
-def test_a_flow_run_that_was_killed_is_gone_on_with_where_its_answers_end(
+def test_killed_flow_run_is_continued_from_saved_answers(
     prefect_api: str, stand_in: Simulator, engine: Services, batch_of: Callable, start: Callable
 ) -> None:
     batch = batch_of(engine, REQUESTS)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from accounts import error_codes, errors_of, interrupt, output_of, received
-from changed_records import change_batch
+from helpers.batch_assertions import error_codes, errors_of, interrupt, output_of, received
+from helpers.record_edits import change_batch
 
 from batchline import Batchline
 from batchline.engine import retry
@@ -67,9 +67,7 @@ def check_ended(engine: Services, ended: BatchRecord, code: str) -> None:
     assert len(list(Batchline(services=engine).batches.results(ended.id))) == TOTAL
 
 
-def test_it_stops_and_says_how_to_end_it_and_its_answers_can_be_read(
-    engine: Services, stopped: BatchRecord
-) -> None:
+def test_lost_input_stops_run_with_hint_and_keeps_answers(engine: Services, stopped: BatchRecord) -> None:
     with pytest.raises(InputChanged, match=f"batchline batches cancel {stopped.id}"):
         run_local(engine, stopped.id)
 
@@ -78,7 +76,7 @@ def test_it_stops_and_says_how_to_end_it_and_its_answers_can_be_read(
     assert all(item.response_body for item in items)
 
 
-def test_it_can_be_cancelled_and_keeps_what_was_answered(
+def test_batch_with_lost_input_can_be_cancelled_and_keeps_answers(
     engine: Services, stand_in: Simulator, stopped: BatchRecord
 ) -> None:
     sent = received(stand_in)
@@ -90,7 +88,7 @@ def test_it_can_be_cancelled_and_keeps_what_was_answered(
     check_ended(engine, ended, "batch_cancelled")
 
 
-def test_it_expires_and_keeps_what_was_answered(
+def test_batch_with_lost_input_expires_and_keeps_answers(
     engine: Services, stand_in: Simulator, stopped: BatchRecord
 ) -> None:
     sent = received(stand_in)
@@ -102,7 +100,7 @@ def test_it_expires_and_keeps_what_was_answered(
     check_ended(engine, ended, "batch_expired")
 
 
-def test_a_batch_whose_upstream_is_no_longer_configured_can_be_cancelled(
+def test_batch_with_removed_upstream_can_be_cancelled(
     engine: Services,
     engine_for: Callable[..., Services],
     stand_in: Simulator,
@@ -124,7 +122,7 @@ def test_a_batch_whose_upstream_is_no_longer_configured_can_be_cancelled(
 
 
 @pytest.mark.parametrize("name", ["input_file_id", "error_file_id"])
-def test_a_file_that_is_deleted_while_a_retry_is_made_refuses_the_retry(
+def test_retry_with_file_deleted_meanwhile_is_rejected(
     name: str,
     engine_for: Callable[..., Services],
     stand_in: Simulator,

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from accounts import check_account, made_batch
-from runners import LOCALLY
+from helpers.batch_assertions import check_account, made_batch
+from helpers.runner_process import LOCALLY
 
 from batchline.engine.services import Services
 from batchline.models.status import BatchStatus
@@ -46,7 +46,7 @@ def long_lines(tmp_path: Path) -> Path:
 
 @pytest.mark.system
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell a process's peak")
-def test_a_batch_of_ten_megabyte_lines_stays_below_400_mb(
+def test_batch_of_ten_megabyte_lines_stays_below_400_mib(
     long_lines: Path, simulator: Callable[..., Simulator], engine_for: Callable[..., Services], start: Callable
 ) -> None:
     engine = engine_for(simulator().base_url)

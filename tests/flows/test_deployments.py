@@ -18,7 +18,7 @@ def deployed() -> dict[str, dict[str, Any]]:
     return {each["name"]: each for each in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}
 
 
-def test_served_and_deployed_are_the_same():
+def test_served_deployments_equal_prefect_yaml():
     for served in deployments():
         written = deployed()[served.name]
         assert served.entrypoint == written["entrypoint"]
@@ -45,18 +45,18 @@ def limit_of(written: dict[str, Any]) -> tuple[int | None, str | None]:
     return (limit["limit"], limit["collision_strategy"]) if isinstance(limit, dict) else (limit, None)
 
 
-def test_all_that_is_deployed_is_served():
+def test_every_deployment_in_prefect_yaml_is_served():
     assert [each.name for each in deployments()] == [*deployed()]
 
 
-def test_a_folder_to_watch_turns_its_schedule_on():
+def test_watched_folder_activates_sync_schedule():
     sync = {each.name: each for each in deployments(watched_uri="/jobs/inbox", limit=3)}["sync-source"]
 
     assert sync.parameters == {"uri": "/jobs/inbox"}
     assert [each.active for each in sync.schedules] == [True]
 
 
-def test_the_folder_to_watch_has_options_of_its_own():
+def test_watched_folder_options_become_flow_parameters():
     options = SyncOptions(endpoint="/v1/embeddings", write_back=True, after="move")
 
     sync = {each.name: each for each in deployments(watched_uri="/jobs/inbox", options=options)}["sync-source"]
@@ -66,12 +66,12 @@ def test_the_folder_to_watch_has_options_of_its_own():
     assert set(chosen) <= set(parameter_schema(sync_source).properties)
 
 
-def test_rounds_of_a_folder_do_not_overlap():
+def test_sync_deployment_runs_one_pass_at_a_time():
     sync = {each.name: each for each in deployments()}["sync-source"]
 
     assert sync.concurrency_limit == deployed()["sync-source"]["concurrency_limit"] == 1
 
 
-def test_what_is_served_leaves_the_work_pool_that_it_was_deployed_to():
+def test_served_deployments_have_no_work_pool():
     assert all("work_pool_name" in each.model_fields_set for each in deployments())
     assert [each.work_pool_name for each in deployments()] == [None] * 3

@@ -32,7 +32,7 @@ def freed(engine: Services) -> list[str]:
     return sorted(chore.subject for chore in done if chore.kind == "free_slots" and chore.done)
 
 
-def test_slots_that_no_process_holds_are_freed_once_the_upstream_was_quiet(upstream, engine_for, monkeypatch):
+def test_leaked_slots_are_freed_once_upstream_is_quiet(upstream, engine_for, monkeypatch):
     engine = engine_for("http://127.0.0.1:9/v1", share_budgets=True)
     assert freed(engine) == []
 
@@ -44,7 +44,7 @@ def test_slots_that_no_process_holds_are_freed_once_the_upstream_was_quiet(upstr
     assert freed(engine) == []
 
 
-def test_a_process_that_reports_that_it_lives_keeps_what_is_taken(upstream, engine_for, monkeypatch):
+def test_slots_of_live_process_are_kept(upstream, engine_for, monkeypatch):
     engine = engine_for("http://127.0.0.1:9/v1", share_budgets=True)
     name = f"{upstream}-processes"
     with PrefectQuotaStore() as ledger, get_client(sync_client=True) as client:

@@ -6,12 +6,12 @@ from contextvars import copy_context
 from uuid import UUID
 
 import pytest
+from helpers.polling import until
 from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.runtime import flow_run
-from waiting import until
 
 from batchline import Batchline
 from batchline.engine.ingest import create_batch, store_input_file
@@ -44,7 +44,7 @@ def task_runs_of(state: State) -> list[str]:
     return sorted(run.name for run in runs)
 
 
-def test_a_batch_that_succeeds_is_a_completed_flow_run_named_after_it(simulator, engine_for, chat_file):
+def test_flow_run_of_successful_batch_is_completed_and_named(simulator, engine_for, chat_file):
     engine = engine_for(simulator().base_url, chunk_requests=100)
     stored = store_input_file(engine, chat_file(350))
 
@@ -61,7 +61,7 @@ def test_a_batch_that_succeeds_is_a_completed_flow_run_named_after_it(simulator,
     assert "350 ok" in (state.message or "")
 
 
-def test_each_chunk_is_one_task_run_beside_the_other_steps(simulator, engine_for, chat_file):
+def test_flow_run_has_one_task_run_per_chunk_and_step(simulator, engine_for, chat_file):
     engine = engine_for(simulator().base_url, chunk_requests=100)
     stored = store_input_file(engine, chat_file(350))
 
@@ -70,7 +70,7 @@ def test_each_chunk_is_one_task_run_beside_the_other_steps(simulator, engine_for
     assert len(task_runs_of(state)) == 4 + 3
 
 
-def test_a_file_that_does_not_validate_is_a_failed_flow_run_that_says_why(simulator, engine_for, chat_file):
+def test_flow_run_of_invalid_file_fails_with_reason(simulator, engine_for, chat_file):
     stand_in = simulator()
     engine = engine_for(stand_in.base_url)
     path = chat_file(10)
@@ -85,7 +85,7 @@ def test_a_file_that_does_not_validate_is_a_failed_flow_run_that_says_why(simula
     assert stand_in.counters()["received"] == 0
 
 
-def test_a_batch_without_a_success_is_a_failed_flow_run_with_an_error_file(simulator, engine_for, chat_file):
+def test_flow_run_without_success_fails_with_error_file(simulator, engine_for, chat_file):
     engine = engine_for(simulator(server_error=1.0).base_url, upstream={"max_attempts": 2})
     stored = store_input_file(engine, chat_file(20))
 
@@ -97,7 +97,7 @@ def test_a_batch_without_a_success_is_a_failed_flow_run_with_an_error_file(simul
     assert len(engine.store.read(layout.errors_key(ended.batch_id)).splitlines()) == 20
 
 
-def test_a_batch_that_exists_is_run_by_its_id(simulator, engine_for, chat_file):
+def test_flow_run_with_batch_id_runs_existing_batch(simulator, engine_for, chat_file):
     engine = engine_for(simulator().base_url)
     stored = store_input_file(engine, chat_file(20))
     request = CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
@@ -108,7 +108,7 @@ def test_a_batch_that_exists_is_run_by_its_id(simulator, engine_for, chat_file):
     assert state.result().id == made.id
 
 
-def test_running_a_finished_batch_again_sends_nothing_and_says_the_same(simulator, engine_for, chat_file):
+def test_flow_run_of_finished_batch_sends_nothing(simulator, engine_for, chat_file):
     stand_in = simulator()
     engine = engine_for(stand_in.base_url)
     stored = store_input_file(engine, chat_file(20))
@@ -120,7 +120,7 @@ def test_running_a_finished_batch_again_sends_nothing_and_says_the_same(simulato
     assert stand_in.counters()["received"] == 20
 
 
-def test_an_input_uri_below_the_source_roots_is_read_in(simulator, engine_for, chat_file):
+def test_flow_run_reads_input_uri_below_source_roots(simulator, engine_for, chat_file):
     path = chat_file(15)
     engine = engine_for(simulator().base_url, source_roots=[str(path.parent)])
 
@@ -132,7 +132,7 @@ def test_an_input_uri_below_the_source_roots_is_read_in(simulator, engine_for, c
 @pytest.mark.parametrize(
     "parameters", [{}, {"input_file_id": "file-1", "input_uri": "/x.jsonl"}], ids=["neither", "both"]
 )
-def test_not_exactly_one_input_is_refused_with_what_to_give(parameters, simulator, engine_for):
+def test_flow_run_without_exactly_one_input_is_rejected(parameters, simulator, engine_for):
     state = run_flow(engine_for(simulator().base_url), **parameters)
 
     error = state.result(raise_on_failure=False)
@@ -140,9 +140,7 @@ def test_not_exactly_one_input_is_refused_with_what_to_give(parameters, simulato
     assert "input_file_id" in str(error)
 
 
-def test_a_retry_of_the_flow_run_goes_on_with_the_batch_that_it_made(
-    simulator, engine_for, chat_file, monkeypatch
-):
+def test_flow_run_retry_continues_its_batch(simulator, engine_for, chat_file, monkeypatch):
     stand_in = simulator()
     engine = engine_for(stand_in.base_url, chunk_requests=50)
     stored = store_input_file(engine, chat_file(200))
@@ -166,7 +164,7 @@ def test_a_retry_of_the_flow_run_goes_on_with_the_batch_that_it_made(
     assert stand_in.counters()["received"] == 200
 
 
-def test_a_step_that_storage_fails_for_a_moment_is_tried_again(simulator, engine_for, chat_file, monkeypatch):
+def test_task_is_retried_after_storage_failure(simulator, engine_for, chat_file, monkeypatch):
     stand_in = simulator()
     engine = engine_for(stand_in.base_url, chunk_requests=50)
     stored = store_input_file(engine, chat_file(200))
@@ -186,7 +184,7 @@ def test_a_step_that_storage_fails_for_a_moment_is_tried_again(simulator, engine
     assert stand_in.counters()["received"] == 200
 
 
-def test_a_cancel_is_noticed_though_showing_progress_fails(simulator, engine_for, chat_file, monkeypatch):
+def test_cancel_is_noticed_when_progress_artifact_fails(simulator, engine_for, chat_file, monkeypatch):
     monkeypatch.setattr(ProgressArtifact, "show_progress", lambda *_: 1 / 0)
     stand_in = simulator(latency_s=0.3)
     engine = engine_for(stand_in.base_url, upstream={"max_in_flight": 4}, grace_s=1.0)
@@ -203,7 +201,7 @@ def test_a_cancel_is_noticed_though_showing_progress_fails(simulator, engine_for
     assert stand_in.counters()["received"] < 2_000
 
 
-def test_a_retried_batch_goes_on_as_a_flow_run_of_its_own(simulator, engine_for, chat_file):
+def test_retried_batch_runs_in_new_flow_run(simulator, engine_for, chat_file):
     stand_in = simulator(server_error=0.3)
     engine = engine_for(stand_in.base_url, upstream={"max_attempts": 1}, chunk_requests=40)
     stored = store_input_file(engine, chat_file(120))
@@ -225,7 +223,7 @@ def test_a_retried_batch_goes_on_as_a_flow_run_of_its_own(simulator, engine_for,
     assert sorted(lines) == sorted(f"request-{number}" for number in range(120))
 
 
-def test_nothing_of_a_request_or_a_key_reaches_the_server_of_prefect(simulator, engine_for, chat_file):
+def test_prompts_and_keys_are_not_sent_to_prefect_server(simulator, engine_for, chat_file):
     engine = engine_for(simulator(api_key="sk-secret-1234").base_url, upstream={"api_key": "sk-secret-1234"})
     stored = store_input_file(engine, chat_file(30, prompt=lambda number: f"a private prompt {number}"))
 
@@ -241,7 +239,7 @@ def test_nothing_of_a_request_or_a_key_reaches_the_server_of_prefect(simulator, 
     assert "sk-secret" not in json.dumps(shown)
 
 
-def test_a_batch_made_in_a_flow_belongs_to_its_run(simulator, engine_for, chat_file):
+def test_batch_created_in_flow_belongs_to_its_flow_run(simulator, engine_for, chat_file):
     engine = engine_for(simulator().base_url)
     stored = store_input_file(engine, chat_file(5))
 
@@ -265,7 +263,7 @@ def in_a_task(file_id: str, fail: list[str]) -> str:
     return made
 
 
-def test_a_retried_parent_finds_its_batches_and_pays_for_none_twice(simulator, engine_for, chat_file):
+def test_retried_parent_flow_reuses_its_batches(simulator, engine_for, chat_file):
     stand_in = simulator()
     engine = engine_for(stand_in.base_url)
     path = chat_file(20)
@@ -293,7 +291,7 @@ def test_a_retried_parent_finds_its_batches_and_pays_for_none_twice(simulator, e
     assert stand_in.counters()["received"] == 3 * 20 + 15
 
 
-def test_a_retried_parent_with_another_file_gets_another_batch(simulator, engine_for, chat_file):
+def test_retried_parent_flow_with_other_file_creates_new_batch(simulator, engine_for, chat_file):
     engine = engine_for(simulator().base_url)
     files, made = [store_input_file(engine, chat_file(count)).id for count in (5, 6)], []
 
@@ -310,7 +308,7 @@ def test_a_retried_parent_with_another_file_gets_another_batch(simulator, engine
 
 
 @pytest.mark.parametrize("share", [True, False])
-def test_caps_are_shared_on_the_server_where_the_settings_let_it(simulator, engine_for, chat_file, share):
+def test_quota_is_shared_on_prefect_server_only_if_enabled(simulator, engine_for, chat_file, share):
     upstream = {"name": f"shared-{share}", "requests_per_minute": 100_000}
     engine = engine_for(simulator(latency_s=0.05).base_url, upstream=upstream, share_budgets=share)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers.polling import until
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -15,7 +16,6 @@ from prefect.client.schemas.filters import (
     DeploymentFilterId,
 )
 from prefect.utilities.callables import parameter_schema
-from waiting import until
 
 from batchline.engine.services import Services, open_services
 from batchline.flows.process_batch import process_batch
@@ -46,7 +46,7 @@ def statuses(engine: Services, summary) -> list[BatchStatus]:
 # The form
 
 
-def test_every_parameter_is_described_and_choices_are_choices():
+def test_sync_flow_parameters_are_described_and_choices_listed():
     properties = parameter_schema(sync_source).model_dump()["properties"]
 
     assert [name for name, about in properties.items() if not about.get("description")] == []
@@ -60,7 +60,7 @@ def test_every_parameter_is_described_and_choices_are_choices():
 
 @pytest.mark.system
 @pytest.mark.usefixtures("prefect_server")
-def test_batches_run_in_the_flow_and_are_written_back(inbox, caplog):
+def test_sync_flow_runs_batches_and_writes_results_back(inbox, caplog):
     with caplog.at_level(logging.INFO):
         state = sync_source(str(inbox), via="process", write_back=True, metadata={"team": "a"}, return_state=True)
     summary = state.result()
@@ -74,7 +74,7 @@ def test_batches_run_in_the_flow_and_are_written_back(inbox, caplog):
 
 @pytest.mark.system
 @pytest.mark.usefixtures("prefect_server")
-def test_a_batch_that_fails_does_not_fail_the_round(inbox, simulator, monkeypatch):
+def test_sync_flow_completes_when_batch_fails(inbox, simulator, monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", simulator(server_error=1.0).base_url)
     monkeypatch.setenv("BATCHLINE_MAX_ATTEMPTS", "1")
 
@@ -87,7 +87,7 @@ def test_a_batch_that_fails_does_not_fail_the_round(inbox, simulator, monkeypatc
 
 @pytest.mark.system
 @pytest.mark.usefixtures("prefect_server")
-def test_batches_are_started_as_runs_of_a_deployment_once_each(inbox):
+def test_sync_flow_starts_each_batch_once_by_deployment(inbox):
     deployment_id = process_batch.to_deployment("process-batch").apply()
 
     summary = sync_source(str(inbox))
@@ -115,7 +115,7 @@ def _of(batch_id: str):
 
 @pytest.mark.system
 @pytest.mark.usefixtures("prefect_server")
-def test_without_the_deployment_files_are_taken_and_the_start_is_told_and_tried_again(inbox):
+def test_sync_flow_without_deployment_reports_failure_and_starts_later(inbox):
     first = sync_source(str(inbox), deployment="process-batch/none")
     second = sync_source(str(inbox), via="process")
 
@@ -126,7 +126,7 @@ def test_without_the_deployment_files_are_taken_and_the_start_is_told_and_tried_
 
 @pytest.mark.system
 @pytest.mark.usefixtures("prefect_server")
-def test_a_folder_that_may_not_be_watched_fails_the_run(inbox):
+def test_sync_flow_with_forbidden_folder_fails(inbox):
     state = sync_source("/etc", return_state=True)
 
     assert state.is_failed()
@@ -135,7 +135,7 @@ def test_a_folder_that_may_not_be_watched_fails_the_run(inbox):
 
 @pytest.mark.system
 @pytest.mark.usefixtures("prefect_server")
-def test_a_file_in_quarantine_is_an_event_and_a_row_on_the_page_of_the_run(inbox):
+def test_quarantined_file_emits_event_and_artifact_row(inbox):
     (inbox / "bad.jsonl").write_text('{"custom_id": "a|b"}\nno json\n')
 
     state = sync_source(str(inbox), via="process", return_state=True)
@@ -159,7 +159,7 @@ def test_a_file_in_quarantine_is_an_event_and_a_row_on_the_page_of_the_run(inbox
 
 @pytest.mark.system
 @pytest.mark.usefixtures("prefect_server")
-def test_a_round_without_a_problem_has_no_table_of_problems(inbox):
+def test_sync_flow_without_problems_has_no_artifact(inbox):
     state = sync_source(str(inbox), via="process", return_state=True)
 
     assert pages_of(state.state_details.flow_run_id) == []

@@ -43,20 +43,20 @@ def zone(request, monkeypatch):
 
 
 @given(st.integers(1, 10_000), st.floats(0.001, 100), st.floats(0.001, 1_000), st.integers())
-def test_a_wait_is_never_negative_and_never_over_the_cap(attempt, base_s, cap_s, seed):
+def test_backoff_is_between_zero_and_cap(attempt, base_s, cap_s, seed):
     assert 0 <= backoff_s(attempt, base_s=base_s, cap_s=cap_s, random=Random(seed)) <= cap_s
 
 
-def test_the_longest_wait_doubles_up_to_the_cap():
+def test_backoff_upper_bound_doubles_up_to_cap():
     waits = [backoff_s(attempt, base_s=0.5, cap_s=10, random=AtMost()) for attempt in range(1, 8)]
     assert waits == [0.5, 1, 2, 4, 8, 10, 10]
 
 
-def test_jitter_is_full_so_a_wait_may_be_none_at_all():
+def test_backoff_with_full_jitter_can_be_zero():
     assert backoff_s(5, base_s=0.5, cap_s=10, random=AtLeast()) == 0
 
 
-def test_the_same_seed_gives_the_same_wait():
+def test_backoff_with_same_seed_is_equal():
     assert len({backoff_s(3, base_s=1, cap_s=60, random=Random(7)) for _ in range(2)}) == 1
 
 
@@ -81,18 +81,18 @@ def test_the_same_seed_gives_the_same_wait():
     ],
     ids=str,
 )
-def test_headers_in_numbers(millis, after, wait_s):
+def test_retry_after_numeric_headers_are_parsed(millis, after, wait_s):
     assert retry_after_s(retry_after_ms=millis, retry_after=after, now=NOW) == wait_s
 
 
 @pytest.mark.usefixtures("zone")
 @pytest.mark.parametrize("after", IN_30_S.values(), ids=IN_30_S)
-def test_all_three_forms_of_a_date_mean_utc_wherever_the_machine_is(after):
+def test_retry_after_date_formats_are_read_as_utc(after):
     assert retry_after_s(retry_after_ms=None, retry_after=after, now=NOW) == 30
 
 
 @given(st.datetimes(datetime(1970, 1, 2), datetime(2100, 1, 1), timezones=st.just(UTC)), st.integers(-9999, 9999))
-def test_a_date_waits_until_then_and_a_past_one_not_at_all(date, ahead_s):
+def test_retry_after_date_gives_seconds_until_then_or_zero(date, ahead_s):
     date = date.replace(microsecond=0)
     wait_s = retry_after_s(
         retry_after_ms=None, retry_after=format_datetime(date, usegmt=True), now=date.timestamp() - ahead_s
@@ -101,6 +101,6 @@ def test_a_date_waits_until_then_and_a_past_one_not_at_all(date, ahead_s):
 
 
 @given(st.none() | st.text(), st.none() | st.text())
-def test_whatever_a_server_writes_there_is_a_wait_or_none(millis, after):
+def test_retry_after_with_arbitrary_text_is_none_or_nonnegative(millis, after):
     wait_s = retry_after_s(retry_after_ms=millis, retry_after=after, now=NOW)
     assert wait_s is None or wait_s >= 0

@@ -11,13 +11,13 @@ from batchline.models.errors import BatchEnded, BatchlineError, InvalidInput, Le
 TREE = [error for _, error in inspect.getmembers(errors, inspect.isclass)]
 
 
-def test_the_tree_has_one_root_with_at_most_six_children():
+def test_error_tree_has_one_root_with_at_most_six_children():
     assert all(issubclass(error, BatchlineError) for error in TREE)
     assert len(BatchlineError.__subclasses__()) <= 6
 
 
 @pytest.mark.parametrize("error", TREE, ids=lambda error: error.__name__)
-def test_every_error_is_drawn_in_the_modules_docstring(error):
+def test_error_is_listed_in_module_docstring(error):
     assert error.__name__ in (errors.__doc__ or "")
 
 
@@ -31,6 +31,6 @@ def test_every_error_is_drawn_in_the_modules_docstring(error):
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_an_error_survives_the_way_to_another_process(error):
+def test_error_survives_pickling(error):
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))

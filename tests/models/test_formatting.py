@@ -17,7 +17,7 @@ SPANS = {
 
 
 @pytest.mark.parametrize(("seconds", "words"), SPANS.items(), ids=SPANS.values())
-def test_span_has_the_two_largest_units(seconds, words):
+def test_span_shows_two_largest_units(seconds, words):
     assert span(seconds) == words
 
 
@@ -33,11 +33,11 @@ SPEEDS = {
 
 
 @pytest.mark.parametrize(("per_s", "words"), SPEEDS.items(), ids=SPEEDS.values())
-def test_speed_is_by_the_minute_or_hour_if_it_is_low(per_s, words):
+def test_low_speed_is_shown_per_minute_or_hour(per_s, words):
     assert speed(per_s) == words
 
 
-def test_lengths_sizes_and_amounts_keep_what_is_small():
+def test_durations_sizes_and_money_keep_small_values():
     assert [duration(ms) for ms in (0.25, 12.3, 1_234, 61_000)] == ["0.25 ms", "12 ms", "1.23 s", "1 min 01 s"]
     assert [roughly(s) for s in (-1, 5, 200, 7_300, 3 * 86_400)] == ["0 s", "5 s", "3 min", "2 h", "3 d"]
     assert [size(length) for length in (999, 1_500, 2_500_000_000)] == ["999 B", "1.5 kB", "2.5 GB"]
@@ -51,11 +51,11 @@ def test_lengths_sizes_and_amounts_keep_what_is_small():
 HOSTILE = "a\x1b[31m\u202eb\nc\x00"
 
 
-def test_foreign_text_steers_no_terminal():
+def test_control_characters_in_text_are_replaced():
     assert one_line(HOSTILE) == "a [31m b c "
     assert lines(HOSTILE) == "a\N{REPLACEMENT CHARACTER}[31m\N{REPLACEMENT CHARACTER}b\nc\N{REPLACEMENT CHARACTER}"
     assert cut(HOSTILE * 5, 10) == "a [31m b …"
 
 
-def test_a_time_that_no_calendar_has_is_nothing():
+def test_out_of_range_time_is_shown_as_dash():
     assert (day(0), day(1e20)) == ("1 Jan 1970, 00:00", "\N{EN DASH}")

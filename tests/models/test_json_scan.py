@@ -78,21 +78,19 @@ NEAR_JSON = st.lists(PARTS, max_size=12).map(b"".join)
 @example(b'{"a":1 "b":2}')
 @example(b"1\xc2\xa0")
 @settings(max_examples=1_000, deadline=None)
-def test_any_text_is_judged_as_a_strict_parser_judges_it(text: bytes) -> None:
+def test_json_check_of_any_bytes_agrees_with_strict_parser(text: bytes) -> None:
     assert is_json(text) == is_strict_json(text)
 
 
 @given(TEXTS)
 @settings(deadline=None)
-def test_what_a_writer_of_json_writes_is_json(text: bytes) -> None:
+def test_json_check_accepts_serialized_values(text: bytes) -> None:
     require_json(text)
 
 
 @given(TEXTS, st.data())
 @settings(max_examples=400, deadline=None)
-def test_json_with_a_few_bytes_exchanged_is_judged_as_a_strict_parser_judges_it(
-    text: bytes, data: st.DataObject
-) -> None:
+def test_json_check_of_mutated_json_agrees_with_strict_parser(text: bytes, data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(text)))
         gone = data.draw(st.integers(0, 2))
@@ -108,7 +106,7 @@ PAIRS = st.lists(st.tuples(st.text(max_size=3) | st.sampled_from(NAMES), st.bool
 
 @given(PAIRS, st.sampled_from([b"", b" ", b"\t \r\n"]))
 @settings(max_examples=300, deadline=None)
-def test_the_members_of_an_object_are_its_texts_and_the_last_of_equal_keys_counts(
+def test_object_members_keep_bytes_and_last_duplicate_key_wins(
     pairs: list[tuple[str, bool, bytes]], space: bytes
 ) -> None:
     written = [(key, json.dumps(key, ensure_ascii=escaped).encode(), value) for key, escaped, value in pairs]
@@ -121,7 +119,7 @@ def test_the_members_of_an_object_are_its_texts_and_the_last_of_equal_keys_count
 
 @given(TEXTS)
 @settings(deadline=None)
-def test_members_of_anything_else_are_none(text: bytes) -> None:
+def test_members_of_non_object_are_empty(text: bytes) -> None:
     value = parsed(text)
 
     assert set(read_members(text, "a")) == (value.keys() & {"a"} if isinstance(value, dict) else set())
@@ -143,7 +141,7 @@ OFFSETS = {
 
 
 @pytest.mark.parametrize(("text", "offset"), OFFSETS.values(), ids=OFFSETS)
-def test_what_is_not_json_says_at_which_byte_that_shows(text: bytes, offset: int) -> None:
+def test_invalid_json_error_has_byte_offset(text: bytes, offset: int) -> None:
     with pytest.raises(NotJSONError) as caught:
         require_json(text)
 
@@ -155,7 +153,7 @@ NESTS = {"arrays": (b"[", b"]"), "objects": (b'{"a":', b"}"), "with strings": (b
 
 
 @pytest.mark.parametrize(("start", "end"), NESTS.values(), ids=NESTS)
-def test_a_text_may_be_as_deep_as_the_bound_and_no_deeper(start: bytes, end: bytes) -> None:
+def test_json_deeper_than_limit_is_rejected(start: bytes, end: bytes) -> None:
     fits, deep = (PADDING + start * depth + b"1" + end * depth for depth in (MAX_DEPTH, MAX_DEPTH + 1))
 
     assert (is_json(fits), is_too_deep(deep)) == (True, True)
@@ -163,11 +161,11 @@ def test_a_text_may_be_as_deep_as_the_bound_and_no_deeper(start: bytes, end: byt
         require_json(deep)
 
 
-def test_many_brackets_side_by_side_or_in_strings_are_not_deep() -> None:
+def test_brackets_side_by_side_or_in_strings_do_not_count_as_depth() -> None:
     assert not is_too_deep(b"[" + b"[[]]," * 300_000 + b'"' + b"[{" * 300_000 + b'"]')
 
 
-def test_a_long_number_is_told_from_digits_in_a_string() -> None:
+def test_long_number_is_distinguished_from_digits_in_string() -> None:
     fits, long = b"7" * MAX_DIGITS, b"7" * (MAX_DIGITS + 1)
 
     assert not has_long_number(b'["\\"",1.5e' + fits + b"]")
@@ -176,7 +174,7 @@ def test_a_long_number_is_told_from_digits_in_a_string() -> None:
 
 
 @pytest.mark.parametrize("text", [b"9" * 10_000, b"-1e99999", b'"' + b"x" * 2_000_000 + b'"'], ids=len)
-def test_size_is_no_hindrance(text: bytes) -> None:
+def test_members_of_huge_values_are_found(text: bytes) -> None:
     assert read_members(b'{"a":' + text + b"}", "a") == {"a": text}
 
 
@@ -187,13 +185,13 @@ SURROGATES = st.lists(
 
 @given(SURROGATES)
 @settings(max_examples=300, deadline=None)
-def test_surrogates_in_any_order_are_json_and_kept(parts: list[bytes]) -> None:
+def test_lone_surrogates_are_accepted_and_kept(parts: list[bytes]) -> None:
     text = b'"' + b"".join(parts) + b'"'
 
     assert read_members(b'{"b":"\\ud800","a":' + text + b"}", "a") == {"a": text}
 
 
-def test_a_long_run_of_surrogates_is_not_divided_within_a_pair() -> None:
+def test_long_surrogate_sequence_is_not_split_within_a_pair() -> None:
     pairs = rb"\ud83d\ude00" * 60_000
 
     assert read_members(b'{"a":"' + pairs + rb'\ud800"}', "a") == {"a": b'"' + pairs + rb'\ud800"'}
@@ -211,5 +209,5 @@ TWICE = {
 
 
 @pytest.mark.parametrize(("text", "expected"), TWICE.values(), ids=TWICE)
-def test_a_member_that_an_object_has_twice_is_found(text: bytes, expected: bool) -> None:
+def test_duplicate_member_is_detected(text: bytes, expected: bool) -> None:
     assert json_scan.has_duplicate_member(text, "a") is expected

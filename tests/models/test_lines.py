@@ -32,7 +32,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-def test_a_body_is_split_off_byte_for_byte(body: bytes) -> None:
+def test_split_line_keeps_body_bytes(body: bytes) -> None:
     request = parse_request_line(b'{"custom_id": "a\\u0062" ,"body":' + body + b"," + TAIL + b"}\r")
 
     assert (bytes(request.custom_id), bytes(request.body)) == (b'"a\\u0062"', body)
@@ -40,7 +40,7 @@ def test_a_body_is_split_off_byte_for_byte(body: bytes) -> None:
 
 @given(VALUES, st.text(), st.booleans(), st.permutations(range(4)), SPACES)
 @settings(max_examples=300, deadline=None)
-def test_any_body_in_any_place_is_split_off_byte_for_byte(
+def test_split_line_keeps_body_bytes_for_any_body_and_position(
     value: object, custom_id: str, escaped: bool, order: list[int], space: bytes
 ) -> None:
     body = json.dumps({"model": "m", "x": value}, ensure_ascii=escaped).encode()
@@ -52,7 +52,7 @@ def test_any_body_in_any_place_is_split_off_byte_for_byte(
     assert (bytes(request.custom_id), bytes(request.body)) == (name, body)
 
 
-def test_the_last_of_equal_members_counts_as_it_does_in_validation() -> None:
+def test_split_line_uses_last_duplicate_member() -> None:
     request = parse_request_line(b'{"custom_id":"a","custom_id":"b","body":1,"b\\u006fdy":{"model":"m"}}')
 
     assert (bytes(request.custom_id), bytes(request.body)) == (b'"b"', b'{"model":"m"}')
@@ -63,13 +63,13 @@ def test_the_last_of_equal_members_counts_as_it_does_in_validation() -> None:
     [(b"", NotJSONError), (b"{", NotJSONError), (b"[]", KeyError), (b'{"custom_id":"a"}', KeyError)],
     ids=repr,
 )
-def test_a_line_that_is_no_request_is_refused(line: bytes, error: type[Exception]) -> None:
+def test_split_line_of_invalid_request_raises(line: bytes, error: type[Exception]) -> None:
     with pytest.raises(error):
         parse_request_line(line)
 
 
 @given(VALUES, st.sampled_from([None, 1, "\t"]), st.sampled_from(["\n", "\r\n", "\r"]))
-def test_a_text_made_embeddable_is_one_line_and_means_the_same(
+def test_embeddable_json_is_one_line_with_equal_value(
     value: object, indent: int | str | None, newline: str
 ) -> None:
     text = json.dumps(value, indent=indent).replace("\n", newline).encode()
@@ -80,7 +80,7 @@ def test_a_text_made_embeddable_is_one_line_and_means_the_same(
 
 
 @given(st.binary())
-def test_any_bytes_become_a_json_string_on_one_line(body: bytes) -> None:
+def test_as_json_text_encodes_any_bytes_on_one_line(body: bytes) -> None:
     text = to_json_string(body)
 
     assert json.loads(text) == body.decode("utf-8", errors="replace")

@@ -11,12 +11,12 @@ from batchline.models.plan import Chunk, InputRange, Plan, max_chunk_requests, p
     ("total", "requests"),
     [(1, 1_000), (2_500, 1_000), (2_501, 1_001), (50_000, 10_500), (1_000_000, 15_500)],
 )
-def test_a_chunk_is_a_fifth_of_the_batch_and_a_stretch_within_bounds(total, requests):
+def test_chunk_size_is_derived_from_batch_size_within_limits(total, requests):
     assert max_chunk_requests(total) == requests
 
 
 @given(st.integers(1, 50_000))
-def test_a_batch_of_up_to_fifty_thousand_has_at_most_five_chunks(total):
+def test_batch_of_up_to_50000_requests_has_at_most_five_chunks(total):
     assert -(-total // max_chunk_requests(total)) <= 5
 
 
@@ -45,7 +45,7 @@ def plans(draw: st.DrawFn) -> Plan:
 
 
 @given(plans(), st.data(), st.integers(1, 6), st.integers(1, 200))
-def test_a_retrys_chunks_hold_each_of_its_lines_once_with_the_stretches_they_are_in(plan, data, requests, size):
+def test_retry_plan_has_each_line_once_with_its_input_ranges(plan, data, requests, size):
     lines = sorted(data.draw(st.sets(st.integers(1, plan.total), min_size=1)))
 
     retried = plan_retry(plan, lines, max_requests=requests, max_bytes=size)

@@ -30,7 +30,7 @@ def line(**fields) -> bytes:
 
 
 @given(body=JSON, layout=LAYOUT, custom_id=TEXT, line_break=st.sampled_from(["\n", "\r\n", "\r"]))
-def test_a_line_holds_the_body_whatever_it_is_and_however_it_was_laid_out(body, layout, custom_id, line_break):
+def test_result_line_holds_any_body_in_any_layout(body, layout, custom_id, line_break):
     sent = json.dumps(body, **layout).replace("\n", line_break).encode()
     written = line(custom_id=encode_json(custom_id), body=to_single_line(sent))
     assert written.endswith(b"\n")
@@ -44,7 +44,7 @@ def test_a_line_holds_the_body_whatever_it_is_and_however_it_was_laid_out(body, 
 
 
 @given(body=JSON, layout=LAYOUT, custom_id=TEXT, upstream_request_id=TEXT, message=st.none() | TEXT.filter(bool))
-def test_a_line_is_taken_apart_without_its_body_being_read(body, layout, custom_id, upstream_request_id, message):
+def test_split_result_separates_body_and_error(body, layout, custom_id, upstream_request_id, message):
     text = to_single_line(json.dumps({"error": None, "body": body, "response": 1}, **layout).encode())
     code = None if message is None else "server_error"
     fields = {
@@ -63,7 +63,7 @@ def test_a_line_is_taken_apart_without_its_body_being_read(body, layout, custom_
 
 
 @given(st.binary())
-def test_what_is_no_json_becomes_a_json_string(body):
+def test_non_json_body_becomes_json_string(body):
     written = line(status_code=502, body=to_json_string(body), error_code="server_error", message="HTTP 502")
     assert len(written.decode().splitlines()) == 1
     assert json.loads(written)["response"]["body"] == body.decode("utf-8", errors="replace")
@@ -80,11 +80,11 @@ def test_what_is_no_json_becomes_a_json_string(body):
     ],
     ids=["double key", "huge number", "long integer", "lone surrogate", "deep nesting"],
 )
-def test_a_body_on_one_line_is_embedded_byte_for_byte(body):
+def test_single_line_body_is_embedded_unchanged(body):
     assert b'"body":' + body + b"}" in line(body=to_single_line(body))
 
 
-def test_characters_at_which_readers_split_lines_are_escaped_and_all_others_kept():
+def test_only_line_separator_characters_are_escaped():
     separators = [chr(each) for each in range(0x20, 0x110000) if len(f"a{chr(each)}a".splitlines()) > 1]
     assert "".join(separators) == "\x85\u2028\u2029"
 
@@ -93,20 +93,20 @@ def test_characters_at_which_readers_split_lines_are_escaped_and_all_others_kept
     assert '"\\u0085ä\u2027\\u2028“\\u2029\u202a中"'.encode() in written
 
 
-def test_line_breaks_between_tokens_become_spaces():
+def test_line_breaks_between_json_tokens_become_spaces():
     assert to_single_line(b'{\r\n"a": "\\n"\n}') == b'{  "a": "\\n" }'
 
 
-def test_an_answer_without_an_id_bears_the_requests():
+def test_response_without_id_uses_request_id():
     assert json.loads(line(upstream_request_id=None))["response"]["request_id"] == "req-1-1"
 
 
-def test_an_answer_without_a_body_has_an_empty_one():
+def test_response_without_body_has_empty_body():
     assert json.loads(line(body=None))["response"]["body"] == ""
 
 
 @given(upstream_request_id=TEXT.filter(bool), message=TEXT.filter(bool))
-def test_texts_of_others_are_quoted(upstream_request_id, message):
+def test_upstream_texts_are_json_escaped(upstream_request_id, message):
     text = line(
         status_code=500, upstream_request_id=upstream_request_id, error_code="server_error", message=message
     )
@@ -116,10 +116,10 @@ def test_texts_of_others_are_quoted(upstream_request_id, message):
 
 
 @pytest.mark.parametrize("code", ErrorCode)
-def test_a_request_without_an_answer_has_a_null_response_and_its_error(code):
+def test_unanswered_request_has_null_response_and_error(code):
     written = json.loads(line(status_code=None, error_code=code, message="too late"))
     assert (written["response"], written["error"]) == (None, {"code": code, "message": "too late"})
 
 
-def test_an_error_without_a_message_repeats_its_code():
+def test_error_without_message_uses_its_code():
     assert json.loads(line(error_code="timeout"))["error"] == {"code": "timeout", "message": "timeout"}

@@ -34,28 +34,28 @@ LEGAL = {
 
 
 @pytest.mark.parametrize("target", BatchStatus)
-def test_the_sources_of_a_state_are_those_that_may_move_to_it(target):
+def test_allowed_source_statuses_match_transition_table(target):
     assert allowed_from(target) == {current for current in BatchStatus if (current, target) in LEGAL}
 
 
-def test_every_state_has_its_moves():
+def test_every_status_has_transitions():
     assert set(TRANSITIONS) == set(BatchStatus)
 
 
-def test_a_state_is_either_terminal_or_active():
+def test_every_status_is_either_terminal_or_active():
     assert (set(BatchStatus), set()) == (TERMINAL_STATUSES | ACTIVE_STATUSES, TERMINAL_STATUSES & ACTIVE_STATUSES)
 
 
-def test_the_terminal_states_are_four():
+def test_terminal_statuses_are_the_four_final_ones():
     assert {"completed", "failed", "expired", "cancelled"} == TERMINAL_STATUSES
 
 
 @pytest.mark.parametrize("status", [status for status in BatchStatus if status is not BatchStatus.VALIDATING])
-def test_entering_a_state_sets_a_field_of_the_batch(status):
+def test_status_timestamp_is_a_batch_field(status):
     assert timestamp_field(status) in BatchResponse.model_fields
 
 
-def test_validating_sets_no_timestamp_beyond_created_at():
+def test_validating_has_no_timestamp_field():
     assert timestamp_field(BatchStatus.VALIDATING) is None
 
 
@@ -72,5 +72,5 @@ def test_validating_sets_no_timestamp_beyond_created_at():
         (1, True, True, "cancelled"),
     ],
 )
-def test_how_the_requests_ended_decides_how_the_batch_ends(completed, expired, cancelled, status):
+def test_final_status_follows_from_request_outcomes(completed, expired, cancelled, status):
     assert final_status(completed=completed, expired=expired, cancelled=cancelled) == status

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from recording import Recorder, recording
+from helpers.recording_upstream import Recorder, recording
 
 from batchline.engine.ingest import create_batch, store_input_file
 from batchline.engine.pipeline import run_local
@@ -56,7 +56,7 @@ BODIES = {
 }
 
 
-def test_every_body_reaches_the_upstream_byte_for_byte(recorder: Recorder, engine_for: Callable) -> None:
+def test_request_body_is_sent_byte_for_byte(recorder: Recorder, engine_for: Callable) -> None:
     engine = engine_for(recorder.base_url)
     lines = [line(json.dumps(name), body) for name, body in BODIES.items()]
 
@@ -79,7 +79,7 @@ LAYOUTS: dict[str, Callable[[list[bytes]], bytes]] = {
 
 @pytest.mark.parametrize("chunk_requests", [1, 3, 1_000])
 @pytest.mark.parametrize("layout_of", LAYOUTS.values(), ids=LAYOUTS)
-def test_each_request_is_sent_once_from_its_own_line_whatever_the_layout(
+def test_request_is_sent_once_whatever_the_file_layout(
     layout_of: Callable[[list[bytes]], bytes], chunk_requests: int, recorder: Recorder, engine_for: Callable
 ) -> None:
     engine = engine_for(recorder.base_url, chunk_requests=chunk_requests)
@@ -107,7 +107,7 @@ CUSTOM_IDS = [
 ]
 
 
-def test_custom_ids_come_back_as_they_were_meant(recorder: Recorder, engine_for: Callable) -> None:
+def test_custom_ids_are_returned_unchanged(recorder: Recorder, engine_for: Callable) -> None:
     engine = engine_for(recorder.base_url)
 
     batch = run_text(engine, b"\n".join(line(custom_id, '{"model":"m"}') for custom_id in CUSTOM_IDS))
@@ -122,7 +122,7 @@ def second() -> Iterator[Recorder]:
         yield server
 
 
-def test_requests_go_to_the_upstream_that_serves_their_model(recorder: Recorder, second: Recorder) -> None:
+def test_request_is_sent_to_the_upstream_serving_its_model(recorder: Recorder, second: Recorder) -> None:
     bodies = [
         '{"model":"m1"}',
         '{"model":"m2"}',
@@ -143,7 +143,7 @@ def test_requests_go_to_the_upstream_that_serves_their_model(recorder: Recorder,
     assert second.sent == [(CHAT, bodies[1].encode())]
 
 
-def test_a_moderation_without_a_model_is_sent_as_it_is(recorder: Recorder, engine_for: Callable) -> None:
+def test_moderation_without_model_is_sent_unchanged(recorder: Recorder, engine_for: Callable) -> None:
     url = "/v1/moderations"
 
     batch = run_text(engine_for(recorder.base_url), line('"a"', '{"input":"x"}', url), url)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from botocore.retries.standard import ExponentialBackoff
-from real_servers import DATABASES, Postgres, S3Server
+from helpers.storage_servers import DATABASES, Postgres, S3Server
 
 from batchline.models.settings import Settings, load_settings
 from batchline.storage.objects.select import open_objects

@@ -13,10 +13,10 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from changed_records import change_batch
-from racing import in_processes, in_threads
-from real_servers import SECRET, Postgres, free_ports, start_postgres
-from some_records import NOW, a_batch, a_file
+from helpers.concurrency import in_processes, in_threads
+from helpers.record_edits import change_batch
+from helpers.sample_records import NOW, a_batch, a_file
+from helpers.storage_servers import SECRET, Postgres, free_ports, start_postgres
 
 import batchline.storage.records.migrations
 from batchline.models.errors import InvalidInput, StorageFault
@@ -45,7 +45,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("name", UNUSABLE)
-def test_a_url_that_cannot_be_used_is_refused_without_showing_it(name: str) -> None:
+def test_unusable_url_is_rejected_without_showing_it(name: str) -> None:
     with pytest.raises(InvalidInput, match="database_url") as raised:
         open_database(load_settings(database_url=UNUSABLE[name]))
 
@@ -57,7 +57,7 @@ def test_a_url_that_cannot_be_used_is_refused_without_showing_it(name: str) -> N
 @pytest.mark.parametrize(
     "kind", ["postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2", "postgresql+asyncpg"]
 )
-def test_a_postgresql_url_may_be_written_in_more_than_one_way(kind: str, ready_postgres: Settings) -> None:
+def test_postgresql_url_scheme_variants_are_accepted(kind: str, ready_postgres: Settings) -> None:
     url = ready_postgres.effective_database_url.replace("postgresql", kind, 1)
     records = open_records(load_settings(database_url=url))
 
@@ -65,7 +65,7 @@ def test_a_postgresql_url_may_be_written_in_more_than_one_way(kind: str, ready_p
     records.close()
 
 
-def test_a_server_that_is_not_there_is_a_fault_that_shows_no_password() -> None:
+def test_unreachable_server_raises_fault_without_password() -> None:
     url = f"postgresql://tests:{SECRET}@127.0.0.1:{free_ports(1)[0]}/x"
 
     with pytest.raises(StorageFault, match="refused") as raised:
@@ -75,9 +75,7 @@ def test_a_server_that_is_not_there_is_a_fault_that_shows_no_password() -> None:
 
 @pytest.mark.system
 @pytest.mark.parametrize(("database", "password"), [("postgres", f"not-{SECRET}"), ("missing", SECRET)])
-def test_a_server_that_refuses_us_is_a_fault_that_shows_no_password(
-    database: str, password: str, postgres: Postgres
-) -> None:
+def test_rejected_login_raises_fault_without_password(database: str, password: str, postgres: Postgres) -> None:
     with pytest.raises(StorageFault) as raised:
         open_database(load_settings(database_url=postgres.url(database, password=password)))
 
@@ -94,7 +92,7 @@ def sqlite() -> Iterator[Records]:
     records.close()
 
 
-def test_sqlite_makes_its_file_and_its_folders(tmp_path: Path) -> None:
+def test_sqlite_file_and_folders_are_created(tmp_path: Path) -> None:
     path = tmp_path / "new/folder/records.db"
     records = open_records(load_settings(database_url=f"sqlite:///{path}"))
 
@@ -103,7 +101,7 @@ def test_sqlite_makes_its_file_and_its_folders(tmp_path: Path) -> None:
     records.close()
 
 
-def test_sqlite_keeps_a_write_ahead_log(tmp_path: Path, sqlite: Records) -> None:
+def test_sqlite_uses_write_ahead_log(tmp_path: Path, sqlite: Records) -> None:
     sqlite.add_file(a_file())
 
     with sqlite3.connect(tmp_path / "home/batchline.db") as connection:
@@ -111,7 +109,7 @@ def test_sqlite_keeps_a_write_ahead_log(tmp_path: Path, sqlite: Records) -> None
     connection.close()
 
 
-def test_what_was_written_is_there_when_sqlite_is_opened_again(sqlite: Records) -> None:
+def test_sqlite_records_persist_after_reopening(sqlite: Records) -> None:
     batch = sqlite.add_batch(a_batch())
     sqlite.close()
     again = open_records(load_settings())
@@ -120,7 +118,7 @@ def test_what_was_written_is_there_when_sqlite_is_opened_again(sqlite: Records) 
     again.close()
 
 
-def test_a_reader_is_not_held_up_by_a_writer(tmp_path: Path, sqlite: Records) -> None:
+def test_sqlite_reader_is_not_blocked_by_a_writer(tmp_path: Path, sqlite: Records) -> None:
     batch = sqlite.add_batch(a_batch())
     writer = sqlite3.connect(tmp_path / "home/batchline.db", isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
@@ -132,7 +130,7 @@ def test_a_reader_is_not_held_up_by_a_writer(tmp_path: Path, sqlite: Records) ->
     writer.close()
 
 
-def test_a_writer_waits_for_another_one(tmp_path: Path, sqlite: Records) -> None:
+def test_sqlite_writer_waits_for_another_writer(tmp_path: Path, sqlite: Records) -> None:
     batch = sqlite.add_batch(a_batch())
     writer = sqlite3.connect(tmp_path / "home/batchline.db", isolation_level=None, check_same_thread=False)
     writer.execute("BEGIN IMMEDIATE")
@@ -151,21 +149,21 @@ UNREADABLE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_a_file_that_is_not_for_sqlite_is_a_fault(name: str, tmp_path: Path) -> None:
+def test_file_that_is_not_sqlite_raises_fault(name: str, tmp_path: Path) -> None:
     UNREADABLE[name](tmp_path / "records.db")
 
     with pytest.raises(StorageFault, match="the database failed"):
         open_records(load_settings(database_url=f"sqlite:///{tmp_path / 'records.db'}"))
 
 
-def test_a_folder_that_cannot_be_made_for_sqlite_is_a_fault(tmp_path: Path) -> None:
+def test_sqlite_folder_that_cannot_be_created_raises_fault(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(StorageFault, match="cannot be made"):
         open_records(load_settings(database_url=f"sqlite:///{tmp_path / 'file/below/records.db'}"))
 
 
-def test_a_full_disk_is_a_fault_of_the_database_and_passes(tmp_path: Path, sqlite: Records) -> None:
+def test_full_disk_raises_fault_until_there_is_space(tmp_path: Path, sqlite: Records) -> None:
     with sqlite3.connect(tmp_path / "home/batchline.db") as connection:
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
     connection.close()
@@ -189,7 +187,7 @@ def open_and_add(number: int, settings: Settings) -> str:
 
 
 @pytest.mark.system
-def test_processes_that_open_a_fresh_sqlite_file_at_once_all_get_their_tables() -> None:
+def test_processes_opening_new_sqlite_file_at_once_all_get_tables() -> None:
     settings = load_settings()
 
     ids = in_processes(4, open_and_add, settings)
@@ -199,7 +197,7 @@ def test_processes_that_open_a_fresh_sqlite_file_at_once_all_get_their_tables() 
     records.close()
 
 
-def test_threads_that_open_a_fresh_sqlite_file_at_once_all_get_their_tables() -> None:
+def test_threads_opening_new_sqlite_file_at_once_all_get_tables() -> None:
     settings = load_settings()
 
     ids = in_threads(8, lambda number: open_and_add(number, settings))
@@ -212,17 +210,17 @@ def test_threads_that_open_a_fresh_sqlite_file_at_once_all_get_their_tables() ->
 # The schema and its migrations
 
 
-def test_the_newest_script_is_the_one_that_the_code_asks_for() -> None:
+def test_newest_migration_is_the_head_that_the_code_requires() -> None:
     assert ScriptDirectory(str(SCRIPTS)).get_heads() == [HEAD]
 
 
-def test_migrations_are_numbered_in_the_order_in_which_they_run() -> None:
+def test_migrations_are_numbered_in_order() -> None:
     revisions = [script.revision for script in ScriptDirectory(str(SCRIPTS)).walk_revisions()][::-1]
 
     assert revisions == [f"{number:04}" for number in range(1, len(revisions) + 1)]
 
 
-def test_the_migrated_tables_are_those_of_the_code(database: Settings) -> None:
+def test_migrated_tables_match_the_schema(database: Settings) -> None:
     engine = open_database(database)
     with engine.connect() as connection:
         differences = compare_metadata(MigrationContext.configure(connection), metadata)
@@ -232,20 +230,20 @@ def test_the_migrated_tables_are_those_of_the_code(database: Settings) -> None:
 
 
 @pytest.mark.system
-def test_an_empty_postgresql_is_refused_with_the_command_that_helps(empty_postgres: Settings) -> None:
+def test_empty_postgresql_is_rejected_with_upgrade_command(empty_postgres: Settings) -> None:
     with pytest.raises(InvalidInput, match=r"is empty, .* run `batchline db upgrade`") as raised:
         open_records(empty_postgres)
     assert raised.value.param == "database_url"
 
 
 @pytest.mark.system
-def test_an_upgraded_postgresql_can_be_used(empty_postgres: Settings) -> None:
+def test_upgraded_postgresql_is_usable(empty_postgres: Settings) -> None:
     upgrade_database(empty_postgres)
 
     assert open_and_add(0, empty_postgres).startswith("batch-")
 
 
-def test_upgrading_again_keeps_what_is_there(database: Settings, records: Records) -> None:
+def test_repeated_upgrade_keeps_records(database: Settings, records: Records) -> None:
     batch = records.add_batch(a_batch())
 
     upgrade_database(database)
@@ -260,7 +258,7 @@ def upgrade_in_process(number: int, settings: Settings) -> str:
 
 
 @pytest.mark.system
-def test_processes_that_upgrade_an_empty_postgresql_at_once_all_succeed(empty_postgres: Settings) -> None:
+def test_processes_upgrading_empty_postgresql_at_once_all_succeed(empty_postgres: Settings) -> None:
     ids = in_processes(3, upgrade_in_process, empty_postgres)
 
     assert [each.startswith("batch-") for each in ids] == [True] * 3
@@ -275,7 +273,7 @@ def stamp(settings: Settings, revision: str) -> None:
 
 
 @pytest.mark.system
-def test_a_postgresql_that_is_behind_is_refused_with_the_command_that_helps(ready_postgres: Settings) -> None:
+def test_outdated_postgresql_is_rejected_with_upgrade_command(ready_postgres: Settings) -> None:
     stamp(ready_postgres, "0000")
 
     with pytest.raises(InvalidInput, match=f"is at 0000, .* needs {HEAD}: run `batchline db upgrade`"):
@@ -283,9 +281,7 @@ def test_a_postgresql_that_is_behind_is_refused_with_the_command_that_helps(read
 
 
 @pytest.mark.parametrize("do", [open_records, upgrade_database])
-def test_a_database_of_a_newer_version_is_refused_as_such(
-    do: Callable[[Settings], object], database: Settings
-) -> None:
+def test_database_of_newer_version_is_rejected(do: Callable[[Settings], object], database: Settings) -> None:
     stamp(database, "9999")
 
     with pytest.raises(InvalidInput, match=r"is at 9999, .* use a newer batchline") as raised:
@@ -332,7 +328,7 @@ def records_there(
 
 
 @pytest.mark.system
-def test_after_a_restart_of_postgresql_the_next_call_works(restartable: Postgres, records_there: Records) -> None:
+def test_first_call_after_postgresql_restart_succeeds(restartable: Postgres, records_there: Records) -> None:
     records = records_there
     batch = records.add_batch(a_batch())
     in_threads(4, lambda _: records.get_batch(batch.id))  # several connections in the pool
@@ -344,9 +340,7 @@ def test_after_a_restart_of_postgresql_the_next_call_works(restartable: Postgres
 
 
 @pytest.mark.system
-def test_a_call_during_a_short_restart_of_postgresql_waits_for_it(
-    restartable: Postgres, kept_there: Settings
-) -> None:
+def test_call_during_short_postgresql_restart_waits(restartable: Postgres, kept_there: Settings) -> None:
     records = open_records(kept_there)
     batch = records.add_batch(a_batch())
     restartable.stop()
@@ -359,9 +353,7 @@ def test_a_call_during_a_short_restart_of_postgresql_waits_for_it(
 
 
 @pytest.mark.system
-def test_while_postgresql_is_gone_a_call_is_a_fault_before_long(
-    restartable: Postgres, kept_there: Settings
-) -> None:
+def test_call_while_postgresql_is_down_raises_fault_in_time(restartable: Postgres, kept_there: Settings) -> None:
     records = open_records(kept_there)
     batch = records.add_batch(a_batch())
     restartable.stop()

@@ -4,8 +4,8 @@ import re
 import time
 
 import pytest
-from racing import in_processes, in_threads
-from some_records import NOW, a_batch
+from helpers.concurrency import in_processes, in_threads
+from helpers.sample_records import NOW, a_batch
 
 from batchline.models.errors import Conflict, LeaseLost
 from batchline.models.settings import Settings
@@ -25,7 +25,7 @@ def claim(records: Records, batch: BatchRecord, owner: str, now: float) -> Lease
     return records.claim(batch.id, owner=owner, now=now, lease_s=LEASE_S)
 
 
-def test_a_batch_that_nobody_runs_can_be_claimed(records: Records, batch: BatchRecord) -> None:
+def test_unclaimed_batch_can_be_claimed(records: Records, batch: BatchRecord) -> None:
     lease = claim(records, batch, "first", NOW + 0.25)
 
     held = records.get_batch(batch.id)
@@ -33,9 +33,7 @@ def test_a_batch_that_nobody_runs_can_be_claimed(records: Records, batch: BatchR
 
 
 @pytest.mark.parametrize("age_s", [0, 1, 59.9, 60])
-def test_another_is_refused_while_the_heartbeat_is_young(
-    age_s: float, records: Records, batch: BatchRecord
-) -> None:
+def test_claim_is_rejected_while_heartbeat_is_fresh(age_s: float, records: Records, batch: BatchRecord) -> None:
     claim(records, batch, "first", NOW)
     before = records.get_batch(batch.id)
 
@@ -46,13 +44,13 @@ def test_another_is_refused_while_the_heartbeat_is_young(
     assert records.get_batch(batch.id) == before
 
 
-def test_another_takes_over_when_the_heartbeat_is_stale(records: Records, batch: BatchRecord) -> None:
+def test_claim_after_stale_heartbeat_takes_over(records: Records, batch: BatchRecord) -> None:
     claim(records, batch, "first", NOW)
 
     assert claim(records, batch, "second", NOW + 60.1) == Lease(batch.id, "second", 2)
 
 
-def test_a_heartbeat_keeps_a_batch_from_being_taken(records: Records, batch: BatchRecord) -> None:
+def test_heartbeat_prevents_takeover(records: Records, batch: BatchRecord) -> None:
     lease = claim(records, batch, "first", NOW)
     records.heartbeat(lease, now=NOW + 50)
 
@@ -61,7 +59,7 @@ def test_a_heartbeat_keeps_a_batch_from_being_taken(records: Records, batch: Bat
     assert claim(records, batch, "second", NOW + 111).epoch == 2
 
 
-def test_the_owner_itself_may_claim_again_and_gets_the_next_epoch(records: Records, batch: BatchRecord) -> None:
+def test_owner_claiming_again_gets_next_epoch(records: Records, batch: BatchRecord) -> None:
     old = claim(records, batch, "first", NOW)
 
     new = claim(records, batch, "first", NOW + 1)
@@ -71,7 +69,7 @@ def test_the_owner_itself_may_claim_again_and_gets_the_next_epoch(records: Recor
         records.heartbeat(old, now=NOW + 2)
 
 
-def test_a_heartbeat_notes_the_counts_and_tells_the_state(records: Records, batch: BatchRecord) -> None:
+def test_heartbeat_stores_counts_and_returns_status(records: Records, batch: BatchRecord) -> None:
     lease = claim(records, batch, "first", NOW)
 
     status = records.heartbeat(lease, now=NOW + 5.5, completed=3, failed=2)
@@ -81,7 +79,7 @@ def test_a_heartbeat_notes_the_counts_and_tells_the_state(records: Records, batc
     assert (noted.completed, noted.failed, noted.lease_at) == (3, 2, NOW + 5.5)
 
 
-def test_a_heartbeat_without_counts_leaves_them(records: Records, batch: BatchRecord) -> None:
+def test_heartbeat_without_counts_keeps_them(records: Records, batch: BatchRecord) -> None:
     lease = claim(records, batch, "first", NOW)
     records.heartbeat(lease, now=NOW + 1, completed=3, failed=0)
 
@@ -90,7 +88,7 @@ def test_a_heartbeat_without_counts_leaves_them(records: Records, batch: BatchRe
     assert (records.get_batch(batch.id).completed, records.get_batch(batch.id).failed) == (3, 0)
 
 
-def test_who_was_taken_over_from_can_no_longer_beat_or_move(records: Records, batch: BatchRecord) -> None:
+def test_lost_lease_can_neither_send_heartbeat_nor_change_status(records: Records, batch: BatchRecord) -> None:
     lost = claim(records, batch, "first", NOW)
     claim(records, batch, "second", NOW + 61)
     before = records.get_batch(batch.id)
@@ -105,13 +103,13 @@ def test_who_was_taken_over_from_can_no_longer_beat_or_move(records: Records, ba
     assert records.get_batch(batch.id) == before
 
 
-def test_a_lease_that_was_given_back_can_be_taken_at_once(records: Records, batch: BatchRecord) -> None:
+def test_released_lease_can_be_claimed_at_once(records: Records, batch: BatchRecord) -> None:
     records.release(claim(records, batch, "first", NOW))
 
     assert claim(records, batch, "second", NOW + 1).epoch == 2
 
 
-def test_who_gave_a_lease_back_can_no_longer_beat(records: Records, batch: BatchRecord) -> None:
+def test_released_lease_cannot_send_heartbeat(records: Records, batch: BatchRecord) -> None:
     lease = claim(records, batch, "first", NOW)
     records.release(lease)
 
@@ -119,7 +117,7 @@ def test_who_gave_a_lease_back_can_no_longer_beat(records: Records, batch: Batch
         records.heartbeat(lease, now=NOW + 1)
 
 
-def test_giving_back_a_lease_that_is_lost_leaves_the_new_owners(records: Records, batch: BatchRecord) -> None:
+def test_releasing_lost_lease_keeps_the_new_one(records: Records, batch: BatchRecord) -> None:
     lost = claim(records, batch, "first", NOW)
     held = claim(records, batch, "second", NOW + 61)
 
@@ -128,7 +126,7 @@ def test_giving_back_a_lease_that_is_lost_leaves_the_new_owners(records: Records
     assert records.heartbeat(held, now=NOW + 62) is BatchStatus.IN_PROGRESS
 
 
-def test_giving_a_lease_back_twice_is_fine(records: Records, batch: BatchRecord) -> None:
+def test_lease_released_twice_stays_released(records: Records, batch: BatchRecord) -> None:
     lease = claim(records, batch, "first", NOW)
     records.release(lease)
     records.release(lease)
@@ -136,7 +134,7 @@ def test_giving_a_lease_back_twice_is_fine(records: Records, batch: BatchRecord)
     assert records.get_batch(batch.id).lease_owner is None
 
 
-def test_leases_of_other_batches_do_not_matter(records: Records, batch: BatchRecord) -> None:
+def test_lease_of_another_batch_does_not_block_claim(records: Records, batch: BatchRecord) -> None:
     other = records.add_batch(a_batch())
     claim(records, other, "first", NOW)
 
@@ -147,7 +145,7 @@ def test_leases_of_other_batches_do_not_matter(records: Records, batch: BatchRec
 
 
 @pytest.mark.system
-def test_a_clock_that_is_far_ahead_takes_no_batch_from_a_runner_that_lives(
+def test_clock_ahead_does_not_take_over_live_lease(
     ready_postgres: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = open_records(ready_postgres)
@@ -166,7 +164,7 @@ def test_a_clock_that_is_far_ahead_takes_no_batch_from_a_runner_that_lives(
 
 
 @pytest.mark.system
-def test_a_clock_that_is_far_behind_keeps_no_lease_that_has_expired(
+def test_clock_behind_does_not_extend_expired_lease(
     ready_postgres: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = open_records(ready_postgres)
@@ -189,9 +187,7 @@ def owner_that_has_ended(number: int) -> str:
     return new_lease_owner()
 
 
-def test_the_lease_of_a_process_of_this_machine_that_has_ended_can_be_taken_at_once(
-    records: Records, batch: BatchRecord
-) -> None:
+def test_lease_of_dead_local_process_can_be_claimed_at_once(records: Records, batch: BatchRecord) -> None:
     [dead] = in_processes(1, owner_that_has_ended)
     claim(records, batch, dead, NOW)
 
@@ -208,7 +204,7 @@ ALIVE_OR_UNKNOWN = {
 
 
 @pytest.mark.parametrize("name", ALIVE_OR_UNKNOWN)
-def test_the_lease_of_one_that_may_be_alive_is_waited_for(name: str, records: Records, batch: BatchRecord) -> None:
+def test_lease_of_possibly_live_owner_cannot_be_claimed(name: str, records: Records, batch: BatchRecord) -> None:
     [dead] = in_processes(1, owner_that_has_ended)
     claim(records, batch, ALIVE_OR_UNKNOWN[name](dead), NOW)
 
@@ -216,9 +212,7 @@ def test_the_lease_of_one_that_may_be_alive_is_waited_for(name: str, records: Re
         claim(records, batch, "second", NOW)
 
 
-def test_the_lease_of_a_dead_process_is_waited_for_while_others_send_for_it(
-    records: Records, batch: BatchRecord
-) -> None:
+def test_lease_of_dead_process_with_remote_senders_cannot_be_claimed(records: Records, batch: BatchRecord) -> None:
     [dead] = in_processes(1, owner_that_has_ended)
     lease = claim(records, batch, dead, NOW)
     records.report_sender(batch.id, lease.epoch, "sender", "{}")
@@ -231,7 +225,7 @@ def test_the_lease_of_a_dead_process_is_waited_for_while_others_send_for_it(
 # Races
 
 
-def test_of_threads_that_claim_at_once_one_wins(records: Records, batch: BatchRecord) -> None:
+def test_threads_claiming_at_once_get_one_lease(records: Records, batch: BatchRecord) -> None:
     won = in_threads(8, lambda number: claim(records, batch, f"thread {number}", NOW))
 
     leases = [each for each in won if isinstance(each, Lease)]
@@ -240,7 +234,7 @@ def test_of_threads_that_claim_at_once_one_wins(records: Records, batch: BatchRe
     assert records.get_batch(batch.id).lease_owner == leases[0].owner
 
 
-def test_of_threads_that_take_over_at_once_one_wins(records: Records, batch: BatchRecord) -> None:
+def test_threads_taking_over_at_once_get_one_lease(records: Records, batch: BatchRecord) -> None:
     claim(records, batch, "dead", NOW)
 
     won = in_threads(8, lambda number: claim(records, batch, f"thread {number}", NOW + 61))
@@ -257,7 +251,7 @@ def claim_in_process(number: int, settings: Settings, batch_id: str) -> Lease:
 
 
 @pytest.mark.system
-def test_of_processes_that_claim_at_once_one_wins(
+def test_processes_claiming_at_once_get_one_lease(
     database: Settings, records: Records, batch: BatchRecord
 ) -> None:
     won = in_processes(3, claim_in_process, database, batch.id)

@@ -8,9 +8,9 @@ import msgspec
 import pytest
 from alembic import command
 from alembic.config import Config
-from changed_records import change_batch
-from real_servers import SECRET, Postgres
-from some_records import NOW, a_batch, a_file, a_full_batch
+from helpers.record_edits import change_batch
+from helpers.sample_records import NOW, a_batch, a_file, a_full_batch
+from helpers.storage_servers import SECRET, Postgres
 from sqlalchemy import Connection, Engine, Table, create_engine, insert, inspect, make_url, select, text
 
 import batchline.storage.records.migrations
@@ -90,7 +90,7 @@ def fill(settings: Settings, made: list[BatchRecord]) -> None:
     engine.dispose()
 
 
-def test_batches_of_before_are_listed_as_if_they_were_new(at_0002: Settings) -> None:
+def test_migrated_batches_are_indexed_like_new_ones(at_0002: Settings) -> None:
     made = [*kinds()]
     fill(at_0002, made)
 
@@ -106,7 +106,7 @@ def test_batches_of_before_are_listed_as_if_they_were_new(at_0002: Settings) -> 
     assert {row["batch_id"]: row for row in rows} == {row["batch_id"]: row for row in expected}
 
 
-def test_many_batches_of_before_are_all_listed(at_0002: Settings) -> None:
+def test_migrated_batches_are_all_listed(at_0002: Settings) -> None:
     made = [a_batch(id=f"batch-{number:04}", created_at=NOW + number) for number in range(2_345)]
     fill(at_0002, made)
 
@@ -119,7 +119,7 @@ def test_many_batches_of_before_are_all_listed(at_0002: Settings) -> None:
     records.close()
 
 
-def test_ends_of_before_count_as_announced_in_prefect(database_at: Callable[[str], Settings]) -> None:
+def test_migrated_finished_batches_count_as_announced(database_at: Callable[[str], Settings]) -> None:
     settings = database_at("0008")
     over, runs = a_batch(status=BatchStatus.COMPLETED, completed_at=NOW), a_batch(status=BatchStatus.FINALIZING)
     engine = engine_of(settings)
@@ -144,7 +144,7 @@ def found(records: Records, search: str) -> list[str]:
     return [batch.id for batch in page.data]
 
 
-def test_error_files_of_before_have_the_purpose_of_output_files(database_at: Callable[[str], Settings]) -> None:
+def test_migrated_error_files_have_output_purpose(database_at: Callable[[str], Settings]) -> None:
     settings = database_at("0008")
     made = {
         "file-1": ("batch", "files/file-1/content.jsonl"),
@@ -223,7 +223,7 @@ def insert_known(connection: Connection, table: Table, row: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("revision", EARLIER)
-def test_a_database_of_every_earlier_version_is_upgraded_and_searched(
+def test_database_of_any_earlier_revision_is_searchable_after_upgrade(
     revision: str, database_at: Callable[[str], Settings]
 ) -> None:
     settings, batch = database_at(revision), a_batch(input_filename="GRÜN.jsonl")
@@ -263,7 +263,7 @@ def plain_user(postgres: Postgres, empty_postgres: Settings) -> Iterator[Setting
 
 
 @pytest.mark.system
-def test_a_role_that_may_not_make_extensions_upgrades_an_empty_database(plain_user: Settings) -> None:
+def test_role_without_extension_right_can_upgrade(plain_user: Settings) -> None:
     upgrade_database(plain_user)
 
     records = open_records(plain_user)
@@ -273,7 +273,7 @@ def test_a_role_that_may_not_make_extensions_upgrades_an_empty_database(plain_us
 
 
 @pytest.mark.system
-def test_the_extension_that_an_administrator_has_made_stays(plain_user: Settings, postgres: Postgres) -> None:
+def test_upgrade_keeps_extension_created_by_administrator(plain_user: Settings, postgres: Postgres) -> None:
     postgres.run("CREATE EXTENSION pg_trgm", database=str(make_url(plain_user.effective_database_url).database))
     make_tables(plain_user, "0011")
     engine = engine_of(plain_user)

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
-from changed_records import change_batch
-from racing import in_processes, in_threads
-from some_records import NOW, a_batch, a_file, a_full_batch, a_full_file
+from helpers.concurrency import in_processes, in_threads
+from helpers.record_edits import change_batch
+from helpers.sample_records import NOW, a_batch, a_file, a_full_batch, a_full_file
 
 from batchline.models.batches import BatchDwExtResponse, BatchError, BatchResponse
 from batchline.models.errors import Conflict, NotFound
@@ -23,25 +23,25 @@ NO_ID = "batch-of-nobody"
 
 
 @pytest.mark.parametrize("make", [a_file, a_full_file], ids=["bare", "full"])
-def test_a_file_is_read_back_field_for_field(make: Callable[[], FileRecord], records: Records) -> None:
+def test_file_is_read_back_unchanged(make: Callable[[], FileRecord], records: Records) -> None:
     file = make()
     records.add_file(file)
 
     assert records.get_file(file.id) == file
 
 
-def test_the_full_file_leaves_no_field_unset() -> None:
+def test_full_file_sets_every_field() -> None:
     assert None not in msgspec.structs.astuple(a_full_file())
 
 
-def test_what_people_see_of_a_file_is_its_public_fields() -> None:
+def test_file_object_has_only_public_fields() -> None:
     shown = a_full_file().to_object().model_dump()
 
     assert shown.keys() == {"id", "object", "bytes", "created_at", "filename", "purpose", "status", "expires_at"}
     assert (shown["bytes"], shown["expires_at"]) == (2**40, NOW + 60)
 
 
-def test_a_deleted_file_is_not_found(records: Records) -> None:
+def test_deleted_file_is_not_found(records: Records) -> None:
     file, other = a_file(), a_file()
     records.add_file(file)
     records.add_file(other)
@@ -53,17 +53,17 @@ def test_a_deleted_file_is_not_found(records: Records) -> None:
     assert records.get_file(other.id) == other
 
 
-def test_deleting_a_file_that_is_not_recorded_is_refused(records: Records) -> None:
+def test_delete_of_unknown_file_is_not_found(records: Records) -> None:
     with pytest.raises(NotFound, match="file-of-nobody"):
         records.delete_file("file-of-nobody")
 
 
-def test_a_file_that_is_not_recorded_is_not_found(records: Records) -> None:
+def test_unknown_file_is_not_found(records: Records) -> None:
     with pytest.raises(NotFound, match="file-of-nobody"):
         records.get_file("file-of-nobody")
 
 
-def test_a_second_file_of_one_id_is_refused_and_changes_nothing(records: Records) -> None:
+def test_file_with_existing_id_is_rejected(records: Records) -> None:
     file = a_file()
     records.add_file(file)
 
@@ -76,25 +76,25 @@ def test_a_second_file_of_one_id_is_refused_and_changes_nothing(records: Records
 
 
 @pytest.mark.parametrize("make", [a_batch, a_full_batch], ids=["bare", "full"])
-def test_a_batch_is_read_back_field_for_field(make: Callable[[], BatchRecord], records: Records) -> None:
+def test_batch_is_read_back_unchanged(make: Callable[[], BatchRecord], records: Records) -> None:
     batch = make()
 
     assert records.add_batch(batch) == batch
     assert records.get_batch(batch.id) == batch
 
 
-def test_the_full_batch_leaves_no_field_unset() -> None:
+def test_full_batch_sets_every_field() -> None:
     assert None not in msgspec.structs.astuple(a_full_batch())
 
 
 @pytest.mark.parametrize("metadata", [{}, {"": ""}, {"k": "\0\n\x1f\u2028\U0001f600\\\"'"}], ids=str)
-def test_metadata_is_kept_whatever_it_holds(metadata: dict[str, str], records: Records) -> None:
+def test_metadata_with_any_text_is_kept(metadata: dict[str, str], records: Records) -> None:
     batch = records.add_batch(a_batch(metadata=metadata))
 
     assert records.get_batch(batch.id).metadata == metadata
 
 
-def test_what_people_see_of_a_batch_are_the_fields_of_the_api() -> None:
+def test_batch_response_has_the_fields_of_the_api() -> None:
     batch = a_full_batch()
     shown = batch.to_response(include_analytics=True).model_dump()
 
@@ -112,20 +112,20 @@ def test_what_people_see_of_a_batch_are_the_fields_of_the_api() -> None:
         assert shown[name] == getattr(batch, name)
 
 
-def test_analytics_are_shown_where_they_are_asked_for_only() -> None:
+def test_batch_response_omits_analytics_by_default() -> None:
     assert "analytics" not in a_full_batch().to_response().model_dump()
 
 
-def test_a_bare_batch_shows_no_empty_field() -> None:
+def test_batch_response_omits_empty_fields() -> None:
     assert None not in a_batch().to_response().model_dump().values()
 
 
-def test_a_batch_that_is_not_recorded_is_not_found(records: Records) -> None:
+def test_unknown_batch_is_not_found(records: Records) -> None:
     with pytest.raises(NotFound, match=NO_ID):
         records.get_batch(NO_ID)
 
 
-def test_a_second_batch_of_one_id_is_refused_and_changes_nothing(records: Records) -> None:
+def test_batch_with_existing_id_is_rejected(records: Records) -> None:
     batch = records.add_batch(a_batch())
 
     with pytest.raises(Conflict):
@@ -144,7 +144,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("field", CHANGES)
-def test_a_batch_is_changed_in_the_field_that_is_given(field: str, records: Records) -> None:
+def test_status_change_sets_only_the_given_field(field: str, records: Records) -> None:
     batch, other = records.add_batch(a_batch()), records.add_batch(a_batch())
     moved = {"status": BatchStatus.IN_PROGRESS, "in_progress_at": NOW}
     expected = msgspec.structs.replace(batch, **moved, **{field: CHANGES[field]})
@@ -155,7 +155,7 @@ def test_a_batch_is_changed_in_the_field_that_is_given(field: str, records: Reco
 
 
 @pytest.mark.parametrize("field", ["metadata", "errors", "analytics", "dwext", "output_file_id", "completed_at"])
-def test_a_field_is_cleared_with_none(field: str, records: Records) -> None:
+def test_status_change_with_none_clears_the_field(field: str, records: Records) -> None:
     batch = records.add_batch(a_full_batch())
 
     records.change_status(batch.id, BatchStatus.IN_PROGRESS, now=NOW, **{field: None})
@@ -172,9 +172,7 @@ def test_a_field_is_cleared_with_none(field: str, records: Records) -> None:
     ],
     ids=["move", "claim"],
 )
-def test_changing_a_batch_that_is_not_recorded_finds_none(
-    change: Callable[[Records], object], records: Records
-) -> None:
+def test_change_of_unknown_batch_is_not_found(change: Callable[[Records], object], records: Records) -> None:
     with pytest.raises(NotFound, match=NO_ID):
         change(records)
 
@@ -182,7 +180,7 @@ def test_changing_a_batch_that_is_not_recorded_finds_none(
 # One batch for a flow run
 
 
-def test_a_flow_run_finds_the_batch_that_it_has_made(records: Records) -> None:
+def test_batch_is_found_by_its_flow_run(records: Records) -> None:
     run = str(uuid.uuid4())
     batch = records.add_batch(a_batch(flow_run_id=run))
     records.add_batch(a_batch(flow_run_id=str(uuid.uuid4())))
@@ -190,13 +188,13 @@ def test_a_flow_run_finds_the_batch_that_it_has_made(records: Records) -> None:
     assert records.find_batch_of_flow_run(run) == batch
 
 
-def test_a_flow_run_that_has_made_none_finds_none(records: Records) -> None:
+def test_flow_run_without_batch_finds_none(records: Records) -> None:
     records.add_batch(a_batch())
 
     assert records.find_batch_of_flow_run(str(uuid.uuid4())) is None
 
 
-def test_a_flow_run_that_makes_a_batch_again_gets_the_first_one(records: Records) -> None:
+def test_second_batch_of_one_flow_run_returns_the_first(records: Records) -> None:
     run = str(uuid.uuid4())
     first = records.add_batch(a_batch(flow_run_id=run))
     change_batch(records, first.id, total=7)
@@ -208,13 +206,13 @@ def test_a_flow_run_that_makes_a_batch_again_gets_the_first_one(records: Records
         records.get_batch(again.id)
 
 
-def test_batches_of_no_flow_run_do_not_stand_in_each_others_way(records: Records) -> None:
+def test_batches_without_flow_run_are_independent(records: Records) -> None:
     first, second = records.add_batch(a_batch()), records.add_batch(a_batch())
 
     assert {records.get_batch(batch.id).id for batch in (first, second)} == {first.id, second.id}
 
 
-def test_threads_that_make_a_batch_for_one_flow_run_all_get_the_same(records: Records) -> None:
+def test_threads_adding_batch_for_one_flow_run_get_the_same(records: Records) -> None:
     run = str(uuid.uuid4())
 
     made = in_threads(8, lambda number: records.add_batch(a_batch(flow_run_id=run, total=number)))
@@ -232,9 +230,7 @@ def make_batch(number: int, settings: Settings, run: str) -> BatchRecord:
 
 
 @pytest.mark.system
-def test_processes_that_make_a_batch_for_one_flow_run_all_get_the_same(
-    database: Settings, records: Records
-) -> None:
+def test_processes_adding_batch_for_one_flow_run_get_the_same(database: Settings, records: Records) -> None:
     run = str(uuid.uuid4())
 
     made = in_processes(3, make_batch, database, run)
@@ -258,7 +254,7 @@ def write_much(number: int, settings: Settings, batch_id: str, times: int) -> in
 
 
 @pytest.mark.system
-def test_processes_that_write_all_the_time_get_everything_written(database: Settings, records: Records) -> None:
+def test_concurrent_writes_of_processes_are_all_stored(database: Settings, records: Records) -> None:
     batch = records.add_batch(a_batch())
 
     assert in_processes(4, write_much, database, batch.id, 100) == [100] * 4
@@ -267,7 +263,7 @@ def test_processes_that_write_all_the_time_get_everything_written(database: Sett
     assert records.get_batch(batch.id).total == 99
 
 
-def test_threads_that_write_all_the_time_get_everything_written(records: Records) -> None:
+def test_concurrent_writes_of_threads_are_all_stored(records: Records) -> None:
     def write(number: int) -> None:
         for turn in range(20):
             records.add_file(a_file(id=f"file-{number}-{turn}"))
@@ -276,14 +272,14 @@ def test_threads_that_write_all_the_time_get_everything_written(records: Records
     assert [records.get_file(f"file-{number}-19").id for number in range(8)]
 
 
-def test_records_that_were_closed_open_again_by_themselves(records: Records) -> None:
+def test_closed_records_reopen_on_use(records: Records) -> None:
     batch = records.add_batch(a_batch())
     records.close()
 
     assert records.get_batch(batch.id) == batch
 
 
-def test_ids_that_a_database_cannot_hold_are_not_found(records: Records) -> None:
+def test_id_that_no_database_can_store_is_not_found(records: Records) -> None:
     with pytest.raises(NotFound):
         records.get_batch("batch-\0")
     with pytest.raises(NotFound):

@@ -1,17 +1,12 @@
 """A Prefect server with its pages, our deployments and a worker, and a browser to use them with."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from browsers import started_chromium
-from prefect_pages import BOTH, PrefectPages
-from prefect_site import Site, kill, opened_site
-
-for package in ("storage", "operations", "cli", "upstream", "api"):  # for the helper modules that lie there
-    sys.path.append(str(Path(__file__).parent.parent / package))
+from helpers.chromium import started_chromium
+from helpers.prefect_pages import BOTH, PrefectPages
+from helpers.prefect_stack import Site, kill, opened_site
 
 
 @pytest.fixture(scope="module")

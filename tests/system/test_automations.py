@@ -8,9 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from helpers.prefect_stack import Site, children_of, kill, until, write_requests
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect_site import Site, children_of, kill, until, write_requests
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
@@ -61,7 +61,7 @@ def worker(site: Site) -> Iterator[subprocess.Popen[bytes]]:
     kill(process)
 
 
-def test_people_are_told_of_each_end_and_the_next_batch_starts(site, mailbox):
+def test_automations_notify_each_end_and_start_next_batch(site, mailbox):
     with temporary_settings({PREFECT_API_URL: site.api}):
         CustomWebhookNotificationBlock(
             name="ops", url=f"{mailbox.url}/chat", json_data={"subject": "{{subject}}", "body": "{{body}}"}
@@ -94,7 +94,7 @@ def test_people_are_told_of_each_end_and_the_next_batch_starts(site, mailbox):
     assert told["second.jsonl"][1]["batch"]["batch_id"] in chat[subject]
 
 
-def test_the_log_of_a_batch_that_failed_ends_in_words_of_ours(site, worker):
+def test_log_of_failed_batch_has_message_without_traceback(site, worker):
     run = site.start(input_uri=str(write_requests(site.inbox / "refused.jsonl", 3, prompt="simulate:status=400")))
     outside = site.start(input_uri="/etc/passwd")
 
@@ -107,7 +107,7 @@ def test_the_log_of_a_batch_that_failed_ends_in_words_of_ours(site, worker):
     assert "Traceback" not in log
 
 
-def test_a_file_that_is_told_of_becomes_a_batch_without_waiting_for_the_schedule(site):
+def test_file_arrival_event_starts_batch_without_schedule(site):
     folder = site.inbox / "arrivals"
     folder.mkdir()
     write_requests(folder / "arrived.jsonl", 5)
@@ -120,7 +120,7 @@ def test_a_file_that_is_told_of_becomes_a_batch_without_waiting_for_the_schedule
     assert (ended.status, ended.dwext.source, ended.dwext.source_file) == ("completed", "sync", "arrived.jsonl")
 
 
-def test_people_are_told_of_a_file_in_quarantine(site, mailbox):
+def test_automations_notify_quarantined_file(site, mailbox):
     folder = site.inbox / "watched" / "inbox"
     folder.mkdir(parents=True)
     (folder / "bad.jsonl").write_text("no json\n")

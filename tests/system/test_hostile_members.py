@@ -17,7 +17,7 @@ LEAST_ANSWERS = 5
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
-def test_an_attack_of_one_member_leaves_memory_and_answers_for_others(attack: Callable[[Attacker], None]) -> None:
+def test_hostile_member_leaves_memory_bounded_and_others_answered(attack: Callable[[Attacker], None]) -> None:
     outcome = suffer(attack, SECONDS)
 
     assert outcome.peak_mb <= MOST_MB

@@ -6,8 +6,8 @@ import signal
 from typing import Any
 
 import pytest
-from prefect_site import Site, until, write_requests
-from real_prefect import ROOT
+from helpers.prefect_server import ROOT
+from helpers.prefect_stack import Site, until, write_requests
 
 pytestmark = pytest.mark.system
 
@@ -28,7 +28,7 @@ def stored(site: Site, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_deployed_names_no_path_of_the_checkout(site: Site, name: str):
+def test_deployment_contains_no_checkout_path(site: Site, name: str):
     deployment = stored(site, name)
 
     assert str(ROOT) not in json.dumps(deployment)
@@ -36,7 +36,7 @@ def test_what_is_deployed_names_no_path_of_the_checkout(site: Site, name: str):
     assert deployment["entrypoint"].startswith("batchline.flows.")
 
 
-def test_serving_takes_deployments_from_the_workers_and_deploying_gives_them_back(site: Site):
+def test_serve_takes_deployments_from_workers_and_deploy_returns_them(site: Site):
     before = {name: stored(site, name) for name in NAMES}
     assert {each["work_pool_name"] for each in before.values()} == {"batchline"}
 
@@ -56,7 +56,7 @@ def test_serving_takes_deployments_from_the_workers_and_deploying_gives_them_bac
         assert {key: stored(site, name)[key] for key in kept} == {key: before[name][key] for key in kept}
 
 
-def test_a_caller_of_the_deployment_gets_the_batch_and_its_id(worked_site: Site):
+def test_deployment_caller_receives_batch_and_its_id(worked_site: Site):
     file = write_requests(worked_site.inbox / "called.jsonl", 3)
 
     printed = worked_site.do("python", "-c", CALLER, str(file))

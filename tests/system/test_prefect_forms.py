@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect_pages import V1, PrefectPages, Refused
-from prefect_site import PATIENCE_S, Site, until, write_requests
+from helpers.prefect_pages import V1, PrefectPages, Refused
+from helpers.prefect_stack import PATIENCE_S, Site, until, write_requests
 
 pytestmark = pytest.mark.system
 
@@ -62,7 +62,7 @@ def in_words(title: str, version: str) -> str:
 
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)
-def test_the_values_that_a_form_opens_with_are_valid_for_the_server(site: Site, name: str):
+def test_form_defaults_are_valid_on_server(site: Site, name: str):
     deployment = deployment_of(site, name)
     schema = deployment["parameter_openapi_schema"]
     defaults = {name: about.get("default") for name, about in schema["properties"].items()}
@@ -73,15 +73,13 @@ def test_the_values_that_a_form_opens_with_are_valid_for_the_server(site: Site, 
 
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)
-def test_a_form_submitted_as_it_opens_makes_a_run_with_the_defaults(site: Site, pages: PrefectPages, name: str):
+def test_form_submitted_unchanged_creates_run_with_defaults(site: Site, pages: PrefectPages, name: str):
     run_id = pages.deployment_form(deployment_of(site, name)["id"]).submit()
 
     assert site.call("GET", f"/flow_runs/{run_id}")["parameters"] == UNTOUCHED[name]
 
 
-def test_a_batch_is_started_by_its_form_with_a_block_whose_key_is_not_shown(
-    worked_site: Site, pages: PrefectPages
-):
+def test_form_starts_batch_with_block_and_hides_key(worked_site: Site, pages: PrefectPages):
     site, name = worked_site, "form-v2" if pages.version else "form-v1"
     form = pages.block_form("batchline-upstream")
     typed = {"name": name, "base_url": site.simulator.base_url, "api_key": KEY}
@@ -111,7 +109,7 @@ def test_a_batch_is_started_by_its_form_with_a_block_whose_key_is_not_shown(
     assert KEY not in site.log.read_text()
 
 
-def test_a_folder_is_read_by_the_form_of_sync_source(worked_site: Site, pages: PrefectPages):
+def test_sync_source_form_reads_folder(worked_site: Site, pages: PrefectPages):
     folder = worked_site.inbox / f"folder{pages.version.replace('/', '-')}"
     folder.mkdir()
     write_requests(folder / "a.jsonl", 2)
@@ -123,16 +121,14 @@ def test_a_folder_is_read_by_the_form_of_sync_source(worked_site: Site, pages: P
     assert run["state"]["message"].startswith("1 ")
 
 
-def test_a_value_of_another_type_is_refused_by_the_form(site: Site, pages: PrefectPages):
+def test_form_rejects_value_of_wrong_type(site: Site, pages: PrefectPages):
     form = pages.deployment_form(deployment_of(site, "process-batch")["id"])
 
     with pytest.raises(Refused, match="is not of type 'string'"):
         form.fill(metadata={"team": 1}).submit()
 
 
-def test_the_pages_of_a_run_whose_file_is_invalid_list_its_errors(
-    worked_site: Site, pages: PrefectPages, tmp_path: Path
-):
+def test_run_page_of_invalid_file_lists_errors(worked_site: Site, pages: PrefectPages, tmp_path: Path):
     site, file = worked_site, worked_site.inbox / f"bad{pages.version.replace('/', '-')}.jsonl"
     file.write_text("nonsense\n{}\n")
     form = pages.deployment_form(deployment_of(site, "process-batch")["id"])

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from prefect_site import Site, kill, opened_site, until, write_requests
+from helpers.prefect_stack import Site, kill, opened_site, until, write_requests
 
 TOTAL = 1_500
 
@@ -34,7 +34,7 @@ def taken(site: Site) -> dict[str, int]:
     }
 
 
-def test_a_run_outlives_a_restart_of_the_server_and_its_end_is_announced_once(site):
+def test_flow_run_survives_server_restart_and_is_announced_once(site):
     run = site.start(input_uri=str(write_requests(site.inbox / "restarted.jsonl", TOTAL)))
     until(lambda: site.simulator.counters()["received"] > 200)
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from prefect_site import until, write_requests
-from processes import kill_group, wait_unreaped
-from real_prefect import BIN, ROOT, is_healthy
-from real_servers import Postgres, free_ports
+from helpers.prefect_server import BIN, ROOT, is_healthy
+from helpers.prefect_stack import until, write_requests
+from helpers.processes import kill_group, wait_unreaped
+from helpers.storage_servers import Postgres, free_ports
 
 from batchline import Batchline
 from batchline.models.settings import load_settings
@@ -169,7 +169,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> Iterat
                 postgres.run(f"DROP ROLE IF EXISTS {name}")
 
 
-def test_the_page_has_the_commands_that_are_run_here():
+def test_production_guide_contains_tested_commands():
     assert [" ".join(command[:3]) for command in COMMANDS] == [
         "prefect server database",
         "prefect server start",
@@ -180,7 +180,7 @@ def test_the_page_has_the_commands_that_are_run_here():
     ]
 
 
-def test_a_batch_outlives_the_worker_that_is_stopped_and_the_run_that_is_vacuumed(site):
+def test_batch_survives_stopped_worker_and_vacuumed_run(site):
     path = write_requests(site.folder / "nightly.jsonl", TOTAL)
     parameters = f'{{"input_uri": "{path}"}}'
     start = ["prefect", "deployment", "run", "process-batch/process-batch", "--params", parameters]
@@ -236,7 +236,7 @@ def _vacuumed(site: Site, run: str, *, spared: str) -> None:
     assert site.call(f"/flow_runs/{spared}").status_code == 200
 
 
-def test_a_client_without_the_auth_string_is_refused_in_words(site):
+def test_client_without_auth_string_is_rejected_with_hint(site):
     environment = {**site.environment(1), "PREFECT_API_AUTH_STRING": ""}
     done = subprocess.run(
         [str(BIN / "batchline"), "prefect", "setup"], env=environment, capture_output=True, text=True

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from between import Handler, answers, between, passes_on
-from real_servers import S3Server
-from some_requests import requests_file
-from typed import running
-from waiting import until
+from helpers.command_line import running
+from helpers.forwarding_proxy import Handler, answers, between, passes_on
+from helpers.polling import until
+from helpers.request_files import requests_file
+from helpers.storage_servers import S3Server
 
 from batchline import Batchline
 from batchline.models.settings import to_environment
@@ -30,7 +30,7 @@ def refuses_writes(request: Handler) -> bool:
     return request.command in {"PUT", "POST"} and refuse(request)
 
 
-def test_no_more_is_paid_for_twice_than_what_is_in_flight_and_comes_in_one_flush_interval(
+def test_rejected_writes_bound_number_of_repeated_requests(
     simulator: Callable[..., Simulator], s3_server: S3Server, tmp_path: Path
 ) -> None:
     upstream = simulator(latency_s=LATENCY_S)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from distributed import Client, LocalCluster
-from real_servers import free_ports
+from helpers.storage_servers import free_ports
 
 from batchline.engine.ingest import store_input_file
 from batchline.engine.services import Services, using_services
@@ -67,7 +67,7 @@ def another_cluster() -> Iterator[None]:
 
 @pytest.mark.usefixtures("another_cluster")
 @pytest.mark.parametrize("kind", ["processes", "dask", "ray"])
-def test_a_batch_is_sent_by_the_processes_that_the_settings_name(kind, simulator, engine_of, chat_file):
+def test_batch_is_sent_by_configured_task_runner(kind, simulator, engine_of, chat_file):
     stand_in = simulator(latency_s=0.2)
     engine = engine_of(stand_in, task_runner=kind)
 
@@ -86,7 +86,7 @@ def cluster() -> Iterator[Callable[[int], LocalCluster]]:
         yield lambda port: stack.enter_context(LocalCluster(scheduler_port=port, **options))
 
 
-def test_a_dask_worker_that_is_killed_loses_little_and_another_goes_on(simulator, engine_of, chat_file, cluster):
+def test_batch_continues_after_dask_worker_is_killed(simulator, engine_of, chat_file, cluster):
     stand_in = simulator(latency_s=0.2)
     (port,) = free_ports(1)
     engine = engine_of(stand_in, task_runner="dask", task_runner_address=f"tcp://127.0.0.1:{port}")
@@ -104,7 +104,7 @@ def test_a_dask_worker_that_is_killed_loses_little_and_another_goes_on(simulator
     assert stand_in.counters()["received"] <= TOTAL + 16 + 16 * (0.2 / 0.2 + 2)
 
 
-def test_a_cluster_that_is_not_there_is_said_before_anything_is_sent(simulator, engine_of, chat_file):
+def test_unreachable_cluster_is_reported_before_sending(simulator, engine_of, chat_file):
     stand_in = simulator()
     engine = engine_of(stand_in, task_runner="dask", task_runner_address="tcp://127.0.0.1:9")
 

@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from hosts import HUB, Host, Relay, two_hosts
-from prefect_site import until, write_requests
-from real_prefect import BIN, is_healthy, set_up
-from real_servers import Postgres, S3Server, free_ports
+from helpers.network_namespaces import HUB, Host, Relay, two_hosts
+from helpers.prefect_server import BIN, is_healthy, set_up
+from helpers.prefect_stack import until, write_requests
+from helpers.storage_servers import Postgres, S3Server, free_ports
 
 from batchline import Batchline
 from batchline.models.settings import Settings, load_settings, to_environment
@@ -115,7 +115,7 @@ def check_whole(client: Batchline, batch_id: str) -> None:
     assert [json.loads(line)["custom_id"] for line in lines] == [f"r-{number}" for number in range(TOTAL)]
 
 
-def test_batches_of_a_host_that_dies_are_gone_on_with_by_the_other(site, client, tmp_path):
+def test_batches_of_dead_host_are_continued_by_other_host(site, client, tmp_path):
     for host, environment in zip(site.hosts, site.environments, strict=True):
         host.start(
             BIN / "prefect", "worker", "start", "--pool", "batchline", "--limit", "1", environment=environment
@@ -139,7 +139,7 @@ def test_batches_of_a_host_that_dies_are_gone_on_with_by_the_other(site, client,
     second.die()
 
 
-def test_one_batch_is_sent_by_the_dask_workers_of_both_hosts(site, client, tmp_path):
+def test_batch_is_sent_by_dask_workers_of_both_hosts(site, client, tmp_path):
     (port,) = free_ports(1)
     scheduler_address = f"tcp://{HUB}:{port}"
     scheduler = subprocess.Popen(

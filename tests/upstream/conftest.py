@@ -4,9 +4,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-from calling import call_all, some_bodies
-from scripted_server import Act, Received, ScriptedServer
-from scripted_server import gated as held_back
+from helpers.dispatcher_calls import call_all, some_bodies
+from helpers.scripted_server import Act, Received, ScriptedServer
+from helpers.scripted_server import gated as held_back
 
 from batchline.models.upstreams import Upstream
 from batchline.upstream.call_results import CallResult

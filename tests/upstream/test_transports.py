@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from calling import answers_of, call_all, made_calls, open_run, some_bodies
-from scripted_server import Received, ScriptedServer, raw, reply
-from waiting import until
+from helpers.dispatcher_calls import answers_of, call_all, made_calls, open_run, some_bodies
+from helpers.polling import until
+from helpers.scripted_server import Received, ScriptedServer, raw, reply
 
 from batchline.models.errors import InvalidInput
 from batchline.models.settings import load_settings
@@ -83,7 +83,7 @@ def tls_port(talking: tuple[ThreadingHTTPServer, threading.Thread], certificate:
     return server.server_port
 
 
-def test_a_certificate_that_nobody_has_signed_is_refused(tls_port: int, caller_of: Callable) -> None:
+def test_untrusted_certificate_is_connection_error(tls_port: int, caller_of: Callable) -> None:
     caller = caller_of(f"https://127.0.0.1:{tls_port}")
     reasons = set()
 
@@ -99,7 +99,7 @@ def test_a_certificate_that_nobody_has_signed_is_refused(tls_port: int, caller_o
 
 
 @pytest.mark.parametrize("trust", ["ca_file", "verify_tls"])
-def test_a_certificate_that_the_settings_trust_is_taken(
+def test_certificate_trusted_by_settings_is_accepted(
     trust: str, tls_port: int, certificate: Path, caller_of: Callable
 ) -> None:
     trusted = {"ca_file": str(certificate)} if trust == "ca_file" else {"verify_tls": False}
@@ -110,7 +110,7 @@ def test_a_certificate_that_the_settings_trust_is_taken(
     assert (answer.code, answer.body) == (None, ANSWER)
 
 
-def test_a_proxy_that_the_environment_names_is_used(
+def test_proxy_from_environment_is_used(
     talking: tuple[ThreadingHTTPServer, threading.Thread], caller_of: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy, thread = talking
@@ -124,7 +124,7 @@ def test_a_proxy_that_the_environment_names_is_used(
     assert proxy.seen == ["http://model-server.invalid/v1/chat/completions"]
 
 
-def test_a_host_that_the_environment_exempts_from_its_proxy_is_called_directly(
+def test_host_in_no_proxy_is_called_directly(
     serve: Callable, caller_of: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(lambda _: reply())
@@ -141,7 +141,7 @@ def test_a_host_that_the_environment_exempts_from_its_proxy_is_called_directly(
     [("http://gpu:8000/v1", AsyncioHttpTransport), ("https://api.example.com/v1", PyreqwestTransport)],
     ids=["plain", "tls"],
 )
-def test_a_transport_suits_its_upstream(base_url: str, kind: type) -> None:
+def test_transport_is_selected_by_url_scheme(base_url: str, kind: type) -> None:
     opened: list[object] = []
 
     def keep(upstream: Upstream) -> object:
@@ -152,7 +152,7 @@ def test_a_transport_suits_its_upstream(base_url: str, kind: type) -> None:
         assert isinstance(opened[0], kind)
 
 
-def test_as_many_connections_are_made_as_requests_are_under_way(serve: Callable, caller_of: Callable) -> None:
+def test_connections_do_not_exceed_requests_in_flight(serve: Callable, caller_of: Callable) -> None:
     server = serve(lambda _: reply(after_s=0.001))
 
     call_all(caller_of(server.base_url, max_in_flight=4), some_bodies(200))
@@ -160,7 +160,7 @@ def test_as_many_connections_are_made_as_requests_are_under_way(serve: Callable,
     assert server.connections <= 4
 
 
-def test_a_connection_that_the_server_wants_closed_is_not_used_again(serve: Callable, caller_of: Callable) -> None:
+def test_connection_with_close_header_is_not_reused(serve: Callable, caller_of: Callable) -> None:
     server = serve(lambda _: reply(headers=[("connection", "close")]))
 
     answers = call_all(caller_of(server.base_url, max_in_flight=1), some_bodies(5))
@@ -169,9 +169,7 @@ def test_a_connection_that_the_server_wants_closed_is_not_used_again(serve: Call
     assert server.connections == 5
 
 
-def test_connections_that_the_server_closes_when_idle_cost_no_request(
-    serve: Callable, caller_of: Callable
-) -> None:
+def test_connections_closed_by_the_server_fail_no_request(serve: Callable, caller_of: Callable) -> None:
     def answer_and_close(_: Received) -> object:
         body = b'HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\n{"choices": []}'
         return raw(body)
@@ -185,7 +183,7 @@ def test_connections_that_the_server_closes_when_idle_cost_no_request(
 @pytest.mark.parametrize(
     "kind", [AsyncioHttpTransport, PyreqwestTransport, through_httpx()], ids=["plain", "tls", "httpx"]
 )
-def test_a_connection_whose_other_end_has_vanished_is_noticed_within_minutes(
+def test_sockets_have_keepalive_and_user_timeout(
     kind: TransportFactory, gated: ScriptedServer, gate: threading.Event
 ) -> None:
     with (
@@ -224,7 +222,7 @@ def _sockets_to(port: int | None) -> list[socket.socket]:
     return found
 
 
-def test_an_answer_may_take_as_long_as_an_attempt(serve: Callable, caller_of: Callable) -> None:
+def test_reply_may_take_as_long_as_an_attempt(serve: Callable, caller_of: Callable) -> None:
     server = serve(lambda _: reply(after_s=0.3))
 
     [answer] = call_all(caller_of(server.base_url, total_timeout_s=20, max_attempts=1), some_bodies(1))
@@ -235,7 +233,7 @@ def test_an_answer_may_take_as_long_as_an_attempt(serve: Callable, caller_of: Ca
     assert load_settings(base_url="http://any", request_timeout_s=3_600).all_upstreams[0].idle_timeout_s == 3_600
 
 
-def test_any_httpx_client_can_take_the_place_of_the_transport() -> None:
+def test_custom_httpx_client_replaces_the_transport() -> None:
     def handle(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, json={"choices": [], "seen": request.headers["x-signed"]})
 
@@ -251,7 +249,7 @@ def test_any_httpx_client_can_take_the_place_of_the_transport() -> None:
     assert [answer.body for answer in answers] == [b'{"choices":[],"seen":"yes"}'] * 3
 
 
-def test_the_callers_of_a_process_are_shared_until_they_are_closed(serve: Callable) -> None:
+def test_dispatchers_are_shared_until_closed(serve: Callable) -> None:
     upstreams = (Upstream(base_url=serve(lambda _: reply()).base_url),)
     first = dispatcher_for(upstreams)
     assert dispatcher_for(upstreams) is first
@@ -263,6 +261,6 @@ def test_the_callers_of_a_process_are_shared_until_they_are_closed(serve: Callab
     assert answer.code is None
 
 
-def test_an_upstream_that_cannot_be_called_at_all_says_which_setting_is_wrong(caller_of: Callable) -> None:
+def test_unusable_upstream_names_the_wrong_setting(caller_of: Callable) -> None:
     with pytest.raises(InvalidInput, match="ca_file"):
         caller_of("https://127.0.0.1:1", ca_file="/nowhere/ca.pem")

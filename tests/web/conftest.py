@@ -1,29 +1,23 @@
 """The pages on this test's own directory, and a browser to look at them with."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browsers import started_chromium
+from helpers.api_server import Served, root_of
+from helpers.chromium import started_chromium
+from helpers.web_client import Person
 
-# For their servers, requests, pages and commands.
-for room in ("storage", "upstream", "operations", "steps", "cli", "api"):
-    sys.path.append(str(Path(__file__).parent.parent / room))
-
-from browsing import Person  # noqa: E402 - now that it can be found
-from serving import Served, root_of  # noqa: E402
-
-from batchline import Batchline  # noqa: E402
-from batchline.engine.services import Services  # noqa: E402
-from batchline.models.settings import load_settings  # noqa: E402
-from batchline.models.upstreams import Upstream  # noqa: E402
-from batchline.simulate import Simulator, SimulatorOptions  # noqa: E402
-from batchline.storage.objects.select import open_objects  # noqa: E402
-from batchline.storage.records.store import open_records  # noqa: E402
-from batchline.web import with_pages  # noqa: E402
+from batchline import Batchline
+from batchline.engine.services import Services
+from batchline.models.settings import load_settings
+from batchline.models.upstreams import Upstream
+from batchline.simulate import Simulator, SimulatorOptions
+from batchline.storage.objects.select import open_objects
+from batchline.storage.records.store import open_records
+from batchline.web import with_pages
 
 
 def _served(home: Path, stand_in: dict[str, object], settings: dict[str, object]) -> Iterator[Served]:

@@ -3,11 +3,11 @@
 import time
 
 import pytest
-from browsing import Person
-from changed_records import change_batch
-from serving import ENDPOINT, Served, until_over
-from some_requests import requests_file
-from waiting import until
+from helpers.api_server import ENDPOINT, Served, until_over
+from helpers.polling import until
+from helpers.record_edits import change_batch
+from helpers.request_files import requests_file
+from helpers.web_client import Person
 
 from batchline import Batchline
 from batchline.models.analytics import BatchAnalytics
@@ -50,7 +50,7 @@ def unrun(served: Served, **record) -> BatchResponse:
     return batch
 
 
-def test_a_batch_tells_its_outcome_times_files_and_failures(served: Served, person: Person, tmp_path):
+def test_batch_page_shows_outcome_times_files_and_failures(served: Served, person: Person, tmp_path):
     batch = made(served, tmp_path, metadata={"night": "2026-11-26"})
 
     page = person.open(f"/batches/{batch.id}")
@@ -79,7 +79,7 @@ def test_a_batch_tells_its_outcome_times_files_and_failures(served: Served, pers
         assert f"/files/{file_id}" in page.html
 
 
-def test_the_links_of_the_report_lead_to_the_files_beside_it(served: Served, person: Person, tmp_path):
+def test_report_links_lead_to_batch_files(served: Served, person: Person, tmp_path):
     batch = made(served, tmp_path)
     report = person.http.get(f"/batches/{batch.id}/report.html")
     for name in ("output.jsonl", "errors.jsonl", "requests.parquet", "report.json"):
@@ -88,7 +88,7 @@ def test_the_links_of_the_report_lead_to_the_files_beside_it(served: Served, per
     assert person.open(f"/batches/{batch.id}/plan.json").status == 404
 
 
-def test_a_running_batch_tells_how_far_it_is_and_can_be_cancelled(serve, tmp_path):
+def test_running_batch_page_shows_progress_and_can_cancel(serve, tmp_path):
     served = serve(stand_in={"latency_s": 0.5}, flush_interval_s=0.1)
     file = served.client.files.create(file=requests_file(tmp_path / "r.jsonl", 400))
     batch = served.client.batches.create(input_file_id=file.id)
@@ -116,7 +116,7 @@ def test_a_running_batch_tells_how_far_it_is_and_can_be_cancelled(serve, tmp_pat
         assert "Cancelled" in over.words()
 
 
-def test_a_cancelled_batch_tells_unanswered_requests_from_failed_ones(serve, tmp_path):
+def test_cancelled_batch_page_separates_unanswered_from_failed(serve, tmp_path):
     served = serve(stand_in={"latency_s": 30}, grace_s=0)
     file = served.client.files.create(file=requests_file(tmp_path / "r.jsonl", 40))
     batch = served.client.batches.create(input_file_id=file.id)
@@ -134,7 +134,7 @@ def test_a_cancelled_batch_tells_unanswered_requests_from_failed_ones(serve, tmp
     assert "40 failed" not in words
 
 
-def test_a_retried_batch_counts_the_attempts_of_both_runs(served: Served, person: Person, tmp_path):
+def test_retried_batch_page_counts_attempts_of_both_runs(served: Served, person: Person, tmp_path):
     batch = made(served, tmp_path, 30)
     served.client.batches.retry(batch.id)
     served.client.batches.wait(batch.id, timeout_s=60)
@@ -151,7 +151,7 @@ def test_a_retried_batch_counts_the_attempts_of_both_runs(served: Served, person
 
 
 @pytest.mark.parametrize(("status", "is_offered"), [("", True), ("failed", True), ("completed", False)])
-def test_a_retry_of_ticked_requests_is_offered_where_one_can_be_ticked(
+def test_retry_of_selected_requests_is_offered_only_with_selectable_rows(
     status: str, is_offered: bool, served: Served, person: Person, tmp_path
 ):
     batch = made(served, tmp_path)
@@ -161,21 +161,21 @@ def test_a_retry_of_ticked_requests_is_offered_where_one_can_be_ticked(
 
 
 @pytest.mark.parametrize("status", BatchStatus)
-def test_every_state_is_told_in_words(status, served: Served, person: Person):
+def test_every_batch_status_has_a_label(status, served: Served, person: Person):
     batch = unrun(served, status=status)
     page = person.open(f"/batches/{batch.id}")
     assert (page.status, STATES[status] in page.words()) == (200, True)
     assert STATES[status] in person.open("/", search=batch.id).row(STATES[status])[0]
 
 
-def test_a_batch_that_nobody_runs_says_how_it_goes_on(served: Served, person: Person):
+def test_batch_page_without_runner_shows_resume_command(served: Served, person: Person):
     batch = unrun(served, status=BatchStatus.IN_PROGRESS, total=9, in_progress_at=int(time.time()))
     page = person.open(f"/batches/{batch.id}")
     assert f"batchline run --resume {batch.id}" in page.words()
     assert "0 of 9 requests are done" in page.words()
 
 
-def test_a_file_that_did_not_validate_is_told_line_by_line(served: Served, person: Person):
+def test_batch_page_of_invalid_file_lists_line_errors(served: Served, person: Person):
     file = served.client.files.create(file=("bad.jsonl", b'{"custom_id": "a"\n\n[]\n'))
     batch = served.client.batches.create(input_file_id=file.id)
     served.client.batches.wait(batch.id, timeout_s=60)
@@ -188,7 +188,7 @@ def test_a_file_that_did_not_validate_is_told_line_by_line(served: Served, perso
     assert "2 errors in the file" in person.open("/", search=batch.id).words()
 
 
-def test_numbers_of_a_million_and_long_names_are_told_whole(served: Served, person: Person):
+def test_batch_list_formats_large_numbers_and_truncates_long_names(served: Served, person: Person):
     usage = BatchAnalytics(total_tokens=1_005_339_119, total_cost="237.6527829")
     unrun(
         served,
@@ -210,7 +210,7 @@ def test_numbers_of_a_million_and_long_names_are_told_whole(served: Served, pers
 # Lists
 
 
-def test_empty_lists_lead_to_the_first_batch(serve):
+def test_empty_lists_link_to_new_batch(serve):
     with Person(serve().url.removesuffix("/v1")) as person:
         page = person.open("/")
         assert "There are no batches yet" in page.words()
@@ -219,7 +219,7 @@ def test_empty_lists_lead_to_the_first_batch(serve):
         assert "/new" in person.open("/files").links()
 
 
-def test_batches_are_filtered_by_status_text_and_day(served: Served, person: Person):
+def test_batch_list_filters_by_status_text_and_date(served: Served, person: Person):
     for name, status in (("apples", BatchStatus.COMPLETED), ("pears", BatchStatus.FAILED)):
         unrun(served, status=status, input_filename=name, **{f"{status}_at": 1})
     today = time.strftime("%Y-%m-%d", time.gmtime())
@@ -248,13 +248,13 @@ def test_batches_are_filtered_by_status_text_and_day(served: Served, person: Per
         ("/files?purpose=fun", "purpose"),
     ],
 )
-def test_a_filter_that_cannot_be_is_told(path, names, person: Person):
+def test_invalid_list_filter_is_rejected_by_name(path, names, person: Person):
     page = person.open(path)
     assert page.status in {400, 404}
     assert names in page.words()
 
 
-def test_lists_go_on_page_by_page_with_their_filters(served: Served, person: Person):
+def test_list_paging_keeps_filters(served: Served, person: Person):
     ids = [unrun(served, status=BatchStatus.COMPLETED, completed_at=1).id for _ in range(25)]
 
     first = person.open("/", status="completed", order="newest")
@@ -269,7 +269,7 @@ def test_lists_go_on_page_by_page_with_their_filters(served: Served, person: Per
     assert sum("after=" in link for link in files.links()) == 1
 
 
-def test_running_batches_come_first_unless_the_newest_are_wanted(served: Served, person: Person):
+def test_batch_list_puts_running_first_unless_newest_is_requested(served: Served, person: Person):
     running = unrun(served, status=BatchStatus.IN_PROGRESS, created_at=1, input_filename="in turn").id
     over = unrun(served, status=BatchStatus.COMPLETED, completed_at=1, input_filename="in turn").id
     first = person.open("/", search="in turn").html
@@ -278,7 +278,7 @@ def test_running_batches_come_first_unless_the_newest_are_wanted(served: Served,
     assert newest.index(over) < newest.index(running)
 
 
-def test_the_list_reads_no_files(served: Served, person: Person, tmp_path, monkeypatch):
+def test_batch_list_reads_no_stored_files(served: Served, person: Person, tmp_path, monkeypatch):
     batch = made(served, tmp_path)
     monkeypatch.setattr(local.LocalObjectStore, "read", lambda *_, **__: 1 / 0)
     monkeypatch.setattr(local.LocalObjectStore, "stream", lambda *_, **__: 1 / 0)
@@ -289,7 +289,7 @@ def test_the_list_reads_no_files(served: Served, person: Person, tmp_path, monke
 # Results
 
 
-def test_results_are_searched_filtered_paged_and_kept(served: Served, person: Person, tmp_path):
+def test_results_page_supports_search_filters_paging_and_download(served: Served, person: Person, tmp_path):
     batch = made(served, tmp_path, 60)
     path = f"/batches/{batch.id}/results"
 
@@ -309,7 +309,7 @@ def test_results_are_searched_filtered_paged_and_kept(served: Served, person: Pe
     assert person.open(path, skip="-1").status == 400
 
 
-def test_a_result_holds_prompt_answer_and_json(served: Served, person: Person, tmp_path):
+def test_results_page_shows_prompt_response_and_json(served: Served, person: Person, tmp_path):
     batch = made(served, tmp_path, 3)
     (item,) = served.client.batches.results(batch.id, limit=1)
 
@@ -324,7 +324,7 @@ def test_a_result_holds_prompt_answer_and_json(served: Served, person: Person, t
     assert item.id in person.http.get(alone.replace("&amp;", "&")).text
 
 
-def test_chosen_requests_are_tried_again_and_the_others_are_not(served: Served, person: Person, tmp_path):
+def test_retry_of_selected_requests_leaves_others_unchanged(served: Served, person: Person, tmp_path):
     batch = made(served, tmp_path, 6)
     page = person.open(f"/batches/{batch.id}/results", status="failed")
     ids = [value for name, value in page.attributes if name == "value" and str(value).startswith("req-")]
@@ -342,7 +342,7 @@ def test_chosen_requests_are_tried_again_and_the_others_are_not(served: Served, 
 # Files, and what is for good
 
 
-def test_a_file_shows_how_it_starts_and_is_deleted_after_a_question(served: Served, person: Person, tmp_path):
+def test_file_page_shows_first_lines_and_deletes_after_confirmation(served: Served, person: Person, tmp_path):
     file = served.client.files.create(file=requests_file(tmp_path / "r.jsonl", 30))
     page = person.open(f"/files/{file.id}")
     assert "request-19" in page.html
@@ -357,20 +357,20 @@ def test_a_file_shows_how_it_starts_and_is_deleted_after_a_question(served: Serv
     assert file not in served.client.files.list().data
 
 
-def test_a_batch_is_deleted_after_a_question(served: Served, person: Person, tmp_path):
+def test_batch_is_deleted_after_confirmation(served: Served, person: Person, tmp_path):
     batch = made(served, tmp_path)
     gone = person.send(person.open(f"/batches/{batch.id}/delete"), f"/batches/{batch.id}/delete")
     assert gone.answer.url.path == "/"
     assert batch.id not in {each.id for each in served.client.batches.list().data}
 
 
-def test_what_the_state_forbids_is_told_with_a_way_on(served: Served, person: Person, tmp_path):
+def test_cancel_of_finished_batch_shows_conflict_page_with_link(served: Served, person: Person, tmp_path):
     batch = made(served, tmp_path)
     page = person.post(f"/batches/{batch.id}/cancel")
     assert (page.status, "completed" in page.words(), "/" in page.links()) == (409, True, True)
 
 
-def test_the_api_knows_that_a_batch_was_made_on_the_page(served: Served, person: Person, tmp_path):
+def test_batch_created_on_page_has_frontend_source_in_api(served: Served, person: Person, tmp_path):
     content = requests_file(tmp_path / "r.jsonl", 2).read_bytes()
     started = person.send(person.upload("r.jsonl", content), "/batches")
     api = served.openai()

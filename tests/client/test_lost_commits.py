@@ -1,0 +1,174 @@
+"""PostgreSQL commits and the answer is lost: what was done is done once, and nothing is undone for it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from helpers.commit_proxy import CommitLoser, losing_commits
+from helpers.request_files import lines_of, numbers_of, requests_file
+
+from batchline import Batchline
+from batchline.client.api_keys import ApiKeys
+from batchline.engine import retry
+from batchline.engine.services import Services
+from batchline.models.errors import Conflict, StorageFault
+from batchline.models.sync import SyncOptions
+from batchline.simulate import Simulator
+from batchline.storage.records import transactions
+from batchline.sync import sync_source
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture
+def loser(postgres_database: dict[str, object]) -> Iterator[CommitLoser]:
+    with losing_commits(str(postgres_database["database_url"])) as server:
+        yield server
+
+
+@pytest.fixture
+def stand_in(simulator: Callable[..., Simulator]) -> Simulator:
+    return simulator()
+
+
+@pytest.fixture
+def client(
+    loser: CommitLoser, stand_in: Simulator, engine_for: Callable[..., Services], tmp_path: Path
+) -> Iterator[Batchline]:
+    engine = engine_for(
+        stand_in.base_url,
+        upstream={"max_attempts": 1},
+        database_url=loser.url,
+        source_roots=(str(tmp_path),),
+        source_still_s=0,
+    )
+    with Batchline(services=engine) as made:
+        yield made
+
+
+def half_fails(number: int) -> str:
+    return f"{number} simulate:status=400" if number % 2 else f"Question {number}?"
+
+
+def test_batch_and_retry_succeed_when_every_commit_reply_is_lost(
+    client: Batchline, loser: CommitLoser, stand_in: Simulator, tmp_path: Path
+) -> None:
+    loser.loses = lambda number: True
+
+    file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 20, prompt=half_fails))
+    batch = client.batches.create(input_file_id=file.id, via=None)
+    client.batches.run(batch.id)
+    client.batches.retry(batch.id, via=None)
+    ended = client.batches.run(batch.id)
+
+    assert (ended.status, ended.request_counts.completed, ended.request_counts.failed) == ("completed", 10, 10)
+    assert numbers_of(lines_of(client, ended.output_file_id)) == list(range(0, 20, 2))
+    assert numbers_of(lines_of(client, ended.error_file_id)) == list(range(1, 20, 2))
+    assert stand_in.counters()["received"] == 30
+    assert len(list(client.batches.list())) == 1
+    assert loser.lost == loser.commits > 10
+
+    client.batches.delete(batch.id)
+    client.files.delete(file.id)
+    assert (list(client.batches.list()), list(client.files.list())) == ([], [])
+    assert client.services.store.list_objects("") == []
+
+
+def test_cancel_and_key_creation_apply_once_when_commit_reply_is_lost(
+    client: Batchline, loser: CommitLoser, tmp_path: Path
+) -> None:
+    file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 3))
+    batch = client.batches.create(input_file_id=file.id, via=None)
+    loser.loses = lambda number: True
+
+    assert client.batches.cancel(batch.id).status == "cancelled"
+    keys = ApiKeys(client)
+    made = keys.create("somebody")
+    assert [key.id for key in keys.list()] == [made.id]
+
+
+@pytest.mark.parametrize("after", ["keep", "delete"])
+def test_sync_picks_up_file_once_when_commit_reply_is_lost(
+    after: str, client: Batchline, loser: CommitLoser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchline.sync.sync_pass.DELETE_AFTER_S", 0)
+    (tmp_path / "inbox").mkdir()
+    path = requests_file(tmp_path / "inbox" / "r.jsonl", 3)
+    content = path.read_bytes()
+    loser.loses = lambda number: True
+
+    summary = sync_source(
+        client.services, str(tmp_path / "inbox"), SyncOptions(after=after), start_batch=lambda batch_id: None
+    )
+
+    assert (summary.taken, summary.started, summary.failed) == (1, 1, 0)
+    assert path.exists() == (after == "keep")
+    [batch] = client.batches.list()
+    assert b"".join(client.files.content(batch.input_file_id)) == content
+
+
+def test_sync_with_unknown_commit_outcome_keeps_stored_file(
+    client: Batchline, loser: CommitLoser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database stays away: neither the copy nor the file is deleted, and the next round finds the batch."""
+    (tmp_path / "inbox").mkdir()
+    path = requests_file(tmp_path / "inbox" / "r.jsonl", 3)
+    content = path.read_bytes()
+    take = client.services.records.record_synced_file
+
+    def lose_this(*arguments: object, **options: object) -> object:
+        loser.loses = lambda number: True
+        with monkeypatch.context() as away:
+            away.setattr(transactions, "_was_committed", fault)
+            return take(*arguments, **options)
+
+    def fault(*_: object) -> bool:
+        raise StorageFault("the database is away")
+
+    monkeypatch.setattr(client.services.records, "record_synced_file", lose_this)
+    options, inbox = SyncOptions(after="delete"), str(tmp_path / "inbox")
+    with pytest.raises(StorageFault):
+        sync_source(client.services, inbox, options, start_batch=lambda batch_id: None)
+    monkeypatch.setattr(client.services.records, "record_synced_file", take)
+    loser.loses = lambda number: False
+
+    summary = sync_source(client.services, inbox, options, start_batch=lambda batch_id: None)
+
+    assert (summary.unchanged, summary.started) == (1, 1)
+    [batch] = client.batches.list()
+    assert b"".join(client.files.content(batch.input_file_id)) == content
+    assert path.exists()
+
+
+def test_transaction_broken_before_commit_is_repeated(
+    client: Batchline, loser: CommitLoser, tmp_path: Path
+) -> None:
+    """A connection that breaks before the COMMIT: the transaction is rolled back, and repeated."""
+    loser.breaks = lambda number: number == 0
+
+    file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 3))
+
+    assert client.files.retrieve(file.id).id == file.id
+    assert len(list(client.files.list())) == 1
+
+
+def test_retry_after_concurrent_retry_conflicts_when_commit_reply_is_lost(
+    client: Batchline, loser: CommitLoser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loser.loses = lambda number: True
+    path = requests_file(tmp_path / "r.jsonl", 4, prompt=half_fails)
+    batch = client.batches.create(input_file_id=client.files.create(file=path).id, via=None)
+    client.batches.run(batch.id)
+    other = Batchline(services=client.services)
+    whole_plan = retry.read_first_plan
+
+    def another_comes_first(*arguments: object) -> object:
+        monkeypatch.setattr(retry, "read_first_plan", whole_plan)
+        other.batches.retry(batch.id, via=None)
+        return whole_plan(*arguments)
+
+    monkeypatch.setattr(retry, "read_first_plan", another_comes_first)
+    with pytest.raises(Conflict):
+        client.batches.retry(batch.id, via=None)
+
+    assert client.batches.run(batch.id).request_counts.failed == 2

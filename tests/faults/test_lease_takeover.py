@@ -1,0 +1,100 @@
+"""Two runners of one batch: the second is refused, unless the first has been silent for too long."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import pytest
+from helpers.batch_assertions import check_account, received, resumed
+from helpers.polling import until
+
+from batchline.engine.pipeline import run_local
+from batchline.engine.services import Services
+from batchline.models.errors import Conflict
+from batchline.models.status import BatchStatus
+from batchline.simulate import Simulator
+from batchline.storage.records.store import BatchRecord
+
+pytestmark = pytest.mark.system
+
+
+def test_second_runner_is_rejected_and_changes_nothing(
+    simulator: Callable[..., Simulator], engine_for: Callable[..., Services], batch_of: Callable, start: Callable
+) -> None:
+    first, second = simulator(latency_s=0.1), simulator()
+    engine = engine_for(first.base_url, upstream={"max_in_flight": 16})
+    batch = batch_of(engine, 160)
+    runner = start(engine, batch)
+    until(lambda: received(first) > 32)
+    held = engine.records.get_batch(batch.id)
+
+    with pytest.raises(Conflict, match="is being run by another process"):
+        run_local(engine_for(second.base_url), batch.id)
+
+    kept = engine.records.get_batch(batch.id)
+    assert (kept.lease_owner, kept.epoch, kept.status) == (held.lease_owner, held.epoch, held.status)
+    assert runner.ended() == (0, "")
+    check_account(engine, engine.records.get_batch(batch.id), 160)
+    assert (received(first), received(second)) == (160, 0)
+
+
+def taken_over(engine: Services, batch: BatchRecord) -> bool:
+    """Whether the batch's lease could be taken, which also takes it."""
+    with suppress(Conflict):
+        engine.records.claim(batch.id, owner="another", now=time.time(), lease_s=engine.settings.lease_s)
+        return True
+    return False
+
+
+def test_live_runner_keeps_short_lease(
+    simulator: Callable[..., Simulator],
+    engine_for: Callable[..., Services],
+    batch_of: Callable,
+    start: Callable,
+) -> None:
+    stand_in = simulator(latency_s=0.1)
+    engine = engine_for(stand_in.base_url, upstream={"max_in_flight": 8}, lease_s=1.0)
+    batch = batch_of(engine, 120)
+    runner = start(engine, batch)
+    until(lambda: received(stand_in))
+
+    until(lambda: taken_over(engine, batch))
+
+    assert engine.records.get_batch(batch.id).status is BatchStatus.COMPLETED
+    assert runner.ended() == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("sent_before", "lease_s"), [(1, 2.0), (150, 0.6)], ids=["before its first heartbeat", "in its midst"]
+)
+def test_runner_paused_beyond_lease_sends_nothing_afterwards(
+    sent_before: int,
+    lease_s: float,
+    simulator: Callable[..., Simulator],
+    engine_for: Callable[..., Services],
+    batch_of: Callable,
+    start: Callable,
+) -> None:
+    upstreams = [simulator(latency_s=0.1), simulator(latency_s=0.1)]
+    options = {"upstream": {"max_in_flight": 32}, "chunk_requests": 100, "lease_s": lease_s}
+    paused, taking_over = (engine_for(upstream.base_url, **options) for upstream in upstreams)
+    batch = batch_of(paused, 450)
+    runner = start(paused, batch)
+    until(lambda: received(upstreams[0]) >= sent_before, every_s=0.001)
+    runner.pause()
+
+    with ThreadPoolExecutor(1) as pool:
+        successor = pool.submit(resumed, taking_over, batch.id)
+        until(lambda: received(upstreams[1]) >= 50)
+        before = received(upstreams[0])
+        runner.go_on()
+        assert not successor.done()
+        status, told = runner.ended()
+        after = received(upstreams[0])
+        ended = successor.result()
+
+    assert after == before
+    assert (status, "has been taken over by another runner" in told) == (1, True)
+    check_account(taking_over, ended, 450)
+    assert taking_over.records.get_batch(batch.id).to_response() == ended.to_response()

@@ -1,0 +1,193 @@
+"""An S3 server that refuses for a while: the batch claims nothing that is not stored, and goes on afterwards."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from botocore.retries.standard import ExponentialBackoff
+from helpers.batch_assertions import check_account, check_not_over, interrupt, received, saved
+from helpers.forwarding_proxy import Between, Handler, answers, between, passes_on
+from helpers.polling import until
+from helpers.storage_servers import S3Server
+
+from batchline.engine.pipeline import run_local
+from batchline.engine.services import Services
+from batchline.models.errors import StorageFault
+from batchline.models.status import BatchStatus
+from batchline.simulate import Simulator
+from batchline.steps import segment_writer
+
+pytestmark = pytest.mark.system
+
+REQUESTS = 400
+IN_FLIGHT = 32
+refuse = answers(503, "SlowDown")
+
+
+@pytest.fixture
+def front(s3_server: S3Server) -> Iterator[Between]:
+    """What stands before the S3 server."""
+    with between(s3_server.url) as server:
+        yield server
+
+
+@pytest.fixture
+def stand_in(simulator: Callable[..., Simulator]) -> Simulator:
+    return simulator(latency_s=0.1)
+
+
+@pytest.fixture
+def engine(
+    engine_for: Callable[..., Services], s3_server: S3Server, front: Between, stand_in: Simulator, monkeypatch
+) -> Services:
+    """An engine that stores by way of the front, whose client tries again without waiting."""
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda self, context: 0.01)
+    place = s3_server.settings(s3_endpoint_url=front.url)
+    chosen = place.model_dump(include=place.model_fields_set)
+    return engine_for(stand_in.base_url, upstream={"max_in_flight": IN_FLIGHT}, chunk_requests=100, **chosen)
+
+
+def refusing(pattern: str) -> Callable[[Handler], bool]:
+    """Answers 503 to the requests whose method and path match."""
+    wanted = re.compile(pattern)
+    return lambda request: bool(wanted.search(f"{request.command} {request.path}")) and refuse(request)
+
+
+@contextmanager
+def out_of_order(front: Between, pattern: str) -> Iterator[None]:
+    """For the block's time, let requests whose method and path match be answered 503."""
+    front.rule = refusing(pattern)
+    yield
+    front.rule = passes_on
+
+
+def test_short_write_outage_neither_stops_run_nor_repeats_requests(
+    engine: Services, front: Between, stand_in: Simulator, batch_of: Callable, in_background: Callable, caplog
+) -> None:
+    batch = batch_of(engine, REQUESTS)
+    run = in_background(engine, batch)
+    until(lambda: saved(engine, batch))
+    with out_of_order(front, "^(PUT|POST) "):
+        until(lambda: "sending waits for storage" in caplog.text)
+        check_not_over(engine, batch, BatchStatus.IN_PROGRESS)
+
+    ended = run.result()
+
+    assert ended.status is BatchStatus.COMPLETED
+    check_account(engine, ended, REQUESTS)
+    assert received(stand_in) == REQUESTS
+
+
+def test_long_write_outage_stops_run_and_keeps_saved_answers(
+    engine: Services, front: Between, stand_in: Simulator, batch_of: Callable, in_background: Callable, monkeypatch
+) -> None:
+    monkeypatch.setattr(segment_writer, "STORAGE_PATIENCE_S", 0.5)
+    batch = batch_of(engine, REQUESTS)
+    run = in_background(engine, batch)
+    until(lambda: saved(engine, batch))
+    with out_of_order(front, "^(PUT|POST) "), pytest.raises(StorageFault, match="S3 fails"):
+        run.result()
+    check_not_over(engine, batch, BatchStatus.IN_PROGRESS)
+    sent, kept = received(stand_in), saved(engine, batch)
+
+    ended = run_local(engine, batch.id)
+
+    assert 0 < kept < REQUESTS
+    assert ended.status is BatchStatus.COMPLETED
+    check_account(engine, ended, REQUESTS)
+    assert received(stand_in) - sent == REQUESTS - kept
+
+
+def test_write_outage_stops_sending_of_pending_requests(
+    engine: Services, front: Between, stand_in: Simulator, batch_of: Callable, in_background: Callable, caplog
+) -> None:
+    batch = batch_of(engine, 2_000)
+    run = in_background(engine, batch)
+    until(lambda: saved(engine, batch))
+    with out_of_order(front, "^(PUT|POST) "):
+        until(lambda: "sending waits for storage" in caplog.text)
+        sent = received(stand_in)
+        time.sleep(2)
+        assert received(stand_in) - sent <= IN_FLIGHT
+
+    ended = run.result()
+
+    check_account(engine, ended, 2_000)
+    assert received(stand_in) == 2_000
+
+
+def test_resumed_batch_sends_nothing_before_storage_accepts_writes(
+    engine: Services, front: Between, stand_in: Simulator, batch_of: Callable, in_background: Callable, monkeypatch
+) -> None:
+    monkeypatch.setattr(segment_writer, "STORAGE_PATIENCE_S", 0.5)
+    batch = batch_of(engine, REQUESTS)
+    interrupt(batch, in_background(engine, batch), once=lambda: received(stand_in) > 150)
+    sent = received(stand_in)
+
+    with out_of_order(front, "^(PUT|POST) "), pytest.raises(StorageFault, match="S3 fails"):
+        run_local(engine, batch.id)
+
+    assert received(stand_in) == sent
+    check_account(engine, run_local(engine, batch.id), REQUESTS)
+    assert received(stand_in) == REQUESTS
+
+
+FINAL_FILES = {
+    "output": r"^(PUT|POST) .*batch-\w+/output\.jsonl",
+    "parts to read": r"^GET .*parts/",
+}
+
+
+@pytest.mark.parametrize("pattern", FINAL_FILES.values(), ids=FINAL_FILES)
+def test_failed_final_files_are_written_later_without_requests(
+    pattern: str, engine: Services, front: Between, stand_in: Simulator, batch_of: Callable
+) -> None:
+    batch = batch_of(engine, 200)
+    with out_of_order(front, pattern), pytest.raises(StorageFault, match="S3 fails"):
+        run_local(engine, batch.id)
+    assert engine.records.get_batch(batch.id).status is BatchStatus.FINALIZING
+
+    ended = run_local(engine, batch.id)
+
+    assert ended.status is BatchStatus.COMPLETED
+    check_account(engine, ended, 200)
+    assert received(stand_in) == 200
+
+
+READS = {"the list of parts": r"^GET .*list-type=2", "the input": r"^GET .*files/"}
+
+
+@pytest.mark.parametrize("pattern", READS.values(), ids=READS)
+def test_read_outage_on_resume_repeats_no_saved_requests(
+    pattern: str,
+    engine: Services,
+    front: Between,
+    stand_in: Simulator,
+    batch_of: Callable,
+    in_background: Callable,
+) -> None:
+    batch = batch_of(engine, REQUESTS)
+    interrupt(batch, in_background(engine, batch), once=lambda: received(stand_in) > 150)
+    sent, kept = received(stand_in), saved(engine, batch)
+    with out_of_order(front, pattern), pytest.raises(StorageFault, match="S3 fails"):
+        run_local(engine, batch.id)
+    assert received(stand_in) == sent
+
+    ended = run_local(engine, batch.id)
+
+    check_account(engine, ended, REQUESTS)
+    assert received(stand_in) - sent == REQUESTS - kept
+
+
+def test_failed_segment_deletion_does_not_prevent_completion(
+    engine: Services, front: Between, stand_in: Simulator, batch_of: Callable
+) -> None:
+    batch = batch_of(engine, REQUESTS)
+    with out_of_order(front, r"^POST .*\?delete"):
+        ended = run_local(engine, batch.id)
+
+    assert ended.status is BatchStatus.COMPLETED
+    check_account(engine, ended, REQUESTS)
+    assert received(stand_in) == REQUESTS

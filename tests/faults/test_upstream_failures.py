@@ -1,0 +1,242 @@
+"""Upstreams that are away, slow, strange or unwilling: every request ends in one of the two files."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+from helpers.batch_assertions import check_account, error_codes, errors_of, output_of, received
+from helpers.polling import until
+from helpers.record_edits import change_batch
+
+from batchline.engine.lease import active_lease
+from batchline.engine.pipeline import run_local
+from batchline.models.status import BatchStatus
+from batchline.simulate import Simulator
+
+BAD = (3, 28, 53, 78)
+"""Few enough that all attempts at them in a row are not yet taken for an outage."""
+
+
+def some_bad(order: str) -> Callable[[int], str]:
+    """Prompts of which some make the stand-in do that."""
+    return lambda number: f"{number}: simulate:{order}" if number in BAD else f"Question {number}?"
+
+
+# Away
+
+
+@pytest.mark.parametrize(
+    ("down_from_s", "max_attempts"),
+    [
+        pytest.param(0.0, 1, id="at the start, when nothing is sent"),
+        pytest.param(0.5, 2, id="midway, when some are sent before it is known"),
+    ],
+)
+def test_upstream_outage_costs_no_requests_or_attempts(
+    down_from_s: float,
+    max_attempts: int,
+    simulator: Callable[..., Simulator],
+    engine_for: Callable,
+    batch_of: Callable,
+) -> None:
+    stand_in = simulator(latency_s=0.05, down_from_s=down_from_s, down_for_s=1.0)
+    engine = engine_for(stand_in.base_url, upstream={"max_attempts": max_attempts, "max_in_flight": 16})
+    batch = batch_of(engine, 300)
+
+    ended = run_local(engine, batch.id)
+
+    assert ended.status is BatchStatus.COMPLETED
+    assert (ended.completed, ended.failed) == (300, 0)
+    check_account(engine, ended, 300)
+    assert stand_in.counters()["repeated"] <= 16
+
+
+def test_upstream_outage_pauses_batch_and_reports_it(
+    simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable, in_background: Callable
+) -> None:
+    stand_in = simulator(down_from_s=0, down_for_s=60)
+    engine = engine_for(stand_in.base_url)
+    batch = batch_of(engine, 100)
+    in_background(engine, batch)
+
+    until(
+        lambda: (
+            (hold := active_lease(batch.id))
+            and (hold.progress().paused or "").startswith("upstream default is down")
+        )
+    )
+
+    assert engine.records.get_batch(batch.id).status is BatchStatus.IN_PROGRESS
+    assert engine.records.get_batch(batch.id).failed == 0
+
+
+# Strange
+
+
+STRANGE = {
+    "html": ("html", "invalid_response"),
+    "an error object": ("error_object", "invalid_response"),
+    "half a JSON": ("truncated", "invalid_response"),
+    "a body that breaks off": ("cut_off", "connection_error"),
+    "no answer": ("dropped", "connection_error"),
+    "an answer that never comes": ("hanging", "timeout"),
+    "500": ("server_error", "server_error"),
+    "429": ("rate_limited", "rate_limited"),
+    "a redirect": ("status=302", "invalid_response"),
+    "422": ("status=422", "invalid_request"),
+}
+
+
+@pytest.mark.parametrize(("order", "code"), STRANGE.values(), ids=STRANGE)
+def test_request_without_valid_response_becomes_error_line(
+    order: str, code: str, simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable
+) -> None:
+    stand_in = simulator(retry_after_s=0.05)
+    engine = engine_for(stand_in.base_url, upstream={"max_attempts": 2, "first_byte_timeout_s": 0.3})
+    batch = batch_of(engine, 100, prompt=some_bad(order))
+
+    ended = run_local(engine, batch.id)
+
+    assert ended.status is BatchStatus.COMPLETED
+    check_account(engine, ended, 100)
+    assert error_codes(engine, ended) == {code: len(BAD)}
+    assert [line["custom_id"] for line in errors_of(engine, ended)] == [f"request-{number}" for number in BAD]
+
+
+@pytest.mark.parametrize("fault", ["html", "error_object", "server_error"])
+def test_batch_without_valid_response_fails_with_error_lines(
+    fault: str, simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable
+) -> None:
+    stand_in = simulator(**{fault: 1.0})
+    engine = engine_for(stand_in.base_url, upstream={"max_attempts": 2})
+    batch = batch_of(engine, 50)
+
+    ended = run_local(engine, batch.id)
+
+    assert ended.status is BatchStatus.FAILED
+    check_account(engine, ended, 50)
+    assert received(stand_in) == 100
+    assert [error.code for error in ended.errors or ()] == ["all_requests_failed"]
+
+
+def test_hanging_upstream_expires_batch_at_window_end(
+    simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable
+) -> None:
+    stand_in = simulator(hanging=1.0)
+    engine = engine_for(stand_in.base_url, upstream={"max_attempts": 2, "first_byte_timeout_s": 0.2}, grace_s=0.2)
+    batch = batch_of(engine, 200)
+    change_batch(engine.records, batch.id, expires_at=int(time.time()) + 2)
+
+    ended = run_local(engine, batch.id)
+
+    assert time.time() - ended.expires_at < 3
+    assert ended.status is BatchStatus.EXPIRED
+    check_account(engine, ended, 200)
+    assert set(error_codes(engine, ended)) <= {"batch_expired", "timeout"}
+
+
+# Large
+
+
+@pytest.mark.system
+def test_responses_of_ten_megabytes_are_stored_completely(
+    simulator: Callable[..., Simulator], engine_for: Callable, chat_file: Callable, batch_of: Callable
+) -> None:
+    tokens = 2_500_000
+    stand_in = simulator(answer_tokens=tokens)
+    engine = engine_for(stand_in.base_url)
+    batch = batch_of(engine, 6)
+
+    ended = run_local(engine, batch.id)
+
+    assert ended.status is BatchStatus.COMPLETED
+    check_account(engine, ended, 6)
+    for line in output_of(engine, ended):
+        body = line["response"]["body"]
+        assert len(body["choices"][0]["message"]["content"]) == 4 * body["usage"]["completion_tokens"] > 7_000_000
+
+
+def test_response_over_size_limit_becomes_error_line(
+    simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable
+) -> None:
+    engine = engine_for(
+        simulator(answer_tokens=50_000).base_url, upstream={"max_attempts": 2, "max_response_bytes": 100_000}
+    )
+    batch = batch_of(engine, 5)
+
+    ended = run_local(engine, batch.id)
+
+    assert ended.status is BatchStatus.FAILED
+    check_account(engine, ended, 5)
+    assert error_codes(engine, ended) == {"invalid_response": 5}
+
+
+# Unwilling
+
+
+def test_wrong_api_key_stops_batch_early_with_hint(
+    simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable
+) -> None:
+    stand_in = simulator(api_key="the right one")
+    engine = engine_for(stand_in.base_url, upstream={"api_key": "a-wrong-one"})
+    batch = batch_of(engine, 5_000)
+
+    ended = run_local(engine, batch.id)
+
+    refused = received(stand_in)
+    assert refused < 250
+    assert ended.status is BatchStatus.FAILED
+    check_account(engine, ended, 5_000)
+    assert error_codes(engine, ended) == {"invalid_request": refused, "batch_failed": 5_000 - refused}
+    [error] = ended.errors or ()
+    assert (error.code, "check its API key" in error.message) == ("batch_failed", True)
+
+
+def test_temporary_rate_limiting_slows_batch_without_failures(
+    simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable
+) -> None:
+    stand_in = simulator(rate_limited=0.8, retry_after_s=0.02)
+    engine = engine_for(stand_in.base_url, upstream={"max_attempts": 100})
+    batch = batch_of(engine, 100)
+
+    ended = run_local(engine, batch.id)
+
+    assert ended.status is BatchStatus.COMPLETED
+    assert (ended.completed, ended.failed) == (100, 0)
+    check_account(engine, ended, 100)
+    assert stand_in.counters()["statuses"]["429"] > 100
+
+
+def test_permanent_rate_limiting_fails_every_request(
+    simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable
+) -> None:
+    stand_in = simulator(rate_limited=1.0, retry_after_s=0.02)
+    engine = engine_for(stand_in.base_url, upstream={"max_attempts": 3})
+    batch = batch_of(engine, 50)
+
+    ended = run_local(engine, batch.id)
+
+    assert ended.status is BatchStatus.FAILED
+    check_account(engine, ended, 50)
+    assert error_codes(engine, ended) == {"rate_limited": 50}
+    assert received(stand_in) == 150
+
+
+BUDGETS = {"requests": {"requests_per_minute": 3_000}, "tokens": {"tokens_per_minute": 150_000}}
+
+
+@pytest.mark.parametrize("budget", BUDGETS.values(), ids=BUDGETS)
+def test_configured_rate_limit_prevents_upstream_429(
+    budget: dict[str, int], simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable
+) -> None:
+    stand_in = simulator(**budget)
+    engine = engine_for(stand_in.base_url, upstream=budget)
+    batch = batch_of(engine, 100)
+    began = time.monotonic()
+
+    ended = run_local(engine, batch.id)
+
+    assert time.monotonic() - began > 0.5
+    assert (ended.completed, ended.failed) == (100, 0)
+    check_account(engine, ended, 100)
+    assert stand_in.counters()["statuses"] == {"200": 100}

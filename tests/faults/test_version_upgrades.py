@@ -1,0 +1,92 @@
+"""Batches that an earlier version began are finished: what it saved is taken over and not sent again."""
+
+import json
+import shutil
+import sqlite3
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers.batch_assertions import check_account, output_of, received
+
+from batchline.engine.pipeline import run_local
+from batchline.engine.services import Services
+from batchline.models.batches import ListBatchesQuery
+from batchline.models.status import BatchStatus
+from batchline.simulate import Simulator
+from batchline.storage.records.schema import HEAD
+from batchline.storage.records.store import BatchRecord
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+BEGUN = {"begun_at_abf985f": "0008"}
+"""Directory of a storage and a database, and the schema that the database had."""
+
+STILL_TO_SEND = {"begun": 18, "retried": 8}
+"""Of the batches of each directory, by the name in their metadata; its README tells what they are."""
+
+
+@pytest.fixture(params=BEGUN)
+def home(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy of each directory in turn, where the settings expect it."""
+    return Path(shutil.copytree(FIXTURES / request.param, tmp_path / "home"))
+
+
+@pytest.fixture
+def stand_in(simulator: Callable[..., Simulator]) -> Simulator:
+    return simulator()
+
+
+@pytest.fixture
+def engine(home: Path, stand_in: Simulator, engine_for: Callable[..., Services]) -> Services:
+    return engine_for(stand_in.base_url, home=home)
+
+
+def revision(home: Path) -> str:
+    connection = sqlite3.connect(home / "batchline.db")
+    try:
+        return str(connection.execute("SELECT version_num FROM alembic_version").fetchone()[0])
+    finally:
+        connection.close()
+
+
+def named(engine: Services, name: str) -> BatchRecord:
+    batches, _ = engine.records.list_records(ListBatchesQuery(limit=100), now=0)
+    return next(batch for batch in batches if (batch.metadata or {})["name"] == name)
+
+
+def saved_lines(home: Path, batch: BatchRecord) -> dict[str, dict]:
+    """Every result line that is on storage, of parts and segments and of the files before, by the request's id."""
+    place = home / "storage" / "batches" / batch.id
+    segments = sorted(place.glob(f"g{batch.generation}/segments/*"))
+    parts = [path.with_suffix(".output.jsonl") for path in sorted(place.glob("g*/parts/*.parquet"))]
+    files = sorted(place.glob("g*/final.*/output.jsonl"))
+    lines = [line for path in [*segments, *parts, *files] for line in path.read_text().splitlines()]
+    read = [json.loads(line) for line in lines if line.startswith("{")]
+    return {line["id"]: line for line in read}
+
+
+def test_older_database_is_migrated_on_open(home: Path, request: pytest.FixtureRequest) -> None:
+    assert revision(home) == BEGUN[request.node.callspec.params["home"]]
+
+    request.getfixturevalue("engine")
+
+    assert revision(home) == HEAD
+
+
+@pytest.mark.parametrize(("name", "total"), [("begun", 60), ("retried", 24)])
+def test_batch_of_older_version_completes_with_saved_answers(
+    name: str, total: int, home: Path, engine: Services, stand_in: Simulator
+) -> None:
+    batch = named(engine, name)
+    assert batch.status is BatchStatus.IN_PROGRESS
+    saved = saved_lines(home, batch)
+
+    ended = run_local(engine, batch.id)
+
+    assert ended.status is BatchStatus.COMPLETED
+    check_account(engine, ended, total)
+    assert received(stand_in) == STILL_TO_SEND[name] == total - len(saved)
+    lines = {line["id"]: line for line in output_of(engine, ended)}
+    assert {key: lines[key] for key in saved} == saved
+    assert Counter(line["custom_id"] for line in lines.values()).most_common(1)[0][1] == 1

@@ -1,0 +1,1 @@
+"""Servers, clients, files and waiting for tests, for all folders."""

@@ -1,0 +1,123 @@
+"""Batches made for a test, and whether what became of them adds up."""
+
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+
+from batchline.engine.ingest import create_batch, store_input_file
+from batchline.engine.lease import active_lease
+from batchline.engine.pipeline import run_local
+from batchline.engine.services import Services
+from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
+from batchline.models.error_codes import UNANSWERED_CODES
+from batchline.models.errors import Conflict, Interrupted
+from batchline.models.status import BatchStatus
+from batchline.simulate import Simulator
+from batchline.storage.objects import layout
+from batchline.storage.records.store import BatchRecord
+from helpers.polling import until
+
+PATIENCE_S = 30.0
+
+
+def made_batch(engine: Services, path: Path) -> BatchRecord:
+    """A new batch of that file, which nobody runs yet."""
+    stored = store_input_file(engine, path)
+    request = CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
+    return create_batch(engine, request, origin=BatchDwExtResponse(source="api"))
+
+
+def resumed(engine: Services, batch_id: str) -> BatchRecord:
+    """The batch after it has gone on, as soon as the lease of the runner that died is stale."""
+    give_up_at = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return run_local(engine, batch_id)
+        except Conflict:
+            assert time.monotonic() < give_up_at, "the lease of a dead runner never went stale"
+            time.sleep(0.05)
+
+
+def interrupt(batch: BatchRecord, run: Future[BatchRecord], *, once: Callable[[], object]) -> None:
+    """Stop a run in this process as Ctrl-C does, as soon as that is true."""
+    until(once)
+    hold = active_lease(batch.id)
+    assert hold is not None
+    hold.interrupt("enough for today")
+    with pytest.raises(Interrupted):
+        run.result()
+
+
+def received(stand_in: Simulator) -> int:
+    """How many requests the stand-in has been sent."""
+    return int(stand_in.counters()["received"])
+
+
+def output_of(engine: Services, batch: BatchRecord) -> list[dict]:
+    return _lines(engine, layout.output_key(batch.id))
+
+
+def errors_of(engine: Services, batch: BatchRecord) -> list[dict]:
+    return _lines(engine, layout.errors_key(batch.id))
+
+
+def error_codes(engine: Services, batch: BatchRecord) -> Counter[str]:
+    """How many requests failed with each code."""
+    return Counter(line["error"]["code"] for line in errors_of(engine, batch))
+
+
+def _lines(engine: Services, key: str) -> list[dict]:
+    return [json.loads(line) for line in engine.store.read(key).splitlines()]
+
+
+def check_account(engine: Services, batch: BatchRecord, total: int) -> None:
+    """Every request has one line in one of the two files, both in input order, and counts and tokens add up."""
+    output, errors = output_of(engine, batch), errors_of(engine, batch)
+    good, bad = _numbers(output), _numbers(errors)
+    assert sorted(good + bad) == list(range(total))
+    assert (good, bad) == (sorted(good), sorted(bad))
+    unanswered = sum(line["error"]["code"] in UNANSWERED_CODES for line in errors)
+    assert (batch.total, batch.completed, batch.not_completed) == (total, len(good), len(bad))
+    assert batch.unanswered == unanswered
+    assert (batch.output_file_id is None, batch.error_file_id is None) == (not good, not bad)
+    assert batch.analytics is not None
+    told = batch.analytics
+    assert (told.total_requests, told.total_prompt_tokens, told.total_completion_tokens, told.total_tokens) == (
+        len(good),
+        *(
+            sum(line["response"]["body"]["usage"][name] for line in output)
+            for name in ("prompt_tokens", "completion_tokens", "total_tokens")
+        ),
+    )
+
+
+def check_not_over(engine: Services, batch: BatchRecord, status: BatchStatus) -> None:
+    """The batch has that status, and none of what a finished one has."""
+    now = engine.records.get_batch(batch.id)
+    assert (now.status, now.completed_at, now.analytics) == (status, None, None)
+    assert not engine.store.exists(layout.output_key(batch.id))
+    assert not engine.store.exists(layout.manifest_key(batch.id))
+
+
+def _numbers(lines: list[dict]) -> list[int]:
+    return [int(line["custom_id"].removeprefix("request-")) for line in lines]
+
+
+def saved(engine: Services, batch: BatchRecord) -> int:
+    """How many requests have an answer on storage, in finished parts and in segments."""
+    prefix = f"batches/{batch.id}/g{batch.generation}"
+    keys = [info.key for info in engine.store.list_objects(prefix) if info.key.endswith(".jsonl")]
+    lines = [line for key in keys if _counts(engine, key) for line in engine.store.read(key).splitlines()]
+    return len({json.loads(line)["id"] for line in lines if line.startswith(b"{")})
+
+
+def _counts(engine: Services, key: str) -> bool:
+    """Whether a rerun takes over what is there; a part's figures are written last."""
+    stem = re.sub(r"\.(output|errors)\.jsonl$", "", key)
+    return stem == key or engine.store.exists(f"{stem}.parquet")

@@ -1,0 +1,455 @@
+"""A state machine: files and batches under the operations, against a model of what should become of them."""
+
+import gzip
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    rule,
+)
+
+from batchline import Batchline
+from batchline.engine.lease import active_lease
+from batchline.engine.services import Services
+from batchline.models.batches import BatchResponse
+from batchline.models.errors import BatchlineError, Conflict, InvalidInput, NotFound
+from batchline.models.settings import Settings, load_settings
+from batchline.models.status import TERMINAL_STATUSES, BatchStatus
+from batchline.models.upstreams import Upstream
+from batchline.storage.objects.select import open_objects
+from batchline.storage.records.store import open_records
+from helpers.batch_model import GOOD, PENDING, Known, Upload
+from helpers.concurrency import in_threads
+from helpers.controlled_upstream import Waiter
+from helpers.kill_points import mortal
+from helpers.polling import until
+from helpers.record_edits import change_batch, change_file
+from helpers.request_files import chat_line
+
+MOST_FILES, MOST_BATCHES = 3, 4
+PATIENCE_S = 10.0
+T = TypeVar("T")
+
+CODES = {200: GOOD, 400: "failed:invalid_request", 500: "failed:server_error"}
+MANNERS = st.tuples(st.sampled_from([200, 400, 500]), st.integers(1, 4))
+"""Of a stand-in: what every n-th request is answered with."""
+
+WHICH = st.integers(0, 11)
+"""Of those that there are, by their number modulo how many there are: none of what a strategy draws may depend on
+what came of a race or a kill."""
+
+
+class Lives(RuleBasedStateMachine):
+    """A client with its store and its records, a stand-in upstream, and what all of it should be."""
+
+    waiter: Waiter
+    home: Path
+    numbers = iter(range(10**9))
+
+    def __init__(self) -> None:
+        super().__init__()
+        place = self.home / f"life-{next(self.numbers)}"
+        place.mkdir()
+        shutil.copy(self.home / "empty.db", place / "records.db")
+        self.settings = settings_for(self.waiter, place)
+        engine = Services(
+            settings=self.settings, store=open_objects(self.settings), records=open_records(self.settings)
+        )
+        self.client = Batchline(services=engine)
+        self.engine = engine
+        self.uploads: list[Upload] = []
+        self.batches: list[Known] = []
+        self.is_untidy = False
+        self.good_manners(200, 1)
+
+    def teardown(self) -> None:
+        self.client.close()
+        self.engine.records.close()
+        shutil.rmtree(self.settings.home)
+
+    @initialize(count=st.integers(1, 9), manner=MANNERS, is_over=st.sampled_from([True, False, True]))
+    def have_a_batch(self, count: int, manner: tuple[int, int], is_over: bool) -> None:
+        """A batch to begin with, perhaps one that has ended with failures."""
+        self.good_manners(*manner)
+        self.store_upload(count, blank={1})
+        [upload] = self.uploads
+        known = Known(self.client.batches.create(input_file_id=upload.id, via=None).id, upload)
+        self.batches.append(known)
+        if is_over:
+            self.good_manners(400, manner[1])
+            self.waiter.forget()
+            self.client.batches.run(known.id)
+            self.has_run(known)
+            self.good_manners(*manner)
+
+    def something_else(self) -> None:
+        """Where a rule finds nothing to act on: what may give the next one something."""
+        there = [each for each in self.uploads if each.is_there]
+        if self.live:
+            self.good_manners(400, 2)
+            self.waiter.forget()
+            self.client.batches.run(self.live[0].id)
+            self.has_run(self.live[0])
+        elif there and len(self.batches) < MOST_BATCHES:
+            batch = self.client.batches.create(input_file_id=there[-1].id, via=None)
+            self.batches.append(Known(batch.id, there[-1]))
+        elif there:
+            self.client.batches.delete(self.batches[0].id)
+            self.has_been_deleted(self.batches[0])
+        else:
+            self.store_upload(7, blank={2})
+
+    # The upstream
+
+    def good_manners(self, status: int, every: int) -> None:
+        self.status, self.every = status, every
+        self.waiter.manner = self.answer
+
+    def answer(self, number: int) -> int:
+        return self.status if number % self.every == 0 else 200
+
+    def outcome(self, number: int) -> str:
+        return CODES[self.answer(number)]
+
+    # Files
+
+    @rule(
+        count=st.integers(0, 9),
+        blank=st.sets(st.integers(0, 8), max_size=3),
+        is_compressed=st.booleans(),
+        is_spoilt=st.sampled_from([False, False, False, True]),
+        dies_at=st.none() | st.integers(0, 3),
+    )
+    def upload(
+        self, count: int, blank: set[int], is_compressed: bool, is_spoilt: bool, dies_at: int | None
+    ) -> None:
+        if sum(each.is_there for each in self.uploads) < MOST_FILES:
+            self.store_upload(count, blank, is_compressed=is_compressed, is_spoilt=is_spoilt, dies_at=dies_at)
+
+    def store_upload(
+        self,
+        count: int,
+        blank: set[int],
+        *,
+        is_compressed: bool = False,
+        is_spoilt: bool = False,
+        dies_at: int | None = None,
+    ) -> None:
+        name = f"f{next(self.numbers)}"
+        rows: list[str] = []
+        lines: list[int] = []
+        for number in range(count):
+            rows += [""] * (number in blank)
+            lines.append(len(rows) + 1)
+            rows.append(chat_line(number, f"{name} {number}"))
+        rows += ["{}"] * is_spoilt
+        content = "".join(f"{row}\n" for row in rows).encode()
+        sent = (f"{name}.jsonl.gz", gzip.compress(content)) if is_compressed else (f"{name}.jsonl", content)
+        client = self.client if dies_at is None else self.doomed(dies_at)
+        before = {file.id for file in self.client.files.list()}
+        try:
+            stored = client.files.create(file=sent)
+        except BatchlineError:
+            assert dies_at is not None
+            assert {file.id for file in self.client.files.list()} == before
+            return
+        assert (stored.bytes, stored.filename, stored.purpose) == (len(content), f"{name}.jsonl", "batch")
+        self.uploads.append(Upload(stored.id, name, lines, content, is_spoilt or not count))
+
+    @rule(which=WHICH, dies_at=st.none() | st.integers(0, 3))
+    def delete_upload(self, which: int, dies_at: int | None) -> None:
+        if (upload := chosen([each for each in self.uploads if each.is_there], which)) is None:
+            self.something_else()
+            return
+        client = self.client if dies_at is None else self.doomed(dies_at)
+        try:
+            client.files.delete(upload.id)
+        except Conflict:
+            assert self.is_needed(upload)
+            return
+        except BatchlineError:
+            assert dies_at is not None
+        else:
+            assert not self.is_needed(upload)
+        upload.is_there = self.exists(self.client.files.retrieve, upload.id)
+
+    @rule(which=WHICH)
+    def expire_upload(self, which: int) -> None:
+        if (upload := chosen(self.uploads, which)) is None:
+            return
+        change_file(self.engine.records, upload.id, expires_at=int(time.time()) - 5)
+        upload.has_expired = True
+
+    def is_needed(self, upload: Upload) -> bool:
+        return any(each.upload is upload and not each.is_over for each in self.batches)
+
+    @staticmethod
+    def exists(find: Callable[[str], object], each: str) -> bool:
+        try:
+            find(each)
+        except NotFound:
+            return False
+        return True
+
+    # Batches
+
+    @rule(which=WHICH, manner=MANNERS)
+    def create(self, which: int, manner: tuple[int, int]) -> None:
+        if len(self.batches) >= MOST_BATCHES:
+            self.something_else()
+            return
+        self.good_manners(*manner)
+        if (upload := chosen([each for each in self.uploads if each.is_there], which)) is None:
+            self.something_else()
+            return
+        batch = self.client.batches.create(
+            input_file_id=upload.id, metadata={"of": f"Team-{len(self.batches) % 2}"}, via=None
+        )
+        assert (batch.status, batch.input_file_id) == ("validating", upload.id)
+        self.batches.append(Known(batch.id, upload))
+
+    @property
+    def live(self) -> list[Known]:
+        """The batches that are not over."""
+        return [each for each in self.batches if not each.is_over]
+
+    @property
+    def cancellable(self) -> list[Known]:
+        """The batches that can be cancelled and are not as yet."""
+        return [each for each in self.batches if each.status in {"validating", "in_progress"}]
+
+    @property
+    def sending(self) -> list[Known]:
+        """The batches that would send something if they ran."""
+        return [
+            each
+            for each in self.live
+            if not each.is_late
+            and (bool(each.open) if each.outcomes else each.status == "validating" and not each.upload.spoilt)
+            and each.status != BatchStatus.CANCELLING
+        ]
+
+    @property
+    def retriable(self) -> list[Known]:
+        """The batches that can be retried."""
+        return [each for each in self.batches if self.can_be_retried(each)]
+
+    @rule(which=WHICH)
+    def run(self, which: int) -> None:
+        if (known := chosen(self.batches, which)) is None:
+            self.something_else()
+            return
+        self.waiter.forget()
+        self.client.batches.run(known.id)
+        self.has_run(known)
+
+    def has_run(self, known: Known) -> None:
+        """Note that the batch has gone on to its end, and that exactly what was open was sent."""
+        assert known.numbers_told(self.waiter.told) == self.has_ended(known)
+
+    def has_ended(self, known: Known) -> list[int]:
+        """Note that the batch has gone on to its end; the numbers of what was to be sent for that."""
+        if known.is_over:
+            return []
+        known.has_dead_runner = False
+        if not known.outcomes:
+            self.has_been_validated(known)
+        fate = {BatchStatus.CANCELLING: "cancelled"}.get(known.status, "expired" if known.is_late else None)
+        sent = [] if fate else known.open
+        for number in known.open:
+            known.outcomes[number] = fate or self.outcome(number)
+            if fate == "expired":
+                known.late_now.add(number)
+        known.status = ending_of(known)
+        return sent
+
+    def has_been_validated(self, known: Known) -> None:
+        if known.status == BatchStatus.VALIDATING and not known.is_late and not known.upload.spoilt:
+            known.outcomes = [PENDING] * len(known.upload.lines)
+
+    @rule(which=WHICH)
+    def close_window(self, which: int) -> None:
+        if (known := chosen(self.live, which)) is None:
+            self.something_else()
+            return
+        change_batch(self.engine.records, known.id, expires_at=int(time.time()) - 1)
+        known.is_late = True
+
+    @rule(which=WHICH)
+    def cancel(self, which: int) -> None:
+        if (known := chosen(self.batches, which)) is None:
+            self.something_else()
+            return
+        if known.status in {"finalizing", *TERMINAL_STATUSES} - {"cancelled"}:
+            with pytest.raises(Conflict):
+                self.client.batches.cancel(known.id)
+            return
+        was = known.status
+        batch = self.client.batches.cancel(known.id)
+        if was == BatchStatus.VALIDATING:
+            known.status = "cancelled"
+            known.has_dead_runner = False
+        elif was == BatchStatus.IN_PROGRESS:
+            known.status = "cancelling"
+        assert batch.status == known.status
+
+    @rule(which=WHICH, most=st.integers(1, 5))
+    def cancel_while_it_runs(self, which: int, most: int) -> None:
+        if (known := chosen(self.sending, which)) is None:
+            self.something_else()
+            return
+        most = min(most, len(known.open or known.upload.lines))
+        self.waiter.forget()
+        self.waiter.answer_only(most - 1)
+        self.client.batches.resume(known.id)
+        until(lambda: len(self.waiter.told) >= most)
+        assert self.client.batches.cancel(known.id).status == "cancelling"
+        until(lambda: (hold := active_lease(known.id)) is not None and hold.session.stop_reason is not None)
+        told = len(self.waiter.told)
+        self.waiter.go_on()
+        self.client.batches.wait(known.id, timeout_s=PATIENCE_S, poll_interval_s=0.01)
+        until(lambda: not self.client.runner.is_running(known.id))
+        assert len(self.waiter.told) == told
+        self.has_been_cancelled(known)
+
+    def has_been_cancelled(self, known: Known) -> None:
+        """Note that what was sent has its answer, and the rest is cancelled."""
+        known.outcomes = known.outcomes or [PENDING] * len(known.upload.lines)
+        sent = known.numbers_told(self.waiter.told)
+        assert set(sent) <= set(known.open)
+        assert len(sent) == len(set(sent))
+        for number in known.open:
+            known.outcomes[number] = self.outcome(number) if number in sent else "cancelled"
+        known.status, known.has_dead_runner = "cancelled", False
+
+    @rule(which=WHICH)
+    def retry_what_cannot_be(self, which: int) -> None:
+        if (known := chosen([each for each in self.batches if each not in self.retriable], which)) is None:
+            self.something_else()
+            return
+        with pytest.raises((Conflict, NotFound)):
+            self.client.batches.retry(known.id, via=None)
+
+    @rule(which=WHICH, some=st.none() | st.sets(st.integers(0, 8), min_size=1), manner=MANNERS)
+    def retry(self, which: int, some: set[int] | None, manner: tuple[int, int]) -> None:
+        if (known := chosen(self.retriable, which)) is None:
+            self.something_else()
+            return
+        self.good_manners(*manner)
+        numbers = self.of_those(known, some)
+        if some is None:
+            batch = self.client.batches.retry(known.id, via=None)
+        else:
+            batch = self.client.batches.retry_requests(known.id, known.request_ids(numbers), via=None)
+        assert batch.status == "in_progress"
+        self.has_been_retried(known, numbers)
+
+    def can_be_retried(self, known: Known) -> bool:
+        return known.is_over and bool(known.failed) and known.upload.is_there
+
+    @staticmethod
+    def of_those(known: Known, some: set[int] | None) -> list[int]:
+        return known.failed if some is None else sorted({known.failed[each % len(known.failed)] for each in some})
+
+    def has_been_retried(self, known: Known, numbers: list[int]) -> None:
+        for number in numbers:
+            known.outcomes[number] = PENDING
+        known.late_now.clear()
+        known.status, known.is_late, known.has_dead_runner = "in_progress", False, False
+        known.generation += 1
+
+    @rule(which=WHICH, wrong=st.sampled_from(["unknown", "good", "another's", "custom", "blank", "plus"]))
+    def retry_wrong_ids(self, which: int, wrong: str) -> None:
+        if (known := chosen(self.retriable, which)) is None:
+            self.something_else()
+            return
+        right = known.request_ids(known.failed)
+        good = known.request_ids([number for number, each in enumerate(known.outcomes) if each == GOOD])
+        free = [line for line in range(1, 30) if line not in known.upload.lines]
+        ids = {
+            "unknown": f"req-{known.id[6:]}-{free[-1]}",
+            "blank": f"req-{known.id[6:]}-{free[0]}",
+            "good": good[0] if good else "req-",
+            "another's": right[0].replace(known.id[6:], "0" * 32),
+            "custom": "request-of-nobody",
+            "plus": right[0].replace(f"{known.id[6:]}-", f"{known.id[6:]}-0"),
+        }
+        with pytest.raises(InvalidInput, match=ids[wrong].replace("+", ".")):
+            self.client.batches.retry_requests(known.id, [*right, ids[wrong]], via=None)
+
+    @rule(which=WHICH)
+    def retry_twice_at_once(self, which: int) -> None:
+        if (known := chosen(self.retriable, which)) is None:
+            self.something_else()
+            return
+        done = in_threads(2, lambda _: self.client.batches.retry(known.id, via=None))
+        assert sorted(type(each).__name__ for each in done) == [BatchResponse.__name__, Conflict.__name__]
+        self.is_untidy = True  # the copies that the one that lost has made
+        self.has_been_retried(known, known.failed)
+
+    @rule(which=WHICH)
+    def run_twice_at_once(self, which: int) -> None:
+        if (known := chosen(self.live, which)) is None:
+            self.something_else()
+            return
+        self.waiter.forget()
+        done = in_threads(2, lambda _: self.client.batches.run(known.id))
+        assert {type(each) for each in done} <= {BatchResponse, Conflict}
+        self.has_run(known)
+
+    @rule(which=WHICH)
+    def delete(self, which: int) -> None:
+        if (known := chosen(self.batches, which)) is None:
+            self.something_else()
+            return
+        self.client.batches.delete(known.id)
+        self.has_been_deleted(known)
+        assert self.engine.store.list_objects(f"batches/{known.id}/") == []
+
+    def has_been_deleted(self, known: Known) -> None:
+        self.batches.remove(known)
+        for find, each in (
+            (self.client.batches.retrieve, known.id),
+            *((self.client.files.retrieve, i) for i in known.ids),
+        ):
+            assert each is None or not self.exists(find, each)
+
+    def doomed(self, writes: int) -> Batchline:
+        """A client that dies at the write behind so many."""
+        self.is_untidy = True
+        client, _ = mortal(self.engine, writes)
+        return client
+
+
+def chosen(some: Sequence[T], which: int) -> T | None:
+    """One of those, if there is one."""
+    return some[which % len(some)] if some else None
+
+
+def ending_of(known: Known) -> str:
+    """The state in which the batch ends, its requests all settled."""
+    if known.status == BatchStatus.CANCELLING:
+        return "cancelled"
+    if known.late_now or (known.is_late and not known.outcomes):
+        return "expired"
+    return "completed" if GOOD in known.outcomes else "failed"
+
+
+def settings_for(waiter: Waiter, place: Path) -> Settings:
+    upstream = Upstream(base_url=waiter.base_url, max_attempts=1, max_in_flight=2)
+    return load_settings(
+        home=place,
+        database_url=f"sqlite:///{place / 'records.db'}",
+        upstreams=[upstream],
+        chunk_requests=3,
+        flush_interval_s=0.02,
+        lease_s=4.0,
+        grace_s=10.0,
+    )

@@ -1,0 +1,124 @@
+"""A watched folder as its owner sees it: on this machine, or in a bucket."""
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+from batchline.engine.pipeline import run_local
+from batchline.engine.services import Services
+from batchline.models.batches import ListBatchesQuery
+from batchline.models.sync import SyncOptions, SyncSummary
+from batchline.storage.records.store import BatchRecord
+from batchline.sync import sync_source
+from helpers.request_files import chat_line
+from helpers.storage_servers import S3Server
+
+
+class Folder(Protocol):
+    """Files in the folder, and in those beside it."""
+
+    uri: str
+    settings: dict[str, Any]
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file into it."""
+
+    def remove(self, name: str) -> None:
+        """Delete a file in it."""
+
+    def names(self, folder: str = "inbox") -> list[str]:
+        """What is in it, or in one beside."""
+
+    def read(self, name: str, folder: str = "inbox") -> bytes:
+        """The content of one of those."""
+
+
+class LocalFolder:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.uri = str(path)
+        self.settings: dict[str, Any] = {"source_roots": (str(path.parent),)}
+        path.mkdir(parents=True)
+
+    def put(self, name: str, data: bytes) -> None:
+        part = self.path / ".part"
+        part.write_bytes(data)
+        part.rename(self.path / name)
+
+    def remove(self, name: str) -> None:
+        (self.path / name).unlink()
+
+    def names(self, folder: str = "inbox") -> list[str]:
+        return sorted(path.name for path in (self.path.parent / folder).glob("*"))
+
+    def read(self, name: str, folder: str = "inbox") -> bytes:
+        return (self.path.parent / folder / name).read_bytes()
+
+
+class S3Folder:
+    def __init__(self, server: S3Server, path: str) -> None:
+        self.path = path
+        self.uri = f"s3://{path}"
+        chosen = server.settings(source_roots=(f"s3://{path.rpartition('/')[0]}",))
+        self.settings = chosen.model_dump(include=chosen.model_fields_set - {"storage_url"})
+        self.client = server.client()
+
+    def put(self, name: str, data: bytes) -> None:
+        bucket, _, key = self.path.partition("/")
+        self.client.call_s3("put_object", Bucket=bucket, Key=f"{key}/{name}", Body=data)
+
+    def remove(self, name: str) -> None:
+        self.client.rm_file(f"{self.path}/{name}")
+
+    def names(self, folder: str = "inbox") -> list[str]:
+        place = f"{self.path.rpartition('/')[0]}/{folder}"
+        self.client.invalidate_cache()
+        try:
+            found = self.client.find(place)
+        except FileNotFoundError:
+            return []
+        return sorted(each.removeprefix(f"{place}/") for each in found if each.startswith(f"{place}/"))
+
+    def read(self, name: str, folder: str = "inbox") -> bytes:
+        return self.client.cat_file(f"{self.path.rpartition('/')[0]}/{folder}/{name}")
+
+
+def requests(count: int = 2, prompt: str = "Question {}?") -> bytes:
+    """The content of a file of chat requests."""
+    return "".join(chat_line(number, prompt.format(number)) + "\n" for number in range(count)).encode()
+
+
+BAD = b'{"custom_id":"a"}\nno json\n'
+
+
+def synced(engine: Services, folder: Folder, **options: Any) -> SyncSummary:
+    """A round that starts nothing."""
+    return sync_source(engine, folder.uri, SyncOptions(**options), start_batch=lambda batch_id: None)
+
+
+def run(engine: Services, folder: Folder, **options: Any) -> SyncSummary:
+    """A round that runs each batch to its end and writes back its results."""
+    chosen = SyncOptions(**{"write_back": True, **options})
+    return sync_source(engine, folder.uri, chosen, start_batch=lambda batch_id: run_local(engine, batch_id))
+
+
+def batches_of(engine: Services) -> list[BatchRecord]:
+    """All batches, oldest first."""
+    found, _ = engine.records.list_records(ListBatchesQuery(limit=100), now=0)
+    return found[::-1]
+
+
+def inputs_of(engine: Services) -> list[bytes]:
+    """What each batch reads."""
+    files = [engine.records.get_file(batch.input_file_id) for batch in batches_of(engine)]
+    return [engine.store.read(file.key) for file in files]
+
+
+def kinds(summary: SyncSummary) -> list[str]:
+    """What happened, in order."""
+    return [event.kind for event in summary.events]
+
+
+def errors_in(data: bytes) -> list[dict[str, object]]:
+    """The errors in a file of them."""
+    return json.loads(data)["data"]

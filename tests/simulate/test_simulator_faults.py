@@ -1,0 +1,286 @@
+"""The stand-in's knobs: faults, limits, latencies, and that a seed decides all of it."""
+
+import http.client
+import json
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from email.utils import parsedate_to_datetime
+
+import pytest
+from helpers.simulator_client import Answer, ask, chat, connected
+from pydantic import ValidationError
+
+from batchline.simulate import Simulator, SimulatorOptions
+from batchline.simulate.fault_injection import FaultInjector, FixedWindowLimit, InjectedFault
+
+
+def statuses(stand_in: Simulator, count: int) -> list[int]:
+    connection = connected(stand_in)
+    found = [ask(stand_in, chat(f"Question {number}"), on=connection).status for number in range(count)]
+    connection.close()
+    return found
+
+
+def ask_at_once(stand_in: Simulator, count: int) -> list[Answer]:
+    with ThreadPoolExecutor(max_workers=count) as pool:
+        return list(pool.map(lambda number: ask(stand_in, chat(f"{number}")), range(count)))
+
+
+STATUSES = {"rate_limited": 429, "server_error": 500, "unavailable": 503, "html": 200, "error_object": 200}
+
+
+@pytest.mark.parametrize(("fault", "status"), STATUSES.items(), ids=STATUSES)
+def test_fault_with_response_has_its_status(fault, status, simulator):
+    stand_in = simulator(**{fault: 1.0})
+    assert ask(stand_in, chat()).status == status
+    assert (stand_in.counters()["faults"], stand_in.counters()["prompt_tokens"]) == ({fault: 1}, 0)
+
+
+@pytest.mark.parametrize("fault", ["rate_limited", "server_error", "unavailable", "error_object"])
+def test_error_fault_uses_openai_error_format(fault, plain):
+    error = ask(plain, chat(f"simulate:{fault}")).json["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+
+
+def test_html_fault_has_html_content_type(plain):
+    answer = ask(plain, chat("simulate:html"))
+    assert answer.headers["content-type"] == "text/html"
+    assert answer.body.startswith(b"<!doctype html>")
+
+
+def test_separators_order_puts_raw_separators_into_response_text(plain):
+    answer = ask(plain, chat("simulate:separators"))
+    text = answer.json["choices"][0]["message"]["content"]
+    assert (answer.status, text[:7]) == (200, "\u2028\u2029\x85the ")
+    assert "\u2028".encode() in answer.body
+
+
+def test_truncated_fault_is_complete_http_with_partial_json(plain):
+    answer = ask(plain, chat("simulate:truncated"))
+    assert answer.status == 200
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(answer.body)
+
+
+def test_dropped_fault_closes_connection_without_response(plain):
+    with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
+        ask(plain, chat("simulate:dropped"))
+
+
+def test_cut_off_fault_ends_response_early(plain):
+    with pytest.raises(http.client.IncompleteRead):
+        ask(plain, chat("simulate:cut_off"))
+
+
+def test_hanging_fault_sends_no_response(plain):
+    with pytest.raises(TimeoutError):
+        ask(plain, chat("simulate:hanging"), timeout_s=0.3)
+
+
+def test_prompt_can_order_any_status(plain):
+    assert ask(plain, chat("please simulate:status=418 now")).status == 418
+
+
+@pytest.mark.parametrize("fault", InjectedFault)
+def test_prompt_can_order_every_fault(fault):
+    assert FaultInjector(SimulatorOptions()).read_directive(f'{{"x": "simulate:{fault}"}}'.encode()) == (
+        fault,
+        None,
+    )
+
+
+def test_every_fault_has_an_option():
+    assert {fault.value for fault in InjectedFault} <= set(SimulatorOptions.model_fields)
+
+
+def test_fault_rates_apply_to_that_share_of_requests(simulator):
+    found = statuses(simulator(server_error=0.2, rate_limited=0.1), 500)
+    assert 75 <= found.count(500) <= 125
+    assert 30 <= found.count(429) <= 70
+    assert found.count(200) == 500 - found.count(500) - found.count(429)
+
+
+def test_same_seed_gives_same_faults_and_responses_across_processes(simulator):
+    knobs = {"seed": 7, "server_error": 0.3, "latency": "lognormal", "latency_s": 0.001}
+    one, other = simulator(**knobs), simulator(**knobs)
+    assert statuses(one, 60) == statuses(other, 60)
+    assert ask(one, chat("simulate:none")).body == ask(other, chat("simulate:none")).body
+
+
+def test_different_seed_gives_different_faults(simulator):
+    one, other = simulator(seed=1, server_error=0.3), simulator(seed=2, server_error=0.3)
+    assert statuses(one, 60) != statuses(other, 60)
+
+
+def test_faults_are_independent_of_request_order(simulator):
+    one, other = simulator(server_error=0.3), simulator(server_error=0.3)
+    forward = {number: ask(one, chat(f"{number}")).status for number in range(40)}
+    backward = {number: ask(other, chat(f"{number}")).status for number in reversed(range(40))}
+    assert forward == backward
+
+
+def test_repeated_request_gets_its_own_fault_draw(simulator):
+    stand_in = simulator(server_error=0.5)
+    assert {ask(stand_in, chat()).status for _ in range(30)} == {200, 500}
+
+
+def test_reset_repeats_the_same_faults(simulator):
+    stand_in = simulator(server_error=0.5)
+    before = statuses(stand_in, 40)
+    stand_in.reset()
+    assert statuses(stand_in, 40) == before
+
+
+def test_rate_limited_fault_sends_retry_after_in_seconds(simulator):
+    answer = ask(simulator(rate_limited=1.0, retry_after="seconds", retry_after_s=2.5), chat())
+    assert float(answer.headers["retry-after"]) == 2.5
+
+
+def test_rate_limited_fault_sends_retry_after_in_milliseconds(simulator):
+    answer = ask(simulator(rate_limited=1.0, retry_after="ms", retry_after_s=2.5), chat())
+    assert answer.headers["retry-after-ms"] == "2500"
+    assert "retry-after" not in answer.headers
+
+
+def test_rate_limited_fault_sends_retry_after_date_not_too_early(simulator):
+    stand_in = simulator(rate_limited=1.0, retry_after="date", retry_after_s=2.5)
+    asked_at = time.time()
+    told = parsedate_to_datetime(ask(stand_in, chat()).headers["retry-after"]).timestamp()
+    assert asked_at + 2.5 <= told <= time.time() + 3.5
+
+
+def test_rate_limited_fault_can_omit_retry_after(simulator):
+    answer = ask(simulator(rate_limited=1.0, retry_after="none"), chat())
+    assert [name for name in answer.headers if name.startswith("retry-after")] == []
+
+
+def test_requests_over_rate_limit_return_429_until_minute_ends(simulator):
+    stand_in = simulator(requests_per_minute=5)
+    answers = [ask(stand_in, chat(f"{number}")) for number in range(8)]
+    assert [answer.status for answer in answers] == [200] * 5 + [429] * 3
+    assert 50 < float(answers[-1].headers["retry-after"]) <= 60
+
+
+def test_tokens_over_rate_limit_return_429(simulator):
+    stand_in = simulator(tokens_per_minute=200, answer_tokens=60)
+    found = statuses(stand_in, 10)
+    counted = stand_in.counters()
+    assert found[0] == 200
+    assert found[-1] == 429
+    assert counted["prompt_tokens"] + counted["completion_tokens"] <= 200
+
+
+def test_rate_limit_is_restored_after_a_minute(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("batchline.simulate.fault_injection.time.monotonic", lambda: now[0])
+    budget = FixedWindowLimit(3)
+    assert [budget.acquire(2), budget.acquire(2)] == [None, 60.0]
+    now[0] += 60.0
+    assert budget.acquire(2) is None
+
+
+def test_request_larger_than_rate_limit_is_accepted_alone():
+    budget = FixedWindowLimit(10)
+    assert budget.acquire(50) is None
+    assert budget.acquire(1) is not None
+
+
+def test_requests_over_concurrency_limit_return_503(simulator):
+    stand_in = simulator(max_concurrent=3, latency_s=0.4)
+    found = [answer.status for answer in ask_at_once(stand_in, 8)]
+    assert (found.count(200), found.count(503)) == (3, 5)
+    assert stand_in.counters()["most_at_once"] == 3
+
+
+def test_request_counts_as_concurrent_until_last_byte(simulator):
+    stand_in = simulator(max_concurrent=1, latency_s=0.4, first_byte_share=0.0)
+    found = [answer.status for answer in ask_at_once(stand_in, 4)]
+    assert found.count(503) == 3
+
+
+def test_hanging_request_counts_as_concurrent_until_disconnect(simulator):
+    stand_in = simulator(max_concurrent=1)
+    connection = connected(stand_in)
+    connection.request("POST", "/v1/chat/completions", json.dumps(chat("simulate:hanging")))
+    time.sleep(0.2)
+    during = ask(stand_in, chat()).status
+    connection.close()
+    time.sleep(0.2)
+    assert (during, ask(stand_in, chat()).status) == (503, 200)
+
+
+def test_outage_refuses_connections_until_it_ends(simulator):
+    stand_in = simulator(down_from_s=0.3, down_for_s=0.7)
+    before = ask(stand_in, chat()).status
+    time.sleep(0.5)
+    with pytest.raises(ConnectionRefusedError):
+        ask(stand_in, chat())
+    time.sleep(0.8)
+    assert (before, ask(stand_in, chat()).status) == (200, 200)
+
+
+def test_outage_closes_open_connections(simulator):
+    stand_in = simulator(down_from_s=0.3, latency_s=5.0)
+    with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
+        ask(stand_in, chat())
+
+
+KEYS = {
+    "bearer": ({"authorization": "Bearer right"}, 200),
+    "Anthropic's header": ({"x-api-key": "right"}, 200),
+    "another key": ({"authorization": "Bearer wrong"}, 401),
+    "none": ({}, 401),
+}
+
+
+@pytest.mark.parametrize(("headers", "status"), KEYS.values(), ids=KEYS)
+def test_only_valid_api_key_is_accepted(headers, status, simulator):
+    assert ask(simulator(api_key="right"), chat(), headers=headers).status == status
+
+
+def test_fixed_latency_delays_response(simulator):
+    began = time.monotonic()
+    ask(simulator(latency_s=0.3), chat())
+    assert time.monotonic() - began >= 0.3
+
+
+def test_first_byte_comes_after_its_share_of_latency(simulator):
+    stand_in = simulator(latency_s=0.6, first_byte_share=0.25)
+    connection = connected(stand_in)
+    began = time.monotonic()
+    connection.request("POST", "/v1/chat/completions", json.dumps(chat()))
+    response = connection.getresponse()
+    first_byte_s = time.monotonic() - began
+    response.read()
+    whole_s = time.monotonic() - began
+    connection.close()
+    assert 0.15 <= first_byte_s < 0.5
+    assert whole_s >= 0.6
+
+
+def latencies(**knobs: object) -> list[float]:
+    fate = FaultInjector(SimulatorOptions.model_validate({"latency_s": 0.5, **knobs}))
+    return [fate.draw_latency_s(fate.rng_for(number, 1)) for number in range(5_000)]
+
+
+def test_uniform_latency_ranges_to_twice_the_mean():
+    found = latencies(latency="uniform")
+    assert 0 <= min(found) < 0.01
+    assert 0.99 < max(found) <= 1.0
+    assert statistics.mean(found) == pytest.approx(0.5, rel=0.05)
+
+
+def test_lognormal_latency_has_configured_median_and_sigma():
+    found = sorted(latencies(latency="lognormal", latency_sigma=1.0))
+    assert statistics.median(found) == pytest.approx(0.5, rel=0.05)
+    assert found[4_205] / found[2_500] == pytest.approx(2.718, rel=0.1)  # one sigma above the median
+
+
+WRONG = {"an unknown knob": {"speed": 1}, "a share above one": {"html": 1.1}, "a huge seed": {"seed": 2**63}}
+
+
+@pytest.mark.parametrize("knobs", WRONG.values(), ids=WRONG)
+def test_invalid_options_are_rejected(knobs):
+    with pytest.raises(ValidationError):
+        SimulatorOptions.model_validate(knobs)

@@ -1,0 +1,383 @@
+"""Which batches a listing shows, in which order, and how it is paged."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta, timezone
+from uuid import uuid4
+
+import pytest
+from helpers.sample_records import NOW, a_batch, a_file, a_full_batch
+
+from batchline.models.batches import ListBatchesQuery
+from batchline.models.errors import NotFound
+from batchline.models.status import ACTIVE_STATUSES, TERMINAL_STATUSES, BatchStatus
+from batchline.storage.records.store import BatchRecord, Records
+
+S = BatchStatus
+
+
+def listed(records: Records, **query: object) -> list[str]:
+    """The ids of the page."""
+    return [batch.id for batch in records.list_batches(ListBatchesQuery(**query), now=NOW).data]
+
+
+@pytest.fixture
+def add(records: Records) -> Callable[..., str]:
+    """Record a batch; its id."""
+    return lambda **fields: records.add_batch(a_batch(**fields)).id
+
+
+# Order and pages
+
+
+def test_list_starts_with_newest_batch(records: Records, add: Callable) -> None:
+    ids = [add() for _ in range(5)]
+
+    assert listed(records) == ids[::-1]
+
+
+def test_batches_of_one_second_are_listed_by_descending_id(records: Records, add: Callable) -> None:
+    later = [add(created_at=NOW + 1) for _ in range(2)]
+    ids = [add(created_at=NOW) for _ in range(3)]
+
+    assert listed(records) == [*later[::-1], *ids[::-1]]
+
+
+def test_list_without_batches_is_empty(records: Records) -> None:
+    page = records.list_batches(ListBatchesQuery(), now=NOW)
+
+    assert page.model_dump() == {"object": "list", "data": [], "has_more": False}
+
+
+@pytest.mark.parametrize("count", [19, 20, 21])
+def test_has_more_is_true_only_if_batches_remain(count: int, records: Records, add: Callable) -> None:
+    ids = [add() for _ in range(count)][::-1]
+
+    page = records.list_batches(ListBatchesQuery(), now=NOW)
+
+    assert [batch.id for batch in page.data] == ids[:20]
+    assert (page.has_more, page.first_id, page.last_id) == (count > 20, ids[0], ids[:20][-1])
+
+
+def test_active_first_lists_unfinished_batches_before_finished(records: Records, add: Callable) -> None:
+    ids = {add(status=status): status for status in (*BatchStatus, *BatchStatus)}
+    newest = [*ids][::-1]
+
+    shown = listed(records, active_first=True)
+
+    assert shown == [
+        *(each for each in newest if ids[each] in ACTIVE_STATUSES),
+        *(each for each in newest if ids[each] in TERMINAL_STATUSES),
+    ]
+
+
+@pytest.mark.parametrize("active_first", [False, True])
+def test_batch_created_between_pages_does_not_shift_next_page(
+    active_first: bool, records: Records, add: Callable
+) -> None:
+    ids = [add() for _ in range(6)][::-1]
+    first = listed(records, limit=3, active_first=active_first)
+    add()
+
+    assert first + listed(records, limit=3, after=first[-1], active_first=active_first) == ids
+
+
+def test_cursor_may_name_batch_excluded_by_filter(records: Records, add: Callable) -> None:
+    done = add(status=S.COMPLETED)
+    cursor = add(status=S.FAILED)
+    add(status=S.COMPLETED)
+
+    assert listed(records, after=cursor, status="completed") == [done]
+
+
+@pytest.mark.parametrize("active_first", [False, True])
+def test_cursor_of_unknown_batch_is_not_found(active_first: bool, records: Records, add: Callable) -> None:
+    add()
+
+    with pytest.raises(NotFound, match="batch-of-nobody"):
+        listed(records, after="batch-of-nobody", active_first=active_first)
+
+
+@pytest.mark.parametrize("cursor", ["", "batch-\0", "batch-\ud800", "x" * 10_000])
+def test_cursor_that_no_database_can_store_is_not_found(cursor: str, records: Records, add: Callable) -> None:
+    add()
+
+    with pytest.raises(NotFound):
+        listed(records, after=cursor)
+
+
+def test_list_after_last_batch_is_empty(records: Records, add: Callable) -> None:
+    last = add()
+    add()
+
+    assert listed(records, after=last) == []
+
+
+def test_analytics_are_listed_only_if_included(records: Records) -> None:
+    records.add_batch(a_full_batch())
+
+    assert records.list_batches(ListBatchesQuery(), now=NOW).data[0].analytics is None
+    assert records.list_batches(ListBatchesQuery(include="analytics"), now=NOW).data[0].analytics is not None
+
+
+# Filters
+
+
+SHOWN_BY = {
+    "in_progress": {S.VALIDATING, S.IN_PROGRESS, S.FINALIZING},
+    "completed": {S.COMPLETED},
+    "failed": {S.FAILED},
+    "cancelled": {S.CANCELLING, S.CANCELLED},
+    "expired": {S.EXPIRED},
+}
+
+
+@pytest.mark.parametrize("status", SHOWN_BY)
+def test_status_filter_lists_its_statuses(status: str, records: Records, add: Callable) -> None:
+    ids = {add(status=each, expires_at=NOW + 10): each for each in BatchStatus}
+
+    assert {ids[each] for each in listed(records, status=status)} == SHOWN_BY[status]
+
+
+def test_every_status_belongs_to_one_filter() -> None:
+    shown = [state for states in SHOWN_BY.values() for state in states]
+
+    assert sorted(shown) == sorted(BatchStatus)
+
+
+LATE: dict[str, tuple[bool, dict[str, object]]] = {
+    "expired": (True, {"status": S.EXPIRED, "expires_at": NOW - 1, "expired_at": NOW}),
+    "overdue": (True, {"status": S.IN_PROGRESS, "expires_at": NOW - 1}),
+    "overdue while cancelling": (True, {"status": S.CANCELLING, "expires_at": NOW - 1}),
+    "due now": (False, {"status": S.IN_PROGRESS, "expires_at": NOW}),
+    "in time": (False, {"status": S.COMPLETED, "expires_at": NOW - 5, "completed_at": NOW - 6}),
+    "at the last moment": (False, {"status": S.COMPLETED, "expires_at": NOW - 5, "completed_at": NOW - 5}),
+    "completed late": (True, {"status": S.COMPLETED, "expires_at": NOW - 5, "completed_at": NOW - 4}),
+    "failed late": (True, {"status": S.FAILED, "expires_at": NOW - 5, "failed_at": NOW - 4}),
+    "cancelled late": (True, {"status": S.CANCELLED, "expires_at": NOW - 5, "cancelled_at": NOW - 4}),
+    "cancelled in time": (False, {"status": S.CANCELLED, "expires_at": NOW - 5, "cancelled_at": NOW - 9}),
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_expired_filter_lists_expired_overdue_and_late_batches(name: str, records: Records, add: Callable) -> None:
+    shown, fields = LATE[name]
+    batch = add(**fields)
+
+    assert listed(records, status="expired") == [batch] * shown
+
+
+def at(seconds: float) -> datetime:
+    return datetime.fromtimestamp(NOW, UTC) + timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("after", "before", "shown"),
+    [
+        (None, None, [0, 1, 2]),
+        (at(1), None, [1, 2]),
+        (at(1.001), None, [2]),
+        (at(0.999), None, [1, 2]),
+        (at(0.5), at(1.5), [1]),
+        (None, at(1), [0, 1]),
+        (None, at(0.999), [0]),
+        (None, at(0.5), [0]),
+        (at(1), at(1), [1]),
+        (at(2), at(1), []),
+        (at(1).astimezone(timezone(timedelta(hours=5))), None, [1, 2]),
+        (datetime.min, datetime.max, [0, 1, 2]),
+    ],
+)
+def test_created_after_and_before_are_inclusive(
+    after: datetime | None, before: datetime | None, shown: list[int], records: Records, add: Callable
+) -> None:
+    ids = [add(created_at=NOW + second) for second in range(3)]
+
+    assert listed(records, created_after=after, created_before=before) == [ids[each] for each in shown[::-1]]
+
+
+@pytest.fixture
+def in_tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("in_tokyo")
+def test_time_without_zone_is_utc(records: Records, add: Callable) -> None:
+    ids = [add(created_at=NOW + second) for second in range(3)]
+
+    assert listed(records, created_after=at(1).replace(tzinfo=None)) == [ids[2], ids[1]]
+    assert listed(records, created_before=at(1).replace(tzinfo=None)) == [ids[1], ids[0]]
+
+
+def test_member_filter_lists_own_batches(records: Records, add: Callable) -> None:
+    member = uuid4()
+    mine = add(member_id=str(member))
+    add(member_id=str(uuid4()))
+    add()
+
+    assert listed(records, member_id=member) == [mine]
+
+
+# Search
+
+
+def test_search_covers_id_filename_and_metadata(records: Records, add: Callable) -> None:
+    by_name = add(input_filename="Quarterly.jsonl")
+    by_value = add(metadata={"what": "quarterly"})
+    by_key = add(metadata={"quarterly": "yes"})
+    add(input_filename="yearly.jsonl", endpoint="/quarterly", member_id="quarterly")
+
+    assert listed(records, search="quarterly") == [by_key, by_value, by_name]
+    assert listed(records, search=by_name[-8:]) == [by_name]
+
+
+FOUND = {
+    "the case of latin letters": ("REQUEST", "my-Requests.jsonl"),
+    "the case of other letters": ("grün", "GRÜN.jsonl"),
+    "letters with marks": ("ÜBER", "über.jsonl"),
+    "the very text": ("Übergröße", "Übergröße.jsonl"),
+    "a percent sign": ("50%", "at 50% off.jsonl"),
+    "an underscore": ("a_b", "a_b.jsonl"),
+    "a slash": ("a/b", "a/b.jsonl"),
+    "a backslash": ("a\\b", "a\\b.jsonl"),
+    "a quotation mark": ('say "yes"', 'say "yes".jsonl'),
+    "an apostrophe": ("it's", "it's.jsonl"),
+    "an emoji": ("😀", "a 😀.jsonl"),
+}
+
+
+@pytest.mark.parametrize(("wanted", "name"), [("STRASSE", "Hauptstraße"), ("straße", "STRASSE"), ("σας", "ΣΑΣ")])
+def test_search_folds_case_of_special_letters(wanted: str, name: str, records: Records, add: Callable) -> None:
+    add(input_filename="Stras e.jsonl")
+    there = add(input_filename=f"{name}.jsonl")
+
+    assert listed(records, search=wanted) == [there]
+
+
+@pytest.mark.parametrize("name", FOUND)
+@pytest.mark.parametrize("place", ["filename", "metadata"])
+def test_search_finds_text_with_any_characters(name: str, place: str, records: Records, add: Callable) -> None:
+    wanted, text = FOUND[name]
+    batch = add(input_filename=text) if place == "filename" else add(metadata={"k": text})
+
+    assert listed(records, search=wanted) == [batch]
+
+
+@pytest.mark.parametrize("wanted", ["50%x", "%", "_", "a_c", "/", "\\", "request.", '"', "\0", '":"'])
+def test_search_has_no_wildcards(wanted: str, records: Records, add: Callable) -> None:
+    add(input_filename="50 abc requests", metadata={"abc": "50 x", "k": json.dumps(1)})
+
+    assert listed(records, search=wanted) == []
+
+
+@pytest.mark.parametrize("wanted", ["xyzw", "zwuv", "y\ufdd0z", "\ufdd0", "\ufdd1", "xy\nzw", "xy zw"])
+def test_search_does_not_match_across_fields(wanted: str, records: Records, add: Callable) -> None:
+    add(input_filename="xy", metadata={"zw": "uv"})  # letters that no id has
+
+    assert listed(records, search=wanted) == []
+
+
+def test_search_finds_nul_in_metadata(records: Records, add: Callable) -> None:
+    batch = add(metadata={"a": "b\0c"})
+    add(metadata={"a": "bc"})
+
+    assert listed(records, search="B\0C") == listed(records, search="\0") == [batch]
+
+
+@pytest.mark.parametrize("wanted", ["\ud800", "a\udfffb"])
+def test_search_for_lone_surrogate_finds_nothing(wanted: str, records: Records, add: Callable) -> None:
+    add(input_filename="ab")
+
+    assert listed(records, search=wanted) == []
+
+
+@pytest.mark.parametrize("length", [3, 10_000, 10_001, 60_000])
+def test_long_search_is_compared_completely(length: int, records: Records, add: Callable) -> None:
+    text = "a%" + "😀" * 60_000  # as many bytes a letter as there can be
+    batch = add(input_filename=text)
+
+    assert listed(records, search=text[:length].upper()) == [batch]
+    assert listed(records, search=text[: length - 1] + "~") == []
+
+
+def test_empty_search_lists_everything(records: Records, add: Callable) -> None:
+    ids = [add(), add(metadata={"a": "b"})]
+
+    assert listed(records, search="") == ids[::-1]
+
+
+def test_listed_batch_equals_its_record(records: Records) -> None:
+    full: BatchRecord = records.add_batch(a_full_batch())
+
+    assert records.list_batches(ListBatchesQuery(), now=NOW).data == [full.to_response()]
+
+
+# Files
+
+
+@pytest.fixture
+def add_file(records: Records) -> Callable[..., str]:
+    """Record a file; its id."""
+
+    def add(**fields: object) -> str:
+        file = a_file(**fields)
+        records.add_file(file)
+        return file.id
+
+    return add
+
+
+def listed_files(records: Records, **query: object) -> list[str]:
+    """The ids of the page."""
+    return [file.id for file in records.list_files(**query)[0]]
+
+
+@pytest.mark.parametrize("order", ["desc", "asc"])
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_files_are_listed_by_age_in_pages(limit: int, order: str, records: Records, add_file: Callable) -> None:
+    later = [add_file(created_at=NOW + 1) for _ in range(2)]
+    ids = [*(add_file(created_at=NOW) for _ in range(3)), *later]
+    expected = ids if order == "asc" else ids[::-1]
+
+    shown, after, has_more = [], None, True
+    while has_more:
+        page, has_more = records.list_files(limit=limit, order=order, after=after)
+        shown += [file.id for file in page]
+        after = shown[-1]
+
+    assert shown == expected
+
+
+def test_files_are_filtered_by_purpose(records: Records, add_file: Callable) -> None:
+    add_file(purpose="batch")
+    output = add_file(purpose="batch_output")
+
+    assert listed_files(records, purpose="batch_output") == [output]
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_file_search_finds_name_with_any_characters(name: str, records: Records, add_file: Callable) -> None:
+    wanted, filename = FOUND[name]
+    add_file(filename="another.jsonl")
+    file = add_file(filename=filename)
+
+    assert listed_files(records, search=wanted) == [file]
+
+
+@pytest.mark.parametrize("wanted", ["\0", "\ud800", "%", "_"])
+def test_file_search_without_match_is_empty(wanted: str, records: Records, add_file: Callable) -> None:
+    add_file(filename="requests.jsonl")
+
+    assert listed_files(records, search=wanted) == []
+
+
+def test_cursor_of_unknown_file_is_not_found(records: Records, add_file: Callable) -> None:
+    add_file()
+
+    with pytest.raises(NotFound, match="file-of-nobody"):
+        records.list_files(after="file-of-nobody")

@@ -1,0 +1,389 @@
+"""Rounds that meet each other, files that change under them, and rounds that die."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.concurrency import forking, in_processes, in_threads
+from helpers.kill_points import Life, MortalRecords, MortalStore, later
+from helpers.watched_folders import BAD, Folder, LocalFolder, batches_of, inputs_of, kinds, requests, run, synced
+
+from batchline.engine.deletion import delete_objects
+from batchline.engine.services import Services, open_services
+from batchline.models.errors import StorageFault
+from batchline.models.settings import Settings
+from batchline.models.sync import SyncOptions, SyncSummary
+from batchline.storage.objects.store import ObjectWriter
+from batchline.storage.records.schema import synced_files
+from batchline.storage.records.store import SyncedVersion
+from batchline.sync import local_folder as local_folder_module
+from batchline.sync import sync_source
+from batchline.sync.folder import WatchedFile
+from batchline.sync.local_folder import LocalWatchedFolder
+
+FILES = 12
+
+
+@pytest.fixture
+def shared(folder: Folder, database: dict[str, object], engine_for: Callable[..., Services]) -> Services:
+    """An engine on each kind of database."""
+    return engine_for("http://localhost:9", source_still_s=0, **{**folder.settings, **database})
+
+
+def assert_sound(engine: Services) -> None:
+    """What is stored is the input of a batch, and nothing else, once what is doomed is gone."""
+    later(engine)
+    for some in engine.records.due_deletions(now=time.time()):
+        delete_objects(engine, some)
+    inputs = {engine.records.get_file(batch.input_file_id).key for batch in batches_of(engine)}
+    assert {info.key for info in engine.store.list_objects("files/")} == inputs
+
+
+# Two at once
+
+
+def one_round(number: int, settings: Settings, uri: str, after: str) -> SyncSummary:
+    """A round in a process of its own; top-level, so that such a process finds it."""
+    del number
+    options = SyncOptions(after=after)
+    return sync_source(open_services(settings), uri, options, start_batch=lambda batch_id: None)
+
+
+IN_THREADS = [pytest.param(after, False, id=f"threads-{after}") for after in ("keep", "move", "delete")]
+IN_PROCESSES = [pytest.param("move", True, id="processes-move", marks=pytest.mark.system)]
+
+
+@pytest.mark.parametrize(("after", "apart"), [*IN_THREADS, *IN_PROCESSES])
+def test_concurrent_sync_passes_create_one_batch_per_file(
+    after: str, apart: bool, shared: Services, folder: Folder
+) -> None:
+    for number in range(FILES):
+        folder.put(f"{number:02}.jsonl", requests(1, f"File {number}"))
+    folder.put("bad.jsonl", BAD)
+
+    if apart:
+        rounds = in_processes(2, one_round, shared.settings, folder.uri, after)
+    else:
+        rounds = in_threads(2, lambda _: synced(shared, folder, after=after))
+
+    assert [type(each) for each in rounds] == [SyncSummary] * 2
+    assert sorted(inputs_of(shared)) == sorted(requests(1, f"File {number}") for number in range(FILES))
+    assert sum(each.taken for each in rounds) == FILES
+    assert [event.reason for each in rounds for event in each.events if event.kind == "failed"] == []
+    assert_sound(shared)
+    left = [f"{number:02}.jsonl" for number in range(FILES)]
+    assert folder.names() == (left if after == "keep" else [])
+    assert folder.names("taken") == (left if after == "move" else [])
+    assert folder.names("quarantine") == ["bad.jsonl", "bad.jsonl.errors.json"]
+
+
+def test_concurrent_files_with_same_target_name_both_become_batches(shared: Services, folder: Folder) -> None:
+    """The results of `a.jsonl` and `a.JSONL` would have the same name."""
+    for number in range(6):
+        folder.put(f"{number}.jsonl", requests(1, f"One {number}"))
+        folder.put(f"{number}.JSONL", requests(1, f"Other {number}"))
+
+    def take(pattern: str) -> SyncSummary:
+        return sync_source(shared, f"{folder.uri}/{pattern}", start_batch=lambda batch_id: None)
+
+    rounds = in_threads(2, lambda number: take(("*.jsonl", "*.JSONL")[number]))
+
+    assert [each.taken for each in rounds] == [6, 6]
+    assert len(inputs_of(shared)) == 12
+
+
+# Files that change under a round
+
+
+@pytest.fixture
+def between_list_and_read(engine: Services, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Do something when the round has listed the files and looks up which of them it knows."""
+
+    def arrange(act: Callable[[], object]) -> None:
+        taken = engine.records.synced_versions
+
+        def first_act(ids: Any) -> dict[str, SyncedVersion]:
+            monkeypatch.setattr(engine.records, "synced_versions", taken)
+            act()
+            return taken(ids)
+
+        monkeypatch.setattr(engine.records, "synced_versions", first_act)
+
+    return arrange
+
+
+@pytest.fixture
+def while_reading(engine: Services, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Do something when the first block of the file has been read."""
+
+    def arrange(act: Callable[[], object]) -> None:
+        writer = engine.store.writer
+
+        @contextmanager
+        def acting(key: str) -> Iterator[ObjectWriter]:
+            monkeypatch.setattr(engine.store, "writer", writer)
+            with writer(key) as file:
+                act()
+                yield file
+
+        monkeypatch.setattr(engine.store, "writer", acting)
+
+    return arrange
+
+
+@pytest.fixture
+def behind_the_record(engine: Services, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Do something when the batch has just been recorded."""
+
+    def arrange(act: Callable[[], object]) -> None:
+        take = engine.records.record_synced_file
+
+        def acting(*arguments: Any, **options: Any) -> Any:
+            monkeypatch.setattr(engine.records, "record_synced_file", take)
+            picked = take(*arguments, **options)
+            act()
+            return picked
+
+        monkeypatch.setattr(engine.records, "record_synced_file", acting)
+
+    return arrange
+
+
+LARGE = requests(1) + b"\n" * 20_000_000
+
+
+@pytest.mark.parametrize("moment", ["between_list_and_read", "while_reading"])
+def test_file_replaced_before_complete_read_waits_for_next_pass(
+    moment: str, engine: Services, folder: Folder, request: pytest.FixtureRequest
+) -> None:
+    folder.put("a.jsonl", LARGE)
+    folder.put("b.jsonl", requests(2))
+    request.getfixturevalue(moment)(lambda: folder.put("a.jsonl", requests(3)))
+
+    first = synced(engine, folder, after="move")
+    assert kinds(first) == ["changed", "taken", "moved", "started"]
+    assert folder.names() == ["a.jsonl"]
+    assert inputs_of(engine) == [requests(2)]
+    assert len(engine.store.list_objects("files/")) == 1
+
+    assert synced(engine, folder).taken == 1
+    assert inputs_of(engine) == [requests(2), requests(3)]
+
+
+@pytest.mark.parametrize("moment", ["between_list_and_read", "while_reading"])
+@pytest.mark.parametrize("folder", ["local"], indirect=True)
+def test_file_appended_during_read_waits_for_next_pass(
+    moment: str, engine: Services, folder: LocalFolder, request: pytest.FixtureRequest
+) -> None:
+    def write_on() -> None:
+        with (folder.path / "a.jsonl").open("ab") as file:
+            file.write(b"\n")
+
+    folder.put("a.jsonl", requests(2))
+    request.getfixturevalue(moment)(write_on)
+
+    assert kinds(synced(engine, folder)) == ["changed"]
+    assert engine.store.list_objects("") == []
+
+
+@pytest.mark.parametrize("after", ["move", "delete"])
+def test_file_replaced_after_read_is_not_moved_or_deleted(
+    after: str, engine: Services, folder: Folder, behind_the_record: Callable[..., None]
+) -> None:
+    folder.put("a.jsonl", requests(2))
+    behind_the_record(lambda: folder.put("a.jsonl", requests(3)))
+
+    first = synced(engine, folder, after=after)
+
+    assert kinds(first) == ["taken", "started"]
+    assert (folder.names(), folder.names("taken")) == (["a.jsonl"], [])
+    assert folder.read("a.jsonl") == requests(3)
+    assert synced(engine, folder, after=after).taken == 1
+    assert inputs_of(engine) == [requests(2), requests(3)]
+
+
+def test_vanished_file_is_reported(
+    engine: Services, folder: Folder, between_list_and_read: Callable[..., None]
+) -> None:
+    folder.put("a.jsonl", requests())
+    folder.put("b.jsonl", requests())
+    between_list_and_read(lambda: folder.remove("a.jsonl"))
+
+    assert kinds(synced(engine, folder)) == ["changed", "taken", "started"]
+
+
+def test_invalid_file_replaced_after_read_is_not_quarantined(
+    engine: Services, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = engine.store.stream
+
+    def replacing(*arguments: Any, **options: Any) -> Iterator[bytes]:
+        monkeypatch.setattr(engine.store, "stream", stream)
+        folder.put("a.jsonl", requests())
+        return stream(*arguments, **options)
+
+    folder.put("a.jsonl", BAD)
+    monkeypatch.setattr(engine.store, "stream", replacing)
+
+    assert kinds(synced(engine, folder)) == ["changed"]
+    assert folder.read("a.jsonl") == requests()
+    assert synced(engine, folder).taken == 1
+
+
+def test_local_file_created_during_deletion_is_restored(
+    local_folder: LocalFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox = LocalWatchedFolder(local_folder.path)
+    local_folder.put("a.jsonl", b"old")
+    [file] = inbox.list_files("")
+    rename = Path.rename
+
+    def late(path: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "rename", rename)
+        local_folder.put("a.jsonl", b"new")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+
+    assert not inbox.delete(file)
+    assert local_folder.read("a.jsonl") == b"new"
+    assert [path.name for path in local_folder.path.iterdir()] == ["a.jsonl"]
+
+
+# Deaths
+
+
+def mortal(engine: Services, writes: int) -> Services:
+    """The same, which dies at the write behind so many."""
+    life = Life(writes)
+    store, records = MortalStore(engine.store, life), MortalRecords(engine.records, life)
+    return Services(settings=engine.settings, store=store, records=records)
+
+
+@pytest.mark.parametrize("after", ["keep", "move", "delete"])
+def test_interrupted_sync_pass_is_completed_by_next_pass(after: str, engine: Services, folder: Folder) -> None:
+    died = 0
+    for writes in range(40):
+        text = requests(1, f"Life {writes}")
+        folder.put(f"{writes}.jsonl", text)
+        try:
+            synced(mortal(engine, writes), folder, after=after)
+        except StorageFault:
+            died += 1
+        synced(engine, folder, after=after)
+
+        assert [each for each in inputs_of(engine) if each == text] == [text]
+        assert engine.records.unstarted_batches(str(batches_of(engine)[0].dwext.source_id)) == []
+        if died and writes > died:
+            break
+    assert died >= 4
+    assert_sound(engine)
+    assert (folder.names() == []) == (after != "keep")
+
+
+def test_results_are_complete_after_interrupted_sync_pass(
+    folder: Folder, simulator: Callable, engine_for: Callable[..., Services]
+) -> None:
+    settings = {**folder.settings, "lease_s": 0.5}
+    engine = engine_for(simulator().base_url, source_still_s=0, upstream={"max_attempts": 1}, **settings)
+    folder.put("a.jsonl", requests(1) + requests(2, "simulate:status=400 {}").split(b"\n", 1)[1])
+    folder.put("b.jsonl", requests(3))
+    run(engine, folder, write_back=False)
+    taken = [batch.id for batch in batches_of(engine)]
+    engine.records._update_rows(_of(taken), writes_back=True)
+
+    for writes in (0, 1, 2):
+        engine.records._update_rows(_of(taken), written_generation=None)
+        with suppress(StorageFault):
+            run(mortal(engine, writes), folder)
+        run(engine, folder)
+
+        assert folder.names("outbox") == ["a.errors.jsonl", "a.output.jsonl", "b.output.jsonl"]
+        assert folder.read("b.output.jsonl", "outbox").count(b"\n") == 3
+        assert run(engine, folder).written_back == 0
+
+
+def test_file_set_aside_by_killed_sync_pass_is_picked_up(
+    local_folder: LocalFolder, engine_for: Callable[..., Services], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_for("http://localhost:9", source_still_s=0, **local_folder.settings)
+    listed = listed_version(local_folder, "a.jsonl", requests(1, "As it was listed"))
+    newer = requests(1, "As it was when it was to be deleted")
+    with monkeypatch.context() as dying:
+        dying.setattr(
+            LocalWatchedFolder, "_current_version", versions_of_a_file_that_changes(local_folder, "a.jsonl", newer)
+        )
+        with pytest.raises(KilledError):
+            LocalWatchedFolder(local_folder.path).delete(listed)
+    assert [name for name in local_folder.names() if not name.startswith(".tmp-")] == []
+
+    synced(engine, local_folder)
+    assert inputs_of(engine) == []
+    monkeypatch.setattr(local_folder_module, "ASIDE_S", -1)
+    synced(engine, local_folder)
+
+    assert (inputs_of(engine), local_folder.names()) == ([newer], ["a.jsonl"])
+
+
+class KilledError(BaseException):
+    """The end of a process at this point."""
+
+
+def listed_version(folder: LocalFolder, name: str, data: bytes) -> WatchedFile:
+    folder.put(name, data)
+    return next(LocalWatchedFolder(folder.path).list_files("*.jsonl"))
+
+
+def versions_of_a_file_that_changes(folder: LocalFolder, name: str, newer: bytes) -> Callable[..., str | None]:
+    """Answer for the file's version; it changes after the first answer, and the process ends at the second."""
+    original = LocalWatchedFolder._current_version
+    asked: list[Path] = []
+
+    def version_at(inbox: LocalWatchedFolder, path: Path) -> str | None:
+        asked.append(path)
+        if len(asked) == 2:
+            raise KilledError
+        version = original(inbox, path)
+        folder.put(name, newer)
+        return version
+
+    return version_at
+
+
+def _of(batch_ids: list[str]) -> Any:
+    return synced_files.c.batch_id.in_(batch_ids)
+
+
+def forever(settings: Settings, uri: str) -> None:
+    """Rounds without end, to be killed."""
+    while True:
+        one_round(0, settings, uri, "move")
+
+
+@pytest.mark.system
+def test_killed_sync_passes_pick_up_each_file_once(
+    shared: Services, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [requests(1, f"File {number}") for number in range(40)]
+    for number, text in enumerate(texts):
+        folder.put(f"{number:02}.jsonl", text)
+
+    for seen in (4, 14, 26):
+        process = forking.Process(target=forever, args=(shared.settings, folder.uri), daemon=True)
+        process.start()
+        while len(batches_of(shared)) < seen:
+            assert process.is_alive()
+            time.sleep(0.05)
+        process.kill()
+        process.join()
+    monkeypatch.setattr(
+        local_folder_module, "ASIDE_S", -1
+    )  # no other round is at work, and the test does not wait
+    synced(shared, folder, after="move")
+
+    assert sorted(inputs_of(shared)) == sorted(texts)
+    assert (folder.names(), len(folder.names("taken"))) == ([], 40)
+    assert_sound(shared)
