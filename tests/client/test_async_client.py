@@ -52,7 +52,7 @@ def test_async_client_covers_batch_from_creation_to_deletion(world, tmp_path):
             await client.batches.retrieve(made.id)
 
     run(here, work)
-    assert here.client.services.store.walk("") == []
+    assert here.client.services.store.list_objects("") == []
 
 
 def test_async_client_runs_batches_concurrently_without_blocking_loop(world, tmp_path):

@@ -154,7 +154,7 @@ def test_deletion_during_run_leaves_nothing(world, tmp_path):
         assert isinstance(ran, BatchResponse | NotFound | Conflict)
         with pytest.raises(NotFound):
             batches.retrieve(batch.id)
-        assert here.client.services.store.walk(f"batches/{batch.id}/") == []
+        assert here.client.services.store.list_objects(f"batches/{batch.id}/") == []
     assert {file.purpose for file in here.client.files.list()} == {"batch"}
 
 
@@ -172,7 +172,7 @@ def test_retry_during_deletion_leaves_only_objects_due_for_deletion(world, tmp_p
         with pytest.raises(NotFound):
             batches.retrieve(batch.id)
         list_of = here.client.services.records.due_deletions(now=2**40)
-        left = [info.key for info in here.client.services.store.walk(f"batches/{batch.id}/")]
+        left = [info.key for info in here.client.services.store.list_objects(f"batches/{batch.id}/")]
         assert [key for key in left if not key.startswith(tuple(some.prefix for some in list_of) or ("-",))] == []
 
 

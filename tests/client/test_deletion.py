@@ -43,7 +43,7 @@ def test_deleted_batch_leaves_only_its_input(world, tmp_path):
         for ask in (here.client.batches.retrieve, here.client.batches.results):
             with pytest.raises(NotFound):
                 ask(batch.id)
-        keys = [info.key for info in here.client.services.store.walk("")]
+        keys = [info.key for info in here.client.services.store.list_objects("")]
         assert [file.id for file in here.client.files.list()] == [batch.input_file_id], state
         assert keys == [layout.input_key(batch.input_file_id)], state
         assert list(here.client.batches.list()) == [], state

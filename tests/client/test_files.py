@@ -155,7 +155,7 @@ def test_file_creation_with_invalid_input_is_rejected_and_stores_nothing(world):
             client.files.create(**{"file": CONTENT, **options})
 
         assert client.files.list().data == [], told
-        assert client.services.store.walk("") == [], told
+        assert client.services.store.list_objects("") == [], told
 
 
 @pytest.mark.parametrize("writes", [0, 1, 2])
@@ -176,7 +176,7 @@ def test_deleted_file_is_not_found(world_of_one):
     for ask in (client.files.retrieve, client.files.content, client.files.delete):
         with pytest.raises(NotFound, match=file.id):
             ask(file.id)
-    assert client.services.store.walk("") == []
+    assert client.services.store.list_objects("") == []
 
 
 def test_file_check_reports_same_errors_as_batch_validation(world, tmp_path):

@@ -131,7 +131,7 @@ def test_housekeeping_completes_batch_of_dead_runner(world, tmp_path):
 
         ended = here.client.batches.retrieve(batch.id)
         assert (ended.status, ended.request_counts.completed) == ("completed", 30), writes
-        left = here.client.services.store.walk(layout.batch_prefix(batch.id))
+        left = here.client.services.store.list_objects(layout.batch_prefix(batch.id))
         assert {info.key.rpartition("/")[2] for info in left} == LEFT, writes
     assert resumed >= 5
 
@@ -257,7 +257,7 @@ def test_housekeeping_deletes_interrupted_upload_after_a_day(world, tmp_path):
     assert list(run_housekeeping(here.client)) == []
     later(here.client.services)
     assert [kind for kind, _ in kept(here)] == ["delete_objects"]
-    assert here.client.services.store.walk("") == []
+    assert here.client.services.store.list_objects("") == []
 
 
 def test_housekeeping_completes_interrupted_deletion(world, tmp_path):
@@ -270,7 +270,7 @@ def test_housekeeping_completes_interrupted_deletion(world, tmp_path):
         with pytest.raises(NotFound):
             here.client.batches.retrieve(batch.id)
         assert kept(here) == [("delete_objects", layout.batch_prefix(batch.id))], writes
-        keys = [info.key for info in here.client.services.store.walk("")]
+        keys = [info.key for info in here.client.services.store.list_objects("")]
         assert keys == [layout.input_key(batch.input_file_id)], writes
         here.client.files.delete(batch.input_file_id)
 

@@ -141,7 +141,7 @@ def statuses(client, batch_id):
 def with_answers(store, batch_id) -> set[str]:
     """The batch's segments that hold answers; the first of a run only shows that one can be written."""
     found = set()
-    for info in store.walk(layout.segments_prefix(batch_id, 0)):
+    for info in store.list_objects(layout.segments_prefix(batch_id, 0)):
         with suppress(NotFound):  # its chunk may have been finished since
             if list(parse_segment_records(store.read(info.key))):
                 found.add(info.key)

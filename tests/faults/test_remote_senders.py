@@ -218,7 +218,7 @@ def test_chunk_sent_twice_yields_one_part(simulator, engine_for, batch_of):
         assert late.result() == early
         hold.exchange_reports()
         assert hold.counts() == (100, 0)
-        keys = {info.key for info in runner.store.walk(layout.parts_prefix(batch.id, 0))}
+        keys = {info.key for info in runner.store.list_objects(layout.parts_prefix(batch.id, 0))}
     assert sorted(key.rpartition(".")[2] for key in keys) == ["jsonl", "parquet"]
     with acquire_lease(runner, batch.id) as hold:
         ended = run_pipeline(hold, send_all=lambda todo: sent_by(hold, [first], todo))
