@@ -226,3 +226,15 @@ def test_local_run_does_not_import_slow_modules_at_start():
     program = "import json, sys, batchline.cli.run, batchline.engine.pipeline; print(json.dumps([*sys.modules]))"
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT)
     assert set(json.loads(done.stdout)).isdisjoint(SLOW_TO_IMPORT)
+
+
+def test_docstrings_of_functions_open_with_a_verb_or_a_noun():
+    wrong = [
+        f"{source.name}:{node.lineno} {docstring.split()[0]}"
+        for source in SOURCES
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (docstring := ast.get_docstring(node))
+        and docstring.split()[0] in {"What", "Whether", "How", "Which", "Where", "Who", "Whose", "Why", "When"}
+    ]
+    assert wrong == []

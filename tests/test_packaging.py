@@ -137,7 +137,7 @@ def test_wheel_contains_every_package_file(wheel):
     held = {name for name in archive.namelist() if name.startswith("batchline/")}
     assert held == files | {"batchline/__init__.py", "batchline/py.typed"}
     assert archive.read("batchline/flows/process_batch.py") == (ROOT / "flows" / "process_batch.py").read_bytes()
-    assert any(name.startswith("batchline/storage/migrations/versions/") for name in held)
+    assert any(name.startswith("batchline/storage/records/migrations/versions/") for name in held)
 
 
 @pytest.mark.system

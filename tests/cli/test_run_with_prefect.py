@@ -25,7 +25,7 @@ import sys
 from batchline.cli.temporary_server import TemporaryServer
 from batchline.models.errors import Interrupted
 server = TemporaryServer()
-server.ready()
+server.wait_until_ready()
 print(server.url, flush=True)
 sys.stdin.read()
 """

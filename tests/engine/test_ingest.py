@@ -165,27 +165,27 @@ MEASURE = """
 import json, re, sys
 from pathlib import Path
 from batchline.models.errors import InvalidInput
-from batchline.engine.services import open_engine
-from batchline.engine.ingest import input_blocks, store_input_file
-from batchline.steps.check_input import validate_input
+from batchline.engine.services import open_services
+from batchline.engine.ingest import read_input_blocks, store_input_file
+from batchline.steps.check_input import check_input
 
 path, what = Path(sys.argv[1]), sys.argv[2]
-engine = open_engine()
+services = open_services()
 import gzip, zstandard
 
 def peak():  # not from `getrusage`, whose figure starts from what the parent had
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
 def check():
-    return validate_input(
-        lambda: input_blocks(path), batch_id="", input_key="", endpoint=None, settings=engine.settings,
+    return check_input(
+        lambda: read_input_blocks(path), batch_id="", input_key="", endpoint=None, settings=services.settings,
         max_errors=None,
     )
 
 before, codes, refused = peak(), [], False
 if what == "store":
     try:
-        store_input_file(engine, path)
+        store_input_file(services, path)
     except InvalidInput:
         refused = True
 else:

@@ -29,12 +29,12 @@ pytestmark = pytest.mark.system
 SENDER = """
 import sys
 import msgspec, pyarrow.parquet
-from batchline.steps.send_chunk import ChunkOrder, send_chunk
-from batchline.engine.services import open_engine
-from batchline.engine.remote_sender import joined
-order = msgspec.json.decode(sys.argv[1], type=ChunkOrder)
-with joined(open_engine(), order) as part:
-    send_chunk(order, part)
+from batchline.steps.send_chunk import ChunkSpec, send_chunk
+from batchline.engine.services import open_services
+from batchline.engine.remote_sender import join_batch
+spec = msgspec.json.decode(sys.argv[1], type=ChunkSpec)
+with join_batch(open_services(), spec) as sender:
+    send_chunk(spec, sender)
 """
 
 

@@ -13,9 +13,9 @@ from batchline.models.settings import Settings, to_environment
 LOCALLY = """
 import sys
 import pyarrow.parquet
-from batchline.engine.services import open_engine
+from batchline.engine.services import open_services
 from batchline.engine.pipeline import run_local
-run_local(open_engine(), sys.argv[1])
+run_local(open_services(), sys.argv[1])
 """
 
 AS_FLOW = """
