@@ -56,7 +56,7 @@ def _fill(listed: sa.Table) -> None:
 
 
 def _batches(connection: sa.Connection) -> Iterator[list[dict[str, Any]]]:
-    """What the rows follow from, some batches at a time."""
+    """Yield what the rows follow from, some batches at a time."""
     ends = ("completed_at", "failed_at", "expired_at", "cancelled_at")
     names = ("id", "status", "created_at", "expires_at", "member_id", "input_filename", "metadata", *ends)
     batches = sa.table("batches", *(sa.column(name) for name in names))
