@@ -104,8 +104,8 @@ def test_batch_killed_during_validation_is_validated_again(
     ended = resumed(engine, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(engine, ended, 200)
-    assert stand_in.counters()["received"] == 200
+    check_account(engine, ended, 800)
+    assert stand_in.counters()["received"] == 800
 
 
 def is_finalizing(engine: Services, batch: BatchRecord) -> bool:
