@@ -79,7 +79,7 @@ def test_show_of_waiting_batch_has_no_results(request_file, here):
 def test_show_of_running_batch_has_pending_count(simulator, request_file):
     upstream = simulator(latency_s=0.2)
     url = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_MAX_IN_FLIGHT": "4"}
-    with running("run", "--local", request_file(400), **url) as run:
+    with running("run", "--local", request_file(4_000), **url) as run:
         until(
             lambda: (
                 BatchResponse.model_validate_json(

@@ -136,13 +136,13 @@ def test_small_session_is_not_starved_by_retries_of_a_large_one(caller_of, serve
     options = {"deadline": None, "refusals_to_stop": 1_000, "grace_s": 0.0}
     with caller.open_session("large", requests=600, **options) as large, large.open_queue(0) as many:
         many.put(made_calls([{"model": "m", "user": f"large-{number}"} for number in range(500)]))
-        many.end()
+        many.end_input()
         while len(server.received) < 600:
             many.wait(0.05)
         began = len(server.received)
         with caller.open_session("small", requests=40, **options) as small, small.open_queue(0) as few:
             few.put(made_calls([{"model": "m", "user": f"small-{number}"} for number in range(40)]))
-            few.end()
+            few.end_input()
             answers = answers_of(few)
 
     assert {answer.code for answer in answers} == {None}
