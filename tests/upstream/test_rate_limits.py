@@ -138,7 +138,7 @@ def test_small_session_is_not_starved_by_retries_of_a_large_one(caller_of, serve
         many.put(made_calls([{"model": "m", "user": f"large-{number}"} for number in range(500)]))
         many.end_input()
         while len(server.received) < 600:
-            many.wait(0.05)
+            many.wait_for_results(0.05)
         began = len(server.received)
         with caller.open_session("small", requests=40, **options) as small, small.open_queue(0) as few:
             few.put(made_calls([{"model": "m", "user": f"small-{number}"} for number in range(40)]))
