@@ -34,9 +34,9 @@ class LocalWatchedFolder(WatchedFolder):
     def list_files(self, pattern: str) -> Iterator[WatchedFile]:
         """Yield the regular files; `changed_at` is the ctime, which also changes on a rename or a chmod."""
         with _translate_os_errors(self._folder):
-            self._put_back_abandoned()
-            names = sorted(name for name in os.listdir(self._folder) if matches_pattern(name, pattern))  # noqa: PTH208
-        for name in names:
+            names = set(os.listdir(self._folder))  # noqa: PTH208 - the folder may hold a hundred thousand files
+            names.update(self._put_back_abandoned(filter(is_temporary, names)))
+        for name in sorted(name for name in names if matches_pattern(name, pattern)):
             # The file may have disappeared since it was listed.
             with suppress(FileNotFoundError), _translate_errors_but_missing(self._folder / name):
                 status = os.lstat(self._folder / name)
@@ -122,14 +122,17 @@ class LocalWatchedFolder(WatchedFolder):
             temporary_path.rmdir()
         return is_listed
 
-    def _put_back_abandoned(self) -> None:
-        """Restore files that a killed process had moved aside."""
-        for aside in self._folder.iterdir():
+    def _put_back_abandoned(self, temporary_names: Iterable[str]) -> list[str]:
+        """Restore files that a killed process had moved aside, and return their names."""
+        restored: list[str] = []
+        for aside in (self._folder / name for name in temporary_names):
             with suppress(FileNotFoundError, NotADirectoryError, FileExistsError):
-                if is_temporary(aside.name) and time.time() - aside.lstat().st_mtime > ASIDE_S:
+                if time.time() - aside.lstat().st_mtime > ASIDE_S:
                     for file in aside.iterdir():
                         _restore_name(file, self._folder / file.name)
+                        restored.append(file.name)
                     aside.rmdir()
+        return restored
 
     def write_to_sibling(self, sibling: str, name: str, blocks: Iterable[bytes]) -> None:
         """Write to a temporary file and rename it."""
