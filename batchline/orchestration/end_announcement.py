@@ -24,6 +24,7 @@ from batchline.orchestration.artifacts import publish_outcome
 from batchline.orchestration.automations import prefect_client
 from batchline.orchestration.events import batch_event
 from batchline.orchestration.final_state import flow_run_state, outcome_message
+from batchline.orchestration.run_states import read_flow_run
 from batchline.steps.reports import report_of
 from batchline.storage.records.store import BatchRecord
 
@@ -39,7 +40,7 @@ def announce_end(services: Services, batch: BatchRecord, report: BatchReport | N
         return
     try:
         with prefect_client() as client:
-            _send_end_event(services, batch, report, client, _read_flow_run(client, batch.last_flow_run_id))
+            _send_end_event(services, batch, report, client, read_flow_run(client, batch.last_flow_run_id))
     except (Interrupted, StorageFault) as error:
         log.warning("the end of %s was not announced: %s; housekeeping will do so", batch.id, error)
 
@@ -54,7 +55,7 @@ def announce_missed_end(services: Services, batch_id: str) -> None:
         return
     report = report_of(services.store, batch.id)
     with prefect_client() as client:
-        run = _read_flow_run(client, batch.last_flow_run_id)
+        run = read_flow_run(client, batch.last_flow_run_id)
         if run is not None:
             _show_outcome_on_run(run, services, batch, report, client)
         _send_end_event(services, batch, report, client, run)
@@ -111,10 +112,3 @@ def _related_resources(client: SyncPrefectClient, run: FlowRun) -> list[RelatedR
 def _related_resource(kind: str, name_or_id: str, name: str | None = None) -> RelatedResource:
     labels = {"prefect.resource.id": f"prefect.{kind}.{name_or_id}", "prefect.resource.role": kind}
     return RelatedResource({**labels, **({"prefect.resource.name": name} if name else {})})
-
-
-def _read_flow_run(client: SyncPrefectClient, run_id: str) -> FlowRun | None:
-    try:
-        return client.read_flow_run(UUID(run_id))
-    except ObjectNotFound:
-        return None

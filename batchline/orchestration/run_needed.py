@@ -14,13 +14,12 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
 from batchline.models.errors import InvalidInput
 from batchline.models.status import BatchStatus
 from batchline.orchestration.automations import prefect_client
-from batchline.orchestration.run_states import was_suspended
+from batchline.orchestration.run_states import read_flow_run, was_suspended
 from batchline.storage.records.store import BatchRecord
 
 START_TIMEOUT_S = 300.0
@@ -69,7 +68,7 @@ def needs_run(batch: BatchRecord, *, now: float) -> bool:
     if batch.last_flow_run_id is None:
         return True
     with prefect_client() as client:
-        run = _read_flow_run(client, batch.last_flow_run_id)
+        run = read_flow_run(client, batch.last_flow_run_id)
         state = None if run is None else run.state
         if run is None or state is None:
             return True
@@ -91,7 +90,7 @@ def find_due_action(batch: BatchRecord, reason: str | None, *, now: float) -> Du
     if batch.last_flow_run_id is None:
         return default_action
     with prefect_client() as client:
-        run = _read_flow_run(client, batch.last_flow_run_id)
+        run = read_flow_run(client, batch.last_flow_run_id)
         if run is None or run.state is None:
             return default_action
         if was_suspended(client, run.id) and not run.state.is_cancelled():
@@ -140,11 +139,3 @@ def _died_unnoticed(run: FlowRun, now: float) -> bool:
 
 def _state_age_s(state: State, now: float) -> float:
     return now - state.timestamp.timestamp()
-
-
-def _read_flow_run(client: SyncPrefectClient, run_id: str) -> FlowRun | None:
-    """Return the flow run, or None if Prefect does not know it."""
-    try:
-        return client.read_flow_run(UUID(run_id))
-    except ObjectNotFound:
-        return None

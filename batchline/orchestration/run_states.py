@@ -9,6 +9,7 @@ from uuid import UUID
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.exceptions import ObjectNotFound
 
 
 class RunAction(Enum):
@@ -30,6 +31,14 @@ def action_for_state(state: State) -> RunAction:
     if state.is_paused() or state.is_scheduled() or state.is_pending():
         return RunAction.DETACH
     return RunAction.CONTINUE
+
+
+def read_flow_run(client: SyncPrefectClient, run_id: str) -> FlowRun | None:
+    """Return the flow run, or None if Prefect does not know it."""
+    try:
+        return client.read_flow_run(UUID(run_id))
+    except ObjectNotFound:
+        return None
 
 
 class RunExecution:
