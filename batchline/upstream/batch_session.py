@@ -64,7 +64,7 @@ class BatchSession:
     def __init__(
         self,
         batch_id: str,
-        pools: Mapping[str, "SessionPool"],
+        pools: Mapping[str, SessionPool],
         loop: asyncio.AbstractEventLoop,
         *,
         deadline: float | None,

@@ -1,4 +1,4 @@
-"""Which failures are tried again, for every status and every code."""
+"""Retries of failures, for every status and every code."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Which files elsewhere may be read: those below an allowed root, and no way round."""
+"""Input files elsewhere: only those below an allowed root can be read, and no path leads round it."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

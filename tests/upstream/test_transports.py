@@ -1,4 +1,4 @@
-"""Which transport an upstream gets, and what each must do beside classifying alike."""
+"""The transport that each upstream gets, and the behaviour that all of them share."""
 
 import os
 import socket
