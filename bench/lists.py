@@ -89,7 +89,8 @@ def _taken(records: Records, query: ListBatchesQuery, server: int | None) -> dic
     cpu_before_s = _cpu_s(server)
     for _ in range(ROUNDS):
         began = time.perf_counter()
-        page = records.list_batches(query, now=NOW)
+        found, _ = records.list_records(query, now=NOW)
+        page = [record.to_response(include_analytics=query.includes_analytics) for record in found]
         took_ms.append((time.perf_counter() - began) * 1_000)
     cpu_ms = (_cpu_s(server) - cpu_before_s) * 1_000 / ROUNDS
     p95 = statistics.quantiles(took_ms, n=20)[-1]
@@ -98,7 +99,7 @@ def _taken(records: Records, query: ListBatchesQuery, server: int | None) -> dic
         "median_ms": statistics.median(took_ms),
         "max_ms": max(took_ms),
         "cpu_ms": cpu_ms,
-        "shown": len(page.data),
+        "shown": len(page),
     }
 
 

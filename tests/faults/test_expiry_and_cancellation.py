@@ -8,6 +8,7 @@ import pytest
 from helpers.batch_assertions import check_account, error_codes, interrupt, made_batch, received, resumed
 from helpers.polling import until
 from helpers.record_edits import change_batch
+from helpers.sample_records import list_page
 
 from batchline.engine.lease import active_lease
 from batchline.engine.pipeline import run_local
@@ -97,7 +98,7 @@ def test_batch_running_past_window_completes_but_is_listed_as_expired(
 
     assert ended.status is BatchStatus.COMPLETED
     check_account(engine, ended, 40)
-    listed = engine.records.list_batches(ListBatchesQuery(status="expired"), now=int(time.time()))
+    listed = list_page(engine.records, ListBatchesQuery(status="expired"), now=int(time.time()))
     assert [entry.id for entry in listed.data] == [batch.id]
 
 

@@ -4,10 +4,10 @@ import uuid
 from typing import Any
 
 from batchline.models.analytics import BatchAnalytics
-from batchline.models.batches import BatchDwExtResponse, BatchError
+from batchline.models.batches import BatchDwExtResponse, BatchError, BatchListResponse, ListBatchesQuery
 from batchline.models.ids import new_batch_id, new_file_id
 from batchline.models.status import BatchStatus
-from batchline.storage.records.store import BatchRecord, FileRecord
+from batchline.storage.records.store import BatchRecord, FileRecord, Records
 
 NOW = 1_764_000_000
 
@@ -95,3 +95,11 @@ def a_full_batch() -> BatchRecord:
         last_flow_run_id=str(uuid.uuid4()),
         announced_at=NOW + 8,
     )
+
+
+def list_page(records: Records, query: ListBatchesQuery, *, now: int) -> BatchListResponse:
+    """The page of batches as the API shows it."""
+    found, has_more = records.list_records(query, now=now)
+    page = [record.to_response(include_analytics=query.includes_analytics) for record in found]
+    ends = {"first_id": page[0].id, "last_id": page[-1].id} if page else {}
+    return BatchListResponse(data=page, has_more=has_more, **ends)

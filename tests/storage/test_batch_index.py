@@ -1,4 +1,4 @@
-"""Which batches a listing shows, in which order, and how it is paged."""
+"""Batches of a list: their selection, order and pages."""
 
 import json
 import time
@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from uuid import uuid4
 
 import pytest
-from helpers.sample_records import NOW, a_batch, a_file, a_full_batch
+from helpers.sample_records import NOW, a_batch, a_file, a_full_batch, list_page
 
 from batchline.models.batches import ListBatchesQuery
 from batchline.models.errors import NotFound
@@ -19,7 +19,7 @@ S = BatchStatus
 
 def listed(records: Records, **query: object) -> list[str]:
     """The ids of the page."""
-    return [batch.id for batch in records.list_batches(ListBatchesQuery(**query), now=NOW).data]
+    return [batch.id for batch in list_page(records, ListBatchesQuery(**query), now=NOW).data]
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_batches_of_one_second_are_listed_by_descending_id(records: Records, add
 
 
 def test_list_without_batches_is_empty(records: Records) -> None:
-    page = records.list_batches(ListBatchesQuery(), now=NOW)
+    page = list_page(records, ListBatchesQuery(), now=NOW)
 
     assert page.model_dump() == {"object": "list", "data": [], "has_more": False}
 
@@ -54,7 +54,7 @@ def test_list_without_batches_is_empty(records: Records) -> None:
 def test_has_more_is_true_only_if_batches_remain(count: int, records: Records, add: Callable) -> None:
     ids = [add() for _ in range(count)][::-1]
 
-    page = records.list_batches(ListBatchesQuery(), now=NOW)
+    page = list_page(records, ListBatchesQuery(), now=NOW)
 
     assert [batch.id for batch in page.data] == ids[:20]
     assert (page.has_more, page.first_id, page.last_id) == (count > 20, ids[0], ids[:20][-1])
@@ -117,8 +117,8 @@ def test_list_after_last_batch_is_empty(records: Records, add: Callable) -> None
 def test_analytics_are_listed_only_if_included(records: Records) -> None:
     records.add_batch(a_full_batch())
 
-    assert records.list_batches(ListBatchesQuery(), now=NOW).data[0].analytics is None
-    assert records.list_batches(ListBatchesQuery(include="analytics"), now=NOW).data[0].analytics is not None
+    assert list_page(records, ListBatchesQuery(), now=NOW).data[0].analytics is None
+    assert list_page(records, ListBatchesQuery(include="analytics"), now=NOW).data[0].analytics is not None
 
 
 # Filters
@@ -314,7 +314,7 @@ def test_empty_search_lists_everything(records: Records, add: Callable) -> None:
 def test_listed_batch_equals_its_record(records: Records) -> None:
     full: BatchRecord = records.add_batch(a_full_batch())
 
-    assert records.list_batches(ListBatchesQuery(), now=NOW).data == [full.to_response()]
+    assert list_page(records, ListBatchesQuery(), now=NOW).data == [full.to_response()]
 
 
 # Files

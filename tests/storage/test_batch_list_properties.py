@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 from helpers.record_edits import change_batch
-from helpers.sample_records import NOW, a_batch
+from helpers.sample_records import NOW, a_batch, list_page
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete
@@ -138,7 +138,7 @@ def in_order(made: Sequence[BatchRecord], query: ListBatchesQuery) -> list[str]:
 def in_pages(records: Records, query: ListBatchesQuery) -> Iterator[list[str]]:
     after = None
     while True:
-        page = records.list_batches(query.model_copy(update={"after": after}), now=NOW)
+        page = list_page(records, query.model_copy(update={"after": after}), now=NOW)
         yield [batch.id for batch in page.data]
         if not page.has_more:
             return

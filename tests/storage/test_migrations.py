@@ -9,7 +9,7 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from helpers.record_edits import change_batch
-from helpers.sample_records import NOW, a_batch, a_file, a_full_batch
+from helpers.sample_records import NOW, a_batch, a_file, a_full_batch, list_page
 from helpers.storage_servers import SECRET, Postgres
 from sqlalchemy import Connection, Engine, Table, create_engine, insert, inspect, make_url, select, text
 
@@ -140,7 +140,7 @@ def test_migrated_finished_batches_count_as_announced(database_at: Callable[[str
 
 
 def found(records: Records, search: str) -> list[str]:
-    page = records.list_batches(ListBatchesQuery(search=search, limit=100), now=NOW)
+    page = list_page(records, ListBatchesQuery(search=search, limit=100), now=NOW)
     return [batch.id for batch in page.data]
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
-from helpers.sample_records import NOW, a_batch, a_file
+from helpers.sample_records import NOW, a_batch, a_file, list_page
 from helpers.storage_servers import DATABASES
 from sqlalchemy import event, insert, text
 
@@ -87,7 +87,7 @@ def looks(records: Records, **query: object) -> list[Look]:
 
     event.listen(records._engine, "before_cursor_execute", note)
     try:
-        records.list_batches(ListBatchesQuery.model_validate({"limit": LIMIT, **query}), now=NOW)
+        list_page(records, ListBatchesQuery.model_validate({"limit": LIMIT, **query}), now=NOW)
     finally:
         event.remove(records._engine, "before_cursor_execute", note)
     return [explained(records, *each) for each in run if "listed_batches" in each[0]]
@@ -165,7 +165,7 @@ MOST_ROWS = {"sqlite": 500, "postgresql": 250}
 def test_page_of_batches_uses_index_and_reads_few_rows(name: str, deep: bool, many: Records) -> None:
     index, query = FILTERS[name]
     if deep:
-        page = many.list_batches(ListBatchesQuery(limit=1, created_before=NOW - MANY + MANY // 4), now=NOW)
+        page = list_page(many, ListBatchesQuery(limit=1, created_before=NOW - MANY + MANY // 4), now=NOW)
         query = {**query, "after": page.last_id}
 
     found = looks(many, **query)

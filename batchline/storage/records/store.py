@@ -14,7 +14,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import delete as delete_from
 
-from batchline.models.batches import BatchListResponse, ListBatchesQuery
+from batchline.models.batches import ListBatchesQuery
 from batchline.models.errors import Conflict, InvalidInput, LimitReached
 from batchline.models.settings import Settings
 from batchline.models.status import TERMINAL_STATUSES, BatchStatus, allowed_from, timestamp_field
@@ -187,17 +187,6 @@ class Records(FileRecords, SyncedFiles, LeaseRecords):
         )
         row = self._run_read(lambda connection: connection.execute(statement).first())
         return None if row is None else batch_from_row(row)
-
-    def list_batches(self, query: ListBatchesQuery, *, now: int) -> BatchListResponse:
-        """Return a page of batches as the API shows them; raises as `list_records` does."""
-        records, has_more = self.list_records(query, now=now)
-        page = [record.to_response(include_analytics=query.includes_analytics) for record in records]
-        return BatchListResponse(
-            data=page,
-            first_id=page[0].id if page else None,
-            last_id=page[-1].id if page else None,
-            has_more=has_more,
-        )
 
     def list_records(self, query: ListBatchesQuery, *, now: int) -> tuple[list[BatchRecord], bool]:
         """Return a page of batches, and True if more follow; raises `NotFound` for an unknown `after`."""
