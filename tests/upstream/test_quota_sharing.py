@@ -1,6 +1,7 @@
 """Several callers of one upstream that share its caps by a ledger; leases are of a second or so."""
 
 import logging
+import threading
 import time
 from contextlib import ExitStack
 
@@ -194,6 +195,29 @@ def test_store_that_cannot_be_opened_is_retried(caller_of, gated, ledger, monkey
     with open_run(caller) as run, run.open_queue(0) as feed:
         feed.put(made_calls(some_bodies(20)))
         until(lambda: ledger.taken("in-flight") == 8)
+
+
+def test_quota_sharing_ends_if_its_store_opens_after_the_dispatcher_closed(
+    caller_of, serve, ledger, monkeypatch, caplog
+):
+    monkeypatch.setattr("batchline.upstream.quota.coordinator.CLOSE_TIMEOUT_S", 0.05)
+    closed, opened = threading.Event(), threading.Event()
+
+    def open_slowly() -> MemoryLedger:
+        opened.set()
+        assert closed.wait(30)
+        return ledger
+
+    caller = caller_of(serve(lambda _: reply()).base_url)
+    caller.share_quota(open_slowly, timing=QUICK)
+    assert opened.wait(30)
+    sharing = next(thread for thread in threading.enumerate() if thread.name == "budgets")
+    caller.close()
+    closed.set()
+    sharing.join(30)
+
+    assert not sharing.is_alive()
+    assert "quota sharing does not work" not in caplog.text
 
 
 FAULTS = {"a loop that is busy": "stalls", "a fault of the program": "broken"}

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, suppress
 from contextvars import copy_context
 from typing import TypeVar
@@ -109,12 +110,22 @@ class QuotaCoordinator:
             quota.release()
 
     def _run_on_loop(self, function: Callable[[], T]) -> T:
-        """Return the function's result, computed on the loop; raises `TimeoutError` if the loop is busy."""
+        """Return the function's result, computed on the loop.
 
-        async def call_function() -> T:
-            return function()
+        Raises `TimeoutError` if the loop is busy, and `RuntimeError` if it is closed.
+        """
+        future: Future[T] = Future()
 
-        future = asyncio.run_coroutine_threadsafe(call_function(), self._loop)
+        def call_function() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(function())
+            except BaseException as error:  # noqa: BLE001 - it is raised in the thread that waits
+                future.set_exception(error)
+
+        # A function, since a loop that stops before the call would leave a coroutine that nobody awaits.
+        self._loop.call_soon_threadsafe(call_function)
         try:
             return future.result(CLOSE_TIMEOUT_S if self._is_closing else LOOP_TIMEOUT_S)
         except TimeoutError:
