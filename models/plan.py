@@ -32,13 +32,13 @@ class InputRange(msgspec.Struct, frozen=True, array_like=True):
 class Chunk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The requests that one task sends: all lines of its ranges, or only the lines `only` in a retry.
 
-    The ranges (`stretches`) are in input order and their digests are checked as they are read; a retry's may have
-    gaps between them. `requests` is the number of lines to send.
+    The ranges are in input order and their digests are checked as they are read; a retry's may have gaps between
+    them. `requests` is the number of lines to send.
     """
 
     index: int
     requests: int
-    stretches: list[InputRange]
+    ranges: list[InputRange] = msgspec.field(name="stretches")  # the name in plans that are stored already
     only: list[int] | None = None
     last_line: int = 0
     """The last line of its ranges; 0 if unknown, as in plans of earlier versions."""
@@ -46,7 +46,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def first_line(self) -> int:
         """The first line of the chunk that is sent."""
-        return self.only[0] if self.only else self.stretches[0].first_line
+        return self.only[0] if self.only else self.ranges[0].first_line
 
     @property
     def label(self) -> str:
@@ -91,7 +91,7 @@ def plan_retry(
     plan: Plan, lines: Sequence[int], *, max_requests: int | None, max_bytes: int, senders: int = 1
 ) -> Plan:
     """Return the plan to retry the requests on `lines` (ascending) of the batch that `plan` belongs to."""
-    input_ranges = [input_range for chunk in plan.chunks for input_range in chunk.stretches]
+    input_ranges = [input_range for chunk in plan.chunks for input_range in chunk.ranges]
     request_limit = max_requests or max_chunk_requests(len(lines), senders=senders)
     chunks: list[Chunk] = []
     chunk_ranges: list[InputRange] = []
@@ -100,7 +100,7 @@ def plan_retry(
     def close_chunk() -> None:
         if chunk_lines:
             chunks.append(
-                Chunk(index=len(chunks), requests=len(chunk_lines), stretches=chunk_ranges[:], only=chunk_lines[:])
+                Chunk(index=len(chunks), requests=len(chunk_lines), ranges=chunk_ranges[:], only=chunk_lines[:])
             )
         chunk_ranges.clear()
         chunk_lines.clear()

@@ -285,7 +285,7 @@ class _RequestBodies:
     """Bodies of input lines; caches the input range read last."""
 
     def __init__(self, store: ObjectStore, plan: Plan) -> None:
-        self._input_ranges = [input_range for chunk in plan.chunks for input_range in chunk.stretches]
+        self._input_ranges = [input_range for chunk in plan.chunks for input_range in chunk.ranges]
         self._first_lines = [input_range.first_line for input_range in self._input_ranges]
         self._store = store
         self._key = plan.input_key

@@ -342,7 +342,7 @@ def _build_chunk(index: int, positions: list[_BlockPosition]) -> Chunk:
         index=index,
         requests=sum(position.requests for position in positions),
         last_line=positions[-1].last_line,
-        stretches=[
+        ranges=[
             InputRange(position.start, position.end, position.first_line, position.sha256)
             for position in positions
         ],

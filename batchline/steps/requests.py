@@ -32,7 +32,7 @@ def read_line_blocks(
     Raises `InputChanged` unless the file still has `file_bytes` bytes and each range has the planned digest.
     """
     _check_input_size(store, key, file_bytes)
-    for ranges in _adjacent_ranges(chunk.stretches):
+    for ranges in _adjacent_ranges(chunk.ranges):
         for input_range, text in _read_verified(store, key, ranges, file_bytes):
             yield input_range.first_line, _split_text(text)
 
@@ -94,7 +94,7 @@ def _read_stored(store: ObjectStore, key: str, ranges: Sequence[InputRange], fil
 
 def is_large(chunk: Chunk) -> bool:
     """Return True if the chunk has a very long line, so that few such chunks may be in memory at once."""
-    return _has_large_line(chunk.stretches)
+    return _has_large_line(chunk.ranges)
 
 
 def _has_large_line(ranges: Iterable[InputRange]) -> bool:

@@ -31,7 +31,7 @@ def plans(draw: st.DrawFn) -> Plan:
         ):
             stretches.append(InputRange(at, at + size, line, f"digest of {line}"))
             at, line, requests = at + size, line + lines, requests + lines
-        chunks.append(Chunk(index=index, requests=requests, stretches=stretches))
+        chunks.append(Chunk(index=index, requests=requests, ranges=stretches))
     return Plan(
         batch_id="batch-1",
         input_key="files/file-1/content.jsonl",
@@ -50,13 +50,13 @@ def test_retry_plan_has_each_line_once_with_its_input_ranges(plan, data, request
 
     retried = plan_retry(plan, lines, max_requests=requests, max_bytes=size)
 
-    known = [stretch for chunk in plan.chunks for stretch in chunk.stretches]
+    known = [stretch for chunk in plan.chunks for stretch in chunk.ranges]
     assert [line for chunk in retried.chunks for line in chunk.only] == lines
     assert retried.total == len(lines) == sum(chunk.requests for chunk in retried.chunks)
     for index, chunk in enumerate(retried.chunks):
         assert (chunk.index, chunk.first_line, chunk.requests) == (index, chunk.only[0], len(chunk.only))
         homes = [[each for each in known if each.first_line <= line][-1] for line in chunk.only]
-        assert chunk.stretches == sorted(set(homes), key=known.index)
-        one = len(chunk.stretches) == 1
+        assert chunk.ranges == sorted(set(homes), key=known.index)
+        one = len(chunk.ranges) == 1
         assert one or chunk.requests <= requests
-        assert one or sum(each.end - each.start for each in chunk.stretches) <= size
+        assert one or sum(each.end - each.start for each in chunk.ranges) <= size

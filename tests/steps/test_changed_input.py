@@ -90,7 +90,7 @@ def test_changed_input_range_sends_no_request(
     with pytest.raises(InputChanged):
         run_local(engine, batch.id)
 
-    stretches = [each for chunk in read_first_plan(engine.store, batch.id).chunks for each in chunk.stretches]
+    stretches = [each for chunk in read_first_plan(engine.store, batch.id).chunks for each in chunk.ranges]
     first = max(each.first_line for each in stretches if each.first_line <= 1_204)
     assert {f"Question {number}?" for number in range(first - 1, 1_500)}.isdisjoint(prompts(recorder))
 

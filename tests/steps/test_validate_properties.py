@@ -139,7 +139,7 @@ def test_chunks_tile_the_file_and_contain_each_request_once(
     for index, chunk in enumerate(plan.chunks):
         start = at
         assert (chunk.index, chunk.first_line) == (index, line)
-        for stretch in chunk.stretches:
+        for stretch in chunk.ranges:
             assert (stretch.start, stretch.first_line) == (at, line)
             at, line = stretch.end, line + text[at : stretch.end].count(b"\n")
         assert 0 < chunk.requests == len(non_blank(text[start:at])) <= chunk_requests
