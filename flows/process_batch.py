@@ -9,12 +9,12 @@ from prefect.exceptions import Pause
 from prefect.runtime import deployment, flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from batchline.engine.ingest import create_batch, store_input_from
+from batchline.client import Batchline
 from batchline.engine.lease import BatchLease, acquire_lease, wait_for_lease
 from batchline.engine.lifecycle import check_all_finished, finalize, finish, pending_chunks, read_finished_parts
 from batchline.engine.services import Services, current_services, open_services, using_services
 from batchline.engine.window_notice import closed_window_notice
-from batchline.models.batches import BatchDwExtResponse, BatchResponse, CreateBatchRequest
+from batchline.models.batches import BatchResponse, CreateBatchRequest
 from batchline.models.errors import BatchlineError, Interrupted, InvalidInput
 from batchline.models.plan import MAX_OPEN_CHUNKS, Plan
 from batchline.models.status import TERMINAL_STATUSES
@@ -31,7 +31,7 @@ from batchline.orchestration.monitor import monitor_run
 from batchline.orchestration.quota_store import share_quotas
 from batchline.orchestration.subflows import idempotency_of_call
 from batchline.steps.reports import report_of
-from batchline.storage.records.store import BatchRecord, PendingDeletion
+from batchline.storage.records.store import BatchRecord
 from batchline.tasks.aggregate import aggregate
 from batchline.tasks.call import call_all_chunks
 from batchline.tasks.validate import validate
@@ -145,9 +145,8 @@ def _find_or_create_batch(
             "give the batch's input as one of input_file_id and input_uri (or batch_id to go on with a batch)",
             param="input_file_id",
         )
-    file = (
-        services.records.get_file(input_file_id) if input_file_id else store_input_from(services, str(input_uri))
-    )
+    client = Batchline(services=services, origin="deployment" if deployment.id else "api")
+    file = client.files.record(input_file_id or client.files.create_from_uri(str(input_uri)).id)
     request = CreateBatchRequest(
         input_file_id=file.id,
         endpoint=endpoint,
@@ -155,15 +154,16 @@ def _find_or_create_batch(
         metadata=metadata or None,
     )
     idempotency = idempotency_of_call(file, request, blocks)
-    existing = None if idempotency is None else services.records.find_batch_by_key(idempotency)
-    if existing is not None:
-        get_run_logger().info("this call of the flow made %s in an earlier attempt", existing.id)
-        if input_uri:  # delete the copy that was read only to compare its content
-            services.records.delete_file(file.id, deletions=[PendingDeletion(prefix=file.key, due_at=0)])
-        return existing
-    origin = BatchDwExtResponse(source="deployment" if deployment.id else "api")
-    batch = create_batch(services, request, origin=origin, flow_run_id=run_id, idempotency=idempotency)
-    emit_batch_event("created", batch)
+    created = client.batches.create(
+        **request.model_dump(), idempotency_key=idempotency, flow_run_id=run_id, via=None
+    )
+    batch = services.records.get_batch(created.id)
+    if batch.flow_run_id == run_id:
+        emit_batch_event("created", batch)
+        return batch
+    get_run_logger().info("this call of the flow made %s in an earlier attempt", batch.id)
+    if input_uri:  # delete the copy that was read only to compare its content
+        client.files.delete(file.id)
     return batch
 
 

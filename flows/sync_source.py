@@ -8,7 +8,8 @@ from typing import Literal, cast
 from prefect import flow, get_run_logger
 from prefect.states import Completed
 
-from batchline.engine.services import Services, open_services
+from batchline.client import Batchline
+from batchline.engine.services import Services
 from batchline.flows.process_batch import run_batch
 from batchline.models.errors import BatchEnded
 from batchline.models.sync import AfterAction, SyncEvent, SyncOptions, SyncSummary
@@ -18,7 +19,6 @@ from batchline.orchestration.deployments import start_deployment_run
 from batchline.orchestration.events import report_stopped
 from batchline.orchestration.log_filter import install_log_filter
 from batchline.orchestration.sync_reports import PROBLEM_KINDS, emit_quarantined, publish_problems
-from batchline.sync import sync_source as sync
 
 
 @flow(
@@ -59,7 +59,7 @@ def sync_source(
         dry_run: Only look, and tell what would be done.
     """
     install_log_filter()
-    logger, services = get_run_logger(), open_services(settings_from_blocks(upstreams=[], storage=storage))
+    logger, client = get_run_logger(), Batchline(settings_from_blocks(upstreams=[], storage=storage))
     options = SyncOptions(
         endpoint=endpoint or None,
         completion_window=completion_window,
@@ -67,9 +67,9 @@ def sync_source(
         write_back=write_back,
         after=after,
     )
-    start_batch: Callable[[str], object] = partial(start_deployment_run, services, deployment=deployment)
+    start_batch: Callable[[str], object] = partial(start_deployment_run, client.services, deployment=deployment)
     if via == "process":
-        start_batch = partial(_run_in_process, services)
+        start_batch = partial(_run_in_process, client.services)
 
     def log_event(event: SyncEvent) -> None:
         if event.kind in PROBLEM_KINDS:
@@ -79,7 +79,7 @@ def sync_source(
         if event.kind not in {*PROBLEM_KINDS, "unchanged"}:
             logger.info("%s", event)
 
-    summary = sync(services, uri, options, start_batch=start_batch, on_event=log_event, dry_run=dry_run)
+    summary = client.sync(uri, options, start_batch=start_batch, on_event=log_event, dry_run=dry_run)
     logger.info("%s: %s", summary.source, summary.message)
     publish_problems(summary)
     return cast("SyncSummary", Completed(message=summary.message, data=summary))

@@ -13,11 +13,11 @@ from batchline.cli.progress import Progress
 from batchline.cli.signals import interrupt_on_signal
 from batchline.cli.summary import print_summary
 from batchline.cli.target import Target, select_target
-from batchline.engine.ingest import create_batch, store_input_file
+from batchline.client import Batchline
 from batchline.engine.lease import wait_for_lease
-from batchline.engine.services import Services, open_services
+from batchline.engine.services import Services
 from batchline.engine.window_notice import closed_window_notice
-from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest, validate_metadata
+from batchline.models.batches import validate_metadata
 from batchline.models.errors import (
     BatchEnded,
     BatchlineError,
@@ -29,7 +29,6 @@ from batchline.models.errors import (
 )
 from batchline.models.settings import Settings, load_settings
 from batchline.models.status import TERMINAL_STATUSES
-from batchline.steps.check_input import detect_endpoint
 from batchline.steps.reports import report_of
 from batchline.storage.records.store import BatchRecord, open_records
 
@@ -81,12 +80,10 @@ def run(
     if resume is not None:
         _require_batch(settings, resume)
     with select_target(settings, stand_in=stand_in, resumed=resume is not None) as target:
-        services = open_services(target.settings)
+        client = Batchline(target.settings, origin="cli")
+        services = client.services
         with Progress(stderr_console()) as progress:
-            if arguments:
-                batch = _create_batch(services, arguments, progress)
-            else:
-                batch = services.records.get_batch(str(resume))
+            batch = client.batches.record(_create_batch(client, arguments, progress) if arguments else str(resume))
             is_over = batch.status in TERMINAL_STATUSES
             error = None if is_over else _run_batch(services, batch, progress, local=local)
         try:
@@ -146,17 +143,19 @@ def _require_batch(settings: Settings, batch_id: str) -> None:
         records.close()
 
 
-def _create_batch(services: Services, arguments: _RunArguments, progress: Progress) -> BatchRecord:
-    """Store the file and record a batch for it."""
+def _create_batch(client: Batchline, arguments: _RunArguments, progress: Progress) -> str:
+    """Store the file, create a batch for it, and return the batch's id."""
     progress.doing(f"reading in {arguments.file.name}")
-    file = store_input_file(services, arguments.file)
-    endpoint = arguments.endpoint or detect_endpoint(services.store.stream(file.key), settings=services.settings)
-    request = CreateBatchRequest(
-        input_file_id=file.id, endpoint=endpoint, completion_window=arguments.window, metadata=arguments.metadata
+    file = client.files.create(file=arguments.file)
+    batch = client.batches.create(
+        input_file_id=file.id,
+        endpoint=arguments.endpoint,
+        completion_window=arguments.window,
+        metadata=arguments.metadata,
+        via=None,
     )
-    batch = create_batch(services, request, origin=BatchDwExtResponse(source="cli"))
-    stderr_console().print(f"batch: {batch.id} of {batch.input_filename}, {file.size_bytes:,} bytes", markup=False)
-    return batch
+    stderr_console().print(f"batch: {batch.id} of {file.filename}, {file.bytes:,} bytes", markup=False)
+    return batch.id
 
 
 def _run_batch(

@@ -10,10 +10,10 @@ from batchline.cli.exit_codes import ExitCode
 from batchline.cli.options import Flag
 from batchline.cli.progress import Progress
 from batchline.cli.signals import interrupt_on_signal
+from batchline.client import Batchline
 from batchline.engine.pipeline import run_local
-from batchline.engine.services import Services, open_services
+from batchline.engine.services import Services
 from batchline.models.sync import AfterAction, SyncEvent, SyncOptions
-from batchline.sync import sync_source
 
 STYLES = {"failed": "red", "unreadable": "red", "quarantined": "yellow", "waiting": "dim", "changed": "dim"}
 
@@ -60,13 +60,14 @@ def sync(
     options = SyncOptions(
         endpoint=endpoint, completion_window=window, metadata=metadata, write_back=write_back, after=after
     )
-    services = open_services()
+    client = Batchline(origin="cli")
+    services = client.services
     with Progress(stderr_console()) as progress:
         progress.doing(f"looking at {uri}")
         start = (
             _start_locally(services, progress) if via == "process" else _start_by_deployment(services, deployment)
         )
-        summary = sync_source(services, uri, options, start_batch=start, on_event=_print_event, dry_run=dry_run)
+        summary = client.sync(uri, options, start_batch=start, on_event=_print_event, dry_run=dry_run)
     if json:
         print_json(summary.model_dump_json())
     else:

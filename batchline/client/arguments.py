@@ -28,11 +28,11 @@ def parse_arguments(model: type[_M], **fields: Any) -> _M:
 
 
 def idempotency_of(
-    key: str | None, request: CreateBatchRequest, expires_after_s: int | None, member_id: str | None
+    key: str | Idempotency | None, request: CreateBatchRequest, expires_after_s: int | None, member_id: str | None
 ) -> Idempotency | None:
     """Return what identifies a repeated request; None without a key. Raises `InvalidInput` for a bad key."""
-    if key is None:
-        return None
+    if key is None or isinstance(key, Idempotency):
+        return key
     if not 1 <= len(key) <= MAX_KEY_CHARACTERS:
         raise InvalidInput(
             f"Idempotency-Key has {len(key)} characters, 1 to {MAX_KEY_CHARACTERS} are allowed",

@@ -14,7 +14,7 @@ from batchline.client.raw_result import RawResult
 from batchline.client.results import read_results
 from batchline.client.runner import BatchRunner
 from batchline.engine.deletion import delete_now
-from batchline.engine.ingest import create_batch
+from batchline.engine.ingest import create_batch, new_batch
 from batchline.engine.pipeline import run_local
 from batchline.engine.retry import resolve_request_ids, retry_batch
 from batchline.engine.services import Services
@@ -34,11 +34,12 @@ from batchline.models.errors import Conflict, LeaseLost, NotFound
 from batchline.models.ids import batch_id_of_request, request_id_prefix
 from batchline.models.status import TERMINAL_STATUSES, BatchStatus
 from batchline.report.samples import Sample, read_samples
+from batchline.steps.check_input import detect_endpoint
 from batchline.steps.reports import read_report
 from batchline.steps.write import read_manifest
 from batchline.storage.objects import layout
 from batchline.storage.records.lease_owners import new_lease_owner
-from batchline.storage.records.store import BatchRecord
+from batchline.storage.records.store import BatchRecord, FileRecord, Idempotency
 
 Via = Literal["process", "deployment"]
 POLL_INTERVAL_S: Final = 0.5
@@ -61,47 +62,57 @@ class Batches:
         self,
         *,
         input_file_id: str,
-        endpoint: str = "/v1/chat/completions",
+        endpoint: str | None = "/v1/chat/completions",
         completion_window: str = "24h",
         metadata: Mapping[str, str] | None = None,
         output_expires_after: ExpiresAfter | None = None,
-        idempotency_key: str | None = None,
+        idempotency_key: str | Idempotency | None = None,
+        flow_run_id: str | None = None,
         via: Via | None = "process",
     ) -> BatchResponse:
         """Create a batch from an uploaded file, start it, and return it with status `validating`.
 
-        `via` is where it runs: in the background of this process, as a run of the configured deployment, or not
-        yet if None. An `idempotency_key` used before returns the batch created with it, as it is now. Raises
-        `InvalidInput` for an invalid endpoint, window, metadata or key, `NotFound` for an unknown file, and
-        `Interrupted` if Prefect does not accept the run; the batch can then be resumed.
+        An `endpoint` of None is that of the file's first request. `via` is where the batch runs: in the background
+        of this process, as a run of the configured deployment, or not yet if None. An `idempotency_key` or
+        `flow_run_id` used before returns the batch created with it, as it is now. Raises `InvalidInput` for an
+        invalid endpoint, window, metadata or key, `NotFound` for an unknown file, and `Interrupted` if Prefect
+        does not accept the run; the batch can then be resumed.
         """
+        expires_after_s, access = parse_lifetime_s(output_expires_after), self._access
         request = parse_arguments(
             CreateBatchRequest,
             input_file_id=input_file_id,
-            endpoint=endpoint,
+            endpoint=endpoint or self._detect_endpoint(input_file_id),
             completion_window=completion_window,
             metadata=None if metadata is None else dict(metadata),
         )
-        expires_after_s, access, records = (
-            parse_lifetime_s(output_expires_after),
-            self._access,
-            self._services.records,
-        )
         idempotency = idempotency_of(idempotency_key, request, expires_after_s, access.member_id)
-        if idempotency is not None and (existing := records.find_batch_by_key(idempotency)) is not None:
+        if idempotency and (existing := self._services.records.find_batch_by_key(idempotency)) is not None:
             return existing.to_response()
         # After the key: a repeated request succeeds even if the input file was deleted meanwhile.
-        records.get_file(input_file_id, member_id=access.member_filter)
+        self._get_file(input_file_id)
         batch = create_batch(
             self._services,
             request,
             origin=BatchDwExtResponse(source="deployment" if via == "deployment" else self._origin),
+            flow_run_id=flow_run_id,
             output_expires_after=expires_after_s,
             member_id=access.member_id,
             open_batch_limit=access.open_batch_limit(access.member_id),
             idempotency=idempotency,
         )
         return self._start_run(batch, via)
+
+    def new_record(self, request: CreateBatchRequest, file: FileRecord, origin: BatchDwExtResponse) -> BatchRecord:
+        """Build the record of a batch for a caller that stores it in a transaction of its own."""
+        return new_batch(self._services.settings, request, file, origin=origin, member_id=self._access.member_id)
+
+    def _get_file(self, file_id: str) -> FileRecord:
+        return self._services.records.get_file(file_id, member_id=self._access.member_filter)
+
+    def _detect_endpoint(self, file_id: str) -> str:
+        content = self._services.store.stream(self._get_file(file_id).key)
+        return detect_endpoint(content, settings=self._services.settings)
 
     def retrieve(self, batch_id: str, *, include: Sequence[str] = ("analytics",)) -> BatchResponse:
         """Return the batch; raises `NotFound`, and `InvalidInput` for an unknown field to include."""

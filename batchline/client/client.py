@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Self
@@ -13,6 +14,8 @@ from batchline.client.runner import BatchRunner, ThreadRunner
 from batchline.engine.services import Services, open_services
 from batchline.models.batches import Origin
 from batchline.models.settings import Settings
+from batchline.models.sync import SyncEvent, SyncOptions, SyncSummary
+from batchline.sync.sync_pass import StartBatch, sync_source
 from batchline.upstream.quota.store import QuotaStore
 
 
@@ -54,6 +57,26 @@ class Batchline:
     def with_origin(self, origin: Origin) -> Batchline:
         """Return a client that shares this one's runner and records `origin` on the batches it creates."""
         return Batchline(services=self.services, origin=origin, access=self.access, runner=self.runner)
+
+    def sync(
+        self,
+        uri: str,
+        options: SyncOptions | None = None,
+        *,
+        start_batch: StartBatch,
+        on_event: Callable[[SyncEvent], object] | None = None,
+        dry_run: bool = False,
+    ) -> SyncSummary:
+        """Create a batch for each new version of a file in a watched folder; see `sync_source`."""
+        return sync_source(
+            self.services,
+            uri,
+            options,
+            new_batch=self.batches.new_record,
+            start_batch=start_batch,
+            on_event=on_event,
+            dry_run=dry_run,
+        )
 
     def check_storage(self) -> None:
         """Raise `StorageFault` unless the database and the object storage respond."""

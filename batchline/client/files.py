@@ -58,6 +58,10 @@ class Files:
         _check_purpose(purpose)
         return self._store_upload(file, parse_lifetime_s(expires_after)).to_object()
 
+    def create_from_uri(self, uri: str) -> FileObject:
+        """Store the input file at a path or URI, which must lie below one of the settings' source roots."""
+        return store_input_from(self._services, uri).to_object()
+
     def create_streaming(
         self, content: Readable, *, filename: str, options: Callable[[], UploadOptions]
     ) -> FileObject:

@@ -226,7 +226,6 @@ def create_batch(
     *,
     origin: BatchDwExtResponse,
     flow_run_id: str | None = None,
-    batch_id: str | None = None,
     output_expires_after: int | None = None,
     member_id: str | None = None,
     open_batch_limit: OpenBatchLimit | None = None,
@@ -244,7 +243,6 @@ def create_batch(
         file,
         origin=origin,
         flow_run_id=flow_run_id,
-        batch_id=batch_id,
         output_expires_after=output_expires_after,
         member_id=member_id,
     )
@@ -260,7 +258,6 @@ def new_batch(
     *,
     origin: BatchDwExtResponse,
     flow_run_id: str | None = None,
-    batch_id: str | None = None,
     output_expires_after: int | None = None,
     member_id: str | None = None,
 ) -> BatchRecord:
@@ -274,7 +271,7 @@ def new_batch(
         )
     now = int(time.time())
     return BatchRecord(
-        id=batch_id or new_batch_id(),
+        id=new_batch_id(),
         status=BatchStatus.VALIDATING,
         endpoint=request.endpoint,
         input_file_id=file.id,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from batchline.engine.deletion import DELETION_DELAY_S
-from batchline.engine.ingest import delete_content, new_batch, store_content
+from batchline.engine.ingest import delete_content, store_content
 from batchline.engine.services import Services
 from batchline.models.batches import BatchDwExtResponse, BatchError, CreateBatchRequest, validate_metadata
 from batchline.models.errors import (
@@ -53,6 +53,9 @@ MAX_NAME_BYTES: Final = 240
 DELETE_AFTER_S: Final = DELETION_DELAY_S
 """Seconds after a file's batch was recorded until the file may be deleted from the watched folder."""
 
+NewBatch = Callable[[CreateBatchRequest, FileRecord, BatchDwExtResponse], BatchRecord]
+"""A function that builds the record of a new batch without storing it; raises `InvalidInput`."""
+
 StartBatch = Callable[[str], object]
 """A function that starts a batch by id; raises `Conflict` if it has started. May be called repeatedly."""
 
@@ -62,6 +65,7 @@ def sync_source(
     uri: str,
     requested_options: SyncOptions | None = None,
     *,
+    new_batch: NewBatch,
     start_batch: StartBatch,
     on_event: Callable[[SyncEvent], object] | None = None,
     dry_run: bool = False,
@@ -75,7 +79,7 @@ def sync_source(
     chosen = requested_options or SyncOptions()
     _check_options(services.settings, chosen)
     folder, pattern = open_watched_folder(uri, services.settings)
-    sync_pass = _SyncPass(services, folder, chosen, start_batch, dry_run=dry_run)
+    sync_pass = _SyncPass(services, folder, chosen, new_batch, start_batch, dry_run=dry_run)
 
     def reported_events() -> Iterator[SyncEvent]:
         for event in sync_pass.run(pattern):
@@ -102,6 +106,7 @@ class _SyncPass:
         services: Services,
         folder: WatchedFolder,
         options: SyncOptions,
+        new_batch: NewBatch,
         start_batch: StartBatch,
         *,
         dry_run: bool,
@@ -110,6 +115,7 @@ class _SyncPass:
         self._records = services.records
         self._folder = folder
         self._options = options
+        self._new_batch = new_batch
         self._start_batch = start_batch
         self._dry_run = dry_run
         self._source_id = str(uuid.uuid5(uuid.NAMESPACE_URL, folder.uri))
@@ -208,22 +214,6 @@ class _SyncPass:
         return validation.errors, "" if validation.plan is None else validation.plan.endpoint
 
     def _record_batch(self, file: WatchedFile, stored: FileRecord, endpoint: str) -> SyncedFile:
-        batch = self._new_batch(file, stored, endpoint)
-        uri = self._folder.uri_of(file.name)
-        synced_file = SyncedFile(
-            id=synced_file_id(uri, file.version),
-            source_id=self._source_id,
-            uri=uri,
-            version=file.version,
-            batch_id=batch.id,
-            sync_id=self.sync_id,
-            taken_at=batch.created_at,
-            writes_back=self._options.write_back,
-            place=short_stem(file.name),
-        )
-        return self._records.record_synced_file(synced_file, stored, batch, parent_uri=self._folder.parent_uri)
-
-    def _new_batch(self, file: WatchedFile, stored: FileRecord, endpoint: str) -> BatchRecord:
         request = CreateBatchRequest(
             input_file_id=stored.id,
             endpoint=endpoint,
@@ -237,7 +227,20 @@ class _SyncPass:
             source_file=file.name,
             sync_id=self.sync_id,
         )
-        return new_batch(self._services.settings, request, stored, origin=origin)
+        batch = self._new_batch(request, stored, origin)
+        uri = self._folder.uri_of(file.name)
+        synced_file = SyncedFile(
+            id=synced_file_id(uri, file.version),
+            source_id=self._source_id,
+            uri=uri,
+            version=file.version,
+            batch_id=batch.id,
+            sync_id=self.sync_id,
+            taken_at=batch.created_at,
+            writes_back=self._options.write_back,
+            place=short_stem(file.name),
+        )
+        return self._records.record_synced_file(synced_file, stored, batch, parent_uri=self._folder.parent_uri)
 
     def _quarantine_file(self, file: WatchedFile, errors: list[BatchError]) -> Iterator[SyncEvent]:
         """Write the errors, then move the file, so that each file in quarantine has its errors."""

@@ -15,7 +15,6 @@ from batchline.models.errors import Conflict, StorageFault
 from batchline.models.sync import SyncOptions
 from batchline.simulate import Simulator
 from batchline.storage.records import transactions
-from batchline.sync import sync_source
 
 pytestmark = pytest.mark.system
 
@@ -97,9 +96,7 @@ def test_sync_picks_up_file_once_when_commit_reply_is_lost(
     content = path.read_bytes()
     loser.loses = lambda number: True
 
-    summary = sync_source(
-        client.services, str(tmp_path / "inbox"), SyncOptions(after=after), start_batch=lambda batch_id: None
-    )
+    summary = client.sync(str(tmp_path / "inbox"), SyncOptions(after=after), start_batch=lambda batch_id: None)
 
     assert (summary.taken, summary.started, summary.failed) == (1, 1, 0)
     assert path.exists() == (after == "keep")
@@ -128,11 +125,11 @@ def test_sync_with_unknown_commit_outcome_keeps_stored_file(
     monkeypatch.setattr(client.services.records, "record_synced_file", lose_this)
     options, inbox = SyncOptions(after="delete"), str(tmp_path / "inbox")
     with pytest.raises(StorageFault):
-        sync_source(client.services, inbox, options, start_batch=lambda batch_id: None)
+        client.sync(inbox, options, start_batch=lambda batch_id: None)
     monkeypatch.setattr(client.services.records, "record_synced_file", take)
     loser.loses = lambda number: False
 
-    summary = sync_source(client.services, inbox, options, start_batch=lambda batch_id: None)
+    summary = client.sync(inbox, options, start_batch=lambda batch_id: None)
 
     assert (summary.unchanged, summary.started) == (1, 1)
     [batch] = client.batches.list()

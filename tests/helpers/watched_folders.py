@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import Any, Protocol
 
+from batchline.client import Batchline
 from batchline.engine.pipeline import run_local
 from batchline.engine.services import Services
 from batchline.models.batches import ListBatchesQuery
 from batchline.models.sync import SyncOptions, SyncSummary
 from batchline.storage.records.store import BatchRecord
-from batchline.sync import sync_source
 from helpers.request_files import chat_line
 from helpers.storage_servers import S3Server
 
@@ -93,13 +93,15 @@ BAD = b'{"custom_id":"a"}\nno json\n'
 
 def synced(engine: Services, folder: Folder, **options: Any) -> SyncSummary:
     """A round that starts nothing."""
-    return sync_source(engine, folder.uri, SyncOptions(**options), start_batch=lambda batch_id: None)
+    return Batchline(services=engine).sync(folder.uri, SyncOptions(**options), start_batch=lambda batch_id: None)
 
 
 def run(engine: Services, folder: Folder, **options: Any) -> SyncSummary:
     """A round that runs each batch to its end and writes back its results."""
     chosen = SyncOptions(**{"write_back": True, **options})
-    return sync_source(engine, folder.uri, chosen, start_batch=lambda batch_id: run_local(engine, batch_id))
+    return Batchline(services=engine).sync(
+        folder.uri, chosen, start_batch=lambda batch_id: run_local(engine, batch_id)
+    )
 
 
 def batches_of(engine: Services) -> list[BatchRecord]:

@@ -25,6 +25,7 @@ from helpers.watched_folders import (
 )
 from sqlalchemy import update
 
+from batchline.client import Batchline
 from batchline.engine.deletion import DELETION_DELAY_S
 from batchline.engine.pipeline import run_local
 from batchline.engine.retry import retry_batch
@@ -33,7 +34,7 @@ from batchline.models.errors import BatchlineError, Conflict, InvalidInput, NotF
 from batchline.models.sync import FILE_EVENT_KINDS, SyncOptions
 from batchline.simulate import Simulator
 from batchline.storage.records.schema import synced_files
-from batchline.sync import sync_pass, sync_source
+from batchline.sync import sync_pass
 
 # Taking
 
@@ -131,7 +132,9 @@ def test_pattern_selects_files(pattern: str, engine: Services, folder: Folder) -
         folder.put(name, requests())
     folder.put("b.jsonl.gz", gzip.compress(requests()))
 
-    summary = sync_source(engine, folder.uri + pattern, start_batch=lambda batch_id: None, dry_run=True)
+    summary = Batchline(services=engine).sync(
+        folder.uri + pattern, start_batch=lambda batch_id: None, dry_run=True
+    )
 
     assert [str(event.file).rpartition("/")[2] for event in summary.events] == PATTERNS[pattern]
 
@@ -179,7 +182,9 @@ def test_dry_run_changes_nothing(engine: Services, folder: Folder) -> None:
     folder.put("a.jsonl", requests())
     folder.put("bad.jsonl", BAD)
 
-    summary = sync_source(engine, folder.uri, SyncOptions(after="move"), start_batch=pytest.fail, dry_run=True)
+    summary = Batchline(services=engine).sync(
+        folder.uri, SyncOptions(after="move"), start_batch=pytest.fail, dry_run=True
+    )
 
     assert (summary.found, summary.taken, summary.dry_run) == (2, 2, True)
     assert batches_of(engine) == []
@@ -425,11 +430,11 @@ def test_unstarted_batch_is_started_by_later_pass(engine: Services, folder: Fold
         raise StorageFault("the server is away")
 
     folder.put("a.jsonl", requests())
-    first = sync_source(engine, folder.uri, start_batch=fails)
+    first = Batchline(services=engine).sync(folder.uri, start_batch=fails)
     started: list[str] = []
 
-    second = sync_source(engine, folder.uri, start_batch=started.append)
-    third = sync_source(engine, folder.uri, start_batch=started.append)
+    second = Batchline(services=engine).sync(folder.uri, start_batch=started.append)
+    third = Batchline(services=engine).sync(folder.uri, start_batch=started.append)
 
     assert (first.taken, first.started, first.failed) == (1, 0, 1)
     assert "the server is away" in str(first.events[-1].reason)
@@ -444,7 +449,7 @@ def test_repeated_start_failure_is_reported_once(engine: Services, folder: Folde
     for name in ("a.jsonl", "b.jsonl"):
         folder.put(name, requests())
 
-    summary = sync_source(engine, folder.uri, start_batch=fails)
+    summary = Batchline(services=engine).sync(folder.uri, start_batch=fails)
 
     assert (summary.taken, summary.failed) == (2, 1)
 
@@ -455,8 +460,8 @@ def test_batch_started_elsewhere_counts_as_started(engine: Services, folder: Fol
 
     folder.put("a.jsonl", requests())
 
-    assert sync_source(engine, folder.uri, start_batch=taken).failed == 0
-    assert sync_source(engine, folder.uri, start_batch=pytest.fail).started == 0
+    assert Batchline(services=engine).sync(folder.uri, start_batch=taken).failed == 0
+    assert Batchline(services=engine).sync(folder.uri, start_batch=pytest.fail).started == 0
 
 
 def test_deleted_batch_is_not_started(engine: Services, folder: Folder) -> None:
@@ -464,10 +469,10 @@ def test_deleted_batch_is_not_started(engine: Services, folder: Folder) -> None:
         raise StorageFault("no")
 
     folder.put("a.jsonl", requests())
-    sync_source(engine, folder.uri, start_batch=fails)
+    Batchline(services=engine).sync(folder.uri, start_batch=fails)
     engine.records.delete_batch(batches_of(engine)[0].id, now=0, lease_s=60)
 
-    assert sync_source(engine, folder.uri, start_batch=pytest.fail).failed == 0
+    assert Batchline(services=engine).sync(folder.uri, start_batch=pytest.fail).failed == 0
 
 
 # Writing back
@@ -622,8 +627,8 @@ OUTSIDE = [
 @pytest.mark.parametrize(("uri", "words"), OUTSIDE)
 def test_forbidden_folder_is_rejected(uri: str, words: str, engine: Services, folder: Folder) -> None:
     with pytest.raises(InvalidInput, match=words) as raised:
-        sync_source(
-            engine, uri.format(inbox=folder.uri, beside=folder.uri.rpartition("/")[0]), start_batch=pytest.fail
+        Batchline(services=engine).sync(
+            uri.format(inbox=folder.uri, beside=folder.uri.rpartition("/")[0]), start_batch=pytest.fail
         )
     assert raised.value.param == "uri"
 
@@ -632,7 +637,7 @@ def test_missing_local_folder_raises_not_found(engine_for: Callable[..., Service
     engine = engine_for("http://localhost:9", **local_folder.settings)
 
     with pytest.raises(NotFound, match="nowhere"):
-        sync_source(engine, f"{local_folder.path.parent}/nowhere", start_batch=pytest.fail)
+        Batchline(services=engine).sync(f"{local_folder.path.parent}/nowhere", start_batch=pytest.fail)
 
 
 @pytest.mark.system

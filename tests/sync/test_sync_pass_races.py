@@ -11,6 +11,7 @@ from helpers.concurrency import forking, in_processes, in_threads
 from helpers.kill_points import Life, MortalRecords, MortalStore, later
 from helpers.watched_folders import BAD, Folder, LocalFolder, batches_of, inputs_of, kinds, requests, run, synced
 
+from batchline.client import Batchline
 from batchline.engine.deletion import delete_objects
 from batchline.engine.services import Services, open_services
 from batchline.models.errors import StorageFault
@@ -20,7 +21,6 @@ from batchline.storage.objects.store import ObjectWriter
 from batchline.storage.records.schema import synced_files
 from batchline.storage.records.store import SyncedVersion
 from batchline.sync import local_folder as local_folder_module
-from batchline.sync import sync_source
 from batchline.sync.folder import WatchedFile
 from batchline.sync.local_folder import LocalWatchedFolder
 
@@ -49,7 +49,7 @@ def one_round(number: int, settings: Settings, uri: str, after: str) -> SyncSumm
     """A round in a process of its own; top-level, so that such a process finds it."""
     del number
     options = SyncOptions(after=after)
-    return sync_source(open_services(settings), uri, options, start_batch=lambda batch_id: None)
+    return Batchline(services=open_services(settings)).sync(uri, options, start_batch=lambda batch_id: None)
 
 
 IN_THREADS = [pytest.param(after, False, id=f"threads-{after}") for after in ("keep", "move", "delete")]
@@ -87,7 +87,7 @@ def test_concurrent_files_with_same_target_name_both_become_batches(shared: Serv
         folder.put(f"{number}.JSONL", requests(1, f"Other {number}"))
 
     def take(pattern: str) -> SyncSummary:
-        return sync_source(shared, f"{folder.uri}/{pattern}", start_batch=lambda batch_id: None)
+        return Batchline(services=shared).sync(f"{folder.uri}/{pattern}", start_batch=lambda batch_id: None)
 
     rounds = in_threads(2, lambda number: take(("*.jsonl", "*.JSONL")[number]))
 
