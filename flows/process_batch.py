@@ -1,6 +1,7 @@
 """The flow that runs one batch: validate, call each chunk, aggregate, write."""
 
 import time
+from functools import partial
 from uuid import UUID
 
 from prefect import flow, get_run_logger
@@ -11,7 +12,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from batchline.client import Batchline
 from batchline.engine.lease import BatchLease, acquire_lease, wait_for_lease
-from batchline.engine.lifecycle import check_all_finished, finalize, finish, pending_chunks, read_finished_parts
+from batchline.engine.pipeline import run
 from batchline.engine.services import Services, current_services, open_services, using_services
 from batchline.engine.window_notice import closed_window_notice
 from batchline.models.batches import BatchResponse, CreateBatchRequest
@@ -30,7 +31,7 @@ from batchline.orchestration.log_filter import install_log_filter
 from batchline.orchestration.monitor import monitor_run
 from batchline.orchestration.quota_store import share_quotas
 from batchline.orchestration.subflows import idempotency_of_call
-from batchline.steps.reports import report_of
+from batchline.report.report_data import report_of
 from batchline.storage.records.store import BatchRecord
 from batchline.tasks.aggregate import aggregate
 from batchline.tasks.call import call_all_chunks
@@ -95,14 +96,14 @@ def process_batch(
     with acquire_lease(services, batch.id) as lease, monitor_run(lease):
         # Only with the lease: a run that was refused must not hide the run that holds the batch.
         _record_flow_run(lease)
-        plan = _validated_plan(lease)
-        if plan is not None:
-            _log_start(lease, plan)
-            check_all_finished(lease, plan, call_all_chunks(lease, pending_chunks(lease, plan), blocks))
-            finalize(lease)
-            parts = read_finished_parts(lease, plan)
-            analytics, report = aggregate(lease, parts)
-            finish(lease, write(lease, parts, report), analytics, report)
+        run(
+            lease,
+            validate=_validated_plan,
+            send_all=lambda specs: call_all_chunks(lease, specs, blocks),
+            aggregate=aggregate,
+            write=write,
+            on_start=partial(_log_start, lease),
+        )
     return _finish_run(services, lease.batch)
 
 

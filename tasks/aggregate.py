@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from batchline.engine import lifecycle
 from batchline.engine.lease import BatchLease
 from batchline.models.analytics import BatchAnalytics, BatchReport
+from batchline.steps.aggregate import aggregate as aggregate_step
 from batchline.steps.parts import Part
 from batchline.tasks.retries import step
 
@@ -12,4 +12,4 @@ from batchline.tasks.retries import step
 @step(name="aggregate", task_run_name="aggregate")
 def aggregate(hold: BatchLease, parts: Sequence[Part]) -> tuple[BatchAnalytics, BatchReport]:
     """Return the batch's usage, speed and failures."""
-    return lifecycle.measure(hold, parts)
+    return aggregate_step(hold, parts)

@@ -99,7 +99,7 @@ def imported(tree: ast.Module) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             module = "." * node.level + (node.module or "")
-            # `from batchline.steps import lifecycle` may name a module or a thing in one: take the longer form.
+            # `from batchline.steps import validate` may name a module or a thing in one: take the longer form.
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 

@@ -29,7 +29,7 @@ from batchline.models.errors import (
 )
 from batchline.models.settings import Settings, load_settings
 from batchline.models.status import TERMINAL_STATUSES
-from batchline.steps.reports import report_of
+from batchline.report.report_data import report_of
 from batchline.storage.records.store import BatchRecord, open_records
 
 

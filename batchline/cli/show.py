@@ -9,7 +9,7 @@ from batchline.cli.console import print_json
 from batchline.cli.prefect_run import flow_run_url
 from batchline.cli.summary import print_summary
 from batchline.engine.services import open_services
-from batchline.steps.reports import report_of
+from batchline.report.report_data import report_of
 from batchline.storage.records.store import BatchRecord
 
 

@@ -33,9 +33,9 @@ from batchline.models.batches import (
 from batchline.models.errors import Conflict, LeaseLost, NotFound
 from batchline.models.ids import batch_id_of_request, request_id_prefix
 from batchline.models.status import TERMINAL_STATUSES, BatchStatus
+from batchline.report.report_data import read_report
 from batchline.report.samples import Sample, read_samples
 from batchline.steps.check_input import detect_endpoint
-from batchline.steps.reports import read_report
 from batchline.steps.write import read_manifest
 from batchline.storage.objects import layout
 from batchline.storage.records.lease_owners import new_lease_owner

@@ -44,6 +44,7 @@ class BatchLease(SenderBase):
     def __init__(self, services: Services, batch: BatchRecord, claim: Lease, *, claimed_at: float) -> None:
         super().__init__(services, batch, sender_id=RUNNER_SENDER, requests=0)
         self.claim = claim
+        self.validation_slots = services.validation_slots
         self._remote_senders: RemoteSenders | None = None
         self._report_number = 0
         self._previous_counts = [0, 0]
@@ -168,10 +169,10 @@ class BatchLease(SenderBase):
         self._last_heartbeat_at = at
         # Less the time since `at`, in which the process may have been suspended. The other half of the lease is
         # the time to stop in.
-        self.session.renew(at + self.services.settings.lease_s / 2 - time.monotonic())
+        self.session.renew(at + self.settings.lease_s / 2 - time.monotonic())
 
     def _is_stale(self) -> bool:
-        return time.monotonic() - self._last_heartbeat_at > self.services.settings.lease_s / 2
+        return time.monotonic() - self._last_heartbeat_at > self.settings.lease_s / 2
 
 
 CANCEL_STOP = StopReason(

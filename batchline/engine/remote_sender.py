@@ -95,10 +95,7 @@ class RemoteSender(SenderBase):
     def _report_loop(self) -> None:
         while not self._closed.wait(self._heartbeat_interval_s):
             self.send_report()
-            if (
-                self._lease_error is None
-                and time.monotonic() - self._runner_alive_at > self.services.settings.lease_s
-            ):
+            if self._lease_error is None and time.monotonic() - self._runner_alive_at > self.settings.lease_s:
                 self._mark_lost(
                     LeaseLost(f"batch {self.batch.id}: its runner shows no life; another will go on with it")
                 )
@@ -131,7 +128,7 @@ class RemoteSender(SenderBase):
         """Let the session send for half a lease from the runner's last heartbeat."""
         # `age_s` was true when the database answered; counting from before the query errs on the safe side.
         self._runner_alive_at = max(self._runner_alive_at, started_at - max(0.0, lease.age_s))
-        self.session.renew(self._runner_alive_at + self.services.settings.lease_s / 2 - time.monotonic())
+        self.session.renew(self._runner_alive_at + self.settings.lease_s / 2 - time.monotonic())
 
     def _apply_stop(self, status: BatchStatus, reports: dict[str, SenderReport]) -> None:
         runner_report = reports.pop(RUNNER_SENDER, SenderReport())

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from batchline.engine.deletion import delete_objects
-from batchline.engine.lifecycle import new_error_file, new_output_file
 from batchline.engine.services import Services
 from batchline.models.error_codes import UNANSWERED_CODES
 from batchline.models.errors import Conflict, InvalidInput, NotFound, StorageFault
@@ -21,6 +20,7 @@ from batchline.models.plan import plan_retry
 from batchline.models.status import TERMINAL_STATUSES
 from batchline.steps.merge import read_row_groups
 from batchline.steps.plans import read_first_plan
+from batchline.steps.transitions import new_error_file, new_output_file
 from batchline.steps.write import read_manifest
 from batchline.storage.objects import layout
 from batchline.storage.records.store import BatchRecord, FileChanges, OpenBatchLimit, PendingDeletion

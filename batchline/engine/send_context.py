@@ -31,8 +31,8 @@ class SenderBase:
     """Error message for a model that no upstream serves."""
 
     def __init__(self, services: Services, batch: BatchRecord, *, sender_id: str, requests: int) -> None:
-        settings = services.settings
         self.services = services
+        self.settings = settings = services.settings
         self.batch = batch
         self.sender_id = sender_id
         self.store = services.store
@@ -58,7 +58,7 @@ class SenderBase:
         """Return the name of the upstream that serves the model; raises `InvalidInput` if none does."""
         upstream_name = self._upstream_names.get(model)
         if upstream_name is None:
-            upstream = self.services.settings.upstream_for(model)
+            upstream = self.settings.upstream_for(model)
             if upstream is None:
                 raise InvalidInput(self.no_upstream_message.format(model=model))
             upstream_name = self._upstream_names[model] = upstream.name
@@ -66,7 +66,7 @@ class SenderBase:
 
     def raise_if_lost(self) -> None:
         """Raise `LeaseLost` if another runner has the batch, or may have it."""
-        heartbeat_started_at, half_s = self._heartbeat_started_at, self.services.settings.lease_s / 2
+        heartbeat_started_at, half_s = self._heartbeat_started_at, self.settings.lease_s / 2
         # A heartbeat that hangs in the database cannot report its own failure.
         if (
             self._lease_error is None

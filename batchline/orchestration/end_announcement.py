@@ -25,7 +25,7 @@ from batchline.orchestration.automations import prefect_client
 from batchline.orchestration.events import batch_event
 from batchline.orchestration.final_state import flow_run_state, outcome_message
 from batchline.orchestration.run_states import read_flow_run
-from batchline.steps.reports import report_of
+from batchline.report.report_data import report_of
 from batchline.storage.records.store import BatchRecord
 
 log = logging.getLogger(__name__)

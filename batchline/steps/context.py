@@ -1,10 +1,12 @@
-"""The interface between sending a chunk and the process's part in the batch."""
+"""The interfaces between the steps and the lease of the batch, or a remote sender's part in it."""
 
-from threading import BoundedSemaphore
+from threading import BoundedSemaphore, Semaphore
 from typing import Protocol
 
 from batchline.analytics.request_metrics import RequestMetrics
+from batchline.models.settings import Settings
 from batchline.storage.objects.store import ObjectStore
+from batchline.storage.records.store import BatchRecord, Lease, Records
 from batchline.upstream.batch_session import BatchSession
 
 
@@ -38,3 +40,27 @@ class SendContext(Protocol):
 
     def add_settled(self, chunk: int, completed: int, failed: int) -> None:
         """Count settled requests of the chunk, including those recovered from an earlier try."""
+
+
+class BatchContext(Protocol):
+    """The part of the batch's lease that the steps of a whole batch use."""
+
+    batch: BatchRecord
+    """The batch's record as this runner last wrote it."""
+
+    claim: Lease
+    records: Records
+    settings: Settings
+    store: ObjectStore
+    session: BatchSession
+    validation_slots: Semaphore
+    """Acquired while the input is validated; limits how many validations run at once."""
+
+    def raise_if_lost(self) -> None:
+        """Raise `LeaseLost` if another runner has the batch, or may have it."""
+
+    def counts(self) -> tuple[int, int]:
+        """Return the requests completed and failed so far, earlier sessions included."""
+
+    def add_previous_counts(self, completed: int, failed: int) -> None:
+        """Count requests that were settled before this session."""

@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from batchline.analytics.request_metrics import DICTIONARY_COLUMNS, count_unanswered, metrics_schema
+from batchline.models.analytics import BatchReport
 from batchline.models.errors import NotFound
 from batchline.models.manifest import Manifest, RowGroup
+from batchline.models.status import BatchStatus
+from batchline.report.report_data import store_report
 from batchline.report.samples import FirstFailures
+from batchline.steps.context import BatchContext
 from batchline.steps.merge import FilePair, MergedRows, merge_rows
 from batchline.steps.parts import Part
 from batchline.storage.objects import layout
@@ -34,17 +38,15 @@ MAX_OPEN_READERS: Final = 4
 """The output and error files of the two sources that the rows of a retried batch alternate between."""
 
 
-def write_files(
-    store: ObjectStore,
-    batch_id: str,
-    generation: int,
-    parts: Sequence[Part],
-    *,
-    prefix: str,
-    base: str | None = None,
-    cancelled: bool = False,
-) -> Manifest:
-    """Write the batch's files from its parts, over the files below `base` if given, and return the manifest."""
+def write(context: BatchContext, parts: Sequence[Part], report: BatchReport) -> Manifest:
+    """Write the batch's files; those of a retry replace the earlier ones when the batch is finished."""
+    store, batch, base = context.store, context.batch, context.batch.final_prefix
+    context.raise_if_lost()
+    if batch.generation == 0:
+        prefix = layout.batch_prefix(batch.id)
+    else:
+        # The epoch keeps a runner that lost its lease from overwriting the files of its successor.
+        prefix = layout.final_prefix(batch.id, batch.generation, f"e{context.claim.epoch}")
     keys = layout.final_keys(prefix)
     if base is None:
         # Parts are in chunk order, so that their lines are concatenated without reading them.
@@ -54,8 +56,8 @@ def write_files(
         for block in merge_rows(store, parts, base):
             files.add(block)
     manifest = Manifest(
-        batch_id=batch_id,
-        generation=generation,
+        batch_id=batch.id,
+        generation=batch.generation,
         prefix=prefix,
         base=base,
         completed=files.completed,
@@ -66,11 +68,22 @@ def write_files(
         errors_bytes=files.errors_bytes,
         row_groups=files.row_groups,
         first_failures=files.first_failures.as_list(),
-        cancelled=cancelled,
+        cancelled=batch.status is BatchStatus.CANCELLING,
     )
     # Last, so that its presence implies that the files are complete.
     store.put(keys.manifest, msgspec.json.encode(manifest))
+    publish_files(context, manifest, report)
     return manifest
+
+
+def publish_files(context: BatchContext, manifest: Manifest, report: BatchReport) -> None:
+    """Copy the files to the batch's public keys, and store the report's data with them."""
+    batch_id = context.batch.id
+    if manifest.prefix != layout.batch_prefix(batch_id):
+        context.raise_if_lost()
+        for key, target in zip(layout.final_keys(manifest.prefix), layout.published_keys(batch_id), strict=True):
+            context.store.copy(key, target)
+    store_report(context.store, batch_id, report)
 
 
 _decode_manifest = msgspec.json.Decoder(Manifest).decode
@@ -108,12 +121,6 @@ def _is_complete(store: ObjectStore, manifest: Manifest, prefix: str) -> bool:
         )
     except NotFound:
         return False
-
-
-def publish_copies(store: ObjectStore, batch_id: str, prefix: str) -> None:
-    """Copy the final files below the prefix to the batch's public keys."""
-    for key, target in zip(layout.final_keys(prefix), layout.published_keys(batch_id), strict=True):
-        store.copy(key, target)
 
 
 class _FileWriter:

@@ -8,7 +8,7 @@ from helpers.request_files import chat_line, lines_of
 
 from batchline import Batchline
 from batchline.models import batches
-from batchline.steps.reports import read_report
+from batchline.report.report_data import read_report
 from batchline.storage.records.store import BatchRecord
 
 HANGING = 5

@@ -9,23 +9,27 @@ from pathlib import Path
 import pytest
 
 from batchline.engine.ingest import create_batch, store_input_file
-from batchline.engine.lease import BatchLease, active_lease
-from batchline.engine.lifecycle import measure
-from batchline.engine.pipeline import run_local
+from batchline.engine.lease import BatchLease, acquire_lease, active_lease
+from batchline.engine.pipeline import run, run_local
 from batchline.engine.services import Services
 from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
 from batchline.models.errors import Interrupted
 from batchline.models.status import BatchStatus
+from batchline.steps.aggregate import aggregate
 from batchline.steps.parts import Part
+from batchline.steps.send_chunk import send_chunk
 from batchline.storage.objects import layout
 from batchline.storage.records.store import BatchRecord
 
 
-def run_file(engine: Services, path: Path) -> BatchRecord:
+def create_file_batch(engine: Services, path: Path) -> BatchRecord:
     stored = store_input_file(engine, path)
     request = CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
-    batch = create_batch(engine, request, origin=BatchDwExtResponse(source="api"))
-    return run_local(engine, batch.id)
+    return create_batch(engine, request, origin=BatchDwExtResponse(source="api"))
+
+
+def run_file(engine: Services, path: Path) -> BatchRecord:
+    return run_local(engine, create_file_batch(engine, path).id)
 
 
 def lines_of(engine: Services, key: str) -> list[dict]:
@@ -57,16 +61,22 @@ def test_analytics_match_the_token_counts_of_the_upstream(simulator, engine_for,
     assert batch.analytics.total_completion_tokens == counted["completion_tokens"]
 
 
-def test_finalizing_batch_shows_the_counts_of_all_requests(simulator, engine_for, chat_file, monkeypatch) -> None:
+def test_finalizing_batch_shows_the_counts_of_all_requests(simulator, engine_for, chat_file) -> None:
     engine = engine_for(simulator().base_url)
     seen: list[BatchRecord] = []
 
-    def measured(hold: BatchLease, parts: Sequence[Part]):
-        seen.append(engine.records.get_batch(hold.batch.id))
-        return measure(hold, parts)
+    def aggregate_seen(lease: BatchLease, parts: Sequence[Part]):
+        seen.append(engine.records.get_batch(lease.batch.id))
+        return aggregate(lease, parts)
 
-    monkeypatch.setattr("batchline.engine.pipeline.measure", measured)
-    run_file(engine, chat_file(30, prompt=lambda n: "simulate:status=400" if n < 3 else "Question"))
+    path = chat_file(30, prompt=lambda n: "simulate:status=400" if n < 3 else "Question")
+    batch = create_file_batch(engine, path)
+    with acquire_lease(engine, batch.id) as lease:
+        run(
+            lease,
+            send_all=lambda specs: [send_chunk(spec, lease) for spec in specs],
+            aggregate=aggregate_seen,
+        )
 
     assert [(each.status, each.completed, each.failed) for each in seen] == [(BatchStatus.FINALIZING, 27, 3)]
 
@@ -138,9 +148,7 @@ def test_run_interrupted_during_validation_stops_and_can_be_resumed(
     engine = engine_for(stand_in.base_url)
     path = tmp_path / "long.jsonl"
     path.write_bytes(b"not a request\n" * 200_000)
-    stored = store_input_file(engine, path)
-    request = CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
-    batch = create_batch(engine, request, origin=BatchDwExtResponse(source="api"))
+    batch = create_file_batch(engine, path)
 
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(run_local, engine, batch.id)

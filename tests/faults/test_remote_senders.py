@@ -14,13 +14,13 @@ from helpers.runner_process import Runner
 
 from batchline.engine.lease import BatchLease, acquire_lease
 from batchline.engine.lease import active_lease as held_here
-from batchline.engine.lifecycle import pending_chunks, validate_batch
-from batchline.engine.pipeline import run_pipeline
+from batchline.engine.pipeline import pending_chunks, run
 from batchline.engine.remote_sender import join_batch
 from batchline.engine.services import Services
 from batchline.models.errors import Interrupted, InvalidInput, LeaseLost
 from batchline.models.status import BatchStatus
 from batchline.steps.send_chunk import ChunkResult, ChunkSpec, send_chunk
+from batchline.steps.validate import validate
 from batchline.storage.objects import layout
 from batchline.storage.records.store import BatchRecord
 
@@ -64,7 +64,7 @@ def run_by(batch_of: Callable[..., BatchRecord]) -> Iterator[Callable[..., tuple
 
             def work() -> BatchRecord:
                 with acquire_lease(engine, batch.id) as hold:
-                    return run_pipeline(hold, send_all=lambda todo: sent_by(hold, senders, todo))
+                    return run(hold, send_all=lambda todo: sent_by(hold, senders, todo))
 
             return batch, pool.submit(work)
 
@@ -75,7 +75,7 @@ def run_by(batch_of: Callable[..., BatchRecord]) -> Iterator[Callable[..., tuple
 def held(engine: Services, batch: BatchRecord) -> Iterator[tuple[BatchLease, list[ChunkSpec]]]:
     """Hold the batch, validated, with the chunks that are to be sent."""
     with acquire_lease(engine, batch.id) as hold:
-        plan = validate_batch(hold)
+        plan = validate(hold)
         assert plan is not None
         hold.allow_remote_senders()
         yield hold, pending_chunks(hold, plan)
@@ -161,7 +161,7 @@ def test_interrupted_runner_stops_senders_and_batch_can_be_resumed(simulator, en
         end.result()
     assert received(stand_in) < 300
     with acquire_lease(runner, batch.id) as hold:
-        ended = run_pipeline(hold, send_all=lambda todo: sent_by(hold, [sender], todo))
+        ended = run(hold, send_all=lambda todo: sent_by(hold, [sender], todo))
     check_account(runner, ended, 400)
     assert received(stand_in) == 400
 
@@ -221,7 +221,7 @@ def test_chunk_sent_twice_yields_one_part(simulator, engine_for, batch_of):
         keys = {info.key for info in runner.store.list_objects(layout.parts_prefix(batch.id, 0))}
     assert sorted(key.rpartition(".")[2] for key in keys) == ["jsonl", "parquet"]
     with acquire_lease(runner, batch.id) as hold:
-        ended = run_pipeline(hold, send_all=lambda todo: sent_by(hold, [first], todo))
+        ended = run(hold, send_all=lambda todo: sent_by(hold, [first], todo))
     check_account(runner, ended, 100)
 
 
@@ -275,7 +275,7 @@ def test_chunk_of_killed_sender_is_continued_elsewhere(simulator, engine_for, ba
             process.kill()
             return sent_by(hold, [sender], todo)
 
-        ended = run_pipeline(hold, send_all=send_all)
+        ended = run(hold, send_all=send_all)
 
     check_account(runner, ended, 200)
     assert received(stand_in) <= 200 + 8 + 8 * (0.2 / 0.1 + 1)

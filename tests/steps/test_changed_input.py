@@ -11,13 +11,13 @@ from helpers.recording_upstream import Recorder, recording
 
 from batchline.engine.ingest import create_batch, store_input_file
 from batchline.engine.lease import acquire_lease
-from batchline.engine.lifecycle import validate_batch
 from batchline.engine.pipeline import run_local
 from batchline.engine.services import Services
 from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
 from batchline.models.errors import InputChanged, NotFound
 from batchline.models.status import TERMINAL_STATUSES, BatchStatus
 from batchline.steps.plans import read_first_plan
+from batchline.steps.validate import validate
 from batchline.storage.objects import layout
 from batchline.storage.records.store import BatchRecord
 
@@ -40,7 +40,7 @@ def validated(engine: Services, path: Path) -> tuple[BatchRecord, Path]:
     """A batch that has been validated and whose runner is gone."""
     batch, stored = created(engine, path)
     with acquire_lease(engine, batch.id) as hold:
-        assert validate_batch(hold) is not None
+        assert validate(hold) is not None
     return batch, stored
 
 

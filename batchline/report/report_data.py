@@ -1,4 +1,4 @@
-"""Reads the stored report of a batch that has ended."""
+"""Stores and reads the report of a batch as data."""
 
 import logging
 
@@ -10,6 +10,11 @@ from batchline.storage.objects import layout
 from batchline.storage.objects.store import ObjectStore
 
 log = logging.getLogger(__name__)
+
+
+def store_report(store: ObjectStore, batch_id: str, report: BatchReport) -> None:
+    """Store the batch's report, replacing an earlier one."""
+    store.put(layout.report_data_key(batch_id), report.model_dump_json().encode())
 
 
 def read_report(store: ObjectStore, batch_id: str) -> BatchReport:
