@@ -24,8 +24,8 @@ from batchline.steps.send_chunk import ChunkSpec
 from batchline.storage.records.lease_owners import new_lease_owner
 from batchline.storage.records.senders import RUNNER_SENDER
 from batchline.storage.records.store import BatchRecord, Lease
-from batchline.upstream.batch_session import StopReason
 from batchline.upstream.session_progress import SessionProgress
+from batchline.upstream.stop_reason import StopReason
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ from typing import ClassVar
 from batchline.engine.services import Services
 from batchline.models.errors import InvalidInput, LeaseLost
 from batchline.storage.records.store import BatchRecord
-from batchline.upstream.batch_session import BatchSession, StopReason
+from batchline.upstream.batch_session import BatchSession
+from batchline.upstream.stop_reason import StopReason
 
 log = logging.getLogger(__name__)
 

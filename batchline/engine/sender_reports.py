@@ -7,8 +7,8 @@ from typing import Final
 import msgspec
 
 from batchline.models.error_codes import ErrorCode
-from batchline.upstream.batch_session import StopReason
 from batchline.upstream.session_progress import SessionProgress
+from batchline.upstream.stop_reason import StopReason
 
 SILENT_AFTER_S: Final = 10.0
 """Seconds without a new report after which a process is assumed to have nothing in flight."""

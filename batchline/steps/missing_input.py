@@ -16,8 +16,9 @@ from batchline.models.errors import InputChanged
 from batchline.models.plan import Chunk
 from batchline.steps.result_rows import build_metrics, build_result_line
 from batchline.steps.spool import Spool
-from batchline.upstream.batch_session import BatchSession, StopReason
+from batchline.upstream.batch_session import BatchSession
 from batchline.upstream.call_results import Call, CallResult
+from batchline.upstream.stop_reason import StopReason
 
 DEADLINE_NOTICE_TIMEOUT_S: Final = 5.0
 """Seconds within which a session notices that its window has closed."""

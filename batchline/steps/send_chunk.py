@@ -21,8 +21,8 @@ from batchline.steps.result_rows import build_metrics, build_result_line
 from batchline.steps.segment_writer import SegmentWriter
 from batchline.steps.spool import Spool
 from batchline.storage.objects import layout
-from batchline.upstream.batch_session import ChunkQueue
 from batchline.upstream.call_results import Call, CallResult
+from batchline.upstream.chunk_queue import ChunkQueue
 
 log = logging.getLogger(__name__)
 

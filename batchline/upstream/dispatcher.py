@@ -87,7 +87,7 @@ class Dispatcher:
     @property
     def in_flight(self) -> int:
         """The number of requests in flight."""
-        return sum(len(pool.in_flight_calls) for pool in self._pools.values())
+        return sum(len(pool.scheduler.in_flight_calls) for pool in self._pools.values())
 
     @property
     def is_open(self) -> bool:
@@ -127,12 +127,12 @@ class Dispatcher:
 
     def _add_session(self, session: BatchSession) -> None:
         for pool in self._pools.values():
-            pool.add_session(session)
+            pool.scheduler.add_session(session)
         session.schedule_deadline_check()
 
     def _remove_session(self, session: BatchSession) -> None:
         for pool in self._pools.values():
-            pool.remove_session(session)
+            pool.scheduler.remove_session(session)
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:

@@ -6,8 +6,9 @@ from typing import Any
 import msgspec
 
 from batchline.models.error_codes import ErrorCode
-from batchline.upstream.batch_session import BatchSession, ChunkQueue
+from batchline.upstream.batch_session import BatchSession
 from batchline.upstream.call_results import Call, CallResult, ParsedReply
+from batchline.upstream.chunk_queue import ChunkQueue
 from batchline.upstream.rate_limits import Reservation
 from batchline.upstream.transports.base import HttpReply, TransportFailure
 

@@ -2,7 +2,6 @@
 
 from heapq import heapify, heappop, heappush
 
-from batchline.upstream.batch_session import BatchSession, ChunkQueue
 from batchline.upstream.pending_call import PendingCall
 
 
@@ -31,7 +30,7 @@ class RetryQueue:
         """Remove and return the call that is due first."""
         return heappop(self._entries)[2]
 
-    def remove(self, owner: BatchSession | ChunkQueue) -> list[PendingCall]:
+    def remove(self, owner: object) -> list[PendingCall]:
         """Remove and return all calls of a session or a chunk queue."""
         removed = [pending for _, _, pending in self._entries if belongs_to(pending, owner)]
         if removed:
@@ -40,6 +39,6 @@ class RetryQueue:
         return removed
 
 
-def belongs_to(pending: PendingCall, owner: BatchSession | ChunkQueue) -> bool:
+def belongs_to(pending: PendingCall, owner: object) -> bool:
     """Return True if the call belongs to that session or chunk queue."""
     return pending.session is owner or pending.queue is owner

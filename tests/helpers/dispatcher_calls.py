@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from batchline.steps.requests import build_calls
-from batchline.upstream.batch_session import BatchSession, ChunkQueue
+from batchline.upstream.batch_session import BatchSession
 from batchline.upstream.call_results import Call, CallResult
+from batchline.upstream.chunk_queue import ChunkQueue
 from batchline.upstream.dispatcher import Dispatcher
 from batchline.upstream.session_progress import SessionProgress
 

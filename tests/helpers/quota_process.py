@@ -23,7 +23,7 @@ def main(options: dict) -> None:
     upstream = Upstream.model_validate(options)
     with Dispatcher([upstream]) as caller:
         lane = caller._pools[upstream.name]
-        lane.rate_limits = RateLimits(upstream, lane._loop.time(), period_s=period_s)
+        lane.scheduler.rate_limits = RateLimits(upstream, lane._loop.time(), period_s=period_s)
         caller.share_quota(PrefectQuotaStore, timing=QuotaTiming(poll_s=0.5, max_poll_s=1.0, lease_s=60.0))
         succeeded = 0
         with open_run(caller) as run, run.open_queue(0) as feed:

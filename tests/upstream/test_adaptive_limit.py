@@ -6,7 +6,7 @@ from helpers.dispatcher_calls import call_all, made_calls, open_run, some_bodies
 from helpers.polling import until
 from helpers.scripted_server import reply
 
-from batchline.upstream.limits import AdaptiveLimit
+from batchline.upstream.adaptive_limit import AdaptiveLimit
 
 
 def test_limit_is_the_smaller_of_cap_and_adapted_value():
@@ -44,7 +44,7 @@ def test_requests_in_flight_stay_within_the_cap(caller_of, gated, gate):
     caller._loop.call_soon_threadsafe(allot, 0)
     with open_run(caller) as run, run.open_queue(0) as feed:
         feed.put(made_calls(some_bodies(20)))
-        until(lane.has_pending)
+        until(lane.scheduler.has_pending)
         assert gated.received == []
         for most in (3, 1, 5):
             caller._loop.call_soon_threadsafe(allot, most)

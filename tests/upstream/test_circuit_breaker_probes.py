@@ -12,10 +12,11 @@ from helpers.scripted_server import refusal, reply, silence
 
 from batchline.models.error_codes import ErrorCode
 from batchline.models.upstreams import Upstream
-from batchline.upstream import limits
-from batchline.upstream.batch_session import BatchSession, StopReason
+from batchline.upstream import scheduler
+from batchline.upstream.batch_session import BatchSession
+from batchline.upstream.circuit_breaker import FAILURES_TO_TRIP, FIRST_PROBE_INTERVAL_S
 from batchline.upstream.dispatcher import Dispatcher
-from batchline.upstream.limits import FAILURES_TO_TRIP, FIRST_PROBE_INTERVAL_S
+from batchline.upstream.stop_reason import StopReason
 from batchline.upstream.transports.base import DeadlinePassed, HttpReply
 
 BUSY = FAILURES_TO_TRIP + 5
@@ -72,7 +73,7 @@ def test_probe_of_batch_without_valid_lease_does_not_block_another(serve: Callab
 def test_hanging_probe_does_not_block_recovered_upstream(
     serve: Callable, caller_of: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "PROBE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(scheduler, "PROBE_TIMEOUT_S", 0.3)
     acts = {"down": refusal(503), "hangs": silence(), "well": reply()}
     state = ["down"]
     server = serve(lambda _: acts[state[-1]])

@@ -35,7 +35,7 @@ def sharing_of(caller_of, ledger):
     ) -> Dispatcher:
         caller = caller_of(base_url, **options)
         lane = caller._pools["default"]
-        lane.rate_limits = RateLimits(lane.upstream, lane._loop.time(), period_s=period_s)
+        lane.scheduler.rate_limits = RateLimits(lane.upstream, lane._loop.time(), period_s=period_s)
         caller.share_quota(lambda: ledger, timing=timing)
         return caller
 
@@ -296,7 +296,7 @@ def test_rate_limit_set_to_0_stops_requests_until_raised(sharing_of, serve, ledg
         feed.put(made_calls(some_bodies(5_000)))
         until(lambda: len(server.received) > 20)
         ledger.set("requests-per-minute", limit=0)
-        until(lambda: caller._pools["default"].rate_limits.requests._limit == 0)
+        until(lambda: caller._pools["default"].scheduler.rate_limits.requests._limit == 0)
         sent = len(server.received)
         time.sleep(PERIOD_S)
         assert len(server.received) <= sent + 1

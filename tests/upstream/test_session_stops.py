@@ -11,8 +11,8 @@ from helpers.polling import until
 from helpers.scripted_server import ScriptedServer, refusal, reply
 
 from batchline.models.error_codes import ErrorCode
-from batchline.upstream.batch_session import StopReason
 from batchline.upstream.call_results import CallResult
+from batchline.upstream.stop_reason import StopReason
 
 STOPS = [ErrorCode.BATCH_CANCELLED, ErrorCode.BATCH_EXPIRED, ErrorCode.BATCH_FAILED]
 

@@ -77,12 +77,12 @@ class InFlightQuota:
 
     def used(self) -> int:
         """Return the number of requests in flight."""
-        return len(self._pool.in_flight_calls)
+        return len(self._pool.scheduler.in_flight_calls)
 
     def demand(self, *, has_work: bool) -> Demand:
         """Return the demand: the adaptive limit while calls are pending, then the requests in flight."""
         limit, used = self._pool.limit, self.used()
-        has_pending = self._pool.has_pending()
+        has_pending = self._pool.scheduler.has_pending()
         is_throttled = has_pending and used >= limit.value
         desired = self._estimator.estimate(limit.demand, used, is_throttled=is_throttled, has_work=has_work)
         return Demand(used, desired if has_pending else used)
@@ -135,7 +135,7 @@ def _loop_time() -> float:
 
 def quota_targets(pool: UpstreamPool) -> Iterator[QuotaTarget]:
     """Yield the configured caps of the pool."""
-    upstream, rate_limits = pool.upstream, pool.rate_limits
+    upstream, rate_limits = pool.upstream, pool.scheduler.rate_limits
     if rate_limits.requests is not None and upstream.requests_per_minute is not None:
         yield PerMinuteQuota(
             "requests-per-minute", "requests a minute", upstream.requests_per_minute, rate_limits.requests, pool

@@ -120,7 +120,7 @@ class UpstreamQuota:
         return self._presence_lease.is_empty and all(share.leases.is_empty for share in self._shares)
 
     def _measure_demand(self) -> None:
-        if self._pool.in_flight_calls or self._pool.has_pending():
+        if self._pool.scheduler.in_flight_calls or self._pool.scheduler.has_pending():
             self._last_work_at = time.monotonic()
         has_work = self._has_work
         self._demands = [share.quota_target.demand(has_work=has_work) for share in self._shares]
@@ -206,7 +206,7 @@ class UpstreamQuota:
         self._pool.on_demand = self._wake if self._holds_nothing else None
         now = time.monotonic()
         reason = next((reason for share in self._shares if (reason := share.blocked_reason())), None)
-        if reason is None or not self._pool.has_pending():
+        if reason is None or not self._pool.scheduler.has_pending():
             self._waiting_since = now
         is_late = now - self._waiting_since >= REPORT_AFTER_S
         self._pool.wait_reason = (

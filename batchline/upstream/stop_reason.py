@@ -1,0 +1,15 @@
+"""The reason for which a session ends early."""
+
+import msgspec
+
+from batchline.models.error_codes import ErrorCode
+
+
+class StopReason(msgspec.Struct, frozen=True):
+    """The reason why a session ends early.
+
+    Unsettled calls get `code`; if it is None, they are left to the next runner of the batch.
+    """
+
+    code: ErrorCode | None
+    message: str
