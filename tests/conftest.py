@@ -100,7 +100,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
 
 
 @pytest.fixture(autouse=True)
-def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def isolated_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep each test away from the settings and the data of the person who runs it."""
     for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
@@ -110,8 +110,8 @@ def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def plain_simulators() -> Iterator[list[Simulator]]:
-    """Stand-ins without options that no test uses now; one takes a fifth of a second to start."""
+def idle_simulators() -> Iterator[list[Simulator]]:
+    """Simulators without options that no test uses at the moment; starting one takes a fifth of a second."""
     idle: list[Simulator] = []
     yield idle
     for each in idle:
@@ -119,31 +119,31 @@ def plain_simulators() -> Iterator[list[Simulator]]:
 
 
 @pytest.fixture
-def simulator(plain_simulators: list[Simulator]) -> Iterator[Callable[..., Simulator]]:
-    """Start stand-in upstreams with the options given, their counters at nothing; they end with the test."""
+def start_simulator(idle_simulators: list[Simulator]) -> Iterator[Callable[..., Simulator]]:
+    """Start simulators with the options given and counters at zero; they end with the test."""
     started: list[Simulator] = []
 
     def start(**options: object) -> Simulator:
-        if not options and plain_simulators:
-            stand_in = plain_simulators.pop()
-            stand_in.reset()
+        if not options and idle_simulators:
+            simulator = idle_simulators.pop()
+            simulator.reset()
         else:
-            stand_in = Simulator(SimulatorOptions.model_validate(options))
-            stand_in.start()
-        started.append(stand_in)
-        return stand_in
+            simulator = Simulator(SimulatorOptions.model_validate(options))
+            simulator.start()
+        started.append(simulator)
+        return simulator
 
     yield start
     for each in started:
         if each.options == SimulatorOptions():
-            plain_simulators.append(each)
+            idle_simulators.append(each)
         else:
             each.stop()
 
 
 @pytest.fixture
-def engine_for() -> Iterator[Callable[..., Services]]:
-    """Make engines on this test's own directory, calling that upstream, with those settings."""
+def make_services() -> Iterator[Callable[..., Services]]:
+    """Make services on this test's own directory that call the given upstream, with the given settings."""
     made: list[Services] = []
 
     def make(base_url: str, *, upstream: dict[str, object] | None = None, **settings: object) -> Services:
@@ -151,15 +151,15 @@ def engine_for() -> Iterator[Callable[..., Services]]:
             {"base_url": base_url, "backoff_base_s": 0.01, "backoff_cap_s": 0.05, **(upstream or {})}
         )
         chosen: Settings = load_settings(**{"upstreams": [server], "flush_interval_s": 0.2, **settings})
-        engine = Services(settings=chosen, store=open_objects(chosen), records=open_records(chosen))
-        made.append(engine)
-        return engine
+        services = Services(settings=chosen, store=open_objects(chosen), records=open_records(chosen))
+        made.append(services)
+        return services
 
     yield make
-    for engine in made:
-        if "dispatcher" in engine.__dict__:
-            engine.dispatcher.close()
-        engine.records.close()
+    for services in made:
+        if "dispatcher" in services.__dict__:
+            services.dispatcher.close()
+        services.records.close()
 
 
 @pytest.fixture(scope="session")

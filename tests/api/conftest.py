@@ -19,16 +19,19 @@ def database(request: pytest.FixtureRequest) -> dict[str, object]:
 
 @pytest.fixture
 def serve(
-    simulator: Callable[..., Simulator], engine_for: Callable[..., Services]
+    start_simulator: Callable[..., Simulator], make_services: Callable[..., Services]
 ) -> Iterator[Callable[..., Served]]:
-    """Serve on this test's own directory; `stand_in` are options of the simulator, the others settings."""
+    """Serve on this test's own directory; `simulator` are options of the simulator, the others settings."""
     started: list[Served] = []
 
     def start(
-        *, stand_in: dict[str, object] | None = None, upstream: dict[str, object] | None = None, **settings: object
+        *,
+        simulator: dict[str, object] | None = None,
+        upstream: dict[str, object] | None = None,
+        **settings: object,
     ) -> Served:
-        target = simulator(**(stand_in or {}))
-        client = Batchline(services=engine_for(target.base_url, upstream=upstream, **settings))
+        target = start_simulator(**(simulator or {}))
+        client = Batchline(services=make_services(target.base_url, upstream=upstream, **settings))
         started.append(Served(client, target))
         return started[-1]
 

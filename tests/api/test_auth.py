@@ -280,7 +280,7 @@ def test_requests_over_key_rate_limit_return_429_with_retry_after(served: Served
 
 
 def test_concurrent_creates_respect_open_batch_limit_of_key(serve, database, tmp_path):
-    served = serve(stand_in={"latency_s": 30}, grace_s=0, **database)
+    served = serve(simulator={"latency_s": 30}, grace_s=0, **database)
     token = served.key("alice", max_open_batches=3)
     client = served.openai(token)
     file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 1), purpose="batch")
@@ -305,7 +305,7 @@ def test_concurrent_creates_respect_open_batch_limit_of_key(serve, database, tmp
 
 
 def test_retried_batch_counts_toward_open_batch_limit(serve, database, tmp_path):
-    served = serve(stand_in={"latency_s": 30}, grace_s=0, **database)
+    served = serve(simulator={"latency_s": 30}, grace_s=0, **database)
     token = served.key("alice", max_open_batches=2)
     client, alice = served.openai(token), served.http(token)
     file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 1), purpose="batch")

@@ -23,10 +23,10 @@ POLL_S = 3.0
 
 
 @pytest.mark.system
-def test_concurrent_clients_create_poll_and_cancel_without_lost_batches(database, simulator, tmp_path):
+def test_concurrent_clients_create_poll_and_cancel_without_lost_batches(database, start_simulator, tmp_path):
     """In a process of their own, as they are in life; no client is refused anything but a cancel that is late."""
     settings = {f"BATCHLINE_{name.upper()}": str(value) for name, value in database.items()}
-    upstream = simulator(latency_s=0.01).base_url
+    upstream = start_simulator(latency_s=0.01).base_url
     content = requests_file(tmp_path / "r.jsonl", 3).read_bytes()
     with running_command("serve", "--port", "0", OPENAI_BASE_URL=upstream, **settings) as server:
         server.wait_for("serving at ")
@@ -86,7 +86,7 @@ def told(answer: httpx.Response) -> dict[str, Any]:
 
 
 def test_batches_of_stopped_server_resume_on_next_start(serve, tmp_path):
-    served = serve(stand_in={"latency_s": 0.1}, upstream={"max_in_flight": 4}, grace_s=0.1)
+    served = serve(simulator={"latency_s": 0.1}, upstream={"max_in_flight": 4}, grace_s=0.1)
     file = served.client.files.create(file=requests_file(tmp_path / "r.jsonl", 60))
     ids = [served.client.batches.create(input_file_id=file.id).id for _ in range(3)]
     until(lambda: served.client.batches.record(ids[0]).completed > 3)

@@ -121,7 +121,7 @@ def test_content_with_matching_etag_returns_304(served: Served, path):
 
 
 def test_batch_retry_changes_output_etag_but_not_file_id(serve, tmp_path):
-    served = serve(stand_in={"server_error": 0.5}, upstream={"max_attempts": 1})
+    served = serve(simulator={"server_error": 0.5}, upstream={"max_attempts": 1})
     client, http = served.openai(), served.http()
     file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 20), purpose="batch")
     batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
@@ -190,7 +190,7 @@ def test_line_query_on_non_jsonl_content_splits_at_newlines(served: Served):
 
 
 def test_output_of_running_batch_can_be_polled_without_duplicate_lines(serve, tmp_path):
-    served = serve(stand_in={"latency_s": 0.05}, upstream={"max_in_flight": 4}, chunk_requests=5)
+    served = serve(simulator={"latency_s": 0.05}, upstream={"max_in_flight": 4}, chunk_requests=5)
     client, http = served.openai(), served.http()
     prompt = lambda n: f"{n} simulate:status=400" if n % 3 == 0 else f"{n}?"  # noqa: E731
     file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 120, prompt=prompt), purpose="batch")

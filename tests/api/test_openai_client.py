@@ -112,7 +112,7 @@ def test_file_list_without_limit_holds_101_files_on_one_page(served: Served):
 
 
 def test_cancel_of_running_batch_keeps_completed_requests(serve, tmp_path):
-    served = serve(stand_in={"latency_s": 0.05}, upstream={"max_in_flight": 2}, chunk_requests=5)
+    served = serve(simulator={"latency_s": 0.05}, upstream={"max_in_flight": 2}, chunk_requests=5)
     client = served.openai()
     file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 200), purpose="batch")
     batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")

@@ -99,7 +99,7 @@ def test_slow_responses_to_one_member_leave_threads_for_other_members(
 
 
 def test_deletions_of_running_batch_block_no_request_threads(serve, tmp_path):
-    served = serve(stand_in={"latency_s": 30}, grace_s=5)
+    served = serve(simulator={"latency_s": 30}, grace_s=5)
     alice, bob = served.key("alice"), served.http(served.key("bob"))
     client = served.openai(alice)
     file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 3), purpose="batch")

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.system  # each starts processes, and signals them
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_serve_runs_until_signal_and_exits_with_0(number, tmp_path, simulator):
-    server = Running("serve", "--port", "0", folder=tmp_path, OPENAI_BASE_URL=simulator().base_url)
+def test_serve_runs_until_signal_and_exits_with_0(number, tmp_path, start_simulator):
+    server = Running("serve", "--port", "0", folder=tmp_path, OPENAI_BASE_URL=start_simulator().base_url)
     server.wait_for("open to every program")
     url = server.err.partition("serving at ")[2].split()[0]
     with openai.OpenAI(base_url=url, api_key="none") as client:
@@ -34,8 +34,8 @@ def test_serve_runs_until_signal_and_exits_with_0(number, tmp_path, simulator):
     assert json.loads(batchline("show", batch.id, "--json").out)["dwext"] == {"source": "api"}
 
 
-def test_serve_on_repeated_signal_saves_results_and_exits_with_0(tmp_path, simulator):
-    upstream = simulator(latency_s=0.5)
+def test_serve_on_repeated_signal_saves_results_and_exits_with_0(tmp_path, start_simulator):
+    upstream = start_simulator(latency_s=0.5)
     settings = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_MAX_IN_FLIGHT": "4"}
     server = Running("serve", "--port", "0", folder=tmp_path, **settings)
     server.wait_for("serving at ")
@@ -55,9 +55,9 @@ def test_serve_on_repeated_signal_saves_results_and_exits_with_0(tmp_path, simul
     assert 8 <= sent < 400
 
 
-def test_serve_resumes_batches_of_killed_server(tmp_path, simulator):
+def test_serve_resumes_batches_of_killed_server(tmp_path, start_simulator):
     settings = {
-        "OPENAI_BASE_URL": simulator(latency_s=0.2).base_url,
+        "OPENAI_BASE_URL": start_simulator(latency_s=0.2).base_url,
         "BATCHLINE_LEASE_S": "2",
         "BATCHLINE_MAX_IN_FLIGHT": "4",
     }

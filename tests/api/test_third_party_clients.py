@@ -37,7 +37,7 @@ def ran(program: str, *arguments: str) -> dict[str, object]:
 
 def test_autobatcher_receives_results_while_batch_runs(serve):
     """It reads the output file by lines while the batch runs, and never the error file."""
-    served: Served = serve(stand_in={"latency_s": 0.02}, upstream={"max_in_flight": 8}, chunk_requests=20)
+    served: Served = serve(simulator={"latency_s": 0.02}, upstream={"max_in_flight": 8}, chunk_requests=20)
 
     seen = ran("with_autobatcher.py", served.url, served.key("alice"), "200")
 

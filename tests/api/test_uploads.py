@@ -32,9 +32,9 @@ HEADERS = {"Content-Type": "multipart/form-data; boundary=XY"}
 
 def left(served: Served) -> list[object]:
     """All that is on storage, and what is noted to be deleted."""
-    engine = served.client.services
-    found = [*engine.store.list_objects(""), *engine.store.incomplete_uploads(older_than_s=0)]
-    return [*found, *engine.records.due_deletions(now=time.time() + 10**6)]
+    services = served.client.services
+    found = [*services.store.list_objects(""), *services.store.incomplete_uploads(older_than_s=0)]
+    return [*found, *services.records.due_deletions(now=time.time() + 10**6)]
 
 
 ORDERS = {

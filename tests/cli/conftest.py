@@ -49,8 +49,8 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
     forget_consoles()
     yield run
     forget_consoles()
-    for engine in opened:
-        engine.records.close()
+    for services in opened:
+        services.records.close()
 
 
 def forget_consoles() -> None:
@@ -74,9 +74,9 @@ class Batches(NamedTuple):
 
 
 @pytest.fixture
-def ended(here: Command, simulator: Callable[..., Simulator], request_file: Callable[..., Path]) -> Batches:
+def ended(here: Command, start_simulator: Callable[..., Simulator], request_file: Callable[..., Path]) -> Batches:
     """A home with a batch of 30 requests that is over, of which the fourth to the seventh failed."""
-    settings = {"OPENAI_BASE_URL": simulator().base_url}
+    settings = {"OPENAI_BASE_URL": start_simulator().base_url}
     told = here("run", "--local", request_file(30, refused=range(3, 7)), **settings)
     assert told.status == 3
     return Batches(here, settings, batch_id_in(told.out))

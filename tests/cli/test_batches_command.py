@@ -289,8 +289,8 @@ def test_batches_cancel_wait_without_runner_exits_with_6(ended):
     assert f"nobody runs it: have its files written with: batchline run --resume {ended.batch_id}" in told.err
 
 
-def test_batches_cancel_wait_returns_after_runner_ends_batch(ended, simulator, request_file):
-    slow = {"OPENAI_BASE_URL": simulator(latency_s=0.3).base_url, "BATCHLINE_MAX_IN_FLIGHT": "2"}
+def test_batches_cancel_wait_returns_after_runner_ends_batch(ended, start_simulator, request_file):
+    slow = {"OPENAI_BASE_URL": start_simulator(latency_s=0.3).base_url, "BATCHLINE_MAX_IN_FLIGHT": "2"}
     with Terminal("run", "--local", request_file(400), **slow) as running:
         running.wait_for("2 in flight")
         told = ended("batches", "cancel", batch_id_in(running.text), "--wait", "--json")

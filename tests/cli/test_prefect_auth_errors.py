@@ -56,9 +56,9 @@ def test_prefect_setup_without_auth_string_names_variable(closed_server):
     assert f"{closed_server} lets nobody in without credentials; set PREFECT_API_AUTH_STRING" in told(ended)
 
 
-def test_run_with_wrong_auth_string_names_variable_without_its_value(closed_server, simulator, request_file):
+def test_run_with_wrong_auth_string_names_variable_without_its_value(closed_server, start_simulator, request_file):
     variables = {"PREFECT_API_URL": closed_server, "PREFECT_API_AUTH_STRING": GIVEN}
-    ended = batchline("run", request_file(3), OPENAI_BASE_URL=simulator().base_url, **variables)
+    ended = batchline("run", request_file(3), OPENAI_BASE_URL=start_simulator().base_url, **variables)
 
     assert ended.status == 6
     assert "refuses what PREFECT_API_AUTH_STRING holds" in told(ended)
@@ -67,9 +67,9 @@ def test_run_with_wrong_auth_string_names_variable_without_its_value(closed_serv
 
 
 def test_deployment_batch_without_auth_string_is_recorded_but_not_started(
-    closed_server, simulator, request_file, monkeypatch
+    closed_server, start_simulator, request_file, monkeypatch
 ):
-    monkeypatch.setenv("OPENAI_BASE_URL", simulator().base_url)
+    monkeypatch.setenv("OPENAI_BASE_URL", start_simulator().base_url)
     with using_prefect(closed_server), Batchline() as client:
         file = client.files.create(file=request_file(3))
         with pytest.raises(Interrupted, match=r"recorded but not started: .* set PREFECT_API_AUTH_STRING"):

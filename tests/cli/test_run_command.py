@@ -1,4 +1,4 @@
-"""`batchline run --local` from file to results, against the stand-in."""
+"""`batchline run --local` from file to results, against the simulator."""
 
 import gzip
 import json
@@ -21,7 +21,7 @@ EMBEDDING = (
 
 
 class Finished(NamedTuple):
-    """A run that is over, and what the stand-in counted in it."""
+    """A run that is over, and what the simulator counted in it."""
 
     ended: Ended
     counted: dict
@@ -157,8 +157,8 @@ def test_run_summary_file_paths_exist(rows):
     assert Path(rows["report"]).read_bytes().startswith(b"<!doctype html>")
 
 
-def test_run_with_invalid_input_exits_with_2_and_sends_nothing(simulator, request_file):
-    upstream, path = simulator(), request_file(10)
+def test_run_with_invalid_input_exits_with_2_and_sends_nothing(start_simulator, request_file):
+    upstream, path = start_simulator(), request_file(10)
     path.write_text(path.read_text() + "{oops\n")
 
     ended = batchline("run", "--local", path, OPENAI_BASE_URL=upstream.base_url)
@@ -181,8 +181,8 @@ def test_run_groups_equal_line_errors_and_counts_unlisted_ones(tmp_path, here):
     assert "101 more errors are not listed; `batchline validate` prints all of them" in ended.out
 
 
-def test_run_with_wrong_api_key_exits_with_4(simulator, request_file):
-    upstream = simulator(api_key="right")
+def test_run_with_wrong_api_key_exits_with_4(start_simulator, request_file):
+    upstream = start_simulator(api_key="right")
     ended = batchline(
         "run", "--local", request_file(400), OPENAI_BASE_URL=upstream.base_url, OPENAI_API_KEY="sk-wrong-0815"
     )
@@ -201,8 +201,8 @@ def test_run_without_upstream_uses_simulator_and_reports_it_first(request_file):
     assert "OPENAI_BASE_URL" in first
 
 
-def test_run_with_simulator_option_ignores_configured_upstream(simulator, tmp_path):
-    upstream, path = simulator(), tmp_path / "embeddings.jsonl"
+def test_run_with_simulator_option_ignores_configured_upstream(start_simulator, tmp_path):
+    upstream, path = start_simulator(), tmp_path / "embeddings.jsonl"
     path.write_text("".join(EMBEDDING % (number, number) for number in range(7)))
 
     ended = batchline("run", "--local", "--stand-in", "--json", path, OPENAI_BASE_URL=upstream.base_url)
@@ -212,8 +212,8 @@ def test_run_with_simulator_option_ignores_configured_upstream(simulator, tmp_pa
     assert upstream.counters()["received"] == 0
 
 
-def test_run_of_gzip_file_routes_models_to_toml_upstreams(simulator, tmp_path):
-    fast, slow = simulator(), simulator()
+def test_run_of_gzip_file_routes_models_to_toml_upstreams(start_simulator, tmp_path):
+    fast, slow = start_simulator(), start_simulator()
     Path("batchline.toml").write_text(
         f'[[upstreams]]\nname = "fast"\nbase_url = "{fast.base_url}"\nmodels = ["o4-mini"]\n'
         f'[[upstreams]]\nname = "slow"\nbase_url = "{slow.base_url}"\n'
@@ -227,9 +227,14 @@ def test_run_of_gzip_file_routes_models_to_toml_upstreams(simulator, tmp_path):
     assert (fast.counters()["models"], slow.counters()["models"]) == ({"o4-mini": 5}, {"gpt-4o-mini": 5})
 
 
-def test_run_with_endpoint_option_reports_mismatched_urls(simulator, request_file, here):
+def test_run_with_endpoint_option_reports_mismatched_urls(start_simulator, request_file, here):
     ended = here(
-        "run", "--local", "--endpoint", "/v1/embeddings", request_file(3), OPENAI_BASE_URL=simulator().base_url
+        "run",
+        "--local",
+        "--endpoint",
+        "/v1/embeddings",
+        request_file(3),
+        OPENAI_BASE_URL=start_simulator().base_url,
     )
 
     assert ended.status == 2
@@ -238,8 +243,8 @@ def test_run_with_endpoint_option_reports_mismatched_urls(simulator, request_fil
 
 
 @pytest.mark.system
-def test_long_run_without_terminal_prints_progress_lines(simulator, request_file):
-    upstream = simulator(latency_s=0.25)
+def test_long_run_without_terminal_prints_progress_lines(start_simulator, request_file):
+    upstream = start_simulator(latency_s=0.25)
     with running(
         *("run", "--local", request_file(800)), OPENAI_BASE_URL=upstream.base_url, BATCHLINE_MAX_IN_FLIGHT="16"
     ) as run:

@@ -36,8 +36,8 @@ def go_on_as_told(stopped: Ended, **changes: str) -> Ended:
     return batchline(*arguments, **changes)
 
 
-def test_run_resumed_after_ctrl_c_sends_only_unanswered_requests(simulator, request_file):
-    upstream = simulator(latency_s=0.2)
+def test_run_resumed_after_ctrl_c_sends_only_unanswered_requests(start_simulator, request_file):
+    upstream = start_simulator(latency_s=0.2)
     url = {"OPENAI_BASE_URL": upstream.base_url}
 
     with running("run", "--local", request_file(200), **url, BATCHLINE_MAX_IN_FLIGHT="8") as run:
@@ -54,8 +54,8 @@ def test_run_resumed_after_ctrl_c_sends_only_unanswered_requests(simulator, requ
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-def test_run_stopped_by_signal_prints_signal_and_batch(number, simulator, request_file):
-    upstream = simulator(latency_s=0.2)
+def test_run_stopped_by_signal_prints_signal_and_batch(number, start_simulator, request_file):
+    upstream = start_simulator(latency_s=0.2)
     url = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_MAX_IN_FLIGHT": "4"}
 
     with running("run", "--local", "--json", request_file(200), **url) as run:
@@ -70,8 +70,8 @@ def test_run_stopped_by_signal_prints_signal_and_batch(number, simulator, reques
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-def test_run_on_repeated_signal_stops_cleanly(number, simulator, request_file):
-    upstream = simulator(latency_s=0.5)
+def test_run_on_repeated_signal_stops_cleanly(number, start_simulator, request_file):
+    upstream = start_simulator(latency_s=0.5)
     url = {"OPENAI_BASE_URL": upstream.base_url}
     with running("run", "--local", request_file(200), **url, BATCHLINE_MAX_IN_FLIGHT="8") as run:
         until(lambda: upstream.counters()["received"] >= 20)
@@ -88,8 +88,8 @@ def test_run_on_repeated_signal_stops_cleanly(number, simulator, request_file):
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-def test_run_on_later_second_signal_is_killed(number, simulator, request_file):
-    upstream = simulator(latency_s=60)
+def test_run_on_later_second_signal_is_killed(number, start_simulator, request_file):
+    upstream = start_simulator(latency_s=60)
     with running("run", "--local", request_file(20), OPENAI_BASE_URL=upstream.base_url) as run:
         until(lambda: upstream.counters()["received"] == 20)
         run.kill(number)
@@ -102,8 +102,8 @@ def test_run_on_later_second_signal_is_killed(number, simulator, request_file):
     assert "Traceback" not in killed.err
 
 
-def test_run_resumed_after_kill_waits_for_lease_expiry(simulator, request_file):
-    upstream = simulator(latency_s=0.1)
+def test_run_resumed_after_kill_waits_for_lease_expiry(start_simulator, request_file):
+    upstream = start_simulator(latency_s=0.1)
     quick = {"BATCHLINE_LEASE_S": "3", "BATCHLINE_FLUSH_INTERVAL_S": "0.2", "BATCHLINE_MAX_IN_FLIGHT": "5"}
     url = {"OPENAI_BASE_URL": upstream.base_url}
 
@@ -119,8 +119,8 @@ def test_run_resumed_after_kill_waits_for_lease_expiry(simulator, request_file):
     assert upstream.counters()["repeated"] <= 5 + 10 + 5
 
 
-def test_run_resumed_on_same_machine_after_kill_starts_without_waiting(simulator, request_file):
-    upstream = simulator(latency_s=0.1)
+def test_run_resumed_on_same_machine_after_kill_starts_without_waiting(start_simulator, request_file):
+    upstream = start_simulator(latency_s=0.1)
     settings = {
         "OPENAI_BASE_URL": upstream.base_url,
         "BATCHLINE_LEASE_S": "3600",  # longer than this test would wait for it
@@ -137,8 +137,8 @@ def test_run_resumed_on_same_machine_after_kill_starts_without_waiting(simulator
     assert upstream.counters()["distinct"] == 100
 
 
-def test_resume_of_batch_run_by_other_process_is_rejected(simulator, request_file):
-    upstream = simulator(latency_s=0.5)
+def test_resume_of_batch_run_by_other_process_is_rejected(start_simulator, request_file):
+    upstream = start_simulator(latency_s=0.5)
     url = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_MAX_IN_FLIGHT": "2"}
     with running("run", "--local", request_file(100), **url) as run:
         until(lambda: upstream.counters()["received"] >= 2)
@@ -149,8 +149,8 @@ def test_resume_of_batch_run_by_other_process_is_rejected(simulator, request_fil
     assert "is being run by another process" in second.err
 
 
-def test_run_of_batch_cancelled_meanwhile_exits_with_5(simulator, request_file, records):
-    upstream = simulator(latency_s=0.2)
+def test_run_of_batch_cancelled_meanwhile_exits_with_5(start_simulator, request_file, records):
+    upstream = start_simulator(latency_s=0.2)
     url = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_MAX_IN_FLIGHT": "4"}
     with running("run", "--local", request_file(200), **url) as run:
         until(lambda: upstream.counters()["received"] >= 8)
@@ -162,8 +162,8 @@ def test_run_of_batch_cancelled_meanwhile_exits_with_5(simulator, request_file, 
     assert re.search(r"^failures +batch_cancelled \d+$", cancelled.out, re.MULTILINE)
 
 
-def test_resume_after_completion_window_exits_with_5(simulator, request_file, records):
-    upstream = simulator(latency_s=0.2)
+def test_resume_after_completion_window_exits_with_5(start_simulator, request_file, records):
+    upstream = start_simulator(latency_s=0.2)
     url = {"OPENAI_BASE_URL": upstream.base_url}
     with running("run", "--local", request_file(100), **url, BATCHLINE_MAX_IN_FLIGHT="4") as run:
         until(lambda: upstream.counters()["received"] >= 8)
@@ -180,8 +180,8 @@ def test_resume_after_completion_window_exits_with_5(simulator, request_file, re
     assert re.search(r"^failures +batch_expired \d+$", expired.out, re.MULTILINE)
 
 
-def test_resume_past_completion_window_is_reported_if_allowed(simulator, request_file, records):
-    upstream = simulator(latency_s=0.2)
+def test_resume_past_completion_window_is_reported_if_allowed(start_simulator, request_file, records):
+    upstream = start_simulator(latency_s=0.2)
     url = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_RUN_PAST_WINDOW": "true"}
     with running("run", "--local", request_file(50), **url, BATCHLINE_MAX_IN_FLIGHT="4") as run:
         until(lambda: upstream.counters()["received"] >= 8)
@@ -207,8 +207,8 @@ def test_resume_of_simulator_run_without_upstream_is_rejected(request_file, here
     assert "no upstream is configured" in refused.err
 
 
-def test_run_that_loses_lease_exits_with_6(simulator, request_file, records):
-    upstream = simulator(latency_s=0.2)
+def test_run_that_loses_lease_exits_with_6(start_simulator, request_file, records):
+    upstream = start_simulator(latency_s=0.2)
     url = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_MAX_IN_FLIGHT": "4"}
     with running("run", "--local", request_file(200), **url) as run:
         until(lambda: upstream.counters()["received"] >= 8)
@@ -219,8 +219,8 @@ def test_run_that_loses_lease_exits_with_6(simulator, request_file, records):
     assert "has been taken over by another runner (another)" in lost.err
 
 
-def test_run_stopped_by_storage_failure_resumes_without_resending(simulator, request_file, tmp_path):
-    upstream = simulator(latency_s=0.2)
+def test_run_stopped_by_storage_failure_resumes_without_resending(start_simulator, request_file, tmp_path):
+    upstream = start_simulator(latency_s=0.2)
     url = {"OPENAI_BASE_URL": upstream.base_url}
     with running("run", "--local", request_file(100), **url, BATCHLINE_MAX_IN_FLIGHT="10") as run:
         in_the_way = tmp_path / "home" / "storage" / "batches" / run.batch_id / "output.jsonl"

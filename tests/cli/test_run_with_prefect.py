@@ -51,8 +51,8 @@ def is_gone(url: str) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def test_run_creates_flow_run_on_configured_server(simulator, request_file, prefect_api):
-    upstream = simulator(api_key="sk-prefect-3141")
+def test_run_creates_flow_run_on_configured_server(start_simulator, request_file, prefect_api):
+    upstream = start_simulator(api_key="sk-prefect-3141")
     ended = batchline(
         *("run", "--json", request_file(50)),
         OPENAI_BASE_URL=upstream.base_url,
@@ -67,8 +67,8 @@ def test_run_creates_flow_run_on_configured_server(simulator, request_file, pref
     assert "sk-prefect" not in ended.out + ended.err
 
 
-def test_run_with_all_failed_exits_with_4_and_flow_run_fails(simulator, request_file, prefect_api):
-    upstream = {"OPENAI_BASE_URL": simulator().base_url, "PREFECT_API_URL": prefect_api}
+def test_run_with_all_failed_exits_with_4_and_flow_run_fails(start_simulator, request_file, prefect_api):
+    upstream = {"OPENAI_BASE_URL": start_simulator().base_url, "PREFECT_API_URL": prefect_api}
 
     ended = batchline("run", "--json", request_file(10, refused=range(10)), **upstream)
 
@@ -77,11 +77,11 @@ def test_run_with_all_failed_exits_with_4_and_flow_run_fails(simulator, request_
     assert "Traceback" not in ended.err
 
 
-def test_prefect_run_with_invalid_input_prints_no_traceback(simulator, request_file, prefect_api):
+def test_prefect_run_with_invalid_input_prints_no_traceback(start_simulator, request_file, prefect_api):
     path = request_file(3)
     path.write_text(path.read_text() + "{oops\n")
 
-    ended = batchline("run", path, OPENAI_BASE_URL=simulator().base_url, PREFECT_API_URL=prefect_api)
+    ended = batchline("run", path, OPENAI_BASE_URL=start_simulator().base_url, PREFECT_API_URL=prefect_api)
 
     assert ended.status == 2
     assert "(invalid_json_line)" in ended.out
@@ -90,8 +90,8 @@ def test_prefect_run_with_invalid_input_prints_no_traceback(simulator, request_f
     assert len(told) == 3
 
 
-def test_ctrl_c_with_temporary_server_stops_cleanly_and_run_resumes(simulator, request_file, prefect_api):
-    upstream = simulator(latency_s=0.2)
+def test_ctrl_c_with_temporary_server_stops_cleanly_and_run_resumes(start_simulator, request_file, prefect_api):
+    upstream = start_simulator(latency_s=0.2)
     url = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_MAX_IN_FLIGHT": "8"}
 
     with Terminal("run", request_file(200), **url) as terminal:
@@ -120,9 +120,11 @@ def test_ctrl_c_during_server_start_exits_with_resume_command(request_file):
     assert "Traceback" not in terminal.text
 
 
-def test_run_with_unreachable_prefect_exits_with_resume_command(simulator, request_file):
+def test_run_with_unreachable_prefect_exits_with_resume_command(start_simulator, request_file):
     ended = batchline(
-        *("run", request_file(10)), OPENAI_BASE_URL=simulator().base_url, PREFECT_API_URL="http://127.0.0.1:9/api"
+        *("run", request_file(10)),
+        OPENAI_BASE_URL=start_simulator().base_url,
+        PREFECT_API_URL="http://127.0.0.1:9/api",
     )
 
     assert ended.status == 6

@@ -62,10 +62,10 @@ def test_resume_of_finished_batch_prints_summary_and_sends_nothing(finished):
 
 
 def test_show_of_waiting_batch_has_no_results(request_file, here):
-    engine = open_services()
-    stored = store_input_file(engine, request_file(3))
+    services = open_services()
+    stored = store_input_file(services, request_file(3))
     made = create_batch(
-        engine,
+        services,
         CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions"),
         origin=BatchDwExtResponse(source="api"),
     )
@@ -76,8 +76,8 @@ def test_show_of_waiting_batch_has_no_results(request_file, here):
     assert "output" not in shown.out
 
 
-def test_show_of_running_batch_has_pending_count(simulator, request_file):
-    upstream = simulator(latency_s=0.2)
+def test_show_of_running_batch_has_pending_count(start_simulator, request_file):
+    upstream = start_simulator(latency_s=0.2)
     url = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_MAX_IN_FLIGHT": "4"}
     with running("run", "--local", request_file(4_000), **url) as run:
         until(
@@ -119,12 +119,12 @@ def test_read_only_commands_create_no_storage(command, request_file, tmp_path, h
 def test_show_prints_flow_run_urls(variables, page, request_file, here, monkeypatch):
     for name in ("PREFECT_API_URL", "PREFECT_UI_URL"):
         monkeypatch.delenv(name, raising=False)
-    engine = open_services()
-    stored = store_input_file(engine, request_file(3))
+    services = open_services()
+    stored = store_input_file(services, request_file(3))
     request = CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
-    made = create_batch(engine, request, origin=BatchDwExtResponse(source="api"), flow_run_id="11-first")
+    made = create_batch(services, request, origin=BatchDwExtResponse(source="api"), flow_run_id="11-first")
     first = here("show", made.id, **variables)
-    engine.records.record_flow_run(made.id, "22-last")
+    services.records.record_flow_run(made.id, "22-last")
 
     last, as_json = here("show", made.id, **variables), here("show", made.id, "--json", **variables)
 

@@ -18,13 +18,13 @@ def address_of(command: Running) -> str:
 
 
 def test_simulate_serves_until_ctrl_c(request_file):
-    with running("simulate", "--port", "0", "--answer-tokens", "7", "--seed", "3") as stand_in:
-        url = address_of(stand_in)
+    with running("simulate", "--port", "0", "--answer-tokens", "7", "--seed", "3") as simulator:
+        url = address_of(simulator)
         ended = batchline("run", "--local", "--json", request_file(4), OPENAI_BASE_URL=url)
         with urllib.request.urlopen(f"{url.removesuffix('/v1')}/simulator/counters") as answer:
             counted = json.load(answer)
-        stand_in.kill(signal.SIGINT)
-        stopped = stand_in.ended(timeout_s=5)
+        simulator.kill(signal.SIGINT)
+        stopped = simulator.ended(timeout_s=5)
 
     assert (ended.status, counted["received"]) == (0, 4)
     assert (stopped.status, stopped.out) == (0, "")
@@ -41,10 +41,10 @@ def test_simulate_with_port_in_use_reports_error():
 
 
 def test_simulate_does_not_print_api_key():
-    with running("simulate", "--port", "0", "--api-key", "sk-demo-99") as stand_in:
-        address_of(stand_in)
-        stand_in.kill(signal.SIGTERM)
-        assert "sk-demo-99" not in stand_in.ended(timeout_s=5).err
+    with running("simulate", "--port", "0", "--api-key", "sk-demo-99") as simulator:
+        address_of(simulator)
+        simulator.kill(signal.SIGTERM)
+        assert "sk-demo-99" not in simulator.ended(timeout_s=5).err
 
 
 def test_db_upgrade_creates_tables_and_is_idempotent(tmp_path):

@@ -21,12 +21,12 @@ def inbox(tmp_path: Path, chat_file: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-def sync(here, inbox: Path, simulator: Callable[..., Simulator]):
-    """Run it on the inbox, with a stand-in upstream."""
+def sync(here, inbox: Path, start_simulator: Callable[..., Simulator]):
+    """Run it on the inbox, with a simulated upstream."""
     settings = {
         ROOTS: json.dumps([str(inbox.parent)]),
         "BATCHLINE_SOURCE_STILL_S": "0",
-        "OPENAI_BASE_URL": simulator().base_url,
+        "OPENAI_BASE_URL": start_simulator().base_url,
     }
     return lambda *arguments, **changes: here("sync", inbox, *arguments, **{**settings, **changes})
 

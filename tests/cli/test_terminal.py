@@ -19,9 +19,9 @@ HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 
 
 @pytest.fixture
-def url(simulator) -> dict[str, str]:
+def url(start_simulator) -> dict[str, str]:
     """An upstream that takes its time."""
-    return {"OPENAI_BASE_URL": simulator(latency_s=0.3).base_url, "BATCHLINE_MAX_IN_FLIGHT": "10"}
+    return {"OPENAI_BASE_URL": start_simulator(latency_s=0.3).base_url, "BATCHLINE_MAX_IN_FLIGHT": "10"}
 
 
 class Drawn(NamedTuple):
@@ -86,8 +86,8 @@ def test_ctrl_c_stops_run_with_resume_command(url, request_file):
     assert terminal.raw.rfind(SHOW) > terminal.raw.rfind(HIDE)
 
 
-def test_second_ctrl_c_kills_run_and_restores_cursor(simulator, request_file):
-    upstream = simulator(latency_s=60)
+def test_second_ctrl_c_kills_run_and_restores_cursor(start_simulator, request_file):
+    upstream = start_simulator(latency_s=60)
     with Terminal("run", "--local", request_file(10), OPENAI_BASE_URL=upstream.base_url) as terminal:
         until(lambda: upstream.counters()["received"] == 10)
         terminal.press_ctrl_c()
@@ -100,8 +100,8 @@ def test_second_ctrl_c_kills_run_and_restores_cursor(simulator, request_file):
     assert terminal.raw.rfind(SHOW) > terminal.raw.rfind(HIDE)
 
 
-def test_terminal_shows_upstream_outage_while_run_waits(simulator, request_file):
-    upstream = simulator(down_from_s=0.0, down_for_s=60.0)
+def test_terminal_shows_upstream_outage_while_run_waits(start_simulator, request_file):
+    upstream = start_simulator(down_from_s=0.0, down_for_s=60.0)
     with Terminal("run", "--local", request_file(10), OPENAI_BASE_URL=upstream.base_url) as terminal:
         terminal.wait_for("upstream default is down")
         terminal.press_ctrl_c()

@@ -144,8 +144,8 @@ def test_validate_of_empty_file_reports_error(tmp_path, here):
     assert (ended.status, "(empty_file)" in ended.out) == (2, True)
 
 
-def test_validate_reports_model_without_upstream(simulator, request_file, here):
-    upstream: Simulator = simulator()
+def test_validate_reports_model_without_upstream(start_simulator, request_file, here):
+    upstream: Simulator = start_simulator()
     Path("batchline.toml").write_text(f'[[upstreams]]\nbase_url = "{upstream.base_url}"\nmodels = ["other"]\n')
 
     ended = here("validate", request_file(2))

@@ -1,4 +1,4 @@
-"""Clients on stores and databases of each kind, with stand-in upstreams that each test chooses."""
+"""Clients on stores and databases of each kind, with simulators that each test chooses."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,10 +20,10 @@ PLACES = [
 
 
 class World(NamedTuple):
-    """A client and the stand-in that its batches are sent to."""
+    """A client and the simulator that its batches are sent to."""
 
     client: Batchline
-    simulator: Simulator
+    start_simulator: Simulator
 
 
 @pytest.fixture
@@ -45,16 +45,19 @@ def place(request: pytest.FixtureRequest) -> dict[str, object]:
 
 @pytest.fixture
 def world(
-    place: dict[str, object], simulator: Callable[..., Simulator], engine_for: Callable[..., Services]
+    place: dict[str, object], start_simulator: Callable[..., Simulator], make_services: Callable[..., Services]
 ) -> Iterator[Callable[..., World]]:
-    """Open clients; `stand_in` are options of the simulator, the others settings."""
+    """Open clients; `simulator` are options of the simulator, the others settings."""
     opened: list[Batchline] = []
 
     def open_world(
-        *, stand_in: dict[str, object] | None = None, upstream: dict[str, object] | None = None, **settings: object
+        *,
+        simulator: dict[str, object] | None = None,
+        upstream: dict[str, object] | None = None,
+        **settings: object,
     ) -> World:
-        server = simulator(**(stand_in or {}))
-        client = Batchline(services=engine_for(server.base_url, upstream=upstream, **{**place, **settings}))
+        server = start_simulator(**(simulator or {}))
+        client = Batchline(services=make_services(server.base_url, upstream=upstream, **{**place, **settings}))
         opened.append(client)
         return World(client, server)
 
@@ -65,7 +68,7 @@ def world(
 
 @pytest.fixture
 def waiter() -> Iterator[Waiter]:
-    """A stand-in that answers so many requests and no more; its prompts are `<file> <number>`."""
+    """A simulator that answers so many requests and no more; its prompts are `<file> <number>`."""
     made = Waiter()
     yield made
     made.stop()

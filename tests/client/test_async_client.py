@@ -56,7 +56,7 @@ def test_async_client_covers_batch_from_creation_to_deletion(world, tmp_path):
 
 
 def test_async_client_runs_batches_concurrently_without_blocking_loop(world, tmp_path):
-    here = world(stand_in={"latency_s": 0.05}, upstream={"max_in_flight": 8})
+    here = world(simulator={"latency_s": 0.05}, upstream={"max_in_flight": 8})
     path = requests_file(tmp_path / "r.jsonl", 20)
     ticks = 0
 
@@ -79,7 +79,7 @@ def test_async_client_runs_batches_concurrently_without_blocking_loop(world, tmp
 
 
 def test_async_client_cancels_batch_after_wait_timeout(world, tmp_path):
-    here = world(stand_in={"latency_s": 0.1}, upstream={"max_in_flight": 2})
+    here = world(simulator={"latency_s": 0.1}, upstream={"max_in_flight": 2})
 
     async def work(client: AsyncBatchline) -> None:
         file = await client.files.create(file=requests_file(tmp_path / "r.jsonl", 200))

@@ -31,7 +31,7 @@ def assert_each_once_in_order(client, batch, total):
 
 @pytest.mark.parametrize("chunk_requests", [7, None], ids=["small chunks", "one chunk"])
 def test_retry_repeated_until_success_sends_only_failed_requests(world, tmp_path, chunk_requests):
-    here = world(stand_in=FAILING_ONCE, upstream=ONE_ATTEMPT, chunk_requests=chunk_requests)
+    here = world(simulator=FAILING_ONCE, upstream=ONE_ATTEMPT, chunk_requests=chunk_requests)
     total = 120
     batch = finished(here, requests_file(tmp_path / "r.jsonl", total, blank_every=3))
     assert_each_once_in_order(here.client, batch, total)
@@ -53,7 +53,7 @@ def test_retry_repeated_until_success_sends_only_failed_requests(world, tmp_path
 
 
 def test_retry_of_named_requests_sends_only_those(world, tmp_path):
-    here = world(stand_in=FAILING_ONCE, upstream=ONE_ATTEMPT, chunk_requests=10)
+    here = world(simulator=FAILING_ONCE, upstream=ONE_ATTEMPT, chunk_requests=10)
     batch = finished(here, requests_file(tmp_path / "r.jsonl", 60))
     failed = [item.id for item in here.client.batches.results(batch.id, status="failed")]
     received = here.simulator.counters()["received"]
@@ -72,7 +72,7 @@ def test_retry_of_named_requests_sends_only_those(world, tmp_path):
 
 
 def test_retry_serves_previous_content_until_completed(world, tmp_path):
-    here = world(stand_in=FAILING_ONCE, upstream=ONE_ATTEMPT, chunk_requests=10)
+    here = world(simulator=FAILING_ONCE, upstream=ONE_ATTEMPT, chunk_requests=10)
     batch = finished(here, requests_file(tmp_path / "r.jsonl", 60))
     before = [lines_of(here.client, each) for each in (batch.output_file_id, batch.error_file_id)]
 
@@ -162,7 +162,7 @@ def test_retry_during_pending_retry_is_rejected(world, tmp_path):
 
 
 def test_cancelled_batch_keeps_answered_requests(world, tmp_path):
-    here = world(stand_in={"latency_s": 0.2}, upstream={"max_in_flight": 4}, grace_s=0.0)
+    here = world(simulator={"latency_s": 0.2}, upstream={"max_in_flight": 4}, grace_s=0.0)
     file = here.client.files.create(file=requests_file(tmp_path / "r.jsonl", 200))
     batch = here.client.batches.create(input_file_id=file.id)
     until(lambda: here.simulator.counters()["received"])

@@ -132,7 +132,7 @@ def test_batches_list_with_invalid_query_is_rejected(world):
 
 
 def test_resume_of_running_or_finished_batch_is_rejected(world, tmp_path):
-    here = world(stand_in={"latency_s": 0.05}, upstream={"max_in_flight": 2})
+    here = world(simulator={"latency_s": 0.05}, upstream={"max_in_flight": 2})
     batch = here.client.batches.create(input_file_id=stored(here, tmp_path, 40).id)
     until(lambda: active_lease(batch.id))
 
@@ -144,9 +144,9 @@ def test_resume_of_running_or_finished_batch_is_rejected(world, tmp_path):
 
 
 def test_client_close_stops_batch_and_another_client_continues(world, tmp_path):
-    here = world(stand_in={"latency_s": 0.05}, upstream={"max_in_flight": 4})
-    engine = here.client.services
-    with Batchline(services=engine) as client:
+    here = world(simulator={"latency_s": 0.05}, upstream={"max_in_flight": 4})
+    services = here.client.services
+    with Batchline(services=services) as client:
         batch = client.batches.create(input_file_id=stored(here, tmp_path, 300).id)
         until(lambda: here.simulator.counters()["received"] >= 20)
     sent = here.simulator.counters()["received"]
@@ -175,7 +175,7 @@ def test_unknown_batch_raises_not_found(world):
 
 @pytest.mark.parametrize("place", ["sqlite_and_disk"], indirect=True)
 def test_queued_batches_start_no_additional_threads(world, tmp_path):
-    here = world(stand_in={"latency_s": 0.05})
+    here = world(simulator={"latency_s": 0.05})
     file = here.client.files.create(file=requests_file(tmp_path / "r.jsonl", 1))
 
     ids = [here.client.batches.create(input_file_id=file.id).id for _ in range(MAX_CONCURRENT_BATCHES * 2)]

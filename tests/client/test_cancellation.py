@@ -53,7 +53,7 @@ def test_cancel_before_run_ends_batch_without_files(world, tmp_path):
 
 
 def test_cancel_of_running_batch_keeps_sent_requests_and_cancels_rest(world, tmp_path):
-    here = world(stand_in=SLOW, upstream=FEW)
+    here = world(simulator=SLOW, upstream=FEW)
     batch = made(here, tmp_path)
     until(lambda: received(here) > 20)
 
@@ -75,7 +75,7 @@ with Batchline(Settings.model_validate_json(sys.stdin.read())) as client:
 
 @pytest.mark.system
 def test_cancel_from_another_process_stops_sending(world, tmp_path):
-    here = world(stand_in={"latency_s": 0.02}, upstream={"max_in_flight": 2}, lease_s=4.0)
+    here = world(simulator={"latency_s": 0.02}, upstream={"max_in_flight": 2}, lease_s=4.0)
     batch = made(here, tmp_path, 3_000)
     until(lambda: received(here) > 5)
 
@@ -104,7 +104,7 @@ def cancelled_elsewhere(settings, batch_id: str) -> str:
 
 
 def test_run_of_cancelling_batch_writes_files_and_sends_nothing(world, tmp_path):
-    here = world(stand_in=SLOW, upstream=FEW)
+    here = world(simulator=SLOW, upstream=FEW)
     batch = made(here, tmp_path)
     until(lambda: received(here) > 20)
     active_lease(batch.id).interrupt("enough for today")
@@ -119,7 +119,7 @@ def test_run_of_cancelling_batch_writes_files_and_sends_nothing(world, tmp_path)
 
 
 def test_cancel_repeated_changes_nothing(world, tmp_path):
-    here = world(stand_in=SLOW, upstream=FEW)
+    here = world(simulator=SLOW, upstream=FEW)
     batch = made(here, tmp_path)
     until(lambda: received(here) > 20)
 
@@ -200,7 +200,7 @@ def test_cancel_of_unknown_batch_raises_not_found(world):
 
 
 def test_retry_of_cancelled_batch_sends_only_unanswered_requests(world, tmp_path):
-    here = world(stand_in=SLOW, upstream=FEW, lease_s=2.0)
+    here = world(simulator=SLOW, upstream=FEW, lease_s=2.0)
     batch = made(here, tmp_path)
     until(lambda: received(here) > 10)
     here.client.batches.cancel(batch.id)

@@ -81,7 +81,7 @@ def test_concurrent_retries_one_succeeds(apart, world, tmp_path):
 
 @apart_or_not
 def test_concurrent_runs_send_each_request_once(apart, world, tmp_path):
-    here = world(stand_in={"latency_s": 0.05}, upstream={"max_in_flight": 4})
+    here = world(simulator={"latency_s": 0.05}, upstream={"max_in_flight": 4})
     batch = made(here, tmp_path)
 
     done = at_once(here, "run", batch.id, apart=apart)
@@ -94,7 +94,7 @@ def test_concurrent_runs_send_each_request_once(apart, world, tmp_path):
 
 @apart_or_not
 def test_concurrent_cancels_of_running_batch_both_succeed(apart, world, tmp_path):
-    here = world(stand_in={"latency_s": 0.1}, upstream={"max_in_flight": 2}, lease_s=4.0)
+    here = world(simulator={"latency_s": 0.1}, upstream={"max_in_flight": 2}, lease_s=4.0)
     batch = made(here, tmp_path, 300)
     here.client.batches.resume(batch.id)
     until(lambda: here.simulator.counters()["received"])
@@ -144,7 +144,7 @@ def test_cancel_at_batch_end_takes_effect_or_is_rejected(world, tmp_path):
 
 
 def test_deletion_during_run_leaves_nothing(world, tmp_path):
-    here = world(stand_in={"latency_s": 0.02}, upstream={"max_in_flight": 2}, lease_s=2.0)
+    here = world(simulator={"latency_s": 0.02}, upstream={"max_in_flight": 2}, lease_s=2.0)
     batches = here.client.batches
     for _ in range(ROUNDS):
         batch = made(here, tmp_path)
@@ -210,12 +210,12 @@ class Dawdling(Records):
 
 
 def test_late_heartbeat_does_not_change_final_counts(world, tmp_path):
-    here = world(stand_in={"latency_s": 0.1}, upstream={"max_in_flight": 2})
-    engine = here.client.services
-    records = Dawdling(engine.records)
+    here = world(simulator={"latency_s": 0.1}, upstream={"max_in_flight": 2})
+    services = here.client.services
+    records = Dawdling(services.records)
     batch = made(here, tmp_path)
 
-    with Batchline(services=Services(settings=engine.settings, store=engine.store, records=records)) as client:
+    with Batchline(services=Services(settings=services.settings, store=services.store, records=records)) as client:
         ended = client.batches.run(batch.id)
 
     assert records.is_held_up
@@ -248,7 +248,7 @@ def test_retry_immediately_after_end_is_run(world, tmp_path, monkeypatch):
 
 @pytest.mark.system
 def test_batch_of_killed_process_is_taken_over_once(world, tmp_path):
-    here = world(stand_in={"latency_s": 0.05}, upstream={"max_in_flight": 2}, lease_s=1.0, flush_interval_s=0.1)
+    here = world(simulator={"latency_s": 0.05}, upstream={"max_in_flight": 2}, lease_s=1.0, flush_interval_s=0.1)
     batch = made(here, tmp_path, 60)
     process = begun(here.client.services.settings, batch.id)
     until(lambda: here.simulator.counters()["received"] >= 10)

@@ -34,7 +34,7 @@ def batch_in(state, here, tmp_path):
 
 
 def test_deleted_batch_leaves_only_its_input(world, tmp_path):
-    here = world(stand_in={"latency_s": 0.1}, upstream={"max_in_flight": 4})
+    here = world(simulator={"latency_s": 0.1}, upstream={"max_in_flight": 4})
     for state in STATES:
         batch = batch_in(state, here, tmp_path)
 
@@ -62,7 +62,7 @@ def test_deleted_batch_is_not_found_by_second_deletion(world, tmp_path):
 
 @pytest.mark.parametrize("state", ["validating", "running", "being retried"])
 def test_file_of_unfinished_batch_cannot_be_deleted(state, world, tmp_path):
-    here = world(stand_in={"latency_s": 0.1}, upstream={"max_in_flight": 4})
+    here = world(simulator={"latency_s": 0.1}, upstream={"max_in_flight": 4})
     batch = batch_in(state, here, tmp_path)
 
     for file_id in filter(None, (batch.input_file_id, batch.output_file_id, batch.error_file_id)):

@@ -21,8 +21,8 @@ def line(number: int, model: str = "a", *, url: str = "/v1/chat/completions", si
 
 
 @pytest.fixture
-def estimate(engine_for, simulator, tmp_path):
-    client = Batchline(services=engine_for(simulator().base_url, prices=PRICES))
+def estimate(make_services, start_simulator, tmp_path):
+    client = Batchline(services=make_services(start_simulator().base_url, prices=PRICES))
 
     def of(*lines: bytes, name: str = "r.jsonl"):
         path = tmp_path / name

@@ -102,7 +102,7 @@ LOOKS = {
 
 @pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
 def test_file_read_while_batch_ends_is_complete(look, world, tmp_path, monkeypatch):
-    here = world(stand_in={"latency_s": 0.2}, upstream={"max_in_flight": 4}, chunk_requests=2)
+    here = world(simulator={"latency_s": 0.2}, upstream={"max_in_flight": 4}, chunk_requests=2)
     client, records = here.client, here.client.services.records
     file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 12))
     batch = client.batches.create(input_file_id=file.id)

@@ -26,22 +26,22 @@ def loser(postgres_database: dict[str, object]) -> Iterator[CommitLoser]:
 
 
 @pytest.fixture
-def stand_in(simulator: Callable[..., Simulator]) -> Simulator:
-    return simulator()
+def simulator(start_simulator: Callable[..., Simulator]) -> Simulator:
+    return start_simulator()
 
 
 @pytest.fixture
 def client(
-    loser: CommitLoser, stand_in: Simulator, engine_for: Callable[..., Services], tmp_path: Path
+    loser: CommitLoser, simulator: Simulator, make_services: Callable[..., Services], tmp_path: Path
 ) -> Iterator[Batchline]:
-    engine = engine_for(
-        stand_in.base_url,
+    services = make_services(
+        simulator.base_url,
         upstream={"max_attempts": 1},
         database_url=loser.url,
         source_roots=(str(tmp_path),),
         source_still_s=0,
     )
-    with Batchline(services=engine) as made:
+    with Batchline(services=services) as made:
         yield made
 
 
@@ -50,7 +50,7 @@ def half_fails(number: int) -> str:
 
 
 def test_batch_and_retry_succeed_when_every_commit_reply_is_lost(
-    client: Batchline, loser: CommitLoser, stand_in: Simulator, tmp_path: Path
+    client: Batchline, loser: CommitLoser, simulator: Simulator, tmp_path: Path
 ) -> None:
     loser.loses = lambda number: True
 
@@ -63,7 +63,7 @@ def test_batch_and_retry_succeed_when_every_commit_reply_is_lost(
     assert (ended.status, ended.request_counts.completed, ended.request_counts.failed) == ("completed", 10, 10)
     assert numbers_of(lines_of(client, ended.output_file_id)) == list(range(0, 20, 2))
     assert numbers_of(lines_of(client, ended.error_file_id)) == list(range(1, 20, 2))
-    assert stand_in.counters()["received"] == 30
+    assert simulator.counters()["received"] == 30
     assert len(list(client.batches.list())) == 1
     assert loser.lost == loser.commits > 10
 

@@ -186,7 +186,7 @@ def test_housekeeping_expires_batch_after_its_window(world, tmp_path):
 
 
 def test_housekeeping_ignores_running_batch(world, tmp_path):
-    here = world(stand_in={"latency_s": 0.1}, upstream={"max_in_flight": 2})
+    here = world(simulator={"latency_s": 0.1}, upstream={"max_in_flight": 2})
     batch = made(here, tmp_path)
     here.client.batches.resume(batch.id)
     while not here.simulator.counters()["received"]:

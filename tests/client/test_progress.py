@@ -37,8 +37,8 @@ def test_runner_state_explains_inactive_batch(fields, note):
 
 
 @pytest.fixture
-def watch(engine_for) -> ProgressTracker:
-    return ProgressTracker(engine_for("http://127.0.0.1:9/v1"))
+def watch(make_services) -> ProgressTracker:
+    return ProgressTracker(make_services("http://127.0.0.1:9/v1"))
 
 
 def test_speed_before_tracking_is_average_since_start(watch: ProgressTracker):
@@ -72,13 +72,13 @@ def test_unknown_speed_is_not_reported(fields, watch: ProgressTracker):
 
 
 def test_progress_in_running_process_includes_live_counts(
-    simulator: Callable, engine_for: Callable, chat_file: Callable
+    start_simulator: Callable, make_services: Callable, chat_file: Callable
 ):
-    engine = engine_for(simulator(latency_s=0.3).base_url)
-    with Batchline(services=engine) as client:
+    services = make_services(start_simulator(latency_s=0.3).base_url)
+    with Batchline(services=services) as client:
         file = client.files.create(file=chat_file(2_000))
         batch = client.batches.create(input_file_id=file.id)
-        watch = ProgressTracker(engine)
+        watch = ProgressTracker(services)
 
         def some() -> bool:
             run = watch.snapshot(client.batches.record(batch.id)).session

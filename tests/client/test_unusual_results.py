@@ -41,11 +41,11 @@ class Odd(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def client(engine_for: Callable) -> Iterator[Batchline]:
+def client(make_services: Callable) -> Iterator[Batchline]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Odd) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        engine = engine_for(f"http://127.0.0.1:{server.server_port}/v1", upstream={"max_attempts": 1})
-        with Batchline(services=engine) as client:
+        services = make_services(f"http://127.0.0.1:{server.server_port}/v1", upstream={"max_attempts": 1})
+        with Batchline(services=services) as client:
             yield client
         server.shutdown()
 

@@ -43,12 +43,12 @@ def zst(data: bytes) -> bytes:
 
 
 @pytest.fixture
-def engine(engine_for: Callable[..., Services]) -> Services:
-    return engine_for("http://localhost:9", max_file_bytes=4 * 2**20)
+def services(make_services: Callable[..., Services]) -> Services:
+    return make_services("http://localhost:9", max_file_bytes=4 * 2**20)
 
 
-def stored_below(engine: Services) -> list[Path]:
-    return [path for path in Path(engine.store.root).rglob("*") if path.is_file()]
+def stored_below(services: Services) -> list[Path]:
+    return [path for path in Path(services.store.root).rglob("*") if path.is_file()]
 
 
 WHOLE = {
@@ -69,14 +69,14 @@ WHOLE = {
 
 
 @pytest.mark.parametrize(("name", "data"), WHOLE.values(), ids=WHOLE)
-def test_upload_is_stored_decompressed_with_size_and_digest(name: str, data: bytes, engine: Services) -> None:
+def test_upload_is_stored_decompressed_with_size_and_digest(name: str, data: bytes, services: Services) -> None:
     content = data if data.startswith((b"\xef", b"{")) or not data else CONTENT
 
-    record = store_input(engine, io.BytesIO(data), filename=name)
+    record = store_input(services, io.BytesIO(data), filename=name)
 
-    assert engine.store.read(record.key) == content
+    assert services.store.read(record.key) == content
     assert (record.size_bytes, record.sha256) == (len(content), hashlib.sha256(content).hexdigest())
-    assert engine.records.get_file(record.id) == record
+    assert services.records.get_file(record.id) == record
 
 
 @pytest.mark.parametrize(
@@ -91,10 +91,10 @@ def test_upload_is_stored_decompressed_with_size_and_digest(name: str, data: byt
         ("", "input.jsonl"),
     ],
 )
-def test_upload_filename_loses_folders_and_compression_suffix(name: str, plain: str, engine: Services) -> None:
+def test_upload_filename_loses_folders_and_compression_suffix(name: str, plain: str, services: Services) -> None:
     data = gzip.compress(b"{}") if name.lower().endswith("gz") else zst(b"{}") if name.endswith("zst") else b"{}"
 
-    assert store_input(engine, io.BytesIO(data), filename=name).filename == plain
+    assert store_input(services, io.BytesIO(data), filename=name).filename == plain
 
 
 BROKEN = {
@@ -113,36 +113,36 @@ BROKEN = {
 
 @pytest.mark.parametrize(("name", "data"), BROKEN.values(), ids=BROKEN)
 def test_upload_that_cannot_be_decompressed_is_rejected_and_not_stored(
-    name: str, data: bytes, engine: Services
+    name: str, data: bytes, services: Services
 ) -> None:
     with pytest.raises(InvalidInput, match=rf"{name} does not decompress as \w+: .*again"):
-        store_input(engine, io.BytesIO(data), filename=name)
+        store_input(services, io.BytesIO(data), filename=name)
 
-    assert stored_below(engine) == []
+    assert stored_below(services) == []
 
 
-def test_zstd_window_over_8_mib_is_rejected_with_advice(engine: Services) -> None:
-    store_input(engine, io.BytesIO(wide_zst(CONTENT, 23)), filename="a.zst")
+def test_zstd_window_over_8_mib_is_rejected_with_advice(services: Services) -> None:
+    store_input(services, io.BytesIO(wide_zst(CONTENT, 23)), filename="a.zst")
 
     with pytest.raises(InvalidInput, match=r"window is over 8,388,608 bytes .leave out --long"):
-        store_input(engine, io.BytesIO(wide_zst(CONTENT, 24)), filename="a.zst")
+        store_input(services, io.BytesIO(wide_zst(CONTENT, 24)), filename="a.zst")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
-def test_upload_over_decompressed_size_limit_is_rejected_and_not_stored(name: str, engine: Services) -> None:
-    data = b"x" * (engine.settings.max_file_bytes + 1)
+def test_upload_over_decompressed_size_limit_is_rejected_and_not_stored(name: str, services: Services) -> None:
+    data = b"x" * (services.settings.max_file_bytes + 1)
     packed = gzip.compress(data) if name.endswith("gz") else zst(data) if name.endswith("zst") else data
 
     with pytest.raises(InvalidInput, match=r"longer than 4194304 bytes.*split it"):
-        store_input(engine, io.BytesIO(packed), filename=name)
+        store_input(services, io.BytesIO(packed), filename=name)
 
-    assert stored_below(engine) == []
+    assert stored_below(services) == []
 
 
-def test_upload_of_exactly_the_size_limit_is_stored(engine: Services) -> None:
-    most = engine.settings.max_file_bytes
+def test_upload_of_exactly_the_size_limit_is_stored(services: Services) -> None:
+    most = services.settings.max_file_bytes
 
-    record = store_input(engine, io.BytesIO(gzip.compress(b"x" * most)), filename="a.gz")
+    record = store_input(services, io.BytesIO(gzip.compress(b"x" * most)), filename="a.gz")
 
     assert record.size_bytes == most
 
@@ -233,9 +233,9 @@ def test_line_of_50_mib_is_one_error_in_bounded_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "."])
-def test_unreadable_path_is_rejected_with_the_reason(name: str, engine: Services, tmp_path: Path) -> None:
+def test_unreadable_path_is_rejected_with_the_reason(name: str, services: Services, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"cannot be read: (no such file|is a directory)"):
-        store_input_file(engine, tmp_path / name)
+        store_input_file(services, tmp_path / name)
 
 
 def test_compressed_local_file_is_validated_by_decompressed_lines(tmp_path: Path) -> None:
@@ -254,58 +254,58 @@ def test_compressed_local_file_is_validated_by_decompressed_lines(tmp_path: Path
     assert [(error.code, error.line) for error in found.errors] == [("invalid_json_line", 3)]
 
 
-def test_upload_with_expiry_gets_expires_at(engine: Services) -> None:
-    record = store_input(engine, io.BytesIO(b"{}"), filename="a.jsonl", expires_after=lambda: 3_600)
+def test_upload_with_expiry_gets_expires_at(services: Services) -> None:
+    record = store_input(services, io.BytesIO(b"{}"), filename="a.jsonl", expires_after=lambda: 3_600)
 
     assert record.expires_at == record.created_at + 3_600
 
 
-def test_input_uri_below_allowed_root_is_stored(engine_for: Callable[..., Services], tmp_path: Path) -> None:
+def test_input_uri_below_allowed_root_is_stored(make_services: Callable[..., Services], tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jsonl.gz").write_bytes(gzip.compress(b"{}\n"))
-    engine = engine_for("http://localhost:9", source_roots=(str(tmp_path / "in"),))
+    services = make_services("http://localhost:9", source_roots=(str(tmp_path / "in"),))
 
-    record = store_input_from(engine, str(tmp_path / "in" / "a.jsonl.gz"))
+    record = store_input_from(services, str(tmp_path / "in" / "a.jsonl.gz"))
 
-    assert (record.filename, engine.store.read(record.key)) == ("a.jsonl", b"{}\n")
+    assert (record.filename, services.store.read(record.key)) == ("a.jsonl", b"{}\n")
 
 
 @pytest.mark.parametrize("uri", ["secret.jsonl", "in/../secret.jsonl", "in/link.jsonl", "file://{}/secret.jsonl"])
 def test_input_uri_outside_allowed_roots_is_rejected(
-    uri: str, engine_for: Callable[..., Services], tmp_path: Path
+    uri: str, make_services: Callable[..., Services], tmp_path: Path
 ) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "secret.jsonl").write_bytes(b"{}\n")
     (tmp_path / "in" / "link.jsonl").symlink_to(tmp_path / "secret.jsonl")
-    engine = engine_for("http://localhost:9", source_roots=(str(tmp_path / "in"),))
+    services = make_services("http://localhost:9", source_roots=(str(tmp_path / "in"),))
 
     with pytest.raises(InvalidInput, match="below no allowed root"):
-        store_input_from(engine, uri.format(tmp_path) if "://" in uri else str(tmp_path / uri))
+        store_input_from(services, uri.format(tmp_path) if "://" in uri else str(tmp_path / uri))
 
 
-def batch_of(engine: Services, **fields: str) -> CreateBatchRequest:
-    file = store_input(engine, io.BytesIO(b"{}\n"), filename="a.jsonl")
+def batch_of(services: Services, **fields: str) -> CreateBatchRequest:
+    file = store_input(services, io.BytesIO(b"{}\n"), filename="a.jsonl")
     return CreateBatchRequest(**{"input_file_id": file.id, "endpoint": "/v1/chat/completions", **fields})
 
 
-def test_batch_created_twice_by_one_flow_run_is_the_same(engine: Services) -> None:
-    request = batch_of(engine)
+def test_batch_created_twice_by_one_flow_run_is_the_same(services: Services) -> None:
+    request = batch_of(services)
 
     made = [
-        create_batch(engine, request, origin=BatchDwExtResponse(source="api"), flow_run_id="run") for _ in "12"
+        create_batch(services, request, origin=BatchDwExtResponse(source="api"), flow_run_id="run") for _ in "12"
     ]
 
     assert made[0] == made[1]
 
 
 @pytest.mark.parametrize("fields", [{"endpoint": "/v1/nothing"}, {"completion_window": "8d"}], ids=str)
-def test_batch_with_disallowed_endpoint_or_window_is_rejected(fields: dict[str, str], engine: Services) -> None:
+def test_batch_with_disallowed_endpoint_or_window_is_rejected(fields: dict[str, str], services: Services) -> None:
     with pytest.raises(InvalidInput, match="allowed"):
-        create_batch(engine, batch_of(engine, **fields), origin=BatchDwExtResponse(source="api"))
+        create_batch(services, batch_of(services, **fields), origin=BatchDwExtResponse(source="api"))
 
 
-def test_batch_of_unknown_file_is_rejected(engine: Services) -> None:
-    request = batch_of(engine, input_file_id="file-0")
+def test_batch_of_unknown_file_is_rejected(services: Services) -> None:
+    request = batch_of(services, input_file_id="file-0")
 
     with pytest.raises(NotFound, match="file-0"):
-        create_batch(engine, request, origin=BatchDwExtResponse(source="api"))
+        create_batch(services, request, origin=BatchDwExtResponse(source="api"))

@@ -19,17 +19,17 @@ from batchline.storage.records.store import BatchRecord
 
 
 @pytest.fixture
-def engine_for(engine_for: Callable[..., Services]) -> Callable[..., Services]:
-    """Engines whose runs give what is under way little grace."""
-    return partial(engine_for, grace_s=2.0)
+def make_services(make_services: Callable[..., Services]) -> Callable[..., Services]:
+    """Services whose runs give requests in flight little grace."""
+    return partial(make_services, grace_s=2.0)
 
 
 @pytest.fixture
 def batch_of(chat_file: Callable[..., Path]) -> Callable[..., BatchRecord]:
     """Record a batch of so many chat requests."""
 
-    def make(engine: Services, count: int, **options: Callable[[int], str]) -> BatchRecord:
-        return made_batch(engine, chat_file(count, **options))
+    def make(services: Services, count: int, **options: Callable[[int], str]) -> BatchRecord:
+        return made_batch(services, chat_file(count, **options))
 
     return make
 
@@ -39,9 +39,9 @@ def in_background() -> Iterator[Callable[[Services, BatchRecord], Future[BatchRe
     """Run batches on threads; what still runs at the test's end is interrupted."""
     begun: list[str] = []
 
-    def begin(engine: Services, batch: BatchRecord) -> Future[BatchRecord]:
+    def begin(services: Services, batch: BatchRecord) -> Future[BatchRecord]:
         begun.append(batch.id)
-        return pool.submit(run_local, engine, batch.id)
+        return pool.submit(run_local, services, batch.id)
 
     with ThreadPoolExecutor() as pool:
         yield begin
@@ -51,11 +51,11 @@ def in_background() -> Iterator[Callable[[Services, BatchRecord], Future[BatchRe
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Runner]]:
-    """Start processes that run a batch with an engine's settings; they end with the test."""
+    """Start processes that run a batch with the services' settings; they end with the test."""
     started: list[Runner] = []
 
-    def begin(engine: Services, batch: BatchRecord, **options: str) -> Runner:
-        runner = Runner(engine.settings, batch.id, **options)
+    def begin(services: Services, batch: BatchRecord, **options: str) -> Runner:
+        runner = Runner(services.settings, batch.id, **options)
         started.append(runner)
         return runner
 

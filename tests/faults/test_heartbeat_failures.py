@@ -17,44 +17,44 @@ PATIENCE_S = 60.0
 
 
 def test_deleted_batch_ends_its_run(
-    simulator: Callable[..., Simulator],
-    engine_for: Callable[..., Services],
+    start_simulator: Callable[..., Simulator],
+    make_services: Callable[..., Services],
     batch_of: Callable,
     in_background: Callable,
 ) -> None:
-    stand_in = simulator(latency_s=0.1)
-    engine = engine_for(stand_in.base_url, upstream={"max_in_flight": 4})
-    batch = batch_of(engine, 400)
-    run = in_background(engine, batch)
-    until(lambda: received(stand_in) > 4)
+    simulator = start_simulator(latency_s=0.1)
+    services = make_services(simulator.base_url, upstream={"max_in_flight": 4})
+    batch = batch_of(services, 400)
+    run = in_background(services, batch)
+    until(lambda: received(simulator) > 4)
 
-    engine.records.delete_batch(batch.id, now=time.time() + 1_000, lease_s=1)
+    services.records.delete_batch(batch.id, now=time.time() + 1_000, lease_s=1)
 
     with pytest.raises(LeaseLost, match="was deleted while it ran"):
         run.result(PATIENCE_S)
-    assert received(stand_in) < 400
+    assert received(simulator) < 400
 
 
 def test_heartbeat_with_unexpected_error_ends_run_and_keeps_answers(
-    simulator: Callable[..., Simulator],
-    engine_for: Callable[..., Services],
+    start_simulator: Callable[..., Simulator],
+    make_services: Callable[..., Services],
     batch_of: Callable,
     in_background: Callable,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    stand_in = simulator(latency_s=0.1)
-    engine = engine_for(stand_in.base_url, upstream={"max_in_flight": 4}, lease_s=2.0, flush_interval_s=60.0)
-    batch = batch_of(engine, 400)
-    run = in_background(engine, batch)
-    until(lambda: received(stand_in) > 4)
+    simulator = start_simulator(latency_s=0.1)
+    services = make_services(simulator.base_url, upstream={"max_in_flight": 4}, lease_s=2.0, flush_interval_s=60.0)
+    batch = batch_of(services, 400)
+    run = in_background(services, batch)
+    until(lambda: received(simulator) > 4)
 
     with monkeypatch.context() as here:
-        here.setattr(engine.records, "heartbeat", lambda *_, **__: 1 / 0)
+        here.setattr(services.records, "heartbeat", lambda *_, **__: 1 / 0)
         with pytest.raises(LeaseLost, match="no heartbeat for half a lease: division by zero"):
             run.result(PATIENCE_S)
     assert "ZeroDivisionError" in caplog.text
-    assert saved(engine, batch) == received(stand_in) < 400
+    assert saved(services, batch) == received(simulator) < 400
 
-    check_account(engine, resumed(engine, batch.id), 400)
-    assert received(stand_in) == 400
+    check_account(services, resumed(services, batch.id), 400)
+    assert received(simulator) == 400

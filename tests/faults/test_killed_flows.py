@@ -32,14 +32,14 @@ def prefect_server(prefect_api: str) -> Iterator[None]:
 
 
 @pytest.fixture
-def stand_in(simulator: Callable[..., Simulator]) -> Simulator:
-    return simulator(latency_s=LATENCY_S)
+def simulator(start_simulator: Callable[..., Simulator]) -> Simulator:
+    return start_simulator(latency_s=LATENCY_S)
 
 
 @pytest.fixture
-def engine(engine_for: Callable[..., Services], stand_in: Simulator) -> Services:
-    return engine_for(
-        stand_in.base_url,
+def services(make_services: Callable[..., Services], simulator: Simulator) -> Services:
+    return make_services(
+        simulator.base_url,
         upstream={"max_in_flight": IN_FLIGHT},
         chunk_requests=100,
         flush_interval_s=FLUSH_S,
@@ -47,28 +47,28 @@ def engine(engine_for: Callable[..., Services], stand_in: Simulator) -> Services
     )
 
 
-def go_on(engine: Services, batch: BatchRecord) -> BatchRecord:
+def go_on(services: Services, batch: BatchRecord) -> BatchRecord:
     """Run the flow for the batch as soon as its old lease is stale."""
-    lease_at = engine.records.get_batch(batch.id).lease_at
+    lease_at = services.records.get_batch(batch.id).lease_at
     assert lease_at is not None
-    until(lambda: time.time() > lease_at + engine.settings.lease_s)
-    with using_services(engine):
+    until(lambda: time.time() > lease_at + services.settings.lease_s)
+    with using_services(services):
         state = process_batch(batch_id=batch.id, return_state=True)
     assert state.is_completed()
-    return engine.records.get_batch(batch.id)
+    return services.records.get_batch(batch.id)
 
 
 def test_killed_flow_run_is_continued_from_saved_answers(
-    prefect_api: str, stand_in: Simulator, engine: Services, batch_of: Callable, start: Callable
+    prefect_api: str, simulator: Simulator, services: Services, batch_of: Callable, start: Callable
 ) -> None:
-    batch = batch_of(engine, REQUESTS)
-    runner = start(engine, batch, program=AS_FLOW, PREFECT_API_URL=prefect_api)
-    until(lambda: received(stand_in) > 250)
+    batch = batch_of(services, REQUESTS)
+    runner = start(services, batch, program=AS_FLOW, PREFECT_API_URL=prefect_api)
+    until(lambda: received(simulator) > 250)
     runner.kill()
 
-    ended = go_on(engine, batch)
+    ended = go_on(services, batch)
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(engine, ended, REQUESTS)
-    repeated = stand_in.counters()["repeated"]
+    check_account(services, ended, REQUESTS)
+    repeated = simulator.counters()["repeated"]
     assert repeated <= IN_FLIGHT + (FLUSH_S + LATE_S) * IN_FLIGHT / LATENCY_S

@@ -31,14 +31,14 @@ RANDOM_MOMENTS = sorted(random.Random(4).sample(range(REQUESTS // 20, REQUESTS *
 
 
 @pytest.fixture
-def stand_in(simulator: Callable[..., Simulator]) -> Simulator:
-    return simulator(latency_s=LATENCY_S)
+def simulator(start_simulator: Callable[..., Simulator]) -> Simulator:
+    return start_simulator(latency_s=LATENCY_S)
 
 
 @pytest.fixture
-def engine(engine_for: Callable[..., Services], stand_in: Simulator) -> Services:
-    return engine_for(
-        stand_in.base_url,
+def services(make_services: Callable[..., Services], simulator: Simulator) -> Services:
+    return make_services(
+        simulator.base_url,
         upstream={"max_in_flight": IN_FLIGHT},
         chunk_requests=50,
         flush_interval_s=FLUSH_S,
@@ -47,11 +47,11 @@ def engine(engine_for: Callable[..., Services], stand_in: Simulator) -> Services
 
 
 @pytest.fixture
-def run_and_kill(engine: Services, start: Callable) -> Callable:
+def run_and_kill(services: Services, start: Callable) -> Callable:
     """Run a batch in a process, and kill that as soon as something is true."""
 
     def kill(batch: BatchRecord, *, once: Callable[[], object]) -> None:
-        runner = start(engine, batch)
+        runner = start(services, batch)
         until(once, every_s=0.001)
         assert runner.is_alive
         runner.kill()
@@ -61,75 +61,75 @@ def run_and_kill(engine: Services, start: Callable) -> Callable:
 
 @pytest.mark.parametrize("moment", RANDOM_MOMENTS)
 def test_batch_killed_at_random_moment_accounts_for_every_request(
-    moment: int, stand_in: Simulator, engine: Services, batch_of: Callable, run_and_kill: Callable
+    moment: int, simulator: Simulator, services: Services, batch_of: Callable, run_and_kill: Callable
 ) -> None:
-    batch = batch_of(engine, REQUESTS)
-    run_and_kill(batch, once=lambda: stand_in.counters()["received"] >= moment)
+    batch = batch_of(services, REQUESTS)
+    run_and_kill(batch, once=lambda: simulator.counters()["received"] >= moment)
 
-    ended = resumed(engine, batch.id)
+    ended = resumed(services, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(engine, ended, REQUESTS)
-    assert stand_in.counters()["repeated"] <= MOST_REPEATED
+    check_account(services, ended, REQUESTS)
+    assert simulator.counters()["repeated"] <= MOST_REPEATED
 
 
 def test_batch_killed_twice_accounts_for_every_request(
-    stand_in: Simulator, engine: Services, batch_of: Callable, run_and_kill: Callable
+    simulator: Simulator, services: Services, batch_of: Callable, run_and_kill: Callable
 ) -> None:
-    batch = batch_of(engine, REQUESTS)
-    run_and_kill(batch, once=lambda: stand_in.counters()["received"] >= 150)
-    until(lambda: is_free(engine, batch))
-    run_and_kill(batch, once=lambda: stand_in.counters()["received"] >= 330)
+    batch = batch_of(services, REQUESTS)
+    run_and_kill(batch, once=lambda: simulator.counters()["received"] >= 150)
+    until(lambda: is_free(services, batch))
+    run_and_kill(batch, once=lambda: simulator.counters()["received"] >= 330)
 
-    ended = resumed(engine, batch.id)
+    ended = resumed(services, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(engine, ended, REQUESTS)
-    assert stand_in.counters()["repeated"] <= 2 * MOST_REPEATED
+    check_account(services, ended, REQUESTS)
+    assert simulator.counters()["repeated"] <= 2 * MOST_REPEATED
 
 
-def is_free(engine: Services, batch: BatchRecord) -> bool:
+def is_free(services: Services, batch: BatchRecord) -> bool:
     """Whether the lease of the one who had the batch is stale."""
-    lease_at = engine.records.get_batch(batch.id).lease_at
-    return lease_at is None or lease_at + engine.settings.lease_s < time.time()
+    lease_at = services.records.get_batch(batch.id).lease_at
+    return lease_at is None or lease_at + services.settings.lease_s < time.time()
 
 
 def test_batch_killed_during_validation_is_validated_again(
-    stand_in: Simulator, engine: Services, slow_to_validate: Path, run_and_kill: Callable
+    simulator: Simulator, services: Services, slow_to_validate: Path, run_and_kill: Callable
 ) -> None:
-    batch = made_batch(engine, slow_to_validate)
-    run_and_kill(batch, once=lambda: engine.records.get_batch(batch.id).lease_owner)
-    assert engine.records.get_batch(batch.id).status is BatchStatus.VALIDATING
+    batch = made_batch(services, slow_to_validate)
+    run_and_kill(batch, once=lambda: services.records.get_batch(batch.id).lease_owner)
+    assert services.records.get_batch(batch.id).status is BatchStatus.VALIDATING
 
-    ended = resumed(engine, batch.id)
+    ended = resumed(services, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(engine, ended, 800)
-    assert stand_in.counters()["received"] == 800
+    check_account(services, ended, 800)
+    assert simulator.counters()["received"] == 800
 
 
-def is_finalizing(engine: Services, batch: BatchRecord) -> bool:
-    return engine.records.get_batch(batch.id).status is BatchStatus.FINALIZING
+def is_finalizing(services: Services, batch: BatchRecord) -> bool:
+    return services.records.get_batch(batch.id).status is BatchStatus.FINALIZING
 
 
-def has_its_output_file(engine: Services, batch: BatchRecord) -> bool:
-    return engine.store.exists(layout.output_key(batch.id))
+def has_its_output_file(services: Services, batch: BatchRecord) -> bool:
+    return services.store.exists(layout.output_key(batch.id))
 
 
 @pytest.mark.parametrize("point", [is_finalizing, has_its_output_file], ids=["before the files", "between them"])
 def test_batch_killed_while_finalizing_finishes_without_requests(
     point: Callable[[Services, BatchRecord], bool],
-    stand_in: Simulator,
-    engine: Services,
+    simulator: Simulator,
+    services: Services,
     batch_of: Callable,
     run_and_kill: Callable,
 ) -> None:
-    batch = batch_of(engine, REQUESTS)
-    run_and_kill(batch, once=lambda: point(engine, batch))
-    assert is_finalizing(engine, batch)
+    batch = batch_of(services, REQUESTS)
+    run_and_kill(batch, once=lambda: point(services, batch))
+    assert is_finalizing(services, batch)
 
-    ended = resumed(engine, batch.id)
+    ended = resumed(services, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(engine, ended, REQUESTS)
-    assert stand_in.counters()["received"] == REQUESTS
+    check_account(services, ended, REQUESTS)
+    assert simulator.counters()["received"] == REQUESTS

@@ -20,48 +20,51 @@ pytestmark = pytest.mark.system
 
 
 def test_second_runner_is_rejected_and_changes_nothing(
-    simulator: Callable[..., Simulator], engine_for: Callable[..., Services], batch_of: Callable, start: Callable
+    start_simulator: Callable[..., Simulator],
+    make_services: Callable[..., Services],
+    batch_of: Callable,
+    start: Callable,
 ) -> None:
-    first, second = simulator(latency_s=0.1), simulator()
-    engine = engine_for(first.base_url, upstream={"max_in_flight": 16})
-    batch = batch_of(engine, 160)
-    runner = start(engine, batch)
+    first, second = start_simulator(latency_s=0.1), start_simulator()
+    services = make_services(first.base_url, upstream={"max_in_flight": 16})
+    batch = batch_of(services, 160)
+    runner = start(services, batch)
     until(lambda: received(first) > 32)
-    held = engine.records.get_batch(batch.id)
+    held = services.records.get_batch(batch.id)
 
     with pytest.raises(Conflict, match="is being run by another process"):
-        run_local(engine_for(second.base_url), batch.id)
+        run_local(make_services(second.base_url), batch.id)
 
-    kept = engine.records.get_batch(batch.id)
+    kept = services.records.get_batch(batch.id)
     assert (kept.lease_owner, kept.epoch, kept.status) == (held.lease_owner, held.epoch, held.status)
     assert runner.ended() == (0, "")
-    check_account(engine, engine.records.get_batch(batch.id), 160)
+    check_account(services, services.records.get_batch(batch.id), 160)
     assert (received(first), received(second)) == (160, 0)
 
 
-def taken_over(engine: Services, batch: BatchRecord) -> bool:
+def taken_over(services: Services, batch: BatchRecord) -> bool:
     """Whether the batch's lease could be taken, which also takes it."""
     with suppress(Conflict):
-        engine.records.claim(batch.id, owner="another", now=time.time(), lease_s=engine.settings.lease_s)
+        services.records.claim(batch.id, owner="another", now=time.time(), lease_s=services.settings.lease_s)
         return True
     return False
 
 
 def test_live_runner_keeps_short_lease(
-    simulator: Callable[..., Simulator],
-    engine_for: Callable[..., Services],
+    start_simulator: Callable[..., Simulator],
+    make_services: Callable[..., Services],
     batch_of: Callable,
     start: Callable,
 ) -> None:
-    stand_in = simulator(latency_s=0.1)
-    engine = engine_for(stand_in.base_url, upstream={"max_in_flight": 8}, lease_s=1.0)
-    batch = batch_of(engine, 120)
-    runner = start(engine, batch)
-    until(lambda: received(stand_in))
+    simulator = start_simulator(latency_s=0.1)
+    services = make_services(simulator.base_url, upstream={"max_in_flight": 8}, lease_s=1.0)
+    batch = batch_of(services, 120)
+    runner = start(services, batch)
+    until(lambda: received(simulator))
 
-    until(lambda: taken_over(engine, batch))
+    until(lambda: taken_over(services, batch))
 
-    assert engine.records.get_batch(batch.id).status is BatchStatus.COMPLETED
+    assert services.records.get_batch(batch.id).status is BatchStatus.COMPLETED
     assert runner.ended() == (0, "")
 
 
@@ -71,14 +74,14 @@ def test_live_runner_keeps_short_lease(
 def test_runner_paused_beyond_lease_sends_nothing_afterwards(
     sent_before: int,
     lease_s: float,
-    simulator: Callable[..., Simulator],
-    engine_for: Callable[..., Services],
+    start_simulator: Callable[..., Simulator],
+    make_services: Callable[..., Services],
     batch_of: Callable,
     start: Callable,
 ) -> None:
-    upstreams = [simulator(latency_s=0.1), simulator(latency_s=0.1)]
+    upstreams = [start_simulator(latency_s=0.1), start_simulator(latency_s=0.1)]
     options = {"upstream": {"max_in_flight": 32}, "chunk_requests": 100, "lease_s": lease_s}
-    paused, taking_over = (engine_for(upstream.base_url, **options) for upstream in upstreams)
+    paused, taking_over = (make_services(upstream.base_url, **options) for upstream in upstreams)
     batch = batch_of(paused, 450)
     runner = start(paused, batch)
     until(lambda: received(upstreams[0]) >= sent_before, every_s=0.001)

@@ -29,87 +29,87 @@ LOSSES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.fixture
-def stand_in(simulator: Callable[..., Simulator]) -> Simulator:
-    return simulator(latency_s=0.03)
+def simulator(start_simulator: Callable[..., Simulator]) -> Simulator:
+    return start_simulator(latency_s=0.03)
 
 
 @pytest.fixture
-def engine(engine_for: Callable[..., Services], stand_in: Simulator) -> Services:
+def services(make_services: Callable[..., Services], simulator: Simulator) -> Services:
     few = {"max_in_flight": 4, "max_attempts": 1}
-    return engine_for(stand_in.base_url, upstream=few, chunk_requests=10, flush_interval_s=0.05)
+    return make_services(simulator.base_url, upstream=few, chunk_requests=10, flush_interval_s=0.05)
 
 
 @pytest.fixture(params=LOSSES)
 def stopped(
     request: pytest.FixtureRequest,
-    engine: Services,
-    stand_in: Simulator,
+    services: Services,
+    simulator: Simulator,
     batch_of: Callable,
     in_background: Callable,
 ) -> BatchRecord:
     """A batch that was interrupted, and whose input was lost then."""
-    batch = batch_of(engine, TOTAL)
-    interrupt(batch, in_background(engine, batch), once=lambda: received(stand_in) >= 15)
-    LOSSES[request.param](Path(engine.store.uri(engine.records.get_file(batch.input_file_id).key)))
-    return engine.records.get_batch(batch.id)
+    batch = batch_of(services, TOTAL)
+    interrupt(batch, in_background(services, batch), once=lambda: received(simulator) >= 15)
+    LOSSES[request.param](Path(services.store.uri(services.records.get_file(batch.input_file_id).key)))
+    return services.records.get_batch(batch.id)
 
 
-def check_ended(engine: Services, ended: BatchRecord, code: str) -> None:
+def check_ended(services: Services, ended: BatchRecord, code: str) -> None:
     """Each request has a line of its own in one of the files, and those without an answer have the code."""
-    output, errors = output_of(engine, ended), errors_of(engine, ended)
+    output, errors = output_of(services, ended), errors_of(services, ended)
     ids = Counter(line["id"] for line in output + errors)
     assert (len(ids), set(ids.values())) == (TOTAL, {1})
     assert len(output) >= 11
-    assert set(error_codes(engine, ended)) == {code}
+    assert set(error_codes(services, ended)) == {code}
     assert all(
         "input can no longer be read" in line["error"]["message"] for line in errors if not line["custom_id"]
     )
-    assert len(list(Batchline(services=engine).batches.results(ended.id))) == TOTAL
+    assert len(list(Batchline(services=services).batches.results(ended.id))) == TOTAL
 
 
-def test_lost_input_stops_run_with_hint_and_keeps_answers(engine: Services, stopped: BatchRecord) -> None:
+def test_lost_input_stops_run_with_hint_and_keeps_answers(services: Services, stopped: BatchRecord) -> None:
     with pytest.raises(InputChanged, match=f"batchline batches cancel {stopped.id}"):
-        run_local(engine, stopped.id)
+        run_local(services, stopped.id)
 
-    items = list(Batchline(services=engine).batches.results(stopped.id, status="completed"))
+    items = list(Batchline(services=services).batches.results(stopped.id, status="completed"))
     assert len(items) >= 11
     assert all(item.response_body for item in items)
 
 
 def test_batch_with_lost_input_can_be_cancelled_and_keeps_answers(
-    engine: Services, stand_in: Simulator, stopped: BatchRecord
+    services: Services, simulator: Simulator, stopped: BatchRecord
 ) -> None:
-    sent = received(stand_in)
-    Batchline(services=engine).batches.cancel(stopped.id)
+    sent = received(simulator)
+    Batchline(services=services).batches.cancel(stopped.id)
 
-    ended = run_local(engine, stopped.id)
+    ended = run_local(services, stopped.id)
 
-    assert (ended.status, received(stand_in)) == (BatchStatus.CANCELLED, sent)
-    check_ended(engine, ended, "batch_cancelled")
+    assert (ended.status, received(simulator)) == (BatchStatus.CANCELLED, sent)
+    check_ended(services, ended, "batch_cancelled")
 
 
 def test_batch_with_lost_input_expires_and_keeps_answers(
-    engine: Services, stand_in: Simulator, stopped: BatchRecord
+    services: Services, simulator: Simulator, stopped: BatchRecord
 ) -> None:
-    sent = received(stand_in)
-    change_batch(engine.records, stopped.id, expires_at=int(time.time()) - 1)
+    sent = received(simulator)
+    change_batch(services.records, stopped.id, expires_at=int(time.time()) - 1)
 
-    ended = run_local(engine, stopped.id)
+    ended = run_local(services, stopped.id)
 
-    assert (ended.status, received(stand_in)) == (BatchStatus.EXPIRED, sent)
-    check_ended(engine, ended, "batch_expired")
+    assert (ended.status, received(simulator)) == (BatchStatus.EXPIRED, sent)
+    check_ended(services, ended, "batch_expired")
 
 
 def test_batch_with_removed_upstream_can_be_cancelled(
-    engine: Services,
-    engine_for: Callable[..., Services],
-    stand_in: Simulator,
+    services: Services,
+    make_services: Callable[..., Services],
+    simulator: Simulator,
     batch_of: Callable,
     in_background: Callable,
 ) -> None:
-    batch = batch_of(engine, TOTAL)
-    interrupt(batch, in_background(engine, batch), once=lambda: received(stand_in) >= 15)
-    other = engine_for(stand_in.base_url, upstream={"models": ["another"]}, chunk_requests=10)
+    batch = batch_of(services, TOTAL)
+    interrupt(batch, in_background(services, batch), once=lambda: received(simulator) >= 15)
+    other = make_services(simulator.base_url, upstream={"models": ["another"]}, chunk_requests=10)
     with pytest.raises(InvalidInput, match="no upstream serves"):
         run_local(other, batch.id)
     Batchline(services=other).batches.cancel(batch.id)
@@ -124,23 +124,23 @@ def test_batch_with_removed_upstream_can_be_cancelled(
 @pytest.mark.parametrize("name", ["input_file_id", "error_file_id"])
 def test_retry_with_file_deleted_meanwhile_is_rejected(
     name: str,
-    engine_for: Callable[..., Services],
-    stand_in: Simulator,
+    make_services: Callable[..., Services],
+    simulator: Simulator,
     batch_of: Callable,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    engine = engine_for(stand_in.base_url)
+    services = make_services(simulator.base_url)
     batch = run_local(
-        engine, batch_of(engine, 4, prompt=lambda number: "simulate:status=400" if number else "Well?").id
+        services, batch_of(services, 4, prompt=lambda number: "simulate:status=400" if number else "Well?").id
     )
-    batch, whole_plan = engine.records.get_batch(batch.id), retry.read_first_plan
+    batch, whole_plan = services.records.get_batch(batch.id), retry.read_first_plan
 
     def deleted_meanwhile(*arguments: object) -> object:
-        Batchline(services=engine).files.delete(str(getattr(batch, name)))
+        Batchline(services=services).files.delete(str(getattr(batch, name)))
         return whole_plan(*arguments)
 
     monkeypatch.setattr(retry, "read_first_plan", deleted_meanwhile)
     with pytest.raises(NotFound):
-        retry_batch(engine, batch.id)
+        retry_batch(services, batch.id)
 
-    assert engine.records.get_batch(batch.id) == batch
+    assert services.records.get_batch(batch.id) == batch

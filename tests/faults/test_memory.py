@@ -47,16 +47,19 @@ def long_lines(tmp_path: Path) -> Path:
 @pytest.mark.system
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell a process's peak")
 def test_batch_of_ten_megabyte_lines_stays_below_400_mib(
-    long_lines: Path, simulator: Callable[..., Simulator], engine_for: Callable[..., Services], start: Callable
+    long_lines: Path,
+    start_simulator: Callable[..., Simulator],
+    make_services: Callable[..., Services],
+    start: Callable,
 ) -> None:
-    engine = engine_for(simulator().base_url)
-    batch = made_batch(engine, long_lines)
+    services = make_services(start_simulator().base_url)
+    batch = made_batch(services, long_lines)
     long_lines.unlink()
 
-    status, told = start(engine, batch, program=TELLING_ITS_PEAK).ended()
+    status, told = start(services, batch, program=TELLING_ITS_PEAK).ended()
 
     assert status == 0
-    ended = engine.records.get_batch(batch.id)
+    ended = services.records.get_batch(batch.id)
     assert ended.status is BatchStatus.COMPLETED
-    check_account(engine, ended, LINES)
+    check_account(services, ended, LINES)
     assert int(told.split()[1]) / 1024 < MOST_MIB

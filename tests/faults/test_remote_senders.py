@@ -38,9 +38,9 @@ with join_batch(open_services(), spec) as sender:
 """
 
 
-def send(engine: Services, order: ChunkSpec) -> ChunkResult:
+def send(services: Services, order: ChunkSpec) -> ChunkResult:
     """Send the chunk as a process that has not the batch's lease does."""
-    with join_batch(engine, order) as part:
+    with join_batch(services, order) as part:
         return send_chunk(order, part)
 
 
@@ -48,7 +48,9 @@ def sent_by(hold: BatchLease, senders: Sequence[Services], todo: Sequence[ChunkS
     """Have the engines send the chunks in turn, all at once."""
     hold.allow_remote_senders()
     with ThreadPoolExecutor() as pool:
-        futures = [pool.submit(send, engine, order) for order, engine in zip(todo, cycle(senders), strict=False)]
+        futures = [
+            pool.submit(send, services, order) for order, services in zip(todo, cycle(senders), strict=False)
+        ]
         results = [future.result() for future in futures]
     hold.exchange_reports()
     return results
@@ -59,11 +61,11 @@ def run_by(batch_of: Callable[..., BatchRecord]) -> Iterator[Callable[..., tuple
     """Start a batch of so many requests whose chunks those engines send; its record, and what it ends in."""
     with ThreadPoolExecutor() as pool:
 
-        def start(engine: Services, senders: Sequence[Services], count: int) -> tuple[BatchRecord, Future]:
-            batch = batch_of(engine, count)
+        def start(services: Services, senders: Sequence[Services], count: int) -> tuple[BatchRecord, Future]:
+            batch = batch_of(services, count)
 
             def work() -> BatchRecord:
-                with acquire_lease(engine, batch.id) as hold:
+                with acquire_lease(services, batch.id) as hold:
                     return run(hold, send_all=lambda todo: sent_by(hold, senders, todo))
 
             return batch, pool.submit(work)
@@ -72,19 +74,19 @@ def run_by(batch_of: Callable[..., BatchRecord]) -> Iterator[Callable[..., tuple
 
 
 @contextmanager
-def held(engine: Services, batch: BatchRecord) -> Iterator[tuple[BatchLease, list[ChunkSpec]]]:
+def held(services: Services, batch: BatchRecord) -> Iterator[tuple[BatchLease, list[ChunkSpec]]]:
     """Hold the batch, validated, with the chunks that are to be sent."""
-    with acquire_lease(engine, batch.id) as hold:
+    with acquire_lease(services, batch.id) as hold:
         plan = validate(hold)
         assert plan is not None
         hold.allow_remote_senders()
         yield hold, pending_chunks(hold, plan)
 
 
-def test_remote_requests_are_counted_and_each_finished_once(simulator, engine_for, run_by):
-    stand_in = simulator(latency_s=0.3)
+def test_remote_requests_are_counted_and_each_finished_once(start_simulator, make_services, run_by):
+    simulator = start_simulator(latency_s=0.3)
     runner, *senders = [
-        engine_for(stand_in.base_url, upstream={"max_in_flight": 30, "name": name}, chunk_requests=100)
+        make_services(simulator.base_url, upstream={"max_in_flight": 30, "name": name}, chunk_requests=100)
         for name in ("runner", "first", "second")
     ]
 
@@ -92,35 +94,37 @@ def test_remote_requests_are_counted_and_each_finished_once(simulator, engine_fo
 
     until(lambda: 0 < runner.records.get_batch(batch.id).completed < 600)
     check_account(runner, end.result(), 600)
-    assert received(stand_in) == 600
+    assert received(simulator) == 600
     assert runner.started_dispatcher is None or not runner.dispatcher.metrics.outcomes
     assert not runner.records.read_sender_reports(batch.id, 1)
 
 
-def test_sender_continues_after_unexpected_report_error(simulator, engine_for, run_by, monkeypatch, caplog):
-    stand_in = simulator(latency_s=0.3)
+def test_sender_continues_after_unexpected_report_error(
+    start_simulator, make_services, run_by, monkeypatch, caplog
+):
+    simulator = start_simulator(latency_s=0.3)
     runner, sender = (
-        engine_for(stand_in.base_url, upstream={"max_in_flight": 20, "name": name}, chunk_requests=100)
+        make_services(simulator.base_url, upstream={"max_in_flight": 20, "name": name}, chunk_requests=100)
         for name in ("runner", "sender")
     )
     batch, end = run_by(runner, [sender], 400)
-    until(lambda: received(stand_in) > 20)
+    until(lambda: received(simulator) > 20)
 
     with monkeypatch.context() as broken:
         broken.setattr(sender.records, "report_sender", lambda *_: 1 / 0)
         until(lambda: "ZeroDivisionError" in caplog.text)
 
     check_account(runner, end.result(), 400)
-    assert received(stand_in) == 400
+    assert received(simulator) == 400
     assert runner.records.get_batch(batch.id).completed == 400
 
 
-def test_progress_combines_all_senders(simulator, engine_for, batch_of):
-    engine, *senders = [
-        engine_for(simulator(latency_s=0.5).base_url, upstream={"max_in_flight": 20}, chunk_requests=100)
+def test_progress_combines_all_senders(start_simulator, make_services, batch_of):
+    services, *senders = [
+        make_services(start_simulator(latency_s=0.5).base_url, upstream={"max_in_flight": 20}, chunk_requests=100)
         for _ in range(3)
     ]
-    with held(engine, batch_of(engine, 400)) as (hold, todo), ThreadPoolExecutor() as pool:
+    with held(services, batch_of(services, 400)) as (hold, todo), ThreadPoolExecutor() as pool:
         for order, sender in zip(todo, cycle(senders), strict=False):
             pool.submit(send, sender, order)
 
@@ -131,83 +135,83 @@ def test_progress_combines_all_senders(simulator, engine_for, batch_of):
         until(lambda: hold.progress().in_flight == 0)
 
 
-def test_cancel_stops_all_senders_and_cancels_unsent_requests(simulator, engine_for, run_by):
-    stand_in = simulator(latency_s=0.3)
+def test_cancel_stops_all_senders_and_cancels_unsent_requests(start_simulator, make_services, run_by):
+    simulator = start_simulator(latency_s=0.3)
     runner, *senders = [
-        engine_for(stand_in.base_url, upstream={"max_in_flight": 5}, chunk_requests=100) for _ in range(3)
+        make_services(simulator.base_url, upstream={"max_in_flight": 5}, chunk_requests=100) for _ in range(3)
     ]
     batch, end = run_by(runner, senders, 600)
-    until(lambda: received(stand_in) > 20)
+    until(lambda: received(simulator) > 20)
 
     runner.records.change_status(batch.id, BatchStatus.CANCELLING, now=int(time.time()))
 
     ended = end.result()
     assert ended.status is BatchStatus.CANCELLED
     check_account(runner, ended, 600)
-    assert received(stand_in) < 200
+    assert received(simulator) < 200
 
 
-def test_interrupted_runner_stops_senders_and_batch_can_be_resumed(simulator, engine_for, run_by):
-    stand_in = simulator(latency_s=0.2)
+def test_interrupted_runner_stops_senders_and_batch_can_be_resumed(start_simulator, make_services, run_by):
+    simulator = start_simulator(latency_s=0.2)
     runner, sender = [
-        engine_for(stand_in.base_url, upstream={"max_in_flight": 10}, chunk_requests=100) for _ in range(2)
+        make_services(simulator.base_url, upstream={"max_in_flight": 10}, chunk_requests=100) for _ in range(2)
     ]
     batch, end = run_by(runner, [sender], 400)
-    until(lambda: received(stand_in) > 50)
+    until(lambda: received(simulator) > 50)
 
     held_here(batch.id).interrupt("its process was told to end")
 
     with pytest.raises(Interrupted, match="its process was told to end"):
         end.result()
-    assert received(stand_in) < 300
+    assert received(simulator) < 300
     with acquire_lease(runner, batch.id) as hold:
         ended = run(hold, send_all=lambda todo: sent_by(hold, [sender], todo))
     check_account(runner, ended, 400)
-    assert received(stand_in) == 400
+    assert received(simulator) == 400
 
 
-def test_sender_stops_when_runner_is_gone(simulator, engine_for, batch_of):
-    stand_in = simulator(latency_s=0.2)
+def test_sender_stops_when_runner_is_gone(start_simulator, make_services, batch_of):
+    simulator = start_simulator(latency_s=0.2)
     runner, sender = [
-        engine_for(stand_in.base_url, upstream={"max_in_flight": 5}, chunk_requests=200) for _ in range(2)
+        make_services(simulator.base_url, upstream={"max_in_flight": 5}, chunk_requests=200) for _ in range(2)
     ]
     with ThreadPoolExecutor() as pool:
         with held(runner, batch_of(runner, 200)) as (_, todo):
             sending = pool.submit(send, sender, todo[0])
-            until(lambda: received(stand_in) > 10)
+            until(lambda: received(simulator) > 10)
 
         with pytest.raises(LeaseLost, match="the run that ordered its chunks is over"):
             sending.result()
-    before = received(stand_in)
+    before = received(simulator)
     with pytest.raises(LeaseLost, match="the run that ordered its chunks is over"):
         send(sender, todo[0])
-    assert received(stand_in) == before < 100
+    assert received(simulator) == before < 100
 
 
-def test_sender_stops_within_half_lease_of_silent_runner(simulator, engine_for, batch_of, monkeypatch):
-    stand_in = simulator(latency_s=0.1)
+def test_sender_stops_within_half_lease_of_silent_runner(start_simulator, make_services, batch_of, monkeypatch):
+    simulator = start_simulator(latency_s=0.1)
     runner, sender = [
-        engine_for(stand_in.base_url, upstream={"max_in_flight": 2}, chunk_requests=400, lease_s=2.0)
+        make_services(simulator.base_url, upstream={"max_in_flight": 2}, chunk_requests=400, lease_s=2.0)
         for _ in range(2)
     ]
     with ThreadPoolExecutor() as pool, held(runner, batch_of(runner, 400)) as (hold, todo):
         sending = pool.submit(send, sender, todo[0])
-        until(lambda: received(stand_in) > 30)  # heartbeats have been seen to come
-        silenced_at, before = time.monotonic(), received(stand_in)
+        until(lambda: received(simulator) > 30)  # heartbeats have been seen to come
+        silenced_at, before = time.monotonic(), received(simulator)
         monkeypatch.setattr(hold.records, "heartbeat", lambda *_, **__: BatchStatus.IN_PROGRESS)
 
         with pytest.raises(LeaseLost, match="shows no life"):
             sending.result()
-        stopped = received(stand_in)
+        stopped = received(simulator)
 
     assert time.monotonic() - silenced_at < 10
     assert stopped - before < 2 * 1.5 / 0.1 + 5
 
 
-def test_chunk_sent_twice_yields_one_part(simulator, engine_for, batch_of):
-    quick, slow = simulator(latency_s=0.01), simulator(latency_s=0.3)
+def test_chunk_sent_twice_yields_one_part(start_simulator, make_services, batch_of):
+    quick, slow = start_simulator(latency_s=0.01), start_simulator(latency_s=0.3)
     runner, first, second = [
-        engine_for(stand_in.base_url, chunk_requests=100) for stand_in in (quick, quick, slow)
+        make_services(simulator.base_url, chunk_requests=100) for simulator in (quick, quick, slow)
     ]
     batch = batch_of(runner, 100)
     with ThreadPoolExecutor() as pool, held(runner, batch) as (hold, [order]):
@@ -225,11 +229,11 @@ def test_chunk_sent_twice_yields_one_part(simulator, engine_for, batch_of):
     check_account(runner, ended, 100)
 
 
-def test_auth_failure_at_all_senders_fails_batch(simulator, engine_for, run_by):
-    stand_in = simulator(api_key="right", latency_s=0.05)
+def test_auth_failure_at_all_senders_fails_batch(start_simulator, make_services, run_by):
+    simulator = start_simulator(api_key="right", latency_s=0.05)
     runner, *senders = [
-        engine_for(
-            stand_in.base_url,
+        make_services(
+            simulator.base_url,
             upstream={"max_in_flight": 4, "api_key": "wrong"},
             chunk_requests=100,
             refusals_to_stop=10,
@@ -243,13 +247,17 @@ def test_auth_failure_at_all_senders_fails_batch(simulator, engine_for, run_by):
     assert ended.status is BatchStatus.FAILED
     assert [error.code for error in ended.errors] == ["batch_failed"]
     check_account(runner, ended, 400)
-    assert received(stand_in) < 100
+    assert received(simulator) < 100
 
 
-def test_auth_failure_of_one_sender_does_not_stop_batch_once_others_succeed(simulator, engine_for, batch_of):
-    open_door, closed = simulator(), simulator(api_key="right", latency_s=0.1)
-    runner = engine_for(open_door.base_url, chunk_requests=100)
-    refused = engine_for(closed.base_url, upstream={"api_key": "wrong"}, chunk_requests=100, refusals_to_stop=10)
+def test_auth_failure_of_one_sender_does_not_stop_batch_once_others_succeed(
+    start_simulator, make_services, batch_of
+):
+    open_door, closed = start_simulator(), start_simulator(api_key="right", latency_s=0.1)
+    runner = make_services(open_door.base_url, chunk_requests=100)
+    refused = make_services(
+        closed.base_url, upstream={"api_key": "wrong"}, chunk_requests=100, refusals_to_stop=10
+    )
     with held(runner, batch_of(runner, 200)) as (hold, [first, second]):
         assert send(runner, first).completed == 100
 
@@ -260,10 +268,10 @@ def test_auth_failure_of_one_sender_does_not_stop_batch_once_others_succeed(simu
         assert hold.session.stop_reason is None
 
 
-def test_chunk_of_killed_sender_is_continued_elsewhere(simulator, engine_for, batch_of):
-    stand_in = simulator(latency_s=0.1)
+def test_chunk_of_killed_sender_is_continued_elsewhere(start_simulator, make_services, batch_of):
+    simulator = start_simulator(latency_s=0.1)
     runner, sender = [
-        engine_for(stand_in.base_url, upstream={"max_in_flight": 8}, chunk_requests=200) for _ in range(2)
+        make_services(simulator.base_url, upstream={"max_in_flight": 8}, chunk_requests=200) for _ in range(2)
     ]
     batch = batch_of(runner, 200)
     with acquire_lease(runner, batch.id) as hold:
@@ -271,19 +279,19 @@ def test_chunk_of_killed_sender_is_continued_elsewhere(simulator, engine_for, ba
         def send_all(todo: Sequence[ChunkSpec]) -> list[ChunkResult]:
             [order] = todo
             process = Runner(runner.settings, msgspec.json.encode(order).decode(), program=SENDER)
-            until(lambda: received(stand_in) > 80)
+            until(lambda: received(simulator) > 80)
             process.kill()
             return sent_by(hold, [sender], todo)
 
         ended = run(hold, send_all=send_all)
 
     check_account(runner, ended, 200)
-    assert received(stand_in) <= 200 + 8 + 8 * (0.2 / 0.1 + 1)
+    assert received(simulator) <= 200 + 8 + 8 * (0.2 / 0.1 + 1)
 
 
-def test_sender_with_other_database_is_rejected(simulator, engine_for, batch_of, tmp_path):
-    runner = engine_for(simulator().base_url)
-    stranger = engine_for(simulator().base_url, home=tmp_path / "elsewhere")
+def test_sender_with_other_database_is_rejected(start_simulator, make_services, batch_of, tmp_path):
+    runner = make_services(start_simulator().base_url)
+    stranger = make_services(start_simulator().base_url, home=tmp_path / "elsewhere")
     with (
         held(runner, batch_of(runner, 10)) as (_, [order]),
         pytest.raises(InvalidInput, match="need the same BATCHLINE_DATABASE_URL"),

@@ -34,19 +34,19 @@ def front(s3_server: S3Server) -> Iterator[Between]:
 
 
 @pytest.fixture
-def stand_in(simulator: Callable[..., Simulator]) -> Simulator:
-    return simulator(latency_s=0.1)
+def simulator(start_simulator: Callable[..., Simulator]) -> Simulator:
+    return start_simulator(latency_s=0.1)
 
 
 @pytest.fixture
-def engine(
-    engine_for: Callable[..., Services], s3_server: S3Server, front: Between, stand_in: Simulator, monkeypatch
+def services(
+    make_services: Callable[..., Services], s3_server: S3Server, front: Between, simulator: Simulator, monkeypatch
 ) -> Services:
-    """An engine that stores by way of the front, whose client tries again without waiting."""
+    """Services that store through the proxy, whose client tries again without waiting."""
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda self, context: 0.01)
     place = s3_server.settings(s3_endpoint_url=front.url)
     chosen = place.model_dump(include=place.model_fields_set)
-    return engine_for(stand_in.base_url, upstream={"max_in_flight": IN_FLIGHT}, chunk_requests=100, **chosen)
+    return make_services(simulator.base_url, upstream={"max_in_flight": IN_FLIGHT}, chunk_requests=100, **chosen)
 
 
 def refusing(pattern: str) -> Callable[[Handler], bool]:
@@ -64,74 +64,84 @@ def out_of_order(front: Between, pattern: str) -> Iterator[None]:
 
 
 def test_short_write_outage_neither_stops_run_nor_repeats_requests(
-    engine: Services, front: Between, stand_in: Simulator, batch_of: Callable, in_background: Callable, caplog
+    services: Services, front: Between, simulator: Simulator, batch_of: Callable, in_background: Callable, caplog
 ) -> None:
-    batch = batch_of(engine, REQUESTS)
-    run = in_background(engine, batch)
-    until(lambda: saved(engine, batch))
+    batch = batch_of(services, REQUESTS)
+    run = in_background(services, batch)
+    until(lambda: saved(services, batch))
     with out_of_order(front, "^(PUT|POST) "):
         until(lambda: "sending waits for storage" in caplog.text)
-        check_not_over(engine, batch, BatchStatus.IN_PROGRESS)
+        check_not_over(services, batch, BatchStatus.IN_PROGRESS)
 
     ended = run.result()
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(engine, ended, REQUESTS)
-    assert received(stand_in) == REQUESTS
+    check_account(services, ended, REQUESTS)
+    assert received(simulator) == REQUESTS
 
 
 def test_long_write_outage_stops_run_and_keeps_saved_answers(
-    engine: Services, front: Between, stand_in: Simulator, batch_of: Callable, in_background: Callable, monkeypatch
+    services: Services,
+    front: Between,
+    simulator: Simulator,
+    batch_of: Callable,
+    in_background: Callable,
+    monkeypatch,
 ) -> None:
     monkeypatch.setattr(segment_writer, "STORAGE_PATIENCE_S", 0.5)
-    batch = batch_of(engine, REQUESTS)
-    run = in_background(engine, batch)
-    until(lambda: saved(engine, batch))
+    batch = batch_of(services, REQUESTS)
+    run = in_background(services, batch)
+    until(lambda: saved(services, batch))
     with out_of_order(front, "^(PUT|POST) "), pytest.raises(StorageFault, match="S3 fails"):
         run.result()
-    check_not_over(engine, batch, BatchStatus.IN_PROGRESS)
-    sent, kept = received(stand_in), saved(engine, batch)
+    check_not_over(services, batch, BatchStatus.IN_PROGRESS)
+    sent, kept = received(simulator), saved(services, batch)
 
-    ended = run_local(engine, batch.id)
+    ended = run_local(services, batch.id)
 
     assert 0 < kept < REQUESTS
     assert ended.status is BatchStatus.COMPLETED
-    check_account(engine, ended, REQUESTS)
-    assert received(stand_in) - sent == REQUESTS - kept
+    check_account(services, ended, REQUESTS)
+    assert received(simulator) - sent == REQUESTS - kept
 
 
 def test_write_outage_stops_sending_of_pending_requests(
-    engine: Services, front: Between, stand_in: Simulator, batch_of: Callable, in_background: Callable, caplog
+    services: Services, front: Between, simulator: Simulator, batch_of: Callable, in_background: Callable, caplog
 ) -> None:
-    batch = batch_of(engine, 2_000)
-    run = in_background(engine, batch)
-    until(lambda: saved(engine, batch))
+    batch = batch_of(services, 2_000)
+    run = in_background(services, batch)
+    until(lambda: saved(services, batch))
     with out_of_order(front, "^(PUT|POST) "):
         until(lambda: "sending waits for storage" in caplog.text)
-        sent = received(stand_in)
+        sent = received(simulator)
         time.sleep(2)
-        assert received(stand_in) - sent <= IN_FLIGHT
+        assert received(simulator) - sent <= IN_FLIGHT
 
     ended = run.result()
 
-    check_account(engine, ended, 2_000)
-    assert received(stand_in) == 2_000
+    check_account(services, ended, 2_000)
+    assert received(simulator) == 2_000
 
 
 def test_resumed_batch_sends_nothing_before_storage_accepts_writes(
-    engine: Services, front: Between, stand_in: Simulator, batch_of: Callable, in_background: Callable, monkeypatch
+    services: Services,
+    front: Between,
+    simulator: Simulator,
+    batch_of: Callable,
+    in_background: Callable,
+    monkeypatch,
 ) -> None:
     monkeypatch.setattr(segment_writer, "STORAGE_PATIENCE_S", 0.5)
-    batch = batch_of(engine, REQUESTS)
-    interrupt(batch, in_background(engine, batch), once=lambda: received(stand_in) > 150)
-    sent = received(stand_in)
+    batch = batch_of(services, REQUESTS)
+    interrupt(batch, in_background(services, batch), once=lambda: received(simulator) > 150)
+    sent = received(simulator)
 
     with out_of_order(front, "^(PUT|POST) "), pytest.raises(StorageFault, match="S3 fails"):
-        run_local(engine, batch.id)
+        run_local(services, batch.id)
 
-    assert received(stand_in) == sent
-    check_account(engine, run_local(engine, batch.id), REQUESTS)
-    assert received(stand_in) == REQUESTS
+    assert received(simulator) == sent
+    check_account(services, run_local(services, batch.id), REQUESTS)
+    assert received(simulator) == REQUESTS
 
 
 FINAL_FILES = {
@@ -142,18 +152,18 @@ FINAL_FILES = {
 
 @pytest.mark.parametrize("pattern", FINAL_FILES.values(), ids=FINAL_FILES)
 def test_failed_final_files_are_written_later_without_requests(
-    pattern: str, engine: Services, front: Between, stand_in: Simulator, batch_of: Callable
+    pattern: str, services: Services, front: Between, simulator: Simulator, batch_of: Callable
 ) -> None:
-    batch = batch_of(engine, 200)
+    batch = batch_of(services, 200)
     with out_of_order(front, pattern), pytest.raises(StorageFault, match="S3 fails"):
-        run_local(engine, batch.id)
-    assert engine.records.get_batch(batch.id).status is BatchStatus.FINALIZING
+        run_local(services, batch.id)
+    assert services.records.get_batch(batch.id).status is BatchStatus.FINALIZING
 
-    ended = run_local(engine, batch.id)
+    ended = run_local(services, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(engine, ended, 200)
-    assert received(stand_in) == 200
+    check_account(services, ended, 200)
+    assert received(simulator) == 200
 
 
 READS = {"the list of parts": r"^GET .*list-type=2", "the input": r"^GET .*files/"}
@@ -162,32 +172,32 @@ READS = {"the list of parts": r"^GET .*list-type=2", "the input": r"^GET .*files
 @pytest.mark.parametrize("pattern", READS.values(), ids=READS)
 def test_read_outage_on_resume_repeats_no_saved_requests(
     pattern: str,
-    engine: Services,
+    services: Services,
     front: Between,
-    stand_in: Simulator,
+    simulator: Simulator,
     batch_of: Callable,
     in_background: Callable,
 ) -> None:
-    batch = batch_of(engine, REQUESTS)
-    interrupt(batch, in_background(engine, batch), once=lambda: received(stand_in) > 150)
-    sent, kept = received(stand_in), saved(engine, batch)
+    batch = batch_of(services, REQUESTS)
+    interrupt(batch, in_background(services, batch), once=lambda: received(simulator) > 150)
+    sent, kept = received(simulator), saved(services, batch)
     with out_of_order(front, pattern), pytest.raises(StorageFault, match="S3 fails"):
-        run_local(engine, batch.id)
-    assert received(stand_in) == sent
+        run_local(services, batch.id)
+    assert received(simulator) == sent
 
-    ended = run_local(engine, batch.id)
+    ended = run_local(services, batch.id)
 
-    check_account(engine, ended, REQUESTS)
-    assert received(stand_in) - sent == REQUESTS - kept
+    check_account(services, ended, REQUESTS)
+    assert received(simulator) - sent == REQUESTS - kept
 
 
 def test_failed_segment_deletion_does_not_prevent_completion(
-    engine: Services, front: Between, stand_in: Simulator, batch_of: Callable
+    services: Services, front: Between, simulator: Simulator, batch_of: Callable
 ) -> None:
-    batch = batch_of(engine, REQUESTS)
+    batch = batch_of(services, REQUESTS)
     with out_of_order(front, r"^POST .*\?delete"):
-        ended = run_local(engine, batch.id)
+        ended = run_local(services, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(engine, ended, REQUESTS)
-    assert received(stand_in) == REQUESTS
+    check_account(services, ended, REQUESTS)
+    assert received(simulator) == REQUESTS

@@ -71,26 +71,33 @@ def behind_the_line(line: Line, postgres, postgres_database) -> dict[str, object
 
 
 def test_run_with_unresponsive_database_saves_answers_and_ends(
-    line, behind_the_line, postgres_database, simulator, engine_for, batch_of: Callable, in_background, monkeypatch
+    line,
+    behind_the_line,
+    postgres_database,
+    start_simulator,
+    make_services,
+    batch_of: Callable,
+    in_background,
+    monkeypatch,
 ) -> None:
     monkeypatch.setattr(connection_timeouts, "MAX_USE_S", 8.0)
     monkeypatch.setattr(connection_timeouts, "WATCHDOG_INTERVAL_S", 0.5)
-    stand_in = simulator(latency_s=0.5)
+    simulator = start_simulator(latency_s=0.5)
     options = {"upstream": {"max_in_flight": 16}, "lease_s": 4.0, "flush_interval_s": 60.0}
-    engine = engine_for(stand_in.base_url, **options, **behind_the_line)
-    batch = batch_of(engine, 400)
-    run = in_background(engine, batch)
-    until(lambda: received(stand_in) > 16)
+    services = make_services(simulator.base_url, **options, **behind_the_line)
+    batch = batch_of(services, 400)
+    run = in_background(services, batch)
+    until(lambda: received(simulator) > 16)
 
     line.cut()
     with pytest.raises(LeaseLost, match=r"database has not answered|no heartbeat"):
         run.result(60)
-    sent = received(stand_in)
-    assert saved(engine, batch) == sent < 400
+    sent = received(simulator)
+    assert saved(services, batch) == sent < 400
 
-    again = engine_for(stand_in.base_url, **options, **postgres_database)
+    again = make_services(simulator.base_url, **options, **postgres_database)
     check_account(again, resumed(again, batch.id), 400)
-    assert received(stand_in) == 400
+    assert received(simulator) == 400
 
 
 def test_query_without_reply_raises_storage_fault(line, behind_the_line, monkeypatch) -> None:

@@ -18,7 +18,7 @@ BAD = (3, 28, 53, 78)
 
 
 def some_bad(order: str) -> Callable[[int], str]:
-    """Prompts of which some make the stand-in do that."""
+    """Prompts of which some make the simulator do that."""
     return lambda number: f"{number}: simulate:{order}" if number in BAD else f"Question {number}?"
 
 
@@ -35,29 +35,29 @@ def some_bad(order: str) -> Callable[[int], str]:
 def test_upstream_outage_costs_no_requests_or_attempts(
     down_from_s: float,
     max_attempts: int,
-    simulator: Callable[..., Simulator],
-    engine_for: Callable,
+    start_simulator: Callable[..., Simulator],
+    make_services: Callable,
     batch_of: Callable,
 ) -> None:
-    stand_in = simulator(latency_s=0.05, down_from_s=down_from_s, down_for_s=1.0)
-    engine = engine_for(stand_in.base_url, upstream={"max_attempts": max_attempts, "max_in_flight": 16})
-    batch = batch_of(engine, 300)
+    simulator = start_simulator(latency_s=0.05, down_from_s=down_from_s, down_for_s=1.0)
+    services = make_services(simulator.base_url, upstream={"max_attempts": max_attempts, "max_in_flight": 16})
+    batch = batch_of(services, 300)
 
-    ended = run_local(engine, batch.id)
+    ended = run_local(services, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
     assert (ended.completed, ended.failed) == (300, 0)
-    check_account(engine, ended, 300)
-    assert stand_in.counters()["repeated"] <= 16
+    check_account(services, ended, 300)
+    assert simulator.counters()["repeated"] <= 16
 
 
 def test_upstream_outage_pauses_batch_and_reports_it(
-    simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable, in_background: Callable
+    start_simulator: Callable[..., Simulator], make_services: Callable, batch_of: Callable, in_background: Callable
 ) -> None:
-    stand_in = simulator(down_from_s=0, down_for_s=60)
-    engine = engine_for(stand_in.base_url)
-    batch = batch_of(engine, 100)
-    in_background(engine, batch)
+    simulator = start_simulator(down_from_s=0, down_for_s=60)
+    services = make_services(simulator.base_url)
+    batch = batch_of(services, 100)
+    in_background(services, batch)
 
     until(
         lambda: (
@@ -66,8 +66,8 @@ def test_upstream_outage_pauses_batch_and_reports_it(
         )
     )
 
-    assert engine.records.get_batch(batch.id).status is BatchStatus.IN_PROGRESS
-    assert engine.records.get_batch(batch.id).failed == 0
+    assert services.records.get_batch(batch.id).status is BatchStatus.IN_PROGRESS
+    assert services.records.get_batch(batch.id).failed == 0
 
 
 # Strange
@@ -89,50 +89,52 @@ STRANGE = {
 
 @pytest.mark.parametrize(("order", "code"), STRANGE.values(), ids=STRANGE)
 def test_request_without_valid_response_becomes_error_line(
-    order: str, code: str, simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable
+    order: str, code: str, start_simulator: Callable[..., Simulator], make_services: Callable, batch_of: Callable
 ) -> None:
-    stand_in = simulator(retry_after_s=0.05)
-    engine = engine_for(stand_in.base_url, upstream={"max_attempts": 2, "first_byte_timeout_s": 0.3})
-    batch = batch_of(engine, 100, prompt=some_bad(order))
+    simulator = start_simulator(retry_after_s=0.05)
+    services = make_services(simulator.base_url, upstream={"max_attempts": 2, "first_byte_timeout_s": 0.3})
+    batch = batch_of(services, 100, prompt=some_bad(order))
 
-    ended = run_local(engine, batch.id)
+    ended = run_local(services, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(engine, ended, 100)
-    assert error_codes(engine, ended) == {code: len(BAD)}
-    assert [line["custom_id"] for line in errors_of(engine, ended)] == [f"request-{number}" for number in BAD]
+    check_account(services, ended, 100)
+    assert error_codes(services, ended) == {code: len(BAD)}
+    assert [line["custom_id"] for line in errors_of(services, ended)] == [f"request-{number}" for number in BAD]
 
 
 @pytest.mark.parametrize("fault", ["html", "error_object", "server_error"])
 def test_batch_without_valid_response_fails_with_error_lines(
-    fault: str, simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable
+    fault: str, start_simulator: Callable[..., Simulator], make_services: Callable, batch_of: Callable
 ) -> None:
-    stand_in = simulator(**{fault: 1.0})
-    engine = engine_for(stand_in.base_url, upstream={"max_attempts": 2})
-    batch = batch_of(engine, 50)
+    simulator = start_simulator(**{fault: 1.0})
+    services = make_services(simulator.base_url, upstream={"max_attempts": 2})
+    batch = batch_of(services, 50)
 
-    ended = run_local(engine, batch.id)
+    ended = run_local(services, batch.id)
 
     assert ended.status is BatchStatus.FAILED
-    check_account(engine, ended, 50)
-    assert received(stand_in) == 100
+    check_account(services, ended, 50)
+    assert received(simulator) == 100
     assert [error.code for error in ended.errors or ()] == ["all_requests_failed"]
 
 
 def test_hanging_upstream_expires_batch_at_window_end(
-    simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable
+    start_simulator: Callable[..., Simulator], make_services: Callable, batch_of: Callable
 ) -> None:
-    stand_in = simulator(hanging=1.0)
-    engine = engine_for(stand_in.base_url, upstream={"max_attempts": 2, "first_byte_timeout_s": 0.2}, grace_s=0.2)
-    batch = batch_of(engine, 200)
-    change_batch(engine.records, batch.id, expires_at=int(time.time()) + 2)
+    simulator = start_simulator(hanging=1.0)
+    services = make_services(
+        simulator.base_url, upstream={"max_attempts": 2, "first_byte_timeout_s": 0.2}, grace_s=0.2
+    )
+    batch = batch_of(services, 200)
+    change_batch(services.records, batch.id, expires_at=int(time.time()) + 2)
 
-    ended = run_local(engine, batch.id)
+    ended = run_local(services, batch.id)
 
     assert time.time() - ended.expires_at < 3
     assert ended.status is BatchStatus.EXPIRED
-    check_account(engine, ended, 200)
-    assert set(error_codes(engine, ended)) <= {"batch_expired", "timeout"}
+    check_account(services, ended, 200)
+    assert set(error_codes(services, ended)) <= {"batch_expired", "timeout"}
 
 
 # Large
@@ -140,86 +142,86 @@ def test_hanging_upstream_expires_batch_at_window_end(
 
 @pytest.mark.system
 def test_responses_of_ten_megabytes_are_stored_completely(
-    simulator: Callable[..., Simulator], engine_for: Callable, chat_file: Callable, batch_of: Callable
+    start_simulator: Callable[..., Simulator], make_services: Callable, chat_file: Callable, batch_of: Callable
 ) -> None:
     tokens = 2_500_000
-    stand_in = simulator(answer_tokens=tokens)
-    engine = engine_for(stand_in.base_url)
-    batch = batch_of(engine, 6)
+    simulator = start_simulator(answer_tokens=tokens)
+    services = make_services(simulator.base_url)
+    batch = batch_of(services, 6)
 
-    ended = run_local(engine, batch.id)
+    ended = run_local(services, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(engine, ended, 6)
-    for line in output_of(engine, ended):
+    check_account(services, ended, 6)
+    for line in output_of(services, ended):
         body = line["response"]["body"]
         assert len(body["choices"][0]["message"]["content"]) == 4 * body["usage"]["completion_tokens"] > 7_000_000
 
 
 def test_response_over_size_limit_becomes_error_line(
-    simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable
+    start_simulator: Callable[..., Simulator], make_services: Callable, batch_of: Callable
 ) -> None:
-    engine = engine_for(
-        simulator(answer_tokens=50_000).base_url, upstream={"max_attempts": 2, "max_response_bytes": 100_000}
+    services = make_services(
+        start_simulator(answer_tokens=50_000).base_url, upstream={"max_attempts": 2, "max_response_bytes": 100_000}
     )
-    batch = batch_of(engine, 5)
+    batch = batch_of(services, 5)
 
-    ended = run_local(engine, batch.id)
+    ended = run_local(services, batch.id)
 
     assert ended.status is BatchStatus.FAILED
-    check_account(engine, ended, 5)
-    assert error_codes(engine, ended) == {"invalid_response": 5}
+    check_account(services, ended, 5)
+    assert error_codes(services, ended) == {"invalid_response": 5}
 
 
 # Unwilling
 
 
 def test_wrong_api_key_stops_batch_early_with_hint(
-    simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable
+    start_simulator: Callable[..., Simulator], make_services: Callable, batch_of: Callable
 ) -> None:
-    stand_in = simulator(api_key="the right one")
-    engine = engine_for(stand_in.base_url, upstream={"api_key": "a-wrong-one"})
-    batch = batch_of(engine, 5_000)
+    simulator = start_simulator(api_key="the right one")
+    services = make_services(simulator.base_url, upstream={"api_key": "a-wrong-one"})
+    batch = batch_of(services, 5_000)
 
-    ended = run_local(engine, batch.id)
+    ended = run_local(services, batch.id)
 
-    refused = received(stand_in)
+    refused = received(simulator)
     assert refused < 250
     assert ended.status is BatchStatus.FAILED
-    check_account(engine, ended, 5_000)
-    assert error_codes(engine, ended) == {"invalid_request": refused, "batch_failed": 5_000 - refused}
+    check_account(services, ended, 5_000)
+    assert error_codes(services, ended) == {"invalid_request": refused, "batch_failed": 5_000 - refused}
     [error] = ended.errors or ()
     assert (error.code, "check its API key" in error.message) == ("batch_failed", True)
 
 
 def test_temporary_rate_limiting_slows_batch_without_failures(
-    simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable
+    start_simulator: Callable[..., Simulator], make_services: Callable, batch_of: Callable
 ) -> None:
-    stand_in = simulator(rate_limited=0.8, retry_after_s=0.02)
-    engine = engine_for(stand_in.base_url, upstream={"max_attempts": 100})
-    batch = batch_of(engine, 100)
+    simulator = start_simulator(rate_limited=0.8, retry_after_s=0.02)
+    services = make_services(simulator.base_url, upstream={"max_attempts": 100})
+    batch = batch_of(services, 100)
 
-    ended = run_local(engine, batch.id)
+    ended = run_local(services, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
     assert (ended.completed, ended.failed) == (100, 0)
-    check_account(engine, ended, 100)
-    assert stand_in.counters()["statuses"]["429"] > 100
+    check_account(services, ended, 100)
+    assert simulator.counters()["statuses"]["429"] > 100
 
 
 def test_permanent_rate_limiting_fails_every_request(
-    simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable
+    start_simulator: Callable[..., Simulator], make_services: Callable, batch_of: Callable
 ) -> None:
-    stand_in = simulator(rate_limited=1.0, retry_after_s=0.02)
-    engine = engine_for(stand_in.base_url, upstream={"max_attempts": 3})
-    batch = batch_of(engine, 50)
+    simulator = start_simulator(rate_limited=1.0, retry_after_s=0.02)
+    services = make_services(simulator.base_url, upstream={"max_attempts": 3})
+    batch = batch_of(services, 50)
 
-    ended = run_local(engine, batch.id)
+    ended = run_local(services, batch.id)
 
     assert ended.status is BatchStatus.FAILED
-    check_account(engine, ended, 50)
-    assert error_codes(engine, ended) == {"rate_limited": 50}
-    assert received(stand_in) == 150
+    check_account(services, ended, 50)
+    assert error_codes(services, ended) == {"rate_limited": 50}
+    assert received(simulator) == 150
 
 
 BUDGETS = {"requests": {"requests_per_minute": 3_000}, "tokens": {"tokens_per_minute": 150_000}}
@@ -227,16 +229,16 @@ BUDGETS = {"requests": {"requests_per_minute": 3_000}, "tokens": {"tokens_per_mi
 
 @pytest.mark.parametrize("budget", BUDGETS.values(), ids=BUDGETS)
 def test_configured_rate_limit_prevents_upstream_429(
-    budget: dict[str, int], simulator: Callable[..., Simulator], engine_for: Callable, batch_of: Callable
+    budget: dict[str, int], start_simulator: Callable[..., Simulator], make_services: Callable, batch_of: Callable
 ) -> None:
-    stand_in = simulator(**budget)
-    engine = engine_for(stand_in.base_url, upstream=budget)
-    batch = batch_of(engine, 100)
+    simulator = start_simulator(**budget)
+    services = make_services(simulator.base_url, upstream=budget)
+    batch = batch_of(services, 100)
     began = time.monotonic()
 
-    ended = run_local(engine, batch.id)
+    ended = run_local(services, batch.id)
 
     assert time.monotonic() - began > 0.5
     assert (ended.completed, ended.failed) == (100, 0)
-    check_account(engine, ended, 100)
-    assert stand_in.counters()["statuses"] == {"200": 100}
+    check_account(services, ended, 100)
+    assert simulator.counters()["statuses"] == {"200": 100}

@@ -33,13 +33,13 @@ def home(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def stand_in(simulator: Callable[..., Simulator]) -> Simulator:
-    return simulator()
+def simulator(start_simulator: Callable[..., Simulator]) -> Simulator:
+    return start_simulator()
 
 
 @pytest.fixture
-def engine(home: Path, stand_in: Simulator, engine_for: Callable[..., Services]) -> Services:
-    return engine_for(stand_in.base_url, home=home)
+def services(home: Path, simulator: Simulator, make_services: Callable[..., Services]) -> Services:
+    return make_services(simulator.base_url, home=home)
 
 
 def revision(home: Path) -> str:
@@ -50,8 +50,8 @@ def revision(home: Path) -> str:
         connection.close()
 
 
-def named(engine: Services, name: str) -> BatchRecord:
-    batches, _ = engine.records.list_records(ListBatchesQuery(limit=100), now=0)
+def named(services: Services, name: str) -> BatchRecord:
+    batches, _ = services.records.list_records(ListBatchesQuery(limit=100), now=0)
     return next(batch for batch in batches if (batch.metadata or {})["name"] == name)
 
 
@@ -69,24 +69,24 @@ def saved_lines(home: Path, batch: BatchRecord) -> dict[str, dict]:
 def test_older_database_is_migrated_on_open(home: Path, request: pytest.FixtureRequest) -> None:
     assert revision(home) == BEGUN[request.node.callspec.params["home"]]
 
-    request.getfixturevalue("engine")
+    request.getfixturevalue("services")
 
     assert revision(home) == HEAD
 
 
 @pytest.mark.parametrize(("name", "total"), [("begun", 60), ("retried", 24)])
 def test_batch_of_older_version_completes_with_saved_answers(
-    name: str, total: int, home: Path, engine: Services, stand_in: Simulator
+    name: str, total: int, home: Path, services: Services, simulator: Simulator
 ) -> None:
-    batch = named(engine, name)
+    batch = named(services, name)
     assert batch.status is BatchStatus.IN_PROGRESS
     saved = saved_lines(home, batch)
 
-    ended = run_local(engine, batch.id)
+    ended = run_local(services, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(engine, ended, total)
-    assert received(stand_in) == STILL_TO_SEND[name] == total - len(saved)
-    lines = {line["id"]: line for line in output_of(engine, ended)}
+    check_account(services, ended, total)
+    assert received(simulator) == STILL_TO_SEND[name] == total - len(saved)
+    lines = {line["id"]: line for line in output_of(services, ended)}
     assert {key: lines[key] for key in saved} == saved
     assert Counter(line["custom_id"] for line in lines.values()).most_common(1)[0][1] == 1

@@ -45,14 +45,16 @@ def fails_some(number: int) -> str:
     return "simulate:status=400" if number % 10 == 3 else f"question {number}"
 
 
-def test_flow_run_artifacts_show_outcome_metrics_and_progress(simulator, engine_for, chat_file, monkeypatch):
+def test_flow_run_artifacts_show_outcome_metrics_and_progress(
+    start_simulator, make_services, chat_file, monkeypatch
+):
     for pause in ("STATE_POLL_INTERVAL_S", "PROGRESS_INTERVAL_S", "TICK_S"):
         monkeypatch.setattr(monitor, pause, 0.1)
-    engine = engine_for(simulator(latency_s=0.2).base_url, upstream={"max_in_flight": 8})
+    services = make_services(start_simulator(latency_s=0.2).base_url, upstream={"max_in_flight": 8})
     path = chat_file(60, prompt=fails_some).rename(chat_file(1).parent / "a|b <x> _c_.jsonl")
-    stored = store_input_file(engine, path)
+    stored = store_input_file(services, path)
 
-    with using_services(engine):
+    with using_services(services):
         state = process_batch(input_file_id=stored.id, metadata={"team": "search"}, return_state=True)
 
     assert state.message == "completed: 54 ok, 6 failed (invalid_request 6)"
@@ -67,17 +69,19 @@ def test_flow_run_artifacts_show_outcome_metrics_and_progress(simulator, engine_
     assert (shown["progress"].data, shown["progress"].description) == (100, "completed: 54 ok, 6 failed")
 
 
-def test_flow_run_with_invalid_input_lists_errors_and_fails_validate_task(simulator, engine_for, tmp_path):
-    engine = engine_for(simulator().base_url)
+def test_flow_run_with_invalid_input_lists_errors_and_fails_validate_task(
+    start_simulator, make_services, tmp_path
+):
+    services = make_services(start_simulator().base_url)
     path = tmp_path / "bad.jsonl"
     path.write_text("nonsense\n{}\n")
-    stored = store_input_file(engine, path)
+    stored = store_input_file(services, path)
 
-    with using_services(engine):
+    with using_services(services):
         state = process_batch(input_file_id=stored.id, return_state=True)
 
     page = artifacts_of(state.state_details.flow_run_id)["markdown"].data
-    batch = engine.records.find_last_batch_of_flow_run(str(state.state_details.flow_run_id))
+    batch = services.records.find_last_batch_of_flow_run(str(state.state_details.flow_run_id))
     for error in batch.errors:
         assert f"| {error.line} | {error.code.replace('_', chr(92) + '_')} |" in page
     assert {error.line for error in batch.errors} == {1, 2}
@@ -103,11 +107,11 @@ def three_of(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found if len(found) >= 3 else []
 
 
-def test_batch_status_changes_emit_events_with_metrics(simulator, engine_for, chat_file):
-    engine = engine_for(simulator().base_url)
-    stored = store_input_file(engine, chat_file(20, prompt=fails_some))
+def test_batch_status_changes_emit_events_with_metrics(start_simulator, make_services, chat_file):
+    services = make_services(start_simulator().base_url)
+    stored = store_input_file(services, chat_file(20, prompt=fails_some))
 
-    with using_services(engine):
+    with using_services(services):
         batch = process_batch(input_file_id=stored.id)
 
     resource = {"filter": {"resource": {"id": [f"batchline.batch.{batch.id}"]}}}
@@ -121,17 +125,17 @@ def test_batch_status_changes_emit_events_with_metrics(simulator, engine_for, ch
     assert last["total_tokens"] == batch.analytics.total_tokens
 
 
-def test_batch_deadline_risk_is_reported_once(simulator, engine_for, chat_file, monkeypatch):
+def test_batch_deadline_risk_is_reported_once(start_simulator, make_services, chat_file, monkeypatch):
     told: list[dict[str, Any]] = []
     monkeypatch.setattr(events, "emit_event", lambda *stopped, **event: told.append(event))
     for pause in ("STATE_POLL_INTERVAL_S", "PROGRESS_INTERVAL_S", "TICK_S"):
         monkeypatch.setattr(monitor, pause, 0.1)
     monkeypatch.setattr(monitor, "RISK_CHECK_DELAY_S", 0.5)
     monkeypatch.setattr(monitor.ProgressMeter, "eta_s", lambda self: 3_600.0)
-    engine = engine_for(simulator(latency_s=0.2).base_url, upstream={"max_in_flight": 8})
-    stored = store_input_file(engine, chat_file(60))
+    services = make_services(start_simulator(latency_s=0.2).base_url, upstream={"max_in_flight": 8})
+    stored = store_input_file(services, chat_file(60))
 
-    with using_services(engine):
+    with using_services(services):
         state = process_batch(input_file_id=stored.id, completion_window="1m", return_state=True)
 
     (late,) = (event["payload"] for event in told if event.get("event") == "batch.deadline_at_risk")
@@ -146,9 +150,9 @@ def deployed() -> None:
 
 
 @pytest.mark.usefixtures("deployed")
-def test_deployment_batch_exists_before_worker_starts(simulator, engine_for, chat_file):
-    engine = engine_for(simulator().base_url)
-    with Batchline(services=engine) as client:
+def test_deployment_batch_exists_before_worker_starts(start_simulator, make_services, chat_file):
+    services = make_services(start_simulator().base_url)
+    with Batchline(services=services) as client:
         file = client.files.create(file=chat_file(5))
         batch = client.batches.create(input_file_id=file.id, via="deployment")
         record = client.batches.record(batch.id)
@@ -160,14 +164,19 @@ def test_deployment_batch_exists_before_worker_starts(simulator, engine_for, cha
     assert run.parameters["batch_id"] == batch.id
     assert run.name == f"{file.filename} {batch.id}"
     assert client.batches.record(batch.id).last_flow_run_id == record.last_flow_run_id
-    assert batch_of_crashed_run(engine, f"prefect.flow-run.{run.id}").id == batch.id
+    assert batch_of_crashed_run(services, f"prefect.flow-run.{run.id}").id == batch.id
 
 
 @pytest.mark.usefixtures("deployed")
-def test_restarted_deployment_batch_emits_one_created_event(simulator, engine_for, chat_file, monkeypatch):
+def test_restarted_deployment_batch_emits_one_created_event(
+    start_simulator, make_services, chat_file, monkeypatch
+):
     told: list[str] = []
     monkeypatch.setattr(events, "emit_event", lambda event, **more: told.append(event))
-    with Batchline(services=engine_for(simulator().base_url)) as client, get_client(sync_client=True) as prefect:
+    with (
+        Batchline(services=make_services(start_simulator().base_url)) as client,
+        get_client(sync_client=True) as prefect,
+    ):
         file = client.files.create(file=chat_file(5))
         batch = client.batches.create(input_file_id=file.id, via="deployment")
         first = client.batches.record(batch.id).last_flow_run_id
@@ -178,24 +187,26 @@ def test_restarted_deployment_batch_emits_one_created_event(simulator, engine_fo
     assert told == ["batch.created"]
 
 
-def test_rejected_flow_run_does_not_replace_active_flow_run(simulator, engine_for, chat_file):
-    engine = engine_for(simulator(latency_s=0.3).base_url, upstream={"max_in_flight": 1}, lease_s=1.0)
-    stored = store_input_file(engine, chat_file(10))
+def test_rejected_flow_run_does_not_replace_active_flow_run(start_simulator, make_services, chat_file):
+    services = make_services(start_simulator(latency_s=0.3).base_url, upstream={"max_in_flight": 1}, lease_s=1.0)
+    stored = store_input_file(services, chat_file(10))
     request = CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
-    batch = create_batch(engine, request, origin=BatchDwExtResponse(source="api"))
-    with using_services(engine), acquire_lease(engine, batch.id) as hold:
+    batch = create_batch(services, request, origin=BatchDwExtResponse(source="api"))
+    with using_services(services), acquire_lease(services, batch.id) as hold:
         hold.records.record_flow_run(batch.id, "the one that has it")
         refused = process_batch(batch_id=batch.id, return_state=True)
 
     assert "is being run by another process" in refused.message
-    assert engine.records.get_batch(batch.id).last_flow_run_id == "the one that has it"
-    crashed = batch_of_crashed_run(engine, f"prefect.flow-run.{refused.state_details.flow_run_id}")
+    assert services.records.get_batch(batch.id).last_flow_run_id == "the one that has it"
+    crashed = batch_of_crashed_run(services, f"prefect.flow-run.{refused.state_details.flow_run_id}")
     assert crashed.id == batch.id
 
 
-def test_batch_start_without_deployment_keeps_batch_and_suggests_command(simulator, engine_for, chat_file):
-    engine = engine_for(simulator().base_url, deployment="process-batch/nobodys")
-    with Batchline(services=engine) as client:
+def test_batch_start_without_deployment_keeps_batch_and_suggests_command(
+    start_simulator, make_services, chat_file
+):
+    services = make_services(start_simulator().base_url, deployment="process-batch/nobodys")
+    with Batchline(services=services) as client:
         file = client.files.create(file=chat_file(5))
         with pytest.raises(Interrupted, match="prefect deploy --all") as told:
             client.batches.create(input_file_id=file.id, via="deployment")
@@ -205,9 +216,9 @@ def test_batch_start_without_deployment_keeps_batch_and_suggests_command(simulat
     assert batch.status == "validating"
 
 
-def test_crashed_flow_run_without_batch_raises_not_found(simulator, engine_for):
+def test_crashed_flow_run_without_batch_raises_not_found(start_simulator, make_services):
     with pytest.raises(NotFound, match="before it had a batch"):
-        batch_of_crashed_run(engine_for(simulator().base_url), "nobody")
+        batch_of_crashed_run(make_services(start_simulator().base_url), "nobody")
 
 
 def test_prefect_setup_is_idempotent(capsys):
@@ -250,18 +261,18 @@ def test_chain_is_idempotent_and_requires_deployment():
         chain_batches("a.jsonl", "/jobs/b.jsonl", deployment="process-batch/nobodys", **options)
 
 
-def test_flow_run_uses_blocks_by_name(simulator, engine_for, chat_file, tmp_path, monkeypatch):
+def test_flow_run_uses_blocks_by_name(start_simulator, make_services, chat_file, tmp_path, monkeypatch):
     monkeypatch.setattr("batchline.engine.services._open_services", [])
     monkeypatch.setenv("BATCHLINE_SOURCE_ROOTS", json.dumps([str(tmp_path)]))
-    stand_in = simulator(api_key="sk-block-1234")
-    UpstreamBlock(base_url=stand_in.base_url, api_key="sk-block-1234").save("gpus", overwrite=True)
+    simulator = start_simulator(api_key="sk-block-1234")
+    UpstreamBlock(base_url=simulator.base_url, api_key="sk-block-1234").save("gpus", overwrite=True)
     StorageBlock(storage_url=str(tmp_path / "store"), database_url=f"sqlite:///{tmp_path / 'records.db'}").save(
         "team", overwrite=True
     )
 
     batch = process_batch(input_uri=str(chat_file(7)), upstreams=["gpus"], storage="team")
 
-    assert batch.request_counts.completed == stand_in.counters()["received"] == 7
+    assert batch.request_counts.completed == simulator.counters()["received"] == 7
     assert (tmp_path / "store" / "batches" / batch.id / "output.jsonl").is_file()
 
 

@@ -31,20 +31,22 @@ def announced_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_module("batchline.client.housekeeping"), "ANNOUNCE_TIMEOUT_S", -1.0)
 
 
-def made(engine: Services, path) -> BatchRecord:
-    request = CreateBatchRequest(input_file_id=store_input_file(engine, path).id, endpoint="/v1/chat/completions")
-    return create_batch(engine, request, origin=BatchDwExtResponse(source="deployment"))
+def made(services: Services, path) -> BatchRecord:
+    request = CreateBatchRequest(
+        input_file_id=store_input_file(services, path).id, endpoint="/v1/chat/completions"
+    )
+    return create_batch(services, request, origin=BatchDwExtResponse(source="deployment"))
 
 
-def ended_by_a_run_that_died(engine: Services, path) -> BatchRecord:
+def ended_by_a_run_that_died(services: Services, path) -> BatchRecord:
     """The batch is over, and its run crashed before it said so, as it does if its concurrency lease is gone."""
-    batch = made(engine, path)
+    batch = made(services, path)
     with get_client(sync_client=True) as client:
         run = client.create_flow_run(process_batch, state=Running())
-        engine.records.record_flow_run(batch.id, str(run.id))
-        run_local(engine, batch.id)
+        services.records.record_flow_run(batch.id, str(run.id))
+        run_local(services, batch.id)
         client.set_flow_run_state(run.id, Crashed(), force=True)
-    return engine.records.get_batch(batch.id)
+    return services.records.get_batch(batch.id)
 
 
 def events_of(batch: BatchRecord, name: str = "batch.completed") -> list[dict[str, Any]]:
@@ -56,16 +58,16 @@ def events_of(batch: BatchRecord, name: str = "batch.completed") -> list[dict[st
     return found
 
 
-def keep_house(engine: Services, batch: BatchRecord) -> list[str]:
-    done = run_housekeeping(Batchline(services=engine), apply=True)
+def keep_house(services: Services, batch: BatchRecord) -> list[str]:
+    done = run_housekeeping(Batchline(services=services), apply=True)
     return [chore.kind for chore in done if chore.subject == batch.id and chore.done]
 
 
-def test_housekeeping_announces_end_missed_by_dead_flow_run(simulator, engine_for, chat_file):
-    engine = engine_for(simulator().base_url)
-    batch = ended_by_a_run_that_died(engine, chat_file(20))
+def test_housekeeping_announces_end_missed_by_dead_flow_run(start_simulator, make_services, chat_file):
+    services = make_services(start_simulator().base_url)
+    batch = ended_by_a_run_that_died(services, chat_file(20))
 
-    assert keep_house(engine, batch) == ["announce"]
+    assert keep_house(services, batch) == ["announce"]
 
     [event] = until(lambda: events_of(batch))
     assert event["payload"]["completed"] == 20
@@ -77,15 +79,15 @@ def test_housekeeping_announces_end_missed_by_dead_flow_run(simulator, engine_fo
         shown = {artifact.type for artifact in client.read_artifacts(artifact_filter=wanted)}
     assert (run.state.name, run.state.message) == ("Completed", "completed: 20 ok, 0 failed")
     assert shown == {"markdown", "table"}
-    assert keep_house(engine, batch) == []
+    assert keep_house(services, batch) == []
 
 
-def test_flow_run_after_crash_announces_end_once(simulator, engine_for, chat_file):
-    stand_in = simulator()
-    engine = engine_for(stand_in.base_url)
-    batch = ended_by_a_run_that_died(engine, chat_file(20))
+def test_flow_run_after_crash_announces_end_once(start_simulator, make_services, chat_file):
+    simulator = start_simulator()
+    services = make_services(simulator.base_url)
+    batch = ended_by_a_run_that_died(services, chat_file(20))
 
-    with using_services(engine):
+    with using_services(services):
         followed = process_batch(crashed_run=f"prefect.flow-run.{batch.last_flow_run_id}", return_state=True)
         process_batch(batch_id=batch.id)
 
@@ -93,35 +95,35 @@ def test_flow_run_after_crash_announces_end_once(simulator, engine_for, chat_fil
     until(lambda: events_of(batch))
     time.sleep(2)
     assert len(events_of(batch)) == 1
-    assert keep_house(engine, batch) == []
-    assert stand_in.counters()["received"] == 20
+    assert keep_house(services, batch) == []
+    assert simulator.counters()["received"] == 20
 
 
-def test_end_announcement_is_repeated_after_failure(simulator, engine_for, chat_file, monkeypatch):
-    engine = engine_for(simulator().base_url)
-    batch = made(engine, chat_file(10))
+def test_end_announcement_is_repeated_after_failure(start_simulator, make_services, chat_file, monkeypatch):
+    services = make_services(start_simulator().base_url)
+    batch = made(services, chat_file(10))
     send = end_announcement._send_end_event
 
     def fail(*_: object) -> None:
         raise end_announcement.Interrupted("Prefect does not answer")
 
-    with using_services(engine):
+    with using_services(services):
         monkeypatch.setattr(end_announcement, "_send_end_event", fail)
         process_batch(batch_id=batch.id)
         monkeypatch.setattr(end_announcement, "_send_end_event", send)
 
     assert events_of(batch) == []
-    assert keep_house(engine, batch) == ["announce"]
+    assert keep_house(services, batch) == ["announce"]
     assert len(until(lambda: events_of(batch))) == 1
 
 
-def test_end_of_retried_batch_is_announced_again(simulator, engine_for, chat_file):
-    engine = engine_for(simulator(server_error=0.3).base_url, upstream={"max_attempts": 1})
-    batch = made(engine, chat_file(60))
-    with using_services(engine):
+def test_end_of_retried_batch_is_announced_again(start_simulator, make_services, chat_file):
+    services = make_services(start_simulator(server_error=0.3).base_url, upstream={"max_attempts": 1})
+    batch = made(services, chat_file(60))
+    with using_services(services):
         process_batch(batch_id=batch.id)
-        retry_batch(engine, batch.id)
+        retry_batch(services, batch.id)
         process_batch(batch_id=batch.id)
 
     until(lambda: len(events_of(batch)) == 2)
-    assert keep_house(engine, batch) == []
+    assert keep_house(services, batch) == []

@@ -30,20 +30,20 @@ def followed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def batch_after(simulator, engine_for, chat_file) -> Callable[..., BatchRecord]:
+def batch_after(start_simulator, make_services, chat_file) -> Callable[..., BatchRecord]:
     """Make a batch whose deployment run has gone through those states, with nobody at work on it."""
-    engine = engine_for(simulator().base_url)
-    stored = store_input_file(engine, chat_file(20))
+    services = make_services(start_simulator().base_url)
+    stored = store_input_file(services, chat_file(20))
 
     def make(*states: State) -> BatchRecord:
         request = CreateBatchRequest(input_file_id=stored.id, endpoint=CHAT)
-        batch = create_batch(engine, request, origin=BatchDwExtResponse(source="deployment"))
+        batch = create_batch(services, request, origin=BatchDwExtResponse(source="deployment"))
         with get_client(sync_client=True) as client:
             run = started(client, batch.id, states)
-        engine.records.record_flow_run(batch.id, str(run))
-        return engine.records.get_batch(batch.id)
+        services.records.record_flow_run(batch.id, str(run))
+        return services.records.get_batch(batch.id)
 
-    make.engine = engine  # type: ignore[attr-defined]
+    make.engine = services  # type: ignore[attr-defined]
     return make
 
 
@@ -55,8 +55,8 @@ def started(client: SyncPrefectClient, batch_id: str, states: tuple[State, ...])
     return run.id
 
 
-def chores(engine: Services, *, apply: bool = False) -> list[MaintenanceItem]:
-    return list(run_housekeeping(Batchline(services=engine), apply=apply))
+def chores(services: Services, *, apply: bool = False) -> list[MaintenanceItem]:
+    return list(run_housekeeping(Batchline(services=services), apply=apply))
 
 
 def test_housekeeping_chooses_action_by_flow_run_states(batch_after):
@@ -90,18 +90,20 @@ def test_batch_of_unnoticed_crash_is_completed(batch_after):
     assert (chore.done, ended.status, ended.completed) == (True, BatchStatus.COMPLETED, 20)
 
 
-def test_batch_of_flow_run_that_died_before_lease_is_completed(simulator, engine_for, chat_file):
-    engine = engine_for(simulator().base_url)
-    request = CreateBatchRequest(input_file_id=store_input_file(engine, chat_file(20)).id, endpoint=CHAT)
+def test_batch_of_flow_run_that_died_before_lease_is_completed(start_simulator, make_services, chat_file):
+    services = make_services(start_simulator().base_url)
+    request = CreateBatchRequest(input_file_id=store_input_file(services, chat_file(20)).id, endpoint=CHAT)
     with get_client(sync_client=True) as client:
         run = started(client, "", (Pending(), Running()))
-        batch = create_batch(engine, request, origin=BatchDwExtResponse(source="deployment"), flow_run_id=str(run))
-        assert chores(engine) == []  # it may be about to take it
+        batch = create_batch(
+            services, request, origin=BatchDwExtResponse(source="deployment"), flow_run_id=str(run)
+        )
+        assert chores(services) == []  # it may be about to take it
 
         client.set_flow_run_state(run, Crashed())
 
-    [chore] = chores(engine, apply=True)
-    assert (chore.done, engine.records.get_batch(batch.id).status) == (True, BatchStatus.COMPLETED)
+    [chore] = chores(services, apply=True)
+    assert (chore.done, services.records.get_batch(batch.id).status) == (True, BatchStatus.COMPLETED)
 
 
 def test_batch_of_cancelled_suspended_flow_run_is_cancelled(batch_after):

@@ -27,25 +27,25 @@ def upstream(monkeypatch: pytest.MonkeyPatch) -> str:
     return start
 
 
-def freed(engine: Services) -> list[str]:
-    done = run_housekeeping(Batchline(services=engine), apply=True)
+def freed(services: Services) -> list[str]:
+    done = run_housekeeping(Batchline(services=services), apply=True)
     return sorted(chore.subject for chore in done if chore.kind == "free_slots" and chore.done)
 
 
-def test_leaked_slots_are_freed_once_upstream_is_quiet(upstream, engine_for, monkeypatch):
-    engine = engine_for("http://127.0.0.1:9/v1", share_budgets=True)
-    assert freed(engine) == []
+def test_leaked_slots_are_freed_once_upstream_is_quiet(upstream, make_services, monkeypatch):
+    services = make_services("http://127.0.0.1:9/v1", share_budgets=True)
+    assert freed(services) == []
 
     monkeypatch.setattr(leaked_slots, "IDLE_AFTER_S", -5.0)
 
-    assert freed(engine) == [f"{upstream}-in-flight", f"{upstream}-processes"]
+    assert freed(services) == [f"{upstream}-in-flight", f"{upstream}-processes"]
     with get_client(sync_client=True) as client:
         assert client.read_global_concurrency_limit_by_name(f"{upstream}-in-flight").active_slots == 0
-    assert freed(engine) == []
+    assert freed(services) == []
 
 
-def test_slots_of_live_process_are_kept(upstream, engine_for, monkeypatch):
-    engine = engine_for("http://127.0.0.1:9/v1", share_budgets=True)
+def test_slots_of_live_process_are_kept(upstream, make_services, monkeypatch):
+    services = make_services("http://127.0.0.1:9/v1", share_budgets=True)
     name = f"{upstream}-processes"
     with PrefectQuotaStore() as ledger, get_client(sync_client=True) as client:
         before = client.read_global_concurrency_limit_by_name(name).updated
@@ -53,4 +53,4 @@ def test_slots_of_live_process_are_kept(upstream, engine_for, monkeypatch):
         after = client.read_global_concurrency_limit_by_name(name).updated
 
     assert before < after
-    assert freed(engine) == []
+    assert freed(services) == []

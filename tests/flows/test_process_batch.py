@@ -27,8 +27,8 @@ from batchline.storage.objects import layout
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("prefect_server")]
 
 
-def run_flow(engine, **parameters) -> State[BatchResponse]:
-    with using_services(engine):
+def run_flow(services, **parameters) -> State[BatchResponse]:
+    with using_services(services):
         return process_batch(**parameters, return_state=True)
 
 
@@ -44,11 +44,11 @@ def task_runs_of(state: State) -> list[str]:
     return sorted(run.name for run in runs)
 
 
-def test_flow_run_of_successful_batch_is_completed_and_named(simulator, engine_for, chat_file):
-    engine = engine_for(simulator().base_url, chunk_requests=100)
-    stored = store_input_file(engine, chat_file(350))
+def test_flow_run_of_successful_batch_is_completed_and_named(start_simulator, make_services, chat_file):
+    services = make_services(start_simulator().base_url, chunk_requests=100)
+    stored = store_input_file(services, chat_file(350))
 
-    state = run_flow(engine, input_file_id=stored.id, metadata={"team": "search"})
+    state = run_flow(services, input_file_id=stored.id, metadata={"team": "search"})
 
     batch = state.result()
     assert state.is_completed()
@@ -61,70 +61,70 @@ def test_flow_run_of_successful_batch_is_completed_and_named(simulator, engine_f
     assert "350 ok" in (state.message or "")
 
 
-def test_flow_run_has_one_task_run_per_chunk_and_step(simulator, engine_for, chat_file):
-    engine = engine_for(simulator().base_url, chunk_requests=100)
-    stored = store_input_file(engine, chat_file(350))
+def test_flow_run_has_one_task_run_per_chunk_and_step(start_simulator, make_services, chat_file):
+    services = make_services(start_simulator().base_url, chunk_requests=100)
+    stored = store_input_file(services, chat_file(350))
 
-    state = run_flow(engine, input_file_id=stored.id)
+    state = run_flow(services, input_file_id=stored.id)
 
     assert len(task_runs_of(state)) == 4 + 3
 
 
-def test_flow_run_of_invalid_file_fails_with_reason(simulator, engine_for, chat_file):
-    stand_in = simulator()
-    engine = engine_for(stand_in.base_url)
+def test_flow_run_of_invalid_file_fails_with_reason(start_simulator, make_services, chat_file):
+    simulator = start_simulator()
+    services = make_services(simulator.base_url)
     path = chat_file(10)
     path.write_text(path.read_text() + "not json\n")
-    stored = store_input_file(engine, path)
+    stored = store_input_file(services, path)
 
-    state = run_flow(engine, input_file_id=stored.id)
+    state = run_flow(services, input_file_id=stored.id)
 
     assert state.is_failed()
     assert "line 11" in (state.message or "")
     assert isinstance(state.result(raise_on_failure=False), BatchEnded)
-    assert stand_in.counters()["received"] == 0
+    assert simulator.counters()["received"] == 0
 
 
-def test_flow_run_without_success_fails_with_error_file(simulator, engine_for, chat_file):
-    engine = engine_for(simulator(server_error=1.0).base_url, upstream={"max_attempts": 2})
-    stored = store_input_file(engine, chat_file(20))
+def test_flow_run_without_success_fails_with_error_file(start_simulator, make_services, chat_file):
+    services = make_services(start_simulator(server_error=1.0).base_url, upstream={"max_attempts": 2})
+    stored = store_input_file(services, chat_file(20))
 
-    state = run_flow(engine, input_file_id=stored.id)
+    state = run_flow(services, input_file_id=stored.id)
 
     ended = state.result(raise_on_failure=False)
     assert state.is_failed()
     assert isinstance(ended, BatchEnded)
-    assert len(engine.store.read(layout.errors_key(ended.batch_id)).splitlines()) == 20
+    assert len(services.store.read(layout.errors_key(ended.batch_id)).splitlines()) == 20
 
 
-def test_flow_run_with_batch_id_runs_existing_batch(simulator, engine_for, chat_file):
-    engine = engine_for(simulator().base_url)
-    stored = store_input_file(engine, chat_file(20))
+def test_flow_run_with_batch_id_runs_existing_batch(start_simulator, make_services, chat_file):
+    services = make_services(start_simulator().base_url)
+    stored = store_input_file(services, chat_file(20))
     request = CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
-    made = create_batch(engine, request, origin=BatchDwExtResponse(source="api"))
+    made = create_batch(services, request, origin=BatchDwExtResponse(source="api"))
 
-    state = run_flow(engine, batch_id=made.id)
+    state = run_flow(services, batch_id=made.id)
 
     assert state.result().id == made.id
 
 
-def test_flow_run_of_finished_batch_sends_nothing(simulator, engine_for, chat_file):
-    stand_in = simulator()
-    engine = engine_for(stand_in.base_url)
-    stored = store_input_file(engine, chat_file(20))
-    first = run_flow(engine, input_file_id=stored.id).result()
+def test_flow_run_of_finished_batch_sends_nothing(start_simulator, make_services, chat_file):
+    simulator = start_simulator()
+    services = make_services(simulator.base_url)
+    stored = store_input_file(services, chat_file(20))
+    first = run_flow(services, input_file_id=stored.id).result()
 
-    again = run_flow(engine, batch_id=first.id)
+    again = run_flow(services, batch_id=first.id)
 
     assert again.is_completed()
-    assert stand_in.counters()["received"] == 20
+    assert simulator.counters()["received"] == 20
 
 
-def test_flow_run_reads_input_uri_below_source_roots(simulator, engine_for, chat_file):
+def test_flow_run_reads_input_uri_below_source_roots(start_simulator, make_services, chat_file):
     path = chat_file(15)
-    engine = engine_for(simulator().base_url, source_roots=[str(path.parent)])
+    services = make_services(start_simulator().base_url, source_roots=[str(path.parent)])
 
-    state = run_flow(engine, input_uri=str(path))
+    state = run_flow(services, input_uri=str(path))
 
     assert state.result().request_counts.completed == 15
 
@@ -132,19 +132,19 @@ def test_flow_run_reads_input_uri_below_source_roots(simulator, engine_for, chat
 @pytest.mark.parametrize(
     "parameters", [{}, {"input_file_id": "file-1", "input_uri": "/x.jsonl"}], ids=["neither", "both"]
 )
-def test_flow_run_without_exactly_one_input_is_rejected(parameters, simulator, engine_for):
-    state = run_flow(engine_for(simulator().base_url), **parameters)
+def test_flow_run_without_exactly_one_input_is_rejected(parameters, start_simulator, make_services):
+    state = run_flow(make_services(start_simulator().base_url), **parameters)
 
     error = state.result(raise_on_failure=False)
     assert isinstance(error, InvalidInput)
     assert "input_file_id" in str(error)
 
 
-def test_flow_run_retry_continues_its_batch(simulator, engine_for, chat_file, monkeypatch):
-    stand_in = simulator()
-    engine = engine_for(stand_in.base_url, chunk_requests=50)
-    stored = store_input_file(engine, chat_file(200))
-    put = type(engine.store).put
+def test_flow_run_retry_continues_its_batch(start_simulator, make_services, chat_file, monkeypatch):
+    simulator = start_simulator()
+    services = make_services(simulator.base_url, chunk_requests=50)
+    stored = store_input_file(services, chat_file(200))
+    put = type(services.store).put
     failing = ["once"]
 
     def put_or_fail(self, key: str, data: bytes) -> None:
@@ -153,22 +153,22 @@ def test_flow_run_retry_continues_its_batch(simulator, engine_for, chat_file, mo
             raise Interrupted("stopped in the middle")
         put(self, key, data)
 
-    monkeypatch.setattr(type(engine.store), "put", put_or_fail)
+    monkeypatch.setattr(type(services.store), "put", put_or_fail)
     retried = process_batch.with_options(retries=1, retry_delay_seconds=0)
-    with using_services(engine):
+    with using_services(services):
         state = retried(input_file_id=stored.id, return_state=True)
 
     assert not failing
     assert state.result().request_counts.completed == 200
-    assert len(list((engine.settings.home / "storage" / "batches").iterdir())) == 1
-    assert stand_in.counters()["received"] == 200
+    assert len(list((services.settings.home / "storage" / "batches").iterdir())) == 1
+    assert simulator.counters()["received"] == 200
 
 
-def test_task_is_retried_after_storage_failure(simulator, engine_for, chat_file, monkeypatch):
-    stand_in = simulator()
-    engine = engine_for(stand_in.base_url, chunk_requests=50)
-    stored = store_input_file(engine, chat_file(200))
-    put, failing = type(engine.store).put, ["plan.json", "report.json"]
+def test_task_is_retried_after_storage_failure(start_simulator, make_services, chat_file, monkeypatch):
+    simulator = start_simulator()
+    services = make_services(simulator.base_url, chunk_requests=50)
+    stored = store_input_file(services, chat_file(200))
+    put, failing = type(services.store).put, ["plan.json", "report.json"]
 
     def put_or_fail(self, key: str, data: bytes) -> None:
         if key.rpartition("/")[2] in failing:
@@ -176,58 +176,60 @@ def test_task_is_retried_after_storage_failure(simulator, engine_for, chat_file,
             raise StorageFault("the disk is full")
         put(self, key, data)
 
-    monkeypatch.setattr(type(engine.store), "put", put_or_fail)
-    state = run_flow(engine, input_file_id=stored.id)
+    monkeypatch.setattr(type(services.store), "put", put_or_fail)
+    state = run_flow(services, input_file_id=stored.id)
 
     assert not failing
     assert state.result().request_counts.completed == 200
-    assert stand_in.counters()["received"] == 200
+    assert simulator.counters()["received"] == 200
 
 
-def test_cancel_is_noticed_when_progress_artifact_fails(simulator, engine_for, chat_file, monkeypatch):
+def test_cancel_is_noticed_when_progress_artifact_fails(start_simulator, make_services, chat_file, monkeypatch):
     monkeypatch.setattr(ProgressArtifact, "show_progress", lambda *_: 1 / 0)
-    stand_in = simulator(latency_s=0.3)
-    engine = engine_for(stand_in.base_url, upstream={"max_in_flight": 4}, grace_s=1.0)
-    stored = store_input_file(engine, chat_file(2_000))
+    simulator = start_simulator(latency_s=0.3)
+    services = make_services(simulator.base_url, upstream={"max_in_flight": 4}, grace_s=1.0)
+    stored = store_input_file(services, chat_file(2_000))
     with ThreadPoolExecutor(1) as pool:
-        run = pool.submit(copy_context().run, run_flow, engine, input_file_id=stored.id)
-        until(lambda: stand_in.counters()["received"] >= 80)  # later than progress is first shown
-        [batch] = Batchline(services=engine).batches.records()
+        run = pool.submit(copy_context().run, run_flow, services, input_file_id=stored.id)
+        until(lambda: simulator.counters()["received"] >= 80)  # later than progress is first shown
+        [batch] = Batchline(services=services).batches.records()
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(UUID(batch.last_flow_run_id), State(type=StateType.CANCELLING), force=True)
         run.result(120)
 
-    assert engine.records.get_batch(batch.id).status is BatchStatus.CANCELLED
-    assert stand_in.counters()["received"] < 2_000
+    assert services.records.get_batch(batch.id).status is BatchStatus.CANCELLED
+    assert simulator.counters()["received"] < 2_000
 
 
-def test_retried_batch_runs_in_new_flow_run(simulator, engine_for, chat_file):
-    stand_in = simulator(server_error=0.3)
-    engine = engine_for(stand_in.base_url, upstream={"max_attempts": 1}, chunk_requests=40)
-    stored = store_input_file(engine, chat_file(120))
-    first = run_flow(engine, input_file_id=stored.id).result()
-    received = stand_in.counters()["received"]
+def test_retried_batch_runs_in_new_flow_run(start_simulator, make_services, chat_file):
+    simulator = start_simulator(server_error=0.3)
+    services = make_services(simulator.base_url, upstream={"max_attempts": 1}, chunk_requests=40)
+    stored = store_input_file(services, chat_file(120))
+    first = run_flow(services, input_file_id=stored.id).result()
+    received = simulator.counters()["received"]
 
-    retry_batch(engine, first.id)
-    state = run_flow(engine, batch_id=first.id)
+    retry_batch(services, first.id)
+    state = run_flow(services, batch_id=first.id)
 
     again = state.result()
     assert again.id == first.id
-    assert stand_in.counters()["received"] == received + first.request_counts.failed
+    assert simulator.counters()["received"] == received + first.request_counts.failed
     assert again.request_counts.completed > first.request_counts.completed
     lines = [
         json.loads(line)["custom_id"]
         for key in (layout.output_key(first.id), layout.errors_key(first.id))
-        for line in engine.store.read(key).splitlines()
+        for line in services.store.read(key).splitlines()
     ]
     assert sorted(lines) == sorted(f"request-{number}" for number in range(120))
 
 
-def test_prompts_and_keys_are_not_sent_to_prefect_server(simulator, engine_for, chat_file):
-    engine = engine_for(simulator(api_key="sk-secret-1234").base_url, upstream={"api_key": "sk-secret-1234"})
-    stored = store_input_file(engine, chat_file(30, prompt=lambda number: f"a private prompt {number}"))
+def test_prompts_and_keys_are_not_sent_to_prefect_server(start_simulator, make_services, chat_file):
+    services = make_services(
+        start_simulator(api_key="sk-secret-1234").base_url, upstream={"api_key": "sk-secret-1234"}
+    )
+    stored = store_input_file(services, chat_file(30, prompt=lambda number: f"a private prompt {number}"))
 
-    state = run_flow(engine, input_file_id=stored.id)
+    state = run_flow(services, input_file_id=stored.id)
 
     with get_client(sync_client=True) as client:
         runs = client.read_task_runs(
@@ -239,19 +241,19 @@ def test_prompts_and_keys_are_not_sent_to_prefect_server(simulator, engine_for, 
     assert "sk-secret" not in json.dumps(shown)
 
 
-def test_batch_created_in_flow_belongs_to_its_flow_run(simulator, engine_for, chat_file):
-    engine = engine_for(simulator().base_url)
-    stored = store_input_file(engine, chat_file(5))
+def test_batch_created_in_flow_belongs_to_its_flow_run(start_simulator, make_services, chat_file):
+    services = make_services(start_simulator().base_url)
+    stored = store_input_file(services, chat_file(5))
 
     @flow(name="parent")
     def parent() -> UUID:
         assert flow_run.id
         return UUID(process_batch(input_file_id=stored.id).id.removeprefix("batch-"))
 
-    with using_services(engine):
+    with using_services(services):
         made = parent()
 
-    assert engine.records.get_batch(f"batch-{made.hex}").flow_run_id is not None
+    assert services.records.get_batch(f"batch-{made.hex}").flow_run_id is not None
 
 
 @task(retries=1)
@@ -263,12 +265,12 @@ def in_a_task(file_id: str, fail: list[str]) -> str:
     return made
 
 
-def test_retried_parent_flow_reuses_its_batches(simulator, engine_for, chat_file):
-    stand_in = simulator()
-    engine = engine_for(stand_in.base_url)
+def test_retried_parent_flow_reuses_its_batches(start_simulator, make_services, chat_file):
+    simulator = start_simulator()
+    services = make_services(simulator.base_url)
     path = chat_file(20)
-    first, other = store_input_file(engine, path), store_input_file(engine, chat_file(15))
-    again = store_input_file(engine, path)  # the same content, as a parent that stores its input itself has it
+    first, other = store_input_file(services, path), store_input_file(services, chat_file(15))
+    again = store_input_file(services, path)  # the same content, as a parent that stores its input itself has it
     fail, made = ["task", "parent"], []
 
     @flow(name="parent-with-retries", retries=1)
@@ -282,18 +284,18 @@ def test_retried_parent_flow_reuses_its_batches(simulator, engine_for, chat_file
             fail.remove("parent")
             raise RuntimeError("the parent fails after its batches")
 
-    with using_services(engine):
+    with using_services(services):
         parent()
 
     before, after = made
     assert before == after
     assert len(set(before)) == 4
-    assert stand_in.counters()["received"] == 3 * 20 + 15
+    assert simulator.counters()["received"] == 3 * 20 + 15
 
 
-def test_retried_parent_flow_with_other_file_creates_new_batch(simulator, engine_for, chat_file):
-    engine = engine_for(simulator().base_url)
-    files, made = [store_input_file(engine, chat_file(count)).id for count in (5, 6)], []
+def test_retried_parent_flow_with_other_file_creates_new_batch(start_simulator, make_services, chat_file):
+    services = make_services(start_simulator().base_url)
+    files, made = [store_input_file(services, chat_file(count)).id for count in (5, 6)], []
 
     @flow(name="parent-with-another-file", retries=1)
     def parent() -> None:
@@ -301,19 +303,19 @@ def test_retried_parent_flow_with_other_file_creates_new_batch(simulator, engine
         if len(made) == 1:
             raise RuntimeError("once")
 
-    with using_services(engine):
+    with using_services(services):
         parent()
 
     assert len(set(made)) == 2
 
 
 @pytest.mark.parametrize("share", [True, False])
-def test_quota_is_shared_on_prefect_server_only_if_enabled(simulator, engine_for, chat_file, share):
+def test_quota_is_shared_on_prefect_server_only_if_enabled(start_simulator, make_services, chat_file, share):
     upstream = {"name": f"shared-{share}", "requests_per_minute": 100_000}
-    engine = engine_for(simulator(latency_s=0.05).base_url, upstream=upstream, share_budgets=share)
+    services = make_services(start_simulator(latency_s=0.05).base_url, upstream=upstream, share_budgets=share)
 
-    assert run_flow(engine, input_file_id=store_input_file(engine, chat_file(20)).id).is_completed()
-    engine.dispatcher.close()
+    assert run_flow(services, input_file_id=store_input_file(services, chat_file(20)).id).is_completed()
+    services.dispatcher.close()
 
     def taken() -> dict[str, int]:
         with get_client(sync_client=True) as client:

@@ -24,12 +24,12 @@ from batchline.models.status import BatchStatus
 
 
 @pytest.fixture
-def inbox(tmp_path: Path, simulator: Callable, chat_file: Callable, monkeypatch: pytest.MonkeyPatch) -> Path:
+def inbox(tmp_path: Path, start_simulator: Callable, chat_file: Callable, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with two files, and an environment that allows it and has an upstream."""
     monkeypatch.setattr("batchline.engine.services._open_services", [])
     monkeypatch.setenv("BATCHLINE_SOURCE_ROOTS", json.dumps([str(tmp_path)]))
     monkeypatch.setenv("BATCHLINE_SOURCE_STILL_S", "0")
-    monkeypatch.setenv("OPENAI_BASE_URL", simulator().base_url)
+    monkeypatch.setenv("OPENAI_BASE_URL", start_simulator().base_url)
     folder = tmp_path / "inbox"
     folder.mkdir()
     for count in (2, 3):
@@ -38,9 +38,9 @@ def inbox(tmp_path: Path, simulator: Callable, chat_file: Callable, monkeypatch:
     return folder
 
 
-def statuses(engine: Services, summary) -> list[BatchStatus]:
+def statuses(services: Services, summary) -> list[BatchStatus]:
     taken = [event.batch_id for event in summary.events if event.kind == "taken"]
-    return [engine.records.get_batch(batch_id).status for batch_id in taken]
+    return [services.records.get_batch(batch_id).status for batch_id in taken]
 
 
 # The form
@@ -74,8 +74,8 @@ def test_sync_flow_runs_batches_and_writes_results_back(inbox, caplog):
 
 @pytest.mark.system
 @pytest.mark.usefixtures("prefect_server")
-def test_sync_flow_completes_when_batch_fails(inbox, simulator, monkeypatch):
-    monkeypatch.setenv("OPENAI_BASE_URL", simulator(server_error=1.0).base_url)
+def test_sync_flow_completes_when_batch_fails(inbox, start_simulator, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", start_simulator(server_error=1.0).base_url)
     monkeypatch.setenv("BATCHLINE_MAX_ATTEMPTS", "1")
 
     state = sync_source(str(inbox), via="process", return_state=True)
@@ -91,14 +91,14 @@ def test_sync_flow_starts_each_batch_once_by_deployment(inbox):
     deployment_id = process_batch.to_deployment("process-batch").apply()
 
     summary = sync_source(str(inbox))
-    engine = open_services()
+    services = open_services()
     for event in summary.events:  # as after a death between the start and its note
         if event.kind == "started":
-            engine.records._update_rows(_of(event.batch_id), started_at=None)
+            services.records._update_rows(_of(event.batch_id), started_at=None)
     again = sync_source(str(inbox))
 
     assert (summary.taken, summary.started, again.taken, again.started) == (2, 2, 0, 2)
-    assert statuses(engine, summary) == [BatchStatus.VALIDATING] * 2
+    assert statuses(services, summary) == [BatchStatus.VALIDATING] * 2
     with get_client(sync_client=True) as client:
         where = DeploymentFilter(id=DeploymentFilterId(any_=[deployment_id]))
         runs = client.read_flow_runs(deployment_filter=where)

@@ -26,19 +26,19 @@ from helpers.polling import until
 PATIENCE_S = 30.0
 
 
-def made_batch(engine: Services, path: Path) -> BatchRecord:
+def made_batch(services: Services, path: Path) -> BatchRecord:
     """A new batch of that file, which nobody runs yet."""
-    stored = store_input_file(engine, path)
+    stored = store_input_file(services, path)
     request = CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
-    return create_batch(engine, request, origin=BatchDwExtResponse(source="api"))
+    return create_batch(services, request, origin=BatchDwExtResponse(source="api"))
 
 
-def resumed(engine: Services, batch_id: str) -> BatchRecord:
+def resumed(services: Services, batch_id: str) -> BatchRecord:
     """The batch after it has gone on, as soon as the lease of the runner that died is stale."""
     give_up_at = time.monotonic() + PATIENCE_S
     while True:
         try:
-            return run_local(engine, batch_id)
+            return run_local(services, batch_id)
         except Conflict:
             assert time.monotonic() < give_up_at, "the lease of a dead runner never went stale"
             time.sleep(0.05)
@@ -54,31 +54,31 @@ def interrupt(batch: BatchRecord, run: Future[BatchRecord], *, once: Callable[[]
         run.result()
 
 
-def received(stand_in: Simulator) -> int:
-    """How many requests the stand-in has been sent."""
-    return int(stand_in.counters()["received"])
+def received(simulator: Simulator) -> int:
+    """How many requests the simulator has been sent."""
+    return int(simulator.counters()["received"])
 
 
-def output_of(engine: Services, batch: BatchRecord) -> list[dict]:
-    return _lines(engine, layout.output_key(batch.id))
+def output_of(services: Services, batch: BatchRecord) -> list[dict]:
+    return _lines(services, layout.output_key(batch.id))
 
 
-def errors_of(engine: Services, batch: BatchRecord) -> list[dict]:
-    return _lines(engine, layout.errors_key(batch.id))
+def errors_of(services: Services, batch: BatchRecord) -> list[dict]:
+    return _lines(services, layout.errors_key(batch.id))
 
 
-def error_codes(engine: Services, batch: BatchRecord) -> Counter[str]:
+def error_codes(services: Services, batch: BatchRecord) -> Counter[str]:
     """How many requests failed with each code."""
-    return Counter(line["error"]["code"] for line in errors_of(engine, batch))
+    return Counter(line["error"]["code"] for line in errors_of(services, batch))
 
 
-def _lines(engine: Services, key: str) -> list[dict]:
-    return [json.loads(line) for line in engine.store.read(key).splitlines()]
+def _lines(services: Services, key: str) -> list[dict]:
+    return [json.loads(line) for line in services.store.read(key).splitlines()]
 
 
-def check_account(engine: Services, batch: BatchRecord, total: int) -> None:
+def check_account(services: Services, batch: BatchRecord, total: int) -> None:
     """Every request has one line in one of the two files, both in input order, and counts and tokens add up."""
-    output, errors = output_of(engine, batch), errors_of(engine, batch)
+    output, errors = output_of(services, batch), errors_of(services, batch)
     good, bad = _numbers(output), _numbers(errors)
     assert sorted(good + bad) == list(range(total))
     assert (good, bad) == (sorted(good), sorted(bad))
@@ -97,27 +97,27 @@ def check_account(engine: Services, batch: BatchRecord, total: int) -> None:
     )
 
 
-def check_not_over(engine: Services, batch: BatchRecord, status: BatchStatus) -> None:
+def check_not_over(services: Services, batch: BatchRecord, status: BatchStatus) -> None:
     """The batch has that status, and none of what a finished one has."""
-    now = engine.records.get_batch(batch.id)
+    now = services.records.get_batch(batch.id)
     assert (now.status, now.completed_at, now.analytics) == (status, None, None)
-    assert not engine.store.exists(layout.output_key(batch.id))
-    assert not engine.store.exists(layout.manifest_key(batch.id))
+    assert not services.store.exists(layout.output_key(batch.id))
+    assert not services.store.exists(layout.manifest_key(batch.id))
 
 
 def _numbers(lines: list[dict]) -> list[int]:
     return [int(line["custom_id"].removeprefix("request-")) for line in lines]
 
 
-def saved(engine: Services, batch: BatchRecord) -> int:
+def saved(services: Services, batch: BatchRecord) -> int:
     """How many requests have an answer on storage, in finished parts and in segments."""
     prefix = f"batches/{batch.id}/g{batch.generation}"
-    keys = [info.key for info in engine.store.list_objects(prefix) if info.key.endswith(".jsonl")]
-    lines = [line for key in keys if _counts(engine, key) for line in engine.store.read(key).splitlines()]
+    keys = [info.key for info in services.store.list_objects(prefix) if info.key.endswith(".jsonl")]
+    lines = [line for key in keys if _counts(services, key) for line in services.store.read(key).splitlines()]
     return len({json.loads(line)["id"] for line in lines if line.startswith(b"{")})
 
 
-def _counts(engine: Services, key: str) -> bool:
+def _counts(services: Services, key: str) -> bool:
     """Whether a rerun takes over what is there; a part's figures are written last."""
     stem = re.sub(r"\.(output|errors)\.jsonl$", "", key)
-    return stem == key or engine.store.exists(f"{stem}.parquet")
+    return stem == key or services.store.exists(f"{stem}.parquet")

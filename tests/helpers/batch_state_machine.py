@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 CODES = {200: GOOD, 400: "failed:invalid_request", 500: "failed:server_error"}
 MANNERS = st.tuples(st.sampled_from([200, 400, 500]), st.integers(1, 4))
-"""Of a stand-in: what every n-th request is answered with."""
+"""Of a simulator: what every n-th request is answered with."""
 
 WHICH = st.integers(0, 11)
 """Of those that there are, by their number modulo how many there are: none of what a strategy draws may depend on
@@ -47,7 +47,7 @@ what came of a race or a kill."""
 
 
 class Lives(RuleBasedStateMachine):
-    """A client with its store and its records, a stand-in upstream, and what all of it should be."""
+    """A client with its store and its records, a simulated upstream, and what all of it should be."""
 
     waiter: Waiter
     home: Path
@@ -59,11 +59,11 @@ class Lives(RuleBasedStateMachine):
         place.mkdir()
         shutil.copy(self.home / "empty.db", place / "records.db")
         self.settings = settings_for(self.waiter, place)
-        engine = Services(
+        services = Services(
             settings=self.settings, store=open_objects(self.settings), records=open_records(self.settings)
         )
-        self.client = Batchline(services=engine)
-        self.engine = engine
+        self.client = Batchline(services=services)
+        self.engine = services
         self.uploads: list[Upload] = []
         self.batches: list[Known] = []
         self.is_untidy = False

@@ -1,4 +1,4 @@
-"""A stand-in upstream in this process, whose manners can change and which remembers; and waiting for things."""
+"""A simulated upstream in this process, whose manners can change and which remembers; and waiting for things."""
 
 import asyncio
 import json

@@ -124,24 +124,24 @@ class MortalRecords(Records):
         return super()._run_write(operation)
 
 
-def mortal(engine: Services, writes: int) -> tuple[Batchline, Life]:
-    """A client of the engine's store and records that dies at the write behind so many."""
+def mortal(services: Services, writes: int) -> tuple[Batchline, Life]:
+    """A client of the services' store and records that dies at the write behind so many."""
     life = Life(writes)
-    store, records = MortalStore(engine.store, life), MortalRecords(engine.records, life)
-    return Batchline(services=Services(settings=engine.settings, store=store, records=records)), life
+    store, records = MortalStore(services.store, life), MortalRecords(services.records, life)
+    return Batchline(services=Services(settings=services.settings, store=store, records=records)), life
 
 
-def let_die(engine: Services, batch_id: str) -> None:
+def let_die(services: Services, batch_id: str) -> None:
     """Let so much time pass for the batch's runner, if it has one, that it is taken for dead."""
-    record = engine.records.get_batch(batch_id)
+    record = services.records.get_batch(batch_id)
     if record.lease_at is not None:
-        change_batch(engine.records, batch_id, lease_at=record.lease_at - engine.settings.lease_s - 1)
+        change_batch(services.records, batch_id, lease_at=record.lease_at - services.settings.lease_s - 1)
 
 
-def later(engine: Services) -> None:
+def later(services: Services) -> None:
     """Make everything due that is doomed."""
-    for some in engine.records.due_deletions(now=2**40):
-        engine.records.schedule_deletion(msgspec.structs.replace(some, due_at=0))
+    for some in services.records.due_deletions(now=2**40):
+        services.records.schedule_deletion(msgspec.structs.replace(some, due_at=0))
 
 
 # Processes

@@ -8,7 +8,7 @@ from batchline import Batchline
 
 
 def chat_line(number: int, prompt: str) -> str:
-    """A valid chat request; its prompt may order a fault of the stand-in (`simulate:status=400`)."""
+    """A valid chat request; its prompt may order a fault of the simulator (`simulate:status=400`)."""
     body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": prompt}]}
     request = {"custom_id": f"request-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
     return json.dumps(request)

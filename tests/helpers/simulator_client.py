@@ -1,4 +1,4 @@
-"""Asks a stand-in, with as little as can be between the test and the wire."""
+"""Asks a simulator, with as little as can be between the test and the wire."""
 
 import http.client
 import json
@@ -25,17 +25,17 @@ class Answer(NamedTuple):
         return json.loads(self.body)
 
 
-def address(stand_in: Simulator) -> tuple[str, int]:
-    parts = urlsplit(stand_in.base_url)
+def address(simulator: Simulator) -> tuple[str, int]:
+    parts = urlsplit(simulator.base_url)
     return str(parts.hostname), int(parts.port or 0)
 
 
-def connected(stand_in: Simulator, timeout_s: float = 10.0) -> http.client.HTTPConnection:
-    return http.client.HTTPConnection(*address(stand_in), timeout=timeout_s)
+def connected(simulator: Simulator, timeout_s: float = 10.0) -> http.client.HTTPConnection:
+    return http.client.HTTPConnection(*address(simulator), timeout=timeout_s)
 
 
 def ask(
-    stand_in: Simulator,
+    simulator: Simulator,
     body: object = None,
     *,
     path: str = CHAT,
@@ -46,7 +46,7 @@ def ask(
 ) -> Answer:
     """Send one request, on a connection of its own where none is given."""
     content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-    connection = on or connected(stand_in, timeout_s)
+    connection = on or connected(simulator, timeout_s)
     try:
         connection.request(method, path, content, headers or {})
         response = connection.getresponse()
@@ -61,9 +61,9 @@ def chat(prompt: str = "Hello?", **members: object) -> dict:
     return {"model": "m", "messages": [{"role": "user", "content": prompt}], **members}
 
 
-def ask_raw(stand_in: Simulator, sent: Sequence[bytes]) -> bytes:
+def ask_raw(simulator: Simulator, sent: Sequence[bytes]) -> bytes:
     """Send these bytes one after another, and return all that comes back until the server closes."""
-    with closing(socket.create_connection(address(stand_in), timeout=10)) as connection:
+    with closing(socket.create_connection(address(simulator), timeout=10)) as connection:
         for piece in sent:
             connection.sendall(piece)
         return b"".join(iter(lambda: connection.recv(65_536), b""))

@@ -91,29 +91,29 @@ def requests(count: int = 2, prompt: str = "Question {}?") -> bytes:
 BAD = b'{"custom_id":"a"}\nno json\n'
 
 
-def synced(engine: Services, folder: Folder, **options: Any) -> SyncSummary:
+def synced(services: Services, folder: Folder, **options: Any) -> SyncSummary:
     """A round that starts nothing."""
-    return Batchline(services=engine).sync(folder.uri, SyncOptions(**options), start_batch=lambda batch_id: None)
+    return Batchline(services=services).sync(folder.uri, SyncOptions(**options), start_batch=lambda batch_id: None)
 
 
-def run(engine: Services, folder: Folder, **options: Any) -> SyncSummary:
+def run(services: Services, folder: Folder, **options: Any) -> SyncSummary:
     """A round that runs each batch to its end and writes back its results."""
     chosen = SyncOptions(**{"write_back": True, **options})
-    return Batchline(services=engine).sync(
-        folder.uri, chosen, start_batch=lambda batch_id: run_local(engine, batch_id)
+    return Batchline(services=services).sync(
+        folder.uri, chosen, start_batch=lambda batch_id: run_local(services, batch_id)
     )
 
 
-def batches_of(engine: Services) -> list[BatchRecord]:
+def batches_of(services: Services) -> list[BatchRecord]:
     """All batches, oldest first."""
-    found, _ = engine.records.list_records(ListBatchesQuery(limit=100), now=0)
+    found, _ = services.records.list_records(ListBatchesQuery(limit=100), now=0)
     return found[::-1]
 
 
-def inputs_of(engine: Services) -> list[bytes]:
+def inputs_of(services: Services) -> list[bytes]:
     """What each batch reads."""
-    files = [engine.records.get_file(batch.input_file_id) for batch in batches_of(engine)]
-    return [engine.store.read(file.key) for file in files]
+    files = [services.records.get_file(batch.input_file_id) for batch in batches_of(services)]
+    return [services.store.read(file.key) for file in files]
 
 
 def kinds(summary: SyncSummary) -> list[str]:

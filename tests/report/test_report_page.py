@@ -41,22 +41,22 @@ from batchline.storage.records.store import BatchRecord
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>&amp;\u202e{{ 7 * 7 }}"
 
 
-def made(engine, path, **create):
+def made(services, path, **create):
     request = CreateBatchRequest(
-        input_file_id=store_input_file(engine, path).id, endpoint="/v1/chat/completions", **create
+        input_file_id=store_input_file(services, path).id, endpoint="/v1/chat/completions", **create
     )
-    return create_batch(engine, request, origin=BatchDwExtResponse(source="api"))
+    return create_batch(services, request, origin=BatchDwExtResponse(source="api"))
 
 
-def page_of(engine, batch):
-    page = Page(engine.store.read(layout.report_page_key(batch.id)))
+def page_of(services, batch):
+    page = Page(services.store.read(layout.report_page_key(batch.id)))
     page.assert_stands_alone()
     page.assert_drawn_with_numbers()
     return page
 
 
-def report_of(engine, batch):
-    return BatchReport.model_validate_json(engine.store.read(layout.report_data_key(batch.id)))
+def report_of(services, batch):
+    return BatchReport.model_validate_json(services.store.read(layout.report_data_key(batch.id)))
 
 
 def orders(number):
@@ -69,10 +69,12 @@ def orders(number):
 
 
 @pytest.fixture
-def mixed(simulator, engine_for, chat_file):
-    """A batch of a hundred with eleven failures of two kinds: its engine and record."""
-    engine = engine_for(simulator(server_error=0.1).base_url, upstream={"max_attempts": 4}, chunk_requests=30)
-    return engine, run_local(engine, made(engine, chat_file(100, prompt=orders)).id)
+def mixed(start_simulator, make_services, chat_file):
+    """A batch of a hundred with eleven failures of two kinds: its services and record."""
+    services = make_services(
+        start_simulator(server_error=0.1).base_url, upstream={"max_attempts": 4}, chunk_requests=30
+    )
+    return services, run_local(services, made(services, chat_file(100, prompt=orders)).id)
 
 
 def test_page_starts_with_the_outcome(mixed):
@@ -92,9 +94,9 @@ def test_failures_are_listed_by_code_with_counts_and_statuses(mixed):
 
 
 def test_first_three_failures_of_each_code_are_quoted(mixed):
-    engine, batch = mixed
-    page = page_of(engine, batch)
-    lines = [json.loads(line) for line in engine.store.read(layout.errors_key(batch.id)).splitlines()]
+    services, batch = mixed
+    page = page_of(services, batch)
+    lines = [json.loads(line) for line in services.store.read(layout.errors_key(batch.id)).splitlines()]
     for code in ("invalid_request", "server_error"):
         told = [line for line in lines if line["error"]["code"] == code]
         quoted = [
@@ -106,8 +108,8 @@ def test_first_three_failures_of_each_code_are_quoted(mixed):
 
 
 def test_page_shows_the_metrics_of_the_report(mixed):
-    engine, batch = mixed
-    page, report = page_of(engine, batch), report_of(engine, batch)
+    services, batch = mixed
+    page, report = page_of(services, batch), report_of(services, batch)
     [model] = report.models
     assert page.row("gpt-4o-mini")[1:3] == [f"{model.requests}", f"{model.failed}"]
     assert f"Tokens {batch.analytics.total_tokens:,}: prompt {model.prompt_tokens:,}, " in page.words()
@@ -165,76 +167,78 @@ def test_bar_segments_have_a_minimum_width(parts, whole, found):
     assert bar_segments(parts, whole, 2) == found
 
 
-def assert_told(engine, batch, *words):
-    page = page_of(engine, batch)
+def assert_told(services, batch, *words):
+    page = page_of(services, batch)
     assert batch.status.capitalize() in page.words()
     for some in words:
         assert some in page.words()
 
 
-def test_page_of_batch_with_only_failures_shows_the_reason(simulator, engine_for, chat_file):
-    engine = engine_for(simulator().base_url)
-    batch = run_local(engine, made(engine, chat_file(5, prompt=lambda _: "simulate:status=400")).id)
+def test_page_of_batch_with_only_failures_shows_the_reason(start_simulator, make_services, chat_file):
+    services = make_services(start_simulator().base_url)
+    batch = run_local(services, made(services, chat_file(5, prompt=lambda _: "simulate:status=400")).id)
     assert batch.status is BatchStatus.FAILED
-    assert_told(engine, batch, "None of the 5 requests was answered.", "every request failed (invalid_request 5)")
+    assert_told(
+        services, batch, "None of the 5 requests was answered.", "every request failed (invalid_request 5)"
+    )
 
 
-def test_page_of_batch_with_rejected_key_explains_without_the_key(simulator, engine_for, chat_file):
+def test_page_of_batch_with_rejected_key_explains_without_the_key(start_simulator, make_services, chat_file):
     key = {"api_key": "sk-not-for-anyone", "max_in_flight": 2}
-    engine = engine_for(simulator(api_key="another").base_url, upstream=key, refusals_to_stop=3)
-    batch = run_local(engine, made(engine, chat_file(50)).id)
-    assert_told(engine, batch, "check its API key", "batch_failed")
-    assert b"sk-not-for-anyone" not in engine.store.read(layout.report_page_key(batch.id))
+    services = make_services(start_simulator(api_key="another").base_url, upstream=key, refusals_to_stop=3)
+    batch = run_local(services, made(services, chat_file(50)).id)
+    assert_told(services, batch, "check its API key", "batch_failed")
+    assert b"sk-not-for-anyone" not in services.store.read(layout.report_page_key(batch.id))
 
 
-def test_page_of_expired_batch_shows_expired_requests(simulator, engine_for, chat_file):
-    engine = engine_for(simulator(latency_s=30.0).base_url, upstream={"max_in_flight": 4}, grace_s=0.1)
-    batch = made(engine, chat_file(20))
-    change_batch(engine.records, batch.id, expires_at=int(time.time()) + 2)
-    ended = run_local(engine, batch.id)
+def test_page_of_expired_batch_shows_expired_requests(start_simulator, make_services, chat_file):
+    services = make_services(start_simulator(latency_s=30.0).base_url, upstream={"max_in_flight": 4}, grace_s=0.1)
+    batch = made(services, chat_file(20))
+    change_batch(services.records, batch.id, expires_at=int(time.time()) + 2)
+    ended = run_local(services, batch.id)
     assert ended.status is BatchStatus.EXPIRED
-    assert_told(engine, ended, "None of the 20 requests was answered: 20 expired.", "batch_expired")
+    assert_told(services, ended, "None of the 20 requests was answered: 20 expired.", "batch_expired")
 
 
-def test_page_of_cancelled_batch_shows_cancelled_requests(simulator, engine_for, chat_file):
-    stand_in = simulator(latency_s=0.2)
-    engine = engine_for(stand_in.base_url, upstream={"max_in_flight": 4}, grace_s=0.1)
-    batch = made(engine, chat_file(200))
-    running = threading.Thread(target=run_local, args=(engine, batch.id))
+def test_page_of_cancelled_batch_shows_cancelled_requests(start_simulator, make_services, chat_file):
+    simulator = start_simulator(latency_s=0.2)
+    services = make_services(simulator.base_url, upstream={"max_in_flight": 4}, grace_s=0.1)
+    batch = made(services, chat_file(200))
+    running = threading.Thread(target=run_local, args=(services, batch.id))
     running.start()
-    while stand_in.counters()["received"] < 8:
+    while simulator.counters()["received"] < 8:
         time.sleep(0.01)
-    Batchline(services=engine).batches.cancel(batch.id)
+    Batchline(services=services).batches.cancel(batch.id)
     running.join()
-    ended = engine.records.get_batch(batch.id)
+    ended = services.records.get_batch(batch.id)
     assert ended.status is BatchStatus.CANCELLED
-    assert_told(engine, ended, f"{ended.completed} of 200 requests were answered", "batch_cancelled")
+    assert_told(services, ended, f"{ended.completed} of 200 requests were answered", "batch_cancelled")
 
 
-def test_page_of_single_request_uses_the_singular(simulator, engine_for, chat_file):
-    engine = engine_for(simulator().base_url)
-    batch = run_local(engine, made(engine, chat_file(1)).id)
-    assert_told(engine, batch, "The one request was answered.", "What failed Nothing.")
+def test_page_of_single_request_uses_the_singular(start_simulator, make_services, chat_file):
+    services = make_services(start_simulator().base_url)
+    batch = run_local(services, made(services, chat_file(1)).id)
+    assert_told(services, batch, "The one request was answered.", "What failed Nothing.")
 
 
-def test_page_counts_results_without_usage(engine_for, chat_file):
+def test_page_counts_results_without_usage(make_services, chat_file):
     with recording() as server:
-        engine = engine_for(server.base_url)
-        batch = run_local(engine, made(engine, chat_file(3)).id)
-    assert_told(engine, batch, "3 answers did not tell their tokens")
+        services = make_services(server.base_url)
+        batch = run_local(services, made(services, chat_file(3)).id)
+    assert_told(services, batch, "3 answers did not tell their tokens")
 
 
-def test_page_of_model_without_price_shows_unknown_cost(simulator, engine_for, tmp_path):
-    engine = engine_for(simulator().base_url)
-    batch = run_local(engine, made(engine, file_of(tmp_path / "own.jsonl", "a", "our-own")).id)
-    assert_told(engine, batch, "Cost unknown no price for our-own")
+def test_page_of_model_without_price_shows_unknown_cost(start_simulator, make_services, tmp_path):
+    services = make_services(start_simulator().base_url)
+    batch = run_local(services, made(services, file_of(tmp_path / "own.jsonl", "a", "our-own")).id)
+    assert_told(services, batch, "Cost unknown no price for our-own")
 
 
-def test_batch_that_failed_validation_has_no_page(simulator, engine_for, tmp_path):
-    engine = engine_for(simulator().base_url)
+def test_batch_that_failed_validation_has_no_page(start_simulator, make_services, tmp_path):
+    services = make_services(start_simulator().base_url)
     (tmp_path / "bad.jsonl").write_text("not json\n")
-    batch = run_local(engine, made(engine, tmp_path / "bad.jsonl").id)
-    assert not engine.store.exists(layout.report_page_key(batch.id))
+    batch = run_local(services, made(services, tmp_path / "bad.jsonl").id)
+    assert not services.store.exists(layout.report_page_key(batch.id))
 
 
 # What is foreign
@@ -247,12 +251,12 @@ def file_of(path, custom_id, model, prompt="Say something."):
     return path
 
 
-def test_hostile_text_is_escaped(simulator, engine_for, tmp_path):
-    engine = engine_for(simulator(models=("served",)).base_url)
+def test_hostile_text_is_escaped(start_simulator, make_services, tmp_path):
+    services = make_services(start_simulator(models=("served",)).base_url)
     path = file_of(tmp_path / f"{HOSTILE.replace('/', '')}.jsonl", HOSTILE, HOSTILE)
-    batch = run_local(engine, made(engine, path, metadata={HOSTILE[:64]: HOSTILE}).id)
+    batch = run_local(services, made(services, path, metadata={HOSTILE[:64]: HOSTILE}).id)
 
-    page = page_of(engine, batch)
+    page = page_of(services, batch)
     shown = HOSTILE.replace("\u202e", " ")
     assert f"/chat/completions {shown} is not served" in page.words()
     assert page.words().count(shown) >= 3
@@ -260,8 +264,8 @@ def test_hostile_text_is_escaped(simulator, engine_for, tmp_path):
     assert " 49" not in page.words()
 
 
-def test_huge_error_line_is_sampled_in_bounded_memory(engine_for):
-    store = engine_for("http://localhost").store
+def test_huge_error_line_is_sampled_in_bounded_memory(make_services):
+    store = make_services("http://localhost").store
     body = json.dumps({"message": "no", "echo": 'x",\\"error\\":{"code":"y"}' * 500_000}).encode()
     line = encode_result_line(
         request_id="req-1-1",
@@ -311,35 +315,37 @@ def test_models_beyond_the_limit_are_summed_in_one_row():
 # Crashes, faults, retries, deletions
 
 
-def breaking(monkeypatch, engine, error, *, key):
+def breaking(monkeypatch, services, error, *, key):
     """Let writes of that object raise, until the returned list is cleared."""
-    put, broken = engine.store.put, [key]
+    put, broken = services.store.put, [key]
 
     def put_or_fail(name, data):
         if name.rpartition("/")[2] in broken:
             raise error
         put(name, data)
 
-    monkeypatch.setattr(engine.store, "put", put_or_fail)
+    monkeypatch.setattr(services.store, "put", put_or_fail)
     return broken
 
 
 @pytest.mark.parametrize("error", [StorageFault("the disk is full"), ValueError("a bug")], ids=["fault", "bug"])
 def test_batch_completes_if_its_page_cannot_be_written(
-    error, simulator, engine_for, chat_file, monkeypatch, caplog
+    error, start_simulator, make_services, chat_file, monkeypatch, caplog
 ):
-    engine = engine_for(simulator().base_url)
-    breaking(monkeypatch, engine, error, key="report.html")
-    batch = run_local(engine, made(engine, chat_file(3)).id)
+    services = make_services(start_simulator().base_url)
+    breaking(monkeypatch, services, error, key="report.html")
+    batch = run_local(services, made(services, chat_file(3)).id)
     assert (batch.status, batch.completed) == (BatchStatus.COMPLETED, 3)
-    assert not engine.store.exists(layout.report_page_key(batch.id))
+    assert not services.store.exists(layout.report_page_key(batch.id))
     assert f"{batch.id} has no report page: {type(error).__name__}: {error}" in caplog.text
 
 
-def test_resume_after_crash_before_final_status_rewrites_the_page(simulator, engine_for, chat_file, monkeypatch):
-    engine = engine_for(simulator().base_url)
-    batch = made(engine, chat_file(30, prompt=orders))
-    move = engine.records.change_status
+def test_resume_after_crash_before_final_status_rewrites_the_page(
+    start_simulator, make_services, chat_file, monkeypatch
+):
+    services = make_services(start_simulator().base_url)
+    batch = made(services, chat_file(30, prompt=orders))
+    move = services.records.change_status
 
     def crash(batch_id, target, **fields):
         if target in TERMINAL_STATUSES:
@@ -347,60 +353,62 @@ def test_resume_after_crash_before_final_status_rewrites_the_page(simulator, eng
         return move(batch_id, target, **fields)
 
     with monkeypatch.context() as for_once:
-        for_once.setattr(engine.records, "change_status", crash)
+        for_once.setattr(services.records, "change_status", crash)
         with pytest.raises(StorageFault):
-            run_local(engine, batch.id)
-    assert engine.store.exists(layout.report_page_key(batch.id))
+            run_local(services, batch.id)
+    assert services.store.exists(layout.report_page_key(batch.id))
 
     time.sleep(1.1)  # so that the page that is left tells of another moment
-    ended = run_local(engine, batch.id)
-    page = page_of(engine, ended)
+    ended = run_local(services, batch.id)
+    page = page_of(services, ended)
     moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(ended.completed_at))
     assert ("datetime", moment) in page.attributes
 
 
 @pytest.fixture
-def failed_once(simulator, engine_for, chat_file):
-    """A batch with failures that a retry may mend: its engine and record."""
-    engine = engine_for(simulator(server_error=0.4).base_url, upstream={"max_attempts": 1}, chunk_requests=20)
-    return engine, run_local(engine, made(engine, chat_file(60)).id)
+def failed_once(start_simulator, make_services, chat_file):
+    """A batch with failures that a retry may mend: its services and record."""
+    services = make_services(
+        start_simulator(server_error=0.4).base_url, upstream={"max_attempts": 1}, chunk_requests=20
+    )
+    return services, run_local(services, made(services, chat_file(60)).id)
 
 
 def test_retry_rewrites_the_page(failed_once):
-    engine, before = failed_once
-    retry_batch(engine, before.id)
-    after = run_local(engine, before.id)
+    services, before = failed_once
+    retry_batch(services, before.id)
+    after = run_local(services, before.id)
     assert after.completed > before.completed
-    page = page_of(engine, after)
+    page = page_of(services, after)
     assert f"{after.completed} of 60 requests were answered, {after.failed} failed." in page.words()
     assert "Retried once;" in page.words()
-    first = json.loads(engine.store.read(layout.errors_key(after.id)).splitlines()[0])
+    first = json.loads(services.store.read(layout.errors_key(after.id)).splitlines()[0])
     assert f"line {first['id'].rpartition('-')[2]} · {first['custom_id']} · HTTP 500" in page.words()
 
 
 def test_retry_that_cannot_write_its_page_deletes_the_old_page(failed_once, monkeypatch):
-    engine, batch = failed_once
-    breaking(monkeypatch, engine, StorageFault("the disk is full"), key="report.html")
-    retry_batch(engine, batch.id)
-    assert run_local(engine, batch.id).status is BatchStatus.COMPLETED
-    assert not engine.store.exists(layout.report_page_key(batch.id))
+    services, batch = failed_once
+    breaking(monkeypatch, services, StorageFault("the disk is full"), key="report.html")
+    retry_batch(services, batch.id)
+    assert run_local(services, batch.id).status is BatchStatus.COMPLETED
+    assert not services.store.exists(layout.report_page_key(batch.id))
 
 
 @pytest.mark.parametrize("deleted", ["the batch", "its error file"])
 def test_page_is_deleted_with_the_batch_or_its_error_file(deleted, mixed):
-    engine, batch = mixed
-    client = Batchline(services=engine)
+    services, batch = mixed
+    client = Batchline(services=services)
     if deleted == "the batch":
         client.batches.delete(batch.id)
     else:
         client.files.delete(batch.error_file_id)
-    assert not engine.store.exists(layout.report_page_key(batch.id))
+    assert not services.store.exists(layout.report_page_key(batch.id))
 
 
 def test_page_is_listed_among_the_files_of_the_batch(mixed):
-    engine, batch = mixed
-    content = b"".join(Batchline(services=engine).batches.files(batch.id)["report.html"])
-    assert content == engine.store.read(layout.report_page_key(batch.id))
+    services, batch = mixed
+    content = b"".join(Batchline(services=services).batches.files(batch.id)["report.html"])
+    assert content == services.store.read(layout.report_page_key(batch.id))
 
 
 # Any report

@@ -1,4 +1,4 @@
-"""A stand-in that does nothing special, for all tests of a file."""
+"""A simulator that does nothing special, for all tests of a file."""
 
 from collections.abc import Iterator
 
@@ -8,13 +8,13 @@ from batchline.simulate import Simulator
 
 
 @pytest.fixture(scope="module")
-def shared_stand_in() -> Iterator[Simulator]:
-    with Simulator() as stand_in:
-        yield stand_in
+def shared_simulator() -> Iterator[Simulator]:
+    with Simulator() as simulator:
+        yield simulator
 
 
 @pytest.fixture
-def plain(shared_stand_in: Simulator) -> Simulator:
-    """A stand-in without faults or limits, its counters at nothing."""
-    shared_stand_in.reset()
-    return shared_stand_in
+def plain(shared_simulator: Simulator) -> Simulator:
+    """A simulator without faults or limits, its counters at nothing."""
+    shared_simulator.reset()
+    return shared_simulator

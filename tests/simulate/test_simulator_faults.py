@@ -1,4 +1,4 @@
-"""The stand-in's knobs: faults, limits, latencies, and that a seed decides all of it."""
+"""The simulator's knobs: faults, limits, latencies, and that a seed decides all of it."""
 
 import http.client
 import json
@@ -15,26 +15,26 @@ from batchline.simulate import Simulator, SimulatorOptions
 from batchline.simulate.fault_injection import FaultInjector, FixedWindowLimit, InjectedFault
 
 
-def statuses(stand_in: Simulator, count: int) -> list[int]:
-    connection = connected(stand_in)
-    found = [ask(stand_in, chat(f"Question {number}"), on=connection).status for number in range(count)]
+def statuses(simulator: Simulator, count: int) -> list[int]:
+    connection = connected(simulator)
+    found = [ask(simulator, chat(f"Question {number}"), on=connection).status for number in range(count)]
     connection.close()
     return found
 
 
-def ask_at_once(stand_in: Simulator, count: int) -> list[Answer]:
+def ask_at_once(simulator: Simulator, count: int) -> list[Answer]:
     with ThreadPoolExecutor(max_workers=count) as pool:
-        return list(pool.map(lambda number: ask(stand_in, chat(f"{number}")), range(count)))
+        return list(pool.map(lambda number: ask(simulator, chat(f"{number}")), range(count)))
 
 
 STATUSES = {"rate_limited": 429, "server_error": 500, "unavailable": 503, "html": 200, "error_object": 200}
 
 
 @pytest.mark.parametrize(("fault", "status"), STATUSES.items(), ids=STATUSES)
-def test_fault_with_response_has_its_status(fault, status, simulator):
-    stand_in = simulator(**{fault: 1.0})
-    assert ask(stand_in, chat()).status == status
-    assert (stand_in.counters()["faults"], stand_in.counters()["prompt_tokens"]) == ({fault: 1}, 0)
+def test_fault_with_response_has_its_status(fault, status, start_simulator):
+    simulator = start_simulator(**{fault: 1.0})
+    assert ask(simulator, chat()).status == status
+    assert (simulator.counters()["faults"], simulator.counters()["prompt_tokens"]) == ({fault: 1}, 0)
 
 
 @pytest.mark.parametrize("fault", ["rate_limited", "server_error", "unavailable", "error_object"])
@@ -94,78 +94,78 @@ def test_every_fault_has_an_option():
     assert {fault.value for fault in InjectedFault} <= set(SimulatorOptions.model_fields)
 
 
-def test_fault_rates_apply_to_that_share_of_requests(simulator):
-    found = statuses(simulator(server_error=0.2, rate_limited=0.1), 500)
+def test_fault_rates_apply_to_that_share_of_requests(start_simulator):
+    found = statuses(start_simulator(server_error=0.2, rate_limited=0.1), 500)
     assert 75 <= found.count(500) <= 125
     assert 30 <= found.count(429) <= 70
     assert found.count(200) == 500 - found.count(500) - found.count(429)
 
 
-def test_same_seed_gives_same_faults_and_responses_across_processes(simulator):
+def test_same_seed_gives_same_faults_and_responses_across_processes(start_simulator):
     knobs = {"seed": 7, "server_error": 0.3, "latency": "lognormal", "latency_s": 0.001}
-    one, other = simulator(**knobs), simulator(**knobs)
+    one, other = start_simulator(**knobs), start_simulator(**knobs)
     assert statuses(one, 60) == statuses(other, 60)
     assert ask(one, chat("simulate:none")).body == ask(other, chat("simulate:none")).body
 
 
-def test_different_seed_gives_different_faults(simulator):
-    one, other = simulator(seed=1, server_error=0.3), simulator(seed=2, server_error=0.3)
+def test_different_seed_gives_different_faults(start_simulator):
+    one, other = start_simulator(seed=1, server_error=0.3), start_simulator(seed=2, server_error=0.3)
     assert statuses(one, 60) != statuses(other, 60)
 
 
-def test_faults_are_independent_of_request_order(simulator):
-    one, other = simulator(server_error=0.3), simulator(server_error=0.3)
+def test_faults_are_independent_of_request_order(start_simulator):
+    one, other = start_simulator(server_error=0.3), start_simulator(server_error=0.3)
     forward = {number: ask(one, chat(f"{number}")).status for number in range(40)}
     backward = {number: ask(other, chat(f"{number}")).status for number in reversed(range(40))}
     assert forward == backward
 
 
-def test_repeated_request_gets_its_own_fault_draw(simulator):
-    stand_in = simulator(server_error=0.5)
-    assert {ask(stand_in, chat()).status for _ in range(30)} == {200, 500}
+def test_repeated_request_gets_its_own_fault_draw(start_simulator):
+    simulator = start_simulator(server_error=0.5)
+    assert {ask(simulator, chat()).status for _ in range(30)} == {200, 500}
 
 
-def test_reset_repeats_the_same_faults(simulator):
-    stand_in = simulator(server_error=0.5)
-    before = statuses(stand_in, 40)
-    stand_in.reset()
-    assert statuses(stand_in, 40) == before
+def test_reset_repeats_the_same_faults(start_simulator):
+    simulator = start_simulator(server_error=0.5)
+    before = statuses(simulator, 40)
+    simulator.reset()
+    assert statuses(simulator, 40) == before
 
 
-def test_rate_limited_fault_sends_retry_after_in_seconds(simulator):
-    answer = ask(simulator(rate_limited=1.0, retry_after="seconds", retry_after_s=2.5), chat())
+def test_rate_limited_fault_sends_retry_after_in_seconds(start_simulator):
+    answer = ask(start_simulator(rate_limited=1.0, retry_after="seconds", retry_after_s=2.5), chat())
     assert float(answer.headers["retry-after"]) == 2.5
 
 
-def test_rate_limited_fault_sends_retry_after_in_milliseconds(simulator):
-    answer = ask(simulator(rate_limited=1.0, retry_after="ms", retry_after_s=2.5), chat())
+def test_rate_limited_fault_sends_retry_after_in_milliseconds(start_simulator):
+    answer = ask(start_simulator(rate_limited=1.0, retry_after="ms", retry_after_s=2.5), chat())
     assert answer.headers["retry-after-ms"] == "2500"
     assert "retry-after" not in answer.headers
 
 
-def test_rate_limited_fault_sends_retry_after_date_not_too_early(simulator):
-    stand_in = simulator(rate_limited=1.0, retry_after="date", retry_after_s=2.5)
+def test_rate_limited_fault_sends_retry_after_date_not_too_early(start_simulator):
+    simulator = start_simulator(rate_limited=1.0, retry_after="date", retry_after_s=2.5)
     asked_at = time.time()
-    told = parsedate_to_datetime(ask(stand_in, chat()).headers["retry-after"]).timestamp()
+    told = parsedate_to_datetime(ask(simulator, chat()).headers["retry-after"]).timestamp()
     assert asked_at + 2.5 <= told <= time.time() + 3.5
 
 
-def test_rate_limited_fault_can_omit_retry_after(simulator):
-    answer = ask(simulator(rate_limited=1.0, retry_after="none"), chat())
+def test_rate_limited_fault_can_omit_retry_after(start_simulator):
+    answer = ask(start_simulator(rate_limited=1.0, retry_after="none"), chat())
     assert [name for name in answer.headers if name.startswith("retry-after")] == []
 
 
-def test_requests_over_rate_limit_return_429_until_minute_ends(simulator):
-    stand_in = simulator(requests_per_minute=5)
-    answers = [ask(stand_in, chat(f"{number}")) for number in range(8)]
+def test_requests_over_rate_limit_return_429_until_minute_ends(start_simulator):
+    simulator = start_simulator(requests_per_minute=5)
+    answers = [ask(simulator, chat(f"{number}")) for number in range(8)]
     assert [answer.status for answer in answers] == [200] * 5 + [429] * 3
     assert 50 < float(answers[-1].headers["retry-after"]) <= 60
 
 
-def test_tokens_over_rate_limit_return_429(simulator):
-    stand_in = simulator(tokens_per_minute=200, answer_tokens=60)
-    found = statuses(stand_in, 10)
-    counted = stand_in.counters()
+def test_tokens_over_rate_limit_return_429(start_simulator):
+    simulator = start_simulator(tokens_per_minute=200, answer_tokens=60)
+    found = statuses(simulator, 10)
+    counted = simulator.counters()
     assert found[0] == 200
     assert found[-1] == 429
     assert counted["prompt_tokens"] + counted["completion_tokens"] <= 200
@@ -186,44 +186,44 @@ def test_request_larger_than_rate_limit_is_accepted_alone():
     assert budget.acquire(1) is not None
 
 
-def test_requests_over_concurrency_limit_return_503(simulator):
-    stand_in = simulator(max_concurrent=3, latency_s=0.4)
-    found = [answer.status for answer in ask_at_once(stand_in, 8)]
+def test_requests_over_concurrency_limit_return_503(start_simulator):
+    simulator = start_simulator(max_concurrent=3, latency_s=0.4)
+    found = [answer.status for answer in ask_at_once(simulator, 8)]
     assert (found.count(200), found.count(503)) == (3, 5)
-    assert stand_in.counters()["most_at_once"] == 3
+    assert simulator.counters()["most_at_once"] == 3
 
 
-def test_request_counts_as_concurrent_until_last_byte(simulator):
-    stand_in = simulator(max_concurrent=1, latency_s=0.4, first_byte_share=0.0)
-    found = [answer.status for answer in ask_at_once(stand_in, 4)]
+def test_request_counts_as_concurrent_until_last_byte(start_simulator):
+    simulator = start_simulator(max_concurrent=1, latency_s=0.4, first_byte_share=0.0)
+    found = [answer.status for answer in ask_at_once(simulator, 4)]
     assert found.count(503) == 3
 
 
-def test_hanging_request_counts_as_concurrent_until_disconnect(simulator):
-    stand_in = simulator(max_concurrent=1)
-    connection = connected(stand_in)
+def test_hanging_request_counts_as_concurrent_until_disconnect(start_simulator):
+    simulator = start_simulator(max_concurrent=1)
+    connection = connected(simulator)
     connection.request("POST", "/v1/chat/completions", json.dumps(chat("simulate:hanging")))
     time.sleep(0.2)
-    during = ask(stand_in, chat()).status
+    during = ask(simulator, chat()).status
     connection.close()
     time.sleep(0.2)
-    assert (during, ask(stand_in, chat()).status) == (503, 200)
+    assert (during, ask(simulator, chat()).status) == (503, 200)
 
 
-def test_outage_refuses_connections_until_it_ends(simulator):
-    stand_in = simulator(down_from_s=0.3, down_for_s=0.7)
-    before = ask(stand_in, chat()).status
+def test_outage_refuses_connections_until_it_ends(start_simulator):
+    simulator = start_simulator(down_from_s=0.3, down_for_s=0.7)
+    before = ask(simulator, chat()).status
     time.sleep(0.5)
     with pytest.raises(ConnectionRefusedError):
-        ask(stand_in, chat())
+        ask(simulator, chat())
     time.sleep(0.8)
-    assert (before, ask(stand_in, chat()).status) == (200, 200)
+    assert (before, ask(simulator, chat()).status) == (200, 200)
 
 
-def test_outage_closes_open_connections(simulator):
-    stand_in = simulator(down_from_s=0.3, latency_s=5.0)
+def test_outage_closes_open_connections(start_simulator):
+    simulator = start_simulator(down_from_s=0.3, latency_s=5.0)
     with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
-        ask(stand_in, chat())
+        ask(simulator, chat())
 
 
 KEYS = {
@@ -235,19 +235,19 @@ KEYS = {
 
 
 @pytest.mark.parametrize(("headers", "status"), KEYS.values(), ids=KEYS)
-def test_only_valid_api_key_is_accepted(headers, status, simulator):
-    assert ask(simulator(api_key="right"), chat(), headers=headers).status == status
+def test_only_valid_api_key_is_accepted(headers, status, start_simulator):
+    assert ask(start_simulator(api_key="right"), chat(), headers=headers).status == status
 
 
-def test_fixed_latency_delays_response(simulator):
+def test_fixed_latency_delays_response(start_simulator):
     began = time.monotonic()
-    ask(simulator(latency_s=0.3), chat())
+    ask(start_simulator(latency_s=0.3), chat())
     assert time.monotonic() - began >= 0.3
 
 
-def test_first_byte_comes_after_its_share_of_latency(simulator):
-    stand_in = simulator(latency_s=0.6, first_byte_share=0.25)
-    connection = connected(stand_in)
+def test_first_byte_comes_after_its_share_of_latency(start_simulator):
+    simulator = start_simulator(latency_s=0.6, first_byte_share=0.25)
+    connection = connected(simulator)
     began = time.monotonic()
     connection.request("POST", "/v1/chat/completions", json.dumps(chat()))
     response = connection.getresponse()

@@ -1,4 +1,4 @@
-"""What the stand-in answers: the shapes of the APIs, and usage that follows from the text."""
+"""What the simulator answers: the shapes of the APIs, and usage that follows from the text."""
 
 import json
 import struct
@@ -199,9 +199,9 @@ def test_responses_endpoint_respects_max_output_tokens(plain):
     assert answer.json["usage"]["output_tokens"] == 3
 
 
-def test_response_length_varies_around_answer_tokens_option(simulator):
-    stand_in = simulator(answer_tokens=400)
-    lengths = [ask(stand_in, chat(f"{number}")).json["usage"]["completion_tokens"] for number in range(50)]
+def test_response_length_varies_around_answer_tokens_option(start_simulator):
+    simulator = start_simulator(answer_tokens=400)
+    lengths = [ask(simulator, chat(f"{number}")).json["usage"]["completion_tokens"] for number in range(50)]
     assert 300 <= min(lengths) < max(lengths) <= 500
     assert 360 <= sum(lengths) / 50 <= 440
 
@@ -251,14 +251,14 @@ def test_responses_have_unique_request_ids(plain):
     assert len(ids) == 5
 
 
-def test_models_endpoint_lists_served_models(simulator):
-    listed = ask(simulator(models=["a", "b"]), path="/v1/models", method="GET").json
+def test_models_endpoint_lists_served_models(start_simulator):
+    listed = ask(start_simulator(models=["a", "b"]), path="/v1/models", method="GET").json
     assert [model["id"] for model in listed["data"]] == ["a", "b"]
 
 
-def test_unserved_model_returns_404(simulator):
-    stand_in = simulator(models=["other"])
-    answer = ask(stand_in, chat())
+def test_unserved_model_returns_404(start_simulator):
+    simulator = start_simulator(models=["other"])
+    answer = ask(simulator, chat())
     assert (answer.status, answer.json["error"]["type"]) == (404, "invalid_request_error")
 
 

@@ -1,4 +1,4 @@
-"""The stand-in as a server and as a process: connections, counters, beginning and end."""
+"""The simulator as a server and as a process: connections, counters, beginning and end."""
 
 import contextlib
 import http.client
@@ -22,8 +22,8 @@ CLOSE = "connection: close"
 PARENT = """
 import sys
 from batchline.simulate import Simulator
-with Simulator() as stand_in:
-    print(stand_in.base_url, flush=True)
+with Simulator() as simulator:
+    print(simulator.base_url, flush=True)
     sys.stdin.read()
 """
 
@@ -45,21 +45,21 @@ def test_connection_close_header_closes_connection(plain):
 
 
 @pytest.mark.parametrize("latency_s", [0.0, 0.05], ids=["at once", "after a while"])
-def test_pipelined_requests_are_answered_in_order(latency_s, simulator):
+def test_pipelined_requests_are_answered_in_order(latency_s, start_simulator):
     bodies = [chat("x" * 4 * size) for size in (5, 1, 4, 2, 3)]
     *first, last = map(request_bytes, bodies)
 
-    answer = ask_raw(simulator(latency_s=latency_s), [*first, request_bytes(bodies[-1], CLOSE)])
+    answer = ask_raw(start_simulator(latency_s=latency_s), [*first, request_bytes(bodies[-1], CLOSE)])
 
     assert last
     assert prompts_answered(answer) == [5, 1, 4, 2, 3]
 
 
-def test_pipelined_errors_after_slow_response_are_all_sent(simulator):
-    stand_in = simulator(latency_s=0.2, requests_per_minute=1)
+def test_pipelined_errors_after_slow_response_are_all_sent(start_simulator):
+    simulator = start_simulator(latency_s=0.2, requests_per_minute=1)
     requests = [request_bytes(chat(f"{number}")) for number in range(600)]
 
-    answer = ask_raw(stand_in, [b"".join(requests), request_bytes(chat(), CLOSE)])
+    answer = ask_raw(simulator, [b"".join(requests), request_bytes(chat(), CLOSE)])
 
     assert (answer.count(b"HTTP/1.1 200 "), answer.count(b"HTTP/1.1 429 ")) == (1, 600)
 
@@ -131,7 +131,7 @@ def test_health_and_model_requests_are_not_counted(plain):
     assert plain.counters()["received"] == 0
 
 
-def test_received_count_equals_sum_of_outcomes(simulator):
+def test_received_count_equals_sum_of_outcomes(start_simulator):
     shares = {
         "rate_limited": 0.1,
         "server_error": 0.1,
@@ -142,18 +142,18 @@ def test_received_count_equals_sum_of_outcomes(simulator):
         "error_object": 0.05,
         "hanging": 0.1,
     }
-    stand_in = simulator(**shares, latency="uniform", latency_s=0.1)
+    simulator = start_simulator(**shares, latency="uniform", latency_s=0.1)
 
     def try_it(number: int) -> None:
         # The impatient half leaves before many answers come.
         with contextlib.suppress(OSError, http.client.HTTPException):
-            ask(stand_in, chat(f"{number}"), timeout_s=0.1 if number % 2 else 1.0)
+            ask(simulator, chat(f"{number}"), timeout_s=0.1 if number % 2 else 1.0)
 
     with ThreadPoolExecutor(max_workers=32) as pool:
         list(pool.map(try_it, range(200)))
     time.sleep(0.3)
 
-    counted = stand_in.counters()
+    counted = simulator.counters()
     faults = counted["faults"]
     unanswered = [counted["abandoned"], *(faults.get(name, 0) for name in ("dropped", "cut_off", "hanging"))]
     assert counted["received"] == 200
@@ -161,36 +161,36 @@ def test_received_count_equals_sum_of_outcomes(simulator):
     assert sum(counted["statuses"].values()) + sum(unanswered) == 200
 
 
-def test_disconnected_client_is_counted_as_abandoned(simulator):
-    stand_in = simulator(latency_s=0.3)
+def test_disconnected_client_is_counted_as_abandoned(start_simulator):
+    simulator = start_simulator(latency_s=0.3)
     with pytest.raises(TimeoutError):
-        ask(stand_in, chat(), timeout_s=0.1)
+        ask(simulator, chat(), timeout_s=0.1)
     time.sleep(0.4)
-    counted = stand_in.counters()
+    counted = simulator.counters()
     assert (counted["abandoned"], counted["statuses"], counted["completion_tokens"]) == (1, {}, 0)
 
 
-def test_peak_concurrency_is_counted(simulator):
-    stand_in = simulator(latency_s=0.3)
+def test_peak_concurrency_is_counted(start_simulator):
+    simulator = start_simulator(latency_s=0.3)
     with ThreadPoolExecutor(max_workers=7) as pool:
-        list(pool.map(lambda number: ask(stand_in, chat(f"{number}")), range(7)))
-    assert stand_in.counters()["most_at_once"] == 7
+        list(pool.map(lambda number: ask(simulator, chat(f"{number}")), range(7)))
+    assert simulator.counters()["most_at_once"] == 7
 
 
 # The process
 
 
-def test_api_key_is_not_in_process_arguments(simulator):
-    stand_in = simulator(api_key="sk-hidden-161")
-    arguments = Path(f"/proc/{stand_in._process.pid}/cmdline")
+def test_api_key_is_not_in_process_arguments(start_simulator):
+    simulator = start_simulator(api_key="sk-hidden-161")
+    arguments = Path(f"/proc/{simulator._process.pid}/cmdline")
     if not arguments.exists():
         pytest.skip("this system does not show arguments in /proc")
     assert b"sk-hidden-161" not in arguments.read_bytes()
 
 
 def test_simulator_stops_at_end_of_with_block():
-    with Simulator() as stand_in:
-        place = address(stand_in)
+    with Simulator() as simulator:
+        place = address(simulator)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(place)
 
@@ -200,11 +200,11 @@ def test_simulator_stops_when_parent_is_killed():
         [sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as parent:
         assert parent.stdout
-        stand_in = Simulator()
-        stand_in.base_url = parent.stdout.readline().strip()
+        simulator = Simulator()
+        simulator.base_url = parent.stdout.readline().strip()
         parent.send_signal(signal.SIGKILL)
     ends = time.monotonic() + 10
-    while not is_closed(address(stand_in)):
+    while not is_closed(address(simulator)):
         assert time.monotonic() < ends
 
 
@@ -215,7 +215,7 @@ def is_closed(place: tuple[str, int]) -> bool:
 
 def test_simulator_start_failure_is_reported(capfd):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        stand_in = Simulator(SimulatorOptions(port=taken.getsockname()[1]))
+        simulator = Simulator(SimulatorOptions(port=taken.getsockname()[1]))
         with pytest.raises(BatchlineError, match="did not start"):
-            stand_in.start()
+            simulator.start()
     assert "in use" in capfd.readouterr().err

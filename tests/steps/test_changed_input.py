@@ -28,18 +28,18 @@ def recorder() -> Iterator[Recorder]:
         yield server
 
 
-def created(engine: Services, path: Path) -> tuple[BatchRecord, Path]:
+def created(services: Services, path: Path) -> tuple[BatchRecord, Path]:
     """A new batch of the file, and where its input is stored."""
-    file = store_input_file(engine, path)
+    file = store_input_file(services, path)
     request = CreateBatchRequest(input_file_id=file.id, endpoint="/v1/chat/completions")
-    batch = create_batch(engine, request, origin=BatchDwExtResponse(source="api"))
-    return batch, Path(engine.store.uri(file.key))
+    batch = create_batch(services, request, origin=BatchDwExtResponse(source="api"))
+    return batch, Path(services.store.uri(file.key))
 
 
-def validated(engine: Services, path: Path) -> tuple[BatchRecord, Path]:
+def validated(services: Services, path: Path) -> tuple[BatchRecord, Path]:
     """A batch that has been validated and whose runner is gone."""
-    batch, stored = created(engine, path)
-    with acquire_lease(engine, batch.id) as hold:
+    batch, stored = created(services, path)
+    with acquire_lease(services, batch.id) as hold:
         assert validate(hold) is not None
     return batch, stored
 
@@ -70,70 +70,70 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_input_changed_after_validation_stops_the_batch(
-    change: Callable[[Path], object], recorder: Recorder, engine_for: Callable, chat_file: Callable
+    change: Callable[[Path], object], recorder: Recorder, make_services: Callable, chat_file: Callable
 ) -> None:
-    engine = engine_for(recorder.base_url, chunk_requests=10)
-    batch, stored = validated(engine, chat_file(40))
+    services = make_services(recorder.base_url, chunk_requests=10)
+    batch, stored = validated(services, chat_file(40))
     change(stored)
 
     with pytest.raises(InputChanged, match=r"since it was validated.*(upload it again|start a new batch)"):
-        run_local(engine, batch.id)
+        run_local(services, batch.id)
 
 
 def test_changed_input_range_sends_no_request(
-    recorder: Recorder, engine_for: Callable, chat_file: Callable
+    recorder: Recorder, make_services: Callable, chat_file: Callable
 ) -> None:
-    engine = engine_for(recorder.base_url, chunk_requests=2_000)
-    batch, stored = validated(engine, chat_file(1_500))
+    services = make_services(recorder.base_url, chunk_requests=2_000)
+    batch, stored = validated(services, chat_file(1_500))
     change_byte(stored, b"Question 1203?")
 
     with pytest.raises(InputChanged):
-        run_local(engine, batch.id)
+        run_local(services, batch.id)
 
-    stretches = [each for chunk in read_first_plan(engine.store, batch.id).chunks for each in chunk.ranges]
+    stretches = [each for chunk in read_first_plan(services.store, batch.id).chunks for each in chunk.ranges]
     first = max(each.first_line for each in stretches if each.first_line <= 1_204)
     assert {f"Question {number}?" for number in range(first - 1, 1_500)}.isdisjoint(prompts(recorder))
 
 
 def test_changed_input_sends_only_validated_requests(
-    recorder: Recorder, engine_for: Callable, chat_file: Callable
+    recorder: Recorder, make_services: Callable, chat_file: Callable
 ) -> None:
-    engine = engine_for(recorder.base_url, chunk_requests=10)
-    batch, stored = validated(engine, chat_file(40))
+    services = make_services(recorder.base_url, chunk_requests=10)
+    batch, stored = validated(services, chat_file(40))
     change_byte(stored, b"Question 25?")
 
     with pytest.raises(InputChanged):
-        run_local(engine, batch.id)
+        run_local(services, batch.id)
 
     assert set(prompts(recorder)) <= {f"Question {number}?" for number in (*range(20), *range(30, 40))}
 
 
 def test_batch_with_changed_input_resumes_after_the_file_is_restored(
-    recorder: Recorder, engine_for: Callable, chat_file: Callable
+    recorder: Recorder, make_services: Callable, chat_file: Callable
 ) -> None:
-    engine = engine_for(recorder.base_url, chunk_requests=10)
+    services = make_services(recorder.base_url, chunk_requests=10)
     path = chat_file(40)
-    batch, stored = validated(engine, path)
+    batch, stored = validated(services, path)
     change_byte(stored, b"Question 25?")
     with pytest.raises(InputChanged):
-        run_local(engine, batch.id)
-    assert engine.records.get_batch(batch.id).status is BatchStatus.IN_PROGRESS
+        run_local(services, batch.id)
+    assert services.records.get_batch(batch.id).status is BatchStatus.IN_PROGRESS
 
     stored.write_bytes(path.read_bytes())
-    ended = run_local(engine, batch.id)
+    ended = run_local(services, batch.id)
 
-    output = engine.store.read(layout.output_key(batch.id)).splitlines()
+    output = services.store.read(layout.output_key(batch.id)).splitlines()
     assert (ended.status, ended.completed) == (BatchStatus.COMPLETED, 40)
     assert [json.loads(line)["custom_id"] for line in output] == [f"request-{number}" for number in range(40)]
 
 
 @pytest.mark.parametrize("name", ["vanished", "empty", "with one other byte"])
 def test_input_changed_during_run_stops_the_batch_without_losing_results(
-    name: str, recorder: Recorder, engine_for: Callable, chat_file: Callable
+    name: str, recorder: Recorder, make_services: Callable, chat_file: Callable
 ) -> None:
-    engine = engine_for(recorder.base_url, chunk_requests=10, upstream={"max_in_flight": 4})
+    services = make_services(recorder.base_url, chunk_requests=10, upstream={"max_in_flight": 4})
     path = chat_file(600)
-    batch, stored = created(engine, path)
+    batch, stored = created(services, path)
     once = threading.Lock()
 
     def change_at_first() -> None:
@@ -142,39 +142,39 @@ def test_input_changed_during_run_stops_the_batch_without_losing_results(
 
     recorder.before_answer = change_at_first
     with pytest.raises(InputChanged):
-        run_local(engine, batch.id)
+        run_local(services, batch.id)
     assert len(recorder.sent) < 600
 
     recorder.before_answer = lambda: None
     stored.write_bytes(path.read_bytes())
-    ended = run_local(engine, batch.id)
+    ended = run_local(services, batch.id)
 
     assert (ended.status, ended.completed) == (BatchStatus.COMPLETED, 600)
     assert sorted(prompts(recorder)) == sorted(f"Question {number}?" for number in range(600))
 
 
 def test_input_missing_before_validation_leaves_the_batch_open(
-    recorder: Recorder, engine_for: Callable, chat_file: Callable
+    recorder: Recorder, make_services: Callable, chat_file: Callable
 ) -> None:
-    engine = engine_for(recorder.base_url)
-    batch, stored = created(engine, chat_file(10))
+    services = make_services(recorder.base_url)
+    batch, stored = created(services, chat_file(10))
     stored.unlink()
 
     with pytest.raises(NotFound, match=r"content\.jsonl"):
-        run_local(engine, batch.id)
+        run_local(services, batch.id)
 
-    assert engine.records.get_batch(batch.id).status not in TERMINAL_STATUSES
+    assert services.records.get_batch(batch.id).status not in TERMINAL_STATUSES
     assert recorder.sent == []
 
 
 def test_input_deleted_after_last_result_does_not_fail_the_batch(
-    recorder: Recorder, engine_for: Callable, chat_file: Callable
+    recorder: Recorder, make_services: Callable, chat_file: Callable
 ) -> None:
-    engine = engine_for(recorder.base_url, chunk_requests=10)
-    batch, stored = created(engine, chat_file(20))
+    services = make_services(recorder.base_url, chunk_requests=10)
+    batch, stored = created(services, chat_file(20))
     answered = threading.Barrier(20, action=stored.unlink)
     recorder.before_answer = lambda: answered.wait(20) and None
 
-    ended = run_local(engine, batch.id)
+    ended = run_local(services, batch.id)
 
     assert (ended.status, ended.completed) == (BatchStatus.COMPLETED, 20)

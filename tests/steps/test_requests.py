@@ -29,11 +29,11 @@ def recorder() -> Iterator[Recorder]:
         yield server
 
 
-def run_text(engine: Services, text: bytes, endpoint: str = CHAT) -> BatchRecord:
+def run_text(services: Services, text: bytes, endpoint: str = CHAT) -> BatchRecord:
     path = Path("input.jsonl")
     path.write_bytes(text)
-    request = CreateBatchRequest(input_file_id=store_input_file(engine, path).id, endpoint=endpoint)
-    return run_local(engine, create_batch(engine, request, origin=BatchDwExtResponse(source="api")).id)
+    request = CreateBatchRequest(input_file_id=store_input_file(services, path).id, endpoint=endpoint)
+    return run_local(services, create_batch(services, request, origin=BatchDwExtResponse(source="api")).id)
 
 
 def line(custom_id: str, body: str, endpoint: str = CHAT) -> bytes:
@@ -56,11 +56,11 @@ BODIES = {
 }
 
 
-def test_request_body_is_sent_byte_for_byte(recorder: Recorder, engine_for: Callable) -> None:
-    engine = engine_for(recorder.base_url)
+def test_request_body_is_sent_byte_for_byte(recorder: Recorder, make_services: Callable) -> None:
+    services = make_services(recorder.base_url)
     lines = [line(json.dumps(name), body) for name, body in BODIES.items()]
 
-    batch = run_text(engine, b"\n".join(lines))
+    batch = run_text(services, b"\n".join(lines))
 
     assert batch.status is BatchStatus.COMPLETED
     assert Counter(recorder.sent) == Counter((CHAT, body.encode()) for body in BODIES.values())
@@ -80,16 +80,16 @@ LAYOUTS: dict[str, Callable[[list[bytes]], bytes]] = {
 @pytest.mark.parametrize("chunk_requests", [1, 3, 1_000])
 @pytest.mark.parametrize("layout_of", LAYOUTS.values(), ids=LAYOUTS)
 def test_request_is_sent_once_whatever_the_file_layout(
-    layout_of: Callable[[list[bytes]], bytes], chunk_requests: int, recorder: Recorder, engine_for: Callable
+    layout_of: Callable[[list[bytes]], bytes], chunk_requests: int, recorder: Recorder, make_services: Callable
 ) -> None:
-    engine = engine_for(recorder.base_url, chunk_requests=chunk_requests)
+    services = make_services(recorder.base_url, chunk_requests=chunk_requests)
     bodies = [f'{{"model":"m","n":{number}}}' for number in range(10)]
     text = layout_of([line(f'"id-{number}"', body) for number, body in enumerate(bodies)])
 
-    batch = run_text(engine, text)
+    batch = run_text(services, text)
 
     numbers = [number for number, each in enumerate(text.split(b"\n"), 1) if b"custom_id" in each]
-    output = [json.loads(each) for each in engine.store.read(layout.output_key(batch.id)).splitlines()]
+    output = [json.loads(each) for each in services.store.read(layout.output_key(batch.id)).splitlines()]
     assert Counter(recorder.sent) == Counter((CHAT, body.encode()) for body in bodies)
     assert [(each["custom_id"], int(each["id"].rpartition("-")[2])) for each in output] == [
         (f"id-{number}", at) for number, at in enumerate(numbers)
@@ -107,12 +107,12 @@ CUSTOM_IDS = [
 ]
 
 
-def test_custom_ids_are_returned_unchanged(recorder: Recorder, engine_for: Callable) -> None:
-    engine = engine_for(recorder.base_url)
+def test_custom_ids_are_returned_unchanged(recorder: Recorder, make_services: Callable) -> None:
+    services = make_services(recorder.base_url)
 
-    batch = run_text(engine, b"\n".join(line(custom_id, '{"model":"m"}') for custom_id in CUSTOM_IDS))
+    batch = run_text(services, b"\n".join(line(custom_id, '{"model":"m"}') for custom_id in CUSTOM_IDS))
 
-    lines = engine.store.read(layout.output_key(batch.id)).splitlines()
+    lines = services.store.read(layout.output_key(batch.id)).splitlines()
     assert [json.loads(each)["custom_id"] for each in lines] == [json.loads(each) for each in CUSTOM_IDS]
 
 
@@ -135,18 +135,18 @@ def test_request_is_sent_to_the_upstream_serving_its_model(recorder: Recorder, s
             Upstream(name="second", base_url=second.base_url),
         ]
     )
-    engine = Services(settings=chosen, store=open_objects(chosen), records=open_records(chosen))
-    with contextlib.closing(engine.records), contextlib.closing(engine.dispatcher):
-        run_text(engine, b"\n".join(line(f'"{number}"', body) for number, body in enumerate(bodies)))
+    services = Services(settings=chosen, store=open_objects(chosen), records=open_records(chosen))
+    with contextlib.closing(services.records), contextlib.closing(services.dispatcher):
+        run_text(services, b"\n".join(line(f'"{number}"', body) for number, body in enumerate(bodies)))
 
     assert sorted(recorder.sent) == sorted((CHAT, bodies[at].encode()) for at in (0, 2, 3))
     assert second.sent == [(CHAT, bodies[1].encode())]
 
 
-def test_moderation_without_model_is_sent_unchanged(recorder: Recorder, engine_for: Callable) -> None:
+def test_moderation_without_model_is_sent_unchanged(recorder: Recorder, make_services: Callable) -> None:
     url = "/v1/moderations"
 
-    batch = run_text(engine_for(recorder.base_url), line('"a"', '{"input":"x"}', url), url)
+    batch = run_text(make_services(recorder.base_url), line('"a"', '{"input":"x"}', url), url)
 
     assert batch.status is BatchStatus.COMPLETED
     assert recorder.sent == [(url, b'{"input":"x"}')]

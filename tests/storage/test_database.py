@@ -221,10 +221,10 @@ def test_migrations_are_numbered_in_order() -> None:
 
 
 def test_migrated_tables_match_the_schema(database: Settings) -> None:
-    engine = open_database(database)
-    with engine.connect() as connection:
+    services = open_database(database)
+    with services.connect() as connection:
         differences = compare_metadata(MigrationContext.configure(connection), metadata)
-    engine.dispose()
+    services.dispose()
 
     assert differences == []
 

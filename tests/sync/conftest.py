@@ -41,6 +41,6 @@ def deletes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def engine(folder: Folder, engine_for: Callable[..., Services]) -> Services:
-    """An engine that may pick up from the folder, with an upstream that nobody asks."""
-    return engine_for("http://localhost:9", source_still_s=0, **folder.settings)
+def services(folder: Folder, make_services: Callable[..., Services]) -> Services:
+    """Services that may pick up from the folder, with an upstream that gets no requests."""
+    return make_services("http://localhost:9", source_still_s=0, **folder.settings)

@@ -39,26 +39,26 @@ from batchline.sync import sync_pass
 # Taking
 
 
-def test_each_file_becomes_batch_of_its_copy(engine: Services, folder: Folder) -> None:
+def test_each_file_becomes_batch_of_its_copy(services: Services, folder: Folder) -> None:
     folder.put("a.jsonl", requests(2))
     folder.put("b.jsonl.gz", gzip.compress(requests(3)))
     folder.put("c.jsonl.zst", zstandard.compress(requests(4)))
 
-    summary = synced(engine, folder)
+    summary = synced(services, folder)
 
     assert (summary.found, summary.taken, summary.started, summary.failed) == (3, 3, 3, 0)
-    assert inputs_of(engine) == [requests(2), requests(3), requests(4)]
-    assert [batch.input_filename for batch in batches_of(engine)] == ["a.jsonl", "b.jsonl", "c.jsonl"]
+    assert inputs_of(services) == [requests(2), requests(3), requests(4)]
+    assert [batch.input_filename for batch in batches_of(services)] == ["a.jsonl", "b.jsonl", "c.jsonl"]
     assert folder.names() == ["a.jsonl", "b.jsonl.gz", "c.jsonl.zst"]
 
 
-def test_batch_records_its_source(engine: Services, folder: Folder) -> None:
+def test_batch_records_its_source(services: Services, folder: Folder) -> None:
     folder.put("a.jsonl", requests())
     folder.put("b.jsonl", requests())
 
-    summary = synced(engine, folder, completion_window="3h", metadata={"team": "search"})
+    summary = synced(services, folder, completion_window="3h", metadata={"team": "search"})
 
-    one, other = (batch.to_response() for batch in batches_of(engine))
+    one, other = (batch.to_response() for batch in batches_of(services))
     assert one.dwext is not None
     assert one.dwext.model_dump() == {
         "source": "sync",
@@ -70,49 +70,49 @@ def test_batch_records_its_source(engine: Services, folder: Folder) -> None:
     assert (one.completion_window, one.metadata) == ("3h", {"team": "search"})
 
 
-def test_endpoint_is_detected_from_file(engine: Services, folder: Folder) -> None:
+def test_endpoint_is_detected_from_file(services: Services, folder: Folder) -> None:
     line = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m", "input": "x"}}
     folder.put("a.jsonl", json.dumps(line).encode())
     folder.put("b.jsonl", requests())
 
-    synced(engine, folder)
+    synced(services, folder)
 
-    assert [batch.endpoint for batch in batches_of(engine)] == ["/v1/embeddings", "/v1/chat/completions"]
+    assert [batch.endpoint for batch in batches_of(services)] == ["/v1/embeddings", "/v1/chat/completions"]
 
 
-def test_file_with_other_endpoint_is_quarantined(engine: Services, folder: Folder) -> None:
+def test_file_with_other_endpoint_is_quarantined(services: Services, folder: Folder) -> None:
     folder.put("a.jsonl", requests())
 
-    assert synced(engine, folder, endpoint="/v1/embeddings").quarantined == 1
+    assert synced(services, folder, endpoint="/v1/embeddings").quarantined == 1
 
 
-def test_unchanged_file_is_picked_up_once(engine: Services, folder: Folder) -> None:
+def test_unchanged_file_is_picked_up_once(services: Services, folder: Folder) -> None:
     folder.put("a.jsonl", requests())
-    synced(engine, folder)
+    synced(services, folder)
 
-    again = synced(engine, folder)
+    again = synced(services, folder)
 
     assert (again.found, again.unchanged, again.taken, again.started) == (1, 1, 0, 0)
-    assert len(batches_of(engine)) == 1
+    assert len(batches_of(services)) == 1
 
 
-def test_changed_file_is_picked_up_again(engine: Services, folder: Folder) -> None:
+def test_changed_file_is_picked_up_again(services: Services, folder: Folder) -> None:
     folder.put("a.jsonl", requests(2))
-    synced(engine, folder)
+    synced(services, folder)
     folder.put("a.jsonl", requests(3))
 
-    assert synced(engine, folder).taken == 1
-    assert inputs_of(engine) == [requests(2), requests(3)]
+    assert synced(services, folder).taken == 1
+    assert inputs_of(services) == [requests(2), requests(3)]
 
 
-def test_grown_file_is_picked_up_again(engine_for: Callable[..., Services], local_folder: LocalFolder) -> None:
-    engine = engine_for("http://localhost:9", source_still_s=0, **local_folder.settings)
+def test_grown_file_is_picked_up_again(make_services: Callable[..., Services], local_folder: LocalFolder) -> None:
+    services = make_services("http://localhost:9", source_still_s=0, **local_folder.settings)
     local_folder.put("a.jsonl", requests(1))
-    synced(engine, local_folder)
+    synced(services, local_folder)
     with (local_folder.path / "a.jsonl").open("ab") as file:
         file.write(b"\n")
 
-    assert synced(engine, local_folder).taken == 1
+    assert synced(services, local_folder).taken == 1
 
 
 PATTERNS = {
@@ -127,79 +127,79 @@ PATTERNS = {
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_pattern_selects_files(pattern: str, engine: Services, folder: Folder) -> None:
+def test_pattern_selects_files(pattern: str, services: Services, folder: Folder) -> None:
     for name in ("a.jsonl", ".hidden.jsonl", "x.txt", "..jsonl"):
         folder.put(name, requests())
     folder.put("b.jsonl.gz", gzip.compress(requests()))
 
-    summary = Batchline(services=engine).sync(
+    summary = Batchline(services=services).sync(
         folder.uri + pattern, start_batch=lambda batch_id: None, dry_run=True
     )
 
     assert [str(event.file).rpartition("/")[2] for event in summary.events] == PATTERNS[pattern]
 
 
-def test_subfolders_are_ignored(engine: Services, folder: Folder) -> None:
+def test_subfolders_are_ignored(services: Services, folder: Folder) -> None:
     if isinstance(folder, LocalFolder):
         (folder.path / "below").mkdir()
         (folder.path / "folder.jsonl").mkdir()
     folder.put("below/a.jsonl", requests())
 
-    assert synced(engine, folder).found == 0
+    assert synced(services, folder).found == 0
 
 
-def test_links_and_pipes_are_ignored(engine_for: Callable[..., Services], local_folder: LocalFolder) -> None:
-    engine = engine_for("http://localhost:9", source_still_s=0, **local_folder.settings)
+def test_links_and_pipes_are_ignored(make_services: Callable[..., Services], local_folder: LocalFolder) -> None:
+    services = make_services("http://localhost:9", source_still_s=0, **local_folder.settings)
     (local_folder.path / "link.jsonl").symlink_to("/etc/passwd")
     os.mkfifo(local_folder.path / "pipe.jsonl")
 
-    assert synced(engine, local_folder).found == 0
+    assert synced(services, local_folder).found == 0
 
 
-def test_file_being_written_waits(engine_for: Callable[..., Services], local_folder: LocalFolder) -> None:
-    engine = engine_for("http://localhost:9", source_still_s=0.4, **local_folder.settings)
+def test_file_being_written_waits(make_services: Callable[..., Services], local_folder: LocalFolder) -> None:
+    services = make_services("http://localhost:9", source_still_s=0.4, **local_folder.settings)
     local_folder.put("a.jsonl", requests(1))
 
-    first = synced(engine, local_folder)
+    first = synced(services, local_folder)
     assert (first.found, first.waiting, first.taken) == (1, 1, 0)
     assert "still for 0.4 s" in str(first.events[0].reason)
 
     time.sleep(0.45)
-    assert synced(engine, local_folder).taken == 1
+    assert synced(services, local_folder).taken == 1
 
 
 def test_file_with_reset_modification_time_waits(
-    engine_for: Callable[..., Services], local_folder: LocalFolder
+    make_services: Callable[..., Services], local_folder: LocalFolder
 ) -> None:
-    engine = engine_for("http://localhost:9", source_still_s=60, **local_folder.settings)
+    services = make_services("http://localhost:9", source_still_s=60, **local_folder.settings)
     local_folder.put("a.jsonl", requests(1))
     os.utime(local_folder.path / "a.jsonl", (1, 1))
 
-    assert synced(engine, local_folder).waiting == 1
+    assert synced(services, local_folder).waiting == 1
 
 
-def test_dry_run_changes_nothing(engine: Services, folder: Folder) -> None:
+def test_dry_run_changes_nothing(services: Services, folder: Folder) -> None:
     folder.put("a.jsonl", requests())
     folder.put("bad.jsonl", BAD)
 
-    summary = Batchline(services=engine).sync(
+    summary = Batchline(services=services).sync(
         folder.uri, SyncOptions(after="move"), start_batch=pytest.fail, dry_run=True
     )
 
     assert (summary.found, summary.taken, summary.dry_run) == (2, 2, True)
-    assert batches_of(engine) == []
-    assert engine.store.list_objects("") == []
+    assert batches_of(services) == []
+    assert services.store.list_objects("") == []
     assert folder.names() == ["a.jsonl", "bad.jsonl"]
 
 
-def test_each_found_file_is_counted_once(engine: Services, folder: Folder) -> None:
+def test_each_found_file_is_counted_once(services: Services, folder: Folder) -> None:
     folder.put("a.jsonl", requests())
-    synced(engine, folder)
+    synced(services, folder)
     folder.put("b.jsonl", requests(3))
     folder.put("bad.jsonl", BAD)
     folder.put("c.jsonl.gz", b"no gzip")
 
-    summary = synced(engine, folder, after="move")
+    summary = synced(services, folder, after="move")
 
     assert summary.found == 4
     assert sum(kind in FILE_EVENT_KINDS for kind in kinds(summary)) + summary.unchanged == 4
@@ -209,27 +209,27 @@ def test_each_found_file_is_counted_once(engine: Services, folder: Folder) -> No
 # Putting away
 
 
-def test_picked_up_file_is_moved_on_request(engine: Services, folder: Folder) -> None:
+def test_picked_up_file_is_moved_on_request(services: Services, folder: Folder) -> None:
     folder.put("a.jsonl", requests())
 
-    summary = synced(engine, folder, after="move")
+    summary = synced(services, folder, after="move")
 
     assert kinds(summary) == ["taken", "moved", "started"]
     assert (folder.names(), folder.names("taken")) == ([], ["a.jsonl"])
     assert folder.read("a.jsonl", "taken") == requests()
 
 
-def test_picked_up_file_is_deleted_on_request(engine: Services, folder: Folder) -> None:
+def test_picked_up_file_is_deleted_on_request(services: Services, folder: Folder) -> None:
     folder.put("a.jsonl", requests())
 
-    assert kinds(synced(engine, folder, after="delete")) == ["taken", "deleted", "started"]
+    assert kinds(synced(services, folder, after="delete")) == ["taken", "deleted", "started"]
     assert folder.names() == []
 
 
-def test_moved_file_does_not_replace_earlier_version(engine: Services, folder: Folder) -> None:
+def test_moved_file_does_not_replace_earlier_version(services: Services, folder: Folder) -> None:
     for count in (1, 2, 3):
         folder.put("a.jsonl", requests(count))
-        synced(engine, folder, after="move")
+        synced(services, folder, after="move")
 
     names = folder.names("taken")
     assert "a.jsonl" in names
@@ -238,76 +238,76 @@ def test_moved_file_does_not_replace_earlier_version(engine: Services, folder: F
 
 
 def test_picked_up_file_is_kept_for_an_hour_before_deletion(
-    engine: Services, folder: Folder, monkeypatch: pytest.MonkeyPatch
+    services: Services, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sync_pass, "DELETE_AFTER_S", DELETION_DELAY_S)
     folder.put("a.jsonl", requests())
 
-    assert kinds(synced(engine, folder, after="delete")) == ["taken", "started"]
-    assert kinds(synced(engine, folder, after="delete")) == []
+    assert kinds(synced(services, folder, after="delete")) == ["taken", "started"]
+    assert kinds(synced(services, folder, after="delete")) == []
     assert folder.names() == ["a.jsonl"]
-    taken_earlier(engine, DELETION_DELAY_S + 1)
-    assert kinds(synced(engine, folder, after="delete")) == ["deleted"]
+    taken_earlier(services, DELETION_DELAY_S + 1)
+    assert kinds(synced(services, folder, after="delete")) == ["deleted"]
     assert folder.names() == []
 
 
-def taken_earlier(engine: Services, by_s: int) -> None:
+def taken_earlier(services: Services, by_s: int) -> None:
     """Let so much time have passed since files were taken."""
-    with engine.records._engine.begin() as connection:
+    with services.records._engine.begin() as connection:
         connection.execute(update(synced_files).values(taken_at=synced_files.c.taken_at - by_s))
 
 
 def test_results_are_world_readable_and_storage_is_private(
-    engine_for: Callable[..., Services], simulator: Callable[..., Simulator], local_folder: LocalFolder
+    make_services: Callable[..., Services], start_simulator: Callable[..., Simulator], local_folder: LocalFolder
 ) -> None:
     umask = os.umask(0o022)
     try:
-        engine = engine_for(simulator().base_url, source_still_s=0, **local_folder.settings)
+        services = make_services(start_simulator().base_url, source_still_s=0, **local_folder.settings)
         local_folder.put("a.jsonl", requests())
-        run(engine, local_folder)
+        run(services, local_folder)
     finally:
         os.umask(umask)
 
     [result] = (local_folder.path.parent / "outbox").iterdir()
     assert result.stat().st_mode & 0o777 == 0o644
-    home = engine.settings.home
+    home = services.settings.home
     ours = [home, *home.rglob("*")]
     assert len(ours) > 10
     assert [path for path in ours if path.stat().st_mode & 0o077] == []
 
 
-def test_file_without_stored_copy_is_not_deleted(engine: Services, folder: Folder) -> None:
+def test_file_without_stored_copy_is_not_deleted(services: Services, folder: Folder) -> None:
     folder.put("a.jsonl", requests())
-    synced(engine, folder)
-    [batch] = batches_of(engine)
-    engine.store.delete([engine.records.get_file(batch.input_file_id).key])
+    synced(services, folder)
+    [batch] = batches_of(services)
+    services.store.delete([services.records.get_file(batch.input_file_id).key])
 
-    summary = synced(engine, folder, after="delete")
+    summary = synced(services, folder, after="delete")
 
     assert (kinds(summary), summary.failed) == (["failed"], 1)
     assert folder.names() == ["a.jsonl"]
 
 
 @pytest.mark.parametrize("after", ["move", "delete"])
-def test_kept_file_is_moved_or_deleted_by_later_pass(after: str, engine: Services, folder: Folder) -> None:
+def test_kept_file_is_moved_or_deleted_by_later_pass(after: str, services: Services, folder: Folder) -> None:
     folder.put("a.jsonl", requests())
-    synced(engine, folder)
+    synced(services, folder)
 
-    summary = synced(engine, folder, after=after)
+    summary = synced(services, folder, after=after)
 
     assert (summary.unchanged, summary.taken) == (1, 0)
     assert folder.names() == []
-    assert len(batches_of(engine)) == 1
+    assert len(batches_of(services)) == 1
 
 
 def test_archive_failure_is_reported_and_batch_started(
-    engine_for: Callable[..., Services], local_folder: LocalFolder
+    make_services: Callable[..., Services], local_folder: LocalFolder
 ) -> None:
-    engine = engine_for("http://localhost:9", source_still_s=0, **local_folder.settings)
+    services = make_services("http://localhost:9", source_still_s=0, **local_folder.settings)
     local_folder.put("a.jsonl", requests())
     (local_folder.path.parent / "taken").write_text("a file where the folder should be")
 
-    summary = synced(engine, local_folder, after="move")
+    summary = synced(services, local_folder, after="move")
 
     assert kinds(summary) == ["taken", "failed", "started"]
     assert "cannot be put away" in str(summary.events[1].reason)
@@ -316,11 +316,11 @@ def test_archive_failure_is_reported_and_batch_started(
 # Quarantine
 
 
-def test_invalid_file_is_quarantined_with_all_errors(engine: Services, folder: Folder) -> None:
+def test_invalid_file_is_quarantined_with_all_errors(services: Services, folder: Folder) -> None:
     folder.put("bad.jsonl", requests(2) + BAD + requests(1))
     folder.put("good.jsonl", requests())
 
-    summary = synced(engine, folder)
+    summary = synced(services, folder)
 
     assert (summary.quarantined, summary.taken) == (1, 1)
     assert folder.names() == ["good.jsonl"]
@@ -329,20 +329,20 @@ def test_invalid_file_is_quarantined_with_all_errors(engine: Services, folder: F
     errors = errors_in(folder.read("bad.jsonl.errors.json", "quarantine"))
     assert {error["line"] for error in errors} == {3, 4, 5}
     assert [error["code"] for error in errors if error["line"] == 5] == ["duplicate_custom_id"]
-    assert len(batches_of(engine)) == 1
+    assert len(batches_of(services)) == 1
 
 
 def test_quarantine_errors_equal_validate_output(
-    engine_for: Callable[..., Services], local_folder: LocalFolder, tmp_path: Path, capfdbinary
+    make_services: Callable[..., Services], local_folder: LocalFolder, tmp_path: Path, capfdbinary
 ) -> None:
     from batchline.cli.validate import validate  # noqa: PLC0415
 
-    engine = engine_for("http://localhost:9", source_still_s=0, **local_folder.settings)
+    services = make_services("http://localhost:9", source_still_s=0, **local_folder.settings)
     path = tmp_path / "bad.jsonl"
     path.write_bytes(BAD * 2_000)
     local_folder.put("bad.jsonl", BAD * 2_000)
 
-    synced(engine, local_folder)
+    synced(services, local_folder)
     validate(path, json=True)
 
     printed = json.loads(capfdbinary.readouterr().out)["data"]
@@ -361,24 +361,26 @@ UNUSABLE = {
 
 @pytest.mark.parametrize("name", UNUSABLE)
 def test_unusable_file_does_not_block_others(
-    name: str, folder: Folder, engine_for: Callable[..., Services]
+    name: str, folder: Folder, make_services: Callable[..., Services]
 ) -> None:
-    engine = engine_for("http://localhost:9", source_still_s=0, max_file_bytes=4_000, **folder.settings)
+    services = make_services("http://localhost:9", source_still_s=0, max_file_bytes=4_000, **folder.settings)
     folder.put(name, UNUSABLE[name])
     folder.put("z.jsonl", requests())
 
-    summary = synced(engine, folder)
+    summary = synced(services, folder)
 
     assert (summary.quarantined, summary.taken) == (1, 1)
     assert folder.names() == ["z.jsonl"]
     assert folder.read(name, "quarantine") == UNUSABLE[name]
     assert errors_in(folder.read(f"{name}.errors.json", "quarantine"))
-    assert len(engine.store.list_objects("")) == 1
+    assert len(services.store.list_objects("")) == 1
 
 
-def test_file_returned_from_quarantine_is_checked_again(engine_for: Callable[..., Services], local_folder) -> None:
-    closed = engine_for("http://localhost:9", source_still_s=0, max_requests=1, **local_folder.settings)
-    opened = engine_for("http://localhost:9", source_still_s=0, **local_folder.settings)
+def test_file_returned_from_quarantine_is_checked_again(
+    make_services: Callable[..., Services], local_folder
+) -> None:
+    closed = make_services("http://localhost:9", source_still_s=0, max_requests=1, **local_folder.settings)
+    opened = make_services("http://localhost:9", source_still_s=0, **local_folder.settings)
     local_folder.put("a.jsonl", requests(2))
     assert synced(closed, local_folder).quarantined == 1
 
@@ -387,10 +389,10 @@ def test_file_returned_from_quarantine_is_checked_again(engine_for: Callable[...
     assert synced(opened, local_folder).taken == 1
 
 
-def test_quarantined_file_does_not_replace_earlier_version(engine: Services, folder: Folder) -> None:
+def test_quarantined_file_does_not_replace_earlier_version(services: Services, folder: Folder) -> None:
     for text in (b"one", b"two"):
         folder.put("a.jsonl", text)
-        synced(engine, folder)
+        synced(services, folder)
 
     names = folder.names("quarantine")
     assert len(names) == 4
@@ -398,13 +400,13 @@ def test_quarantined_file_does_not_replace_earlier_version(engine: Services, fol
 
 
 def test_unreadable_file_is_reported_and_left(
-    engine_for: Callable[..., Services], local_folder: LocalFolder
+    make_services: Callable[..., Services], local_folder: LocalFolder
 ) -> None:
-    engine = engine_for("http://localhost:9", source_still_s=0, **local_folder.settings)
+    services = make_services("http://localhost:9", source_still_s=0, **local_folder.settings)
     local_folder.put("a.jsonl", requests())
     local_folder.put("b.jsonl", requests())
     (local_folder.path / "a.jsonl").chmod(0)
-    store = Path(engine.store.root)
+    store = Path(services.store.root)
     store.mkdir(parents=True, exist_ok=True)
     for path in (store, store.parent, *store.parent.glob("batchline.db*")):
         path.chmod(0o777)
@@ -412,7 +414,7 @@ def test_unreadable_file_is_reported_and_left(
         path.chmod(path.stat().st_mode | 0o055)
 
     with as_nobody():
-        summary = synced(engine, local_folder)
+        summary = synced(services, local_folder)
 
     assert [(event.kind, str(event.file)[-7:]) for event in summary.events[:2]] == [
         ("unreadable", "a.jsonl"),
@@ -425,63 +427,65 @@ def test_unreadable_file_is_reported_and_left(
 # Starting
 
 
-def test_unstarted_batch_is_started_by_later_pass(engine: Services, folder: Folder) -> None:
+def test_unstarted_batch_is_started_by_later_pass(services: Services, folder: Folder) -> None:
     def fails(batch_id: str) -> None:
         raise StorageFault("the server is away")
 
     folder.put("a.jsonl", requests())
-    first = Batchline(services=engine).sync(folder.uri, start_batch=fails)
+    first = Batchline(services=services).sync(folder.uri, start_batch=fails)
     started: list[str] = []
 
-    second = Batchline(services=engine).sync(folder.uri, start_batch=started.append)
-    third = Batchline(services=engine).sync(folder.uri, start_batch=started.append)
+    second = Batchline(services=services).sync(folder.uri, start_batch=started.append)
+    third = Batchline(services=services).sync(folder.uri, start_batch=started.append)
 
     assert (first.taken, first.started, first.failed) == (1, 0, 1)
     assert "the server is away" in str(first.events[-1].reason)
     assert (second.started, third.started) == (1, 0)
-    assert started == [batches_of(engine)[0].id]
+    assert started == [batches_of(services)[0].id]
 
 
-def test_repeated_start_failure_is_reported_once(engine: Services, folder: Folder) -> None:
+def test_repeated_start_failure_is_reported_once(services: Services, folder: Folder) -> None:
     def fails(batch_id: str) -> None:
         raise InvalidInput("there is no such deployment")
 
     for name in ("a.jsonl", "b.jsonl"):
         folder.put(name, requests())
 
-    summary = Batchline(services=engine).sync(folder.uri, start_batch=fails)
+    summary = Batchline(services=services).sync(folder.uri, start_batch=fails)
 
     assert (summary.taken, summary.failed) == (2, 1)
 
 
-def test_batch_started_elsewhere_counts_as_started(engine: Services, folder: Folder) -> None:
+def test_batch_started_elsewhere_counts_as_started(services: Services, folder: Folder) -> None:
     def taken(batch_id: str) -> None:
         raise Conflict("it is being run")
 
     folder.put("a.jsonl", requests())
 
-    assert Batchline(services=engine).sync(folder.uri, start_batch=taken).failed == 0
-    assert Batchline(services=engine).sync(folder.uri, start_batch=pytest.fail).started == 0
+    assert Batchline(services=services).sync(folder.uri, start_batch=taken).failed == 0
+    assert Batchline(services=services).sync(folder.uri, start_batch=pytest.fail).started == 0
 
 
-def test_deleted_batch_is_not_started(engine: Services, folder: Folder) -> None:
+def test_deleted_batch_is_not_started(services: Services, folder: Folder) -> None:
     def fails(batch_id: str) -> None:
         raise StorageFault("no")
 
     folder.put("a.jsonl", requests())
-    Batchline(services=engine).sync(folder.uri, start_batch=fails)
-    engine.records.delete_batch(batches_of(engine)[0].id, now=0, lease_s=60)
+    Batchline(services=services).sync(folder.uri, start_batch=fails)
+    services.records.delete_batch(batches_of(services)[0].id, now=0, lease_s=60)
 
-    assert Batchline(services=engine).sync(folder.uri, start_batch=pytest.fail).failed == 0
+    assert Batchline(services=services).sync(folder.uri, start_batch=pytest.fail).failed == 0
 
 
 # Writing back
 
 
 @pytest.fixture
-def running(folder: Folder, simulator: Callable, engine_for: Callable[..., Services]) -> Services:
-    """An engine with an upstream that answers."""
-    return engine_for(simulator().base_url, source_still_s=0, upstream={"max_attempts": 1}, **folder.settings)
+def running(folder: Folder, start_simulator: Callable, make_services: Callable[..., Services]) -> Services:
+    """Services with an upstream that answers."""
+    return make_services(
+        start_simulator().base_url, source_still_s=0, upstream={"max_attempts": 1}, **folder.settings
+    )
 
 
 SOME_FAIL = requests(2) + requests(4, "simulate:status=400 {}").split(b"\n", 2)[2]
@@ -531,11 +535,11 @@ def test_results_of_files_with_same_stem_stay_separate(running: Services, folder
 
 
 def test_retry_results_replace_previous_results(
-    folder: Folder, simulator: Callable, engine_for: Callable[..., Services]
+    folder: Folder, start_simulator: Callable, make_services: Callable[..., Services]
 ) -> None:
     shaky, sound = (
-        engine_for(
-            simulator(server_error=share).base_url,
+        make_services(
+            start_simulator(server_error=share).base_url,
             source_still_s=0,
             upstream={"max_attempts": 1},
             **folder.settings,
@@ -557,12 +561,12 @@ def test_retry_results_replace_previous_results(
 
 
 def test_batch_failing_later_validation_writes_back_errors(
-    folder: Folder, engine_for: Callable[..., Services]
+    folder: Folder, make_services: Callable[..., Services]
 ) -> None:
-    first = engine_for("http://localhost:9", source_still_s=0, **folder.settings)
+    first = make_services("http://localhost:9", source_still_s=0, **folder.settings)
     folder.put("a.jsonl", requests())
     synced(first, folder, write_back=True)
-    stricter = engine_for("http://localhost:9", max_requests=1, source_still_s=0, **folder.settings)
+    stricter = make_services("http://localhost:9", max_requests=1, source_still_s=0, **folder.settings)
     run_local(stricter, batches_of(stricter)[0].id)
 
     assert synced(stricter, folder).written_back == 1
@@ -570,16 +574,16 @@ def test_batch_failing_later_validation_writes_back_errors(
 
 
 def test_failed_write_back_is_reported_and_repeated(
-    simulator: Callable, engine_for: Callable[..., Services], local_folder: LocalFolder
+    start_simulator: Callable, make_services: Callable[..., Services], local_folder: LocalFolder
 ) -> None:
-    engine = engine_for(simulator().base_url, source_still_s=0, **local_folder.settings)
+    services = make_services(start_simulator().base_url, source_still_s=0, **local_folder.settings)
     local_folder.put("a.jsonl", requests())
     outbox = local_folder.path.parent / "outbox"
     outbox.write_text("a file where the folder should be")
 
-    first = run(engine, local_folder)
+    first = run(services, local_folder)
     outbox.unlink()
-    second = run(engine, local_folder)
+    second = run(services, local_folder)
 
     assert (first.written_back, first.failed, second.written_back) == (0, 1, 1)
     assert local_folder.names("outbox") == ["a.output.jsonl"]
@@ -597,12 +601,12 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_invalid_options_are_rejected_before_reading(name: str, engine: Services, folder: Folder) -> None:
+def test_invalid_options_are_rejected_before_reading(name: str, services: Services, folder: Folder) -> None:
     options, param = REFUSED[name]
     folder.put("a.jsonl", requests())
 
     with pytest.raises(InvalidInput) as raised:
-        synced(engine, folder, **options)
+        synced(services, folder, **options)
 
     assert raised.value.param == param
     assert folder.names() == ["a.jsonl"]
@@ -625,38 +629,38 @@ OUTSIDE = [
 
 
 @pytest.mark.parametrize(("uri", "words"), OUTSIDE)
-def test_forbidden_folder_is_rejected(uri: str, words: str, engine: Services, folder: Folder) -> None:
+def test_forbidden_folder_is_rejected(uri: str, words: str, services: Services, folder: Folder) -> None:
     with pytest.raises(InvalidInput, match=words) as raised:
-        Batchline(services=engine).sync(
+        Batchline(services=services).sync(
             uri.format(inbox=folder.uri, beside=folder.uri.rpartition("/")[0]), start_batch=pytest.fail
         )
     assert raised.value.param == "uri"
 
 
-def test_missing_local_folder_raises_not_found(engine_for: Callable[..., Services], local_folder) -> None:
-    engine = engine_for("http://localhost:9", **local_folder.settings)
+def test_missing_local_folder_raises_not_found(make_services: Callable[..., Services], local_folder) -> None:
+    services = make_services("http://localhost:9", **local_folder.settings)
 
     with pytest.raises(NotFound, match="nowhere"):
-        Batchline(services=engine).sync(f"{local_folder.path.parent}/nowhere", start_batch=pytest.fail)
+        Batchline(services=services).sync(f"{local_folder.path.parent}/nowhere", start_batch=pytest.fail)
 
 
 @pytest.mark.system
-def test_wrong_secret_stops_pass_without_leaking_it(s3_folder: Folder, engine_for) -> None:
+def test_wrong_secret_stops_pass_without_leaking_it(s3_folder: Folder, make_services) -> None:
     settings = {**s3_folder.settings, "s3_secret_access_key": f"{SECRET}x"}
-    engine = engine_for("http://localhost:9", **settings)
+    services = make_services("http://localhost:9", **settings)
 
     with pytest.raises(BatchlineError, match="check the access key") as raised:
-        synced(engine, s3_folder)
+        synced(services, s3_folder)
     assert SECRET not in str(raised.value)
 
 
-def test_storage_failure_stops_pass(engine: Services, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_failure_stops_pass(services: Services, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> None:
         raise StorageFault("the disk is full")
 
     folder.put("a.jsonl", requests())
     folder.put("b.jsonl", requests())
-    monkeypatch.setattr(engine.store, "writer", fails)
+    monkeypatch.setattr(services.store, "writer", fails)
 
     with pytest.raises(StorageFault, match="the disk is full"):
-        synced(engine, folder)
+        synced(services, folder)

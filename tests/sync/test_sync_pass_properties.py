@@ -22,11 +22,11 @@ rounds = st.tuples(st.just("round"), st.sampled_from(["keep", "move", "delete"])
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(acts=st.lists(puts | puts | rounds, max_size=14))
 def test_interrupted_sync_passes_pick_up_each_file_once(
-    acts: list[tuple[str, str, object]], engine_for: Callable[..., Services], tmp_path: Path
+    acts: list[tuple[str, str, object]], make_services: Callable[..., Services], tmp_path: Path
 ) -> None:
     home = tmp_path / str(time.monotonic_ns())
     folder = LocalFolder(home / "data" / "inbox")
-    engine = engine_for("http://localhost:9", home=home, source_still_s=0, **folder.settings)
+    services = make_services("http://localhost:9", home=home, source_still_s=0, **folder.settings)
     valid, last = set[bytes](), dict[str, bytes]()
     for number, (act, what, how) in enumerate(acts):
         if act == "put":
@@ -36,14 +36,14 @@ def test_interrupted_sync_passes_pick_up_each_file_once(
             valid |= {text} if how else set()
         else:
             try:
-                synced(engine if how is None else mortal(engine, int(str(how))), folder, after=what)
+                synced(services if how is None else mortal(services, int(str(how))), folder, after=what)
             except StorageFault:
                 assert how is not None
-    synced(engine, folder, after="move")
+    synced(services, folder, after="move")
 
-    taken = Counter(inputs_of(engine))
+    taken = Counter(inputs_of(services))
     assert set(taken.values()) <= {1}
     assert taken.keys() <= valid
     assert taken.keys() >= {text for text in last.values() if text in valid}
     assert folder.names() == []
-    assert_sound(engine)
+    assert_sound(services)

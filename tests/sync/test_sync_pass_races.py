@@ -28,18 +28,18 @@ FILES = 12
 
 
 @pytest.fixture
-def shared(folder: Folder, database: dict[str, object], engine_for: Callable[..., Services]) -> Services:
-    """An engine on each kind of database."""
-    return engine_for("http://localhost:9", source_still_s=0, **{**folder.settings, **database})
+def shared(folder: Folder, database: dict[str, object], make_services: Callable[..., Services]) -> Services:
+    """Services on each kind of database."""
+    return make_services("http://localhost:9", source_still_s=0, **{**folder.settings, **database})
 
 
-def assert_sound(engine: Services) -> None:
+def assert_sound(services: Services) -> None:
     """What is stored is the input of a batch, and nothing else, once what is doomed is gone."""
-    later(engine)
-    for some in engine.records.due_deletions(now=time.time()):
-        delete_objects(engine, some)
-    inputs = {engine.records.get_file(batch.input_file_id).key for batch in batches_of(engine)}
-    assert {info.key for info in engine.store.list_objects("files/")} == inputs
+    later(services)
+    for some in services.records.due_deletions(now=time.time()):
+        delete_objects(services, some)
+    inputs = {services.records.get_file(batch.input_file_id).key for batch in batches_of(services)}
+    assert {info.key for info in services.store.list_objects("files/")} == inputs
 
 
 # Two at once
@@ -99,55 +99,55 @@ def test_concurrent_files_with_same_target_name_both_become_batches(shared: Serv
 
 
 @pytest.fixture
-def between_list_and_read(engine: Services, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def between_list_and_read(services: Services, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Do something when the round has listed the files and looks up which of them it knows."""
 
     def arrange(act: Callable[[], object]) -> None:
-        taken = engine.records.synced_versions
+        taken = services.records.synced_versions
 
         def first_act(ids: Any) -> dict[str, SyncedVersion]:
-            monkeypatch.setattr(engine.records, "synced_versions", taken)
+            monkeypatch.setattr(services.records, "synced_versions", taken)
             act()
             return taken(ids)
 
-        monkeypatch.setattr(engine.records, "synced_versions", first_act)
+        monkeypatch.setattr(services.records, "synced_versions", first_act)
 
     return arrange
 
 
 @pytest.fixture
-def while_reading(engine: Services, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def while_reading(services: Services, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Do something when the first block of the file has been read."""
 
     def arrange(act: Callable[[], object]) -> None:
-        writer = engine.store.writer
+        writer = services.store.writer
 
         @contextmanager
         def acting(key: str) -> Iterator[ObjectWriter]:
-            monkeypatch.setattr(engine.store, "writer", writer)
+            monkeypatch.setattr(services.store, "writer", writer)
             with writer(key) as file:
                 act()
                 yield file
 
-        monkeypatch.setattr(engine.store, "writer", acting)
+        monkeypatch.setattr(services.store, "writer", acting)
 
     return arrange
 
 
 @pytest.fixture
-def behind_the_record(engine: Services, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def behind_the_record(services: Services, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Do something when the batch has just been recorded."""
 
     def arrange(act: Callable[[], object]) -> None:
-        take = engine.records.record_synced_file
+        take = services.records.record_synced_file
 
         def acting(*arguments: Any, **options: Any) -> Any:
-            monkeypatch.setattr(engine.records, "record_synced_file", take)
+            monkeypatch.setattr(services.records, "record_synced_file", take)
             picked = take(*arguments, **options)
             act()
             return picked
 
-        monkeypatch.setattr(engine.records, "record_synced_file", acting)
+        monkeypatch.setattr(services.records, "record_synced_file", acting)
 
     return arrange
 
@@ -157,26 +157,26 @@ LARGE = requests(1) + b"\n" * 20_000_000
 
 @pytest.mark.parametrize("moment", ["between_list_and_read", "while_reading"])
 def test_file_replaced_before_complete_read_waits_for_next_pass(
-    moment: str, engine: Services, folder: Folder, request: pytest.FixtureRequest
+    moment: str, services: Services, folder: Folder, request: pytest.FixtureRequest
 ) -> None:
     folder.put("a.jsonl", LARGE)
     folder.put("b.jsonl", requests(2))
     request.getfixturevalue(moment)(lambda: folder.put("a.jsonl", requests(3)))
 
-    first = synced(engine, folder, after="move")
+    first = synced(services, folder, after="move")
     assert kinds(first) == ["changed", "taken", "moved", "started"]
     assert folder.names() == ["a.jsonl"]
-    assert inputs_of(engine) == [requests(2)]
-    assert len(engine.store.list_objects("files/")) == 1
+    assert inputs_of(services) == [requests(2)]
+    assert len(services.store.list_objects("files/")) == 1
 
-    assert synced(engine, folder).taken == 1
-    assert inputs_of(engine) == [requests(2), requests(3)]
+    assert synced(services, folder).taken == 1
+    assert inputs_of(services) == [requests(2), requests(3)]
 
 
 @pytest.mark.parametrize("moment", ["between_list_and_read", "while_reading"])
 @pytest.mark.parametrize("folder", ["local"], indirect=True)
 def test_file_appended_during_read_waits_for_next_pass(
-    moment: str, engine: Services, folder: LocalFolder, request: pytest.FixtureRequest
+    moment: str, services: Services, folder: LocalFolder, request: pytest.FixtureRequest
 ) -> None:
     def write_on() -> None:
         with (folder.path / "a.jsonl").open("ab") as file:
@@ -185,52 +185,52 @@ def test_file_appended_during_read_waits_for_next_pass(
     folder.put("a.jsonl", requests(2))
     request.getfixturevalue(moment)(write_on)
 
-    assert kinds(synced(engine, folder)) == ["changed"]
-    assert engine.store.list_objects("") == []
+    assert kinds(synced(services, folder)) == ["changed"]
+    assert services.store.list_objects("") == []
 
 
 @pytest.mark.parametrize("after", ["move", "delete"])
 def test_file_replaced_after_read_is_not_moved_or_deleted(
-    after: str, engine: Services, folder: Folder, behind_the_record: Callable[..., None]
+    after: str, services: Services, folder: Folder, behind_the_record: Callable[..., None]
 ) -> None:
     folder.put("a.jsonl", requests(2))
     behind_the_record(lambda: folder.put("a.jsonl", requests(3)))
 
-    first = synced(engine, folder, after=after)
+    first = synced(services, folder, after=after)
 
     assert kinds(first) == ["taken", "started"]
     assert (folder.names(), folder.names("taken")) == (["a.jsonl"], [])
     assert folder.read("a.jsonl") == requests(3)
-    assert synced(engine, folder, after=after).taken == 1
-    assert inputs_of(engine) == [requests(2), requests(3)]
+    assert synced(services, folder, after=after).taken == 1
+    assert inputs_of(services) == [requests(2), requests(3)]
 
 
 def test_vanished_file_is_reported(
-    engine: Services, folder: Folder, between_list_and_read: Callable[..., None]
+    services: Services, folder: Folder, between_list_and_read: Callable[..., None]
 ) -> None:
     folder.put("a.jsonl", requests())
     folder.put("b.jsonl", requests())
     between_list_and_read(lambda: folder.remove("a.jsonl"))
 
-    assert kinds(synced(engine, folder)) == ["changed", "taken", "started"]
+    assert kinds(synced(services, folder)) == ["changed", "taken", "started"]
 
 
 def test_invalid_file_replaced_after_read_is_not_quarantined(
-    engine: Services, folder: Folder, monkeypatch: pytest.MonkeyPatch
+    services: Services, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stream = engine.store.stream
+    stream = services.store.stream
 
     def replacing(*arguments: Any, **options: Any) -> Iterator[bytes]:
-        monkeypatch.setattr(engine.store, "stream", stream)
+        monkeypatch.setattr(services.store, "stream", stream)
         folder.put("a.jsonl", requests())
         return stream(*arguments, **options)
 
     folder.put("a.jsonl", BAD)
-    monkeypatch.setattr(engine.store, "stream", replacing)
+    monkeypatch.setattr(services.store, "stream", replacing)
 
-    assert kinds(synced(engine, folder)) == ["changed"]
+    assert kinds(synced(services, folder)) == ["changed"]
     assert folder.read("a.jsonl") == requests()
-    assert synced(engine, folder).taken == 1
+    assert synced(services, folder).taken == 1
 
 
 def test_local_file_created_during_deletion_is_restored(
@@ -256,60 +256,62 @@ def test_local_file_created_during_deletion_is_restored(
 # Deaths
 
 
-def mortal(engine: Services, writes: int) -> Services:
+def mortal(services: Services, writes: int) -> Services:
     """The same, which dies at the write behind so many."""
     life = Life(writes)
-    store, records = MortalStore(engine.store, life), MortalRecords(engine.records, life)
-    return Services(settings=engine.settings, store=store, records=records)
+    store, records = MortalStore(services.store, life), MortalRecords(services.records, life)
+    return Services(settings=services.settings, store=store, records=records)
 
 
 @pytest.mark.parametrize("after", ["keep", "move", "delete"])
-def test_interrupted_sync_pass_is_completed_by_next_pass(after: str, engine: Services, folder: Folder) -> None:
+def test_interrupted_sync_pass_is_completed_by_next_pass(after: str, services: Services, folder: Folder) -> None:
     died = 0
     for writes in range(40):
         text = requests(1, f"Life {writes}")
         folder.put(f"{writes}.jsonl", text)
         try:
-            synced(mortal(engine, writes), folder, after=after)
+            synced(mortal(services, writes), folder, after=after)
         except StorageFault:
             died += 1
-        synced(engine, folder, after=after)
+        synced(services, folder, after=after)
 
-        assert [each for each in inputs_of(engine) if each == text] == [text]
-        assert engine.records.unstarted_batches(str(batches_of(engine)[0].dwext.source_id)) == []
+        assert [each for each in inputs_of(services) if each == text] == [text]
+        assert services.records.unstarted_batches(str(batches_of(services)[0].dwext.source_id)) == []
         if died and writes > died:
             break
     assert died >= 4
-    assert_sound(engine)
+    assert_sound(services)
     assert (folder.names() == []) == (after != "keep")
 
 
 def test_results_are_complete_after_interrupted_sync_pass(
-    folder: Folder, simulator: Callable, engine_for: Callable[..., Services]
+    folder: Folder, start_simulator: Callable, make_services: Callable[..., Services]
 ) -> None:
     settings = {**folder.settings, "lease_s": 0.5}
-    engine = engine_for(simulator().base_url, source_still_s=0, upstream={"max_attempts": 1}, **settings)
+    services = make_services(
+        start_simulator().base_url, source_still_s=0, upstream={"max_attempts": 1}, **settings
+    )
     folder.put("a.jsonl", requests(1) + requests(2, "simulate:status=400 {}").split(b"\n", 1)[1])
     folder.put("b.jsonl", requests(3))
-    run(engine, folder, write_back=False)
-    taken = [batch.id for batch in batches_of(engine)]
-    engine.records._update_rows(_of(taken), writes_back=True)
+    run(services, folder, write_back=False)
+    taken = [batch.id for batch in batches_of(services)]
+    services.records._update_rows(_of(taken), writes_back=True)
 
     for writes in (0, 1, 2):
-        engine.records._update_rows(_of(taken), written_generation=None)
+        services.records._update_rows(_of(taken), written_generation=None)
         with suppress(StorageFault):
-            run(mortal(engine, writes), folder)
-        run(engine, folder)
+            run(mortal(services, writes), folder)
+        run(services, folder)
 
         assert folder.names("outbox") == ["a.errors.jsonl", "a.output.jsonl", "b.output.jsonl"]
         assert folder.read("b.output.jsonl", "outbox").count(b"\n") == 3
-        assert run(engine, folder).written_back == 0
+        assert run(services, folder).written_back == 0
 
 
 def test_file_set_aside_by_killed_sync_pass_is_picked_up(
-    local_folder: LocalFolder, engine_for: Callable[..., Services], monkeypatch: pytest.MonkeyPatch
+    local_folder: LocalFolder, make_services: Callable[..., Services], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = engine_for("http://localhost:9", source_still_s=0, **local_folder.settings)
+    services = make_services("http://localhost:9", source_still_s=0, **local_folder.settings)
     listed = listed_version(local_folder, "a.jsonl", requests(1, "As it was listed"))
     newer = requests(1, "As it was when it was to be deleted")
     with monkeypatch.context() as dying:
@@ -320,12 +322,12 @@ def test_file_set_aside_by_killed_sync_pass_is_picked_up(
             LocalWatchedFolder(local_folder.path).delete(listed)
     assert [name for name in local_folder.names() if not name.startswith(".tmp-")] == []
 
-    synced(engine, local_folder)
-    assert inputs_of(engine) == []
+    synced(services, local_folder)
+    assert inputs_of(services) == []
     monkeypatch.setattr(local_folder_module, "ASIDE_S", -1)
-    synced(engine, local_folder)
+    synced(services, local_folder)
 
-    assert (inputs_of(engine), local_folder.names()) == ([newer], ["a.jsonl"])
+    assert (inputs_of(services), local_folder.names()) == ([newer], ["a.jsonl"])
 
 
 class KilledError(BaseException):

@@ -57,22 +57,22 @@ DISK_ONLY = ["b\\..\\..\\c.jsonl", f"{'n' * 249}.jsonl", f"{'文' * 83}.jsonl"]
 
 
 def test_sync_handles_file_of_any_name(
-    folder: Folder, simulator: Callable, engine_for: Callable[..., Services]
+    folder: Folder, start_simulator: Callable, make_services: Callable[..., Services]
 ) -> None:
-    engine = engine_for(simulator().base_url, source_still_s=0, **folder.settings)
+    services = make_services(start_simulator().base_url, source_still_s=0, **folder.settings)
     for name in NAMES if isinstance(folder, S3Folder) else [*NAMES, *DISK_ONLY]:
         good, bad = (gzip.compress(text) if name.endswith("gz") else text for text in (requests(), BAD))
         before = {place: folder.names(place) for place in ("taken", "outbox", "quarantine")}
 
         folder.put(name, good)
-        first = run(engine, folder, after="move")
+        first = run(services, folder, after="move")
         folder.put(name, bad)
-        second = run(engine, folder, after="move")
+        second = run(services, folder, after="move")
 
         taken, out, refused = (added(folder.names(place), before[place]) for place in before)
         assert kinds(first) == ["taken", "moved", "started", "written_back"], ascii(name)
         assert kinds(second) == ["quarantined"], ascii(name)
-        assert inputs_of(engine)[-1] == requests(), ascii(name)
+        assert inputs_of(services)[-1] == requests(), ascii(name)
         assert folder.names() == [], ascii(name)
         assert [folder.read(each, "taken") for each in taken] == [good], ascii(name)
         assert len(out) == 1, ascii(name)
@@ -86,33 +86,33 @@ def added(now: list[str], before: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("folder", ["local"], indirect=True)
-def test_file_name_without_utf8_is_reported_and_left(engine: Services, folder: LocalFolder) -> None:
+def test_file_name_without_utf8_is_reported_and_left(services: Services, folder: LocalFolder) -> None:
     folder.put("\udcff.jsonl", requests())
     folder.put("a.jsonl", requests())
 
-    summary = synced(engine, folder)
+    summary = synced(services, folder)
 
     assert [event.kind for event in summary.events] == ["taken", "unreadable", "started"]
     assert summary.model_dump_json()
 
 
 @pytest.mark.parametrize("folder", ["local"], indirect=True)
-def test_linked_folder_is_same_source(engine: Services, folder: LocalFolder) -> None:
+def test_linked_folder_is_same_source(services: Services, folder: LocalFolder) -> None:
     folder.put("a.jsonl", requests())
     (folder.path.parent / "link").symlink_to("inbox")
-    synced(engine, folder)
+    synced(services, folder)
     folder.uri = str(folder.path.parent / "link")
 
-    assert synced(engine, folder).unchanged == 1
+    assert synced(services, folder).unchanged == 1
 
 
 @pytest.mark.parametrize("folder", ["local"], indirect=True)
-def test_results_outside_roots_by_link_are_rejected(engine: Services, folder: LocalFolder, tmp_path) -> None:
+def test_results_outside_roots_by_link_are_rejected(services: Services, folder: LocalFolder, tmp_path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (folder.path.parent / "outbox").symlink_to(tmp_path / "elsewhere")
 
     with pytest.raises(Exception, match="below no allowed root"):
-        synced(engine, folder)
+        synced(services, folder)
 
 
 some_names = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=250)
@@ -146,11 +146,11 @@ def test_event_text_is_single_line_for_any_name() -> None:
 
 
 @pytest.fixture
-def counted(s3_folder: S3Folder, s3_server: S3Server, engine_for: Callable[..., Services]) -> Iterator[Any]:
-    """An engine whose way to S3 counts the requests."""
+def counted(s3_folder: S3Folder, s3_server: S3Server, make_services: Callable[..., Services]) -> Iterator[Any]:
+    """Services that count their requests to S3."""
     with between(s3_server.url) as server:
         settings = {**s3_folder.settings, "s3_endpoint_url": server.url}
-        yield engine_for("http://localhost:9", source_still_s=0, **settings), server
+        yield make_services("http://localhost:9", source_still_s=0, **settings), server
 
 
 def is_list(request: str) -> bool:
@@ -159,22 +159,22 @@ def is_list(request: str) -> bool:
 
 @pytest.mark.system
 def test_listing_of_many_files_takes_one_request(counted: Any, s3_folder: S3Folder) -> None:
-    engine, server = counted
+    services, server = counted
     for number in range(50):
         s3_folder.put(f"{number:04}.jsonl", requests(1, f"File {number}"))
     server.seen.clear()
 
-    first = synced(engine, s3_folder)
+    first = synced(services, s3_folder)
     assert (first.taken, len([*filter(is_list, server.seen)])) == (50, 1)
 
     server.seen.clear()
-    again = synced(engine, s3_folder)
+    again = synced(services, s3_folder)
     assert (again.unchanged, len(server.seen)) == (50, 1)
 
 
 @pytest.mark.system
 def test_listing_skips_subfolders_and_other_names(counted: Any, s3_folder: S3Folder) -> None:
-    engine, server = counted
+    services, server = counted
     for number in range(1_100):
         s3_folder.put(f"below/{number:04}.jsonl", b"x")
     s3_folder.put("day-1.jsonl", requests())
@@ -182,7 +182,7 @@ def test_listing_skips_subfolders_and_other_names(counted: Any, s3_folder: S3Fol
     server.seen.clear()
     s3_folder.uri += "/day-*.jsonl"
 
-    assert synced(engine, s3_folder).found == 1
+    assert synced(services, s3_folder).found == 1
     assert len([*filter(is_list, server.seen)]) == 1
 
 
@@ -273,30 +273,30 @@ def versioned(s3_server: S3Server) -> str:
 
 @pytest.mark.system
 def test_deleted_object_in_versioned_bucket_stays_as_older_version(
-    versioned: str, s3_server: S3Server, engine_for: Callable[..., Services]
+    versioned: str, s3_server: S3Server, make_services: Callable[..., Services]
 ) -> None:
     folder = S3Folder(s3_server, f"{versioned}/top/inbox")
-    engine = engine_for("http://localhost:9", source_still_s=0, **folder.settings)
+    services = make_services("http://localhost:9", source_still_s=0, **folder.settings)
     for count in (1, 2):
         folder.put("a.jsonl", requests(count))
-    synced(engine, folder, after="delete")
+    synced(services, folder, after="delete")
 
-    assert inputs_of(engine) == [requests(2)]
+    assert inputs_of(services) == [requests(2)]
     assert folder.names() == []
     found = folder.client.call_s3("list_object_versions", Bucket=versioned, Prefix="top/inbox/")
     assert len(found["Versions"]) == 2
-    assert synced(engine, folder).found == 0
+    assert synced(services, folder).found == 0
 
 
 @pytest.mark.system
 def test_bucket_root_can_be_watched(
-    versioned: str, s3_server: S3Server, engine_for: Callable[..., Services]
+    versioned: str, s3_server: S3Server, make_services: Callable[..., Services]
 ) -> None:
     folder = S3Folder(s3_server, versioned)
     folder.client.pipe_file(f"{versioned}/a.jsonl", requests())
-    engine = engine_for("http://localhost:9", **{**folder.settings, "source_roots": (f"s3://{versioned}",)})
+    services = make_services("http://localhost:9", **{**folder.settings, "source_roots": (f"s3://{versioned}",)})
 
-    assert kinds(synced(engine, folder, after="move")) == ["taken", "moved", "started"]
-    assert synced(engine, folder).found == 0
+    assert kinds(synced(services, folder, after="move")) == ["taken", "moved", "started"]
+    assert synced(services, folder).found == 0
     assert folder.client.cat_file(f"{versioned}/taken/a.jsonl") == requests()
-    assert len(batches_of(engine)) == 1
+    assert len(batches_of(services)) == 1

@@ -158,11 +158,11 @@ def test_slots_of_killed_process_are_released_when_leases_end(sharer, client, pr
         assert all_succeeded([second], 50)
 
 
-def test_api_server_shares_quota(engine_for, chat_file, simulator, client, prefect):
-    engine = engine_for(
-        simulator().base_url, upstream={"name": "served"}, share_budgets=True, PREFECT_API_URL=prefect[0]
+def test_api_server_shares_quota(make_services, chat_file, start_simulator, client, prefect):
+    services = make_services(
+        start_simulator().base_url, upstream={"name": "served"}, share_budgets=True, PREFECT_API_URL=prefect[0]
     )
-    with Batchline(services=engine) as batchline:
+    with Batchline(services=services) as batchline:
         batchline.share_quotas()
         file = batchline.files.create(file=chat_file(20))
         batch = batchline.batches.create(input_file_id=file.id)

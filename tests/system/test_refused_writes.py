@@ -31,9 +31,9 @@ def refuses_writes(request: Handler) -> bool:
 
 
 def test_rejected_writes_bound_number_of_repeated_requests(
-    simulator: Callable[..., Simulator], s3_server: S3Server, tmp_path: Path
+    start_simulator: Callable[..., Simulator], s3_server: S3Server, tmp_path: Path
 ) -> None:
-    upstream = simulator(latency_s=LATENCY_S)
+    upstream = start_simulator(latency_s=LATENCY_S)
     received = lambda: int(upstream.counters()["received"])  # noqa: E731
     with between(s3_server.url) as front:
         settings = s3_server.settings(

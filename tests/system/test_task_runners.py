@@ -27,31 +27,31 @@ pytestmark = [pytest.mark.system, pytest.mark.usefixtures("prefect_server")]
 TOTAL = 900
 
 
-def run(engine: Services, path: Path):
-    stored = store_input_file(engine, path)
-    with using_services(engine):
+def run(services: Services, path: Path):
+    stored = store_input_file(services, path)
+    with using_services(services):
         return process_batch(input_file_id=stored.id, return_state=True)
 
 
 @pytest.fixture
-def engine_of(engine_for: Callable[..., Services], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Services]:
-    """An engine whose settings are the environment's too, where the processes that send find them."""
+def engine_of(make_services: Callable[..., Services], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Services]:
+    """Services whose settings are also in the environment, where the processes that send find them."""
 
-    def make(stand_in: Simulator, **settings: object) -> Services:
-        engine = engine_for(
-            stand_in.base_url, upstream={"max_in_flight": 16}, chunk_requests=100, processes=2, **settings
+    def make(simulator: Simulator, **settings: object) -> Services:
+        services = make_services(
+            simulator.base_url, upstream={"max_in_flight": 16}, chunk_requests=100, processes=2, **settings
         )
-        for name, text in to_environment(engine.settings).items():
+        for name, text in to_environment(services.settings).items():
             monkeypatch.setenv(name, text)
-        return engine
+        return services
 
     return make
 
 
-def check_output(engine: Services, batch) -> None:
+def check_output(services: Services, batch) -> None:
     assert (batch.status, batch.request_counts.completed) == (BatchStatus.COMPLETED, TOTAL)
-    key = engine.records.get_file(batch.output_file_id).key
-    lines = [json.loads(line)["custom_id"] for line in engine.store.read(key).splitlines()]
+    key = services.records.get_file(batch.output_file_id).key
+    lines = [json.loads(line)["custom_id"] for line in services.store.read(key).splitlines()]
     assert lines == [f"request-{number}" for number in range(TOTAL)]
 
 
@@ -67,15 +67,15 @@ def another_cluster() -> Iterator[None]:
 
 @pytest.mark.usefixtures("another_cluster")
 @pytest.mark.parametrize("kind", ["processes", "dask", "ray"])
-def test_batch_is_sent_by_configured_task_runner(kind, simulator, engine_of, chat_file):
-    stand_in = simulator(latency_s=0.2)
-    engine = engine_of(stand_in, task_runner=kind)
+def test_batch_is_sent_by_configured_task_runner(kind, start_simulator, engine_of, chat_file):
+    simulator = start_simulator(latency_s=0.2)
+    services = engine_of(simulator, task_runner=kind)
 
-    state = run(engine, chat_file(TOTAL))
+    state = run(services, chat_file(TOTAL))
 
-    check_output(engine, state.result())
-    assert stand_in.counters()["received"] == TOTAL
-    assert engine.started_dispatcher is None or engine.dispatcher.metrics.outcomes.total() == 0
+    check_output(services, state.result())
+    assert simulator.counters()["received"] == TOTAL
+    assert services.started_dispatcher is None or services.dispatcher.metrics.outcomes.total() == 0
 
 
 @pytest.fixture
@@ -86,29 +86,29 @@ def cluster() -> Iterator[Callable[[int], LocalCluster]]:
         yield lambda port: stack.enter_context(LocalCluster(scheduler_port=port, **options))
 
 
-def test_batch_continues_after_dask_worker_is_killed(simulator, engine_of, chat_file, cluster):
-    stand_in = simulator(latency_s=0.2)
+def test_batch_continues_after_dask_worker_is_killed(start_simulator, engine_of, chat_file, cluster):
+    simulator = start_simulator(latency_s=0.2)
     (port,) = free_ports(1)
-    engine = engine_of(stand_in, task_runner="dask", task_runner_address=f"tcp://127.0.0.1:{port}")
+    services = engine_of(simulator, task_runner="dask", task_runner_address=f"tcp://127.0.0.1:{port}")
     cluster(port)
     with ThreadPoolExecutor(1) as pool:
-        ending = pool.submit(run, engine, chat_file(TOTAL))
-        while stand_in.counters()["received"] < TOTAL / 3:
+        ending = pool.submit(run, services, chat_file(TOTAL))
+        while simulator.counters()["received"] < TOTAL / 3:
             assert not ending.done()
             time.sleep(0.02)
         with Client(f"tcp://127.0.0.1:{port}", set_as_default=False) as client:
             victim = min(client.run(os.getpid).values())
         os.kill(victim, signal.SIGKILL)
 
-        check_output(engine, ending.result().result())
-    assert stand_in.counters()["received"] <= TOTAL + 16 + 16 * (0.2 / 0.2 + 2)
+        check_output(services, ending.result().result())
+    assert simulator.counters()["received"] <= TOTAL + 16 + 16 * (0.2 / 0.2 + 2)
 
 
-def test_unreachable_cluster_is_reported_before_sending(simulator, engine_of, chat_file):
-    stand_in = simulator()
-    engine = engine_of(stand_in, task_runner="dask", task_runner_address="tcp://127.0.0.1:9")
+def test_unreachable_cluster_is_reported_before_sending(start_simulator, engine_of, chat_file):
+    simulator = start_simulator()
+    services = engine_of(simulator, task_runner="dask", task_runner_address="tcp://127.0.0.1:9")
 
     with pytest.raises(InvalidInput, match=r"tcp://127\.0\.0\.1:9.*is it running"):
-        run(engine, chat_file(10)).result()
+        run(services, chat_file(10)).result()
 
-    assert stand_in.counters()["received"] == 0
+    assert simulator.counters()["received"] == 0

@@ -36,7 +36,7 @@ class Site(NamedTuple):
     environments: tuple[dict[str, str], dict[str, str]]
 
     def received(self) -> tuple[int, int]:
-        first, second = (simulator.counters()["received"] for simulator in self.simulators)
+        first, second = (start_simulator.counters()["received"] for start_simulator in self.simulators)
         return first, second
 
 
@@ -72,9 +72,9 @@ def site(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server, postgres
                 **seen_there,
                 "PREFECT_HOME": str(folder / host.name),
                 "BATCHLINE_HOME": str(folder / f"{host.name}-home"),
-                "OPENAI_BASE_URL": simulator.base_url,
+                "OPENAI_BASE_URL": start_simulator.base_url,
             }
-            for host, simulator in zip(hosts, simulators, strict=True)
+            for host, start_simulator in zip(hosts, simulators, strict=True)
         )
         here = {**os.environ, **shared, **to_environment(settings), "PREFECT_HOME": str(folder / "prefect")}
         here["PREFECT_API_DATABASE_CONNECTION_URL"] = postgres.url(orchestration).replace(
@@ -97,8 +97,8 @@ def site(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server, postgres
 
 @pytest.fixture
 def client(site: Site) -> Iterator[Batchline]:
-    for simulator in site.simulators:
-        simulator.reset()
+    for start_simulator in site.simulators:
+        start_simulator.reset()
     fields = {name: getattr(site.settings, name) for name in site.settings.model_fields_set}
     with Batchline(load_settings(**fields)) as opened:
         yield opened

@@ -20,29 +20,29 @@ from batchline.storage.records.store import open_records
 from batchline.web import with_pages
 
 
-def _served(home: Path, stand_in: dict[str, object], settings: dict[str, object]) -> Iterator[Served]:
+def _served(home: Path, simulator: dict[str, object], settings: dict[str, object]) -> Iterator[Served]:
     with ExitStack() as stack:
-        target = Simulator(SimulatorOptions.model_validate(stand_in))
+        target = Simulator(SimulatorOptions.model_validate(simulator))
         target.start()
         stack.callback(target.stop)
         address = settings.pop("base_url", target.base_url)
         upstream = {"base_url": address, "max_attempts": 3, "backoff_base_s": 0.01, "backoff_cap_s": 0.05}
         known = {"home": home, "upstreams": [Upstream.model_validate(upstream)], "flush_interval_s": 0.2}
         chosen = load_settings(**{**known, **settings})
-        engine = Services(settings=chosen, store=open_objects(chosen), records=open_records(chosen))
-        stack.callback(engine.records.close)
-        served = Served(Batchline(services=engine), target, with_pages)
+        services = Services(settings=chosen, store=open_objects(chosen), records=open_records(chosen))
+        stack.callback(services.records.close)
+        served = Served(Batchline(services=services), target, with_pages)
         stack.callback(served.close)
         yield served
 
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
-    """Serve API and pages on this test's own directory; `stand_in` are options of the simulator."""
+    """Serve API and pages on this test's own directory; `simulator` are options of the simulator."""
     with ExitStack() as stack:
 
-        def start(*, stand_in: dict[str, object] | None = None, **settings: object) -> Served:
-            return stack.enter_context(contextmanager(_served)(tmp_path / "home", stand_in or {}, settings))
+        def start(*, simulator: dict[str, object] | None = None, **settings: object) -> Served:
+            return stack.enter_context(contextmanager(_served)(tmp_path / "home", simulator or {}, settings))
 
         yield start
 

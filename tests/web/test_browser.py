@@ -111,7 +111,7 @@ def test_dropped_file_is_fixed_run_searched_and_retried(served: Served, look: Lo
 
 
 def test_running_batch_page_updates_in_place_and_can_be_cancelled(serve, look: Look):
-    served = serve(stand_in={"latency_s": 0.2}, flush_interval_s=0.1)
+    served = serve(simulator={"latency_s": 0.2}, flush_interval_s=0.1)
     file = served.client.files.create(file=("long.jsonl", lines(5_000)))
     batch = served.client.batches.create(input_file_id=file.id)
     page = look(f"{root_of(served.url)}/batches/{batch.id}", viewport={"width": 800, "height": 400})
@@ -131,7 +131,7 @@ def test_running_batch_page_updates_in_place_and_can_be_cancelled(serve, look: L
 
 
 def test_batch_list_updates_in_place_while_batch_runs(serve, look: Look):
-    served = serve(stand_in={"latency_s": 0.2}, flush_interval_s=0.1)
+    served = serve(simulator={"latency_s": 0.2}, flush_interval_s=0.1)
     file = served.client.files.create(file=("some.jsonl", lines(200)))
     batch = served.client.batches.create(input_file_id=file.id)
     page = look(root_of(served.url))
@@ -157,7 +157,7 @@ def test_progress_bars_show_1000_failures_in_a_million(serve, look: Look):
 
 
 def test_unreachable_server_shows_stale_notice_and_stops_animation(serve, look: Look):
-    served = serve(stand_in={"latency_s": 30}, grace_s=0)
+    served = serve(simulator={"latency_s": 30}, grace_s=0)
     file = served.client.files.create(file=("long.jsonl", lines(200)))
     batch = served.client.batches.create(input_file_id=file.id)
     page = look(f"{root_of(served.url)}/batches/{batch.id}", viewport={"width": 800, "height": 400})
@@ -177,7 +177,7 @@ def test_unreachable_server_shows_stale_notice_and_stops_animation(serve, look: 
 
 
 def test_batch_can_be_created_cancelled_and_retried_by_keyboard(serve, look: Look, tmp_path: Path):
-    served = serve(stand_in={"latency_s": 0.3}, flush_interval_s=0.1)
+    served = serve(simulator={"latency_s": 0.3}, flush_interval_s=0.1)
     path = requests_file(tmp_path / "keys.jsonl", 6_000)
     page = look(f"{root_of(served.url)}/files")
     page.on("filechooser", lambda chooser: chooser.set_files(path))
@@ -248,7 +248,7 @@ def test_pages_fit_phone_with_readable_contrast_and_labelled_controls(scheme, ad
 
 
 def test_animation_is_off_with_reduced_motion(serve, look: Look):
-    served = serve(stand_in={"latency_s": 30}, grace_s=0)
+    served = serve(simulator={"latency_s": 30}, grace_s=0)
     file = served.client.files.create(file=("long.jsonl", lines(1)))
     served.client.batches.create(input_file_id=file.id)
     moving = "() => getComputedStyle(document.querySelector('.turning')).animationName"

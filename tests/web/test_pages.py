@@ -89,7 +89,7 @@ def test_report_links_lead_to_batch_files(served: Served, person: Person, tmp_pa
 
 
 def test_running_batch_page_shows_progress_and_can_cancel(serve, tmp_path):
-    served = serve(stand_in={"latency_s": 0.5}, flush_interval_s=0.1)
+    served = serve(simulator={"latency_s": 0.5}, flush_interval_s=0.1)
     file = served.client.files.create(file=requests_file(tmp_path / "r.jsonl", 400))
     batch = served.client.batches.create(input_file_id=file.id)
     with Person(served.url.removesuffix("/v1")) as person:
@@ -117,7 +117,7 @@ def test_running_batch_page_shows_progress_and_can_cancel(serve, tmp_path):
 
 
 def test_cancelled_batch_page_separates_unanswered_from_failed(serve, tmp_path):
-    served = serve(stand_in={"latency_s": 30}, grace_s=0)
+    served = serve(simulator={"latency_s": 30}, grace_s=0)
     file = served.client.files.create(file=requests_file(tmp_path / "r.jsonl", 40))
     batch = served.client.batches.create(input_file_id=file.id)
     until(lambda: served.simulator.counters()["received"])
