@@ -83,6 +83,27 @@ def validate_metadata(metadata: dict[str, str] | None) -> dict[str, str] | None:
     return metadata
 
 
+PauseCode = Literal[
+    "by_user",
+    "sample",
+    "approval",
+    "max_cost",
+    "max_total_tokens",
+    "max_error_rate",
+    "identical_failures",
+    "quota",
+    "unauthorized",
+]
+
+
+class BatchPause(WireModel):
+    """The pause of a batch: it sends nothing until it is resumed, and its completion window stands still."""
+
+    at: int = Field(description="When it was paused.")
+    code: PauseCode = Field(description="Why: by a person, or the limit that was hit.")
+    message: str = Field(description="Why, for a person.")
+
+
 class BatchError(WireModel):
     """An error of a batch, with the line of the input file if it concerns one."""
 
@@ -225,6 +246,7 @@ class BatchResponse(WireModel):
     dwext: BatchDwExtResponse | None = None
     usage: BatchUsage | None = Field(default=None, description="Once the batch is over.")
     model: str | None = Field(default=None, description="If all requests name the same one.")
+    paused: BatchPause | None = Field(default=None, description="While the batch is paused.")
 
 
 class BatchListResponse(WireModel):
@@ -273,6 +295,7 @@ class ListBatchesQuery(CursorPagination, IncludeQuery):
         description="`in_progress` takes in validating and finalizing, `cancelled` cancelling, "
         "`expired` what is overdue or ended past its deadline.",
     )
+    paused: bool | None = Field(default=None, description="Only paused batches, or only those that are not.")
     created_after: datetime | None = Field(default=None, description="ISO 8601, inclusive.")
     created_before: datetime | None = Field(default=None, description="ISO 8601, inclusive.")
     active_first: bool = Field(default=False, description="Unfinished batches first, each group newest first.")

@@ -12,6 +12,7 @@ BatchlineError
 ├── StorageFault    the object store or the database failed; try again
 │   └── SourceFault     a place that files are picked up from failed
 ├── Interrupted     a run stopped before all requests were settled; the batch can be resumed
+│   └── BatchPaused     the batch is paused until someone resumes it
 └── BatchEnded      a batch ended, but not as `completed`
 ```
 
@@ -65,6 +66,23 @@ class SourceFault(StorageFault):
 
 class Interrupted(BatchlineError):
     """A run stopped before all requests were settled; answers are saved and the batch can be resumed."""
+
+
+class BatchPaused(Interrupted):
+    """The batch `batch_id` is paused; `code` is the reason, and its answers so far are saved."""
+
+    def __init__(self, message: str, *, batch_id: str, code: str) -> None:
+        super().__init__(message)
+        self.batch_id = batch_id
+        self.code = code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle with the keyword arguments, which the default implementation loses."""
+        return _batch_paused, (str(self), self.batch_id, self.code)
+
+
+def _batch_paused(message: str, batch_id: str, code: str) -> BatchPaused:
+    return BatchPaused(message, batch_id=batch_id, code=code)
 
 
 class BatchEnded(BatchlineError):

@@ -167,6 +167,9 @@ class Settings(BaseSettings):
     endpoints: tuple[str, ...] = Field(default=ENDPOINTS, description="The endpoints that batches may use.")
     min_completion_window: str = Field(default="1m", description="The shortest that a batch may ask for.")
     max_completion_window: str = Field(default="7d", description="The longest that a batch may ask for.")
+    max_paused: str = Field(
+        default="7d", description="How long a batch may stay paused; then it ends as expired, with what it has."
+    )
     run_past_window: bool = Field(
         default=False, description="Let a batch finish after its window instead of expiring it."
     )
@@ -223,7 +226,7 @@ class Settings(BaseSettings):
     def _expand_home(cls, home: Path) -> Path:
         return home.expanduser()
 
-    @field_validator("min_completion_window", "max_completion_window")
+    @field_validator("min_completion_window", "max_completion_window", "max_paused")
     @classmethod
     def _validate_completion_window(cls, window: str) -> str:
         try:
@@ -298,6 +301,11 @@ class Settings(BaseSettings):
                 f"endpoint is {endpoint!r}; allowed are {', '.join(self.endpoints)}", param="endpoint"
             )
         return endpoint
+
+    @property
+    def max_paused_s(self) -> int:
+        """Seconds that a batch may stay paused."""
+        return window_seconds(self.max_paused)
 
     def require_window_s(self, window: str) -> int:
         """Return the completion window in seconds if it is allowed; raises `InvalidInput` otherwise."""

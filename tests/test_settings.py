@@ -33,6 +33,7 @@ TEXTS = {
     "prefect_api_url": "http://localhost:4200/api",
     "min_completion_window": "2m",
     "max_completion_window": "6d",
+    "max_paused": "3d",
     "deployment": "process-batch/nightly",
     "task_runner": "dask",
     "task_runner_address": "tcp://scheduler:8786",

@@ -17,8 +17,9 @@ from batchline.analytics.request_metrics import RequestMetrics
 from batchline.engine.send_context import SenderBase
 from batchline.engine.sender_reports import RemoteSenders, SenderReport, decode_reports, encode_report, fatal_stop
 from batchline.engine.services import Services
+from batchline.models.batches import PauseCode
 from batchline.models.error_codes import ErrorCode
-from batchline.models.errors import BatchlineError, Conflict, LeaseLost, NotFound, StorageFault
+from batchline.models.errors import BatchlineError, BatchPaused, Conflict, LeaseLost, NotFound, StorageFault
 from batchline.models.status import BatchStatus
 from batchline.steps.send_chunk import ChunkSpec
 from batchline.storage.records.lease_owners import new_lease_owner
@@ -59,6 +60,8 @@ class BatchLease(SenderBase):
         if self.batch.status is BatchStatus.CANCELLING:
             # Cancelled before this runner claimed it: the requests are settled as cancelled, none is sent.
             self.session.stop(CANCEL_STOP)
+        elif self.batch.paused_at is not None and self._is_pause_over(self.batch.paused_at):
+            self.session.stop(PAUSE_EXPIRED_STOP)
         self._heartbeat_thread.start()
         return self
 
@@ -131,6 +134,22 @@ class BatchLease(SenderBase):
             1
         ]
 
+    def _is_pause_over(self, paused_at: int) -> bool:
+        return self.records.now() >= paused_at + self.services.settings.max_paused_s
+
+    def raise_if_paused(self) -> None:
+        """Raise `BatchPaused` if the batch was paused, unless it ends because it was paused for too long."""
+        stopped = self.session.stop_reason
+        if stopped is None or stopped.is_pause:
+            batch = self.records.get_batch(self.batch.id)
+            if batch.pause is not None or stopped is not None:
+                raise paused_error(batch)
+
+    def pause(self, message: str, *, code: PauseCode = "by_user") -> None:
+        """Pause the batch; raises `Conflict` if its requests are settled, and `StorageFault`."""
+        self.records.pause(self.batch.id, code=code, message=message)
+        self.session.stop(PAUSE_STOP)
+
     def interrupt(self, reason: str) -> None:
         """Stop sending; unsettled requests are left to the next runner."""
         self.session.stop(StopReason(code=None, message=reason))
@@ -159,10 +178,12 @@ class BatchLease(SenderBase):
         with self._track_heartbeat():
             self.exchange_reports()
             completed, failed = self.counts()
-            status = self.records.heartbeat(self.claim, completed=completed, failed=failed)
+            batch = self.records.heartbeat(self.claim, completed=completed, failed=failed)
         self._note_heartbeat(started_at)
-        if status is BatchStatus.CANCELLING:
+        if batch.status is BatchStatus.CANCELLING:
             self.session.stop(CANCEL_STOP)
+        elif batch.status is BatchStatus.IN_PROGRESS and batch.paused_at is not None:
+            self.session.stop(PAUSE_STOP)
 
     def _note_heartbeat(self, at: float) -> None:
         """Record a heartbeat and let the session send for half a lease, counted from before it was written."""
@@ -175,6 +196,17 @@ class BatchLease(SenderBase):
         return time.monotonic() - self._last_heartbeat_at > self.settings.lease_s / 2
 
 
+def paused_error(batch: BatchRecord) -> BatchPaused:
+    """Return the error that stops the run of a paused batch; the batch may have been resumed since."""
+    pause = batch.pause
+    message = f"batch {batch.id} is paused: {pause.message}" if pause else f"batch {batch.id} was paused"
+    return BatchPaused(message, batch_id=batch.id, code=pause.code if pause else "by_user")
+
+
+PAUSE_STOP = StopReason(code=None, message="the batch is paused", is_pause=True)
+PAUSE_EXPIRED_STOP = StopReason(
+    code=ErrorCode.BATCH_EXPIRED, message="the batch was paused for too long before this request was settled"
+)
 CANCEL_STOP = StopReason(
     code=ErrorCode.BATCH_CANCELLED, message="the batch was cancelled before this request was settled"
 )

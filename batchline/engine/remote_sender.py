@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from batchline.analytics.request_metrics import RequestMetrics
-from batchline.engine.lease import CANCEL_STOP
+from batchline.engine.lease import CANCEL_STOP, PAUSE_STOP
 from batchline.engine.send_context import SenderBase
 from batchline.engine.sender_reports import (
     SenderReport,
@@ -110,7 +110,7 @@ class RemoteSender(SenderBase):
         # A success in any process shows that the upstream does not refuse every request.
         if lease.completed or any(total_counts([report])[0] for report in reports.values()):
             self.session.has_remote_success = True
-        self._apply_stop(lease.status, reports)
+        self._apply_stop(lease, reports)
 
     def _build_report(self) -> SenderReport:
         self._report_number += 1
@@ -130,10 +130,12 @@ class RemoteSender(SenderBase):
         self._runner_alive_at = max(self._runner_alive_at, started_at - max(0.0, lease.age_s))
         self.session.renew(self._runner_alive_at + self.settings.lease_s / 2 - time.monotonic())
 
-    def _apply_stop(self, status: BatchStatus, reports: dict[str, SenderReport]) -> None:
+    def _apply_stop(self, lease: SharedLease, reports: dict[str, SenderReport]) -> None:
         runner_report = reports.pop(RUNNER_SENDER, SenderReport())
-        if status is BatchStatus.CANCELLING:
+        if lease.status is BatchStatus.CANCELLING:
             self.session.stop(CANCEL_STOP)
+        elif lease.is_paused:
+            self.session.stop(PAUSE_STOP)
         elif (stop := runner_report.stopped or fatal_stop(reports.values())) is not None:
             self.session.stop(stop)
 

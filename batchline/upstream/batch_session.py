@@ -41,6 +41,7 @@ class BatchSession:
         self.deadline = deadline
         self.grace_s = grace_s
         self.stop_reason: StopReason | None = None
+        self._has_grace_started = False
         self.permit = Permit()
         self.queues: list[ChunkQueue] = []
         self.completed = self.failed = self.in_flight = self.attempts = self.retried = 0
@@ -90,12 +91,21 @@ class BatchSession:
             self.loop.call_soon_threadsafe(self.loop.call_later, after_s, self._end_handed_over, queue_order)
 
     def stop(self, stop: StopReason) -> None:
-        """Stop sending; only the first stop counts. Requests in flight are aborted after the grace period."""
+        """Stop sending; only the first stop counts.
+
+        Requests in flight are aborted after the grace period. A pause waits for them until another stop follows.
+        """
         with self._lock:
-            if self.stop_reason is not None:
-                return
-            self.stop_reason = stop
-        self.loop.call_soon_threadsafe(self._stop_on_loop)
+            is_first = self.stop_reason is None
+            if is_first:
+                self.stop_reason = stop
+            # Requests in flight are paid for already, so their replies may still arrive for a while.
+            starts_grace = not stop.is_pause and not self._has_grace_started
+            self._has_grace_started |= starts_grace
+        if is_first:
+            self.loop.call_soon_threadsafe(self._stop_on_loop)
+        if starts_grace:
+            self.loop.call_soon_threadsafe(self.loop.call_later, self.grace_s, self.abort_in_flight)
 
     def close(self) -> None:
         """Close the session; calls in flight are dropped."""
@@ -134,6 +144,8 @@ class BatchSession:
         if self.deadline is not None and time.time() < self.deadline:
             self.schedule_deadline_check()
             return
+        if self.stop_reason is not None:  # the window of a batch that was paused stands still
+            return
         self.stop(
             StopReason(ErrorCode.BATCH_EXPIRED, "the completion window closed before this request was settled")
         )
@@ -151,8 +163,6 @@ class BatchSession:
             queue.settle_pending()
         for pool in self.pools.values():
             pool.drop_retries(self)
-        # Requests in flight are paid for already: the grace period lets their replies still arrive.
-        self.loop.call_later(self.grace_s, self.abort_in_flight)
         for queue in self.queues:
             queue.wake_reader()
 

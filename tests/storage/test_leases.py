@@ -72,7 +72,7 @@ def test_owner_claiming_again_gets_next_epoch(records: Records, batch: BatchReco
 def test_heartbeat_stores_counts_and_returns_status(records: Records, batch: BatchRecord) -> None:
     lease = claim(records, batch, "first", NOW)
 
-    status = records.heartbeat(lease, now=NOW + 5.5, completed=3, failed=2)
+    status = records.heartbeat(lease, now=NOW + 5.5, completed=3, failed=2).status
 
     noted = records.get_batch(batch.id)
     assert status is BatchStatus.IN_PROGRESS
@@ -123,7 +123,7 @@ def test_releasing_lost_lease_keeps_the_new_one(records: Records, batch: BatchRe
 
     records.release(lost)
 
-    assert records.heartbeat(held, now=NOW + 62) is BatchStatus.IN_PROGRESS
+    assert records.heartbeat(held, now=NOW + 62).status is BatchStatus.IN_PROGRESS
 
 
 def test_lease_released_twice_stays_released(records: Records, batch: BatchRecord) -> None:
@@ -173,7 +173,7 @@ def test_clock_behind_does_not_extend_expired_lease(
     monkeypatch.setattr(time, "time", lambda: here() - 10 * LEASE_S)
 
     lease = records.claim(batch.id, owner="another:1:machine", lease_s=0.1)
-    assert records.heartbeat(lease) is BatchStatus.IN_PROGRESS
+    assert records.heartbeat(lease).status is BatchStatus.IN_PROGRESS
     age_s = records.report_sender(batch.id, lease.epoch, "sender", "{}").age_s
     time.sleep(0.2)
 

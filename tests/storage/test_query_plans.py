@@ -147,6 +147,7 @@ FILTERS: dict[str, tuple[str, dict[str, object]]] = {
     "failed": ("state", {"status": "failed"}),
     "cancelled": ("state", {"status": "cancelled"}),
     "expired": ("lateness", {"status": "expired"}),
+    "paused": ("pause", {"paused": True}),
     "completed, active first": ("state", {"status": "completed", "active_first": True}),
     "cancelled, active first": ("state", {"status": "cancelled", "active_first": True}),
     "a member's": ("member", {"member_id": MEMBERS[0]}),

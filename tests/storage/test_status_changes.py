@@ -111,7 +111,7 @@ def test_status_change_without_lease_works_on_claimed_batch(records: Records) ->
 
     records.change_status(batch.id, BatchStatus.CANCELLING, now=LATER)
 
-    assert records.heartbeat(lease, now=LATER) is BatchStatus.CANCELLING
+    assert records.heartbeat(lease, now=LATER).status is BatchStatus.CANCELLING
 
 
 def test_second_change_from_one_status_is_rejected(records: Records) -> None:

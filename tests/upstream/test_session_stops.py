@@ -51,6 +51,48 @@ def test_calls_in_flight_beyond_the_grace_period_get_the_stop_code(
     )
 
 
+def test_pause_waits_for_calls_in_flight_and_leaves_the_rest_unsettled(
+    gated: ScriptedServer, gate: threading.Event, caller_of: Callable
+) -> None:
+    with open_run(caller_of(gated.base_url, max_in_flight=4), grace_s=0.0) as run, run.open_queue(0) as feed:
+        feed.put(made_calls(some_bodies(50)))
+        until(lambda: len(gated.received) == 4)
+        run.stop(StopReason(None, "paused", is_pause=True))
+        time.sleep(0.3)
+        assert not feed.is_done, "requests in flight are waited for beyond the grace period"
+        gate.set()
+        answers = answers_of(feed)
+
+    assert [answer.code for answer in answers] == [None] * 4
+    assert len(gated.received) == 4
+
+
+def test_stop_during_a_pause_aborts_calls_in_flight_after_the_grace_period(
+    gated: ScriptedServer, caller_of: Callable
+) -> None:
+    with open_run(caller_of(gated.base_url, max_in_flight=4), grace_s=0.1) as run, run.open_queue(0) as feed:
+        feed.put(made_calls(some_bodies(10)))
+        until(lambda: len(gated.received) == 4)
+        run.stop(StopReason(None, "paused", is_pause=True))
+        run.stop(StopReason(ErrorCode.BATCH_CANCELLED, "enough"))
+
+        assert answers_of(feed) == []
+        assert run.stop_reason is not None
+        assert run.stop_reason.is_pause
+
+
+def test_pause_outlasts_the_deadline(gated: ScriptedServer, gate: threading.Event, caller_of: Callable) -> None:
+    deadline = time.time() + 0.3
+    with open_run(caller_of(gated.base_url), grace_s=0.0, deadline=deadline) as run, run.open_queue(0) as feed:
+        feed.put(made_calls(some_bodies(1)))
+        until(lambda: gated.received)
+        run.stop(StopReason(None, "paused", is_pause=True))
+        time.sleep(0.6)
+        gate.set()
+
+        assert [answer.code for answer in answers_of(feed)] == [None]
+
+
 def test_deadline_passed_by_a_clock_jump_expires_the_session(
     gated: ScriptedServer, caller_of: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

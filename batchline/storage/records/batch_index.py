@@ -44,12 +44,16 @@ _STATUS_FILTERS: Final[Mapping[str | None, tuple[_Condition | None, _Condition |
     "completed": (None, _columns.state == S.COMPLETED),
     "failed": (None, _columns.state == S.FAILED),
     "cancelled": (_columns.state == S.CANCELLING, _columns.state == S.CANCELLED),
-    "expired": (and_(_is_active, _columns.expires_at < bindparam("now")), _columns.is_late == true()),
+    # The window of a paused batch stands still.
+    "expired": (
+        and_(_is_active, _columns.is_paused == false(), _columns.expires_at < bindparam("now")),
+        _columns.is_late == true(),
+    ),
 }
 """Conditions of each status filter, for unfinished and finished batches; one index serves each condition."""
 
 INDEXED_FIELDS: Final = frozenset(
-    {"status", "created_at", "expires_at", "member_id", "input_filename", "metadata"}
+    {"status", "created_at", "expires_at", "member_id", "input_filename", "metadata", "paused_at"}
     | {f"{state}_at" for state in TERMINAL_STATUSES}
 )
 """Fields of a batch on which its index row depends."""
@@ -63,6 +67,7 @@ def index_row(record: BatchRecord) -> dict[str, object]:
         "state": S.IN_PROGRESS if record.status in _IN_PROGRESS else record.status,
         "is_over": record.status in TERMINAL_STATUSES,
         "is_late": _missed_window(record),
+        "is_paused": record.paused_at is not None,
         "expires_at": record.expires_at,
         "member_id": record.member_id,
         "search_text": search_text(record.id, record.input_filename, record.metadata),
@@ -117,8 +122,11 @@ def _condition_groups(
 def _common_conditions(
     query: ListBatchesQuery, folded_search: str, *, after: BatchRecord | None
 ) -> list[_Condition]:
-    """Return the conditions on time, member and text."""
+    """Return the conditions on pause, time, member and text."""
     bounds: list[_Condition] = []
+    if query.paused is not None:
+        # Written out, not bound: the index of the paused is found by the text of its condition.
+        bounds.append(_columns.is_paused == (true() if query.paused else false()))
     newest = None if query.created_before is None else _to_seconds(query.created_before)
     # Only the lower of the two upper bounds: with both, the database could start the index scan at the wrong one.
     if after is not None and (newest is None or after.created_at <= newest):

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, Update, case, or_, update
 
 from batchline.models.errors import Conflict, LeaseLost, NotFound
-from batchline.models.status import ACTIVE_STATUSES, BatchStatus
+from batchline.models.status import ACTIVE_STATUSES
 from batchline.storage.records.batch_index import INDEXED_FIELDS, update_index_row
 from batchline.storage.records.clock import DatabaseClock, database_time
 from batchline.storage.records.files import find_row
@@ -77,10 +77,10 @@ class LeaseRecords(SenderRecords):
 
     def heartbeat(
         self, lease: Lease, *, completed: int | None = None, failed: int | None = None, now: float | None = None
-    ) -> BatchStatus:
+    ) -> BatchRecord:
         """Renew the lease at the time `now`, by default the database's, and store the counts.
 
-        Returns the batch's status; raises `LeaseLost`.
+        Returns the batch, which may have been cancelled or paused; raises `LeaseLost`.
         """
         counts = {"completed": completed, "failed": failed}
         # A late heartbeat must not overwrite the final counts.
@@ -91,7 +91,7 @@ class LeaseRecords(SenderRecords):
             if count is not None
         }
         values = {"lease_at": database_time(self._engine) if now is None else now, **new_counts}
-        return self._update_batch(update(batches), lease.batch_id, lease, values, "cannot be kept").status
+        return self._update_batch(update(batches), lease.batch_id, lease, values, "cannot be kept")
 
     def release(self, lease: Lease) -> None:
         """Release the lease, so that it can be claimed at once; a lost lease is ignored."""

@@ -13,8 +13,10 @@ from batchline.models.batches import (
     BatchDwExtResponse,
     BatchError,
     BatchErrors,
+    BatchPause,
     BatchResponse,
     BatchUsage,
+    PauseCode,
     RequestCounts,
 )
 from batchline.models.files import FileObject, FilePurpose
@@ -98,6 +100,19 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
     announced_at: int | None = None
     """Time at which the batch's end was announced in Prefect."""
 
+    paused_at: int | None = None
+    pause_code: PauseCode | None = None
+    pause_message: str | None = None
+    pauses: int = 0
+    """The number of times that the batch was paused; with its id it names a pause."""
+
+    @property
+    def pause(self) -> BatchPause | None:
+        """The pause, or None if the batch is not paused."""
+        if self.paused_at is None or self.pause_code is None:
+            return None
+        return BatchPause(at=self.paused_at, code=self.pause_code, message=self.pause_message or "")
+
     @property
     def ended_at(self) -> int:
         """Time of the end in Unix seconds; 0 if the batch is not finished."""
@@ -126,6 +141,7 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
         fields["errors"] = BatchErrors(data=list(self.errors)) if self.errors else None
         fields["request_counts"] = RequestCounts(total=self.total, completed=self.completed, failed=self.failed)
         fields["usage"] = None if self.analytics is None else BatchUsage.from_analytics(self.analytics)
+        fields["paused"] = self.pause
         if not include_analytics:
             fields["analytics"] = None
         return BatchResponse(**fields)

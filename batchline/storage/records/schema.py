@@ -17,7 +17,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD: Final = "0012"
+HEAD: Final = "0013"
 """The newest migration; a test compares it with the scripts."""
 
 metadata = MetaData()
@@ -84,6 +84,10 @@ batches = Table(
     Column("final_prefix", Text),
     Column("last_flow_run_id", String(64)),
     Column("announced_at", BigInteger),
+    Column("paused_at", BigInteger),
+    Column("pause_code", String(32)),
+    Column("pause_message", Text),
+    Column("pauses", Integer, nullable=False, server_default="0"),
     Index("batches_by_flow_run", "flow_run_id", unique=True),
     Index("batches_by_last_flow_run", "last_flow_run_id"),
     Index("batches_by_input_file", "input_file_id"),
@@ -104,11 +108,20 @@ batch_index = Table(
     Column("search_text", Text, nullable=False),
     Column("is_over", Boolean, nullable=False, server_default=false()),
     Column("is_late", Boolean, nullable=False, server_default=false()),
+    Column("is_paused", Boolean, nullable=False, server_default=false()),
     Index("listed_batches_by_id", "batch_id", unique=True),
     Index("listed_batches_by_creation", "created_at", "batch_id"),
     Index("listed_batches_by_state", "state", "created_at", "batch_id"),
     Index("listed_batches_by_end", "is_over", "created_at", "batch_id"),
     Index("listed_batches_by_lateness", "is_late", "created_at", "batch_id"),
+    # Only of the few that are paused: the condition that a batch is not must not choose this index.
+    Index(
+        "listed_batches_by_pause",
+        "created_at",
+        "batch_id",
+        sqlite_where=text("is_paused = 1"),
+        postgresql_where=text("is_paused = true"),
+    ),
     Index("listed_batches_by_member", "member_id", "created_at", "batch_id"),
     Index("listed_batches_by_member_and_end", "member_id", "is_over", "created_at", "batch_id"),
     Index("listed_batches_by_member_and_state", "member_id", "state", "created_at", "batch_id"),

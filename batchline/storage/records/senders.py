@@ -22,6 +22,7 @@ class SharedLease(msgspec.Struct, frozen=True):
 
     age_s: float
     status: BatchStatus
+    is_paused: bool
     completed: int
     reports: dict[str, str]
 
@@ -37,7 +38,7 @@ class SenderRecords(Transactions):
         own_row = (senders.c.batch_id == batch_id, senders.c.epoch == epoch, senders.c.sender == sender)
         values = {"batch_id": batch_id, "epoch": epoch, "sender": sender, "report": report}
         age_s = (database_time(self._engine) - batches.c.lease_at).label("age_s")
-        active_lease = select(age_s, batches.c.status, batches.c.completed).where(
+        active_lease = select(age_s, batches.c.status, batches.c.paused_at, batches.c.completed).where(
             batches.c.id == batch_id, batches.c.epoch == epoch, batches.c.lease_owner.is_not(None)
         )
 
@@ -49,7 +50,13 @@ class SenderRecords(Transactions):
             if not connection.execute(update(senders).where(*own_row).values(report=report)).rowcount:
                 connection.execute(insert(senders).values(**values))
             reports = _read_reports(connection, batch_id, epoch)
-            return SharedLease(lease_row.age_s, BatchStatus(lease_row.status), lease_row.completed, reports)
+            return SharedLease(
+                lease_row.age_s,
+                BatchStatus(lease_row.status),
+                lease_row.paused_at is not None,
+                lease_row.completed,
+                reports,
+            )
 
         shared_lease = self._run_write(store_report)
         if shared_lease is None:

@@ -1,12 +1,13 @@
 """The records of files and batches; each change is one atomic transaction."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
 from sqlalchemy import (
     Connection,
     Row,
+    func,
     insert,
     or_,
     select,
@@ -14,7 +15,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import delete as delete_from
 
-from batchline.models.batches import ListBatchesQuery
+from batchline.models.batches import ListBatchesQuery, PauseCode
 from batchline.models.errors import Conflict, InvalidInput, LimitReached
 from batchline.models.settings import Settings
 from batchline.models.status import TERMINAL_STATUSES, BatchStatus, allowed_from, timestamp_field
@@ -67,6 +68,13 @@ __all__ = [
     "synced_file_id",
     "upgrade_database",
 ]
+
+
+PAUSABLE: Final = (str(BatchStatus.VALIDATING), str(BatchStatus.IN_PROGRESS))
+"""Statuses in which a batch can be paused: those in which it sends requests, or will."""
+
+NO_PAUSE: Final[Mapping[str, object]] = {"paused_at": None, "pause_code": None, "pause_message": None}
+"""The columns of a batch that is not paused."""
 
 
 class Records(FileRecords, SyncedFiles, LeaseRecords):
@@ -218,11 +226,50 @@ class Records(FileRecords, SyncedFiles, LeaseRecords):
         and `LeaseLost` if the lease was lost.
         """
         timestamp = timestamp_field(target)
-        values = to_columns({**fields, **({timestamp: now} if timestamp else {}), "status": target})
+        # A batch that moves on after sending is paused no more.
+        pause = {} if target is BatchStatus.IN_PROGRESS else NO_PAUSE
+        values = to_columns({**pause, **fields, **({timestamp: now} if timestamp else {}), "status": target})
         # Checked in the UPDATE itself, so that of two concurrent changes only one succeeds.
         allowed = [str(state) for state in allowed_from(target)]
         statement = update(batches).where(batches.c.status.in_(allowed))
         return self._update_batch(statement, batch_id, lease, values, f"cannot become {target}", file_changes)
+
+    def pause(self, batch_id: str, *, code: PauseCode, message: str) -> BatchRecord:
+        """Pause a batch that is `validating` or `in_progress`, and return it; one that is paused stays as it is.
+
+        Raises `Conflict` in any other status.
+        """
+        batch = self.get_batch(batch_id)
+        if batch.paused_at is not None:
+            return batch
+        values = {
+            "paused_at": int(self.now()),
+            "pause_code": code,
+            "pause_message": message,
+            "pauses": batches.c.pauses + 1,
+        }
+        statement = update(batches).where(batches.c.status.in_(PAUSABLE), batches.c.paused_at.is_(None))
+        try:
+            return self._update_batch(statement, batch_id, None, values, "cannot be paused")
+        except Conflict:
+            # Two who pause a batch at the same time have both paused it.
+            batch = self.get_batch(batch_id)
+            if batch.paused_at is None:
+                raise
+            return batch
+
+    def resume(self, batch_id: str) -> BatchRecord:
+        """End the batch's pause and return it; its window ends later by the time of the pause.
+
+        Raises `Conflict` if it is not paused.
+        """
+        # Not less than 0: the clock of the database may have been set back.
+        paused_s = func.greatest(0, int(self.now()) - batches.c.paused_at)
+        if self._engine.dialect.name == "sqlite":
+            paused_s = func.max(0, int(self.now()) - batches.c.paused_at)
+        values = {**NO_PAUSE, "expires_at": batches.c.expires_at + paused_s}
+        statement = update(batches).where(batches.c.status.in_(PAUSABLE), batches.c.paused_at.is_not(None))
+        return self._update_batch(statement, batch_id, None, values, "is not paused")
 
     def retry(
         self,
