@@ -13,13 +13,9 @@ from typing import Any, Final
 from batchline.models.errors import Conflict, NotFound, StorageFault
 from batchline.models.settings import Settings
 from batchline.storage.objects.readers import Readable
-from batchline.storage.objects.s3 import (
-    EXTERNAL_BUFFER_BYTES,
-    S3_ERRORS,
-    ExternalObject,
-    S3ObjectStore,
-    s3_error_code,
-)
+from batchline.storage.objects.s3 import S3ObjectStore
+from batchline.storage.objects.s3_client import S3_ERRORS, s3_error_code
+from batchline.storage.objects.s3_external import EXTERNAL_BUFFER_BYTES, ExternalObject
 from batchline.storage.objects.store import ObjectInfo
 from batchline.sync.folder import WatchedFile, WatchedFolder, matches_pattern, translate_storage_faults
 

@@ -77,14 +77,6 @@ def create_file(path: Path, *, private: bool) -> BinaryIO:
     raise AssertionError
 
 
-def close_quietly(file: BinaryIO) -> None:
-    """Close a file whose content is no longer needed, and ignore errors."""
-    try:
-        file.close()
-    except OSError:
-        return
-
-
 def temporary_path_for(path: Path) -> Path:
     """Return a new path in the same folder, to be renamed to `path` later."""
     return path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
@@ -139,12 +131,10 @@ def translate_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageFault(f"{_describe_os_error(error)} at {path}") from error
-
-
-def _describe_os_error(error: OSError) -> str:
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return "the disk is full: nothing can be written"
-    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-        return "access is refused"
-    return f"storage failed ({error.strerror or type(error).__name__})"
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            problem = "the disk is full: nothing can be written"
+        elif error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            problem = "access is refused"
+        else:
+            problem = f"storage failed ({error.strerror or type(error).__name__})"
+        raise StorageFault(f"{problem} at {path}") from error

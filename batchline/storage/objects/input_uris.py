@@ -18,7 +18,7 @@ def open_input_uri(uri: str, settings: Settings) -> Iterator[IO[bytes]]:
     """
     if uri.startswith("s3://"):
         require_allowed_s3_uri(uri, settings)
-        from batchline.storage.objects.s3 import open_external  # noqa: PLC0415 - half a second that local files do not need
+        from batchline.storage.objects.s3_external import open_external  # noqa: PLC0415 - half a second that local files do not need
 
         with open_external(uri, settings) as file:
             yield file

@@ -3,6 +3,7 @@
 import os
 import shutil
 import stat
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,7 +14,6 @@ from batchline.models.errors import NotFound, StorageFault
 from batchline.storage.objects import layout
 from batchline.storage.objects.disk import (
     TEMPORARY_PREFIX,
-    close_quietly,
     create_file,
     flush_durably,
     is_temporary,
@@ -54,13 +54,7 @@ class LocalObjectStore(ObjectStore):
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         """Return bytes `start` to `end` (exclusive)."""
-        with translate_os_errors(self._path_of(key)), self._path_of(key).open("rb", buffering=0) as file:
-            if end is None:
-                end = os.fstat(file.fileno()).st_size
-            data = pread(file, start, end)
-        if len(data) < end - start:
-            raise StorageFault(f"{self._path_of(key)} ends at byte {start + len(data)}; {end} were expected")
-        return data
+        return b"".join(self.stream(key, start, end, block_bytes=sys.maxsize))
 
     def stream(
         self, key: str, start: int = 0, end: int | None = None, block_bytes: int = STREAM_BLOCK_BYTES
@@ -131,7 +125,8 @@ class LocalObjectStore(ObjectStore):
         """Yield every file below that directory, grouped by folder."""
         for path in self._files_below(prefix):
             if not path.name.startswith(TEMPORARY_PREFIX):
-                yield from self._info_if_present(path)
+                with suppress(FileNotFoundError):  # deleted since its directory was read
+                    yield _to_object_info(path.relative_to(self._root).as_posix(), path.stat())
 
     def _files_below(self, prefix: str) -> Iterator[Path]:
         top = self._path_of(prefix.rstrip("/")) if prefix.strip("/") else self._root
@@ -143,23 +138,18 @@ class LocalObjectStore(ObjectStore):
     def incomplete_uploads(self, *, older_than_s: float) -> list[str]:
         """Return the paths of temporary files that were not written to for `older_than_s`."""
         modified_before = time.time() - older_than_s
-        paths = [path for path in self._files_below("") if self._is_own_temporary_file(path)]
-        return [str(path) for path in paths if modified_at(path) < modified_before]
-
-    def _is_own_temporary_file(self, path: Path) -> bool:
-        """Return True for a temporary file of ours, below the folders of files and batches."""
-        return is_temporary(path.name) and layout.is_own_key(path.relative_to(self._root).as_posix())
+        return [
+            str(path)
+            for path in self._files_below("")
+            if is_temporary(path.name)
+            and layout.is_own_key(path.relative_to(self._root).as_posix())
+            and modified_at(path) < modified_before
+        ]
 
     def abort_upload(self, upload: str) -> None:
         """Delete the temporary file."""
         with translate_write_errors(Path(upload)):
             Path(upload).unlink(missing_ok=True)
-
-    def _info_if_present(self, path: Path) -> list[ObjectInfo]:
-        try:
-            return [_to_object_info(path.relative_to(self._root).as_posix(), path.stat())]
-        except FileNotFoundError:  # deleted since its directory was read
-            return []
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete the files, and the folders that become empty."""
@@ -167,16 +157,9 @@ class LocalObjectStore(ObjectStore):
             path = self._path_of(key)
             with suppress(NotFound), translate_os_errors(path):
                 path.unlink()
-                self._remove_empty_folders(path.parent)
-
-    def _remove_empty_folders(self, folder: Path) -> None:
-        while folder != self._root and self._root in folder.parents:
-            # No check first: `rmdir` fails if another process has just put a file there.
-            try:
-                folder.rmdir()
-            except OSError:
-                return
-            folder = folder.parent
+                with suppress(OSError):  # `rmdir` fails for a folder that is not empty, which ends the loop
+                    for folder in path.parents[: len(Path(key).parts) - 1]:
+                        folder.rmdir()
 
     def uri(self, key: str) -> str:
         """Return the file's path."""
@@ -197,7 +180,8 @@ class LocalObjectStore(ObjectStore):
                 os.replace(temporary_path, path)  # noqa: PTH105 - as above
                 sync_folder(path.parent)
         except BaseException:
-            close_quietly(file)
+            with suppress(OSError):
+                file.close()
             temporary_path.unlink(missing_ok=True)
             raise
 

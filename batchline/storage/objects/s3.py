@@ -1,46 +1,32 @@
-"""The object store in an S3 bucket, through s3fs: range requests to read, multipart uploads to write."""
+"""The object store in an S3 bucket: range requests to read, multipart uploads to write."""
 
 import errno
-import io
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
-from typing import IO, Any, Final, TypeVar
+from typing import Any, Final
 
-import aiohttp
-import s3fs
-from botocore.exceptions import BotoCoreError, ClientError
-from botocore.parsers import ResponseParserError
-
-from batchline.models.errors import BatchlineError, InvalidInput, NotFound, StorageFault
+from batchline.models.errors import InvalidInput, StorageFault
 from batchline.models.settings import Settings
 from batchline.storage.objects import layout
+from batchline.storage.objects.s3_client import (
+    RANGE_BYTES,
+    S3_ERRORS,
+    create_filesystem,
+    open_for_reading,
+    prefetch,
+    s3_error_code,
+    translate_s3_errors,
+)
 from batchline.storage.objects.store import ObjectInfo, ObjectStore, ObjectWriter, validate_key
 
-RANGE_BYTES: Final = 8 * 2**20
 BLOCK_BYTES: Final = 16 * 2**20
 MIN_PART_BYTES: Final = 5 * 2**20
 """S3's minimum size of the parts of a multipart upload, except the last."""
 
-EXTERNAL_BUFFER_BYTES: Final = 2**20
 PREFETCH_REQUESTS: Final = 4
 MAX_KEYS_PER_DELETE: Final = 1_000
-MAX_READ_ATTEMPTS: Final = 2
-"""Attempts of s3fs if a body breaks off; botocore retries earlier failures itself."""
-
-S3_ERRORS: Final = (
-    *(OSError, TimeoutError, aiohttp.ClientError),
-    *(ClientError, BotoCoreError, ResponseParserError),
-    KeyError,  # a reply without the fields of S3, for example a web page
-)
-NOT_FOUND_CODES: Final = frozenset({"", "404", "NoSuchKey", "NotFound"})
-"""Error codes of S3 for a missing object; empty if s3fs raised the error itself."""
-
-_T = TypeVar("_T")
-
 RANGE_NOT_SATISFIABLE_CODES: Final = frozenset({"416", "InvalidRange"})
 
 
@@ -55,7 +41,7 @@ class S3ObjectStore(ObjectStore):
             raise InvalidInput(
                 f"storage_url is {url!r}; it names no bucket: s3://bucket/prefix", param="storage_url"
             )
-        self._filesystem = _create_filesystem(settings)
+        self._filesystem = create_filesystem(settings)
 
     def _path_of(self, key: str) -> str:
         return f"{self._root_path}/{validate_key(key)}"
@@ -98,7 +84,7 @@ class S3ObjectStore(ObjectStore):
         All are of the current version of the object; raises `StorageFault` if it is replaced meanwhile.
         """
         with self._translate_errors(key, is_lookup=True):
-            file = _open_for_reading(self._filesystem, self._path_of(key), cache_type="none")
+            file = open_for_reading(self._filesystem, self._path_of(key), cache_type="none")
         stop = file.size if end is None else end
 
         def fetch(offset: int) -> bytes:
@@ -108,7 +94,7 @@ class S3ObjectStore(ObjectStore):
                 data = bytes(file.read(range_end - offset))
             return self._require_length(key, offset, range_end, data)
 
-        yield from _prefetch([partial(fetch, offset) for offset in range(start, stop, RANGE_BYTES)], 1)
+        yield from prefetch([partial(fetch, offset) for offset in range(start, stop, RANGE_BYTES)], 1)
 
     def _require_length(self, key: str, start: int, end: int | None, data: bytes) -> bytes:
         """Return the data if it is the whole range, else raise `StorageFault`."""
@@ -123,12 +109,14 @@ class S3ObjectStore(ObjectStore):
             # `autocommit=False`: `close` alone must not make an incomplete object visible.
             file = self._filesystem.open(self._path_of(key), "wb", block_size=BLOCK_BYTES, autocommit=False)
         try:
-            yield _S3Writer(self, key, file)
+            yield _S3Writer(file, self.uri(key))
             with self._translate_errors(key):
                 file.close()
                 file.commit()
         except BaseException:
-            _abort_write(file)
+            with suppress(*S3_ERRORS):
+                file.discard()
+            file.closed = True  # else the garbage collector would close it, which uploads its buffer
             raise
 
     def put(self, key: str, data: bytes) -> None:
@@ -169,7 +157,7 @@ class S3ObjectStore(ObjectStore):
             for offset in range(0, size, RANGE_BYTES)
         ]
         with self.writer(target) as file:
-            for data in _prefetch(fetches, PREFETCH_REQUESTS):
+            for data in prefetch(fetches, PREFETCH_REQUESTS):
                 file.write(data)
         return sum(size for _, size in non_empty)
 
@@ -195,7 +183,7 @@ class S3ObjectStore(ObjectStore):
             ]
             parts = [
                 {"PartNumber": number, "ETag": response["CopyPartResult"]["ETag"]}
-                for number, response in enumerate(_prefetch(copies, PREFETCH_REQUESTS), start=1)
+                for number, response in enumerate(prefetch(copies, PREFETCH_REQUESTS), start=1)
             ]
             call_s3(
                 "complete_multipart_upload", **destination, UploadId=upload_id, MultipartUpload={"Parts": parts}
@@ -226,7 +214,9 @@ class S3ObjectStore(ObjectStore):
                     "list_objects_v2", Bucket=self._bucket, Prefix=prefix, **options, **token
                 )
                 has_more = page["IsTruncated"]
-            yield from [self._to_object_info(entry) for entry in page.get("Contents", ())]
+            for entry in page.get("Contents", ()):
+                key = entry["Key"].removeprefix(f"{self._prefix}/") if self._prefix else entry["Key"]
+                yield ObjectInfo(key, int(entry["Size"]), str(entry.get("ETag", "")).strip('"'))
             if not has_more:
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}
@@ -257,10 +247,6 @@ class S3ObjectStore(ObjectStore):
         with self._translate_errors(key):
             self._filesystem.call_s3("abort_multipart_upload", Bucket=self._bucket, Key=key, UploadId=upload_id)
 
-    def _to_object_info(self, entry: dict[str, Any]) -> ObjectInfo:
-        key = entry["Key"].removeprefix(f"{self._prefix}/") if self._prefix else entry["Key"]
-        return ObjectInfo(key, int(entry["Size"]), str(entry.get("ETag", "")).strip('"'))
-
     def delete(self, keys: Iterable[str]) -> None:
         """Delete the objects, many in one request."""
         object_ids = [{"Key": self._object_key(key)} for key in keys]
@@ -281,135 +267,15 @@ class S3ObjectStore(ObjectStore):
         """Return the object's `s3://` address."""
         return f"s3://{self._path_of(key)}"
 
-    @contextmanager
-    def _translate_errors(self, key: str, *, is_lookup: bool = False) -> Iterator[None]:
-        """Turn errors of s3fs, botocore and the network into ours; only a lookup raises `NotFound`."""
-        try:
-            yield
-        except S3_ERRORS as error:
-            raise _to_batchline_error(error, f"{self.root}/{key}", is_lookup=is_lookup) from error
+    def _translate_errors(self, key: str, *, is_lookup: bool = False) -> AbstractContextManager[None]:
+        return translate_s3_errors(f"{self.root}/{key}", is_lookup=is_lookup)
 
 
 class _S3Writer:
-    def __init__(self, store: S3ObjectStore, key: str, file: Any) -> None:
-        self._store = store
-        self._key = key
+    def __init__(self, file: Any, uri: str) -> None:
         self._file = file
+        self._uri = uri
 
     def write(self, data: bytes) -> None:
-        with self._store._translate_errors(self._key):  # noqa: SLF001 - both classes are one unit
+        with translate_s3_errors(self._uri):
             self._file.write(data)
-
-
-def _abort_write(file: Any) -> None:
-    """Abort the upload, unless the server fails."""
-    try:
-        file.discard()
-    except S3_ERRORS:
-        return
-    finally:
-        file.closed = True  # else the garbage collector would close it, which uploads its buffer
-
-
-def _open_for_reading(filesystem: s3fs.S3FileSystem, path: str, *, cache_type: str) -> Any:
-    """Open the object as a file, which sends the object's current ETag with every range request."""
-    file = filesystem.open(path, "rb", block_size=RANGE_BYTES, cache_type=cache_type)
-    if file.details["type"] != "file":
-        raise FileNotFoundError(f"{path} is a folder")
-    return file
-
-
-def _prefetch(fetches: Sequence[Callable[[], _T]], depth: int) -> Iterator[_T]:
-    """Yield the results of the calls in order, with up to `depth` calls ahead in other threads."""
-    if len(fetches) < 2:
-        yield from (fetch() for fetch in fetches)
-        return
-    with ThreadPoolExecutor(max_workers=depth, thread_name_prefix="s3 read") as pool:
-        pending_reads = deque(pool.submit(fetch) for fetch in fetches[:depth])
-        for fetch in [*fetches[depth:], *[None] * min(depth, len(fetches))]:
-            data = pending_reads.popleft().result()
-            if fetch is not None:
-                pending_reads.append(pool.submit(fetch))
-            yield data
-
-
-def _create_filesystem(settings: Settings) -> s3fs.S3FileSystem:
-    key, secret = settings.s3_access_key_id, settings.s3_secret_access_key
-    filesystem = s3fs.S3FileSystem(
-        key=key.get_secret_value() if key else None,
-        secret=secret.get_secret_value() if secret else None,
-        endpoint_url=settings.s3_endpoint_url,
-        client_kwargs={"region_name": settings.s3_region} if settings.s3_region else {},
-        config_kwargs={
-            "connect_timeout": 10,
-            "read_timeout": 60,
-            "retries": {"max_attempts": 3, "mode": "standard"},
-            "max_pool_connections": 64,
-            # Bodies are signed with their digest already, and not every server knows the newer checksums.
-            "request_checksum_calculation": "when_required",
-        },
-        # No caches: other processes change the bucket.
-        use_listings_cache=False,
-        skip_instance_cache=True,
-        default_fill_cache=False,
-    )
-    filesystem.retries = MAX_READ_ATTEMPTS
-    return filesystem
-
-
-def s3_error_code(error: BaseException | None) -> str:
-    """Return S3's code for the error, or an empty string if it has none."""
-    while error is not None and not isinstance(error, ClientError):
-        error = error.__cause__
-    return "" if error is None else str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _to_batchline_error(error: BaseException, uri: str, *, is_lookup: bool) -> BatchlineError:
-    """Return the error of ours to raise."""
-    if is_lookup and isinstance(error, FileNotFoundError) and s3_error_code(error) in NOT_FOUND_CODES:
-        return NotFound(f"there is no object at {uri} (or no such bucket)")
-    return StorageFault(f"S3 fails at {uri}: {_describe_s3_error(error)}")
-
-
-def _describe_s3_error(error: BaseException) -> str:
-    """Return a short description; only the first line, since some servers send a whole page."""
-    text = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
-    if s3_error_code(error) == "NoSuchBucket":
-        return "there is no such bucket; make it, or correct BATCHLINE_STORAGE_URL"
-    if isinstance(error, PermissionError):
-        return f"access is refused ({text}); check the access key, its secret and what it may do"
-    if isinstance(error, KeyError | ResponseParserError):
-        return f"the answer is not one of S3's ({text}); check BATCHLINE_S3_ENDPOINT_URL"
-    return text
-
-
-class ExternalObject(io.RawIOBase):
-    """The current version of an object in another bucket; if it is replaced, reading raises `StorageFault`."""
-
-    def __init__(self, filesystem: s3fs.S3FileSystem, uri: str) -> None:
-        super().__init__()
-        self._uri = uri
-        with self._translate_errors():
-            self._file = _open_for_reading(filesystem, uri.removeprefix("s3://"), cache_type="readahead")
-        self.version = str(self._file.details.get("ETag", "")).strip('"')
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        """Read into the buffer, and return the number of bytes; 0 at the end."""
-        with self._translate_errors():
-            return int(self._file.readinto(buffer))
-
-    @contextmanager
-    def _translate_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except S3_ERRORS as error:
-            raise _to_batchline_error(error, self._uri, is_lookup=True) from error
-
-
-def open_external(uri: str, settings: Settings) -> IO[bytes]:
-    """Open an object of another bucket as a file that reads in large blocks."""
-    return io.BufferedReader(ExternalObject(_create_filesystem(settings), uri), EXTERNAL_BUFFER_BYTES)

@@ -12,9 +12,7 @@ from typing import Final, Protocol
 import msgspec
 
 from batchline.models.errors import InvalidInput, NotFound
-from batchline.storage.objects.disk import (
-    TEMPORARY_PREFIX,
-)
+from batchline.storage.objects.disk import TEMPORARY_PREFIX
 
 STREAM_BLOCK_BYTES: Final = 2**20
 
