@@ -17,6 +17,7 @@ from batchline.models.json_scan import (
     require_json,
 )
 from batchline.models.lines import to_json_string, to_single_line
+from batchline.models.usage import Usage
 from batchline.upstream.transports.base import HttpReply
 
 MAX_MESSAGE_CHARACTERS = 500
@@ -41,20 +42,6 @@ class Call(msgspec.Struct, kw_only=True, gc=False):
     body: Raw
     upstream: str
     read_at: float = 0.0
-
-
-class Usage(msgspec.Struct, frozen=True, gc=False):
-    """The tokens that a reply reports; `reasoning_tokens` is None if it reports none.
-
-    `prompt_tokens` include `cached_tokens`, read from the server's cache, and `cache_write_tokens`, written to it.
-    """
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    reasoning_tokens: int | None
-    cached_tokens: int
-    cache_write_tokens: int = 0
 
 
 class CallResult(msgspec.Struct, kw_only=True, gc=False):

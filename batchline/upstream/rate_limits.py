@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from batchline.models.upstreams import Upstream
-from batchline.upstream.call_results import Usage
+from batchline.models.usage import Usage
 
 PERIOD_S: Final = 60.0
 WINDOW_MARGIN: Final = 0.005

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from batchline.upstream.call_results import ParsedReply, Usage, parse_reply
+from batchline.models.usage import Usage
+from batchline.upstream.call_results import ParsedReply, parse_reply
 from batchline.upstream.transports.base import HttpReply
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchline.models.upstreams import Upstream
-from batchline.upstream.call_results import Usage
+from batchline.models.usage import Usage
 from batchline.upstream.rate_limits import PERIOD_S, RateLimits, SlidingWindowLimit
 
 GAPS = st.lists(st.one_of(st.just(0.0), st.floats(0, 0.5), st.floats(0, 90)), min_size=1, max_size=200)
