@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Row, Select, insert, select, update
 
 from batchline.models.api_keys import Role
 from batchline.models.errors import Conflict, NotFound
-from batchline.storage.records.record_types import KeyRecord
+from batchline.storage.records.record_types import KeyRecord, record_from_row
 from batchline.storage.records.schema import api_keys, members
 from batchline.storage.records.search import is_storable
 from batchline.storage.records.transactions import Transactions
@@ -38,27 +38,25 @@ class KeyRecords(Transactions):
         """Insert a key."""
         values = msgspec.structs.asdict(key)
         columns = {name: value for name, value in values.items() if name in api_keys.c}
-        self._run_write(lambda connection: connection.execute(insert(api_keys).values(**columns)))
+        self._write(insert(api_keys).values(**columns))
 
     def list_keys(self) -> list[KeyRecord]:
         """Return all keys, including revoked ones, newest first."""
         statement = _select_keys().order_by(api_keys.c.created_at.desc(), api_keys.c.id.desc())
-        return [
-            _key_from_row(row) for row in self._run_read(lambda connection: connection.execute(statement).all())
-        ]
+        return [record_from_row(KeyRecord, row) for row in self._read_all(statement)]
 
     def find_by_digest(self, sha256: str) -> KeyRecord | None:
         """Return the key whose token has that digest; None if there is none or it is revoked."""
         statement = _select_keys().where(api_keys.c.sha256 == sha256, api_keys.c.revoked_at.is_(None))
-        row = self._run_read(lambda connection: connection.execute(statement).first())
-        return None if row is None else _key_from_row(row)
+        row = self._read_first(statement)
+        return None if row is None else record_from_row(KeyRecord, row)
 
     def has_keys(self, *, valid: bool = False) -> bool:
         """Return True if a key was ever made; with `valid`, if one is not revoked."""
         statement = select(api_keys.c.id).limit(1)
         if valid:
             statement = statement.where(api_keys.c.revoked_at.is_(None))
-        return self._run_read(lambda connection: connection.execute(statement).first()) is not None
+        return self._read_first(statement) is not None
 
     def revoke(self, key_id: str, *, now: int) -> KeyRecord:
         """Revoke the key, unless it is revoked already, and return it; raises `NotFound`."""
@@ -75,13 +73,9 @@ class KeyRecords(Transactions):
         row = self._run_write(revoke_key)
         if row is None:
             raise NotFound(f"there is no key {key_id}; `batchline keys list` shows which there are")
-        return _key_from_row(row)
+        return record_from_row(KeyRecord, row)
 
 
 def _select_keys() -> Select[tuple[object, ...]]:
     member_columns = (members.c.name, members.c.role)
     return select(*api_keys.c, *member_columns).join_from(api_keys, members, members.c.id == api_keys.c.member_id)
-
-
-def _key_from_row(row: Row[tuple[object, ...]]) -> KeyRecord:
-    return KeyRecord(**row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it

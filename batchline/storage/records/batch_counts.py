@@ -19,8 +19,8 @@ class BatchCounts(Transactions):
             batch_index, batches, batches.c.id == batch_index.c.batch_id
         )
         union = ended.union_all(active.where(is_over == false()).group_by(batches.c.status))
-        rows = self._run_read(lambda connection: connection.execute(union).all())
-        return {**dict.fromkeys(map(str, BatchStatus), 0), **{str(name): count for name, count in rows}}
+        counts = {str(name): count for name, count in self._read_all(union)}
+        return {**dict.fromkeys(map(str, BatchStatus), 0), **counts}
 
     def oldest_waiting_at(self) -> int | None:
         """Return when the oldest waiting batch was created, in Unix seconds; None if none waits to be sent."""
@@ -32,4 +32,4 @@ class BatchCounts(Transactions):
 
     def check_connection(self) -> None:
         """Raise `StorageFault` if the database does not answer."""
-        self._run_read(lambda connection: connection.execute(select(1)).all())
+        self._read_first(select(1))

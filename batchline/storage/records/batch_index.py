@@ -12,6 +12,7 @@ from sqlalchemy import (
     Integer,
     Select,
     and_,
+    asc,
     bindparam,
     desc,
     false,
@@ -61,23 +62,18 @@ INDEXED_FIELDS: Final = frozenset(
 
 def index_row(record: BatchRecord) -> dict[str, object]:
     """Return the columns of the batch's index row."""
+    is_over = record.status in TERMINAL_STATUSES
     return {
         "batch_id": record.id,
         "created_at": record.created_at,
         "state": S.IN_PROGRESS if record.status in _IN_PROGRESS else record.status,
-        "is_over": record.status in TERMINAL_STATUSES,
-        "is_late": _missed_window(record),
+        "is_over": is_over,
+        "is_late": record.status is S.EXPIRED or (is_over and record.ended_at > record.expires_at),
         "is_paused": record.paused_at is not None,
         "expires_at": record.expires_at,
         "member_id": record.member_id,
         "search_text": search_text(record.id, record.input_filename, record.metadata),
     }
-
-
-def _missed_window(record: BatchRecord) -> bool:
-    if record.status is S.EXPIRED:
-        return True
-    return record.status in TERMINAL_STATUSES and record.ended_at > record.expires_at
 
 
 def update_index_row(connection: Connection, record: BatchRecord) -> None:
@@ -182,5 +178,5 @@ def files_query(
     if after is not None:
         cursor = tuple_(literal(after.created_at), literal(after.id))
         statement = statement.where(sort_key > cursor if order == "asc" else sort_key < cursor)
-    columns = (files.c.created_at, files.c.id)
-    return statement.order_by(*(column.asc() if order == "asc" else column.desc() for column in columns))
+    direction = asc if order == "asc" else desc
+    return statement.order_by(direction(files.c.created_at), direction(files.c.id))

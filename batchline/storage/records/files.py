@@ -11,7 +11,7 @@ from sqlalchemy import delete as delete_from
 from batchline.models.errors import Conflict, NotFound
 from batchline.storage.records.batch_index import files_query
 from batchline.storage.records.queries import batches_using, lock_file, schedule_deletion
-from batchline.storage.records.record_types import FileRecord, PendingDeletion
+from batchline.storage.records.record_types import FileRecord, PendingDeletion, record_from_row
 from batchline.storage.records.schema import files, pending_deletions
 from batchline.storage.records.search import is_storable
 from batchline.storage.records.transactions import Transactions
@@ -50,25 +50,19 @@ class FileRecords(Transactions):
         statement = select(pending_deletions.c.prefix, pending_deletions.c.due_at, pending_deletions.c.kept).where(
             pending_deletions.c.due_at <= now
         )
-        rows = self._run_read(
-            lambda connection: connection.execute(statement.order_by(pending_deletions.c.id)).all()
-        )
-        return [PendingDeletion(**row._mapping) for row in rows]  # noqa: SLF001 - SQLAlchemy's public name for it
+        rows = self._read_all(statement.order_by(pending_deletions.c.id))
+        return [record_from_row(PendingDeletion, row) for row in rows]
 
     def unschedule_deletion(self, prefix: str) -> None:
         """Remove the pending deletion of that prefix, after it was carried out."""
-        self._run_write(
-            lambda connection: connection.execute(
-                delete_from(pending_deletions).where(pending_deletions.c.prefix == prefix)
-            )
-        )
+        self._write(delete_from(pending_deletions).where(pending_deletions.c.prefix == prefix))
 
     def get_file(self, file_id: str, *, member_id: str | None = None) -> FileRecord:
         """Return the file; if `member_id` is given, that member must own it. Raises `NotFound`."""
         row = self._run_read(lambda connection: find_row(connection, files, file_id, member_id))
         if row is None:
             raise NotFound(f"there is no file {file_id}")
-        return FileRecord(**row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
+        return record_from_row(FileRecord, row)
 
     def total_input_bytes(self, member_id: str) -> int:
         """Return the total size of the member's input files."""
@@ -80,8 +74,7 @@ class FileRecords(Transactions):
     def expired_files(self, *, now: int) -> list[FileRecord]:
         """Return the files that have expired and that no unfinished batch uses."""
         statement = select(files).where(files.c.expires_at <= now, ~batches_using(files.c.id).exists())
-        rows = self._run_read(lambda connection: connection.execute(statement.order_by(files.c.id)).all())
-        return [FileRecord(**row._mapping) for row in rows]  # noqa: SLF001 - as above
+        return [record_from_row(FileRecord, row) for row in self._read_all(statement.order_by(files.c.id))]
 
     def delete_file(self, file_id: str, *, deletions: Sequence[PendingDeletion] = ()) -> None:
         """Delete a file's record and schedule `deletions`.
@@ -123,8 +116,8 @@ class FileRecords(Transactions):
         """Return a page of files by age, and True if more follow; raises `NotFound` for an unknown `after`."""
         cursor = None if after is None else self.get_file(after)
         statement = files_query(after=cursor, purpose=purpose, search=search, order=order, member_id=member_id)
-        rows = self._run_read(lambda connection: connection.execute(statement.limit(limit + 1)).all())
-        return [FileRecord(**row._mapping) for row in rows[:limit]], len(rows) > limit  # noqa: SLF001 - as above
+        rows = self._read_all(statement.limit(limit + 1))
+        return [record_from_row(FileRecord, row) for row in rows[:limit]], len(rows) > limit
 
 
 def find_row(connection: Connection, table: Table, row_id: str, member_id: str | None = None) -> Row[Any] | None:

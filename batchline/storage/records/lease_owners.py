@@ -9,6 +9,7 @@ import os
 import platform
 import socket
 import uuid
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -48,18 +49,12 @@ def _process_start(pid: int) -> str | None:
     try:
         # The name in parentheses may contain spaces and parentheses, so parse after the last one.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return UNKNOWN_START if _process_exists(pid) else None
+    except OSError:  # a system without /proc, or one that hides other users' processes there
+        with suppress(PermissionError):  # it exists, and is another user's
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                return None
+        return UNKNOWN_START
     is_dead = fields[0] in {"Z", "X"}  # a zombie, whose parent has not yet waited for it
     return None if is_dead else fields[19]
-
-
-def _process_exists(pid: int) -> bool:
-    """Return True if the process exists; for systems without /proc, or where it hides other users' processes."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -84,7 +84,7 @@ class LeaseRecords(SenderRecords):
         """
         counts = {"completed": completed, "failed": failed}
         # A late heartbeat must not overwrite the final counts.
-        is_active = batches.c.status.in_([str(state) for state in ACTIVE_STATUSES])
+        is_active = batches.c.status.in_(ACTIVE_STATUSES)
         new_counts = {
             name: case((is_active, count), else_=batches.c[name])
             for name, count in counts.items()

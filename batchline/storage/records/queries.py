@@ -76,7 +76,7 @@ def check_open_batch_limit(connection: Connection, limit: OpenBatchLimit) -> Non
 def batches_using(file_id: ColumnElement[str] | str) -> Select[Any]:
     """Return the query for unfinished batches that use the file."""
     uses_file = or_(*(column == file_id for column in (batches.c.input_file_id, *_RESULT_FILE_COLUMNS)))
-    return select(batches.c.id).where(uses_file, batches.c.status.in_([str(state) for state in ACTIVE_STATUSES]))
+    return select(batches.c.id).where(uses_file, batches.c.status.in_(ACTIVE_STATUSES))
 
 
 def is_unleased(*, now: ColumnElement[float] | float, lease_s: float) -> ColumnElement[bool]:

@@ -1,7 +1,7 @@
 """Types of the records, and their conversion to and from table rows and API objects."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from pydantic import TypeAdapter
@@ -22,6 +22,8 @@ from batchline.models.batches import (
 from batchline.models.files import FileObject, FilePurpose
 from batchline.models.status import BatchStatus
 from batchline.storage.records.lease_owners import has_owner_ended
+
+_Record = TypeVar("_Record", bound=msgspec.Struct)
 
 
 class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -239,16 +241,22 @@ _JSON_COLUMNS: Mapping[str, TypeAdapter[Any]] = {
 
 def to_columns(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields as column values."""
-    return {name: _to_json(name, value) if name in _JSON_COLUMNS else value for name, value in fields.items()}
+    return {
+        name: _JSON_COLUMNS[name].dump_json(value).decode()
+        if name in _JSON_COLUMNS and value is not None
+        else value
+        for name, value in fields.items()
+    }
 
 
-def _to_json(name: str, value: object) -> str | None:
-    return None if value is None else _JSON_COLUMNS[name].dump_json(value).decode()
+def record_from_row(record_type: type[_Record], row: Row[Any]) -> _Record:
+    """Return the record in a row with columns of its fields' names."""
+    return record_type(**row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
 
 
 def batch_from_row(row: Row[Any]) -> BatchRecord:
     """Return the batch in a row of the table."""
-    fields = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
+    fields = dict(row._mapping)  # noqa: SLF001 - as above
     for name, adapter in _JSON_COLUMNS.items():
         if fields.get(name) is not None:
             fields[name] = adapter.validate_json(fields[name])

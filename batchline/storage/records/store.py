@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import msgspec
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Row,
     func,
@@ -155,46 +156,36 @@ class Records(FileRecords, SyncedFiles, LeaseRecords):
 
     def find_batch_of_flow_run(self, flow_run_id: str) -> BatchRecord | None:
         """Return the batch that the flow run created, or None."""
-        statement = select(batches).where(batches.c.flow_run_id == flow_run_id)
-        row = self._run_read(lambda connection: connection.execute(statement).first())
-        return None if row is None else batch_from_row(row)
+        return self._find_batch(batches.c.flow_run_id == flow_run_id)
 
     def find_last_batch_of_flow_run(self, flow_run_id: str) -> BatchRecord | None:
         """Return the batch that the flow run created or continued last, or None."""
-        batch = self.find_batch_of_flow_run(flow_run_id)
-        if batch is not None:
-            return batch
-        statement = select(batches).where(batches.c.last_flow_run_id == flow_run_id).limit(1)
-        row = self._run_read(lambda connection: connection.execute(statement).first())
+        created = self.find_batch_of_flow_run(flow_run_id)
+        return created or self._find_batch(batches.c.last_flow_run_id == flow_run_id)
+
+    def find_batch_of_file(self, file_id: str) -> BatchRecord | None:
+        """Return the batch that has this output or error file, or None."""
+        return self._find_batch(or_(batches.c.output_file_id == file_id, batches.c.error_file_id == file_id))
+
+    def _find_batch(self, condition: ColumnElement[bool]) -> BatchRecord | None:
+        row = self._read_first(select(batches).where(condition).limit(1))
         return None if row is None else batch_from_row(row)
 
     def record_flow_run(self, batch_id: str, flow_run_id: str) -> None:
         """Record the flow run that runs the batch now; a deleted batch is ignored."""
-        statement = update(batches).where(batches.c.id == batch_id).values(last_flow_run_id=flow_run_id)
-        self._run_write(lambda connection: connection.execute(statement))
+        self._write(update(batches).where(batches.c.id == batch_id).values(last_flow_run_id=flow_run_id))
 
     def list_unannounced(self, *, ended_before: int) -> list[BatchRecord]:
         """Return batches that a flow run ran, that ended by `ended_before`, and whose end is not announced."""
-        is_terminal = batches.c.status.in_([str(state) for state in TERMINAL_STATUSES])
-        statement = select(batches).where(IS_UNANNOUNCED, is_terminal).order_by(batches.c.id)
-        rows = self._run_read(lambda connection: connection.execute(statement).all())
+        statement = select(batches).where(IS_UNANNOUNCED, batches.c.status.in_(TERMINAL_STATUSES))
+        rows = self._read_all(statement.order_by(batches.c.id))
         return [batch for row in rows if (batch := batch_from_row(row)).ended_at <= ended_before]
 
     def mark_announced(self, batch_id: str, *, generation: int, now: int) -> None:
         """Record that the end of that generation was announced; a batch that was retried since is ignored."""
-        is_terminal = batches.c.status.in_([str(state) for state in TERMINAL_STATUSES])
-        statement = update(batches).where(
-            batches.c.id == batch_id, batches.c.generation == generation, is_terminal
-        )
-        self._run_write(lambda connection: connection.execute(statement.values(announced_at=now)))
-
-    def find_batch_of_file(self, file_id: str) -> BatchRecord | None:
-        """Return the batch that has this output or error file, or None."""
-        statement = select(batches).where(
-            or_(batches.c.output_file_id == file_id, batches.c.error_file_id == file_id)
-        )
-        row = self._run_read(lambda connection: connection.execute(statement).first())
-        return None if row is None else batch_from_row(row)
+        is_this_end = (batches.c.generation == generation, batches.c.status.in_(TERMINAL_STATUSES))
+        statement = update(batches).where(batches.c.id == batch_id, *is_this_end)
+        self._write(statement.values(announced_at=now))
 
     def list_records(self, query: ListBatchesQuery, *, now: int) -> tuple[list[BatchRecord], bool]:
         """Return a page of batches, and True if more follow; raises `NotFound` for an unknown `after`."""
@@ -230,8 +221,7 @@ class Records(FileRecords, SyncedFiles, LeaseRecords):
         pause = {} if target is BatchStatus.IN_PROGRESS else NO_PAUSE
         values = to_columns({**pause, **fields, **({timestamp: now} if timestamp else {}), "status": target})
         # Checked in the UPDATE itself, so that of two concurrent changes only one succeeds.
-        allowed = [str(state) for state in allowed_from(target)]
-        statement = update(batches).where(batches.c.status.in_(allowed))
+        statement = update(batches).where(batches.c.status.in_(allowed_from(target)))
         return self._update_batch(statement, batch_id, lease, values, f"cannot become {target}", file_changes)
 
     def pause(self, batch_id: str, *, code: PauseCode, message: str) -> BatchRecord:
@@ -289,7 +279,7 @@ class Records(FileRecords, SyncedFiles, LeaseRecords):
         `NotFound` if a needed file was deleted, and `LimitReached` if the member has the maximum of open batches.
         """
         statement = update(batches).where(
-            batches.c.status.in_([str(state) for state in TERMINAL_STATUSES]), batches.c.generation == generation
+            batches.c.status.in_(TERMINAL_STATUSES), batches.c.generation == generation
         )
         cleared = {
             f"{state}_at": None for state in (*TERMINAL_STATUSES, BatchStatus.FINALIZING, BatchStatus.CANCELLING)

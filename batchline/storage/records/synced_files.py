@@ -5,12 +5,12 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Row, delete, insert, or_, select, update
+from sqlalchemy import Connection, delete, insert, or_, select, update
 
 from batchline.models.errors import Conflict
 from batchline.models.status import TERMINAL_STATUSES
 from batchline.storage.records.queries import insert_batch
-from batchline.storage.records.record_types import BatchRecord, FileRecord, SyncedFile
+from batchline.storage.records.record_types import BatchRecord, FileRecord, SyncedFile, record_from_row
 from batchline.storage.records.schema import batches, files, pending_deletions, synced_files
 from batchline.storage.records.transactions import Transactions
 
@@ -35,16 +35,13 @@ class SyncedFiles(Transactions):
     def synced_versions(self, version_ids: Iterable[str]) -> dict[str, SyncedVersion]:
         """Return those of the versions that are recorded, by id."""
         all_ids = list(version_ids)
+        columns = synced_files.c.id, synced_files.c.batch_id, synced_files.c.taken_at
         versions: dict[str, SyncedVersion] = {}
         for offset in range(0, len(all_ids), MAX_IDS_PER_QUERY):
-            versions |= self._read_synced_versions(all_ids[offset : offset + MAX_IDS_PER_QUERY])
+            ids = all_ids[offset : offset + MAX_IDS_PER_QUERY]
+            rows = self._read_all(select(*columns).where(synced_files.c.id.in_(ids)))
+            versions |= {row.id: SyncedVersion(row.batch_id, row.taken_at) for row in rows}
         return versions
-
-    def _read_synced_versions(self, ids: list[str]) -> dict[str, SyncedVersion]:
-        columns = synced_files.c.id, synced_files.c.batch_id, synced_files.c.taken_at
-        statement = select(*columns).where(synced_files.c.id.in_(ids))
-        rows = self._run_read(lambda connection: connection.execute(statement).all())
-        return {row.id: SyncedVersion(row.batch_id, row.taken_at) for row in rows}
 
     def record_synced_file(
         self, synced_file: SyncedFile, file: FileRecord, batch: BatchRecord, *, parent_uri: str
@@ -75,16 +72,13 @@ class SyncedFiles(Transactions):
 
     def unstarted_batches(self, source_id: str) -> list[str]:
         """Return the ids of the source's batches that are not recorded as started, oldest first."""
-        statement = select(synced_files.c.batch_id).where(
-            synced_files.c.source_id == source_id, synced_files.c.started_at.is_(None)
-        )
-        return self._run_read(
-            lambda connection: list(connection.scalars(statement.order_by(synced_files.c.batch_id)).all())
-        )
+        batch_ids = select(synced_files.c.batch_id).order_by(synced_files.c.batch_id)
+        is_unstarted = (synced_files.c.source_id == source_id, synced_files.c.started_at.is_(None))
+        return [row.batch_id for row in self._read_all(batch_ids.where(*is_unstarted))]
 
     def note_started(self, batch_id: str, *, now: int) -> None:
         """Record that the batch was started at `now`, in Unix seconds."""
-        self._update_rows(synced_files.c.batch_id == batch_id, started_at=now)
+        self._write(update(synced_files).where(synced_files.c.batch_id == batch_id).values(started_at=now))
 
     def pending_write_backs(self, source_id: str) -> list[SyncedFile]:
         """Return the source's files whose finished batches have results to write back, oldest first."""
@@ -94,26 +88,21 @@ class SyncedFiles(Transactions):
             .where(
                 synced_files.c.source_id == source_id,
                 synced_files.c.writes_back,
-                batches.c.status.in_([str(status) for status in TERMINAL_STATUSES]),
+                batches.c.status.in_(TERMINAL_STATUSES),
                 or_(
                     synced_files.c.written_generation.is_(None),
                     synced_files.c.written_generation < batches.c.generation,
                 ),
             )
         )
-        rows = self._run_read(lambda connection: connection.execute(statement.order_by(batches.c.id)).all())
-        return [_from_row(row) for row in rows]
+        return [record_from_row(SyncedFile, row) for row in self._read_all(statement.order_by(batches.c.id))]
 
     def note_written(self, batch_id: str, *, generation: int) -> None:
         """Record that the results of that generation were written back."""
         # A slower writer of an earlier generation must not lower the number.
         is_older = or_(synced_files.c.written_generation.is_(None), synced_files.c.written_generation < generation)
-        self._update_rows((synced_files.c.batch_id == batch_id) & is_older, written_generation=generation)
-
-    def _update_rows(self, condition: ColumnElement[bool], **values: object) -> None:
-        self._run_write(
-            lambda connection: connection.execute(update(synced_files).where(condition).values(**values))
-        )
+        statement = update(synced_files).where(synced_files.c.batch_id == batch_id, is_older)
+        self._write(statement.values(written_generation=generation))
 
 
 def _free_result_name(connection: Connection, synced_file: SyncedFile, parent_uri: str) -> str:
@@ -121,15 +110,8 @@ def _free_result_name(connection: Connection, synced_file: SyncedFile, parent_ur
     name_taken = select(synced_files.c.id).where(
         synced_files.c.place_id == _hash_texts(parent_uri, synced_file.place)
     )
-    return (
-        synced_file.place
-        if connection.execute(name_taken).first() is None
-        else f"{synced_file.place}.{synced_file.id[:12]}"
-    )
-
-
-def _from_row(row: Row[tuple[object, ...]]) -> SyncedFile:
-    return SyncedFile(**row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
+    is_free = connection.execute(name_taken).first() is None
+    return synced_file.place if is_free else f"{synced_file.place}.{synced_file.id[:12]}"
 
 
 def _hash_texts(*texts: str) -> str:

@@ -6,10 +6,10 @@ which does not fail after it was executed.
 """
 
 import time
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, Executable, Row, text
 from sqlalchemy.exc import DataError, IntegrityError
 
 from batchline.models.errors import Conflict, StorageFault
@@ -41,6 +41,12 @@ class Transactions:
 
         return with_retries(run_once)
 
+    def _read_all(self, statement: Executable) -> Sequence[Row[Any]]:
+        return self._run_read(lambda connection: connection.execute(statement).all())
+
+    def _read_first(self, statement: Executable) -> Row[Any] | None:
+        return self._run_read(lambda connection: connection.execute(statement).first())
+
     def _run_write(self, operation: Callable[[Connection], _T]) -> _T:
         """Return the result of the operation, which takes effect at most once.
 
@@ -48,6 +54,9 @@ class Transactions:
         may have taken effect then.
         """
         return with_retries(_WriteTransaction(self._engine, operation).run)
+
+    def _write(self, statement: Executable) -> None:
+        self._run_write(lambda connection: connection.execute(statement))
 
 
 class _WriteTransaction(Generic[_T]):
@@ -71,32 +80,26 @@ class _WriteTransaction(Generic[_T]):
                 result = self._operation(connection)
                 # Noted before the COMMIT, whose reply may be lost.
                 if connection.dialect.name == "postgresql":
-                    self._uncertain_commit = _transaction_id(connection), result
+                    # None if it wrote nothing, so that its outcome does not matter.
+                    transaction_id = connection.execute(text("SELECT txid_current_if_assigned()")).scalar()
+                    self._uncertain_commit = transaction_id, result
         except IntegrityError as error:
             raise Conflict("there is one already") from error
         return result
-
-
-def _transaction_id(connection: Connection) -> int | None:
-    """Return the id for `txid_status`; None if the transaction wrote nothing, so its outcome does not matter."""
-    transaction_id: int | None = connection.execute(text("SELECT txid_current_if_assigned()")).scalar()
-    return transaction_id
 
 
 def _was_committed(engine: Engine, transaction_id: int) -> bool:
     """Return True if the transaction was committed; raises `StorageFault` if it stays in progress."""
     # The server may not have noticed the lost connection yet, and can still commit.
     deadline = time.monotonic() + COMMIT_OUTCOME_TIMEOUT_S
-    while (outcome := _transaction_outcome(engine, transaction_id)) == "in progress":
-        if time.monotonic() >= deadline:
-            raise StorageFault("the connection to the database was lost during a commit, which is still under way")
+    query = text("SELECT txid_status(:number)").bindparams(number=transaction_id)
+    while time.monotonic() < deadline:
+        try:
+            with engine.connect().execution_options(reads=True) as connection:
+                outcome = connection.execute(query).scalar()
+        except DataError:  # after a failover the new server has not reached that id: the commit is lost
+            return False
+        if outcome != "in progress":
+            return bool(outcome == "committed")
         time.sleep(COMMIT_OUTCOME_POLL_S)
-    return outcome == "committed"
-
-
-def _transaction_outcome(engine: Engine, transaction_id: int) -> str | None:
-    try:
-        with engine.connect().execution_options(reads=True) as connection:
-            return connection.execute(text("SELECT txid_status(:number)"), {"number": transaction_id}).scalar()
-    except DataError:  # after a failover the new server has not reached that id: the commit is lost
-        return None
+    raise StorageFault("the connection to the database was lost during a commit, which is still in progress")
