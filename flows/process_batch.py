@@ -107,12 +107,12 @@ def process_batch(
     return _finish_run(services, lease.batch)
 
 
-def run_batch(services: Services, batch_id: str) -> None:
+def run_batch(client: Batchline, batch_id: str) -> None:
     """Run the flow for the batch in this process; raises `BatchEnded` or the error that stopped it.
 
     Any other end of the flow run is raised as `Interrupted`.
     """
-    with using_services(services):
+    with using_services(client.services):
         try:
             state = process_batch(batch_id=batch_id, return_state=True)
         except Pause as pause:

@@ -9,7 +9,6 @@ from prefect import flow, get_run_logger
 from prefect.states import Completed
 
 from batchline.client import Batchline
-from batchline.engine.services import Services
 from batchline.flows.process_batch import run_batch
 from batchline.models.errors import BatchEnded
 from batchline.models.sync import AfterAction, SyncEvent, SyncOptions, SyncSummary
@@ -69,7 +68,7 @@ def sync_source(
     )
     start_batch: Callable[[str], object] = partial(start_deployment_run, client.services, deployment=deployment)
     if via == "process":
-        start_batch = partial(_run_in_process, client.services)
+        start_batch = partial(_run_in_process, client)
 
     def log_event(event: SyncEvent) -> None:
         if event.kind in PROBLEM_KINDS:
@@ -85,7 +84,7 @@ def sync_source(
     return cast("SyncSummary", Completed(message=summary.message, data=summary))
 
 
-def _run_in_process(services: Services, batch_id: str) -> None:
+def _run_in_process(client: Batchline, batch_id: str) -> None:
     """Run the batch to any end; raises the error that stops it before."""
     with suppress(BatchEnded):
-        run_batch(services, batch_id)
+        run_batch(client, batch_id)

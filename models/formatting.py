@@ -131,6 +131,11 @@ def money(amount: str, currency: str | None) -> str:
     return f"{short} {currency or ''}".rstrip()
 
 
+def join_parts(*parts: object) -> str:
+    """Join the parts that are not empty with middle dots."""
+    return " · ".join(str(part) for part in parts if part)
+
+
 def one_line(text: str) -> str:
     """Return untrusted text with control characters and line breaks replaced by spaces."""
     return _CONTROLS.sub(" ", text)

@@ -145,6 +145,17 @@ def test_packages_import_only_what_the_table_allows():
     assert {name: packages for name, packages in upward.items() if packages} == {}
 
 
+@pytest.mark.parametrize("package", ["api", "web", "cli"])
+def test_faces_reach_what_is_below_the_client_through_it(package):
+    """`report` is not below it in this sense: the pages and the summary share its templates and words."""
+    below = {"engine", "steps", "storage", "upstream", "analytics", "sync"}
+    assert {
+        source.name: packages_of(source) & below
+        for source in SOURCES
+        if source.package == package and packages_of(source) & below
+    } == {}
+
+
 def test_no_files_import_each_other_in_a_circle():
     files = {source.name.removesuffix("/__init__.py").removesuffix(".py"): source for source in SOURCES}
 

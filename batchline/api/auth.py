@@ -21,12 +21,11 @@ from batchline.api.concurrency import (
 )
 from batchline.api.errors import ApiError, error_response, service_unavailable
 from batchline.api.request_limits import PROBE_PATHS
-from batchline.client import Batchline
+from batchline.client import Batchline, KeyRecord
 from batchline.client.api_keys import ApiKeys, access_of
 from batchline.client.key_rate_limit import KeyRateLimiter
 from batchline.models.addresses import is_loopback
 from batchline.models.errors import BatchlineError
-from batchline.storage.records.record_types import KeyRecord
 
 OPEN_PATHS: Final = PROBE_PATHS | {"/openapi.json"}
 MANAGER_PATHS: Final = frozenset({"/metrics"})
@@ -131,7 +130,7 @@ class Authenticator:
         if path in MANAGER_PATHS and key.role != "manager":
             raise ApiError(403, f"{path} is for managers", code="insufficient_permissions")
         access = access_of(key)
-        return Principal(self._client.for_access(access), key.role == "manager", key.name, access.member_id)
+        return Principal(self._client.derive(access=access), key.role == "manager", key.name, access.member_id)
 
     def set_request_context(self, principal: Principal) -> None:
         """Count the threads that this request uses from now on against the caller's share."""

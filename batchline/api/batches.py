@@ -16,7 +16,7 @@ from batchline.api.concurrency import FairRoute, iterate_in_thread, run_in_threa
 from batchline.api.errors import openapi_errors
 from batchline.api.responses import CurrentClient, Deleted, json_response, model_response, openapi_stream
 from batchline.client import Batchline
-from batchline.client.batches import POLL_INTERVAL_S
+from batchline.client.batch_runs import POLL_INTERVAL_S
 from batchline.client.expiry import ExpiresAfterDict
 from batchline.client.raw_result import RawResult
 from batchline.models.analytics import BatchAnalytics

@@ -17,13 +17,13 @@ router = APIRouter(prefix="/v1/models", tags=["Models"], route_class=FairRoute)
 @router.get("", response_model=ModelListResponse, responses=openapi_errors())
 def list_models(client: CurrentClient) -> Response:
     """List the models that the upstreams are configured to serve."""
-    return model_response(list_served_models(client.services.settings))
+    return model_response(list_served_models(client.settings))
 
 
 @router.get("/{model:path}", response_model=ModelObject, responses=openapi_errors())
 def retrieve_model(model: str, client: CurrentClient) -> Response:
     """Return the upstream that serves a model."""
-    model_object = find_served_model(client.services.settings, model) if model else None
+    model_object = find_served_model(client.settings, model) if model else None
     if model_object is None:
         raise NotFound(f"no upstream serves the model {model!r}")
     return model_response(model_object)

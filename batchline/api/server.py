@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import gc
-import os
 import resource
-import signal
 import socket
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from types import FrameType
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 
 import uvicorn
@@ -23,7 +19,7 @@ from batchline.client import Batchline
 from batchline.client.api_keys import ApiKeys
 from batchline.models.addresses import is_loopback
 from batchline.models.errors import InvalidInput
-from batchline.models.stop_signals import StopSignals
+from batchline.models.stop_signals import handle_stop_signals
 
 BACKLOG: Final = 2_048
 KEEP_ALIVE_S: Final = 75
@@ -38,7 +34,6 @@ HEAD_BYTES: Final = 65_536
 FILES: Final = 16_384
 """Open files that a server should be allowed: connections from clients, to upstreams, storage and the database."""
 
-STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 AppFactory = Callable[[FastAPI], ASGIApp]
 SHUTDOWN_TIMEOUT_S: Final = 10
 """Seconds that responses in flight may take when the server stops."""
@@ -76,9 +71,7 @@ class Server:
                 "create NAME --role manager`, or serve at 127.0.0.1",
                 param="host",
             )
-        client.runner.require_configured()
-        if client.services.settings.serve_via == "process":
-            client.share_quotas()
+        client.prepare_to_serve()
         self._listener = _bind_socket(host, port)
         self.url = _base_url(self._listener)
         self.allows_anonymous = is_local and not keys.is_key_required()
@@ -112,29 +105,9 @@ def _frozen_memory() -> Iterator[None]:
 class _UvicornServer(uvicorn.Server):
     """A server that stops cleanly at the first signal and dies at a later one; uvicorn dies at the first too."""
 
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
+    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override] # the same for `with`
         """Handle the signals within the block, if it runs on the main thread."""
-        if threading.current_thread() is not threading.main_thread():  # Python sets handlers only there
-            yield
-            return
-
-        stop_signals = StopSignals()
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            ordinal = stop_signals.classify_next()
-            if ordinal == "later":
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
-            if ordinal == "first":
-                self.handle_exit(number, frame)
-
-        previous_handlers = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in previous_handlers.items():
-                signal.signal(number, handler)
+        return handle_stop_signals(lambda number: self.handle_exit(number, None))
 
 
 def _raise_file_limit() -> None:

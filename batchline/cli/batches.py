@@ -7,7 +7,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from batchline.cli.batches_list import list_
-from batchline.cli.console import print_json, stderr_console, stdout_console
+from batchline.cli.console import print_json, print_note, stderr_console, stdout_console
 from batchline.cli.exit_codes import ExitCode
 from batchline.cli.files import print_deleted
 from batchline.cli.options import Flag, parse_seconds
@@ -15,13 +15,11 @@ from batchline.cli.progress import Progress
 from batchline.cli.run import run
 from batchline.cli.show import show
 from batchline.cli.watch import follow_batch, watch
-from batchline.cli.words import joined
-from batchline.client import Batchline
-from batchline.client.progress import runner_state
+from batchline.client import Batchline, BatchRecord
 from batchline.models.batches import BatchResponse
 from batchline.models.errors import InvalidInput
+from batchline.models.formatting import join_parts
 from batchline.models.status import TERMINAL_STATUSES
-from batchline.storage.records.store import BatchRecord
 
 RunFlag = Annotated[bool, Parameter(name="--run", negative="", show_default=False)]
 
@@ -109,19 +107,15 @@ def cancel(batch_id: str, /, *, wait: Flag = False, json: Flag = False) -> int:
         Print the batch as JSON.
     """
     client = Batchline(origin="cli")
-    lease_s = client.services.settings.lease_s
-    batch = client.batches.cancel(batch_id)
-    record = client.batches.record(batch_id)
-    if wait and batch.status not in TERMINAL_STATUSES:
-        record = follow_batch(client, batch_id, abandoned_s=0)
-        batch = record.to_response()
-    is_abandoned = bool(runner_state(record, now=client.services.records.now(), lease_s=lease_s))
+    client.batches.cancel(batch_id)
+    batch = follow_batch(client, batch_id, abandoned_s=0) if wait else client.batches.record(batch_id)
+    is_abandoned = bool(client.batches.runner_state(batch))
     next_step = ""
     if is_abandoned:
-        next_step = f"nobody runs it: have its files written with: batchline run --resume {batch_id}"
+        next_step = f"no process is running it; to write its files: batchline run --resume {batch_id}"
     elif batch.status not in TERMINAL_STATUSES:
-        next_step = "its runner writes what was answered within the grace"
-    _print_batch(batch, json=json, next_step=next_step)
+        next_step = f"its runner writes its files within {client.settings.grace_s:.0f} s"
+    _print_batch(batch.to_response(), json=json, next_step=next_step)
     return ExitCode.STOPPED if wait and is_abandoned else ExitCode.OK
 
 
@@ -203,7 +197,7 @@ def delete(batch_id: str, /, *, yes: Flag = False, json: Flag = False) -> int:
     if not yes and not _confirm_deletion(batch):
         stderr_console().print("nothing was deleted")
         return ExitCode.BAD_INPUT
-    with Progress(stderr_console()) as progress:
+    with Progress() as progress:
         progress.doing(f"deleting {batch_id}")
         client.batches.delete(batch_id)
     print_deleted("batch", batch_id, json=json)
@@ -223,4 +217,4 @@ def _print_batch(batch: BatchResponse, *, json: bool, next_step: str) -> None:
         print_json(batch.model_dump_json())
         return
     stdout_console().print(batch.id)
-    stderr_console().print(joined((batch.status, next_step)), markup=False, soft_wrap=True)
+    print_note(join_parts(batch.status, next_step), is_whole=True)

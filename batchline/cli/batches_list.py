@@ -1,23 +1,17 @@
 """`batchline batches list`: batches with their state, progress and cost."""
 
-from collections.abc import Iterable, Iterator
+import time
 from uuid import UUID
 
 from rich.text import Text
 
-from batchline.analytics.prices import PRICE_LIST_CURRENCY
 from batchline.cli.options import Flag
 from batchline.cli.paging import AllFlag, page_size, print_more_hint, print_page, select_items
-from batchline.cli.tables import Column, Row, print_rows
-from batchline.cli.words import plain, took
-from batchline.client import Batchline
-from batchline.client.progress import runner_state
-from batchline.engine.services import Services
+from batchline.cli.tables import Column, Row, plain, print_rows
+from batchline.client import Batchline, BatchRecord
 from batchline.models.batches import StatusFilter
-from batchline.models.formatting import money, roughly
-from batchline.models.settings import Settings
-from batchline.models.status import BatchStatus
-from batchline.storage.records.store import BatchRecord
+from batchline.models.formatting import money, roughly, span
+from batchline.models.status import TERMINAL_STATUSES, BatchStatus
 
 COLOURS = {
     BatchStatus.COMPLETED: "green",
@@ -86,38 +80,23 @@ def list_(
     if json:
         print_page(page, all_=all_, convert=lambda batch: batch.to_response(include_analytics=True))
         return
-    rows = batch_rows(select_items(page, all_=all_), client.services)
+    rows = (_batch_row(client, batch) for batch in select_items(page, all_=all_))
     print_rows(rows, COLUMNS, none="no batches")
     print_more_hint(page, all_=all_)
 
 
-def batch_rows(batches: Iterable[BatchRecord], services: Services) -> Iterator[Row]:
-    """Yield a row for each batch."""
-    now = services.records.now()
-    for batch in batches:
-        yield _batch_row(batch, services.settings, now)
-
-
-def _batch_row(batch: BatchRecord, settings: Settings, now: float) -> Row:
-    state, name = _state_cell(batch, now, settings.lease_s), plain(batch.input_filename)
-    completed = f"{batch.completed:,}/{batch.total:,}" if batch.total else ""
-    failed = f"{batch.failed:,}" if batch.failed else ""
-    age, (tokens, cost_text) = roughly(now - batch.created_at), _usage_cells(batch, settings)
-    return batch.id, name, state, completed, failed, age, took(batch, now), tokens, cost_text
-
-
-def _usage_cells(batch: BatchRecord, settings: Settings) -> tuple[str, str]:
-    """Return tokens and cost, empty if unknown."""
-    usage = batch.analytics
-    if usage is None:
-        return "", ""
-    # The price list is in US dollars; the currency of configured prices is unknown.
-    currency = "" if settings.prices else PRICE_LIST_CURRENCY
-    return f"{usage.total_tokens:,}", money(usage.total_cost, currency) if usage.total_cost else ""
-
-
-def _state_cell(batch: BatchRecord, now: float, lease_s: float) -> Text:
-    """Return the state, with a note if no process runs the batch."""
-    note = runner_state(batch, now=now, lease_s=lease_s)
-    state = Text(batch.status, style=COLOURS.get(batch.status, "cyan"))
-    return Text.assemble(state, (f" ({note})", "red")) if note else state
+def _batch_row(client: Batchline, batch: BatchRecord) -> Row:
+    state, now = Text(batch.status, COLOURS.get(batch.status, "cyan")), time.time()
+    note = client.batches.runner_state(batch)
+    until, usage = batch.ended_at if batch.status in TERMINAL_STATUSES else now, batch.analytics
+    return (
+        batch.id,
+        plain(batch.input_filename),
+        Text.assemble(state, (f" ({note})", "red")) if note else state,
+        f"{batch.completed:,}/{batch.total:,}" if batch.total else "",
+        f"{batch.failed:,}" if batch.failed else "",
+        roughly(now - batch.created_at),
+        "" if batch.in_progress_at is None else span(max(0.0, until - batch.in_progress_at)),
+        f"{usage.total_tokens:,}" if usage else "",
+        money(usage.total_cost, client.currency) if usage and usage.total_cost else "",
+    )

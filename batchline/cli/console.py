@@ -54,6 +54,11 @@ def print_json(text: str) -> None:
     sys.stdout.buffer.flush()
 
 
+def print_note(text: str, *, is_whole: bool = False) -> None:
+    """Print a line for people on standard error; a whole line is not wrapped, so that it can be copied."""
+    stderr_console().print(text, markup=False, soft_wrap=is_whole or None)
+
+
 def print_error(message: str) -> None:
     """Print an error message on standard error."""
     stderr_console().print(f"[red]error:[/] {escape(message)}")

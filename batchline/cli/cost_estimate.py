@@ -5,8 +5,7 @@ from decimal import Decimal
 from batchline.cli.console import print_json, stderr_console, stdout_console
 from batchline.cli.options import Flag
 from batchline.cli.progress import Progress
-from batchline.cli.tables import Column, Row, print_rows
-from batchline.cli.words import plain
+from batchline.cli.tables import Column, Row, plain, print_rows
 from batchline.client import Batchline
 from batchline.client.estimate import TOKENS_PER_ATTACHMENT, CostEstimate, ModelEstimate, estimate_cost
 
@@ -29,7 +28,7 @@ def cost_estimate(file: str, /, *, json: Flag = False) -> None:
     json:
         Print the figures as JSON.
     """
-    with Batchline(origin="cli") as client, Progress(stderr_console()) as progress:
+    with Batchline(origin="cli") as client, Progress() as progress:
         progress.doing(f"reading {file}")
         estimate = estimate_cost(client, file)
     if json:

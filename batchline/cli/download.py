@@ -38,7 +38,7 @@ def download(batch_id: str, /, *, to: Path = Path(), force: Flag = False, json: 
     for name in files:
         require_not_exists(to / name, force=force)
     sizes: dict[str, int] = {}
-    with Progress(stderr_console()) as progress:
+    with Progress() as progress:
         for name, blocks in files.items():
             progress.doing(f"copying {name}")
             with open_new_file(to / name, force=force) as file:

@@ -2,7 +2,7 @@
 
 from enum import IntEnum
 
-from batchline.models.batches import BatchResponse
+from batchline.client import BatchRecord
 from batchline.models.errors import BatchlineError, Interrupted, LeaseLost, StorageFault
 from batchline.models.status import BatchStatus
 
@@ -23,13 +23,12 @@ class ExitCode(IntEnum):
     STOPPED = 6
 
 
-def exit_code_of_batch(batch: BatchResponse) -> ExitCode:
+def exit_code_of_batch(batch: BatchRecord) -> ExitCode:
     """Return the status for a batch after `run`; one that has not ended was stopped."""
     if batch.status is BatchStatus.COMPLETED:
-        counts = batch.request_counts
-        return ExitCode.SOME_FAILED if counts.completed < counts.total else ExitCode.OK
+        return ExitCode.SOME_FAILED if batch.completed < batch.total else ExitCode.OK
     if batch.status is BatchStatus.FAILED:
-        return ExitCode.NONE_SUCCEEDED if batch.request_counts.total else ExitCode.BAD_INPUT
+        return ExitCode.NONE_SUCCEEDED if batch.total else ExitCode.BAD_INPUT
     if batch.status in {BatchStatus.CANCELLED, BatchStatus.EXPIRED}:
         return ExitCode.CANCELLED_OR_EXPIRED
     return ExitCode.STOPPED

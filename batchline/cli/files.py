@@ -15,8 +15,7 @@ from batchline.cli.options import Flag, parse_seconds
 from batchline.cli.output_files import open_new_file, require_not_exists
 from batchline.cli.paging import AllFlag, page_size, print_more_hint, print_page, select_items
 from batchline.cli.progress import Progress
-from batchline.cli.tables import Column, Row, print_rows
-from batchline.cli.words import plain
+from batchline.cli.tables import Column, Row, plain, print_rows
 from batchline.client import Batchline
 from batchline.models.addresses import byte_range
 from batchline.models.errors import InvalidInput
@@ -50,7 +49,7 @@ def upload(file: str, /, *, expires_after: str | None = None, json: Flag = False
     """
     lifetime_s = parse_seconds("expires-after", expires_after)
     client = Batchline(origin="cli")
-    with Progress(stderr_console()) as progress:
+    with Progress() as progress:
         progress.doing(f"reading in {file}")
         uploaded = client.files.create(file=file, expires_after=lifetime_s)
     if json:

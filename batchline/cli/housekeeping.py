@@ -7,8 +7,7 @@ from batchline.cli.console import print_json, stderr_console
 from batchline.cli.exit_codes import ExitCode
 from batchline.cli.options import Flag
 from batchline.cli.progress import Progress
-from batchline.cli.tables import Column, Row, print_rows
-from batchline.cli.words import plain
+from batchline.cli.tables import Column, Row, plain, print_rows
 from batchline.client import Batchline, run_housekeeping
 from batchline.client.housekeeping import MaintenanceItem
 
@@ -30,7 +29,7 @@ def housekeeping(*, apply: Flag = False, no_resume: Flag = False, json: Flag = F
     """
     items: list[MaintenanceItem] = []
     try:
-        with Batchline(origin="cli") as client, Progress(stderr_console()) as progress:
+        with Batchline(origin="cli") as client, Progress() as progress:
             progress.doing("looking round")
             for item in run_housekeeping(client, apply=apply, resume=not no_resume):
                 items.append(item)

@@ -7,8 +7,7 @@ import msgspec
 
 from batchline.cli.console import print_json, stderr_console, stdout_console
 from batchline.cli.options import Flag
-from batchline.cli.tables import Column, Row, print_rows
-from batchline.cli.words import plain
+from batchline.cli.tables import Column, Row, plain, print_rows
 from batchline.client import Batchline
 from batchline.client.api_keys import ApiKeys
 from batchline.client.arguments import parse_arguments

@@ -3,12 +3,11 @@
 import logging
 import os
 import re
-from dataclasses import replace
 
 from batchline.cli.console import stderr_console
 from batchline.cli.progress import Progress
 from batchline.cli.temporary_server import TemporaryServer
-from batchline.engine.services import Services
+from batchline.client import Batchline
 from batchline.models.errors import InvalidInput
 from batchline.models.settings import to_environment
 
@@ -25,12 +24,12 @@ CLOUD_API = re.compile("//api[.]([^/]+)/api/accounts/([^/]+)/workspaces/([^/]+)"
 """The API address of Prefect Cloud, whose pages have another address."""
 
 
-def run_flow(services: Services, batch_id: str, progress: Progress) -> None:
+def run_flow(client: Batchline, batch_id: str, progress: Progress) -> None:
     """Run the flow for the batch; raises the error that stopped it, or `BatchEnded` like the flow."""
     progress.doing("loading Prefect")
     _set_prefect_environment()
-    if services.settings.task_runner != "threads":  # sender processes read the settings from their environment
-        os.environ.update(to_environment(services.settings))
+    if client.settings.task_runner != "threads":  # sender processes read the settings from their environment
+        os.environ.update(to_environment(client.settings))
     server = _start_server_if_needed()
     progress.doing("starting a temporary Prefect server" if server else "starting the flow run")
     from prefect import tags  # noqa: PLC0415 - it takes a second
@@ -40,12 +39,11 @@ def run_flow(services: Services, batch_id: str, progress: Progress) -> None:
 
     if server is not None:
         # No other process uses a temporary server, so there is no one to share quotas with.
-        settings = services.settings.model_copy(update={"share_budgets": False})
-        services = replace(services, settings=settings)
+        client = client.derive(share_budgets=False)
         server.wait_until_ready()
         progress.doing("starting the flow run")
     with interrupted(), tags(*_run_tags()):
-        run_batch(services, batch_id)
+        run_batch(client, batch_id)
 
 
 def _set_prefect_environment(*, quiet: bool = True) -> None:

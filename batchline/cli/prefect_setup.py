@@ -42,7 +42,7 @@ def setup(
         Print `{"data": [{what, name, outcome}, …]}`.
     """
     configured_server_url()
-    with Progress(stderr_console()) as progress:
+    with Progress() as progress:
         progress.doing("loading Prefect")
         from batchline.orchestration.setup import find_server_warning, set_up_server  # noqa: PLC0415 - Prefect takes seconds
 
@@ -79,7 +79,7 @@ def chain(
     settings.require_endpoint(endpoint)
     settings.require_window_s(window)
     configured_server_url()
-    with Progress(stderr_console()) as progress:
+    with Progress() as progress:
         progress.doing("loading Prefect")
         from batchline.orchestration.batch_chain import chain_batches as make_chain  # noqa: PLC0415 - as above
 

@@ -2,19 +2,20 @@
 
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Column, Table
 from rich.text import Text
 
-from batchline.engine.lease import active_lease
-from batchline.engine.progress_meter import ProgressMeter, ProgressSnapshot
-from batchline.models.formatting import span
+from batchline.cli.console import print_note, stderr_console
+from batchline.client import ProgressMeter, ProgressSnapshot
+from batchline.models.formatting import join_parts, span
 
 REFRESH_INTERVAL_S = 0.25
 SAMPLE_INTERVAL_S = 1.0
@@ -23,15 +24,16 @@ MAX_PLAIN_INTERVAL_S = 60.0
 
 
 class Progress:
-    """Displays the current activity until the block ends."""
+    """Displays the current activity or the counters of a batch until the block ends."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._doing: str | None = None
+    def __init__(self) -> None:
+        self._activity = "starting"
         self._since = time.monotonic()
-        self._batch_id: str | None = None
+        self._find_meter: Callable[[], ProgressMeter | None] = lambda: None
         self._meter: ProgressMeter | None = None
+        self._snapshot: ProgressSnapshot | None = None
         self._stopping = threading.Event()
+        console = stderr_console()
         # Not `console.is_terminal`, which is also true for a log file if FORCE_COLOR is set.
         live = console.file.isatty() and not console.is_dumb_terminal
         self._thread = threading.Thread(
@@ -51,65 +53,63 @@ class Progress:
     def doing(self, what: str) -> None:
         """Show this text until there are counters or another text."""
         self._since = time.monotonic()
-        self._doing = what
+        self._activity = what
 
-    def follow(self, batch_id: str) -> None:
-        """Show the batch's counters as soon as this process runs it."""
-        self._batch_id = batch_id
+    def follow(self, find_meter: Callable[[], ProgressMeter | None]) -> None:
+        """Show the counters of a batch as soon as this process runs it, which is when it has a meter."""
+        self._find_meter = find_meter
 
-    def _reading(self) -> ProgressSnapshot | None:
-        lease = active_lease(self._batch_id) if self._batch_id else None
-        if lease is None:
+    def show(self, snapshot: ProgressSnapshot | None) -> None:
+        """Show these counters of a batch that another process runs."""
+        self._snapshot = snapshot
+
+    def _read_counters(self) -> ProgressSnapshot | None:
+        meter = self._find_meter()
+        if meter is None:
             self._meter = None
-            return None
+            return self._snapshot
         if self._meter is None:
-            self._meter = ProgressMeter(lease)
+            self._meter = meter
             self.doing("checking the input")
-        reading = self._meter.read()
-        if reading is not None:
+        snapshot = self._meter.read()
+        if snapshot is not None:
             self.doing("finishing")
-        return reading
+        return snapshot
 
     def _run_live_display(self) -> None:
         spinner = Spinner("line")
-        with Live(console=self._console, auto_refresh=False, transient=True) as live:
+        with Live(console=stderr_console(), auto_refresh=False, transient=True) as live:
             while not self._stopping.wait(REFRESH_INTERVAL_S):
-                live.update(self._display(spinner), refresh=True)
-
-    def _display(self, spinner: Spinner) -> RenderableType:
-        reading = self._reading()
-        if reading is not None:
-            return _bar(reading)
-        if self._doing is None:
-            return ""
-        spinner.update(text=Text(f"{self._doing} · {span(time.monotonic() - self._since)}"))
-        return spinner
+                snapshot = self._read_counters()
+                spinner.update(text=Text(self._activity_text()))
+                live.update(spinner if snapshot is None else _bar(snapshot), refresh=True)
 
     def _print_plain_lines(self) -> None:
         """Print a line per long activity, then at growing intervals of up to a minute."""
         began = due = time.monotonic()
         due += MIN_PLAIN_INTERVAL_S
         while not self._stopping.wait(SAMPLE_INTERVAL_S):
-            reading = self._reading()
-            now = time.monotonic()
+            counters, now = self._read_counters(), time.monotonic()
             if now >= due:
-                self._console.print(self._line(reading), markup=False)
+                print_note(
+                    self._activity_text()
+                    if counters is None
+                    else join_parts(_counts(counters), counters.details, counters.eta, counters.paused)
+                )
                 due = now + min(MAX_PLAIN_INTERVAL_S, max(MIN_PLAIN_INTERVAL_S, (now - began) / 10))
 
-    def _line(self, reading: ProgressSnapshot | None) -> str:
-        if reading is None:
-            return f"{self._doing or 'starting'} · {span(time.monotonic() - self._since)}"
-        return " · ".join(part for part in (_done(reading), reading.details, reading.eta, reading.paused) if part)
+    def _activity_text(self) -> str:
+        return f"{self._activity} · {span(time.monotonic() - self._since)}"
 
 
-def _done(reading: ProgressSnapshot) -> str:
-    return f"{reading.settled:,}/{reading.total:,} done · {reading.failed:,} failed"
+def _counts(snapshot: ProgressSnapshot) -> str:
+    return f"{snapshot.settled:,}/{snapshot.total:,} done · {snapshot.failed:,} failed"
 
 
-def _bar(reading: ProgressSnapshot) -> RenderableType:
+def _bar(snapshot: ProgressSnapshot) -> RenderableType:
     """Return two lines that fit 80 columns, and a third while sending is paused."""
     top = Table.grid(Column(ratio=1), Column(no_wrap=True), expand=True, padding=(0, 1, 0, 0))
-    words = " · ".join(part for part in (_done(reading), reading.eta) if part)
-    top.add_row(ProgressBar(total=reading.total, completed=reading.settled), words)
-    lines = [Text(reading.details), *([Text(reading.paused, style="yellow")] if reading.paused else [])]
+    bar = ProgressBar(total=snapshot.total, completed=snapshot.settled)
+    top.add_row(bar, join_parts(_counts(snapshot), snapshot.eta))
+    lines = [Text(snapshot.details), *([Text(snapshot.paused, style="yellow")] if snapshot.paused else [])]
     return Group(top, *lines)

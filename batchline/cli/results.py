@@ -15,8 +15,7 @@ from rich.text import Text
 from batchline.cli.console import print_json, stderr_console
 from batchline.cli.options import Flag
 from batchline.cli.output_files import open_new_file, print_json_list, require_not_exists
-from batchline.cli.tables import Column, Row, print_rows
-from batchline.cli.words import plain
+from batchline.cli.tables import Column, Row, plain, print_rows
 from batchline.client import Batchline
 from batchline.client.raw_result import RawResult
 from batchline.models.base import dump_json_text

@@ -1,12 +1,11 @@
 """`batchline run`: run a file of requests to its results."""
 
-import time
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.markup import escape
 
-from batchline.cli.console import print_json, stderr_console
+from batchline.cli.console import print_json, print_note, stderr_console
 from batchline.cli.exit_codes import ExitCode, exit_code_of_batch
 from batchline.cli.options import Flag
 from batchline.cli.progress import Progress
@@ -14,9 +13,6 @@ from batchline.cli.signals import interrupt_on_signal
 from batchline.cli.summary import print_summary
 from batchline.cli.target import Target, select_target
 from batchline.client import Batchline
-from batchline.engine.lease import wait_for_lease
-from batchline.engine.services import Services
-from batchline.engine.window_notice import closed_window_notice
 from batchline.models.batches import validate_metadata
 from batchline.models.errors import (
     BatchEnded,
@@ -29,8 +25,6 @@ from batchline.models.errors import (
 )
 from batchline.models.settings import Settings, load_settings
 from batchline.models.status import TERMINAL_STATUSES
-from batchline.report.report_data import report_of
-from batchline.storage.records.store import BatchRecord, open_records
 
 
 class _RunArguments(NamedTuple):
@@ -77,28 +71,26 @@ def run(
     """
     settings = load_settings()
     arguments = _parse_arguments(file, resume, endpoint, window, metadata, settings)
-    if resume is not None:
-        _require_batch(settings, resume)
+    if resume is not None:  # before a server or a simulator is started
+        Batchline(settings, origin="cli").batches.record(resume)
     with select_target(settings, stand_in=stand_in, resumed=resume is not None) as target:
         client = Batchline(target.settings, origin="cli")
-        services = client.services
-        with Progress(stderr_console()) as progress:
-            batch = client.batches.record(_create_batch(client, arguments, progress) if arguments else str(resume))
-            is_over = batch.status in TERMINAL_STATUSES
-            error = None if is_over else _run_batch(services, batch, progress, local=local)
+        with Progress() as progress:
+            batch_id = _create_batch(client, arguments, progress) if arguments else str(resume)
+            is_over = client.batches.record(batch_id).status in TERMINAL_STATUSES
+            error = None if is_over else _run_batch(client, batch_id, progress, local=local)
         try:
-            record = services.records.get_batch(batch.id)
+            batch = client.batches.record(batch_id)
         except StorageFault as fault:
-            _print_resume_hint(batch.id, error or fault, target, local=local)
+            _print_resume_hint(batch_id, error or fault, target, local=local)
             return ExitCode.STOPPED
-    response = record.to_response(include_analytics=True)
-    if error is not None and response.status not in TERMINAL_STATUSES:
-        _print_resume_hint(batch.id, error, target, local=local)
+    if error is not None and batch.status not in TERMINAL_STATUSES:
+        _print_resume_hint(batch_id, error, target, local=local)
     if json:
-        print_json(response.model_dump_json())
-    elif response.status in TERMINAL_STATUSES:
-        print_summary(response, report_of(services.store, batch.id), services, is_retried=bool(record.generation))
-    return exit_code_of_batch(response)
+        print_json(batch.to_response(include_analytics=True).model_dump_json())
+    elif batch.status in TERMINAL_STATUSES:
+        print_summary(client, batch)
+    return exit_code_of_batch(batch)
 
 
 def _parse_arguments(
@@ -134,15 +126,6 @@ def _parse_arguments(
     return _RunArguments(file, endpoint, window or "24h", metadata)
 
 
-def _require_batch(settings: Settings, batch_id: str) -> None:
-    """Raise `NotFound` before an upstream or a server is started or asked for."""
-    records = open_records(settings)
-    try:
-        records.get_batch(batch_id)
-    finally:
-        records.close()
-
-
 def _create_batch(client: Batchline, arguments: _RunArguments, progress: Progress) -> str:
     """Store the file, create a batch for it, and return the batch's id."""
     progress.doing(f"reading in {arguments.file.name}")
@@ -154,44 +137,37 @@ def _create_batch(client: Batchline, arguments: _RunArguments, progress: Progres
         metadata=arguments.metadata,
         via=None,
     )
-    stderr_console().print(f"batch: {batch.id} of {file.filename}, {file.bytes:,} bytes", markup=False)
+    print_note(f"batch: {batch.id} of {file.filename}, {file.bytes:,} bytes")
     return batch.id
 
 
-def _run_batch(
-    services: Services, batch: BatchRecord, progress: Progress, *, local: bool
-) -> BatchlineError | None:
+def _run_batch(client: Batchline, batch_id: str, progress: Progress, *, local: bool) -> BatchlineError | None:
     """Run the batch with progress shown; returns the error that stopped it, or None."""
     try:
-        with interrupt_on_signal(batch.id):
-            wait_for_lease(services, batch, progress.doing)
-            if notice := closed_window_notice(batch, services.settings, now=time.time()):
-                stderr_console().print(f"batch {batch.id}: {notice}", markup=False, soft_wrap=True)
-            progress.follow(batch.id)
+        with interrupt_on_signal(client, batch_id):
+            if notice := client.batches.prepare_run(batch_id, progress.doing):
+                print_note(f"batch {batch_id}: {notice}", is_whole=True)
+            progress.follow(lambda: client.batches.meter(batch_id))
             if local:
-                from batchline.engine.pipeline import run_local  # noqa: PLC0415 - next to its alternative
-
-                run_local(services, batch.id)
+                client.batches.run(batch_id)
             else:
                 from batchline.cli.prefect_run import run_flow  # noqa: PLC0415 - Prefect takes seconds to import
 
-                run_flow(services, batch.id, progress)
+                run_flow(client, batch_id, progress)
     except BatchEnded:
         return None
     except KeyboardInterrupt:
         return Interrupted("interrupted while nothing was being sent")
-    except LeaseLost as error:
-        return error
-    except Conflict:
-        raise
-    except BatchlineError as error:
-        return error
     except OSError as error:
         return Interrupted(f"the machine failed: {error}")
+    except BatchlineError as error:
+        if isinstance(error, Conflict) and not isinstance(error, LeaseLost):
+            raise
+        return error
     return None
 
 
 def _print_resume_hint(batch_id: str, error: BatchlineError, target: Target, *, local: bool) -> None:
     flags = (" --local" if local else "") + (" --stand-in" if target.is_simulator else "")
     stderr_console().print(f"[red]stopped:[/] {escape(str(error))}")
-    stderr_console().print(f"go on with: batchline run --resume {batch_id}{flags}", markup=False, soft_wrap=True)
+    print_note(f"to continue: batchline run --resume {batch_id}{flags}", is_whole=True)

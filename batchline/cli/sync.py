@@ -1,6 +1,5 @@
 """`batchline sync`: one round over a watched folder."""
 
-from collections.abc import Callable
 from typing import Literal
 
 from rich.text import Text
@@ -11,8 +10,6 @@ from batchline.cli.options import Flag
 from batchline.cli.progress import Progress
 from batchline.cli.signals import interrupt_on_signal
 from batchline.client import Batchline
-from batchline.engine.pipeline import run_local
-from batchline.engine.services import Services
 from batchline.models.sync import AfterAction, SyncEvent, SyncOptions
 
 STYLES = {"failed": "red", "unreadable": "red", "quarantined": "yellow", "waiting": "dim", "changed": "dim"}
@@ -61,35 +58,23 @@ def sync(
         endpoint=endpoint, completion_window=window, metadata=metadata, write_back=write_back, after=after
     )
     client = Batchline(origin="cli")
-    services = client.services
-    with Progress(stderr_console()) as progress:
-        progress.doing(f"looking at {uri}")
-        start = (
-            _start_locally(services, progress) if via == "process" else _start_by_deployment(services, deployment)
-        )
-        summary = client.sync(uri, options, start_batch=start, on_event=_print_event, dry_run=dry_run)
+    with Progress() as progress:
+        progress.doing(f"reading {uri}")
+
+        def start_batch(batch_id: str) -> None:
+            if via == "deployment":
+                client.batches.resume(batch_id, via=via, deployment=deployment)
+                return
+            progress.follow(lambda: client.batches.meter(batch_id))
+            with interrupt_on_signal(client, batch_id):
+                client.batches.run(batch_id)
+
+        summary = client.sync(uri, options, start_batch=start_batch, on_event=_print_event, dry_run=dry_run)
     if json:
         print_json(summary.model_dump_json())
     else:
         stdout_console().print(f"{summary.source}: {summary.message}", markup=False)
     return ExitCode.STOPPED if summary.failed else ExitCode.OK
-
-
-def _start_locally(services: Services, progress: Progress) -> Callable[[str], object]:
-    def run_batch(batch_id: str) -> None:
-        progress.follow(batch_id)
-        with interrupt_on_signal(batch_id):
-            run_local(services, batch_id)
-
-    return run_batch
-
-
-def _start_by_deployment(services: Services, deployment: str | None) -> Callable[[str], object]:
-    from batchline.orchestration.deployments import (  # noqa: PLC0415 - Prefect takes seconds to import
-        start_deployment_run,
-    )
-
-    return lambda batch_id: start_deployment_run(services, batch_id, deployment=deployment)
 
 
 def _print_event(event: SyncEvent) -> None:

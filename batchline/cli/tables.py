@@ -8,11 +8,17 @@ from rich.table import Table
 from rich.text import Text
 
 from batchline.cli.console import stdout_console
+from batchline.models.formatting import one_line
 
 ROWS_PER_BLOCK = 1_000
 GAP = 2
 Row = tuple[Text | str, ...]
 """One cell per column."""
+
+
+def plain(text: str) -> Text:
+    """Return foreign text for literal display: no markup, no control characters."""
+    return Text(one_line(text))
 
 
 class Column(NamedTuple):
@@ -29,7 +35,9 @@ def print_rows(rows: Iterable[Row], columns: Sequence[Column], *, none: str) -> 
     A terminal that is too narrow for all columns shows the first ones, so the most important come first.
     """
     rest, is_first = iter(rows), True
-    while block := [[Text(cell) if isinstance(cell, str) else cell for cell in row] for row in _next_block(rest)]:
+    while block := [
+        [Text(cell) if isinstance(cell, str) else cell for cell in row] for row in islice(rest, ROWS_PER_BLOCK)
+    ]:
         widths = list(_column_widths(block, columns))
         columns = columns[: len(widths)]
         table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold", show_header=is_first)
@@ -42,10 +50,6 @@ def print_rows(rows: Iterable[Row], columns: Sequence[Column], *, none: str) -> 
         is_first = False
     if is_first:
         stdout_console().print(none, markup=False)
-
-
-def _next_block(rows: Iterator[Row]) -> Iterator[Row]:
-    return islice(rows, ROWS_PER_BLOCK)
 
 
 def _column_widths(rows: Sequence[Sequence[Text]], columns: Sequence[Column]) -> Iterator[int]:

@@ -6,13 +6,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from batchline.cli.console import print_json, stderr_console, stdout_console
+from batchline.cli.console import print_json, stdout_console
 from batchline.cli.error_groups import ErrorGroup, describe_lines, group_errors
 from batchline.cli.exit_codes import ExitCode
 from batchline.cli.progress import Progress
-from batchline.engine.ingest import read_input_blocks
-from batchline.models.settings import load_settings
-from batchline.steps.check_input import Validation, check_input
+from batchline.client import Validation, validate_file
 
 
 def validate(
@@ -33,17 +31,9 @@ def validate(
     json:
         Print `{"data": [{code, line, message, param}, …]}`.
     """
-    settings = load_settings()
-    with Progress(stderr_console()) as progress:
+    with Progress() as progress:
         progress.doing(f"checking {file.name}")
-        validation = check_input(
-            lambda: read_input_blocks(file),
-            batch_id="",
-            input_key=str(file),
-            endpoint=None if endpoint is None else settings.require_endpoint(endpoint),
-            settings=settings,
-            max_errors=None,
-        )
+        validation = validate_file(file, endpoint=endpoint)
     if json:
         print_json(jsonlib.dumps({"data": [error.model_dump() for error in validation.errors]}))
     else:

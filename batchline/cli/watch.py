@@ -1,28 +1,22 @@
 """`batchline batches watch`: follow a batch that any process runs, by its database record."""
 
-import time
-
-from rich.console import Console
-
-from batchline.cli.console import stderr_console
+from batchline.cli.console import print_note
 from batchline.cli.exit_codes import ExitCode, exit_code_of_batch
 from batchline.cli.options import Flag
 from batchline.cli.progress import Progress
 from batchline.cli.show import show
-from batchline.client import Batchline
-from batchline.client.progress import runner_state
-from batchline.engine.progress_meter import IDLE_AFTER_S, ProgressSnapshot, RecentRate
-from batchline.models.formatting import span, speed
+from batchline.client import Batchline, BatchRecord, ProgressSnapshot
+from batchline.models.formatting import join_parts, span, speed
 from batchline.models.status import TERMINAL_STATUSES, BatchStatus
-from batchline.storage.records.store import BatchRecord
 
-POLL_INTERVAL_S = 0.5
 ABANDONED_S = 30.0
 """Seconds to keep watching a batch that no process runs: another may resume it."""
 
 
 def watch(batch_id: str, /, *, json: Flag = False) -> int:
-    """Follow a batch, whoever runs it, until it is over or has been left; the exit status is that of `run`.
+    """Follow a batch, in whichever process it runs, until it has ended or no process runs it.
+
+    The exit status is that of `run`.
 
     Parameters
     ----------
@@ -33,77 +27,48 @@ def watch(batch_id: str, /, *, json: Flag = False) -> int:
     """
     client = Batchline(origin="cli")
     try:
-        batch = follow_batch(client, batch_id, abandoned_s=min(ABANDONED_S, client.services.settings.lease_s))
+        batch = follow_batch(client, batch_id, abandoned_s=min(ABANDONED_S, client.settings.lease_s))
     except KeyboardInterrupt:
-        stderr_console().print(
-            f"watched no longer; to end the batch itself: batchline batches cancel {batch_id}",
-            markup=False,
-            soft_wrap=True,
+        print_note(
+            f"stopped watching; the batch continues. To cancel it: batchline batches cancel {batch_id}",
+            is_whole=True,
         )
         return ExitCode.STOPPED
     if batch.status not in TERMINAL_STATUSES:
-        stderr_console().print("watched no longer: no process runs the batch")
+        print_note("stopped watching: no process runs the batch")
     show(batch_id, json=json)
-    return exit_code_of_batch(batch.to_response())
+    return exit_code_of_batch(batch)
 
 
 def follow_batch(client: Batchline, batch_id: str, *, abandoned_s: float) -> BatchRecord:
-    """Show the batch's progress until it has ended, or no process has run it for `abandoned_s`.
+    """Show the batch's progress until it has ended, or no process has run it for `abandoned_s`."""
+    previous_note = previous_text = ""
+    with Progress() as progress:
+        for batch in client.batches.watch(batch_id, abandoned_s=abandoned_s):
+            snapshot, note = _read_progress(client, batch)
+            if note and note != previous_note:
+                command = f"batchline run --resume {batch.id}"
+                print_note(f"{batch.status}, {note}: to continue: {command}", is_whole=True)
+            text = join_parts(batch.status, note)
+            if text != previous_text:
+                progress.doing(text)
+            progress.show(snapshot)
+            previous_note, previous_text = note, text
+    return client.batches.record(batch_id)
 
-    A batch that waits for its first run is followed until its window has closed.
-    """
-    lease_s, active_at = client.services.settings.lease_s, time.monotonic()
-    with WatchDisplay(stderr_console()) as display:
-        while True:
-            batch, now = client.batches.record(batch_id), client.services.records.now()
-            note = runner_state(batch, now=now, lease_s=lease_s)
-            if not note or (batch.status is BatchStatus.VALIDATING and now < batch.expires_at and abandoned_s):
-                active_at = time.monotonic()
-            if batch.status in TERMINAL_STATUSES or (note and time.monotonic() - active_at >= abandoned_s):
-                return batch
-            display.show_record(batch, note)
-            time.sleep(POLL_INTERVAL_S)
 
-
-class WatchDisplay(Progress):
-    """The progress of a batch that another process runs, as far as its record shows it."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__(console)
-        self._rate = RecentRate()
-        self._snapshot: ProgressSnapshot | None = None
-        self._note = ""
-        self._status_text = ""
-
-    def show_record(self, batch: BatchRecord, note: str) -> None:
-        """Show the current record."""
-        if note and note != self._note:
-            stderr_console().print(
-                f"{batch.status}, {note}: go on with: batchline run --resume {batch.id}",
-                markup=False,
-                soft_wrap=True,
-            )
-        self._note = note
-        status_text = " · ".join(filter(None, (batch.status, note)))
-        if status_text != self._status_text:
-            self._status_text = status_text
-            self.doing(status_text)
-        self._rate.add(time.monotonic(), batch.completed + batch.failed)
-        self._snapshot = self._build_snapshot(batch, note) if batch.total else None
-
-    def _build_snapshot(self, batch: BatchRecord, note: str) -> ProgressSnapshot:
-        settled = batch.completed + batch.failed
-        is_idle = self._rate.idle_s() > IDLE_AFTER_S
-        rate = None if note or is_idle or batch.status is BatchStatus.FINALIZING else self._rate.per_s()
-        eta_text = f"about {span(max(1.0, (batch.total - settled) / rate))} left" if rate else ""
-        return ProgressSnapshot(
-            settled=settled,
-            total=batch.total,
-            failed=batch.failed,
-            eta="writing the files" if batch.status is BatchStatus.FINALIZING else eta_text,
-            details=" · ".join(filter(None, (batch.status, speed(rate) if rate else ""))),
-            paused=note or None,
-        )
-
-    def _reading(self) -> ProgressSnapshot | None:
-        return self._snapshot
+def _read_progress(client: Batchline, batch: BatchRecord) -> tuple[ProgressSnapshot | None, str]:
+    """Return the batch's counters, None until its input is validated, and a note if no process runs it."""
+    progress = client.batches.progress(batch)
+    if not batch.total:
+        return None, progress.note
+    eta = f"about {span(max(1.0, progress.eta_s))} left" if progress.eta_s else ""
+    snapshot = ProgressSnapshot(
+        settled=progress.settled,
+        total=batch.total,
+        failed=progress.failed,
+        eta="writing the files" if batch.status is BatchStatus.FINALIZING else eta,
+        details=join_parts(batch.status, speed(progress.per_s) if progress.per_s and not progress.note else ""),
+        paused=progress.note or None,
+    )
+    return snapshot, progress.note

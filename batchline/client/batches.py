@@ -6,16 +6,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal
 
-from batchline.client.access import UNRESTRICTED, Access
+from batchline.client.access import Access
 from batchline.client.arguments import idempotency_of, parse_arguments
+from batchline.client.batch_runs import POLL_INTERVAL_S, BatchRuns
 from batchline.client.expiry import ExpiresAfter, parse_lifetime_s
 from batchline.client.pagination import Page
+from batchline.client.progress import ProgressTracker
 from batchline.client.raw_result import RawResult
 from batchline.client.results import read_results
 from batchline.client.runner import BatchRunner
 from batchline.engine.deletion import delete_now
 from batchline.engine.ingest import create_batch, new_batch
-from batchline.engine.pipeline import run_local
 from batchline.engine.retry import resolve_request_ids, retry_batch
 from batchline.engine.services import Services
 from batchline.models.analytics import BatchAnalytics, BatchReport
@@ -33,7 +34,7 @@ from batchline.models.batches import (
 from batchline.models.errors import Conflict, LeaseLost, NotFound
 from batchline.models.ids import batch_id_of_request, request_id_prefix
 from batchline.models.status import TERMINAL_STATUSES, BatchStatus
-from batchline.report.report_data import read_report
+from batchline.report.report_data import read_report, report_of
 from batchline.report.samples import Sample, read_samples
 from batchline.steps.check_input import detect_endpoint
 from batchline.steps.write import read_manifest
@@ -42,21 +43,18 @@ from batchline.storage.records.lease_owners import new_lease_owner
 from batchline.storage.records.store import BatchRecord, FileRecord, Idempotency
 
 Via = Literal["process", "deployment"]
-POLL_INTERVAL_S: Final = 0.5
 DELETION_MARGIN_S: Final = 10.0  # covers a runner that uses all its grace and then writes files
 """Seconds beyond the grace period that a deletion waits for the batch's runner to stop."""
 
 
-class Batches:
+class Batches(BatchRuns):
     """The batches in the database of these services, created by `Batchline.batches`."""
 
     def __init__(
-        self, services: Services, runner: BatchRunner, origin: Origin, access: Access = UNRESTRICTED
+        self, services: Services, runner: BatchRunner, tracker: ProgressTracker, origin: Origin, access: Access
     ) -> None:
-        self._services = services
-        self._runner = runner
+        super().__init__(services, runner, tracker, access)
         self._origin = origin
-        self._access = access
 
     def create(
         self,
@@ -119,10 +117,6 @@ class Batches:
         query = parse_arguments(IncludeQuery, include=include if isinstance(include, str) else ",".join(include))
         return self.record(batch_id).to_response(include_analytics=query.includes_analytics)
 
-    def record(self, batch_id: str) -> BatchRecord:
-        """Return the batch's database record, including its lease; raises `NotFound`."""
-        return self._services.records.get_batch(batch_id, member_id=self._access.member_filter)
-
     def analytics(self, batch_id: str) -> BatchAnalytics:
         """Return the batch's metrics; while it runs, of the requests settled so far. Raises `NotFound`."""
         batch = self.record(batch_id)
@@ -137,6 +131,23 @@ class Batches:
         """Return the detailed report; raises `NotFound` until the batch has ended."""
         self.record(batch_id)
         return read_report(self._services.store, batch_id)
+
+    def find_report(self, batch_id: str) -> BatchReport | None:
+        """Return the detailed report, or None if there is none or it cannot be read now."""
+        return report_of(self._services.store, batch_id)
+
+    def file_uris(self, batch: BatchRecord) -> dict[str, str]:
+        """Return the addresses of an ended batch's files by what they are: output, errors, figures, report."""
+        if batch.final_prefix is None or batch.status not in TERMINAL_STATUSES:
+            return {}
+        store = self._services.store
+        keys = {
+            "output": (layout.output_key(batch.id), batch.output_file_id),
+            "errors": (layout.errors_key(batch.id), batch.error_file_id),
+            "figures": (key := layout.requests_key(batch.id), store.exists(key)),
+            "report": (key := layout.report_page_key(batch.id), store.exists(key)),
+        }
+        return {name: store.uri(key) for name, (key, exists) in keys.items() if exists}
 
     def failures(self, batch_id: str) -> dict[str, list[Sample]]:
         """Return sample failed requests by error code; raises `NotFound` until the batch has ended."""
@@ -163,7 +174,7 @@ class Batches:
         }
         return {name: store.stream(key) for name, key in keys.items() if key is not None and store.exists(key)}
 
-    def list(self, **query: Any) -> Page[BatchResponse]:
+    def list(self, /, **query: Any) -> Page[BatchResponse]:
         """Return a page of batches selected by `ListBatchesQuery`, newest first; iterating reads all pages.
 
         Raises `InvalidInput` for an invalid query, `NotFound` for an unknown cursor.
@@ -190,21 +201,19 @@ class Batches:
 
         return Page([convert(record, query) for record in records], has_more, fetch_after)
 
-    def run(self, batch_id: str) -> BatchResponse:
-        """Run the batch to its end, or continue an interrupted one, and return it.
+    def resume(
+        self, batch_id: str, *, via: Via | None = "process", deployment: str | None = None
+    ) -> BatchResponse:
+        """Start a batch that has not ended and is not running; raises `Conflict` otherwise.
 
-        Raises `Conflict` if another runner holds it, `Interrupted` or `StorageFault` if it stops early.
+        `deployment` is the one to start a run of, by default that of the settings.
         """
-        return run_local(self._services, self.record(batch_id).id).to_response(include_analytics=True)
-
-    def resume(self, batch_id: str, *, via: Via | None = "process") -> BatchResponse:
-        """Start a batch that has not ended and is not running; raises `Conflict` otherwise."""
         batch = self.record(batch_id)
         if batch.status in TERMINAL_STATUSES:
             raise Conflict(f"batch {batch_id} is {batch.status}; there is nothing to go on with (retry?)")
         if batch.is_leased(now=self._services.records.now(), lease_s=self._services.settings.lease_s):
             raise Conflict(f"batch {batch_id} is being run by another process ({batch.lease_owner})")
-        return self._start_run(batch, via)
+        return self._start_run(batch, via, deployment)
 
     def cancel(self, batch_id: str) -> BatchResponse:
         """Cancel the batch and return it: `cancelling`, or `cancelled` if nothing had been sent.
@@ -303,7 +312,7 @@ class Batches:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while (batch := self.batch_if_ended(batch_id)) is None:
             if deadline is not None and time.monotonic() >= deadline:
-                raise TimeoutError(f"batch {batch_id} is not over after {timeout_s:g} s")
+                raise TimeoutError(f"batch {batch_id} has not ended after {timeout_s:g} s")
             time.sleep(poll_interval_s)
         return batch
 
@@ -356,11 +365,11 @@ class Batches:
         except (Conflict, NotFound, LeaseLost):
             return
 
-    def _start_run(self, batch: BatchRecord, via: Via | None) -> BatchResponse:
+    def _start_run(self, batch: BatchRecord, via: Via | None, deployment: str | None = None) -> BatchResponse:
         if via == "process":
             self._runner.start(batch.id)
         elif via == "deployment":
             from batchline.orchestration.deployments import start_deployment_run  # noqa: PLC0415 - loads Prefect
 
-            start_deployment_run(self._services, batch.id)
+            start_deployment_run(self._services, batch.id, deployment=deployment)
         return batch.to_response()

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
+from batchline.analytics.prices import PRICE_LIST_CURRENCY
 from batchline.client.access import UNRESTRICTED, Access
 from batchline.client.batches import Batches
 from batchline.client.files import Files
+from batchline.client.progress import ProgressTracker
 from batchline.client.runner import BatchRunner, ThreadRunner
 from batchline.engine.services import Services, open_services
 from batchline.models.batches import Origin
 from batchline.models.settings import Settings
 from batchline.models.sync import SyncEvent, SyncOptions, SyncSummary
 from batchline.sync.sync_pass import StartBatch, sync_source
+from batchline.upstream.call_metrics import CallMetrics
 from batchline.upstream.quota.store import QuotaStore
+
+
+class ServerMetrics(NamedTuple):
+    """Numbers for monitoring: all recorded batches, and the calls of this process since its start."""
+
+    batches_by_status: Mapping[str, int]
+    queue_age_s: float
+    """Age of the oldest batch that waits for its first run."""
+
+    requests_in_flight: int
+    calls: CallMetrics
 
 
 class Batchline:
@@ -42,21 +58,40 @@ class Batchline:
         origin: Origin = "api",
         access: Access = UNRESTRICTED,
         runner: BatchRunner | None = None,
+        tracker: ProgressTracker | None = None,
     ) -> None:
         self.services = services or open_services(settings)
         self.runner: BatchRunner = runner or ThreadRunner(self.services)
         self.origin = origin
         self.access = access
+        self._tracker = tracker or ProgressTracker(self.services)
         self.files = Files(self.services, access)
-        self.batches = Batches(self.services, self.runner, origin, access)
+        self.batches = Batches(self.services, self.runner, self._tracker, origin, access)
 
-    def for_access(self, access: Access) -> Batchline:
-        """Return a client with those rights that shares this one's services and runner."""
-        return Batchline(services=self.services, origin=self.origin, access=access, runner=self.runner)
+    def derive(
+        self, *, access: Access | None = None, origin: Origin | None = None, **settings: object
+    ) -> Batchline:
+        """Return a client that shares this one's storage and runner, with other rights, origin or settings."""
+        services = self.services
+        if settings:
+            services = replace(services, settings=self.settings.model_copy(update=settings))
+        return Batchline(
+            services=services,
+            origin=origin or self.origin,
+            access=access or self.access,
+            runner=self.runner,
+            tracker=self._tracker,
+        )
 
-    def with_origin(self, origin: Origin) -> Batchline:
-        """Return a client that shares this one's runner and records `origin` on the batches it creates."""
-        return Batchline(services=self.services, origin=origin, access=self.access, runner=self.runner)
+    @property
+    def settings(self) -> Settings:
+        """The settings that this client was opened with."""
+        return self.services.settings
+
+    @property
+    def currency(self) -> str | None:
+        """The currency of costs: that of the price list, or None if the settings have prices of their own."""
+        return None if self.settings.prices else PRICE_LIST_CURRENCY
 
     def sync(
         self,
@@ -78,18 +113,31 @@ class Batchline:
             dry_run=dry_run,
         )
 
+    def metrics(self) -> ServerMetrics:
+        """Return the state of all batches and of this process's calls; raises `StorageFault`."""
+        counts, dispatcher = self.services.records.batch_counts, self.services.started_dispatcher
+        by_status, oldest_waiting_at = counts.count_by_status(), counts.oldest_waiting_at()
+        return ServerMetrics(
+            batches_by_status=by_status,
+            queue_age_s=0.0 if oldest_waiting_at is None else max(0.0, time.time() - oldest_waiting_at),
+            requests_in_flight=0 if dispatcher is None else dispatcher.in_flight,
+            calls=CallMetrics() if dispatcher is None else dispatcher.metrics,
+        )
+
     def check_storage(self) -> None:
         """Raise `StorageFault` unless the database and the object storage respond."""
         self.services.records.batch_counts.check_connection()
         self.services.store.exists("readiness")
 
-    def share_quotas(self) -> None:
-        """Share the upstreams' caps with all processes that use the configured Prefect server, if any.
+    def prepare_to_serve(self) -> None:
+        """Raise `InvalidInput` if batches cannot be run; share the upstreams' caps if they run in this process.
 
-        Prefect takes seconds to import. This happens in the background; sending waits for it.
+        The caps are shared with all processes that use the configured Prefect server, if any. Prefect takes
+        seconds to import. This happens in the background; sending waits for it.
         """
-        settings = self.services.settings
-        if settings.share_budgets and settings.prefect_api_url:
+        self.runner.require_configured()
+        settings = self.settings
+        if settings.serve_via == "process" and settings.share_budgets and settings.prefect_api_url:
             self.services.dispatcher.share_quota(_open_quota_store)
 
     def close(self) -> None:

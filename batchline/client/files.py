@@ -16,10 +16,11 @@ from batchline.client.expiry import ExpiresAfter, parse_lifetime_s
 from batchline.client.line_ranges import FileExtent, LinePage, filter_lines, find_lines
 from batchline.client.pagination import Page
 from batchline.engine.deletion import delete_now
-from batchline.engine.ingest import store_input, store_input_file, store_input_from
+from batchline.engine.ingest import read_input_blocks, store_input, store_input_file, store_input_from
 from batchline.engine.services import Services
 from batchline.models.errors import InvalidInput, NotFound, StorageFault, TooLarge
 from batchline.models.files import MAX_FILES_PAGE_SIZE, FileObject, FilePurpose, ListFilesQuery
+from batchline.models.settings import load_settings
 from batchline.steps.check_input import Validation, check_input
 from batchline.steps.parts import find_finished_keys, read_part
 from batchline.steps.plans import read_plan
@@ -278,6 +279,19 @@ class Files:
         keys = (record.key, *_list_copies(self._services.store, record))
         records.delete_file(file_id, deletions=[PendingDeletion(prefix=key, due_at=0) for key in keys])
         delete_now(self._services, *keys)
+
+
+def validate_file(path: Path, *, endpoint: str | None = None) -> Validation:
+    """Check a local input file without storing it, and return all of its errors; raises like `Files.validate`."""
+    settings = load_settings()
+    return check_input(
+        lambda: read_input_blocks(path),
+        batch_id="",
+        input_key=str(path),
+        endpoint=None if endpoint is None else settings.require_endpoint(endpoint),
+        settings=settings,
+        max_errors=None,
+    )
 
 
 def _check_purpose(purpose: str) -> None:

@@ -8,13 +8,12 @@ continue it.
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
+from functools import partial
 from typing import Any, Final
 
 from prefect import get_run_logger
@@ -29,7 +28,7 @@ from batchline.engine.progress_meter import ProgressMeter, ProgressSnapshot
 from batchline.models.errors import Conflict, Interrupted, NotFound, StorageFault
 from batchline.models.formatting import span
 from batchline.models.status import BatchStatus
-from batchline.models.stop_signals import StopSignals
+from batchline.models.stop_signals import handle_stop_signals, kill_process
 from batchline.orchestration.artifacts import ProgressArtifact
 from batchline.orchestration.events import emit_batch_event, emit_stopped
 from batchline.orchestration.run_states import RunAction, RunExecution
@@ -81,31 +80,16 @@ def _handle_sigterm(monitor: _RunMonitor, terminating: threading.Event) -> Itera
 
     A later signal ends the process at once; a repetition within two seconds counts as the first.
     """
-    # Python allows signal handlers in the main thread only.
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
-    stop_signals = StopSignals()
-
-    def handle_signal(number: int, frame: FrameType | None) -> None:
-        del frame
-        occurrence = stop_signals.classify_next()
-        if occurrence == "later":
-            # Let the previous handler, normally the default action, end the process.
-            signal.signal(number, previous_handler)
-            os.kill(os.getpid(), number)
-        if occurrence != "first":
-            return
+    def stop(_number: int) -> None:
         terminating.set()
         # In a thread, because the interrupted code may hold locks that the call to Prefect needs.
-        threading.Thread(target=monitor.on_sigterm, name="told to end", daemon=True).start()
+        threading.Thread(target=monitor.on_sigterm, name="SIGTERM", daemon=True).start()
 
-    previous_handler = signal.signal(signal.SIGTERM, handle_signal)
-    try:
+    # A later signal is left to the previous handler, normally the default action, which ends the process.
+    kill = partial(kill_process, handler=signal.getsignal(signal.SIGTERM))
+    with handle_stop_signals(stop, kill, numbers=(signal.SIGTERM,)):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, previous_handler)
 
 
 class _RunMonitor:

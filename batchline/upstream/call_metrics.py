@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections import Counter
+from itertools import accumulate
 from typing import Final
 
 from batchline.upstream.call_results import CallResult
@@ -20,6 +21,11 @@ class DurationHistogram:
         """Add a duration."""
         self.counts[bisect_left(BUCKET_BOUNDS_S, seconds)] += 1
         self.sum_s += seconds
+
+    def cumulative_counts(self) -> list[tuple[str, float]]:
+        """Return each bucket's upper bound as text, and the number of durations up to it."""
+        bounds = [*map(str, BUCKET_BOUNDS_S), "+Inf"]
+        return [*zip(bounds, map(float, accumulate(self.counts)), strict=True)]
 
 
 class CallMetrics:

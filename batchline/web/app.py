@@ -11,8 +11,6 @@ from batchline.api.auth import MANAGER_PATHS, OPEN_PATHS
 from batchline.api.http_methods import HeadMiddleware
 from batchline.api.request_ids import RequestIdApp
 from batchline.api.request_limits import RequestLimitsMiddleware
-from batchline.client import Batchline
-from batchline.client.progress import ProgressTracker
 from batchline.web import batch, batch_list, files, new_batch, results, sign_in, static_files
 from batchline.web.errors import register_error_handlers
 from batchline.web.session import SessionMiddleware
@@ -41,12 +39,10 @@ def _is_api_path(path: str) -> bool:
 
 def with_pages(api: FastAPI) -> ASGIApp:
     """Return the API combined with the pages, which share its authentication and rate limits."""
-    client: Batchline = api.state.client
     pages = RequestIdApp(openapi_url=None, docs_url=None, redoc_url=None)
     pages.state.authenticator = api.state.authenticator
     pages.state.uploads = api.state.uploads
     pages.state.validation_cache = ValidationCache()
-    pages.state.progress_tracker = ProgressTracker(client.services)
     for module in (static_files, sign_in, batch_list, new_batch, files, results, batch):
         pages.include_router(module.router)
     register_error_handlers(pages)

@@ -9,13 +9,11 @@ from fastapi.responses import RedirectResponse, Response, StreamingResponse
 
 from batchline.api.batches import delete_when_idle
 from batchline.api.concurrency import FairRoute, iterate_in_thread
-from batchline.client import Batchline
+from batchline.client import Batchline, BatchRecord
 from batchline.client.maintenance import SERVER_ORIGINS
-from batchline.client.progress import ProgressTracker
 from batchline.models.errors import InvalidInput, NotFound
 from batchline.models.status import TERMINAL_STATUSES
 from batchline.report.page import template_context
-from batchline.storage.records.store import BatchRecord
 from batchline.web.batch_list import visible_members
 from batchline.web.dependencies import CurrentClient
 from batchline.web.rendering import render_page
@@ -40,14 +38,13 @@ router = APIRouter(prefix="/batches/{batch_id}", route_class=FairRoute)
 def show_batch(request: Request, batch_id: str, client: CurrentClient) -> Response:
     """Show the batch."""
     batch = client.batches.record(batch_id)
-    tracker: ProgressTracker = request.app.state.progress_tracker
     is_ended = batch.status in TERMINAL_STATUSES
     return render_page(
         request,
         "batch.html",
         **(_outcome_context(client, batch) if is_ended else _pending_context(batch)),
-        progress=None if is_ended else tracker.snapshot(batch),
-        is_queued=client.runner.is_running(batch_id),
+        progress=None if is_ended else client.batches.progress(batch),
+        is_queued=client.batches.is_queued(batch_id),
         goes_on_by_itself=batch.dwext is not None and batch.dwext.source in SERVER_ORIGINS,
         steps=timeline_of(batch),
         files=sorted(client.batches.files(batch_id)),

@@ -8,7 +8,6 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
-from batchline.analytics.prices import PRICE_LIST_CURRENCY
 from batchline.api.auth import Principal
 from batchline.api.concurrency import FairRoute
 from batchline.client import Batchline
@@ -45,8 +44,8 @@ def list_batches(request: Request, client: CurrentClient) -> Response:
         statuses=_status_tabs(filters),
         is_filtered=bool(filters.keys() - {"order"}),
         members=visible_members(request, client),
-        currency=None if client.services.settings.prices else PRICE_LIST_CURRENCY,
-        endpoints=client.services.settings.endpoints,
+        currency=client.currency,
+        endpoints=client.settings.endpoints,
         endpoint=None,
     )
 

@@ -15,7 +15,7 @@ MAX_FORM_FIELDS = 1_000
 
 async def _current_client(request: Request) -> Batchline:
     principal: Principal = request.state.principal
-    return principal.client.with_origin("frontend")
+    return principal.client.derive(origin="frontend")
 
 
 CurrentClient = Annotated[Batchline, Depends(_current_client)]

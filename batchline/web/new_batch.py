@@ -110,7 +110,7 @@ def _upload_page(
     endpoint: str | None = None,
     is_kept: bool = False,
 ) -> Response:
-    endpoints = client.services.settings.endpoints
+    endpoints = client.settings.endpoints
     return render_page(
         request,
         "new.html",
@@ -134,7 +134,7 @@ def _start_page(
     problem: InvalidInput | None = None,
 ) -> Response:
     """Return the form that starts a batch, with the fields as sent and the problem found."""
-    settings = client.services.settings
+    settings = client.settings
     if check is None:
         check = _validation_cache(request).get(client, file, (fields or {}).get("endpoint"))
     values = {
@@ -161,7 +161,7 @@ def _start_page(
 
 def _is_window_allowed(client: Batchline, window: str) -> bool:
     try:
-        client.services.settings.require_window_s(window)
+        client.settings.require_window_s(window)
     except InvalidInput:
         return False
     return True

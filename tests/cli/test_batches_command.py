@@ -263,7 +263,7 @@ def test_batches_watch_without_runner_exits_with_6(ended):
     told = ended("batches", "watch", ended.batch_id, BATCHLINE_LEASE_S="1")
 
     assert told.status == 6
-    assert f"go on with: batchline run --resume {ended.batch_id}" in told.err
+    assert f"to continue: batchline run --resume {ended.batch_id}" in told.err
     assert "no process runs the batch" in told.err
     assert "in_progress" in told.out
 
@@ -286,7 +286,7 @@ def test_batches_cancel_wait_without_runner_exits_with_6(ended):
     told = ended("batches", "cancel", ended.batch_id, "--wait")
 
     assert told.status == 6
-    assert f"nobody runs it: have its files written with: batchline run --resume {ended.batch_id}" in told.err
+    assert f"no process is running it; to write its files: batchline run --resume {ended.batch_id}" in told.err
 
 
 def test_batches_cancel_wait_returns_after_runner_ends_batch(ended, start_simulator, request_file):

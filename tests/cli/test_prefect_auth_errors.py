@@ -62,7 +62,7 @@ def test_run_with_wrong_auth_string_names_variable_without_its_value(closed_serv
 
     assert ended.status == 6
     assert "refuses what PREFECT_API_AUTH_STRING holds" in told(ended)
-    assert "go on with: batchline run --resume batch-" in told(ended)
+    assert "to continue: batchline run --resume batch-" in told(ended)
     assert GIVEN not in ended.out + ended.err
 
 

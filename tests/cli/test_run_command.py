@@ -166,7 +166,7 @@ def test_run_with_invalid_input_exits_with_2_and_sends_nothing(start_simulator, 
     assert ended.status == 2
     assert "line 11: " in ended.out
     assert "(invalid_json_line)" in ended.out
-    assert "nothing was sent; mend the file and run it again" in ended.out
+    assert "nothing was sent; correct the file and run it again" in ended.out
     assert upstream.counters()["received"] == 0
 
 

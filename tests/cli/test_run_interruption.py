@@ -29,7 +29,7 @@ def records() -> Records:
 
 def go_on_as_told(stopped: Ended, **changes: str) -> Ended:
     """Type what a run that stopped has printed."""
-    found = re.search(r"^go on with: (batchline .+)$", stopped.err, re.MULTILINE)
+    found = re.search(r"^to continue: (batchline .+)$", stopped.err, re.MULTILINE)
     assert found, stopped.err
     command, *arguments = shlex.split(found[1])
     assert command == Path(COMMAND).name
@@ -93,7 +93,7 @@ def test_run_on_later_second_signal_is_killed(number, start_simulator, request_f
     with running("run", "--local", request_file(20), OPENAI_BASE_URL=upstream.base_url) as run:
         until(lambda: upstream.counters()["received"] == 20)
         run.kill(number)
-        run.wait_for("stopping: requests under way have 15 s to finish (Ctrl-C again to kill)")
+        run.wait_for("stopping: requests in flight have 15 s to finish (Ctrl-C again to kill)")
         time.sleep(REPEATED_WITHIN_S)
         run.kill(number)
         killed = run.ended(timeout_s=5)
@@ -201,7 +201,7 @@ def test_resume_of_simulator_run_without_upstream_is_rejected(request_file, here
         run.kill(signal.SIGINT)
         stopped = run.ended()
 
-    assert stopped.err.rstrip().endswith(f"go on with: batchline run --resume {run.batch_id} --local --stand-in")
+    assert stopped.err.rstrip().endswith(f"to continue: batchline run --resume {run.batch_id} --local --stand-in")
     refused = here("run", "--local", "--resume", run.batch_id)
     assert refused.status == 2
     assert "no upstream is configured" in refused.err

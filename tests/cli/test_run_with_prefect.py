@@ -99,7 +99,7 @@ def test_ctrl_c_with_temporary_server_stops_cleanly_and_run_resumes(start_simula
         terminal.wait_for("8 in flight")
         terminal.press_ctrl_c()
         status = terminal.ended()
-    told = re.search(r"go on with: (batchline run --resume batch-[0-9a-f]{32})\s*$", terminal.text)
+    told = re.search(r"to continue: (batchline run --resume batch-[0-9a-f]{32})\s*$", terminal.text)
     assert told, terminal.text
     resumed = batchline(*shlex.split(told[1])[1:], **url, PREFECT_API_URL=prefect_api)
 
@@ -116,7 +116,7 @@ def test_ctrl_c_during_server_start_exits_with_resume_command(request_file):
         status = terminal.ended(timeout_s=20)
 
     assert status == 6
-    assert "go on with: batchline run --resume batch-" in terminal.text
+    assert "to continue: batchline run --resume batch-" in terminal.text
     assert "Traceback" not in terminal.text
 
 
@@ -130,7 +130,7 @@ def test_run_with_unreachable_prefect_exits_with_resume_command(start_simulator,
     assert ended.status == 6
     assert "stopped: Prefect failed: " in ended.err
     assert "http://127.0.0.1:9/api" in ended.err
-    assert "go on with: batchline run --resume batch-" in ended.err
+    assert "to continue: batchline run --resume batch-" in ended.err
     assert "Traceback" not in ended.err
 
 

@@ -81,8 +81,8 @@ def test_ctrl_c_stops_run_with_resume_command(url, request_file):
         status = terminal.ended()
 
     assert status == 6
-    assert "stopping: requests under way have 15 s to finish (Ctrl-C again to kill)" in terminal.text
-    assert re.search(r"go on with: batchline run --resume batch-[0-9a-f]{32} --local\s*$", terminal.text)
+    assert "stopping: requests in flight have 15 s to finish (Ctrl-C again to kill)" in terminal.text
+    assert re.search(r"to continue: batchline run --resume batch-[0-9a-f]{32} --local\s*$", terminal.text)
     assert terminal.raw.rfind(SHOW) > terminal.raw.rfind(HIDE)
 
 

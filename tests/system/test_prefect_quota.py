@@ -163,7 +163,7 @@ def test_api_server_shares_quota(make_services, chat_file, start_simulator, clie
         start_simulator().base_url, upstream={"name": "served"}, share_budgets=True, PREFECT_API_URL=prefect[0]
     )
     with Batchline(services=services) as batchline:
-        batchline.share_quotas()
+        batchline.prepare_to_serve()
         file = batchline.files.create(file=chat_file(20))
         batch = batchline.batches.create(input_file_id=file.id)
         assert batchline.batches.wait(batch.id).status == "completed"
