@@ -161,6 +161,8 @@ _STATUS_WORDS: Final = {
     "toomanyrequests": 429,
     "resource_exhausted": 429,
     "throttled": 429,
+    "throttling_error": 429,
+    "throttlingexception": 429,
     "overloaded": 503,
     "overloaded_error": 503,
     "engine_overloaded": 503,
