@@ -2,6 +2,7 @@
 
 import time
 from functools import partial
+from typing import cast
 from uuid import UUID
 
 from prefect import flow, get_run_logger
@@ -12,11 +13,11 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from batchline.client import Batchline
 from batchline.engine.lease import BatchLease, acquire_lease, wait_for_lease
-from batchline.engine.pipeline import run
+from batchline.engine.pipeline import run, run_until_paused
 from batchline.engine.services import Services, current_services, open_services, using_services
 from batchline.engine.window_notice import closed_window_notice
 from batchline.models.batches import BatchResponse, CreateBatchRequest
-from batchline.models.errors import BatchlineError, Interrupted, InvalidInput
+from batchline.models.errors import BatchlineError, BatchPaused, Interrupted, InvalidInput
 from batchline.models.plan import MAX_OPEN_CHUNKS, Plan
 from batchline.models.status import TERMINAL_STATUSES
 from batchline.orchestration import parameters
@@ -31,6 +32,7 @@ from batchline.orchestration.log_filter import install_log_filter
 from batchline.orchestration.monitor import monitor_run
 from batchline.orchestration.quota_store import share_quotas
 from batchline.orchestration.subflows import idempotency_of_call
+from batchline.orchestration.suspension import is_asked_to_resume, paused_state, suspend_run
 from batchline.report.report_data import report_of
 from batchline.storage.records.store import BatchRecord
 from batchline.tasks.aggregate import aggregate
@@ -71,9 +73,11 @@ def process_batch(
         storage: Name of a batchline-storage block; else what the environment says.
 
     A retry of the flow run goes on with the batch that it made, and so does a retry of the flow that called this
-    one with the same input and options. Raises `BatchEnded` when the batch ends other than `completed`,
-    `InvalidInput` or `NotFound` for parameters that cannot be used, `Conflict` while another run has the batch,
-    and `Interrupted` or `StorageFault` when it stopped for a fault of ours: run it again.
+    one with the same input and options. The run of a deployment is suspended while its batch is paused; another
+    ends in a state named Paused, and raises `BatchPaused` to a flow that called it. Raises `BatchEnded` when the
+    batch ends other than `completed`, `InvalidInput` or `NotFound` for parameters that cannot be used, `Conflict`
+    while another run has the batch, and `Interrupted` or `StorageFault` when it stopped for a fault of ours: run
+    it again.
     """
     install_log_filter()
     blocks = BlockNames(upstreams=tuple(name for name in upstreams or () if name), storage=storage or None)
@@ -86,6 +90,7 @@ def process_batch(
     _name_flow_run(batch)
     if batch.status in TERMINAL_STATUSES:
         return _finish_run(services, batch)
+    batch = _end_pause_if_asked(services, batch, is_follow_up=bool(crashed_run))
     share_quotas(services)
     warn_of_memory_leases(get_run_logger())
     # A run that is resumed soon after it was suspended starts while its previous process is still stopping.
@@ -93,18 +98,24 @@ def process_batch(
     wait_for_lease(services, batch, get_run_logger().info, is_stopping=is_stopping)
     if notice := closed_window_notice(batch, services.settings, now=time.time()):
         get_run_logger().warning("%s: %s", batch.id, notice)
-    with acquire_lease(services, batch.id) as lease, monitor_run(lease):
-        # Only with the lease: a run that was refused must not hide the run that holds the batch.
-        _record_flow_run(lease)
-        run(
-            lease,
-            validate=_validated_plan,
-            send_all=lambda specs: call_all_chunks(lease, specs, blocks),
-            aggregate=aggregate,
-            write=write,
-            on_start=partial(_log_start, lease),
-        )
-    return _finish_run(services, lease.batch)
+
+    def run_once() -> BatchRecord:
+        with acquire_lease(services, batch.id) as lease, monitor_run(lease):
+            # Only with the lease: a run that was refused must not hide the run that holds the batch.
+            _record_flow_run(lease)
+            return run(
+                lease,
+                validate=_validated_plan,
+                send_all=lambda specs: call_all_chunks(lease, specs, blocks),
+                aggregate=aggregate,
+                write=write,
+                on_start=partial(_log_start, lease),
+            )
+
+    try:
+        return _finish_run(services, run_until_paused(services, run_once))
+    except BatchPaused as paused:
+        return _pause_run(services, paused)
 
 
 def run_batch(client: Batchline, batch_id: str) -> None:
@@ -166,6 +177,28 @@ def _find_or_create_batch(
     if input_uri:  # delete the copy that was read only to compare its content
         client.files.delete(file.id)
     return batch
+
+
+def _end_pause_if_asked(services: Services, batch: BatchRecord, *, is_follow_up: bool) -> BatchRecord:
+    """End the batch's pause if a person started this run to go on with it, and return the batch."""
+    if batch.pause is None or not is_asked_to_resume(batch, is_follow_up=is_follow_up):
+        return batch
+    get_run_logger().info("%s is resumed after its pause: %s", batch.id, batch.pause.message)
+    return services.records.resume(batch.id)
+
+
+def _pause_run(services: Services, paused: BatchPaused) -> BatchResponse:
+    """Suspend this flow run until the batch is resumed, or end it in a state named Paused if Prefect cannot.
+
+    Raises Prefect's `Pause`, which ends the process and leaves the run suspended.
+    """
+    batch = services.records.get_batch(paused.batch_id)
+    get_run_logger().info("%s; what was answered is saved", paused)
+    emit_batch_event("paused", batch, code=paused.code)
+    state = suspend_run(services, batch, str(flow_run.id)) if flow_run.id else None
+    if state is not None:
+        raise Pause(state=state)
+    return cast("BatchResponse", paused_state(batch, paused))
 
 
 def _validated_plan(lease: BatchLease) -> Plan | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal
@@ -11,6 +12,7 @@ from batchline.client.arguments import idempotency_of, parse_arguments
 from batchline.client.batch_runs import POLL_INTERVAL_S, BatchRuns
 from batchline.client.expiry import ExpiresAfter, parse_lifetime_s
 from batchline.client.pagination import Page
+from batchline.client.pauses import DEFAULT_MESSAGE, Runner, end_pause, pause_batch
 from batchline.client.progress import ProgressTracker
 from batchline.client.raw_result import RawResult
 from batchline.client.results import read_results
@@ -31,7 +33,7 @@ from batchline.models.batches import (
     Origin,
     RetryRequestsRequest,
 )
-from batchline.models.errors import Conflict, LeaseLost, NotFound
+from batchline.models.errors import Conflict, Interrupted, LeaseLost, NotFound
 from batchline.models.ids import batch_id_of_request, request_id_prefix
 from batchline.models.status import TERMINAL_STATUSES, BatchStatus
 from batchline.report.report_data import read_report, report_of
@@ -41,6 +43,8 @@ from batchline.steps.write import read_manifest
 from batchline.storage.objects import layout
 from batchline.storage.records.lease_owners import new_lease_owner
 from batchline.storage.records.store import BatchRecord, FileRecord, Idempotency
+
+log = logging.getLogger(__name__)
 
 Via = Literal["process", "deployment"]
 DELETION_MARGIN_S: Final = 10.0  # covers a runner that uses all its grace and then writes files
@@ -201,14 +205,40 @@ class Batches(BatchRuns):
 
         return Page([convert(record, query) for record in records], has_more, fetch_after)
 
+    def pause(self, batch_id: str, *, message: str = DEFAULT_MESSAGE) -> BatchResponse:
+        """Pause the batch and return it; all processes stop sending for it within two seconds.
+
+        Requests in flight are finished and saved, and the completion window stands still. One that is
+        `validating` is validated before. Does nothing if it is paused; raises `Conflict` if its requests are
+        settled.
+        """
+        self.record(batch_id)
+        return pause_batch(self._services, batch_id, message).to_response()
+
+    def end_pause(self, batch_id: str) -> Runner | None:
+        """End the pause if the batch then goes on where it ran, and return who goes on with it.
+
+        Returns None if nobody would; it stays paused until `resume` or `run` goes on with it here. Raises
+        `Conflict` if it is not paused, and `Interrupted` if Prefect fails.
+        """
+        return end_pause(self._services, self.record(batch_id))
+
     def resume(
         self, batch_id: str, *, via: Via | None = "process", deployment: str | None = None
     ) -> BatchResponse:
-        """Start a batch that has not ended and is not running; raises `Conflict` otherwise.
+        """Start a batch that has not ended and is not running, and end its pause; raises `Conflict` otherwise.
 
-        `deployment` is the one to start a run of, by default that of the settings.
+        A paused batch goes on in its flow run if it has one, and in the process that still finishes its requests;
+        else it is started as `via` says. `deployment` is the one to start a run of, by default that of the
+        settings.
         """
         batch = self.record(batch_id)
+        if batch.pause is not None:
+            if end_pause(self._services, batch) in {"same process", "flow run"}:
+                return self.retrieve(batch_id)
+            batch = self.record(batch_id)
+            if batch.pause is not None:
+                batch = self._services.records.resume(batch_id)
         if batch.status in TERMINAL_STATUSES:
             raise Conflict(f"batch {batch_id} is {batch.status}; there is nothing to go on with (retry?)")
         if batch.is_leased(now=self._services.records.now(), lease_s=self._services.settings.lease_s):
@@ -224,6 +254,7 @@ class Batches(BatchRuns):
         records, batch = self._services.records, self.record(batch_id)
         if batch.status in {BatchStatus.CANCELLING, BatchStatus.CANCELLED}:
             return batch.to_response()
+        was_paused = batch.pause is not None
         try:
             batch = records.change_status(batch_id, BatchStatus.CANCELLING, now=int(time.time()))
         except Conflict:
@@ -233,7 +264,22 @@ class Batches(BatchRuns):
                 raise Conflict(f"batch {batch_id} is {batch.status} and cannot be cancelled") from None
         if batch.in_progress_at is None:
             batch = self._cancel_unstarted(batch)
+        elif was_paused and batch.status is BatchStatus.CANCELLING:
+            self._write_cancelled(batch)
         return batch.to_response()
+
+    def _write_cancelled(self, batch: BatchRecord) -> None:
+        """Have the files of a batch written that was cancelled while it was paused, when no process has it."""
+        if batch.last_flow_run_id is not None:
+            from batchline.orchestration import run_needed, suspension  # noqa: PLC0415 - loads Prefect
+
+            if run_needed.has_prefect_server():
+                try:
+                    suspension.cancel_suspended_run(batch.last_flow_run_id, f"{batch.id} was cancelled")
+                except Interrupted as error:
+                    log.warning("the flow run of %s stays suspended: %s", batch.id, error)
+        if not batch.is_leased(now=self._services.records.now(), lease_s=self._services.settings.lease_s):
+            self._runner.start(batch.id)
 
     def _cancel_unstarted(self, batch: BatchRecord) -> BatchRecord:
         """End a cancelled batch that has sent nothing, unless a runner holds it and will end it."""

@@ -107,7 +107,9 @@ class DeploymentRunner:
         from batchline.orchestration.run_needed import needs_run  # noqa: PLC0415 - as above
 
         batch = self._services.records.get_batch(batch_id)
-        if batch.status in TERMINAL_STATUSES or not needs_run(batch, now=time.time()):
+        if batch.status in TERMINAL_STATUSES or self._services.is_waiting(batch):
+            return
+        if not needs_run(batch, now=time.time()):
             return
         start_deployment_run(self._services, batch_id)
         self._back_off(batch_id, now=time.monotonic())

@@ -30,7 +30,7 @@ ANNOUNCE_TIMEOUT_S: Final = 120.0
 """Seconds that a run may take to announce the end of its batch."""
 
 MaintenanceKind = Literal[
-    "resume", "cancel", "announce", "free_slots", "delete_file", "delete_objects", "discard_unfinished"
+    "resume", "cancel", "pause", "announce", "free_slots", "delete_file", "delete_objects", "discard_unfinished"
 ]
 
 
@@ -67,7 +67,7 @@ def run_housekeeping(
     process, or are started `via` deployment; if `resume` is false they are only reported.
     """
     for item, perform in _find_jobs(client, via):
-        if not apply or (item.kind in {"resume", "cancel"} and not resume):
+        if not apply or (item.kind in {"resume", "cancel", "pause"} and not resume):
             yield item
             continue
         try:
@@ -144,7 +144,7 @@ def _find_orphaned_batches(client: Batchline, via: Via) -> Iterator[Job]:
 
 def _find_due_work(client: Batchline, batch: BatchRecord, via: Via, now: float) -> Iterator[Job]:
     """Yield what is due for a batch that no process holds: nothing if it waits, or was stopped on purpose."""
-    reason = _resume_reason(batch, now)
+    reason = _resume_reason(batch, now, is_waiting=client.services.is_waiting(batch))
     if batch.last_flow_run_id is None:
         if reason is not None:
             yield (
@@ -165,7 +165,10 @@ def _find_due_work(client: Batchline, batch: BatchRecord, via: Via, now: float) 
         )
         yield item, partial(_raise_error, error)
         return
-    if due_work is not None and due_work.cancel:
+    if due_work is not None and due_work.pause:
+        item = MaintenanceItem(kind="pause", subject=batch.id, reason=due_work.reason)
+        yield item, partial(_pause_batch, client, batch.id, due_work.reason)
+    elif due_work is not None and due_work.cancel:
         yield (
             MaintenanceItem(kind="cancel", subject=batch.id, reason=due_work.reason),
             partial(_cancel_batch, client, batch.id, via),
@@ -214,8 +217,10 @@ def _raise_error(error: Exception) -> None:
     raise error
 
 
-def _resume_reason(batch: BatchRecord, now: float) -> str | None:
+def _resume_reason(batch: BatchRecord, now: float, *, is_waiting: bool) -> str | None:
     """Return the reason to resume that the batch's own record gives, or None if it gives none."""
+    if batch.pause is not None:
+        return None if is_waiting else "it was paused for too long"
     if batch.lease_owner is not None:
         return f"its runner ({batch.lease_owner}) died"
     if batch.status is BatchStatus.FINALIZING:
@@ -234,6 +239,13 @@ def _resume_batch(client: Batchline, batch_id: str, via: Via, *, after_crash: bo
         else:
             client.batches.resume(batch_id, via=via)
     except Conflict:  # another process has claimed it meanwhile
+        return
+
+
+def _pause_batch(client: Batchline, batch_id: str, reason: str) -> None:
+    try:
+        client.batches.pause(batch_id, message=reason)
+    except Conflict:  # its requests were settled meanwhile
         return
 
 

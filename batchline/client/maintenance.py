@@ -11,6 +11,7 @@ from typing import Final
 
 from batchline.client.client import Batchline
 from batchline.client.housekeeping import run_housekeeping
+from batchline.client.pauses import SERVER_ORIGINS
 from batchline.client.restart_backoff import RestartBackoff
 from batchline.models.errors import BatchlineError, Conflict
 from batchline.models.status import TERMINAL_STATUSES
@@ -20,8 +21,6 @@ log = logging.getLogger(__name__)
 
 INTERVAL_S: Final = 15.0
 HOUSEKEEPING_S: Final = 3_600.0
-SERVER_ORIGINS: Final = frozenset({"api", "frontend"})
-"""Origins of the batches that a server runs; others have runners of their own."""
 
 
 class MaintenanceThread:
@@ -70,6 +69,7 @@ def resume_orphaned_batches(client: Batchline, backoff: RestartBackoff | None = 
         is_ours = batch.dwext is not None and batch.dwext.source in SERVER_ORIGINS
         if (
             not is_ours
+            or client.services.is_waiting(batch)
             or batch.is_leased(now=client.services.records.now(), lease_s=lease_s)
             or client.runner.is_running(batch.id)
         ):

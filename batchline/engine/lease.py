@@ -60,7 +60,7 @@ class BatchLease(SenderBase):
         if self.batch.status is BatchStatus.CANCELLING:
             # Cancelled before this runner claimed it: the requests are settled as cancelled, none is sent.
             self.session.stop(CANCEL_STOP)
-        elif self.batch.paused_at is not None and self._is_pause_over(self.batch.paused_at):
+        elif self.batch.pause is not None and not self.services.is_waiting(self.batch):
             self.session.stop(PAUSE_EXPIRED_STOP)
         self._heartbeat_thread.start()
         return self
@@ -133,9 +133,6 @@ class BatchLease(SenderBase):
         return completed + own_progress.completed + remote_counts[0], failed + own_progress.failed + remote_counts[
             1
         ]
-
-    def _is_pause_over(self, paused_at: int) -> bool:
-        return self.records.now() >= paused_at + self.services.settings.max_paused_s
 
     def raise_if_paused(self) -> None:
         """Raise `BatchPaused` if the batch was paused, unless it ends because it was paused for too long."""

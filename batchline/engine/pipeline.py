@@ -11,7 +11,7 @@ from batchline.engine.lease import BatchLease, acquire_lease
 from batchline.engine.recovery import validate_or_recover
 from batchline.engine.services import Services
 from batchline.models.analytics import BatchAnalytics, BatchReport
-from batchline.models.errors import Interrupted, StorageFault
+from batchline.models.errors import BatchPaused, Interrupted, StorageFault
 from batchline.models.manifest import Manifest
 from batchline.models.plan import MAX_OPEN_CHUNKS, Plan
 from batchline.models.status import TERMINAL_STATUSES
@@ -28,13 +28,31 @@ from batchline.storage.records.store import BatchRecord
 def run_local(services: Services, batch_id: str) -> BatchRecord:
     """Run or resume the batch without Prefect, with its chunks on threads, and return its record at its end.
 
-    Raises the errors of the steps.
+    Raises the errors of the steps, and `BatchPaused`.
     """
-    batch = services.records.get_batch(batch_id)
-    if batch.status in TERMINAL_STATUSES:
-        return batch
-    with acquire_lease(services, batch_id) as lease:
-        return run(lease, send_all=lambda specs: _send_on_threads(lease, specs))
+
+    def run_once() -> BatchRecord:
+        batch = services.records.get_batch(batch_id)
+        if batch.status in TERMINAL_STATUSES:
+            return batch
+        with acquire_lease(services, batch_id) as lease:
+            return run(lease, send_all=lambda specs: _send_on_threads(lease, specs))
+
+    return run_until_paused(services, run_once)
+
+
+def run_until_paused(services: Services, run_once: Callable[[], BatchRecord]) -> BatchRecord:
+    """Call `run_once` again while the pause that stopped it has ended since; raises `BatchPaused` if it has not.
+
+    A batch that is resumed or cancelled while the requests in flight of its pause are waited for has a runner,
+    which goes on with it.
+    """
+    while True:
+        try:
+            return run_once()
+        except BatchPaused as paused:
+            if services.records.get_batch(paused.batch_id).pause is not None:
+                raise
 
 
 def run(
@@ -48,12 +66,13 @@ def run(
 ) -> BatchRecord:
     """Run a leased batch to its end and return its record; `send_all` sends all chunks and returns their results.
 
-    `on_start` is called before chunks are sent. Raises the errors of the steps, and `Interrupted` if sending was
-    stopped.
+    `on_start` is called before chunks are sent. Raises the errors of the steps, `Interrupted` if sending was
+    stopped, and `BatchPaused` if the batch was paused before all requests were settled.
     """
     plan = validate(lease)
     if plan is None:
         return lease.batch
+    lease.raise_if_paused()
     if on_start is not None:
         on_start(plan)
     _check_all_finished(lease, plan, send_all(pending_chunks(lease, plan)))
@@ -113,10 +132,11 @@ def pending_chunks(lease: BatchLease, plan: Plan) -> list[ChunkSpec]:
 
 
 def _check_all_finished(lease: BatchLease, plan: Plan, results: Sequence[ChunkResult]) -> None:
-    """Raise `LeaseLost` or `Interrupted` unless every chunk is finished."""
+    """Raise `LeaseLost`, `BatchPaused` or `Interrupted` unless every chunk is finished."""
     lease.raise_if_lost()
     open_chunks = [result.chunk for result in results if not result.is_finished]
     if open_chunks:
+        lease.raise_if_paused()
         stopped = lease.session.stop_reason
         raise Interrupted(
             f"batch {lease.batch.id} stopped with {len(open_chunks)} of {len(plan.chunks)} chunks unfinished: "

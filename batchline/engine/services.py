@@ -12,7 +12,7 @@ from batchline.models.errors import InvalidInput
 from batchline.models.settings import Settings, load_settings
 from batchline.storage.objects.select import open_objects
 from batchline.storage.objects.store import ObjectStore
-from batchline.storage.records.store import Records, open_records
+from batchline.storage.records.store import BatchRecord, Records, open_records
 from batchline.upstream.dispatcher import Dispatcher, dispatcher_for
 from batchline.upstream.transports.base import TransportFactory
 
@@ -48,6 +48,10 @@ class Services:
             # Not the shared one, which would keep sending through the standard transport.
             return Dispatcher(self.settings.all_upstreams, open_transport=self.open_transport)
         return dispatcher_for(self.settings.all_upstreams)
+
+    def is_waiting(self, batch: BatchRecord) -> bool:
+        """Return True while the batch is paused, and not for longer than the settings allow."""
+        return batch.is_waiting(now=self.records.now(), max_paused_s=self.settings.max_paused_s)
 
     @cached_property
     def partial_analytics(self) -> "PartialAnalytics":

@@ -128,12 +128,15 @@ class _RunMonitor:
     def detach(self) -> State | None:
         """Return the flow run's state, read again at the last moment.
 
-        A run that was cancelled after it was suspended cancels its batch; housekeeping then writes the files.
+        A suspended run pauses its batch. A run that was cancelled after it was suspended cancels its batch;
+        housekeeping then writes the files.
         """
         with get_client(sync_client=True) as client:
             action, state = self._poll_action(client)
             if action is RunAction.CANCEL:
                 self._cancel_batch()
+            elif state is not None and state.is_paused():
+                self._pause_batch()
         emit_stopped(self._run, self._flow_name)
         return state or self._detached_for
 
@@ -204,11 +207,29 @@ class _RunMonitor:
         if action is RunAction.CANCEL:
             self._cancel_batch()
         elif action is RunAction.DETACH:
-            is_paused = state is not None and state.is_paused()
-            reason = "its flow run is suspended" if is_paused else "another process executes its flow run now"
-            self._logger.info("sending stops: %s; answers are saved, and the next process continues", reason)
             self._detached_for = state
-            self._lease.interrupt(reason)
+            if state is not None and state.is_paused():
+                self._logger.info(
+                    "suspended: nothing more is sent until the run is resumed, and answers are saved"
+                )
+                if self._pause_batch():
+                    return
+                self._lease.interrupt("its flow run is suspended")
+            else:
+                reason = "another process executes its flow run now"
+                self._logger.info("sending stops: %s; answers are saved, and that process continues", reason)
+                self._lease.interrupt(reason)
+
+    def _pause_batch(self) -> bool:
+        """Pause the batch; return False if it sends nothing more, or if the records fail.
+
+        In that case housekeeping pauses it later.
+        """
+        try:
+            self._lease.pause("its flow run was suspended in Prefect")
+        except (Conflict, NotFound, StorageFault):
+            return False
+        return True
 
     def _cancel_batch(self) -> None:
         lease = self._lease

@@ -38,6 +38,7 @@ class DueAction(NamedTuple):
     reason: str
     after_crash: bool = False
     cancel: bool = False
+    pause: bool = False
 
 
 def has_prefect_server() -> bool:
@@ -63,7 +64,8 @@ def needs_run(batch: BatchRecord, *, now: float) -> bool:
     """Return True if a run should be started for an unfinished batch without a valid lease.
 
     False while its last run waits for a worker, is about to start or is suspended; also if a person cancelled that
-    run in Prefect before it started, until the batch's window closes. Raises `Interrupted` if Prefect fails.
+    run in Prefect before it started, until the batch's window closes. A batch that was cancelled in a pause needs
+    one to write its files. Raises `Interrupted` if Prefect fails.
     """
     if batch.last_flow_run_id is None:
         return True
@@ -74,17 +76,20 @@ def needs_run(batch: BatchRecord, *, now: float) -> bool:
             return True
         if state.is_cancelled():
             return batch.status is BatchStatus.CANCELLING or now > batch.expires_at
+        if state.is_paused():
+            return batch.status is BatchStatus.CANCELLING
         if state.is_pending() or state.is_running():
             return batch.lease_owner is not None or _state_age_s(state, now) > START_TIMEOUT_S
-        return state.is_final() and not was_suspended(client, run.id)
+        # A suspension that timed out left a pause; if there is none, someone has resumed the batch since.
+        return state.is_final()
 
 
 def find_due_action(batch: BatchRecord, reason: str | None, *, now: float) -> DueAction | None:
     """Return the action that is due for an unfinished batch without a valid lease, or None if there is none.
 
     `reason` is the reason to continue by the batch's own record, if any. A crashed run gets a successor even if
-    the server lost the crash event. A suspended batch is left alone; one whose run was cancelled after it started
-    is cancelled. Raises `Interrupted` if Prefect fails.
+    the server lost the crash event. A batch whose run is suspended is paused, if its process did not do that; one
+    whose run was cancelled after it started is cancelled. Raises `Interrupted` if Prefect fails.
     """
     default_action = None if reason is None else DueAction(reason)
     if batch.last_flow_run_id is None:
@@ -93,9 +98,12 @@ def find_due_action(batch: BatchRecord, reason: str | None, *, now: float) -> Du
         run = read_flow_run(client, batch.last_flow_run_id)
         if run is None or run.state is None:
             return default_action
+        if batch.pause is not None and not run.state.is_cancelled():
+            return default_action  # only if it was paused for too long
         if was_suspended(client, run.id) and not run.state.is_cancelled():
-            # Suspending stops sending. A batch that is finalizing sends nothing and only has files to write.
-            return default_action if batch.status is BatchStatus.FINALIZING else None
+            # A batch that sends nothing more cannot be paused: only its files are to be written.
+            can_be_paused = batch.status in {BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS}
+            return DueAction("its flow run was suspended", pause=True) if can_be_paused else default_action
         if run.state.is_scheduled() or _has_follow_up_run(client, batch, run.id, now):
             return None
         return _action_by_state(batch, run, run.state, default_action, now)

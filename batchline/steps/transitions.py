@@ -17,12 +17,19 @@ from batchline.storage.records.store import BatchRecord, FileChanges, FileRecord
 
 
 def finish_if_ended(context: BatchContext) -> bool:
-    """End a batch that was cancelled, or whose window closed, before it started; return True if it has ended."""
+    """End a batch that was cancelled, or whose window closed, before it started; return True if it has ended.
+
+    The window of a batch that is paused stands still; it ends if it was paused for too long.
+    """
     stopped, deadline = context.session.stop_reason, context.session.deadline
     if stopped is not None and stopped.code is ErrorCode.BATCH_CANCELLED:
         move_from_validating(context, BatchStatus.CANCELLED)
         return True
-    if deadline is not None and time.time() >= deadline:
+    is_over = deadline is not None and time.time() >= deadline
+    if is_over or (stopped is not None and stopped.code is ErrorCode.BATCH_EXPIRED):
+        batch = context.records.get_batch(context.batch.id)
+        if batch.is_waiting(now=context.records.now(), max_paused_s=context.settings.max_paused_s):
+            return False
         move_from_validating(context, BatchStatus.EXPIRED)
         return True
     return False

@@ -10,7 +10,7 @@ from fastapi.responses import RedirectResponse, Response, StreamingResponse
 from batchline.api.batches import delete_when_idle
 from batchline.api.concurrency import FairRoute, iterate_in_thread
 from batchline.client import Batchline, BatchRecord
-from batchline.client.maintenance import SERVER_ORIGINS
+from batchline.client.pauses import SERVER_ORIGINS
 from batchline.models.errors import InvalidInput, NotFound
 from batchline.models.status import TERMINAL_STATUSES
 from batchline.report.page import template_context

@@ -115,6 +115,10 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
             return None
         return BatchPause(at=self.paused_at, code=self.pause_code, message=self.pause_message or "")
 
+    def is_waiting(self, *, now: float, max_paused_s: float) -> bool:
+        """Return True while the batch is paused, for `max_paused_s` at most; by the database's clock."""
+        return self.paused_at is not None and now < self.paused_at + max_paused_s
+
     @property
     def ended_at(self) -> int:
         """Time of the end in Unix seconds; 0 if the batch is not finished."""
