@@ -11,7 +11,7 @@ from typing import Protocol
 from batchline.engine.lease import active_lease
 from batchline.engine.pipeline import run_local
 from batchline.engine.services import Services
-from batchline.models.errors import BatchlineError, Conflict
+from batchline.models.errors import BatchlineError, BatchPaused, Conflict
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +131,9 @@ class ThreadRunner:
     def _run_batch(self, batch_id: str) -> None:
         try:
             run_local(self._services, batch_id)
+        except BatchPaused as paused:
+            self._errors[batch_id] = paused
+            log.info("%s", paused)
         except BatchlineError as error:
             self._errors[batch_id] = error
             log.warning("batch %s stopped: %s", batch_id, error)

@@ -71,10 +71,14 @@ class BatchLease(SenderBase):
         self._release_started.set()
         # First, so that no heartbeat is sent with a lease that is already released.
         self._join_heartbeat(self._heartbeat_thread)
+        is_interrupted = self.session.is_interrupted
         self.session.close()
         # A lost lease may belong to another runner by now.
         if self._lease_error is None:
             try:
+                if is_interrupted:  # what was answered since the last heartbeat is counted too
+                    completed, failed = self.counts()
+                    self.records.heartbeat(self.claim, completed=completed, failed=failed)
                 self.records.release(self.claim)
             except (StorageFault, LeaseLost) as fault:
                 log.warning("lease of %s not released: %s; it goes stale by itself", self.batch.id, fault)

@@ -23,7 +23,7 @@ class World(NamedTuple):
     """A client and the simulator that its batches are sent to."""
 
     client: Batchline
-    start_simulator: Simulator
+    simulator: Simulator
 
 
 @pytest.fixture
