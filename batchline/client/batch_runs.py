@@ -1,4 +1,4 @@
-"""Operations on the runs of batches: run, interrupt, watch, and read their progress."""
+"""Operations on the runs of batches: run, pause, interrupt, watch, and read their progress."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from batchline.client.access import Access
+from batchline.client.pauses import DEFAULT_MESSAGE, Runner, end_pause, pause_batch
 from batchline.client.progress import BatchProgress, ProgressTracker, runner_state
 from batchline.client.runner import BatchRunner
 from batchline.engine.lease import active_lease, wait_for_lease
@@ -37,9 +38,28 @@ class BatchRuns:
     def run(self, batch_id: str) -> BatchResponse:
         """Run the batch to its end, or continue an interrupted one, and return it.
 
-        Raises `Conflict` if another runner holds it, `Interrupted` or `StorageFault` if it stops early.
+        Raises `Conflict` if another runner holds it, `BatchPaused` if it is paused, `Interrupted` or
+        `StorageFault` if it stops early.
         """
         return run_local(self._services, self.record(batch_id).id).to_response(include_analytics=True)
+
+    def pause(self, batch_id: str, *, message: str = DEFAULT_MESSAGE) -> BatchResponse:
+        """Pause the batch and return it; all processes stop sending for it within two seconds.
+
+        Requests in flight are finished and saved, and the completion window stands still. One that is
+        `validating` is validated before. Does nothing if it is paused; raises `Conflict` if its requests are
+        settled.
+        """
+        self.record(batch_id)
+        return pause_batch(self._services, batch_id, message).to_response()
+
+    def end_pause(self, batch_id: str) -> Runner | None:
+        """End the pause if the batch then goes on where it ran, and return who goes on with it.
+
+        Returns None if nobody would; it stays paused until `resume` or `run` goes on with it here. Raises
+        `Conflict` if it is not paused, and `Interrupted` if Prefect fails.
+        """
+        return end_pause(self._services, self.record(batch_id))
 
     def prepare_run(self, batch_id: str, notify: Callable[[str], object]) -> str | None:
         """Wait until the lease of a dead runner expires; `notify` receives the reason to wait.

@@ -12,7 +12,7 @@ from batchline.client.arguments import idempotency_of, parse_arguments
 from batchline.client.batch_runs import POLL_INTERVAL_S, BatchRuns
 from batchline.client.expiry import ExpiresAfter, parse_lifetime_s
 from batchline.client.pagination import Page
-from batchline.client.pauses import DEFAULT_MESSAGE, Runner, end_pause, pause_batch
+from batchline.client.pauses import end_pause
 from batchline.client.progress import ProgressTracker
 from batchline.client.raw_result import RawResult
 from batchline.client.results import read_results
@@ -204,24 +204,6 @@ class Batches(BatchRuns):
             return self._fetch_page(query.model_copy(update={"after": cursor}), convert)
 
         return Page([convert(record, query) for record in records], has_more, fetch_after)
-
-    def pause(self, batch_id: str, *, message: str = DEFAULT_MESSAGE) -> BatchResponse:
-        """Pause the batch and return it; all processes stop sending for it within two seconds.
-
-        Requests in flight are finished and saved, and the completion window stands still. One that is
-        `validating` is validated before. Does nothing if it is paused; raises `Conflict` if its requests are
-        settled.
-        """
-        self.record(batch_id)
-        return pause_batch(self._services, batch_id, message).to_response()
-
-    def end_pause(self, batch_id: str) -> Runner | None:
-        """End the pause if the batch then goes on where it ran, and return who goes on with it.
-
-        Returns None if nobody would; it stays paused until `resume` or `run` goes on with it here. Raises
-        `Conflict` if it is not paused, and `Interrupted` if Prefect fails.
-        """
-        return end_pause(self._services, self.record(batch_id))
 
     def resume(
         self, batch_id: str, *, via: Via | None = "process", deployment: str | None = None
