@@ -98,24 +98,24 @@ def process_batch(
     wait_for_lease(services, batch, get_run_logger().info, is_stopping=is_stopping)
     if notice := closed_window_notice(batch, services.settings, now=time.time()):
         get_run_logger().warning("%s: %s", batch.id, notice)
-
-    def run_once() -> BatchRecord:
-        with acquire_lease(services, batch.id) as lease, monitor_run(lease):
-            # Only with the lease: a run that was refused must not hide the run that holds the batch.
-            _record_flow_run(lease)
-            return run(
-                lease,
-                validate=_validated_plan,
-                send_all=lambda specs: call_all_chunks(lease, specs, blocks),
-                aggregate=aggregate,
-                write=write,
-                on_start=partial(_log_start, lease),
-            )
-
     try:
-        return _finish_run(services, run_until_paused(services, run_once))
+        return _finish_run(services, run_until_paused(services, partial(_run_leased, services, batch.id, blocks)))
     except BatchPaused as paused:
         return _pause_run(services, paused)
+
+
+def _run_leased(services: Services, batch_id: str, blocks: BlockNames) -> BatchRecord:
+    with acquire_lease(services, batch_id) as lease, monitor_run(lease):
+        # Only with the lease: a run that was refused must not hide the run that holds the batch.
+        _record_flow_run(lease)
+        return run(
+            lease,
+            validate=_validated_plan,
+            send_all=lambda specs: call_all_chunks(lease, specs, blocks),
+            aggregate=aggregate,
+            write=write,
+            on_start=partial(_log_start, lease),
+        )
 
 
 def run_batch(client: Batchline, batch_id: str) -> None:
