@@ -11,8 +11,10 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 import msgspec
+from msgspec import structs
 
 from batchline.models.error_codes import RETRYABLE_STATUSES, ErrorCode, code_for_status
+from batchline.models.options import OnInvalidOutput, OnTruncated
 from batchline.models.usage import Usage
 
 
@@ -63,7 +65,8 @@ class Judgement(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """The judgement of a complete reply; `code` is None for a success, whose `retry` is None too.
 
     `body` is JSON text on one line. `acts_as` is the status that a failure stands for: the HTTP status, or the one
-    that an error inside a 2xx names. `finish_reason` and `model` are the server's own words.
+    that an error inside a 2xx names. `finish_reason` and `model` are the server's own words. The `message` of a
+    success says why it has its mark.
     """
 
     body: bytes
@@ -310,3 +313,34 @@ def _judge_status(status: int) -> ErrorVerdict:
     if status in RETRYABLE_STATUSES or status >= 500:
         return ErrorVerdict(code, RetryClass.AS_STATUS, status)
     return ErrorVerdict(code, RetryClass.NEVER, status, OutReason.UNAUTHORIZED if status == 403 else None)
+
+
+def apply_output_rules(
+    judgement: Judgement,
+    violation: str | None,
+    *,
+    on_truncated: OnTruncated,
+    on_invalid_output: OnInvalidOutput,
+    has_retried: bool = False,
+) -> Judgement:
+    """Return the judgement of a success by the rules of its batch for flawed answers.
+
+    `violation` is the first violation of the schema that the request asked for. It is ignored for a truncated
+    answer. A success that is kept in spite of it gets the mark and the message. `has_retried` is True for the
+    second answer.
+    """
+    if judgement.code is not None:
+        return judgement
+    if judgement.mark is Mark.TRUNCATED:
+        if on_truncated == "keep":
+            return judgement
+        message = f"the answer was cut off by a limit of tokens (finish reason {judgement.finish_reason!r})"
+        return structs.replace(
+            judgement, code=ErrorCode.TRUNCATED, message=message, retry=RetryClass.NEVER, mark=None
+        )
+    if violation is None:
+        return judgement
+    if on_invalid_output == "keep":
+        return structs.replace(judgement, mark=Mark.INVALID_OUTPUT, message=violation)
+    retry = RetryClass.ONCE if on_invalid_output == "retry" and not has_retried else RetryClass.NEVER
+    return structs.replace(judgement, code=ErrorCode.INVALID_OUTPUT, message=violation, retry=retry)

@@ -54,6 +54,7 @@ GATES = {
     "starlette": {"api/", "web/"},
     "uvicorn": {"api/", "cli/temporary_server.py"},
     "python_multipart": {"api/upload.py"},
+    "jsonschema_rs": {"models/schema_check.py"},
     "prometheus_client": {"api/metrics.py"},
 }
 """From each library to the files that alone may import it, or folders where the name ends in a slash."""
