@@ -45,9 +45,9 @@ def root_of(url: str) -> str:
 class Served:
     """An API that runs, with the client under it, which sees everything, and clients that end with it."""
 
-    def __init__(self, client: Batchline, start_simulator: Simulator, face: AppFactory | None = None) -> None:
+    def __init__(self, client: Batchline, simulator: Simulator, face: AppFactory | None = None) -> None:
         self.client = client
-        self.simulator = start_simulator
+        self.simulator = simulator
         self._stack = ExitStack()
         self.url = self._stack.enter_context(running(client, face))
 

@@ -28,7 +28,7 @@ class Site(NamedTuple):
     api: str
     environment: dict[str, str]
     inbox: Path
-    start_simulator: Simulator
+    simulator: Simulator
     servers: list[Prefect]
     """Prefect's server, and those before it on the same home and port."""
 
@@ -109,7 +109,7 @@ def opened_site(home: Path, *, pages: bool = False, **changes: str) -> Iterator[
     (home / "inbox").mkdir()
     prefect = prefect_home(home / "prefect", deployed=True)
     servers = [start_prefect(prefect, pages=pages)]
-    with Simulator(SimulatorOptions(latency_s=0.1)) as start_simulator:
+    with Simulator(SimulatorOptions(latency_s=0.1)) as simulator:
         environment = {
             **os.environ,
             "PREFECT_API_URL": servers[0].url,
@@ -123,11 +123,11 @@ def opened_site(home: Path, *, pages: bool = False, **changes: str) -> Iterator[
             "BATCHLINE_FLUSH_INTERVAL_S": "0.2",
             "BATCHLINE_MAX_IN_FLIGHT": "16",
             "BATCHLINE_SHARE_BUDGETS": "false",  # the share of a run that was killed is missing for a minute
-            "OPENAI_BASE_URL": start_simulator.base_url,
+            "OPENAI_BASE_URL": simulator.base_url,
             **changes,
         }
         try:
-            yield Site(servers[0].url, environment, home / "inbox", start_simulator, servers)
+            yield Site(servers[0].url, environment, home / "inbox", simulator, servers)
         finally:
             servers[-1].stop()
 

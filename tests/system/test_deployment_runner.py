@@ -87,7 +87,7 @@ class Site(NamedTuple):
     """A server of ours beside Prefect's, the simulator, and a client."""
 
     prefect: Deployed
-    start_simulator: Simulator
+    simulator: Simulator
     server: Command
     openai: openai.OpenAI
     home: Path
@@ -101,8 +101,8 @@ class Site(NamedTuple):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     home = tmp_path_factory.mktemp("site")
-    with Simulator() as start_simulator:
-        prefect = Deployed(home, start_simulator)
+    with Simulator() as simulator:
+        prefect = Deployed(home, simulator)
         server = None
         try:
             prefect.start_server()
@@ -111,7 +111,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             server.wait_for("serving at ")
             url = server.err.partition("serving at ")[2].split()[0]
             with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
-                yield Site(prefect, start_simulator, server, client, home)
+                yield Site(prefect, simulator, server, client, home)
         finally:
             if server is not None:
                 server.kill(signal.SIGKILL)

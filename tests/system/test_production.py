@@ -44,7 +44,7 @@ class Site:
 
     folder: Path
     postgres: Postgres
-    start_simulator: Simulator
+    simulator: Simulator
     port: int
     log: Path
 
@@ -149,8 +149,8 @@ def site(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> Iterat
     """The server, its databases, and what is set up on it."""
     folder = tmp_path_factory.mktemp("production")
     (folder / "prefect").mkdir()
-    with Simulator(SimulatorOptions(latency_s=0.2)) as start_simulator:
-        made = Site(folder, postgres, start_simulator, free_ports(1)[0], folder / "log")
+    with Simulator(SimulatorOptions(latency_s=0.2)) as simulator:
+        made = Site(folder, postgres, simulator, free_ports(1)[0], folder / "log")
         try:
             for statement in "".join(blocks("sql")).replace("CHANGE-ME", SECRET).splitlines():
                 postgres.run(statement)

@@ -54,7 +54,7 @@ class Server(NamedTuple):
 
     url: str
     client: openai.OpenAI
-    start_simulator: Simulator
+    simulator: Simulator
 
 
 class Program:
@@ -103,13 +103,13 @@ def installed(name: str) -> Path:
 def served(folder: Path, units: dict[str, int]) -> Iterator[Server]:
     """Run the server with a simulator behind it; `units` says how many seconds a minute, hour and day last."""
     log = folder / "serve.log"
-    with Simulator() as start_simulator, log.open("w") as stderr:
+    with Simulator() as simulator, log.open("w") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-c", f"import json; {SERVE}", json.dumps(units), "serve", "--port", "0"],
             env={
                 **os.environ,
                 "BATCHLINE_HOME": str(folder),
-                "OPENAI_BASE_URL": start_simulator.base_url,
+                "OPENAI_BASE_URL": simulator.base_url,
                 "BATCHLINE_GRACE_S": "0.2",
             },
             stderr=stderr,
@@ -120,7 +120,7 @@ def served(folder: Path, units: dict[str, int]) -> Iterator[Server]:
             assert process.poll() is None, log.read_text()
             url = log.read_text().partition("serving at ")[2].split()[0]
             with openai.OpenAI(base_url=url, api_key="none") as client:
-                yield Server(url, client, start_simulator)
+                yield Server(url, client, simulator)
         finally:
             process.kill()
             process.wait()
