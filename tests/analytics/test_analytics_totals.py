@@ -8,7 +8,7 @@ from decimal import Decimal, localcontext
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from helpers.metrics_rows import done, failed, figures, table, tables
+from helpers.metrics_rows import failed_row, make_table, make_tables, metrics_rows, ok_row
 from hypothesis import given, settings
 
 from batchline.analytics import totals as aggregating
@@ -23,13 +23,13 @@ OWN = {
 }
 """Prices for every model that the rows may name, so that no price list decides."""
 
-some_rows = st.lists(figures(), max_size=40)
+some_rows = st.lists(metrics_rows(), max_size=40)
 few = settings(max_examples=40, deadline=None)
 stretches = st.sampled_from([1, 7, 65_536])
 
 
 def of(rows: list[RequestMetrics], *, prices=OWN, size: int = 11):
-    return compute_analytics(tables(rows, size), prices=prices)
+    return compute_analytics(make_tables(rows, size), prices=prices)
 
 
 @pytest.fixture(autouse=True)
@@ -99,8 +99,8 @@ def test_requests_are_counted_once_by_model_code_and_attempts(rows) -> None:
     _, report = of(rows)
 
     bad = [row for row in rows if not row.ok]
-    failed = [row for row in bad if row.is_failed]
-    assert (report.total, report.completed, report.failed) == (len(rows), len(rows) - len(bad), len(failed))
+    failed_row = [row for row in bad if row.is_failed]
+    assert (report.total, report.completed, report.failed) == (len(rows), len(rows) - len(bad), len(failed_row))
     codes = Counter(row.error_code for row in bad)
     assert (report.expired, report.cancelled) == (codes["batch_expired"], codes["batch_cancelled"])
     by_model = Counter((row.model or "", row.ok) for row in rows if row.ok or row.is_failed)
@@ -218,7 +218,7 @@ def test_analytics_without_rows_are_zero() -> None:
 
 
 def test_analytics_of_failures_only_have_histogram_but_no_means_or_cost() -> None:
-    analytics, report = of([failed(), failed(duration_ms=None, started_at=None, status_code=None)])
+    analytics, report = of([failed_row(), failed_row(duration_ms=None, started_at=None, status_code=None)])
 
     assert (analytics.total_requests, analytics.avg_duration_ms, analytics.total_cost) == (0, None, None)
     assert report.duration_ms is None
@@ -228,8 +228,8 @@ def test_analytics_of_failures_only_have_histogram_but_no_means_or_cost() -> Non
 
 def test_token_sums_beyond_float_precision_are_exact() -> None:
     most = 2**53 - 1
-    rows = [done(prompt_tokens=most, total_tokens=most, completion_tokens=0) for _ in range(1_500)]
-    rows.append(done(prompt_tokens=1, total_tokens=1, completion_tokens=0, reasoning_tokens=1))
+    rows = [ok_row(prompt_tokens=most, total_tokens=most, completion_tokens=0) for _ in range(1_500)]
+    rows.append(ok_row(prompt_tokens=1, total_tokens=1, completion_tokens=0, reasoning_tokens=1))
 
     analytics, report = of(rows)
 
@@ -242,14 +242,14 @@ def test_results_without_usage_are_counted_separately() -> None:
     only_total = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 9}
     none_used = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 
-    _, report = of([done(), done(**nothing), done(**only_total), done(**none_used)])
+    _, report = of([ok_row(), ok_row(**nothing), ok_row(**only_total), ok_row(**none_used)])
 
     assert (report.without_usage, report.models[0].without_usage) == (2, 2)
 
 
 def test_timeline_with_long_span_widens_its_interval() -> None:
     week_s = 7 * 86_400
-    _, report = of([done(started_at=1_790_000_000.0 + each * week_s / 50) for each in range(51)])
+    _, report = of([ok_row(started_at=1_790_000_000.0 + each * week_s / 50) for each in range(51)])
 
     assert (report.interval_s, len(report.throughput)) == (3_600.0, 169)
     assert report.first_started_at == 1_790_000_000.0
@@ -257,7 +257,7 @@ def test_timeline_with_long_span_widens_its_interval() -> None:
 
 
 def test_rates_are_measured_from_first_start_to_last_end() -> None:
-    rows = [done(started_at=1_790_000_000.0 + at, duration_ms=1_000.0) for at in range(10)]
+    rows = [ok_row(started_at=1_790_000_000.0 + at, duration_ms=1_000.0) for at in range(10)]
 
     _, report = of(rows)
 
@@ -282,9 +282,9 @@ def test_report_of_earlier_version_is_readable() -> None:
 
 
 def test_model_percentiles_are_kept_for_at_most_100_models() -> None:
-    rows = [done(model=f"model-{at % 150}", duration_ms=float(at)) for at in range(600)]
+    rows = [ok_row(model=f"model-{at % 150}", duration_ms=float(at)) for at in range(600)]
 
-    _, report = compute_analytics([table(rows)], prices={})
+    _, report = compute_analytics([make_table(rows)], prices={})
 
     assert len(report.models) == 150
     assert sum(model.duration_ms is not None for model in report.models) == 100

@@ -6,7 +6,7 @@ from decimal import Decimal
 import genai_prices
 import hypothesis.strategies as st
 import pytest
-from helpers.metrics_rows import done, failed, table
+from helpers.metrics_rows import failed_row, make_table, ok_row
 from hypothesis import given, settings
 
 from batchline.analytics.prices import PriceBook, build_price_book, find_listed_tariff, format_cost
@@ -22,7 +22,7 @@ few = settings(max_examples=60, deadline=None)
 
 
 def cost(*rows, prices=None, **options):
-    analytics, _ = compute_analytics([table(list(rows))], prices=prices or {}, **options)
+    analytics, _ = compute_analytics([make_table(list(rows))], prices=prices or {}, **options)
     return analytics.total_cost
 
 
@@ -55,7 +55,7 @@ def requests(draw: st.DrawFn) -> dict[str, float]:
 )
 def test_batch_cost_is_the_sum_of_its_request_costs(model, some) -> None:
     rows = [
-        done(
+        ok_row(
             model=model,
             prompt_tokens=each["prompt"],
             cached_tokens=each["cached"],
@@ -72,8 +72,8 @@ def test_batch_cost_is_the_sum_of_its_request_costs(model, some) -> None:
 
 
 def test_prompt_above_tier_threshold_costs_the_higher_tier() -> None:
-    at_the_step = done(model=TIERED, prompt_tokens=200_000, completion_tokens=0, total_tokens=200_000)
-    above = done(model=TIERED, prompt_tokens=200_001, completion_tokens=0, total_tokens=200_001)
+    at_the_step = ok_row(model=TIERED, prompt_tokens=200_000, completion_tokens=0, total_tokens=200_000)
+    above = ok_row(model=TIERED, prompt_tokens=200_001, completion_tokens=0, total_tokens=200_001)
 
     assert cost(at_the_step) == "0.6"
     assert cost(above) == "1.200006"
@@ -82,20 +82,22 @@ def test_prompt_above_tier_threshold_costs_the_higher_tier() -> None:
 
 def test_price_by_hour_depends_on_the_send_time() -> None:
     day = datetime(2025, 6, 1, tzinfo=UTC).timestamp()
-    noon, night = (done(model=BY_THE_HOUR, started_at=day + hour * 3_600) for hour in (12, 20))
+    noon, night = (ok_row(model=BY_THE_HOUR, started_at=day + hour * 3_600) for hour in (12, 20))
 
     assert Decimal(cost(noon)) == 2 * Decimal(cost(night))
     assert Decimal(cost(noon, night)) == Decimal(cost(noon)) + Decimal(cost(night))
 
 
 def test_price_per_request_is_added_to_the_token_cost() -> None:
-    nothing = done(model=BY_THE_REQUEST, prompt_tokens=1, completion_tokens=0, total_tokens=1)
+    nothing = ok_row(model=BY_THE_REQUEST, prompt_tokens=1, completion_tokens=0, total_tokens=1)
 
     assert cost(nothing, nothing) == "0.028006"
 
 
 def test_reasoning_tokens_cost_their_listed_price() -> None:
-    row = done(model=REASONING, prompt_tokens=0, completion_tokens=1_000, reasoning_tokens=400, total_tokens=1_000)
+    row = ok_row(
+        model=REASONING, prompt_tokens=0, completion_tokens=1_000, reasoning_tokens=400, total_tokens=1_000
+    )
 
     assert cost(row) == format_cost((600 * Decimal(8) + 400 * Decimal(3)) / 1_000_000)
 
@@ -125,20 +127,20 @@ TOLD = {"model": "own", "prompt_tokens": 100, "completion_tokens": 20, "total_to
 def test_configured_price_applies_to_each_kind_of_token(price, used, expected) -> None:
     prices = {"own": ModelPrice(**{"input": 1, "output": 10, **price})}
 
-    assert cost(done(**{**TOLD, **used}), prices=prices) == expected
+    assert cost(ok_row(**{**TOLD, **used}), prices=prices) == expected
 
 
 def test_configured_price_overrides_the_price_list() -> None:
-    row = done(model="gpt-4o-mini", prompt_tokens=1_000_000, completion_tokens=0, total_tokens=1_000_000)
+    row = ok_row(model="gpt-4o-mini", prompt_tokens=1_000_000, completion_tokens=0, total_tokens=1_000_000)
 
     assert cost(row) == "0.15"
     assert cost(row, prices={"gpt-4o-mini": ModelPrice(input="7")}) == "7"
 
 
 def test_model_without_price_is_named_and_leaves_no_total_cost() -> None:
-    rows = [done(), done(model="nobody's"), done(model=None)]
+    rows = [ok_row(), ok_row(model="nobody's"), ok_row(model=None)]
 
-    analytics, report = compute_analytics([table(rows)], prices={})
+    analytics, report = compute_analytics([make_table(rows)], prices={})
 
     assert analytics.total_cost is None
     assert report.unpriced_models == ["", "nobody's"]
@@ -146,22 +148,24 @@ def test_model_without_price_is_named_and_leaves_no_total_cost() -> None:
 
 
 def test_model_without_completed_requests_needs_no_price() -> None:
-    analytics, report = compute_analytics([table([done(), failed(model="nobody's")])], prices={})
+    analytics, report = compute_analytics([make_table([ok_row(), failed_row(model="nobody's")])], prices={})
 
     assert (analytics.total_cost, report.unpriced_models) == ("0.000045", [])
 
 
 def test_wasted_tokens_cost_at_most_the_highest_price_of_the_model() -> None:
-    _, report = compute_analytics([table([done(wasted_tokens=1_000), done(wasted_tokens=500)])], prices={})
-    _, unknown = compute_analytics([table([done(), done(model="nobody's", wasted_tokens=1)])], prices={})
+    _, report = compute_analytics(
+        [make_table([ok_row(wasted_tokens=1_000), ok_row(wasted_tokens=500)])], prices={}
+    )
+    _, unknown = compute_analytics([make_table([ok_row(), ok_row(model="nobody's", wasted_tokens=1)])], prices={})
 
     assert (report.wasted_tokens, report.wasted_cost_at_most) == (1_500, "0.0009")
     assert unknown.wasted_cost_at_most is None
 
 
 def test_currency_is_known_only_if_all_prices_are_listed() -> None:
-    _, listed = compute_analytics([table([done()])], prices=OWN)
-    _, mixed = compute_analytics([table([done(), done(**TOLD)])], prices=OWN)
+    _, listed = compute_analytics([make_table([ok_row()])], prices=OWN)
+    _, mixed = compute_analytics([make_table([ok_row(), ok_row(**TOLD)])], prices=OWN)
 
     assert (listed.currency, listed.models[0].price_source) == ("USD", "openai gpt-4o-mini")
     assert (mixed.currency, mixed.models[1].price_source) == (None, "settings")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 import pytest
-from helpers.api_server import Served
+from helpers.api_server import ApiServer
 from helpers.storage_servers import DATABASES
 
 from batchline import Batchline
@@ -18,21 +18,21 @@ def database(request: pytest.FixtureRequest) -> dict[str, object]:
 
 
 @pytest.fixture
-def serve(
+def start_api(
     start_simulator: Callable[..., Simulator], make_services: Callable[..., Services]
-) -> Iterator[Callable[..., Served]]:
+) -> Iterator[Callable[..., ApiServer]]:
     """Serve on this test's own directory; `simulator` are options of the simulator, the others settings."""
-    started: list[Served] = []
+    started: list[ApiServer] = []
 
     def start(
         *,
         simulator: dict[str, object] | None = None,
         upstream: dict[str, object] | None = None,
         **settings: object,
-    ) -> Served:
+    ) -> ApiServer:
         target = start_simulator(**(simulator or {}))
         client = Batchline(services=make_services(target.base_url, upstream=upstream, **settings))
-        started.append(Served(client, target))
+        started.append(ApiServer(client, target))
         return started[-1]
 
     yield start
@@ -41,6 +41,6 @@ def serve(
 
 
 @pytest.fixture
-def served(serve: Callable[..., Served]) -> Served:
+def served(start_api: Callable[..., ApiServer]) -> ApiServer:
     """An API without anything special."""
-    return serve()
+    return start_api()

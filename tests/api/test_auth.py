@@ -8,9 +8,9 @@ from typing import NamedTuple
 import httpx
 import openai
 import pytest
-from helpers.api_server import ENDPOINT, Served, at_once, until_over
+from helpers.api_server import ENDPOINT, ApiServer, at_once, wait_for_end
 from helpers.polling import until
-from helpers.request_files import requests_file
+from helpers.request_files import write_requests
 
 from batchline import Batchline
 from batchline.api import Server, auth, create_app
@@ -28,7 +28,7 @@ NEW = {("POST", "/v1/files"), ("POST", "/v1/batches")}
 class Alices(NamedTuple):
     """What Alice has, on a server where Bob and a manager have keys as well."""
 
-    served: Served
+    served: ApiServer
     alice: str
     bob: str
     manager: str
@@ -49,14 +49,14 @@ class Alices(NamedTuple):
 
 
 @pytest.fixture
-def alices(served: Served, tmp_path) -> Alices:
+def alices(served: ApiServer, tmp_path) -> Alices:
     alice, bob = served.key("alice"), served.key("bob")
     manager = served.key("manager", "manager")
     client = served.openai(alice)
     prompt = lambda n: f"{n} simulate:status=400" if n == 1 else f"{n}?"  # noqa: E731
-    file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 3, prompt=prompt), purpose="batch")
+    file = client.files.create(file=write_requests(tmp_path / "r.jsonl", 3, prompt=prompt), purpose="batch")
     batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
-    over = until_over(client, batch.id)
+    over = wait_for_end(client, batch.id)
     assert over.output_file_id is not None
     request = f"req-{batch.id.removeprefix('batch-')}-2"
     return Alices(served, alice, bob, manager, file.id, batch.id, over.output_file_id, request)
@@ -123,9 +123,9 @@ def test_other_members_file_as_batch_input_returns_404(alices: Alices):
 
 def test_retry_of_other_members_requests_returns_404(alices: Alices, tmp_path):
     bob = alices.served.openai(alices.bob)
-    file = bob.files.create(file=requests_file(tmp_path / "b.jsonl", 1), purpose="batch")
+    file = bob.files.create(file=write_requests(tmp_path / "b.jsonl", 1), purpose="batch")
     batch = bob.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
-    until_over(bob, batch.id)
+    wait_for_end(bob, batch.id)
     body = {"request_ids": [f"req-{batch.id.removeprefix('batch-')}-1", alices.request]}
 
     answer = alices.served.http(alices.bob).post(f"/v1/batches/{batch.id}/retry-requests", json=body)
@@ -167,7 +167,7 @@ def test_manager_can_use_objects_of_all_members(alices: Alices):
         answer = manager.request(method, alices.path(path), json=alices.body(path))
         assert answer.status_code == expected.get(path.rpartition("/")[2], 200), answer.text
         if path.endswith(("/retry", "/retry-requests")):
-            until_over(alices.served.openai(alices.manager), alices.batch)
+            wait_for_end(alices.served.openai(alices.manager), alices.batch)
 
 
 def test_concurrent_members_see_only_their_own_batches(alices: Alices):
@@ -186,7 +186,7 @@ def test_concurrent_members_see_only_their_own_batches(alices: Alices):
 # Who comes in
 
 
-def test_requests_without_valid_key_return_401_once_a_key_exists(served: Served):
+def test_requests_without_valid_key_return_401_once_a_key_exists(served: ApiServer):
     served.key("anybody")
     closed = [(method, path) for method, path in operations() if path not in OPEN]
 
@@ -199,7 +199,7 @@ def test_requests_without_valid_key_return_401_once_a_key_exists(served: Served)
         served.openai("bl-wrong").batches.list()
 
 
-def test_health_is_open_and_metrics_require_manager_key(served: Served):
+def test_health_is_open_and_metrics_require_manager_key(served: ApiServer):
     member, manager = served.key("alice"), served.key("boss", "manager")
 
     assert [served.http().get(path).status_code for path in sorted(OPEN)] == [200, 200]
@@ -208,7 +208,7 @@ def test_health_is_open_and_metrics_require_manager_key(served: Served):
     assert statuses == [401, 403, 200]
 
 
-def test_revoked_key_is_rejected_after_cache_ttl(served: Served):
+def test_revoked_key_is_rejected_after_cache_ttl(served: ApiServer):
     token = served.key("alice")
     client = served.http(token)
     assert client.get("/v1/batches").status_code == 200
@@ -221,7 +221,7 @@ def test_revoked_key_is_rejected_after_cache_ttl(served: Served):
     assert served.http().get("/v1/batches").status_code == 401  # nor is it open again
 
 
-def test_first_key_closes_open_server_after_cache_ttl(served: Served):
+def test_first_key_closes_open_server_after_cache_ttl(served: ApiServer):
     client = served.http()
     assert client.get("/v1/batches").status_code == 200
 
@@ -231,7 +231,7 @@ def test_first_key_closes_open_server_after_cache_ttl(served: Served):
     assert client.get("/v1/batches").status_code == 401
 
 
-def test_open_server_accepts_local_programs_but_not_foreign_origins(served: Served):
+def test_open_server_accepts_local_programs_but_not_foreign_origins(served: ApiServer):
     client = served.http()
     host = client.base_url.netloc.decode()
 
@@ -254,7 +254,7 @@ def test_non_loopback_host_without_keys_is_rejected():
     server._listener.close()
 
 
-def test_token_is_stored_only_as_hash(served: Served, tmp_path):
+def test_token_is_stored_only_as_hash(served: ApiServer, tmp_path):
     token = served.key("alice")
     served.http(token).get("/v1/batches")
 
@@ -265,7 +265,7 @@ def test_token_is_stored_only_as_hash(served: Served, tmp_path):
 # How much they may
 
 
-def test_requests_over_key_rate_limit_return_429_with_retry_after(served: Served):
+def test_requests_over_key_rate_limit_return_429_with_retry_after(served: ApiServer):
     token = served.key("alice", requests_per_minute=3)
     client = served.openai(token)
     for _ in range(3):
@@ -279,11 +279,11 @@ def test_requests_over_key_rate_limit_return_429_with_retry_after(served: Served
     served.openai(served.key("bob")).batches.list()
 
 
-def test_concurrent_creates_respect_open_batch_limit_of_key(serve, database, tmp_path):
-    served = serve(simulator={"latency_s": 30}, grace_s=0, **database)
+def test_concurrent_creates_respect_open_batch_limit_of_key(start_api, database, tmp_path):
+    served = start_api(simulator={"latency_s": 30}, grace_s=0, **database)
     token = served.key("alice", max_open_batches=3)
     client = served.openai(token)
-    file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 1), purpose="batch")
+    file = client.files.create(file=write_requests(tmp_path / "r.jsonl", 1), purpose="batch")
 
     def create(_: int) -> int:
         body = {"input_file_id": file.id, "endpoint": ENDPOINT}
@@ -297,18 +297,18 @@ def test_concurrent_creates_respect_open_batch_limit_of_key(serve, database, tmp
     assert sorted(statuses) == [200] * 3 + [429] * 7
     batch = client.batches.list().data[0]
     client.batches.cancel(batch.id)
-    until_over(client, batch.id)
+    wait_for_end(client, batch.id)
     client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
     with pytest.raises(openai.RateLimitError) as raised:
         client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
     assert int(raised.value.response.headers["retry-after"]) > 0
 
 
-def test_retried_batch_counts_toward_open_batch_limit(serve, database, tmp_path):
-    served = serve(simulator={"latency_s": 30}, grace_s=0, **database)
+def test_retried_batch_counts_toward_open_batch_limit(start_api, database, tmp_path):
+    served = start_api(simulator={"latency_s": 30}, grace_s=0, **database)
     token = served.key("alice", max_open_batches=2)
     client, alice = served.openai(token), served.http(token)
-    file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 1), purpose="batch")
+    file = client.files.create(file=write_requests(tmp_path / "r.jsonl", 1), purpose="batch")
     ids = [begun_and_cancelled(client, served, file.id) for _ in range(6)]
 
     def retry(number: int) -> int:
@@ -328,16 +328,16 @@ def test_retried_batch_counts_toward_open_batch_limit(serve, database, tmp_path)
     assert manager.post(f"/v1/batches/{refused}/retry").status_code == 200
 
 
-def begun_and_cancelled(client: openai.OpenAI, served: Served, file_id: str) -> str:
+def begun_and_cancelled(client: openai.OpenAI, served: ApiServer, file_id: str) -> str:
     sent = served.simulator.counters()["received"]
     batch = client.batches.create(input_file_id=file_id, endpoint=ENDPOINT, completion_window="24h")
     until(lambda: served.simulator.counters()["received"] > sent)
     client.batches.cancel(batch.id)
-    assert until_over(client, batch.id).status == "cancelled"
+    assert wait_for_end(client, batch.id).status == "cancelled"
     return batch.id
 
 
-def test_upload_over_size_limit_of_key_is_rejected(served: Served):
+def test_upload_over_size_limit_of_key_is_rejected(served: ApiServer):
     client = served.openai(served.key("alice", max_upload_bytes=1_000))
 
     assert client.files.create(file=b"x" * 1_000, purpose="batch").bytes == 1_000
@@ -347,8 +347,8 @@ def test_upload_over_size_limit_of_key_is_rejected(served: Served):
     assert len(client.files.list().data) == 1
 
 
-def test_upload_over_member_storage_limit_is_rejected(serve):
-    served = serve(max_member_bytes=1_000)
+def test_upload_over_member_storage_limit_is_rejected(start_api):
+    served = start_api(max_member_bytes=1_000)
     alice, bob = served.openai(served.key("alice")), served.openai(served.key("bob"))
     kept = alice.files.create(file=b"x" * 600, purpose="batch")
 

@@ -9,10 +9,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from helpers.api_server import ENDPOINT, OVER, Served, root_of, running, until_over
-from helpers.command_line import running as running_command
+from helpers.api_server import ENDPOINT, FINAL_STATUSES, ApiServer, root_of, serve_api, wait_for_end
+from helpers.command_line import running_command
 from helpers.polling import until
-from helpers.request_files import requests_file
+from helpers.request_files import write_requests
 
 from batchline import Batchline
 from batchline.client.maintenance import resume_orphaned_batches
@@ -27,7 +27,7 @@ def test_concurrent_clients_create_poll_and_cancel_without_lost_batches(database
     """In a process of their own, as they are in life; no client is refused anything but a cancel that is late."""
     settings = {f"BATCHLINE_{name.upper()}": str(value) for name, value in database.items()}
     upstream = start_simulator(latency_s=0.01).base_url
-    content = requests_file(tmp_path / "r.jsonl", 3).read_bytes()
+    content = write_requests(tmp_path / "r.jsonl", 3).read_bytes()
     with running_command("serve", "--port", "0", OPENAI_BASE_URL=upstream, **settings) as server:
         server.wait_for("serving at ")
         url = root_of(server.err.partition("serving at ")[2].split()[0])
@@ -35,7 +35,7 @@ def test_concurrent_clients_create_poll_and_cancel_without_lost_batches(database
         ended, listed = asyncio.run(all_clients(url, content))
 
         server.kill(signal.SIGTERM)
-        assert server.ended().status == 0
+        assert server.wait().status == 0
     assert len(ended) == CLIENTS
     assert set(ended.values()) <= {"completed", "cancelled"}
     assert Counter(ended.values())["completed"] >= CLIENTS * 2 // 3
@@ -69,7 +69,7 @@ async def one_client(http: httpx.AsyncClient, content: bytes, number: int) -> tu
         answer = await http.post(f"/v1/batches/{batch['id']}/cancel")
         assert answer.status_code == 200 or "is completed" in answer.text or "is finalizing" in answer.text
     async with asyncio.timeout(180):
-        while batch["status"] not in OVER:
+        while batch["status"] not in FINAL_STATUSES:
             await asyncio.sleep(POLL_S)
             batch = told(await http.get(f"/v1/batches/{batch['id']}"))
     assert batch["metadata"] == {"n": str(number)}
@@ -85,21 +85,21 @@ def told(answer: httpx.Response) -> dict[str, Any]:
 # Servers that stop and start
 
 
-def test_batches_of_stopped_server_resume_on_next_start(serve, tmp_path):
-    served = serve(simulator={"latency_s": 0.1}, upstream={"max_in_flight": 4}, grace_s=0.1)
-    file = served.client.files.create(file=requests_file(tmp_path / "r.jsonl", 60))
+def test_batches_of_stopped_server_resume_on_next_start(start_api, tmp_path):
+    served = start_api(simulator={"latency_s": 0.1}, upstream={"max_in_flight": 4}, grace_s=0.1)
+    file = served.client.files.create(file=write_requests(tmp_path / "r.jsonl", 60))
     ids = [served.client.batches.create(input_file_id=file.id).id for _ in range(3)]
     until(lambda: served.client.batches.record(ids[0]).completed > 3)
     served.close()
     assert {served.client.batches.record(each).status for each in ids}.isdisjoint({"completed", "failed"})
 
     other = Batchline(services=served.client.services)
-    with running(other) as url, openai.OpenAI(base_url=url, api_key="none") as client:
-        assert {until_over(client, each).status for each in ids} == {"completed"}
+    with serve_api(other) as url, openai.OpenAI(base_url=url, api_key="none") as client:
+        assert {wait_for_end(client, each).status for each in ids} == {"completed"}
 
 
-def test_server_start_resumes_only_its_own_batches(served: Served, tmp_path):
-    file = served.client.files.create(file=requests_file(tmp_path / "r.jsonl", 1))
+def test_server_start_resumes_only_its_own_batches(served: ApiServer, tmp_path):
+    file = served.client.files.create(file=write_requests(tmp_path / "r.jsonl", 1))
     cli = Batchline(services=served.client.services, origin="cli")
     theirs = cli.batches.create(input_file_id=file.id, via=None)
     ours = served.client.batches.create(input_file_id=file.id, via=None)
@@ -110,10 +110,10 @@ def test_server_start_resumes_only_its_own_batches(served: Served, tmp_path):
     assert served.client.batches.retrieve(theirs.id).status == "validating"
 
 
-def test_metrics_report_batches_and_requests(serve, tmp_path):
-    served = serve(upstream={"max_attempts": 1})
+def test_metrics_report_batches_and_requests(start_api, tmp_path):
+    served = start_api(upstream={"max_attempts": 1})
     prompt = lambda n: f"{n} simulate:status=400" if n == 0 else f"{n}?"  # noqa: E731
-    file = served.client.files.create(file=requests_file(tmp_path / "r.jsonl", 5, prompt=prompt))
+    file = served.client.files.create(file=write_requests(tmp_path / "r.jsonl", 5, prompt=prompt))
     ran = served.client.batches.create(input_file_id=file.id)
     served.client.batches.wait(ran.id)
     Batchline(services=served.client.services, origin="cli").batches.create(input_file_id=file.id, via=None)
@@ -138,7 +138,7 @@ def test_metrics_report_batches_and_requests(serve, tmp_path):
     assert 1 <= figures["batchline_queue_age_seconds"] < 60
 
 
-def test_readiness_fails_when_storage_fails(served: Served, monkeypatch):
+def test_readiness_fails_when_storage_fails(served: ApiServer, monkeypatch):
     assert served.http().get("/readyz").json() == {"status": "ok"}
 
     def fail(*_: object) -> None:

@@ -5,7 +5,7 @@ import re
 
 import openai
 import pytest
-from helpers.api_server import ENDPOINT, Served, until_over
+from helpers.api_server import ENDPOINT, ApiServer, wait_for_end
 
 WRONG = {
     "a field too many": ("POST", "/v1/batches", {"window": "1h"}, "Unknown parameter: 'window'."),
@@ -64,7 +64,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("method", "path", "changes", "words"), WRONG.values(), ids=WRONG)
-def test_error_message_describes_invalid_request(method, path, changes, words, served: Served):
+def test_error_message_describes_invalid_request(method, path, changes, words, served: ApiServer):
     good = {"input_file_id": "file-none", "endpoint": ENDPOINT}
     body = None if changes is None else {name: value for name, value in {**good, **changes}.items() if value}
 
@@ -74,7 +74,7 @@ def test_error_message_describes_invalid_request(method, path, changes, words, s
     assert answer.json()["error"]["message"] == words
 
 
-def test_unknown_form_field_error_lists_valid_fields(served: Served):
+def test_unknown_form_field_error_lists_valid_fields(served: ApiServer):
     form = {"purpose": "batch", "expires_after": '{"seconds": 60}'}
 
     answer = served.http().post("/v1/files", data=form, files={"file": ("r.jsonl", b"{}")})
@@ -85,18 +85,18 @@ def test_unknown_form_field_error_lists_valid_fields(served: Served):
     )
 
 
-def test_cancel_error_names_batch_status(served: Served):
+def test_cancel_error_names_batch_status(served: ApiServer):
     client = served.openai()
     file = client.files.create(file=b"{}\n", purpose="batch")
     batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
-    until_over(client, batch.id)
+    wait_for_end(client, batch.id)
 
     answer = served.http().post(f"/v1/batches/{batch.id}/cancel")
 
     assert answer.json()["error"]["message"] == f"batch {batch.id} is failed and cannot be cancelled"
 
 
-def test_responses_have_unique_request_id_readable_by_openai_client(served: Served):
+def test_responses_have_unique_request_id_readable_by_openai_client(served: ApiServer):
     client = served.openai()
 
     file = client.files.create(file=b"{}\n", purpose="batch")
@@ -109,7 +109,7 @@ def test_responses_have_unique_request_id_readable_by_openai_client(served: Serv
 
 
 def test_server_error_hides_details_and_is_logged_with_request_id(
-    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    served: ApiServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     def broken(*_: object) -> None:
         raise RuntimeError("a secret detail")
@@ -133,7 +133,7 @@ def test_server_error_hides_details_and_is_logged_with_request_id(
     ],
     ids=["boundary", "host", "origin"],
 )
-def test_malformed_headers_return_client_error(headers, status, served: Served):
+def test_malformed_headers_return_client_error(headers, status, served: ApiServer):
     answer = served.http().post("/v1/files", content=b"--b--", headers=headers)
 
     assert (answer.status_code, answer.json()["error"]["type"]) == (status, "invalid_request_error")

@@ -7,9 +7,9 @@ from itertools import product
 
 import httpx
 import pytest
-from helpers.api_server import ENDPOINT, Served, until_over
+from helpers.api_server import ENDPOINT, ApiServer, wait_for_end
 from helpers.polling import until
-from helpers.request_files import requests_file
+from helpers.request_files import write_requests
 
 from batchline.api import create_app
 
@@ -20,11 +20,11 @@ NAME = 'ä ";.jsonl'
 
 
 @pytest.fixture
-def path(served: Served) -> str:
+def path(served: ApiServer) -> str:
     return f"/v1/files/{served.client.files.create(file=(NAME, CONTENT)).id}/content"
 
 
-def test_file_content_has_size_and_filename_headers(served: Served, path):
+def test_file_content_has_size_and_filename_headers(served: ApiServer, path):
     answer = served.http().get(path)
 
     assert (answer.status_code, answer.content) == (200, CONTENT)
@@ -45,7 +45,7 @@ RANGES = {
 }
 
 
-def test_byte_range_returns_206_with_content_range(served: Served, path):
+def test_byte_range_returns_206_with_content_range(served: ApiServer, path):
     client = served.http()
     for asked, place in RANGES.items():
         answer = client.get(path, headers={"Range": asked})
@@ -56,7 +56,7 @@ def test_byte_range_returns_206_with_content_range(served: Served, path):
         assert answer.headers["content-range"] == f"bytes {start}-{start + len(expected) - 1}/{SIZE}"
 
 
-def test_byte_range_past_end_returns_416_with_file_size(served: Served, path):
+def test_byte_range_past_end_returns_416_with_file_size(served: ApiServer, path):
     client = served.http()
     for asked in (f"bytes={SIZE}-", "bytes=99999999-", "bytes=-0"):
         answer = client.get(path, headers={"Range": asked})
@@ -65,7 +65,7 @@ def test_byte_range_past_end_returns_416_with_file_size(served: Served, path):
         assert answer.json()["error"]["message"]
 
 
-def test_invalid_or_multiple_byte_ranges_return_whole_file(served: Served, path):
+def test_invalid_or_multiple_byte_ranges_return_whole_file(served: ApiServer, path):
     client = served.http()
     for asked in ("bytes=", "bytes=-", "bytes=5-2", "bytes=0-1,5-6", "lines=0-1", f"bytes={'9' * 40}-"):
         answer = client.get(path, headers={"Range": asked})
@@ -73,7 +73,7 @@ def test_invalid_or_multiple_byte_ranges_return_whole_file(served: Served, path)
         assert (answer.status_code, len(answer.content)) == (200, SIZE), asked
 
 
-def test_byte_range_with_stale_if_range_returns_whole_file(served: Served, path):
+def test_byte_range_with_stale_if_range_returns_whole_file(served: ApiServer, path):
     client = served.http()
     tag = client.head(path).headers["etag"]
 
@@ -85,7 +85,7 @@ def test_byte_range_with_stale_if_range_returns_whole_file(served: Served, path)
 GZIP = {"gzip, deflate": True, "br;q=1.0, gzip;q=0.8": True, "gzip;q=0": False, "identity": False, "": False}
 
 
-def test_content_for_remote_clients_that_accept_gzip_is_compressed(served: Served, path):
+def test_content_for_remote_clients_that_accept_gzip_is_compressed(served: ApiServer, path):
     app = create_app(served.client)
     ranged = {"Range": "bytes=0-9", "Accept-Encoding": "gzip"}
 
@@ -111,7 +111,7 @@ def test_content_for_remote_clients_that_accept_gzip_is_compressed(served: Serve
     asyncio.run(work())
 
 
-def test_content_with_matching_etag_returns_304(served: Served, path):
+def test_content_with_matching_etag_returns_304(served: ApiServer, path):
     client = served.http()
     tag = client.head(path).headers["etag"]
 
@@ -120,16 +120,16 @@ def test_content_with_matching_etag_returns_304(served: Served, path):
         assert (answer.status_code, len(answer.content)) == (status, SIZE if status == 200 else 0), known
 
 
-def test_batch_retry_changes_output_etag_but_not_file_id(serve, tmp_path):
-    served = serve(simulator={"server_error": 0.5}, upstream={"max_attempts": 1})
+def test_batch_retry_changes_output_etag_but_not_file_id(start_api, tmp_path):
+    served = start_api(simulator={"server_error": 0.5}, upstream={"max_attempts": 1})
     client, http = served.openai(), served.http()
-    file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 20), purpose="batch")
+    file = client.files.create(file=write_requests(tmp_path / "r.jsonl", 20), purpose="batch")
     batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
-    path = f"/v1/files/{until_over(client, batch.id).output_file_id}/content"
+    path = f"/v1/files/{wait_for_end(client, batch.id).output_file_id}/content"
     before = http.get(path)
 
     http.post(f"/v1/batches/{batch.id}/retry").raise_for_status()
-    until_over(client, batch.id)
+    wait_for_end(client, batch.id)
 
     resumed = {"Range": f"bytes={len(before.content)}-", "If-Range": before.headers["etag"]}
     after = http.get(path, headers=resumed)
@@ -139,7 +139,7 @@ def test_batch_retry_changes_output_etag_but_not_file_id(serve, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["skip", "offset"])
-def test_line_query_applies_skip_and_limit(name, served: Served, path):
+def test_line_query_applies_skip_and_limit(name, served: ApiServer, path):
     client = served.http()
     for skip, limit in product([0, 1, 299, 300, 301, 10**15], [None, 1, 7, 300, 10**15]):
         answer = client.get(path, params={name: skip} | ({} if limit is None else {"limit": limit}))
@@ -149,7 +149,7 @@ def test_line_query_applies_skip_and_limit(name, served: Served, path):
         assert answer.headers["x-last-line"] == str(min(300, skip + len(expected)))
 
 
-def test_line_search_matches_custom_ids_and_can_be_paged(served: Served, path):
+def test_line_search_matches_custom_ids_and_can_be_paged(served: ApiServer, path):
     client = served.http()
     expected = [line for number, line in enumerate(LINES) if "st-1" in f"request-{number}"]
 
@@ -162,7 +162,7 @@ def test_line_search_matches_custom_ids_and_can_be_paged(served: Served, path):
     assert client.get(path, params={"search": "text"}).content == b""
 
 
-def test_line_search_skips_overlong_lines_but_counts_them(served: Served, monkeypatch):
+def test_line_search_skips_overlong_lines_but_counts_them(served: ApiServer, monkeypatch):
     monkeypatch.setattr("batchline.client.line_ranges.MAX_SEARCHED_BYTES", 2**20)
     client = served.http()
     sizes = (1, 2**23, 1)
@@ -177,7 +177,7 @@ def test_line_search_skips_overlong_lines_but_counts_them(served: Served, monkey
     assert client.get(path, params={"search": "st-1"}).content == b""
 
 
-def test_line_query_on_non_jsonl_content_splits_at_newlines(served: Served):
+def test_line_query_on_non_jsonl_content_splits_at_newlines(served: ApiServer):
     client = served.http()
     for content in (b"", b"\n", b"no json\n{}", b'{"custom_id": 1}\n\n{"custom_id": "a"}'):
         path = f"/v1/files/{served.client.files.create(file=content).id}/content"
@@ -189,11 +189,11 @@ def test_line_query_on_non_jsonl_content_splits_at_newlines(served: Served):
         assert client.get(path).content == content
 
 
-def test_output_of_running_batch_can_be_polled_without_duplicate_lines(serve, tmp_path):
-    served = serve(simulator={"latency_s": 0.05}, upstream={"max_in_flight": 4}, chunk_requests=5)
+def test_output_of_running_batch_can_be_polled_without_duplicate_lines(start_api, tmp_path):
+    served = start_api(simulator={"latency_s": 0.05}, upstream={"max_in_flight": 4}, chunk_requests=5)
     client, http = served.openai(), served.http()
     prompt = lambda n: f"{n} simulate:status=400" if n % 3 == 0 else f"{n}?"  # noqa: E731
-    file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 120, prompt=prompt), purpose="batch")
+    file = client.files.create(file=write_requests(tmp_path / "r.jsonl", 120, prompt=prompt), purpose="batch")
     batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
     until(lambda: client.batches.retrieve(batch.id).output_file_id)
     output = client.batches.retrieve(batch.id).output_file_id
@@ -207,7 +207,7 @@ def test_output_of_running_batch_can_be_polled_without_duplicate_lines(serve, tm
         if whole.status_code == 206 and whole.headers["x-incomplete"] == "true":
             assert re.fullmatch(r"bytes 0-\d+/\*", whole.headers["content-range"])
 
-    until_over(client, batch.id)
+    wait_for_end(client, batch.id)
     answer = http.get(f"/v1/files/{output}/content")
     assert got == answer.content
     assert looks > 3
@@ -216,13 +216,13 @@ def test_output_of_running_batch_can_be_polled_without_duplicate_lines(serve, tm
     assert http.get(f"/v1/files/{errors}/content").headers["x-last-line"] == "40"
 
 
-def test_results_are_in_input_order_and_accept_filters(serve, tmp_path):
-    served = serve(upstream={"max_attempts": 1})
+def test_results_are_in_input_order_and_accept_filters(start_api, tmp_path):
+    served = start_api(upstream={"max_attempts": 1})
     client, http = served.openai(), served.http()
     prompt = lambda n: f"{n} simulate:status=400" if n % 3 == 0 else f"{n}?"  # noqa: E731
-    file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 250, prompt=prompt), purpose="batch")
+    file = client.files.create(file=write_requests(tmp_path / "r.jsonl", 250, prompt=prompt), purpose="batch")
     batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
-    until_over(client, batch.id)
+    wait_for_end(client, batch.id)
 
     def results(**query: object) -> list[dict[str, object]]:
         answer = http.get(f"/v1/batches/{batch.id}/results", params=query)
@@ -245,16 +245,16 @@ def test_results_are_in_input_order_and_accept_filters(serve, tmp_path):
     assert http.get(f"/v1/batches/{batch.id}/analytics").json() == included
     retried = http.post(f"/v1/batches/{batch.id}/retry-requests", json={"request_ids": [failed["id"]]}).json()
     assert (retried["status"], retried["request_counts"]["failed"]) == ("in_progress", 83)
-    until_over(client, batch.id)
+    wait_for_end(client, batch.id)
     assert http.post(f"/v1/batches/{batch.id}/retry").json()["request_counts"]["failed"] == 0
-    until_over(client, batch.id)
+    wait_for_end(client, batch.id)
     assert http.delete(f"/v1/batches/{batch.id}").json() == {"id": batch.id, "object": "batch", "deleted": True}
     assert http.get(f"/v1/batches/{batch.id}/results").status_code == 404
 
 
-def test_cost_estimate_accepts_only_stored_file_ids(serve, tmp_path):
-    served = serve(prices={"gpt-4o-mini": {"input": 1, "output": 2}})
-    path = requests_file(tmp_path / "r.jsonl", 10)
+def test_cost_estimate_accepts_only_stored_file_ids(start_api, tmp_path):
+    served = start_api(prices={"gpt-4o-mini": {"input": 1, "output": 2}})
+    path = write_requests(tmp_path / "r.jsonl", 10)
     file = served.client.files.create(file=path)
 
     estimate = served.http().get(f"/v1/files/{file.id}/cost-estimate").json()
@@ -281,10 +281,10 @@ def test_cost_estimate_accepts_only_stored_file_ids(serve, tmp_path):
         assert served.http().get(f"/v1/files/{other}/cost-estimate").status_code == 404
 
 
-def test_analytics_of_running_batch_cover_finished_requests(serve, tmp_path):
-    served = serve(chunk_requests=4, grace_s=0.1)
+def test_analytics_of_running_batch_cover_finished_requests(start_api, tmp_path):
+    served = start_api(chunk_requests=4, grace_s=0.1)
     prompt = lambda n: f"{n} simulate:hanging" if n == 9 else f"{n}?"  # noqa: E731
-    file = served.client.files.create(file=requests_file(tmp_path / "r.jsonl", 10, prompt=prompt))
+    file = served.client.files.create(file=write_requests(tmp_path / "r.jsonl", 10, prompt=prompt))
     batch = served.client.batches.create(input_file_id=file.id)
 
     def analytics() -> dict[str, object]:

@@ -2,8 +2,8 @@
 
 import httpx
 import pytest
-from helpers.api_server import ENDPOINT, Served, at_once, root_of, running, until_over
-from helpers.request_files import requests_file
+from helpers.api_server import ENDPOINT, ApiServer, at_once, root_of, serve_api, wait_for_end
+from helpers.request_files import write_requests
 
 from batchline import Batchline
 
@@ -12,9 +12,9 @@ def body_of(file_id: str, **changes: object) -> dict[str, object]:
     return {"input_file_id": file_id, "endpoint": ENDPOINT, "completion_window": "24h", **changes}
 
 
-def test_concurrent_creates_with_same_idempotency_key_make_one_batch(serve, database, tmp_path):
-    served = serve(**database)
-    file = served.client.files.create(file=requests_file(tmp_path / "r.jsonl", 1))
+def test_concurrent_creates_with_same_idempotency_key_make_one_batch(start_api, database, tmp_path):
+    served = start_api(**database)
+    file = served.client.files.create(file=write_requests(tmp_path / "r.jsonl", 1))
 
     def create(_: int) -> httpx.Response:
         with httpx.Client(trust_env=False, timeout=60) as client:
@@ -27,16 +27,16 @@ def test_concurrent_creates_with_same_idempotency_key_make_one_batch(serve, data
     assert [each.id for each in served.client.batches.list()] == [batch_id]
 
 
-def test_idempotency_key_survives_restart_until_batch_is_deleted(served: Served, tmp_path):
+def test_idempotency_key_survives_restart_until_batch_is_deleted(served: ApiServer, tmp_path):
     headers = {"Idempotency-Key": "once"}
-    file = served.client.files.create(file=requests_file(tmp_path / "r.jsonl", 1))
+    file = served.client.files.create(file=write_requests(tmp_path / "r.jsonl", 1))
     first = served.http().post("/v1/batches", json=body_of(file.id), headers=headers).json()
-    until_over(served.openai(), first["id"])
+    wait_for_end(served.openai(), first["id"])
     served.client.files.delete(file.id)
     served.close()
 
     other = Batchline(services=served.client.services)
-    with running(other) as url, httpx.Client(base_url=root_of(url), trust_env=False) as client:
+    with serve_api(other) as url, httpx.Client(base_url=root_of(url), trust_env=False) as client:
         again = client.post("/v1/batches", json=body_of(file.id), headers=headers)
         assert (again.status_code, again.json()["id"], again.json()["status"]) == (200, first["id"], "completed")
         client.delete(f"/v1/batches/{first['id']}")
@@ -48,9 +48,9 @@ def test_idempotency_key_survives_restart_until_batch_is_deleted(served: Served,
     [{"completion_window": "23h"}, {"metadata": {"a": "b"}}, {"output_expires_after": {"seconds": 9}}],
     ids=["window", "metadata", "expiry"],
 )
-def test_idempotency_key_with_different_body_is_rejected(changes, served: Served, tmp_path):
+def test_idempotency_key_with_different_body_is_rejected(changes, served: ApiServer, tmp_path):
     headers = {"Idempotency-Key": "once"}
-    file = served.client.files.create(file=requests_file(tmp_path / "r.jsonl", 1))
+    file = served.client.files.create(file=write_requests(tmp_path / "r.jsonl", 1))
     client = served.http()
     client.post("/v1/batches", json=body_of(file.id, metadata=None), headers=headers)
 
@@ -61,17 +61,17 @@ def test_idempotency_key_with_different_body_is_rejected(changes, served: Served
 
 
 @pytest.mark.parametrize("key", ["", "k" * 256])
-def test_idempotency_key_of_invalid_length_is_rejected(key, served: Served):
+def test_idempotency_key_of_invalid_length_is_rejected(key, served: ApiServer):
     answer = served.http().post("/v1/batches", json=body_of("file-x"), headers={"Idempotency-Key": key})
 
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Idempotency-Key")
 
 
-def test_idempotency_key_is_scoped_to_member(served: Served, tmp_path):
+def test_idempotency_key_is_scoped_to_member(served: ApiServer, tmp_path):
     ids = set()
     for name in ("alice", "bob"):
         client = served.openai(served.key(name))
-        file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 1), purpose="batch")
+        file = client.files.create(file=write_requests(tmp_path / "r.jsonl", 1), purpose="batch")
         batch = client.batches.create(
             input_file_id=file.id,
             endpoint=ENDPOINT,

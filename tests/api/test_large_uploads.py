@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 from helpers.api_server import root_of
-from helpers.command_line import running
+from helpers.command_line import running_command
 from helpers.storage_servers import S3Server
 
 MIB = 2**20
@@ -37,7 +37,7 @@ def storage(request: pytest.FixtureRequest) -> tuple[dict[str, str], int]:
 def test_large_file_round_trip_uses_constant_memory(storage, tmp_path):
     settings, size_mib = storage
     upstream = "http://127.0.0.1:9/v1"
-    with running("serve", "--port", "0", OPENAI_BASE_URL=upstream, **settings) as server:
+    with running_command("serve", "--port", "0", OPENAI_BASE_URL=upstream, **settings) as server:
         server.wait_for("serving at ")
         url = root_of(server.err.partition("serving at ")[2].split()[0])
         with httpx.Client(base_url=url, timeout=120, trust_env=False) as client:

@@ -3,8 +3,8 @@
 import json
 import os
 
-from helpers.api_server import ENDPOINT, Served, until_over
-from helpers.command_line import batchline
+from helpers.api_server import ENDPOINT, ApiServer, wait_for_end
+from helpers.command_line import run_batchline
 from helpers.polling import until
 from helpers.request_files import chat_line
 
@@ -25,29 +25,29 @@ def answered(line: str) -> str:
     return str(json.loads(line)["response"]["body"]["choices"][0]["message"]["content"])[:7]
 
 
-def started(served: Served, *more: str) -> str:
+def started(served: ApiServer, *more: str) -> str:
     """Return the id of a batch of those lines and the three above."""
     content = "\n".join([*LINES, *more]).encode()
     file = served.openai().files.create(file=("r.jsonl", content), purpose="batch")
     return served.openai().batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h").id
 
 
-def test_line_separators_in_finished_batch_files_are_escaped(serve):
-    served: Served = serve()
+def test_line_separators_in_finished_batch_files_are_escaped(start_api):
+    served: ApiServer = start_api()
     client, http = served.openai(), served.http()
-    batch = until_over(client, started(served))
+    batch = wait_for_end(client, started(served))
 
     output, errors = (client.files.content(each).text for each in (batch.output_file_id, batch.error_file_id))
     results = http.get(f"/v1/batches/{batch.id}/results").text
-    printed = batchline("batches", "results", batch.id, BATCHLINE_HOME=os.environ["BATCHLINE_HOME"]).out
+    printed = run_batchline("batches", "results", batch.id, BATCHLINE_HOME=os.environ["BATCHLINE_HOME"]).out
 
     assert (custom_ids(output), custom_ids(errors)) == (CUSTOM_IDS[:2], [ODD_ID])
     assert answered(output.splitlines()[0]) == f"{SEPARATORS}the "
     assert custom_ids(results) == custom_ids(printed) == CUSTOM_IDS
 
 
-def test_line_separators_in_running_batch_files_are_escaped(serve):
-    served: Served = serve(chunk_requests=3, grace_s=0.1)
+def test_line_separators_in_running_batch_files_are_escaped(start_api):
+    served: ApiServer = start_api(chunk_requests=3, grace_s=0.1)
     client, http = served.openai(), served.http()
     batch_id = started(served, chat_line(4, "simulate:hanging"))
     until(lambda: client.batches.retrieve(batch_id).request_counts.completed == 2)

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helpers.api_server import Served
+from helpers.api_server import ApiServer
 
 HERE = Path(__file__).parent / "node"
 PROGRAM = HERE / "openai.test.mjs"
@@ -24,8 +24,8 @@ def node() -> str:
 
 
 @pytest.mark.system
-def test_openai_node_client_passes_its_test_program(node, serve):
-    served: Served = serve(grace_s=0.1)
+def test_openai_node_client_passes_its_test_program(node, start_api):
+    served: ApiServer = start_api(grace_s=0.1)
     keys = {
         "KEY": served.key("alice"),
         "SMALL_KEY": served.key("bob", max_open_batches=1, max_upload_bytes=10_000),

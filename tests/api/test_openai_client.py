@@ -6,19 +6,19 @@ import json
 
 import openai
 import pytest
-from helpers.api_server import ENDPOINT, OVER, Served, until_over
+from helpers.api_server import ENDPOINT, FINAL_STATUSES, ApiServer, wait_for_end
 from helpers.polling import until
-from helpers.request_files import requests_file
+from helpers.request_files import write_requests
 
 
 @pytest.fixture
 def path(tmp_path):
-    return requests_file(
+    return write_requests(
         tmp_path / "r.jsonl", 30, prompt=lambda n: f"{n} simulate:status=400" if n % 10 == 0 else f"{n}?"
     )
 
 
-def test_openai_client_runs_batch_from_upload_to_results(served: Served, path):
+def test_openai_client_runs_batch_from_upload_to_results(served: ApiServer, path):
     client = served.openai()
     file = client.files.create(
         file=path, purpose="batch", expires_after={"anchor": "created_at", "seconds": 3_600}
@@ -34,7 +34,7 @@ def test_openai_client_runs_batch_from_upload_to_results(served: Served, path):
     )
     assert (batch.status, batch.metadata) == ("validating", {"a": "b"})
 
-    over = until_over(client, batch.id)
+    over = wait_for_end(client, batch.id)
 
     assert over.status == "completed"
     assert (over.request_counts.total, over.request_counts.completed, over.request_counts.failed) == (30, 27, 3)
@@ -56,7 +56,7 @@ def test_openai_client_runs_batch_from_upload_to_results(served: Served, path):
         client.files.retrieve(file.id)
 
 
-def test_async_openai_client_runs_lists_and_cancels_batches(served: Served, path):
+def test_async_openai_client_runs_lists_and_cancels_batches(served: ApiServer, path):
     async def work():
         async with openai.AsyncOpenAI(base_url=served.url, api_key="none", max_retries=0) as client:
             file = await client.files.create(file=path, purpose="batch")
@@ -81,7 +81,7 @@ def test_async_openai_client_runs_lists_and_cancels_batches(served: Served, path
             with pytest.raises(openai.BadRequestError):
                 await client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="soon")  # type: ignore[arg-type]
             async with asyncio.timeout(60):
-                while any([each.status not in OVER async for each in client.batches.list()]):  # noqa: ASYNC110
+                while any([each.status not in FINAL_STATUSES async for each in client.batches.list()]):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             assert (await client.files.delete(file.id)).deleted
             with pytest.raises(openai.NotFoundError):
@@ -90,7 +90,7 @@ def test_async_openai_client_runs_lists_and_cancels_batches(served: Served, path
     asyncio.run(work())
 
 
-def test_openai_client_lists_page_automatically(served: Served):
+def test_openai_client_lists_page_automatically(served: ApiServer):
     client = served.openai()
     files = [client.files.create(file=(f"{n}.jsonl", b"{}\n"), purpose="batch").id for n in range(5)]
     batches = [served.client.batches.create(input_file_id=files[0], via=None).id for _ in range(5)]
@@ -101,7 +101,7 @@ def test_openai_client_lists_page_automatically(served: Served):
     assert [each.id for each in client.batches.list(limit=2)] == batches[::-1]
 
 
-def test_file_list_without_limit_holds_101_files_on_one_page(served: Served):
+def test_file_list_without_limit_holds_101_files_on_one_page(served: ApiServer):
     """Clients behind a proxy that drops `after` would ask for the same page for ever."""
     for number in range(101):
         served.client.files.create(file=(f"{number}.jsonl", b"{}\n"))
@@ -111,17 +111,17 @@ def test_file_list_without_limit_holds_101_files_on_one_page(served: Served):
     assert (len(page.data), page.has_more) == (101, False)
 
 
-def test_cancel_of_running_batch_keeps_completed_requests(serve, tmp_path):
-    served = serve(simulator={"latency_s": 0.05}, upstream={"max_in_flight": 2}, chunk_requests=5)
+def test_cancel_of_running_batch_keeps_completed_requests(start_api, tmp_path):
+    served = start_api(simulator={"latency_s": 0.05}, upstream={"max_in_flight": 2}, chunk_requests=5)
     client = served.openai()
-    file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 200), purpose="batch")
+    file = client.files.create(file=write_requests(tmp_path / "r.jsonl", 200), purpose="batch")
     batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
     until(lambda: client.batches.retrieve(batch.id).request_counts.completed >= 10)
 
     assert client.batches.cancel(batch.id).status == "cancelling"
     assert client.batches.cancel(batch.id).status in {"cancelling", "cancelled"}
 
-    over = until_over(client, batch.id)
+    over = wait_for_end(client, batch.id)
     assert over.status == "cancelled"
     answered = client.files.content(over.output_file_id).text.count("\n")
     assert answered == over.request_counts.completed >= 10
@@ -154,7 +154,7 @@ def test_cancel_of_running_batch_keeps_completed_requests(serve, tmp_path):
         "no gzip",
     ],
 )
-def test_errors_are_raised_as_openai_client_exceptions(ask, kind, param, served: Served):
+def test_errors_are_raised_as_openai_client_exceptions(ask, kind, param, served: ApiServer):
     with pytest.raises(kind) as raised:
         ask(served.openai())
 
@@ -162,7 +162,7 @@ def test_errors_are_raised_as_openai_client_exceptions(ask, kind, param, served:
     assert raised.value.type == "invalid_request_error"
 
 
-def test_invalid_create_batch_request_error_names_parameter(served: Served):
+def test_invalid_create_batch_request_error_names_parameter(served: ApiServer):
     client = served.openai()
     file = client.files.create(file=b"{}\n", purpose="batch")
     good = {"input_file_id": file.id, "endpoint": ENDPOINT, "completion_window": "24h"}
@@ -183,18 +183,18 @@ def test_invalid_create_batch_request_error_names_parameter(served: Served):
         assert raised.value.param == param
 
 
-def test_cancel_of_failed_batch_raises_conflict_without_retries(served: Served):
+def test_cancel_of_failed_batch_raises_conflict_without_retries(served: ApiServer):
     client = served.openai().with_options(max_retries=5)
     file = client.files.create(file=b"{}\n", purpose="batch")
     batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
-    assert until_over(client, batch.id).status == "failed"
+    assert wait_for_end(client, batch.id).status == "failed"
 
     with pytest.raises(openai.ConflictError, match="is failed"):
         client.batches.cancel(batch.id)
 
 
-def test_models_endpoint_lists_models_of_upstreams(serve):
-    served = serve(upstream={"models": ["b/large", "a"], "name": "gpu"})
+def test_models_endpoint_lists_models_of_upstreams(start_api):
+    served = start_api(upstream={"models": ["b/large", "a"], "name": "gpu"})
     client = served.openai()
 
     assert [(each.id, each.owned_by) for each in client.models.list()] == [("a", "gpu"), ("b/large", "gpu")]

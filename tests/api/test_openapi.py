@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.api_server import ENDPOINT, Served, root_of
-from helpers.request_files import requests_file
+from helpers.api_server import ENDPOINT, ApiServer, root_of
+from helpers.request_files import write_requests
 
 from batchline import Batchline
 from batchline.api import create_app
@@ -75,7 +75,7 @@ def test_openapi_create_batch_body_and_headers_match_model(document):
 
 @pytest.mark.system
 @pytest.mark.parametrize("known", [False, True], ids=["no ids", "known ids"])
-def test_server_conforms_to_openapi_document(known, served: Served, tmp_path):
+def test_server_conforms_to_openapi_document(known, served: ApiServer, tmp_path):
     arguments = ["run", f"{root_of(served.url)}/openapi.json", f"--checks={','.join(CHECKS)}"]
     arguments += ["--max-examples=15", "--generation-deterministic", "--no-color", "--warnings=off"]
     config = tmp_path / "schemathesis.toml"
@@ -91,10 +91,10 @@ def test_server_conforms_to_openapi_document(known, served: Served, tmp_path):
     assert "20 total" in done.stdout
 
 
-def known_ids(served: Served, tmp_path: Path) -> str:
+def known_ids(served: ApiServer, tmp_path: Path) -> str:
     """Parameters that name what is there."""
     prompt = lambda n: f"{n} simulate:status=400" if n == 1 else f"{n}?"  # noqa: E731
-    file = served.client.files.create(file=requests_file(tmp_path / "r.jsonl", 5, prompt=prompt))
+    file = served.client.files.create(file=write_requests(tmp_path / "r.jsonl", 5, prompt=prompt))
     batch = served.client.batches.create(input_file_id=file.id, endpoint=ENDPOINT)
     served.client.batches.wait(batch.id)
     return f'[parameters]\n"path.batch_id" = "{batch.id}"\n"path.file_id" = "{file.id}"\n'

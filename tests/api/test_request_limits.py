@@ -9,9 +9,9 @@ from contextlib import ExitStack
 
 import httpx
 import pytest
-from helpers.api_server import ENDPOINT, Served, root_of
+from helpers.api_server import ENDPOINT, ApiServer, root_of
 from helpers.polling import until
-from helpers.request_files import requests_file
+from helpers.request_files import write_requests
 
 from batchline.api import concurrency, health, request_limits
 from batchline.client.api_keys import ApiKeys
@@ -57,7 +57,7 @@ def many(held: Held) -> Iterator[Callable[[Callable[[], object], int], None]]:
         yield lambda call, times: [pool.submit(call) for _ in range(times)] and None
 
 
-def begun_upload(served: Served, token: str) -> socket.socket:
+def begun_upload(served: ApiServer, token: str) -> socket.socket:
     """A connection on which an upload has begun that goes on no further."""
     url = httpx.URL(root_of(served.url))
     connection = socket.create_connection((url.host, url.port or 80))
@@ -67,7 +67,7 @@ def begun_upload(served: Served, token: str) -> socket.socket:
     return connection
 
 
-def test_slow_uploads_of_one_member_leave_slots_for_other_members(served: Served):
+def test_slow_uploads_of_one_member_leave_slots_for_other_members(served: ApiServer):
     alice, bob = served.key("alice"), served.http(served.key("bob"))
     slow = [begun_upload(served, alice) for _ in range(64)]
     until(lambda: len([*served.client.services.store.incomplete_uploads(older_than_s=0)]) >= 8)
@@ -86,7 +86,7 @@ def test_slow_uploads_of_one_member_leave_slots_for_other_members(served: Served
 
 
 def test_slow_responses_to_one_member_leave_threads_for_other_members(
-    served: Served, held: Held, many, monkeypatch
+    served: ApiServer, held: Held, many, monkeypatch
 ):
     alice, bob = served.http(served.key("alice")), served.http(served.key("bob"))
     monkeypatch.setattr("batchline.api.files.estimate_file", held)
@@ -98,11 +98,11 @@ def test_slow_responses_to_one_member_leave_threads_for_other_members(
     assert held.begun == concurrency.THREADS_PER_MEMBER
 
 
-def test_deletions_of_running_batch_block_no_request_threads(serve, tmp_path):
-    served = serve(simulator={"latency_s": 30}, grace_s=5)
+def test_deletions_of_running_batch_block_no_request_threads(start_api, tmp_path):
+    served = start_api(simulator={"latency_s": 30}, grace_s=5)
     alice, bob = served.key("alice"), served.http(served.key("bob"))
     client = served.openai(alice)
-    file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 3), purpose="batch")
+    file = client.files.create(file=write_requests(tmp_path / "r.jsonl", 3), purpose="batch")
     batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
     until(lambda: served.client.batches.record(batch.id).status == "in_progress")
     asker = served.http(alice)
@@ -118,7 +118,7 @@ def test_deletions_of_running_batch_block_no_request_threads(serve, tmp_path):
     assert statuses == [200] + [404] * 44
 
 
-def test_concurrent_requests_of_one_member_are_limited(served: Served, held: Held, many, monkeypatch):
+def test_concurrent_requests_of_one_member_are_limited(served: ApiServer, held: Held, many, monkeypatch):
     monkeypatch.setattr(request_limits, "MAX_REQUESTS_PER_MEMBER", 10)
     monkeypatch.setattr("batchline.api.files.estimate_file", held)
     alice, bob = served.http(served.key("alice")), served.http(served.key("bob"))
@@ -130,7 +130,7 @@ def test_concurrent_requests_of_one_member_are_limited(served: Served, held: Hel
     assert bob.get("/v1/files", timeout=MOST_S).status_code == 200
 
 
-def test_readiness_check_is_shared_and_fails_on_timeout(served: Served, held: Held, many, monkeypatch):
+def test_readiness_check_is_shared_and_fails_on_timeout(served: ApiServer, held: Held, many, monkeypatch):
     monkeypatch.setattr(served.client, "check_storage", held)
     monkeypatch.setattr(health, "CHECK_TIMEOUT_S", 2.0)
     anyone, statuses = served.http(), []
@@ -142,7 +142,7 @@ def test_readiness_check_is_shared_and_fails_on_timeout(served: Served, held: He
     assert (set(statuses), held.begun) == ({503}, 1)
 
 
-def test_lookups_of_unknown_keys_do_not_block_known_keys(served: Served, held: Held, many, monkeypatch):
+def test_lookups_of_unknown_keys_do_not_block_known_keys(served: ApiServer, held: Held, many, monkeypatch):
     alice = served.http(served.key("alice"))
     assert alice.get("/v1/files").status_code == 200
     look_up = ApiKeys.find_by_token
@@ -160,7 +160,7 @@ def test_lookups_of_unknown_keys_do_not_block_known_keys(served: Served, held: H
     assert held.begun == 2
 
 
-def test_json_body_with_millions_of_arrays_is_rejected_before_parsing(served: Served):
+def test_json_body_with_millions_of_arrays_is_rejected_before_parsing(served: ApiServer):
     alice = served.http(served.key("alice"))
     body = b'{"request_ids":[' + b"[]," * 20_000_000 + b"1]}"
 
@@ -181,7 +181,7 @@ PROXIES = (
 )
 
 
-def test_proxied_request_without_keys_is_rejected(served: Served):
+def test_proxied_request_without_keys_is_rejected(served: ApiServer):
     client = served.http()
 
     for headers in PROXIES:
@@ -190,7 +190,7 @@ def test_proxied_request_without_keys_is_rejected(served: Served):
         assert client.get("/healthz", headers=headers).status_code == 200
 
 
-def test_http_1_0_request_without_keys_is_rejected_as_proxied(served: Served):
+def test_http_1_0_request_without_keys_is_rejected_as_proxied(served: ApiServer):
     """It speaks HTTP/1.0 to what is behind it, and names nobody."""
     url = httpx.URL(root_of(served.url))
     with socket.create_connection((url.host, url.port or 80)) as connection:
@@ -199,7 +199,7 @@ def test_http_1_0_request_without_keys_is_rejected_as_proxied(served: Served):
         assert b" 403 " in connection.recv(100)
 
 
-def test_proxied_request_with_key_is_accepted(served: Served):
+def test_proxied_request_with_key_is_accepted(served: ApiServer):
     alice = served.http(served.key("alice"))
 
     for headers in PROXIES:

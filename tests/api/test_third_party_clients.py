@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helpers.api_server import Served
+from helpers.api_server import ApiServer
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-clients" / "bin" / "python"
@@ -35,9 +35,9 @@ def ran(program: str, *arguments: str) -> dict[str, object]:
     return json.loads(done.stdout)
 
 
-def test_autobatcher_receives_results_while_batch_runs(serve):
+def test_autobatcher_receives_results_while_batch_runs(start_api):
     """It reads the output file by lines while the batch runs, and never the error file."""
-    served: Served = serve(simulator={"latency_s": 0.02}, upstream={"max_in_flight": 8}, chunk_requests=20)
+    served: ApiServer = start_api(simulator={"latency_s": 0.02}, upstream={"max_in_flight": 8}, chunk_requests=20)
 
     seen = ran("with_autobatcher.py", served.url, served.key("alice"), "200")
 
@@ -48,8 +48,8 @@ def test_autobatcher_receives_results_while_batch_runs(serve):
     assert (chats.endpoint, chats.status) == ("/v1/chat/completions", "completed")
 
 
-def test_litellm_file_and_batch_operations_work(serve):
-    served: Served = serve(grace_s=0.1)
+def test_litellm_file_and_batch_operations_work(start_api):
+    served: ApiServer = start_api(grace_s=0.1)
 
     seen = ran("with_litellm.py", served.url, served.key("alice"))
 

@@ -9,7 +9,7 @@ from itertools import product
 
 import httpx
 import pytest
-from helpers.api_server import Served, root_of
+from helpers.api_server import ApiServer, root_of
 from helpers.polling import until
 
 from batchline.api import request_limits, upload
@@ -30,7 +30,7 @@ FILE = part("file", CONTENT, "r.jsonl")
 HEADERS = {"Content-Type": "multipart/form-data; boundary=XY"}
 
 
-def left(served: Served) -> list[object]:
+def left(served: ApiServer) -> list[object]:
     """All that is on storage, and what is noted to be deleted."""
     services = served.client.services
     found = [*services.store.list_objects(""), *services.store.incomplete_uploads(older_than_s=0)]
@@ -44,7 +44,7 @@ ORDERS = {
 }
 
 
-def test_upload_accepts_any_field_order_and_block_size(served: Served):
+def test_upload_accepts_any_field_order_and_block_size(served: ApiServer):
     client = served.http()
     for order, piece in product(ORDERS, (7, 4_096, 10**9)):
         form = ORDERS[order]
@@ -56,7 +56,7 @@ def test_upload_accepts_any_field_order_and_block_size(served: Served):
         assert b"".join(served.client.files.content(file["id"])) == CONTENT, (order, piece)
 
 
-def test_upload_applies_expiry_after_file_and_decompresses_gzip(served: Served):
+def test_upload_applies_expiry_after_file_and_decompresses_gzip(served: ApiServer):
     expiry = part("expires_after[seconds]", b"60") + part("expires_after[anchor]", b"created_at")
     form = part("file", gzip.compress(CONTENT), "Größe.jsonl.gz") + expiry + PURPOSE + END
 
@@ -88,7 +88,7 @@ REFUSED = {
 }
 
 
-def test_invalid_upload_is_rejected_and_stores_nothing(served: Served):
+def test_invalid_upload_is_rejected_and_stores_nothing(served: ApiServer):
     client = served.http()
     for name, (form, param) in REFUSED.items():
         answer = client.post("/v1/files", content=form, headers=HEADERS)
@@ -97,7 +97,7 @@ def test_invalid_upload_is_rejected_and_stores_nothing(served: Served):
         assert left(served) == [], name
 
 
-def test_upload_with_wrong_content_type_is_rejected(served: Served):
+def test_upload_with_wrong_content_type_is_rejected(served: ApiServer):
     client = served.http()
     for kind in ("application/json", "multipart/form-data", "multipart/mixed; boundary=XY", ""):
         answer = client.post("/v1/files", content=PURPOSE + FILE + END, headers={"Content-Type": kind})
@@ -105,8 +105,8 @@ def test_upload_with_wrong_content_type_is_rejected(served: Served):
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "file"), kind
 
 
-def test_upload_over_size_limit_is_rejected_while_streaming(serve):
-    served = serve(max_file_bytes=2**20)
+def test_upload_over_size_limit_is_rejected_while_streaming(start_api):
+    served = start_api(max_file_bytes=2**20)
     sent = 0
 
     def endless() -> Iterator[bytes]:
@@ -125,7 +125,7 @@ def test_upload_over_size_limit_is_rejected_while_streaming(serve):
     until(lambda: left(served) == [])
 
 
-def test_upload_storage_error_returns_503_without_details(served: Served, monkeypatch):
+def test_upload_storage_error_returns_503_without_details(served: ApiServer, monkeypatch):
     def fail(_: str) -> None:
         raise StorageFault("/secret/place: disk full")
 
@@ -141,7 +141,7 @@ def test_upload_storage_error_returns_503_without_details(served: Served, monkey
 # Clients that vanish or dawdle
 
 
-def begun(served: Served, body: bytes, *, length: int = 10**6) -> socket.socket:
+def begun(served: ApiServer, body: bytes, *, length: int = 10**6) -> socket.socket:
     """A connection on which an upload has begun."""
     host, _, port = root_of(served.url).removeprefix("http://").partition(":")
     connection = socket.create_connection((host, int(port)))
@@ -150,7 +150,7 @@ def begun(served: Served, body: bytes, *, length: int = 10**6) -> socket.socket:
     return connection
 
 
-def test_disconnected_upload_stores_nothing(served: Served):
+def test_disconnected_upload_stores_nothing(served: ApiServer):
     connection = begun(served, PURPOSE + FILE[:100_000])
     until(lambda: left(served) != [])
 
@@ -161,12 +161,12 @@ def test_disconnected_upload_stores_nothing(served: Served):
 
 @pytest.mark.system
 @pytest.mark.parametrize("how", ["vanishes", "falls silent"])
-def test_interrupted_upload_leaves_nothing_on_s3(how, serve, s3_server, monkeypatch):
+def test_interrupted_upload_leaves_nothing_on_s3(how, start_api, s3_server, monkeypatch):
     """Nor parts of an upload that S3 would keep, out of sight, for as long as nobody aborts it."""
     monkeypatch.setattr(request_limits, "BODY_IDLE_TIMEOUT_S", 0.5 if how == "falls silent" else 30)
     place = s3_server.settings()
     names = ("storage_url", "s3_endpoint_url", "s3_region", "s3_access_key_id", "s3_secret_access_key")
-    served = serve(**{name: getattr(place, name) for name in names})
+    served = start_api(**{name: getattr(place, name) for name in names})
     long = PURPOSE + part("file", CONTENT * 120, "r.jsonl")
     with begun(served, long, length=10**9) as connection:
         until(lambda: served.client.services.store.incomplete_uploads(older_than_s=0) != [])
@@ -178,7 +178,7 @@ def test_interrupted_upload_leaves_nothing_on_s3(how, serve, s3_server, monkeypa
 
 
 @pytest.mark.parametrize("body", [b"", PURPOSE, PURPOSE + FILE[:5_000]], ids=["no body", "no file", "half a file"])
-def test_idle_upload_times_out_with_408(body, served: Served, monkeypatch):
+def test_idle_upload_times_out_with_408(body, served: ApiServer, monkeypatch):
     monkeypatch.setattr(request_limits, "BODY_IDLE_TIMEOUT_S", 0.3)
     with begun(served, body) as connection:
         connection.settimeout(10)
@@ -189,7 +189,7 @@ def test_idle_upload_times_out_with_408(body, served: Served, monkeypatch):
     until(lambda: left(served) == [])
 
 
-def test_trickling_upload_times_out_with_408(served: Served, monkeypatch):
+def test_trickling_upload_times_out_with_408(served: ApiServer, monkeypatch):
     monkeypatch.setattr(request_limits, "BODY_BASE_TIMEOUT_S", 0.5)
     with begun(served, PURPOSE + FILE[:200]) as connection:
         connection.settimeout(0.05)
@@ -209,7 +209,7 @@ def test_trickling_upload_times_out_with_408(served: Served, monkeypatch):
 
 
 @pytest.mark.parametrize("begin", [b"GET /", b"GET / HTTP/1.1\r\nx: "], ids=["path", "header"])
-def test_endless_request_head_is_rejected(begin, served: Served):
+def test_endless_request_head_is_rejected(begin, served: ApiServer):
     host, _, port = root_of(served.url).removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port))) as connection:
         connection.settimeout(10)
@@ -224,7 +224,7 @@ def test_endless_request_head_is_rejected(begin, served: Served):
     assert served.http().get("/healthz").status_code == 200
 
 
-def test_non_http_input_is_rejected(served: Served):
+def test_non_http_input_is_rejected(served: ApiServer):
     host, _, port = root_of(served.url).removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
@@ -232,7 +232,7 @@ def test_non_http_input_is_rejected(served: Served):
         assert connection.recv(10_000).startswith(b"HTTP/1.1 400 ")
 
 
-def test_slow_uploads_do_not_delay_other_requests(served: Served):
+def test_slow_uploads_do_not_delay_other_requests(served: ApiServer):
     slow = [begun(served, PURPOSE + FILE[:70_000]) for _ in range(60)]
     until(lambda: len(left(served)) >= 60)
 
@@ -246,7 +246,7 @@ def test_slow_uploads_do_not_delay_other_requests(served: Served):
     until(lambda: len(left(served)) == 1)
 
 
-def test_upload_without_free_slot_returns_503_with_retry_after(served: Served, monkeypatch):
+def test_upload_without_free_slot_returns_503_with_retry_after(served: ApiServer, monkeypatch):
     monkeypatch.setattr(upload, "SLOT_TIMEOUT_S", 0.3)
     slow = [begun(served, PURPOSE + FILE[:70_000]) for _ in range(64)]
     until(lambda: len(left(served)) >= 64)
@@ -258,7 +258,7 @@ def test_upload_without_free_slot_returns_503_with_retry_after(served: Served, m
         connection.close()
 
 
-def test_upload_waits_for_free_slot(served: Served):
+def test_upload_waits_for_free_slot(served: ApiServer):
     slow = [begun(served, PURPOSE + FILE[:70_000]) for _ in range(64)]
     until(lambda: len(left(served)) >= 64)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from helpers.command_line import Ended, batch_id_in
+from helpers.command_line import CommandResult, batch_id_in
 
 from batchline.cli import main
 from batchline.cli.console import stderr_console, stdout_console
@@ -32,19 +32,21 @@ def request_file(chat_file: Callable[..., Path]) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ended]]:
+def run_cli(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., CommandResult]]:
     """Run the command's entry in this process: for what needs no process of its own, a hundredth of the time."""
     opened: list[Services] = []
     monkeypatch.setattr("batchline.engine.services._open_services", opened)
 
-    def run(*arguments: str | Path, **settings: str) -> Ended:
+    def run(*arguments: str | Path, **settings: str) -> CommandResult:
         for name, value in {"COLUMNS": "80", **settings}.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr("sys.argv", ["batchline", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exit_info:
             main()
-        assert isinstance(ended.value.code, int)
-        return Ended(ended.value.code, *capfd.readouterr())
+        assert isinstance(exit_info.value.code, int)
+        return CommandResult(exit_info.value.code, *capfd.readouterr())
 
     forget_consoles()
     yield run
@@ -59,7 +61,7 @@ def forget_consoles() -> None:
     stdout_console.cache_clear()
 
 
-Command = Callable[..., Ended]
+Command = Callable[..., CommandResult]
 
 
 class Batches(NamedTuple):
@@ -69,21 +71,23 @@ class Batches(NamedTuple):
     settings: dict[str, str]
     batch_id: str
 
-    def __call__(self, *arguments: str | Path, **more: str) -> Ended:
+    def __call__(self, *arguments: str | Path, **more: str) -> CommandResult:
         return self.command(*arguments, **self.settings, **more)
 
 
 @pytest.fixture
-def ended(here: Command, start_simulator: Callable[..., Simulator], request_file: Callable[..., Path]) -> Batches:
+def ended_batch(
+    run_cli: Command, start_simulator: Callable[..., Simulator], request_file: Callable[..., Path]
+) -> Batches:
     """A home with a batch of 30 requests that is over, of which the fourth to the seventh failed."""
     settings = {"OPENAI_BASE_URL": start_simulator().base_url}
-    told = here("run", "--local", request_file(30, refused=range(3, 7)), **settings)
+    told = run_cli("run", "--local", request_file(30, refused=range(3, 7)), **settings)
     assert told.status == 3
-    return Batches(here, settings, batch_id_in(told.out))
+    return Batches(run_cli, settings, batch_id_in(told.out))
 
 
 @pytest.fixture
-def recorded() -> Iterator[Callable[..., BatchRecord]]:
+def record_batch() -> Iterator[Callable[..., BatchRecord]]:
     """Put batches on record that nobody has run, the newest last; each as many seconds old as is said."""
     records = open_records(load_settings())
     file = FileRecord(

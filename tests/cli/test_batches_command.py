@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.command_line import COMMAND, Terminal, batch_id_in, world
+from helpers.command_line import COMMAND, Terminal, batch_id_in, command_env
 
 from batchline.client.batches import Batches
 from batchline.models.analytics import BatchAnalytics, BatchReport
@@ -26,26 +26,26 @@ def ids(out: str) -> list[str]:
 # Lists
 
 
-def test_batches_list_shows_status_counts_tokens_and_cost(ended):
-    listed = ended("batches", "list")
+def test_batches_list_shows_status_counts_tokens_and_cost(ended_batch):
+    listed = ended_batch("batches", "list")
 
     [head, row] = listed.out.splitlines()
     names = ["batch", "file", "status", "completed", "failed", "age", "took", "tokens", "cost"]
     assert head.split() == names
-    assert row.split()[:5] == [ended.batch_id, "requests-30.jsonl", "completed", "26/30", "4"]
+    assert row.split()[:5] == [ended_batch.batch_id, "requests-30.jsonl", "completed", "26/30", "4"]
     assert row.rstrip().endswith(" USD")
     assert listed.status == 0
 
 
-def test_batches_list_with_configured_prices_shows_no_currency(ended):
+def test_batches_list_with_configured_prices_shows_no_currency(ended_batch):
     own = '{"gpt-4o-mini": {"input": "1", "output": "1"}}'
-    assert "USD" not in ended("batches", "list", BATCHLINE_PRICES=own).out
+    assert "USD" not in ended_batch("batches", "list", BATCHLINE_PRICES=own).out
 
 
-def test_batches_list_json_is_list_object_with_analytics(ended):
-    found = json.loads(ended("batches", "list", "--json").out)
+def test_batches_list_json_is_list_object_with_analytics(ended_batch):
+    found = json.loads(ended_batch("batches", "list", "--json").out)
 
-    assert (found["object"], found["has_more"], found["first_id"]) == ("list", False, ended.batch_id)
+    assert (found["object"], found["has_more"], found["first_id"]) == ("list", False, ended_batch.batch_id)
     assert found["data"][0]["analytics"]["total_requests"] == 26
 
 
@@ -64,41 +64,41 @@ def test_batches_list_json_is_list_object_with_analytics(ended):
         (("--all",), True),
     ],
 )
-def test_batches_list_applies_each_filter(ended, filters, found):
-    shown = ended("batches", "list", *filters)
+def test_batches_list_applies_each_filter(ended_batch, filters, found):
+    shown = ended_batch("batches", "list", *filters)
 
     assert shown.status == 0
-    assert (ended.batch_id in shown.out) is found
+    assert (ended_batch.batch_id in shown.out) is found
     assert found or shown.out == "no batches\n"
 
 
-def test_batches_list_limit_prints_after_option_for_next_page(here, recorded):
-    made = [recorded().id for _ in range(5)]
-    first = here("batches", "list", "--limit", "2", "--json")
-    rest = here("batches", "list", "--after", made[3], "--json")
-    told = here("batches", "list", "--limit", "2")
+def test_batches_list_limit_prints_after_option_for_next_page(run_cli, record_batch):
+    made = [record_batch().id for _ in range(5)]
+    first = run_cli("batches", "list", "--limit", "2", "--json")
+    rest = run_cli("batches", "list", "--after", made[3], "--json")
+    told = run_cli("batches", "list", "--limit", "2")
 
     assert ids(first.out) + ids(rest.out) == made[::-1]
     assert f"--after {made[3]}" in told.err
 
 
-def test_batches_list_all_joins_pages_into_one_table_and_json(here, recorded):
-    made = [recorded().id for _ in range(205)]
-    found = json.loads(here("batches", "list", "--all", "--json").out)
-    lines = here("batches", "list", "--all").out.splitlines()
+def test_batches_list_all_joins_pages_into_one_table_and_json(run_cli, record_batch):
+    made = [record_batch().id for _ in range(205)]
+    found = json.loads(run_cli("batches", "list", "--all", "--json").out)
+    lines = run_cli("batches", "list", "--all").out.splitlines()
 
     assert [batch["id"] for batch in found.pop("data")] == made[::-1]
     assert found == {"object": "list", "first_id": made[-1], "last_id": made[0], "has_more": False}
     assert [line.split()[0] for line in lines] == ["batch", *made[::-1]]
 
 
-def test_batches_list_without_batches_is_empty_list_object(here):
-    assert json.loads(here("batches", "list", "--json", "--all").out) == {
+def test_batches_list_without_batches_is_empty_list_object(run_cli):
+    assert json.loads(run_cli("batches", "list", "--json", "--all").out) == {
         "object": "list",
         "data": [],
         "has_more": False,
     }
-    assert here("batches", "list").out == "no batches\n"
+    assert run_cli("batches", "list").out == "no batches\n"
 
 
 @pytest.mark.parametrize(
@@ -114,19 +114,19 @@ def test_batches_list_without_batches_is_empty_list_object(here):
         ({"status": BatchStatus.COMPLETED, "completed_at": 1}, "completed "),
     ],
 )
-def test_batches_list_shows_if_a_runner_is_active(here, recorded, fields, words):
+def test_batches_list_shows_if_a_runner_is_active(run_cli, record_batch, fields, words):
     silent_s = fields.pop("silent_s", None)
-    recorded(**fields, lease_at=None if silent_s is None else time.time() - silent_s)
+    record_batch(**fields, lease_at=None if silent_s is None else time.time() - silent_s)
 
-    [row] = here("batches", "list").out.splitlines()[1:]
+    [row] = run_cli("batches", "list").out.splitlines()[1:]
     assert words in row
     assert ("(" in row) is ("(" in words)
 
 
-def test_batches_list_shows_age_in_largest_unit(here, recorded):
+def test_batches_list_shows_age_in_largest_unit(run_cli, record_batch):
     for age_s in (3 * 86_400, 7_300, 200, 5):
-        recorded(age_s=age_s)
-    rows = here("batches", "list").out.splitlines()[1:]
+        record_batch(age_s=age_s)
+    rows = run_cli("batches", "list").out.splitlines()[1:]
     assert [re.search(r" (\d+) (s|min|h|d) ", row)[2] for row in rows] == ["s", "min", "h", "d"]
     assert [re.search(r" (\d+) (s|min|h|d) ", row)[1] for row in rows[1:]] == ["3", "2", "3"]
 
@@ -142,7 +142,7 @@ FACTS_BY_WIDTH = {60: 1, 80: 2, 120: 5, 200: 6}
 
 
 @pytest.mark.parametrize("columns", FACTS_BY_WIDTH)
-def test_batches_list_fits_terminal_width_without_truncating_ids(recorded, columns):
+def test_batches_list_fits_terminal_width_without_truncating_ids(record_batch, columns):
     usage = BatchAnalytics(
         total_requests=900_000,
         total_prompt_tokens=1,
@@ -151,7 +151,7 @@ def test_batches_list_fits_terminal_width_without_truncating_ids(recorded, colum
         total_cost="1234.5",
     )
     batches = [
-        recorded(
+        record_batch(
             status=BatchStatus.COMPLETED,
             input_filename=name,
             in_progress_at=int(time.time()) - 7_000,
@@ -164,7 +164,7 @@ def test_batches_list_fits_terminal_width_without_truncating_ids(recorded, colum
         for name in ODD_NAMES.values()
     ]
     with Terminal("batches", "list", columns=columns) as terminal:
-        status = terminal.ended()
+        status = terminal.wait()
 
     drawn = [line.rstrip() for line in terminal.lines]
     assert status == 0
@@ -179,11 +179,11 @@ def test_batches_list_fits_terminal_width_without_truncating_ids(recorded, colum
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)], ids=["table", "json"])
-def test_batches_list_with_closed_pipe_exits_with_0(recorded, options):
+def test_batches_list_with_closed_pipe_exits_with_0(record_batch, options):
     for _ in range(300):
-        recorded(input_filename="x" * 200)
+        record_batch(input_filename="x" * 200)
     piped = f"set -o pipefail; {COMMAND} batches list --all {' '.join(options)} | head -c 10"
-    ended = subprocess.run(["bash", "-c", piped], env=world(), capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(["bash", "-c", piped], env=command_env(), capture_output=True, text=True, timeout=60)
 
     assert (ended.returncode, ended.stderr) == (0, "")
 
@@ -191,66 +191,72 @@ def test_batches_list_with_closed_pipe_exits_with_0(recorded, options):
 # From a file to its end
 
 
-def test_batches_create_prints_run_command(ended, request_file):
-    file_id = ended("files", "upload", request_file(5)).out.strip()
-    made = ended("batches", "create", file_id, "--metadata.night", "1", "--window", "6h")
-    shown = json.loads(ended("batches", "show", made.out.strip(), "--json").out)
+def test_batches_create_prints_run_command(ended_batch, request_file):
+    file_id = ended_batch("files", "upload", request_file(5)).out.strip()
+    made = ended_batch("batches", "create", file_id, "--metadata.night", "1", "--window", "6h")
+    shown = json.loads(ended_batch("batches", "show", made.out.strip(), "--json").out)
 
     assert f"batchline run --resume {made.out.strip()}" in made.err
     assert (shown["status"], shown["metadata"], shown["completion_window"]) == ("validating", {"night": "1"}, "6h")
     assert shown["dwext"]["source"] == "cli"
 
 
-def test_batches_create_local_runs_batch_and_applies_expiry(ended, request_file):
-    file_id = ended("files", "upload", request_file(5)).out.strip()
-    made = ended("batches", "create", file_id, "--local", "--expires-after", "3d", "--json")
+def test_batches_create_local_runs_batch_and_applies_expiry(ended_batch, request_file):
+    file_id = ended_batch("files", "upload", request_file(5)).out.strip()
+    made = ended_batch("batches", "create", file_id, "--local", "--expires-after", "3d", "--json")
 
     batch = json.loads(made.out)
     assert (made.status, batch["status"], batch["request_counts"]["completed"]) == (0, "completed", 5)
-    output = json.loads(ended("files", "show", batch["output_file_id"], "--json").out)
+    output = json.loads(ended_batch("files", "show", batch["output_file_id"], "--json").out)
     assert output["expires_at"] - output["created_at"] >= 3 * 86_400
 
 
 @pytest.mark.system
-def test_batches_create_and_retry_with_run_option_use_prefect(ended, request_file, prefect_api):
-    file_id = ended("files", "upload", request_file(4, refused=range(1))).out.strip()
-    with Terminal("batches", "create", file_id, "--run", PREFECT_API_URL=prefect_api, **ended.settings) as made:
-        assert made.ended() == 3
+def test_batches_create_and_retry_with_run_option_use_prefect(ended_batch, request_file, prefect_api):
+    file_id = ended_batch("files", "upload", request_file(4, refused=range(1))).out.strip()
+    with Terminal(
+        "batches", "create", file_id, "--run", PREFECT_API_URL=prefect_api, **ended_batch.settings
+    ) as made:
+        assert made.wait() == 3
     batch_id = batch_id_in(made.text)
-    with Terminal("batches", "retry", batch_id, "--run", PREFECT_API_URL=prefect_api, **ended.settings) as retried:
-        assert retried.ended() == 3
+    with Terminal(
+        "batches", "retry", batch_id, "--run", PREFECT_API_URL=prefect_api, **ended_batch.settings
+    ) as retried:
+        assert retried.wait() == 3
 
     assert f"Prefect server: {prefect_api}" in " ".join(made.text.split())
     assert "1 requests to send again" in retried.text
 
 
-def test_batches_retry_prints_resume_command_and_list_shows_stopped(ended):
-    told = ended("batches", "retry", ended.batch_id)
+def test_batches_retry_prints_resume_command_and_list_shows_stopped(ended_batch):
+    told = ended_batch("batches", "retry", ended_batch.batch_id)
 
-    assert told.out == f"{ended.batch_id}\n"
-    assert f"batchline run --resume {ended.batch_id}" in told.err
-    assert "in_progress (stopped)" in ended("batches", "list").out
-    assert ended("batches", "resume", ended.batch_id, "--local").status == 3
-    assert "completed" in ended("batches", "list").out
+    assert told.out == f"{ended_batch.batch_id}\n"
+    assert f"batchline run --resume {ended_batch.batch_id}" in told.err
+    assert "in_progress (stopped)" in ended_batch("batches", "list").out
+    assert ended_batch("batches", "resume", ended_batch.batch_id, "--local").status == 3
+    assert "completed" in ended_batch("batches", "list").out
 
 
-def test_batches_retry_local_runs_given_request_ids(ended):
-    lines = ended("batches", "results", ended.batch_id, "--status", "failed").out.splitlines()
+def test_batches_retry_local_runs_given_request_ids(ended_batch):
+    lines = ended_batch("batches", "results", ended_batch.batch_id, "--status", "failed").out.splitlines()
     failed = [json.loads(line)["id"] for line in lines]
 
-    told = ended("batches", "retry", ended.batch_id, *failed[:2], "--local")
+    told = ended_batch("batches", "retry", ended_batch.batch_id, *failed[:2], "--local")
 
     assert "2 requests to send again" in told.err
     assert told.status == 3
 
 
-def test_batches_retry_accepts_custom_ids(ended):
-    lines = ended("batches", "results", ended.batch_id, "--status", "failed").out.splitlines()
+def test_batches_retry_accepts_custom_ids(ended_batch):
+    lines = ended_batch("batches", "results", ended_batch.batch_id, "--status", "failed").out.splitlines()
     failed = [json.loads(line) for line in lines]
 
-    told = ended("batches", "retry", ended.batch_id, failed[0]["custom_id"], failed[1]["id"], "--local")
-    unknown = ended("batches", "retry", ended.batch_id, "request-999")
-    succeeded = ended("batches", "retry", ended.batch_id, "request-0")
+    told = ended_batch(
+        "batches", "retry", ended_batch.batch_id, failed[0]["custom_id"], failed[1]["id"], "--local"
+    )
+    unknown = ended_batch("batches", "retry", ended_batch.batch_id, "request-999")
+    succeeded = ended_batch("batches", "retry", ended_batch.batch_id, "request-0")
 
     assert "2 requests to send again" in told.err
     assert told.status == 3
@@ -258,43 +264,45 @@ def test_batches_retry_accepts_custom_ids(ended):
     assert (succeeded.status, "has not failed" in succeeded.err) == (2, True)
 
 
-def test_batches_watch_without_runner_exits_with_6(ended):
-    ended("batches", "retry", ended.batch_id)
-    told = ended("batches", "watch", ended.batch_id, BATCHLINE_LEASE_S="1")
+def test_batches_watch_without_runner_exits_with_6(ended_batch):
+    ended_batch("batches", "retry", ended_batch.batch_id)
+    told = ended_batch("batches", "watch", ended_batch.batch_id, BATCHLINE_LEASE_S="1")
 
     assert told.status == 6
-    assert f"to continue: batchline run --resume {ended.batch_id}" in told.err
+    assert f"to continue: batchline run --resume {ended_batch.batch_id}" in told.err
     assert "no process runs the batch" in told.err
     assert "in_progress" in told.out
 
 
-def test_show_rate_matches_report_and_is_omitted_after_retry(ended):
-    shown = ended("show", ended.batch_id).out
-    store = Path(os.environ["BATCHLINE_HOME"]) / "storage" / "batches" / ended.batch_id
+def test_show_rate_matches_report_and_is_omitted_after_retry(ended_batch):
+    shown = ended_batch("show", ended_batch.batch_id).out
+    store = Path(os.environ["BATCHLINE_HOME"]) / "storage" / "batches" / ended_batch.batch_id
     report = BatchReport.model_validate_json((store / "report.json").read_bytes())
-    ended("batches", "retry", ended.batch_id, "--local")
+    ended_batch("batches", "retry", ended_batch.batch_id, "--local")
 
     took = next(line for line in shown.splitlines() if line.startswith("took"))
     assert took.endswith(f", {speed(report.requests_per_s)}")
-    retried = next(line for line in ended("show", ended.batch_id).out.splitlines() if "took" in line)
+    retried = next(line for line in ended_batch("show", ended_batch.batch_id).out.splitlines() if "took" in line)
     assert retried.startswith("retry took")
     assert "/s" not in retried
 
 
-def test_batches_cancel_wait_without_runner_exits_with_6(ended):
-    ended("batches", "retry", ended.batch_id)
-    told = ended("batches", "cancel", ended.batch_id, "--wait")
+def test_batches_cancel_wait_without_runner_exits_with_6(ended_batch):
+    ended_batch("batches", "retry", ended_batch.batch_id)
+    told = ended_batch("batches", "cancel", ended_batch.batch_id, "--wait")
 
     assert told.status == 6
-    assert f"no process is running it; to write its files: batchline run --resume {ended.batch_id}" in told.err
+    assert (
+        f"no process is running it; to write its files: batchline run --resume {ended_batch.batch_id}" in told.err
+    )
 
 
-def test_batches_cancel_wait_returns_after_runner_ends_batch(ended, start_simulator, request_file):
+def test_batches_cancel_wait_returns_after_runner_ends_batch(ended_batch, start_simulator, request_file):
     slow = {"OPENAI_BASE_URL": start_simulator(latency_s=0.3).base_url, "BATCHLINE_MAX_IN_FLIGHT": "2"}
     with Terminal("run", "--local", request_file(400), **slow) as running:
         running.wait_for("2 in flight")
-        told = ended("batches", "cancel", batch_id_in(running.text), "--wait", "--json")
-        assert running.ended() == 5
+        told = ended_batch("batches", "cancel", batch_id_in(running.text), "--wait", "--json")
+        assert running.wait() == 5
 
     batch = json.loads(told.out)
     assert (told.status, batch["status"]) == (0, "cancelled")
@@ -302,17 +310,17 @@ def test_batches_cancel_wait_returns_after_runner_ends_batch(ended, start_simula
     assert (counts["total"] > counts["completed"], counts["failed"]) == (True, 0)
 
 
-def test_batches_cancel_of_unstarted_batch_is_immediate(here, recorded):
-    told = here("batches", "cancel", recorded().id, "--json")
+def test_batches_cancel_of_unstarted_batch_is_immediate(run_cli, record_batch):
+    told = run_cli("batches", "cancel", record_batch().id, "--json")
     assert (told.status, json.loads(told.out)["status"]) == (0, "cancelled")
 
 
 # Files and deletion
 
 
-def test_batches_download_copies_all_files(ended, tmp_path):
+def test_batches_download_copies_all_files(ended_batch, tmp_path):
     to = tmp_path / "here" / "there"
-    told = ended("batches", "download", ended.batch_id, "--to", to)
+    told = ended_batch("batches", "download", ended_batch.batch_id, "--to", to)
 
     names = {path.name for path in to.iterdir()}
     assert {"output.jsonl", "errors.jsonl", "requests.parquet", "report.json"} <= names
@@ -320,24 +328,24 @@ def test_batches_download_copies_all_files(ended, tmp_path):
     assert len((to / "output.jsonl").read_text().splitlines()) == 26
 
 
-def test_batches_download_overwrites_files_only_with_force(ended, tmp_path):
+def test_batches_download_overwrites_files_only_with_force(ended_batch, tmp_path):
     (tmp_path / "errors.jsonl").write_text("mine")
-    refused = ended("batches", "download", ended.batch_id)
+    refused = ended_batch("batches", "download", ended_batch.batch_id)
     kept = (tmp_path / "errors.jsonl").read_text(), (tmp_path / "output.jsonl").exists()
-    forced = ended("batches", "download", ended.batch_id, "--force", "--json")
+    forced = ended_batch("batches", "download", ended_batch.batch_id, "--force", "--json")
 
     assert (refused.status, kept) == (2, ("mine", False))
     assert "errors.jsonl" in refused.err
     assert "--force" in refused.err
     told = json.loads(forced.out)
-    assert told["id"] == ended.batch_id
+    assert told["id"] == ended_batch.batch_id
     assert {Path(file["path"]).stat().st_size for file in told["files"]} == {
         file["bytes"] for file in told["files"]
     }
     assert len((tmp_path / "errors.jsonl").read_text().splitlines()) == 4
 
 
-def test_batches_download_that_fails_leaves_no_partial_file(ended, tmp_path, monkeypatch):
+def test_batches_download_that_fails_leaves_no_partial_file(ended_batch, tmp_path, monkeypatch):
     def breaking(batches, batch_id):
         del batches, batch_id
 
@@ -348,41 +356,44 @@ def test_batches_download_that_fails_leaves_no_partial_file(ended, tmp_path, mon
         return {"output.jsonl": blocks()}
 
     monkeypatch.setattr(Batches, "files", breaking)
-    told = ended("batches", "download", ended.batch_id, "--to", tmp_path / "to")
+    told = ended_batch("batches", "download", ended_batch.batch_id, "--to", tmp_path / "to")
 
     assert (told.status, told.out) == (6, "")
     assert "No space left on device" in told.err
     assert list((tmp_path / "to").iterdir()) == []
 
 
-def test_batches_delete_removes_batch_and_keeps_input_file(ended):
-    told = ended("batches", "delete", ended.batch_id, "--yes", "--json")
-    assert (told.status, json.loads(told.out)) == (0, {"id": ended.batch_id, "object": "batch", "deleted": True})
+def test_batches_delete_removes_batch_and_keeps_input_file(ended_batch):
+    told = ended_batch("batches", "delete", ended_batch.batch_id, "--yes", "--json")
+    assert (told.status, json.loads(told.out)) == (
+        0,
+        {"id": ended_batch.batch_id, "object": "batch", "deleted": True},
+    )
 
-    assert ended("batches", "list").out == "no batches\n"
-    [file] = json.loads(ended("files", "list", "--json").out)["data"]
+    assert ended_batch("batches", "list").out == "no batches\n"
+    [file] = json.loads(ended_batch("files", "list", "--json").out)["data"]
     assert file["purpose"] == "batch"
 
 
 @pytest.mark.parametrize(("answer", "is_left"), [("y", False), ("n", True), ("", True)])
-def test_batches_delete_on_terminal_asks_for_confirmation(recorded, here, answer, is_left):
-    batch = recorded()
+def test_batches_delete_on_terminal_asks_for_confirmation(record_batch, run_cli, answer, is_left):
+    batch = record_batch()
     with Terminal("batches", "delete", batch.id) as terminal:
         terminal.wait_for("? [y/N] ")
         terminal.type(f"{answer}\n")
-        status = terminal.ended()
+        status = terminal.wait()
 
     assert f"delete {batch.id} (validating, 0 answers)?" in " ".join(terminal.text.split())
-    assert (batch.id in here("batches", "list").out) is is_left
+    assert (batch.id in run_cli("batches", "list").out) is is_left
     assert status == (2 if is_left else 0)
 
 
 # What cannot be
 
 
-def test_batches_usage_error_is_one_line_with_status_2(ended):
+def test_batches_usage_error_is_one_line_with_status_2(ended_batch):
     Path("there.jsonl").write_text("mine")
-    batch_id = ended.batch_id
+    batch_id = ended_batch.batch_id
     refused = {
         ("batches", "cancel", batch_id): "completed",
         ("batches", "retry", batch_id, "req-1"): "req-1",
@@ -403,7 +414,7 @@ def test_batches_usage_error_is_one_line_with_status_2(ended):
         ("batches", "cost-estimate", "nowhere.jsonl"): "nowhere.jsonl",
     }
     for command, word in refused.items():
-        told = ended(*command)
+        told = ended_batch(*command)
         assert (told.status, told.out) == (2, ""), command
         assert told.err.startswith("error: "), command
         assert word in told.err, command
@@ -412,8 +423,8 @@ def test_batches_usage_error_is_one_line_with_status_2(ended):
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS - {"create", "list"}))
-def test_unknown_batch_error_suggests_batches_list(here, verb):
-    told = here("batches", verb, "batch-of-nobody", *(["--yes"] if verb == "delete" else []))
+def test_unknown_batch_error_suggests_batches_list(run_cli, verb):
+    told = run_cli("batches", verb, "batch-of-nobody", *(["--yes"] if verb == "delete" else []))
 
     assert (told.status, told.out) == (2, "")
     assert "batch-of-nobody" in told.err
@@ -421,10 +432,10 @@ def test_unknown_batch_error_suggests_batches_list(here, verb):
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS - {"resume", "create"}))
-def test_database_failure_exits_with_6(here, verb, tmp_path):
+def test_database_failure_exits_with_6(run_cli, verb, tmp_path):
     (tmp_path / "file").write_text("no folder")
     broken = {"BATCHLINE_DATABASE_URL": f"sqlite:///{tmp_path / 'file' / 'x.db'}"}
-    told = here("batches", verb, *(["batch-1"] if verb != "list" else []), **broken)
+    told = run_cli("batches", verb, *(["batch-1"] if verb != "list" else []), **broken)
 
     assert (told.status, told.out) == (6, "")
     assert told.err.count("\n") == 1

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from helpers.command_line import COMMAND, batchline, world
+from helpers.command_line import COMMAND, command_env, run_batchline
 
 SECRET = "sk-secret-2718"
 GOOD = '{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m"}}\n'
@@ -115,8 +115,8 @@ def some_files(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("some_files")
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
-def test_error_is_one_line_without_secrets(wrong, here):
-    ended = here(*wrong.arguments.split(), **UPSTREAM | wrong.settings)
+def test_error_is_one_line_without_secrets(wrong, run_cli):
+    ended = run_cli(*wrong.arguments.split(), **UPSTREAM | wrong.settings)
 
     assert ended.status == wrong.status
     assert ended.out == ""
@@ -126,21 +126,21 @@ def test_error_is_one_line_without_secrets(wrong, here):
     assert SECRET not in ended.err
 
 
-def test_resume_without_upstream_names_missing_setting(here, recorded):
-    ended = here("run", "--resume", recorded().id, **NO_UPSTREAM)
+def test_resume_without_upstream_names_missing_setting(run_cli, record_batch):
+    ended = run_cli("run", "--resume", record_batch().id, **NO_UPSTREAM)
 
     assert (ended.status, ended.out) == (2, "")
     assert [word for word in ("OPENAI_BASE_URL", "--stand-in") if word not in ended.err] == []
 
 
-def test_installed_command_prints_same_error(some_files, here):
+def test_installed_command_prints_same_error(some_files, run_cli):
     settings = UPSTREAM | {"BATCHLINE_MAX_IN_FLIGHT": "lots"}
-    assert batchline("run", "good.jsonl", **settings) == here("run", "good.jsonl", **settings)
+    assert run_batchline("run", "good.jsonl", **settings) == run_cli("run", "good.jsonl", **settings)
 
 
 def test_misspelt_variable_warning_suggests_nearest_setting(request_file):
     settings = {"BATCHLINE_MAX_IN_FLIGTH": "3", "BATCHLINE_SERVICE_HOST": "10.0.0.1", "BATCHLINE_GRACE_S": "1"}
-    ended = batchline("validate", request_file(1), **settings)
+    ended = run_batchline("validate", request_file(1), **settings)
 
     assert ended.status == 0
     words = "BATCHLINE_MAX_IN_FLIGTH is not a setting and has no effect; did you mean BATCHLINE_MAX_IN_FLIGHT?"
@@ -151,11 +151,11 @@ def test_misspelt_variable_warning_suggests_nearest_setting(request_file):
 def test_file_without_read_permission_is_reported(request_file):
     path = request_file(3)
     path.chmod(0)
-    assert "cannot be read: permission denied" in batchline("run", path).err
+    assert "cannot be read: permission denied" in run_batchline("run", path).err
 
 
 def test_invalid_option_stores_nothing(request_file, tmp_path):
-    batchline("run", "--local", "--window", "9d", request_file(3))
+    run_batchline("run", "--local", "--window", "9d", request_file(3))
     assert not (tmp_path / "home" / "storage").exists()
 
 
@@ -164,7 +164,10 @@ def test_validate_with_closed_pipe_prints_no_error(tmp_path):
     path.write_text("nonsense\n" * 20_000)
 
     shell = subprocess.run(
-        ["bash", "-c", f"'{COMMAND}' validate bad.jsonl | head -n 1"], capture_output=True, text=True, env=world()
+        ["bash", "-c", f"'{COMMAND}' validate bad.jsonl | head -n 1"],
+        capture_output=True,
+        text=True,
+        env=command_env(),
     )
 
     assert (shell.stdout.count("\n"), shell.stderr) == (1, "")

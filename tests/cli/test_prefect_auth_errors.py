@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from helpers.command_line import Ended, batchline
+from helpers.command_line import CommandResult, run_batchline
 from helpers.prefect_settings import using_prefect
 
 from batchline import Batchline
@@ -43,14 +43,14 @@ def closed_server() -> Iterator[str]:
         server.shutdown()
 
 
-def told(ended: Ended) -> str:
+def told(ended: CommandResult) -> str:
     """What the command said, on one line."""
     assert "Traceback" not in ended.err
     return " ".join(ended.err.split())
 
 
 def test_prefect_setup_without_auth_string_names_variable(closed_server):
-    ended = batchline("prefect", "setup", PREFECT_API_URL=closed_server)
+    ended = run_batchline("prefect", "setup", PREFECT_API_URL=closed_server)
 
     assert ended.status == 6
     assert f"{closed_server} lets nobody in without credentials; set PREFECT_API_AUTH_STRING" in told(ended)
@@ -58,7 +58,7 @@ def test_prefect_setup_without_auth_string_names_variable(closed_server):
 
 def test_run_with_wrong_auth_string_names_variable_without_its_value(closed_server, start_simulator, request_file):
     variables = {"PREFECT_API_URL": closed_server, "PREFECT_API_AUTH_STRING": GIVEN}
-    ended = batchline("run", request_file(3), OPENAI_BASE_URL=start_simulator().base_url, **variables)
+    ended = run_batchline("run", request_file(3), OPENAI_BASE_URL=start_simulator().base_url, **variables)
 
     assert ended.status == 6
     assert "refuses what PREFECT_API_AUTH_STRING holds" in told(ended)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from helpers.command_line import Ended, batch_id_in, batchline, running
+from helpers.command_line import CommandResult, batch_id_in, run_batchline, running_command
 from helpers.polling import until
 
 from batchline.models.batches import BatchResponse
@@ -23,7 +23,7 @@ EMBEDDING = (
 class Finished(NamedTuple):
     """A run that is over, and what the simulator counted in it."""
 
-    ended: Ended
+    ended: CommandResult
     counted: dict
     home: Path
 
@@ -39,7 +39,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     path = folder / "night.jsonl"
     path.write_text("".join(chat_request(number) for number in range(40)))
     with Simulator(SimulatorOptions(api_key=KEY)) as upstream:
-        ended = batchline(
+        ended = run_batchline(
             *("run", "--local", "--json", path, "--window", "6h", "--metadata.team", "search"),
             cwd=folder,
             BATCHLINE_HOME=str(folder / "home"),
@@ -107,7 +107,7 @@ def test_run_files_do_not_contain_api_key(finished):
 
 
 @pytest.fixture(scope="module")
-def summary(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+def summary(tmp_path_factory: pytest.TempPathFactory) -> CommandResult:
     """The end of a run of sixty requests, of which three are refused and twelve go to a model without a price."""
     folder = tmp_path_factory.mktemp("summary")
     lines = [chat_request(number) for number in range(60)]
@@ -116,11 +116,11 @@ def summary(tmp_path_factory: pytest.TempPathFactory) -> Ended:
     (folder / "r.jsonl").write_text("".join(lines))
     with Simulator(SimulatorOptions(server_error=0.2)) as upstream:
         settings = {"BATCHLINE_HOME": str(folder / "home"), "OPENAI_BASE_URL": upstream.base_url}
-        return batchline("run", "--local", folder / "r.jsonl", **settings)
+        return run_batchline("run", "--local", folder / "r.jsonl", **settings)
 
 
 @pytest.fixture(scope="module")
-def rows(summary: Ended) -> dict[str, str]:
+def rows(summary: CommandResult) -> dict[str, str]:
     """The summary's rows by name."""
     return dict(re.findall(r"^(\S(?:.*?\S)?) {2,}(\S.*)$", summary.out, re.MULTILINE))
 
@@ -161,7 +161,7 @@ def test_run_with_invalid_input_exits_with_2_and_sends_nothing(start_simulator, 
     upstream, path = start_simulator(), request_file(10)
     path.write_text(path.read_text() + "{oops\n")
 
-    ended = batchline("run", "--local", path, OPENAI_BASE_URL=upstream.base_url)
+    ended = run_batchline("run", "--local", path, OPENAI_BASE_URL=upstream.base_url)
 
     assert ended.status == 2
     assert "line 11: " in ended.out
@@ -170,11 +170,11 @@ def test_run_with_invalid_input_exits_with_2_and_sends_nothing(start_simulator, 
     assert upstream.counters()["received"] == 0
 
 
-def test_run_groups_equal_line_errors_and_counts_unlisted_ones(tmp_path, here):
+def test_run_groups_equal_line_errors_and_counts_unlisted_ones(tmp_path, run_cli):
     path = tmp_path / "bad.jsonl"
     path.write_text("words\n" * 1_100)
 
-    ended = here("run", "--local", "--stand-in", path)
+    ended = run_cli("run", "--local", "--stand-in", path)
 
     message = "not JSON: it goes wrong at byte 0 of the line (invalid_json_line)"
     assert f"  lines 1\N{EN DASH}999: {message}\n" in ended.out
@@ -183,7 +183,7 @@ def test_run_groups_equal_line_errors_and_counts_unlisted_ones(tmp_path, here):
 
 def test_run_with_wrong_api_key_exits_with_4(start_simulator, request_file):
     upstream = start_simulator(api_key="right")
-    ended = batchline(
+    ended = run_batchline(
         "run", "--local", request_file(400), OPENAI_BASE_URL=upstream.base_url, OPENAI_API_KEY="sk-wrong-0815"
     )
 
@@ -193,7 +193,7 @@ def test_run_with_wrong_api_key_exits_with_4(start_simulator, request_file):
 
 
 def test_run_without_upstream_uses_simulator_and_reports_it_first(request_file):
-    ended = batchline("run", "--local", request_file(5))
+    ended = run_batchline("run", "--local", request_file(5))
 
     assert ended.status == 0
     first = ended.err.splitlines()[0]
@@ -205,7 +205,7 @@ def test_run_with_simulator_option_ignores_configured_upstream(start_simulator, 
     upstream, path = start_simulator(), tmp_path / "embeddings.jsonl"
     path.write_text("".join(EMBEDDING % (number, number) for number in range(7)))
 
-    ended = batchline("run", "--local", "--stand-in", "--json", path, OPENAI_BASE_URL=upstream.base_url)
+    ended = run_batchline("run", "--local", "--stand-in", "--json", path, OPENAI_BASE_URL=upstream.base_url)
 
     assert json.loads(ended.out)["request_counts"]["completed"] == 7
     assert json.loads(ended.out)["endpoint"] == "/v1/embeddings"
@@ -221,14 +221,14 @@ def test_run_of_gzip_file_routes_models_to_toml_upstreams(start_simulator, tmp_p
     path = tmp_path / "r.jsonl.gz"
     path.write_bytes(gzip.compress("".join(chat_request(number) for number in range(10)).encode()))
 
-    ended = batchline("run", "--local", path)
+    ended = run_batchline("run", "--local", path)
 
     assert ended.status == 0
     assert (fast.counters()["models"], slow.counters()["models"]) == ({"o4-mini": 5}, {"gpt-4o-mini": 5})
 
 
-def test_run_with_endpoint_option_reports_mismatched_urls(start_simulator, request_file, here):
-    ended = here(
+def test_run_with_endpoint_option_reports_mismatched_urls(start_simulator, request_file, run_cli):
+    ended = run_cli(
         "run",
         "--local",
         "--endpoint",
@@ -245,7 +245,7 @@ def test_run_with_endpoint_option_reports_mismatched_urls(start_simulator, reque
 @pytest.mark.system
 def test_long_run_without_terminal_prints_progress_lines(start_simulator, request_file):
     upstream = start_simulator(latency_s=0.25)
-    with running(
+    with running_command(
         *("run", "--local", request_file(800)), OPENAI_BASE_URL=upstream.base_url, BATCHLINE_MAX_IN_FLIGHT="16"
     ) as run:
         line = r"^[\d,]+/800 done · 0 failed · [\d.]+/s · [\d,]+ tokens · 16 in flight · about \d+ s left$"

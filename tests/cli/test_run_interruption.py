@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.command_line import COMMAND, Ended, batchline, running
+from helpers.command_line import COMMAND, CommandResult, run_batchline, running_command
 from helpers.polling import until
 from helpers.record_edits import change_batch
 
@@ -27,23 +27,23 @@ def records() -> Records:
     return open_records(load_settings())
 
 
-def go_on_as_told(stopped: Ended, **changes: str) -> Ended:
+def go_on_as_told(stopped: CommandResult, **changes: str) -> CommandResult:
     """Type what a run that stopped has printed."""
     found = re.search(r"^to continue: (batchline .+)$", stopped.err, re.MULTILINE)
     assert found, stopped.err
     command, *arguments = shlex.split(found[1])
     assert command == Path(COMMAND).name
-    return batchline(*arguments, **changes)
+    return run_batchline(*arguments, **changes)
 
 
 def test_run_resumed_after_ctrl_c_sends_only_unanswered_requests(start_simulator, request_file):
     upstream = start_simulator(latency_s=0.2)
     url = {"OPENAI_BASE_URL": upstream.base_url}
 
-    with running("run", "--local", request_file(200), **url, BATCHLINE_MAX_IN_FLIGHT="8") as run:
+    with running_command("run", "--local", request_file(200), **url, BATCHLINE_MAX_IN_FLIGHT="8") as run:
         until(lambda: upstream.counters()["received"] >= 30)
         run.kill(signal.SIGINT)
-        stopped = run.ended()
+        stopped = run.wait()
     answered = upstream.counters()["received"]
     resumed = go_on_as_told(stopped, **url)
 
@@ -58,10 +58,10 @@ def test_run_stopped_by_signal_prints_signal_and_batch(number, start_simulator, 
     upstream = start_simulator(latency_s=0.2)
     url = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_MAX_IN_FLIGHT": "4"}
 
-    with running("run", "--local", "--json", request_file(200), **url) as run:
+    with running_command("run", "--local", "--json", request_file(200), **url) as run:
         until(lambda: upstream.counters()["received"] >= 10)
         run.kill(number)
-        stopped = run.ended()
+        stopped = run.wait()
 
     assert stopped.status == 6
     assert f"stopped by {number.name}" in stopped.err
@@ -73,12 +73,12 @@ def test_run_stopped_by_signal_prints_signal_and_batch(number, start_simulator, 
 def test_run_on_repeated_signal_stops_cleanly(number, start_simulator, request_file):
     upstream = start_simulator(latency_s=0.5)
     url = {"OPENAI_BASE_URL": upstream.base_url}
-    with running("run", "--local", request_file(200), **url, BATCHLINE_MAX_IN_FLIGHT="8") as run:
+    with running_command("run", "--local", request_file(200), **url, BATCHLINE_MAX_IN_FLIGHT="8") as run:
         until(lambda: upstream.counters()["received"] >= 20)
         run.kill(number)
         time.sleep(0.3)  # or both might be delivered as one
         run.kill(number)
-        stopped = run.ended()
+        stopped = run.wait()
     answered = upstream.counters()["received"]
     resumed = go_on_as_told(stopped, **url)
 
@@ -90,13 +90,13 @@ def test_run_on_repeated_signal_stops_cleanly(number, start_simulator, request_f
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_run_on_later_second_signal_is_killed(number, start_simulator, request_file):
     upstream = start_simulator(latency_s=60)
-    with running("run", "--local", request_file(20), OPENAI_BASE_URL=upstream.base_url) as run:
+    with running_command("run", "--local", request_file(20), OPENAI_BASE_URL=upstream.base_url) as run:
         until(lambda: upstream.counters()["received"] == 20)
         run.kill(number)
         run.wait_for("stopping: requests in flight have 15 s to finish (Ctrl-C again to kill)")
         time.sleep(REPEATED_WITHIN_S)
         run.kill(number)
-        killed = run.ended(timeout_s=5)
+        killed = run.wait(timeout_s=5)
 
     assert killed.status == -number
     assert "Traceback" not in killed.err
@@ -107,11 +107,11 @@ def test_run_resumed_after_kill_waits_for_lease_expiry(start_simulator, request_
     quick = {"BATCHLINE_LEASE_S": "3", "BATCHLINE_FLUSH_INTERVAL_S": "0.2", "BATCHLINE_MAX_IN_FLIGHT": "5"}
     url = {"OPENAI_BASE_URL": upstream.base_url}
 
-    with running("run", "--local", request_file(150), **url, **quick) as run:
+    with running_command("run", "--local", request_file(150), **url, **quick) as run:
         until(lambda: upstream.counters()["received"] >= 60)
         run.kill(signal.SIGKILL)
-        run.ended()
-    resumed = batchline("run", "--local", "--resume", run.batch_id, **url, **quick)
+        run.wait()
+    resumed = run_batchline("run", "--local", "--resume", run.batch_id, **url, **quick)
 
     assert resumed.status == 0
     assert upstream.counters()["distinct"] == 150
@@ -126,12 +126,12 @@ def test_run_resumed_on_same_machine_after_kill_starts_without_waiting(start_sim
         "BATCHLINE_LEASE_S": "3600",  # longer than this test would wait for it
         "BATCHLINE_MAX_IN_FLIGHT": "5",
     }
-    with running("run", "--local", request_file(100), **settings) as run:
+    with running_command("run", "--local", request_file(100), **settings) as run:
         until(lambda: upstream.counters()["received"] >= 20)
         run.kill(signal.SIGKILL)
-        run.ended()
+        run.wait()
 
-    resumed = batchline("run", "--local", "--resume", run.batch_id, **settings)
+    resumed = run_batchline("run", "--local", "--resume", run.batch_id, **settings)
 
     assert resumed.status == 0
     assert upstream.counters()["distinct"] == 100
@@ -140,9 +140,9 @@ def test_run_resumed_on_same_machine_after_kill_starts_without_waiting(start_sim
 def test_resume_of_batch_run_by_other_process_is_rejected(start_simulator, request_file):
     upstream = start_simulator(latency_s=0.5)
     url = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_MAX_IN_FLIGHT": "2"}
-    with running("run", "--local", request_file(100), **url) as run:
+    with running_command("run", "--local", request_file(100), **url) as run:
         until(lambda: upstream.counters()["received"] >= 2)
-        second = batchline("run", "--local", "--resume", run.batch_id, **url)
+        second = run_batchline("run", "--local", "--resume", run.batch_id, **url)
         assert upstream.counters()["received"] < 100  # that is, it waits for nothing
 
     assert second.status == 2
@@ -152,10 +152,10 @@ def test_resume_of_batch_run_by_other_process_is_rejected(start_simulator, reque
 def test_run_of_batch_cancelled_meanwhile_exits_with_5(start_simulator, request_file, records):
     upstream = start_simulator(latency_s=0.2)
     url = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_MAX_IN_FLIGHT": "4"}
-    with running("run", "--local", request_file(200), **url) as run:
+    with running_command("run", "--local", request_file(200), **url) as run:
         until(lambda: upstream.counters()["received"] >= 8)
         records.change_status(run.batch_id, BatchStatus.CANCELLING, now=int(time.time()))
-        cancelled = run.ended()
+        cancelled = run.wait()
 
     assert cancelled.status == 5
     assert re.search(r"^status +cancelled$", cancelled.out, re.MULTILINE)
@@ -165,10 +165,10 @@ def test_run_of_batch_cancelled_meanwhile_exits_with_5(start_simulator, request_
 def test_resume_after_completion_window_exits_with_5(start_simulator, request_file, records):
     upstream = start_simulator(latency_s=0.2)
     url = {"OPENAI_BASE_URL": upstream.base_url}
-    with running("run", "--local", request_file(100), **url, BATCHLINE_MAX_IN_FLIGHT="4") as run:
+    with running_command("run", "--local", request_file(100), **url, BATCHLINE_MAX_IN_FLIGHT="4") as run:
         until(lambda: upstream.counters()["received"] >= 8)
         run.kill(signal.SIGINT)
-        stopped = run.ended()
+        stopped = run.wait()
     change_batch(records, run.batch_id, expires_at=int(time.time()) - 1)
 
     expired = go_on_as_told(stopped, **url)
@@ -183,10 +183,10 @@ def test_resume_after_completion_window_exits_with_5(start_simulator, request_fi
 def test_resume_past_completion_window_is_reported_if_allowed(start_simulator, request_file, records):
     upstream = start_simulator(latency_s=0.2)
     url = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_RUN_PAST_WINDOW": "true"}
-    with running("run", "--local", request_file(50), **url, BATCHLINE_MAX_IN_FLIGHT="4") as run:
+    with running_command("run", "--local", request_file(50), **url, BATCHLINE_MAX_IN_FLIGHT="4") as run:
         until(lambda: upstream.counters()["received"] >= 8)
         run.kill(signal.SIGINT)
-        stopped = run.ended()
+        stopped = run.wait()
     change_batch(records, run.batch_id, expires_at=int(time.time()) - 1)
 
     ended = go_on_as_told(stopped, **url)
@@ -195,14 +195,14 @@ def test_resume_past_completion_window_is_reported_if_allowed(start_simulator, r
     assert "it is run all the same, as BATCHLINE_RUN_PAST_WINDOW is set" in ended.err
 
 
-def test_resume_of_simulator_run_without_upstream_is_rejected(request_file, here):
-    with running("run", "--local", request_file(300)) as run:
+def test_resume_of_simulator_run_without_upstream_is_rejected(request_file, run_cli):
+    with running_command("run", "--local", request_file(300)) as run:
         run.wait_for("batch: ")
         run.kill(signal.SIGINT)
-        stopped = run.ended()
+        stopped = run.wait()
 
     assert stopped.err.rstrip().endswith(f"to continue: batchline run --resume {run.batch_id} --local --stand-in")
-    refused = here("run", "--local", "--resume", run.batch_id)
+    refused = run_cli("run", "--local", "--resume", run.batch_id)
     assert refused.status == 2
     assert "no upstream is configured" in refused.err
 
@@ -210,10 +210,10 @@ def test_resume_of_simulator_run_without_upstream_is_rejected(request_file, here
 def test_run_that_loses_lease_exits_with_6(start_simulator, request_file, records):
     upstream = start_simulator(latency_s=0.2)
     url = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_MAX_IN_FLIGHT": "4"}
-    with running("run", "--local", request_file(200), **url) as run:
+    with running_command("run", "--local", request_file(200), **url) as run:
         until(lambda: upstream.counters()["received"] >= 8)
         records.claim(run.batch_id, owner="another", now=time.time() + 1_000, lease_s=1)
-        lost = run.ended()
+        lost = run.wait()
 
     assert lost.status == 6
     assert "has been taken over by another runner (another)" in lost.err
@@ -222,10 +222,10 @@ def test_run_that_loses_lease_exits_with_6(start_simulator, request_file, record
 def test_run_stopped_by_storage_failure_resumes_without_resending(start_simulator, request_file, tmp_path):
     upstream = start_simulator(latency_s=0.2)
     url = {"OPENAI_BASE_URL": upstream.base_url}
-    with running("run", "--local", request_file(100), **url, BATCHLINE_MAX_IN_FLIGHT="10") as run:
+    with running_command("run", "--local", request_file(100), **url, BATCHLINE_MAX_IN_FLIGHT="10") as run:
         in_the_way = tmp_path / "home" / "storage" / "batches" / run.batch_id / "output.jsonl"
         (in_the_way / "x").mkdir(parents=True)
-        stopped = run.ended()
+        stopped = run.wait()
     (in_the_way / "x").rmdir()
     in_the_way.rmdir()
 

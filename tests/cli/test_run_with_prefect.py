@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from helpers.command_line import PREFECT_HOME, Terminal, batchline, world
+from helpers.command_line import PREFECT_HOME, Terminal, command_env, run_batchline
 from helpers.polling import until
 from helpers.shared_servers import prefect_home
 
@@ -53,7 +53,7 @@ def is_gone(url: str) -> bool:
 
 def test_run_creates_flow_run_on_configured_server(start_simulator, request_file, prefect_api):
     upstream = start_simulator(api_key="sk-prefect-3141")
-    ended = batchline(
+    ended = run_batchline(
         *("run", "--json", request_file(50)),
         OPENAI_BASE_URL=upstream.base_url,
         OPENAI_API_KEY="sk-prefect-3141",
@@ -70,7 +70,7 @@ def test_run_creates_flow_run_on_configured_server(start_simulator, request_file
 def test_run_with_all_failed_exits_with_4_and_flow_run_fails(start_simulator, request_file, prefect_api):
     upstream = {"OPENAI_BASE_URL": start_simulator().base_url, "PREFECT_API_URL": prefect_api}
 
-    ended = batchline("run", "--json", request_file(10, refused=range(10)), **upstream)
+    ended = run_batchline("run", "--json", request_file(10, refused=range(10)), **upstream)
 
     assert ended.status == 4
     assert states_of_runs(prefect_api, json.loads(ended.out)["id"]) == ["Failed"]
@@ -81,7 +81,7 @@ def test_prefect_run_with_invalid_input_prints_no_traceback(start_simulator, req
     path = request_file(3)
     path.write_text(path.read_text() + "{oops\n")
 
-    ended = batchline("run", path, OPENAI_BASE_URL=start_simulator().base_url, PREFECT_API_URL=prefect_api)
+    ended = run_batchline("run", path, OPENAI_BASE_URL=start_simulator().base_url, PREFECT_API_URL=prefect_api)
 
     assert ended.status == 2
     assert "(invalid_json_line)" in ended.out
@@ -98,10 +98,10 @@ def test_ctrl_c_with_temporary_server_stops_cleanly_and_run_resumes(start_simula
         terminal.wait_for("starting a temporary Prefect server · 1 s")
         terminal.wait_for("8 in flight")
         terminal.press_ctrl_c()
-        status = terminal.ended()
+        status = terminal.wait()
     told = re.search(r"to continue: (batchline run --resume batch-[0-9a-f]{32})\s*$", terminal.text)
     assert told, terminal.text
-    resumed = batchline(*shlex.split(told[1])[1:], **url, PREFECT_API_URL=prefect_api)
+    resumed = run_batchline(*shlex.split(told[1])[1:], **url, PREFECT_API_URL=prefect_api)
 
     assert (status, resumed.status) == (6, 0)
     assert "Traceback" not in terminal.text
@@ -113,7 +113,7 @@ def test_ctrl_c_during_server_start_exits_with_resume_command(request_file):
     with Terminal("run", request_file(10)) as terminal:
         terminal.wait_for("starting a temporary Prefect server")
         terminal.press_ctrl_c()
-        status = terminal.ended(timeout_s=20)
+        status = terminal.wait(timeout_s=20)
 
     assert status == 6
     assert "to continue: batchline run --resume batch-" in terminal.text
@@ -121,7 +121,7 @@ def test_ctrl_c_during_server_start_exits_with_resume_command(request_file):
 
 
 def test_run_with_unreachable_prefect_exits_with_resume_command(start_simulator, request_file):
-    ended = batchline(
+    ended = run_batchline(
         *("run", request_file(10)),
         OPENAI_BASE_URL=start_simulator().base_url,
         PREFECT_API_URL="http://127.0.0.1:9/api",
@@ -135,7 +135,7 @@ def test_run_with_unreachable_prefect_exits_with_resume_command(start_simulator,
 
 
 def test_run_without_prefect_server_suggests_url_or_local_option(request_file):
-    ended = batchline("run", request_file(3), PREFECT_SERVER_ALLOW_EPHEMERAL_MODE="false")
+    ended = run_batchline("run", request_file(3), PREFECT_SERVER_ALLOW_EPHEMERAL_MODE="false")
 
     assert ended.status == 6
     assert "PREFECT_API_URL" in ended.err
@@ -145,7 +145,7 @@ def test_run_without_prefect_server_suggests_url_or_local_option(request_file):
 def test_temporary_server_stops_when_its_command_is_killed():
     held = subprocess.Popen(
         [sys.executable, "-c", HOLD_A_SERVER],
-        env=world(),
+        env=command_env(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from helpers.command_line import Ended, batch_id_in, batchline, running
+from helpers.command_line import CommandResult, batch_id_in, run_batchline, running_command
 from helpers.polling import until
 
 from batchline.engine.ingest import create_batch, store_input_file
@@ -22,8 +22,8 @@ LINE = (
 class Finished(NamedTuple):
     """A batch that is over: what its run told, what a second run of it told, and all requests received."""
 
-    told: Ended
-    again: Ended
+    told: CommandResult
+    again: CommandResult
     batch_id: str
     settings: dict[str, str]
     received: int
@@ -37,19 +37,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     (folder / "r.jsonl").write_text("".join(lines))
     with Simulator() as upstream:
         settings = {"BATCHLINE_HOME": str(folder / "home"), "OPENAI_BASE_URL": upstream.base_url}
-        told = batchline("run", "--local", folder / "r.jsonl", **settings)
+        told = run_batchline("run", "--local", folder / "r.jsonl", **settings)
         batch_id = batch_id_in(told.out)
-        again = batchline("run", "--resume", batch_id, **settings)
+        again = run_batchline("run", "--resume", batch_id, **settings)
         return Finished(told, again, batch_id, settings, upstream.counters()["received"])
 
 
 def test_show_prints_run_summary_again(finished):
-    shown = batchline("show", finished.batch_id, **finished.settings)
+    shown = run_batchline("show", finished.batch_id, **finished.settings)
     assert (shown.status, shown.out, shown.err) == (0, finished.told.out, "")
 
 
-def test_show_json_is_batch_with_analytics(finished, here):
-    shown = here("show", finished.batch_id, "--json", **finished.settings)
+def test_show_json_is_batch_with_analytics(finished, run_cli):
+    shown = run_cli("show", finished.batch_id, "--json", **finished.settings)
     batch = BatchResponse.model_validate_json(shown.out)
     assert (batch.id, batch.request_counts.failed) == (finished.batch_id, 3)
     assert batch.analytics is not None
@@ -61,7 +61,7 @@ def test_resume_of_finished_batch_prints_summary_and_sends_nothing(finished):
     assert finished.received == 30
 
 
-def test_show_of_waiting_batch_has_no_results(request_file, here):
+def test_show_of_waiting_batch_has_no_results(request_file, run_cli):
     services = open_services()
     stored = store_input_file(services, request_file(3))
     made = create_batch(
@@ -70,7 +70,7 @@ def test_show_of_waiting_batch_has_no_results(request_file, here):
         origin=BatchDwExtResponse(source="api"),
     )
 
-    shown = here("show", made.id)
+    shown = run_cli("show", made.id)
 
     assert shown.out.splitlines()[:2] == [f"batch       {made.id}", "status      validating"]
     assert "output" not in shown.out
@@ -79,15 +79,15 @@ def test_show_of_waiting_batch_has_no_results(request_file, here):
 def test_show_of_running_batch_has_pending_count(start_simulator, request_file):
     upstream = start_simulator(latency_s=0.2)
     url = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_MAX_IN_FLIGHT": "4"}
-    with running("run", "--local", request_file(4_000), **url) as run:
+    with running_command("run", "--local", request_file(4_000), **url) as run:
         until(
             lambda: (
                 BatchResponse.model_validate_json(
-                    batchline("show", run.batch_id, "--json").out
+                    run_batchline("show", run.batch_id, "--json").out
                 ).request_counts.completed
             )
         )
-        shown = batchline("show", run.batch_id)
+        shown = run_batchline("show", run.batch_id)
         run.kill(signal.SIGKILL)
 
     assert "status      in_progress" in shown.out
@@ -95,8 +95,8 @@ def test_show_of_running_batch_has_pending_count(start_simulator, request_file):
 
 
 @pytest.mark.parametrize("command", ["show", "validate"])
-def test_read_only_commands_create_no_storage(command, request_file, tmp_path, here):
-    here(command, Path(request_file(2)))
+def test_read_only_commands_create_no_storage(command, request_file, tmp_path, run_cli):
+    run_cli(command, Path(request_file(2)))
     assert not (tmp_path / "home" / "storage").exists()
 
 
@@ -116,17 +116,17 @@ def test_read_only_commands_create_no_storage(command, request_file, tmp_path, h
     ],
     ids=["no server", "own server", "cloud", "pages elsewhere"],
 )
-def test_show_prints_flow_run_urls(variables, page, request_file, here, monkeypatch):
+def test_show_prints_flow_run_urls(variables, page, request_file, run_cli, monkeypatch):
     for name in ("PREFECT_API_URL", "PREFECT_UI_URL"):
         monkeypatch.delenv(name, raising=False)
     services = open_services()
     stored = store_input_file(services, request_file(3))
     request = CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
     made = create_batch(services, request, origin=BatchDwExtResponse(source="api"), flow_run_id="11-first")
-    first = here("show", made.id, **variables)
+    first = run_cli("show", made.id, **variables)
     services.records.record_flow_run(made.id, "22-last")
 
-    last, as_json = here("show", made.id, **variables), here("show", made.id, "--json", **variables)
+    last, as_json = run_cli("show", made.id, **variables), run_cli("show", made.id, "--json", **variables)
 
     assert f"flow run    {page.format(run='11-first')}\n" in first.out
     assert "first run" not in first.out

@@ -7,10 +7,10 @@ import socket
 import sqlite3
 import urllib.request
 
-from helpers.command_line import Running, batchline, running
+from helpers.command_line import RunningCommand, run_batchline, running_command
 
 
-def address_of(command: Running) -> str:
+def address_of(command: RunningCommand) -> str:
     command.wait_for("batchline run FILE")
     found = re.search(r"^serving at (\S+)$", command.err, re.MULTILINE)
     assert found
@@ -18,13 +18,13 @@ def address_of(command: Running) -> str:
 
 
 def test_simulate_serves_until_ctrl_c(request_file):
-    with running("simulate", "--port", "0", "--answer-tokens", "7", "--seed", "3") as simulator:
+    with running_command("simulate", "--port", "0", "--answer-tokens", "7", "--seed", "3") as simulator:
         url = address_of(simulator)
-        ended = batchline("run", "--local", "--json", request_file(4), OPENAI_BASE_URL=url)
+        ended = run_batchline("run", "--local", "--json", request_file(4), OPENAI_BASE_URL=url)
         with urllib.request.urlopen(f"{url.removesuffix('/v1')}/simulator/counters") as answer:
             counted = json.load(answer)
         simulator.kill(signal.SIGINT)
-        stopped = simulator.ended(timeout_s=5)
+        stopped = simulator.wait(timeout_s=5)
 
     assert (ended.status, counted["received"]) == (0, 4)
     assert (stopped.status, stopped.out) == (0, "")
@@ -33,7 +33,7 @@ def test_simulate_serves_until_ctrl_c(request_file):
 def test_simulate_with_port_in_use_reports_error():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        ended = batchline("simulate", "--port", str(port))
+        ended = run_batchline("simulate", "--port", str(port))
 
     assert ended.status == 2
     assert f"cannot listen at 127.0.0.1 port {port}" in ended.err
@@ -41,14 +41,14 @@ def test_simulate_with_port_in_use_reports_error():
 
 
 def test_simulate_does_not_print_api_key():
-    with running("simulate", "--port", "0", "--api-key", "sk-demo-99") as simulator:
+    with running_command("simulate", "--port", "0", "--api-key", "sk-demo-99") as simulator:
         address_of(simulator)
         simulator.kill(signal.SIGTERM)
-        assert "sk-demo-99" not in simulator.ended(timeout_s=5).err
+        assert "sk-demo-99" not in simulator.wait(timeout_s=5).err
 
 
 def test_db_upgrade_creates_tables_and_is_idempotent(tmp_path):
-    first, second = batchline("db", "upgrade"), batchline("db", "upgrade")
+    first, second = run_batchline("db", "upgrade"), run_batchline("db", "upgrade")
 
     assert (first.status, second.status) == (0, 0)
     with sqlite3.connect(tmp_path / "home" / "batchline.db") as database:

@@ -21,14 +21,14 @@ def inbox(tmp_path: Path, chat_file: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-def sync(here, inbox: Path, start_simulator: Callable[..., Simulator]):
+def sync(run_cli, inbox: Path, start_simulator: Callable[..., Simulator]):
     """Run it on the inbox, with a simulated upstream."""
     settings = {
         ROOTS: json.dumps([str(inbox.parent)]),
         "BATCHLINE_SOURCE_STILL_S": "0",
         "OPENAI_BASE_URL": start_simulator().base_url,
     }
-    return lambda *arguments, **changes: here("sync", inbox, *arguments, **{**settings, **changes})
+    return lambda *arguments, **changes: run_cli("sync", inbox, *arguments, **{**settings, **changes})
 
 
 def test_sync_picks_up_runs_and_writes_back_files(sync, inbox):

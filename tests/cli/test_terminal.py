@@ -48,7 +48,7 @@ def drawn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             **settings,
         ) as terminal,
     ):
-        return Drawn(request.param, terminal, terminal.ended())
+        return Drawn(request.param, terminal, terminal.wait())
 
 
 def test_terminal_output_fits_width_except_file_paths(drawn):
@@ -78,7 +78,7 @@ def test_ctrl_c_stops_run_with_resume_command(url, request_file):
     with Terminal("run", "--local", request_file(500), **url) as terminal:
         terminal.wait_for("10 in flight")
         terminal.press_ctrl_c()
-        status = terminal.ended()
+        status = terminal.wait()
 
     assert status == 6
     assert "stopping: requests in flight have 15 s to finish (Ctrl-C again to kill)" in terminal.text
@@ -94,7 +94,7 @@ def test_second_ctrl_c_kills_run_and_restores_cursor(start_simulator, request_fi
         terminal.wait_for("Ctrl-C again to kill")
         time.sleep(REPEATED_WITHIN_S)
         terminal.press_ctrl_c()
-        status = terminal.ended(timeout_s=5)
+        status = terminal.wait(timeout_s=5)
 
     assert status == -2
     assert terminal.raw.rfind(SHOW) > terminal.raw.rfind(HIDE)
@@ -105,7 +105,7 @@ def test_terminal_shows_upstream_outage_while_run_waits(start_simulator, request
     with Terminal("run", "--local", request_file(10), OPENAI_BASE_URL=upstream.base_url) as terminal:
         terminal.wait_for("upstream default is down")
         terminal.press_ctrl_c()
-        status = terminal.ended()
+        status = terminal.wait()
 
     assert re.search(r"upstream default is down \(.+\); next try in \d+ s", terminal.text)
     assert status == 6

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from helpers.command_line import Terminal, batchline
+from helpers.command_line import Terminal, run_batchline
 
 from batchline.simulate import Simulator
 
@@ -35,9 +35,9 @@ def bad_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_validate_of_valid_file_prints_one_summary_line(request_file, here):
+def test_validate_of_valid_file_prints_one_summary_line(request_file, run_cli):
     path = request_file(12)
-    ended = here("validate", path)
+    ended = run_cli("validate", path)
 
     assert ended.status == 0
     assert ended.out.startswith(f"{path}: 12 requests to /v1/chat/completions for gpt-4o-mini, ")
@@ -45,8 +45,8 @@ def test_validate_of_valid_file_prints_one_summary_line(request_file, here):
     assert (ended.out.count("\n"), ended.err) == (1, "")
 
 
-def test_validate_prints_each_error_with_line_number(bad_file, here):
-    ended = here("validate", bad_file)
+def test_validate_prints_each_error_with_line_number(bad_file, run_cli):
+    ended = run_cli("validate", bad_file)
 
     *errors, last = ended.out.splitlines()
     assert ended.status == 2
@@ -57,7 +57,7 @@ def test_validate_prints_each_error_with_line_number(bad_file, here):
 
 
 def test_validate_json_errors_have_batch_api_fields(bad_file):
-    ended = batchline("validate", "--json", bad_file)
+    ended = run_batchline("validate", "--json", bad_file)
 
     answer = json.loads(ended.out)
     assert ended.status == 2
@@ -67,8 +67,8 @@ def test_validate_json_errors_have_batch_api_fields(bad_file):
     assert [error["param"] for error in answer["data"] if error["code"].startswith("missing")] == ["body.model"]
 
 
-def test_validate_json_of_valid_file_has_no_errors(request_file, here):
-    ended = here("validate", "--json", request_file(3))
+def test_validate_json_of_valid_file_has_no_errors(request_file, run_cli):
+    ended = run_cli("validate", "--json", request_file(3))
     assert (ended.status, json.loads(ended.out)) == (0, {"data": []})
 
 
@@ -76,8 +76,8 @@ def test_validate_groups_10000_equal_errors_but_json_lists_each(tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text("".join(f"words {number}\n" for number in range(10_000)))
 
-    told = batchline("validate", path)
-    shown = batchline("validate", "--json", path)
+    told = run_batchline("validate", path)
+    shown = run_batchline("validate", "--json", path)
 
     message = "not JSON: it goes wrong at byte 0 of the line (invalid_json_line)"
     assert told.out.splitlines() == [
@@ -87,13 +87,13 @@ def test_validate_groups_10000_equal_errors_but_json_lists_each(tmp_path):
     assert [error["line"] for error in json.loads(shown.out)["data"]] == [*range(1, 10_001)]
 
 
-def test_validate_groups_equal_errors_into_line_ranges(tmp_path, here):
+def test_validate_groups_equal_errors_into_line_ranges(tmp_path, run_cli):
     path = tmp_path / "bad.jsonl"
     without = BAD[0].replace('"method": "POST", ', "")
     lines = [without.replace('"a"', f'"{number}"') for number in range(9)]
     path.write_text("\n".join([*lines[:4], "", *lines[4:6], BAD[0], lines[6], "words"]))
 
-    ended = here("validate", path)
+    ended = run_cli("validate", path)
 
     assert [line.removeprefix(str(path)) for line in ended.out.splitlines()[:2]] == [
         f": lines 1{TO}4, 6{TO}7, 9: method is missing (missing_required_parameter)",
@@ -101,11 +101,11 @@ def test_validate_groups_equal_errors_into_line_ranges(tmp_path, here):
     ]
 
 
-def test_validate_groups_many_errors_that_differ_only_in_names(tmp_path, here):
+def test_validate_groups_many_errors_that_differ_only_in_names(tmp_path, run_cli):
     path = tmp_path / "bad.jsonl"
     path.write_text("".join(BAD[0].replace('"a"', f'"{number % 500}"') + "\n" for number in range(1_000)))
 
-    ended = here("validate", path)
+    ended = run_cli("validate", path)
 
     assert ended.out.splitlines()[0] == (
         f"{path}: lines 501{TO}1,000: the first: custom_id '0' is already that of line 1; make each one unique "
@@ -119,7 +119,7 @@ def test_non_utf8_filename_is_accepted(verb, request_file):
     path = os.fsdecode(bytes(request_file(3)).replace(b".jsonl", b"-\xe9.jsonl"))
     request_file(3).rename(path)
 
-    ended = batchline(*verb, path)
+    ended = run_batchline(*verb, path)
 
     assert ended.status == 0
     assert "Traceback" not in ended.err
@@ -127,28 +127,28 @@ def test_non_utf8_filename_is_accepted(verb, request_file):
 
 def test_validate_on_terminal_shows_line_numbers(bad_file):
     with Terminal("validate", bad_file.name, columns=80) as terminal:
-        status = terminal.ended()
+        status = terminal.wait()
     assert status == 2
     assert [line for _, line in FOUND if f"bad.jsonl:{line}: " not in terminal.text] == []
 
 
-def test_validate_with_endpoint_option_reports_mismatched_urls(bad_file, here):
-    ended = here("validate", "--json", "--endpoint", "/v1/embeddings", bad_file)
+def test_validate_with_endpoint_option_reports_mismatched_urls(bad_file, run_cli):
+    ended = run_cli("validate", "--json", "--endpoint", "/v1/embeddings", bad_file)
     urls = [error["line"] for error in json.loads(ended.out)["data"] if error["code"] == "mismatched_url"]
     assert urls == [1, 4, 6, 7]
 
 
-def test_validate_of_empty_file_reports_error(tmp_path, here):
+def test_validate_of_empty_file_reports_error(tmp_path, run_cli):
     (tmp_path / "empty.jsonl").touch()
-    ended = here("validate", "empty.jsonl")
+    ended = run_cli("validate", "empty.jsonl")
     assert (ended.status, "(empty_file)" in ended.out) == (2, True)
 
 
-def test_validate_reports_model_without_upstream(start_simulator, request_file, here):
+def test_validate_reports_model_without_upstream(start_simulator, request_file, run_cli):
     upstream: Simulator = start_simulator()
     Path("batchline.toml").write_text(f'[[upstreams]]\nbase_url = "{upstream.base_url}"\nmodels = ["other"]\n')
 
-    ended = here("validate", request_file(2))
+    ended = run_cli("validate", request_file(2))
 
     assert ended.status == 2
     assert f"lines 1{TO}2: no upstream serves model 'gpt-4o-mini' (unknown_model)" in ended.out
@@ -159,7 +159,7 @@ def test_validate_escapes_characters_outside_terminal_encoding(tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text(BAD[0].replace('"a"', '"ü✓"') + "\n" + BAD[0].replace('"a"', '"ü✓"') + "\n")
 
-    ended = batchline("validate", path, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    ended = run_batchline("validate", path, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
 
     assert (ended.status, ended.err) == (2, "")
     assert r"\xfc\u2713" in ended.out

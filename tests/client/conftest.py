@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from helpers.controlled_upstream import Waiter
-from helpers.request_files import requests_file
+from helpers.controlled_upstream import ControlledUpstream
+from helpers.request_files import write_requests
 from helpers.storage_servers import S3Server
 
 from batchline import Batchline
@@ -19,7 +19,7 @@ PLACES = [
 ]
 
 
-class World(NamedTuple):
+class ClientSetup(NamedTuple):
     """A client and the simulator that its batches are sent to."""
 
     client: Batchline
@@ -44,9 +44,9 @@ def place(request: pytest.FixtureRequest) -> dict[str, object]:
 
 
 @pytest.fixture
-def world(
+def make_client(
     place: dict[str, object], start_simulator: Callable[..., Simulator], make_services: Callable[..., Services]
-) -> Iterator[Callable[..., World]]:
+) -> Iterator[Callable[..., ClientSetup]]:
     """Open clients; `simulator` are options of the simulator, the others settings."""
     opened: list[Batchline] = []
 
@@ -55,11 +55,11 @@ def world(
         simulator: dict[str, object] | None = None,
         upstream: dict[str, object] | None = None,
         **settings: object,
-    ) -> World:
+    ) -> ClientSetup:
         server = start_simulator(**(simulator or {}))
         client = Batchline(services=make_services(server.base_url, upstream=upstream, **{**place, **settings}))
         opened.append(client)
-        return World(client, server)
+        return ClientSetup(client, server)
 
     yield open_world
     for client in opened:
@@ -67,26 +67,26 @@ def world(
 
 
 @pytest.fixture
-def waiter() -> Iterator[Waiter]:
+def controlled() -> Iterator[ControlledUpstream]:
     """A simulator that answers so many requests and no more; its prompts are `<file> <number>`."""
-    made = Waiter()
+    made = ControlledUpstream()
     yield made
     made.stop()
 
 
 @pytest.fixture
-def waiting_batch(
-    world: Callable[..., World], waiter: Waiter, tmp_path: Path
+def start_held_batch(
+    make_client: Callable[..., ClientSetup], controlled: ControlledUpstream, tmp_path: Path
 ) -> Iterator[Callable[..., tuple[Batchline, str]]]:
     """Run a batch of so many requests that the waiter answers none of yet, and save each answer at once."""
 
     def begin(count: int, **settings: object) -> tuple[Batchline, str]:
-        waiter.answer_only(0)
-        slowly = {"base_url": waiter.base_url, "max_in_flight": 4, "max_attempts": 1}
-        client = world(upstream=slowly, flush_interval_s=0.05, **settings).client
-        path = requests_file(tmp_path / "r.jsonl", count, prompt="Question {}".format)
+        controlled.answer_first(0)
+        slowly = {"base_url": controlled.base_url, "max_in_flight": 4, "max_attempts": 1}
+        client = make_client(upstream=slowly, flush_interval_s=0.05, **settings).client
+        path = write_requests(tmp_path / "r.jsonl", count, prompt="Question {}".format)
         file = client.files.create(file=path)
         return client, client.batches.create(input_file_id=file.id).id
 
     yield begin
-    waiter.go_on()
+    controlled.answer_all()

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from helpers.request_files import requests_file
+from helpers.request_files import write_requests
 
 from batchline import AsyncBatchline
 from batchline.models.errors import Conflict, NotFound
@@ -19,9 +19,9 @@ def run(here, work):
     return asyncio.run(main())
 
 
-def test_async_client_covers_batch_from_creation_to_deletion(world, tmp_path):
-    here = world(upstream={"max_attempts": 1}, chunk_requests=10)
-    path = requests_file(
+def test_async_client_covers_batch_from_creation_to_deletion(make_client, tmp_path):
+    here = make_client(upstream={"max_attempts": 1}, chunk_requests=10)
+    path = write_requests(
         tmp_path / "r.jsonl", 150, prompt=lambda n: f"{n} simulate:status=400" if n % 50 == 0 else f"{n}?"
     )
 
@@ -55,9 +55,9 @@ def test_async_client_covers_batch_from_creation_to_deletion(world, tmp_path):
     assert here.client.services.store.list_objects("") == []
 
 
-def test_async_client_runs_batches_concurrently_without_blocking_loop(world, tmp_path):
-    here = world(simulator={"latency_s": 0.05}, upstream={"max_in_flight": 8})
-    path = requests_file(tmp_path / "r.jsonl", 20)
+def test_async_client_runs_batches_concurrently_without_blocking_loop(make_client, tmp_path):
+    here = make_client(simulator={"latency_s": 0.05}, upstream={"max_in_flight": 8})
+    path = write_requests(tmp_path / "r.jsonl", 20)
     ticks = 0
 
     async def tick() -> None:
@@ -78,11 +78,11 @@ def test_async_client_runs_batches_concurrently_without_blocking_loop(world, tmp
     assert ticks > 5
 
 
-def test_async_client_cancels_batch_after_wait_timeout(world, tmp_path):
-    here = world(simulator={"latency_s": 0.1}, upstream={"max_in_flight": 2})
+def test_async_client_cancels_batch_after_wait_timeout(make_client, tmp_path):
+    here = make_client(simulator={"latency_s": 0.1}, upstream={"max_in_flight": 2})
 
     async def work(client: AsyncBatchline) -> None:
-        file = await client.files.create(file=requests_file(tmp_path / "r.jsonl", 200))
+        file = await client.files.create(file=write_requests(tmp_path / "r.jsonl", 200))
         made = await client.batches.create(input_file_id=file.id)
         with pytest.raises(TimeoutError, match=made.id):
             await client.batches.wait(made.id, timeout_s=0.3, poll_interval_s=0.05)

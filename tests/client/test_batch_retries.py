@@ -2,7 +2,7 @@
 
 import pytest
 from helpers.polling import until
-from helpers.request_files import lines_of, numbers_of, requests_file
+from helpers.request_files import read_lines, request_numbers, write_requests
 
 from batchline.models.error_codes import UNANSWERED_CODES
 from batchline.models.errors import Conflict, InvalidInput, NotFound
@@ -12,17 +12,17 @@ FAILING_ONCE = {"server_error": 0.4}
 ONE_ATTEMPT = {"max_attempts": 1}
 
 
-def finished(world, path, **create):
-    file = world.client.files.create(file=path)
-    batch = world.client.batches.create(input_file_id=file.id, **create)
-    return world.client.batches.wait(batch.id, timeout_s=60)
+def finished(setup, path, **create):
+    file = setup.client.files.create(file=path)
+    batch = setup.client.batches.create(input_file_id=file.id, **create)
+    return setup.client.batches.wait(batch.id, timeout_s=60)
 
 
 def assert_each_once_in_order(client, batch, total):
-    output, errors = lines_of(client, batch.output_file_id), lines_of(client, batch.error_file_id)
-    assert numbers_of(output) == sorted(numbers_of(output))
-    assert numbers_of(errors) == sorted(numbers_of(errors))
-    assert sorted(numbers_of(output) + numbers_of(errors)) == list(range(total))
+    output, errors = read_lines(client, batch.output_file_id), read_lines(client, batch.error_file_id)
+    assert request_numbers(output) == sorted(request_numbers(output))
+    assert request_numbers(errors) == sorted(request_numbers(errors))
+    assert sorted(request_numbers(output) + request_numbers(errors)) == list(range(total))
     failed = [line for line in errors if line["error"]["code"] not in UNANSWERED_CODES]
     assert (batch.request_counts.completed, batch.request_counts.failed) == (len(output), len(failed))
     assert all(line["error"] is None for line in output)
@@ -30,10 +30,10 @@ def assert_each_once_in_order(client, batch, total):
 
 
 @pytest.mark.parametrize("chunk_requests", [7, None], ids=["small chunks", "one chunk"])
-def test_retry_repeated_until_success_sends_only_failed_requests(world, tmp_path, chunk_requests):
-    here = world(simulator=FAILING_ONCE, upstream=ONE_ATTEMPT, chunk_requests=chunk_requests)
+def test_retry_repeated_until_success_sends_only_failed_requests(make_client, tmp_path, chunk_requests):
+    here = make_client(simulator=FAILING_ONCE, upstream=ONE_ATTEMPT, chunk_requests=chunk_requests)
     total = 120
-    batch = finished(here, requests_file(tmp_path / "r.jsonl", total, blank_every=3))
+    batch = finished(here, write_requests(tmp_path / "r.jsonl", total, blank_every=3))
     assert_each_once_in_order(here.client, batch, total)
     output_id, error_id, before = batch.output_file_id, batch.error_file_id, batch.request_counts.failed
 
@@ -52,9 +52,9 @@ def test_retry_repeated_until_success_sends_only_failed_requests(world, tmp_path
     assert batch.analytics.total_requests == total
 
 
-def test_retry_of_named_requests_sends_only_those(world, tmp_path):
-    here = world(simulator=FAILING_ONCE, upstream=ONE_ATTEMPT, chunk_requests=10)
-    batch = finished(here, requests_file(tmp_path / "r.jsonl", 60))
+def test_retry_of_named_requests_sends_only_those(make_client, tmp_path):
+    here = make_client(simulator=FAILING_ONCE, upstream=ONE_ATTEMPT, chunk_requests=10)
+    batch = finished(here, write_requests(tmp_path / "r.jsonl", 60))
     failed = [item.id for item in here.client.batches.results(batch.id, status="failed")]
     received = here.simulator.counters()["received"]
 
@@ -71,24 +71,24 @@ def test_retry_of_named_requests_sends_only_those(world, tmp_path):
     assert_each_once_in_order(here.client, batch, 60)
 
 
-def test_retry_serves_previous_content_until_completed(world, tmp_path):
-    here = world(simulator=FAILING_ONCE, upstream=ONE_ATTEMPT, chunk_requests=10)
-    batch = finished(here, requests_file(tmp_path / "r.jsonl", 60))
-    before = [lines_of(here.client, each) for each in (batch.output_file_id, batch.error_file_id)]
+def test_retry_serves_previous_content_until_completed(make_client, tmp_path):
+    here = make_client(simulator=FAILING_ONCE, upstream=ONE_ATTEMPT, chunk_requests=10)
+    batch = finished(here, write_requests(tmp_path / "r.jsonl", 60))
+    before = [read_lines(here.client, each) for each in (batch.output_file_id, batch.error_file_id)]
 
     here.client.batches.retry(batch.id, via=None)
 
-    assert [lines_of(here.client, each) for each in (batch.output_file_id, batch.error_file_id)] == before
+    assert [read_lines(here.client, each) for each in (batch.output_file_id, batch.error_file_id)] == before
     published = here.client.services.store.read(f"batches/{batch.id}/output.jsonl")
     ended = here.client.batches.run(batch.id)
-    assert len(lines_of(here.client, ended.output_file_id)) > len(before[0])
+    assert len(read_lines(here.client, ended.output_file_id)) > len(before[0])
     assert here.client.services.store.read(f"batches/{batch.id}/output.jsonl") != published
     assert_each_once_in_order(here.client, ended, 60)
 
 
-def test_retry_with_invalid_request_ids_is_rejected_and_changes_nothing(world, tmp_path):
-    here = world()
-    path = requests_file(
+def test_retry_with_invalid_request_ids_is_rejected_and_changes_nothing(make_client, tmp_path):
+    here = make_client()
+    path = write_requests(
         tmp_path / "r.jsonl", 4, prompt=lambda number: "simulate:status=400" if number == 2 else f"Q {number}"
     )
     batch, other = finished(here, path), finished(here, path)
@@ -110,16 +110,16 @@ def test_retry_with_invalid_request_ids_is_rejected_and_changes_nothing(world, t
     assert here.client.batches.retrieve(batch.id) == batch
 
 
-def test_retry_of_batch_without_failures_is_rejected(world, tmp_path):
-    here = world()
-    batch = finished(here, requests_file(tmp_path / "r.jsonl", 3))
+def test_retry_of_batch_without_failures_is_rejected(make_client, tmp_path):
+    here = make_client()
+    batch = finished(here, write_requests(tmp_path / "r.jsonl", 3))
 
     with pytest.raises(Conflict, match="nothing to retry"):
         here.client.batches.retry(batch.id)
 
 
-def test_retry_of_invalid_batch_is_rejected(world, tmp_path):
-    here = world()
+def test_retry_of_invalid_batch_is_rejected(make_client, tmp_path):
+    here = make_client()
     path = tmp_path / "bad.jsonl"
     path.write_text("{}\n")
     batch = finished(here, path)
@@ -129,27 +129,27 @@ def test_retry_of_invalid_batch_is_rejected(world, tmp_path):
         here.client.batches.retry(batch.id)
 
 
-def test_retry_of_unfinished_batch_is_rejected(world, tmp_path):
-    here = world()
-    file = here.client.files.create(file=requests_file(tmp_path / "r.jsonl", 3))
+def test_retry_of_unfinished_batch_is_rejected(make_client, tmp_path):
+    here = make_client()
+    file = here.client.files.create(file=write_requests(tmp_path / "r.jsonl", 3))
     batch = here.client.batches.create(input_file_id=file.id, via=None)
 
     with pytest.raises(Conflict, match="is validating"):
         here.client.batches.retry(batch.id)
 
 
-def test_retry_without_input_file_is_rejected(world, tmp_path):
-    here = world()
-    batch = finished(here, requests_file(tmp_path / "r.jsonl", 3, prompt=lambda _: "simulate:status=400"))
+def test_retry_without_input_file_is_rejected(make_client, tmp_path):
+    here = make_client()
+    batch = finished(here, write_requests(tmp_path / "r.jsonl", 3, prompt=lambda _: "simulate:status=400"))
     here.client.files.delete(batch.input_file_id)
 
     with pytest.raises(NotFound, match=batch.input_file_id):
         here.client.batches.retry(batch.id)
 
 
-def test_retry_during_pending_retry_is_rejected(world, tmp_path):
-    here = world()
-    batch = finished(here, requests_file(tmp_path / "r.jsonl", 3, prompt=lambda _: "simulate:status=400"))
+def test_retry_during_pending_retry_is_rejected(make_client, tmp_path):
+    here = make_client()
+    batch = finished(here, write_requests(tmp_path / "r.jsonl", 3, prompt=lambda _: "simulate:status=400"))
     assert batch.status == "failed"
 
     here.client.batches.retry(batch.id, via=None)
@@ -161,9 +161,9 @@ def test_retry_during_pending_retry_is_rejected(world, tmp_path):
     assert_each_once_in_order(here.client, ended, 3)
 
 
-def test_cancelled_batch_keeps_answered_requests(world, tmp_path):
-    here = world(simulator={"latency_s": 0.2}, upstream={"max_in_flight": 4}, grace_s=0.0)
-    file = here.client.files.create(file=requests_file(tmp_path / "r.jsonl", 200))
+def test_cancelled_batch_keeps_answered_requests(make_client, tmp_path):
+    here = make_client(simulator={"latency_s": 0.2}, upstream={"max_in_flight": 4}, grace_s=0.0)
+    file = here.client.files.create(file=write_requests(tmp_path / "r.jsonl", 200))
     batch = here.client.batches.create(input_file_id=file.id)
     until(lambda: here.simulator.counters()["received"])
     here.client.batches.cancel(batch.id)
@@ -178,21 +178,21 @@ def test_cancelled_batch_keeps_answered_requests(world, tmp_path):
     here.client.close()
 
 
-def test_retry_of_scattered_failures_keeps_every_line(world, tmp_path):
-    here = world(chunk_requests=50)
-    path = requests_file(
+def test_retry_of_scattered_failures_keeps_every_line(make_client, tmp_path):
+    here = make_client(chunk_requests=50)
+    path = write_requests(
         tmp_path / "r.jsonl",
         1_000,
         prompt=lambda number: "simulate:status=400" if number % 97 == 0 else f"Q {number}",
         blank_every=5,
     )
     batch = finished(here, path)
-    errors = lines_of(here.client, batch.error_file_id)
-    output = lines_of(here.client, batch.output_file_id)
+    errors = read_lines(here.client, batch.error_file_id)
+    output = read_lines(here.client, batch.output_file_id)
 
     here.client.batches.retry(batch.id)
     batch = here.client.batches.wait(batch.id, timeout_s=60)
 
-    assert lines_of(here.client, batch.output_file_id) == output
-    assert numbers_of(lines_of(here.client, batch.error_file_id)) == numbers_of(errors)
+    assert read_lines(here.client, batch.output_file_id) == output
+    assert request_numbers(read_lines(here.client, batch.error_file_id)) == request_numbers(errors)
     assert here.simulator.counters()["received"] == 1_000 + len(errors)

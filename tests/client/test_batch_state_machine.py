@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.batch_model import PENDING, Known, check
-from helpers.batch_state_machine import WHICH, Lives, chosen, ending_of
-from helpers.controlled_upstream import Waiter
-from helpers.kill_points import begun, later, let_die
+from helpers.batch_model import PENDING, BatchModel, check
+from helpers.batch_state_machine import WHICH, BatchStateMachine, final_status, pick
+from helpers.controlled_upstream import ControlledUpstream
+from helpers.kill_points import expire_lease, make_deletions_due, start_run_process
 from helpers.polling import until
 from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
@@ -38,18 +38,18 @@ WRITES = st.integers(0, 45)
 """That somebody does before dying: a run of three chunks makes some forty."""
 
 
-class LivesAndDeaths(Lives):
+class FailingBatchStateMachine(BatchStateMachine):
     """The same with deaths in between, a housekeeper, readers, and what holds at any time."""
 
     # Deaths
 
     @rule(which=WHICH, writes=WRITES)
     def die_running(self, which: int, writes: int) -> None:
-        if (known := chosen(self.live, which)) is None:
-            self.something_else()
+        if (known := pick(self.live, which)) is None:
+            self.use_fallback()
             return
-        client = self.doomed(writes)
-        self.waiter.forget()
+        client = self.failing_client_after(writes)
+        self.controlled.reset()
         try:
             client.batches.run(known.id)
         except BatchlineError as error:
@@ -61,50 +61,50 @@ class LivesAndDeaths(Lives):
     @rule(which=WHICH, most=st.integers(0, 5))
     def be_killed_with_answers_saved(self, which: int, most: int) -> None:
         """A real `kill -9`, as soon as all that was answered is on storage: nothing of it is sent again."""
-        if (known := chosen(self.sending, which)) is None:
-            self.something_else()
+        if (known := pick(self.sending, which)) is None:
+            self.use_fallback()
             return
         before = len(known.outcomes) - len(known.open) if known.outcomes else 0
         all_open = len(known.open or known.upload.lines)
         most = min(most, all_open - 1)
-        self.waiter.forget()
-        self.waiter.answer_only(most)
-        process = begun(self.settings, known.id)
-        until(lambda: len(self.waiter.told) > most and self.settled(known) == before + most)
+        self.controlled.reset()
+        self.controlled.answer_first(most)
+        process = start_run_process(self.settings, known.id)
+        until(lambda: len(self.controlled.prompts) > most and self.settled(known) == before + most)
         process.kill()
         process.join()
-        self.waiter.go_on()
+        self.controlled.answer_all()
         self.has_died(known)
         assert len(known.open) == all_open - most
 
-    def settled(self, known: Known) -> int:
+    def settled(self, known: BatchModel) -> int:
         items = self.client.batches.results(known.id)
         return sum(item.status not in {"pending", "in_progress"} for item in items)
 
     @rule(which=WHICH, after_s=st.floats(0.0, 0.15))
     def be_killed(self, which: int, after_s: float) -> None:
         """A real `kill -9` at any moment."""
-        if (known := chosen(self.live, which)) is None:
-            self.something_else()
+        if (known := pick(self.live, which)) is None:
+            self.use_fallback()
             return
         self.is_untidy = True
-        self.waiter.forget()
-        process = begun(self.settings, known.id)
+        self.controlled.reset()
+        process = start_run_process(self.settings, known.id)
         until(lambda: self.engine.records.get_batch(known.id).epoch or not process.is_alive())
         time.sleep(after_s)
         process.kill()
         process.join()
         self.has_died(known)
 
-    def has_died(self, known: Known, *, is_alone: bool = True) -> None:
+    def has_died(self, known: BatchModel, *, is_alone: bool = True) -> None:
         """Note what a runner has left, which is a part of what it was to do.
 
         It `is_alone` where nothing else was sent of the same file.
         """
-        let_die(self.engine, known.id)
+        expire_lease(self.engine, known.id)
         record = self.engine.records.get_batch(known.id)
         known.has_dead_runner = record.lease_owner is not None
-        sent = known.numbers_told(self.waiter.told)
+        sent = known.received_numbers(self.controlled.prompts)
         if record.in_progress_at is not None and not known.outcomes:
             self.has_been_validated(known)
         was_cancelling = known.status == BatchStatus.CANCELLING
@@ -120,7 +120,7 @@ class LivesAndDeaths(Lives):
                 known.late_now |= set() if was_cancelling else {number}
         if record.status in TERMINAL_STATUSES:
             assert known.open == []
-            known.status = ending_of(known)
+            known.status = final_status(known)
         else:
             assert record.status in {known.status, "in_progress", "finalizing"}
             assert record.status == known.status or not was_cancelling
@@ -129,11 +129,11 @@ class LivesAndDeaths(Lives):
 
     @rule(which=WHICH, writes=st.integers(0, 8))
     def die_retrying(self, which: int, writes: int) -> None:
-        if (known := chosen(self.retriable, which)) is None:
-            self.something_else()
+        if (known := pick(self.retriable, which)) is None:
+            self.use_fallback()
             return
         try:
-            self.doomed(writes).batches.retry(known.id, via=None)
+            self.failing_client_after(writes).batches.retry(known.id, via=None)
         except BatchlineError as error:
             note(f"died: {error}")
         if self.engine.records.get_batch(known.id).generation > known.generation:
@@ -141,11 +141,11 @@ class LivesAndDeaths(Lives):
 
     @rule(which=WHICH, writes=st.integers(0, 20))
     def die_deleting(self, which: int, writes: int) -> None:
-        if (known := chosen(self.batches, which)) is None:
-            self.something_else()
+        if (known := pick(self.batches, which)) is None:
+            self.use_fallback()
             return
         try:
-            self.doomed(writes).batches.delete(known.id)
+            self.failing_client_after(writes).batches.delete(known.id)
         except BatchlineError as error:
             note(f"died: {error}")
         if not self.exists(self.engine.records.get_batch, known.id):
@@ -153,14 +153,14 @@ class LivesAndDeaths(Lives):
 
     @rule(which=WHICH, writes=st.integers(0, 4))
     def die_cancelling(self, which: int, writes: int) -> None:
-        if (known := chosen(self.cancellable, which)) is None:
-            self.something_else()
+        if (known := pick(self.cancellable, which)) is None:
+            self.use_fallback()
             return
         try:
-            self.doomed(writes).batches.cancel(known.id)
+            self.failing_client_after(writes).batches.cancel(known.id)
         except BatchlineError as error:
             note(f"died: {error}")
-        let_die(self.engine, known.id)
+        expire_lease(self.engine, known.id)
         record = self.engine.records.get_batch(known.id)
         assert record.status in {known.status, "cancelling", "cancelled"}
         known.status, known.has_dead_runner = record.status, record.lease_owner is not None
@@ -170,13 +170,13 @@ class LivesAndDeaths(Lives):
     @rule(is_later=st.booleans())
     def keep_house(self, is_later: bool) -> None:
         if is_later:
-            later(self.engine)
+            make_deletions_due(self.engine)
             self.is_untidy = True
         wanted = self.expected_chores()
         found = list(run_housekeeping(self.client))
-        assert {(chore.kind, chore.subject) for chore in self.told(found)} == wanted
+        assert {(chore.kind, chore.subject) for chore in self.prompts(found)} == wanted
         assert not any(chore.done for chore in found)
-        self.waiter.forget()
+        self.controlled.reset()
         done = list(run_housekeeping(self.client, apply=True))
         assert [chore for chore in done if not chore.done] == []
         self.has_been_kept(wanted)
@@ -186,7 +186,7 @@ class LivesAndDeaths(Lives):
         late = {
             each.id for each in self.batches if not each.is_over and ("resume", each.id) in self.expected_chores()
         }
-        self.waiter.forget()
+        self.controlled.reset()
         list(self.keep_house_until(writes))
         for known in self.batches:
             if known.id in late:
@@ -195,7 +195,7 @@ class LivesAndDeaths(Lives):
             upload.is_there = self.exists(self.client.files.retrieve, upload.id)
 
     def keep_house_until(self, writes: int) -> Iterator[MaintenanceItem]:
-        client = self.doomed(writes)
+        client = self.failing_client_after(writes)
         try:
             yield from run_housekeeping(client, apply=True)
         except BatchlineError as error:
@@ -229,8 +229,8 @@ class LivesAndDeaths(Lives):
         for known in self.batches:
             if ("resume", known.id) in wanted:
                 sent += [f"{known.upload.name} {number}" for number in self.has_ended(known)]
-        assert sorted(self.waiter.told) == sorted(sent)
-        left = self.told(list(run_housekeeping(self.client)))
+        assert sorted(self.controlled.prompts) == sorted(sent)
+        left = self.prompts(list(run_housekeeping(self.client)))
         assert {(chore.kind, chore.subject) for chore in left} == self.expected_chores()
 
     # Reading
@@ -245,8 +245,8 @@ class LivesAndDeaths(Lives):
     def read_results(
         self, which: int, skip: int, limit: int | None, search: str | None, status: str | None
     ) -> None:
-        if (known := chosen(self.batches, which)) is None:
-            self.something_else()
+        if (known := pick(self.batches, which)) is None:
+            self.use_fallback()
             return
         wanted = [
             f"request-{number}"
@@ -265,7 +265,7 @@ class LivesAndDeaths(Lives):
         ended = [each.id for each in reversed(self.batches) if each.status == "completed"]
         assert [each.id for each in self.client.batches.list(limit=limit, status="completed")] == ended
         if self.batches:
-            if (known := chosen(self.batches, which)) is None:
+            if (known := pick(self.batches, which)) is None:
                 return
             assert [each.id for each in self.client.batches.list(search=known.id[9:].upper())] == [known.id]
             same = [each.id for each in reversed(self.batches) if each.upload is known.upload]
@@ -297,12 +297,12 @@ class LivesAndDeaths(Lives):
 
 
 def test_batch_operations_in_any_order_keep_contract_invariants(
-    waiter: Waiter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    controlled: ControlledUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(segment_writer, "STORAGE_PATIENCE_S", 0.0)
     monkeypatch.setattr(segment_writer, "STORAGE_PAUSE_S", 0.01)
     upgrade_database(load_settings(database_url=f"sqlite:///{tmp_path / 'empty.db'}"))
-    machine = type("Machine", (LivesAndDeaths,), {"waiter": waiter, "home": tmp_path})
+    machine = type("Machine", (FailingBatchStateMachine,), {"waiter": controlled, "home": tmp_path})
 
     run_state_machine_as_test(
         machine,

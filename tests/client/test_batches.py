@@ -4,7 +4,7 @@ import threading
 
 import pytest
 from helpers.polling import until
-from helpers.request_files import requests_file
+from helpers.request_files import write_requests
 
 from batchline import Batchline
 from batchline.client.runner import MAX_CONCURRENT_BATCHES
@@ -13,11 +13,11 @@ from batchline.models.errors import Conflict, InvalidInput, NotFound
 
 
 def stored(here, tmp_path, count=20, **options):
-    return here.client.files.create(file=requests_file(tmp_path / "r.jsonl", count, **options))
+    return here.client.files.create(file=write_requests(tmp_path / "r.jsonl", count, **options))
 
 
-def test_batch_is_created_run_and_completed(world, tmp_path):
-    here = world()
+def test_batch_is_created_run_and_completed(make_client, tmp_path):
+    here = make_client()
     file = stored(here, tmp_path, blank_every=4)
     batch = here.client.batches.create(input_file_id=file.id, completion_window="2h", metadata={"team": "search"})
     assert (batch.status, batch.input_file_id, batch.metadata) == ("validating", file.id, {"team": "search"})
@@ -34,8 +34,8 @@ def test_batch_is_created_run_and_completed(world, tmp_path):
     assert here.client.batches.report(batch.id).attempts == 20
 
 
-def test_unstarted_batch_waits_until_resumed(world, tmp_path):
-    here = world()
+def test_unstarted_batch_waits_until_resumed(make_client, tmp_path):
+    here = make_client()
     batch = here.client.batches.create(input_file_id=stored(here, tmp_path).id, via=None)
 
     with pytest.raises(TimeoutError, match=batch.id):
@@ -46,9 +46,9 @@ def test_unstarted_batch_waits_until_resumed(world, tmp_path):
     assert here.client.batches.wait(batch.id, timeout_s=60).status == "completed"
 
 
-def test_batch_with_invalid_lines_fails_and_reports_each_line(world, tmp_path):
-    here = world()
-    path = requests_file(tmp_path / "r.jsonl", 4)
+def test_batch_with_invalid_lines_fails_and_reports_each_line(make_client, tmp_path):
+    here = make_client()
+    path = write_requests(tmp_path / "r.jsonl", 4)
     path.write_text(path.read_text() + "\nnot json\n{}\n")
     batch = here.client.batches.create(input_file_id=here.client.files.create(file=path).id)
 
@@ -74,8 +74,8 @@ REFUSED = {
 }
 
 
-def test_batch_creation_with_invalid_options_is_rejected(world, tmp_path):
-    here = world()
+def test_batch_creation_with_invalid_options_is_rejected(make_client, tmp_path):
+    here = make_client()
     file = stored(here, tmp_path, 2)
     for options, error, told in REFUSED.values():
         with pytest.raises(error, match=told):
@@ -84,8 +84,8 @@ def test_batch_creation_with_invalid_options_is_rejected(world, tmp_path):
         assert list(here.client.batches.list()) == [], told
 
 
-def test_batch_creation_from_output_file_is_rejected(world, tmp_path):
-    here = world()
+def test_batch_creation_from_output_file_is_rejected(make_client, tmp_path):
+    here = make_client()
     batch = here.client.batches.create(input_file_id=stored(here, tmp_path).id, via=None)
     output = here.client.batches.run(batch.id).output_file_id
 
@@ -93,8 +93,8 @@ def test_batch_creation_from_output_file_is_rejected(world, tmp_path):
         here.client.batches.create(input_file_id=output)
 
 
-def test_batches_list_pages_and_filters_newest_first(world, tmp_path):
-    here = world()
+def test_batches_list_pages_and_filters_newest_first(make_client, tmp_path):
+    here = make_client()
     file = stored(here, tmp_path, 2)
     made = [
         here.client.batches.create(input_file_id=file.id, metadata={"no": f"Number-{number}"}, via=None)
@@ -122,8 +122,8 @@ def test_batches_list_pages_and_filters_newest_first(world, tmp_path):
     assert here.client.batches.list(include="analytics", status="completed").data[0].analytics.total_requests == 2
 
 
-def test_batches_list_with_invalid_query_is_rejected(world):
-    batches = world().client.batches
+def test_batches_list_with_invalid_query_is_rejected(make_client):
+    batches = make_client().client.batches
     for query in ({"limit": 0}, {"limit": 101}, {"status": "done"}, {"colour": "red"}):
         with pytest.raises(InvalidInput):
             batches.list(**query)
@@ -131,8 +131,8 @@ def test_batches_list_with_invalid_query_is_rejected(world):
         batches.list(after="batch-of-nobody")
 
 
-def test_resume_of_running_or_finished_batch_is_rejected(world, tmp_path):
-    here = world(simulator={"latency_s": 0.05}, upstream={"max_in_flight": 2})
+def test_resume_of_running_or_finished_batch_is_rejected(make_client, tmp_path):
+    here = make_client(simulator={"latency_s": 0.05}, upstream={"max_in_flight": 2})
     batch = here.client.batches.create(input_file_id=stored(here, tmp_path, 40).id)
     until(lambda: active_lease(batch.id))
 
@@ -143,8 +143,8 @@ def test_resume_of_running_or_finished_batch_is_rejected(world, tmp_path):
         here.client.batches.resume(batch.id)
 
 
-def test_client_close_stops_batch_and_another_client_continues(world, tmp_path):
-    here = world(simulator={"latency_s": 0.05}, upstream={"max_in_flight": 4})
+def test_client_close_stops_batch_and_another_client_continues(make_client, tmp_path):
+    here = make_client(simulator={"latency_s": 0.05}, upstream={"max_in_flight": 4})
     services = here.client.services
     with Batchline(services=services) as client:
         batch = client.batches.create(input_file_id=stored(here, tmp_path, 300).id)
@@ -158,8 +158,8 @@ def test_client_close_stops_batch_and_another_client_continues(world, tmp_path):
     assert 20 <= sent < here.simulator.counters()["received"] == 300
 
 
-def test_unknown_batch_raises_not_found(world):
-    batches = world().client.batches
+def test_unknown_batch_raises_not_found(make_client):
+    batches = make_client().client.batches
     for ask in (
         batches.retrieve,
         batches.run,
@@ -174,9 +174,9 @@ def test_unknown_batch_raises_not_found(world):
 
 
 @pytest.mark.parametrize("place", ["sqlite_and_disk"], indirect=True)
-def test_queued_batches_start_no_additional_threads(world, tmp_path):
-    here = world(simulator={"latency_s": 0.05})
-    file = here.client.files.create(file=requests_file(tmp_path / "r.jsonl", 1))
+def test_queued_batches_start_no_additional_threads(make_client, tmp_path):
+    here = make_client(simulator={"latency_s": 0.05})
+    file = here.client.files.create(file=write_requests(tmp_path / "r.jsonl", 1))
 
     ids = [here.client.batches.create(input_file_id=file.id).id for _ in range(MAX_CONCURRENT_BATCHES * 2)]
 

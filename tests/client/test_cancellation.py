@@ -8,7 +8,7 @@ import time
 import pytest
 from helpers.polling import until
 from helpers.record_edits import change_batch
-from helpers.request_files import lines_of, numbers_of, requests_file
+from helpers.request_files import read_lines, request_numbers, write_requests
 
 from batchline.engine.lease import active_lease
 from batchline.models.errors import Conflict, NotFound, StorageFault
@@ -25,22 +25,22 @@ def received(here) -> int:
 
 
 def made(here, tmp_path, count=TOTAL, **create):
-    file = here.client.files.create(file=requests_file(tmp_path / "r.jsonl", count))
+    file = here.client.files.create(file=write_requests(tmp_path / "r.jsonl", count))
     return here.client.batches.create(input_file_id=file.id, **create)
 
 
 def assert_unsent_is_cancelled(client, batch, sent, total=TOTAL):
-    output, errors = lines_of(client, batch.output_file_id), lines_of(client, batch.error_file_id)
+    output, errors = read_lines(client, batch.output_file_id), read_lines(client, batch.error_file_id)
     assert batch.status == "cancelled"
-    assert sorted(numbers_of(output) + numbers_of(errors)) == list(range(total))
+    assert sorted(request_numbers(output) + request_numbers(errors)) == list(range(total))
     assert len(output) == batch.request_counts.completed == sent
     assert (len(errors), batch.request_counts.failed) == (total - sent, 0)
     assert {line["error"]["code"] for line in errors} == {"batch_cancelled"}
     assert batch.cancelling_at <= batch.cancelled_at
 
 
-def test_cancel_before_run_ends_batch_without_files(world, tmp_path):
-    here = world()
+def test_cancel_before_run_ends_batch_without_files(make_client, tmp_path):
+    here = make_client()
     batch = made(here, tmp_path, via=None)
 
     cancelled = here.client.batches.cancel(batch.id)
@@ -52,8 +52,8 @@ def test_cancel_before_run_ends_batch_without_files(world, tmp_path):
     assert received(here) == 0
 
 
-def test_cancel_of_running_batch_keeps_sent_requests_and_cancels_rest(world, tmp_path):
-    here = world(simulator=SLOW, upstream=FEW)
+def test_cancel_of_running_batch_keeps_sent_requests_and_cancels_rest(make_client, tmp_path):
+    here = make_client(simulator=SLOW, upstream=FEW)
     batch = made(here, tmp_path)
     until(lambda: received(here) > 20)
 
@@ -74,15 +74,15 @@ with Batchline(Settings.model_validate_json(sys.stdin.read())) as client:
 
 
 @pytest.mark.system
-def test_cancel_from_another_process_stops_sending(world, tmp_path):
-    here = world(simulator={"latency_s": 0.02}, upstream={"max_in_flight": 2}, lease_s=4.0)
+def test_cancel_from_another_process_stops_sending(make_client, tmp_path):
+    here = make_client(simulator={"latency_s": 0.02}, upstream={"max_in_flight": 2}, lease_s=4.0)
     batch = made(here, tmp_path, 3_000)
     until(lambda: received(here) > 5)
 
     told = cancelled_elsewhere(here.client.services.settings, batch.id)
 
     assert told == "cancelling"
-    until(lambda: (hold := active_lease(batch.id)) is None or hold.session.stop_reason is not None, patience_s=10)
+    until(lambda: (hold := active_lease(batch.id)) is None or hold.session.stop_reason is not None, timeout_s=10)
     sent = received(here)
     ended = here.client.batches.wait(batch.id, timeout_s=30)
     assert received(here) - sent <= 2  # what was on its way when the run was stopped
@@ -103,8 +103,8 @@ def cancelled_elsewhere(settings, batch_id: str) -> str:
     return done.stdout.strip()
 
 
-def test_run_of_cancelling_batch_writes_files_and_sends_nothing(world, tmp_path):
-    here = world(simulator=SLOW, upstream=FEW)
+def test_run_of_cancelling_batch_writes_files_and_sends_nothing(make_client, tmp_path):
+    here = make_client(simulator=SLOW, upstream=FEW)
     batch = made(here, tmp_path)
     until(lambda: received(here) > 20)
     active_lease(batch.id).interrupt("enough for today")
@@ -118,8 +118,8 @@ def test_run_of_cancelling_batch_writes_files_and_sends_nothing(world, tmp_path)
     assert_unsent_is_cancelled(here.client, ended, sent)
 
 
-def test_cancel_repeated_changes_nothing(world, tmp_path):
-    here = world(simulator=SLOW, upstream=FEW)
+def test_cancel_repeated_changes_nothing(make_client, tmp_path):
+    here = make_client(simulator=SLOW, upstream=FEW)
     batch = made(here, tmp_path)
     until(lambda: received(here) > 20)
 
@@ -132,9 +132,9 @@ def test_cancel_repeated_changes_nothing(world, tmp_path):
 
 
 @pytest.mark.parametrize("prompt", ["Well?", "simulate:status=400"], ids=["completed", "failed"])
-def test_cancel_of_finished_batch_is_rejected(prompt, world, tmp_path):
-    here = world()
-    file = here.client.files.create(file=requests_file(tmp_path / "r.jsonl", 3, prompt=lambda _: prompt))
+def test_cancel_of_finished_batch_is_rejected(prompt, make_client, tmp_path):
+    here = make_client()
+    file = here.client.files.create(file=write_requests(tmp_path / "r.jsonl", 3, prompt=lambda _: prompt))
     batch = here.client.batches.create(input_file_id=file.id)
     ended = here.client.batches.wait(batch.id, timeout_s=30)
 
@@ -144,8 +144,8 @@ def test_cancel_of_finished_batch_is_rejected(prompt, world, tmp_path):
     assert here.client.batches.retrieve(batch.id) == ended
 
 
-def test_cancel_of_expired_batch_is_rejected(world, tmp_path):
-    here = world()
+def test_cancel_of_expired_batch_is_rejected(make_client, tmp_path):
+    here = make_client()
     batch = made(here, tmp_path, 3, via=None)
     change_batch(here.client.services.records, batch.id, expires_at=int(time.time()) - 1)
     assert here.client.batches.run(batch.id).status == "expired"
@@ -154,8 +154,8 @@ def test_cancel_of_expired_batch_is_rejected(world, tmp_path):
         here.client.batches.cancel(batch.id)
 
 
-def test_cancel_of_finalizing_batch_is_rejected(world, tmp_path, monkeypatch):
-    here = world()
+def test_cancel_of_finalizing_batch_is_rejected(make_client, tmp_path, monkeypatch):
+    here = make_client()
     batch = made(here, tmp_path, 3, via=None)
     store = here.client.services.store
     put = store.put
@@ -175,8 +175,8 @@ def test_cancel_of_finalizing_batch_is_rejected(world, tmp_path, monkeypatch):
     assert here.client.batches.run(batch.id).status == BatchStatus.COMPLETED
 
 
-def test_cancel_at_end_of_validation_leaves_no_results(world, tmp_path, monkeypatch):
-    here = world()
+def test_cancel_at_end_of_validation_leaves_no_results(make_client, tmp_path, monkeypatch):
+    here = make_client()
     batch = made(here, tmp_path, 3, via=None)
     store = here.client.services.store
     put = store.put
@@ -194,13 +194,13 @@ def test_cancel_at_end_of_validation_leaves_no_results(world, tmp_path, monkeypa
     assert received(here) == 0
 
 
-def test_cancel_of_unknown_batch_raises_not_found(world):
+def test_cancel_of_unknown_batch_raises_not_found(make_client):
     with pytest.raises(NotFound, match="batch-of-nobody"):
-        world().client.batches.cancel("batch-of-nobody")
+        make_client().client.batches.cancel("batch-of-nobody")
 
 
-def test_retry_of_cancelled_batch_sends_only_unanswered_requests(world, tmp_path):
-    here = world(simulator=SLOW, upstream=FEW, lease_s=2.0)
+def test_retry_of_cancelled_batch_sends_only_unanswered_requests(make_client, tmp_path):
+    here = make_client(simulator=SLOW, upstream=FEW, lease_s=2.0)
     batch = made(here, tmp_path)
     until(lambda: received(here) > 10)
     here.client.batches.cancel(batch.id)

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 from helpers.concurrency import in_processes, in_threads
-from helpers.kill_points import begun
+from helpers.kill_points import start_run_process
 from helpers.polling import until
-from helpers.request_files import lines_of, numbers_of, requests_file
+from helpers.request_files import read_lines, request_numbers, write_requests
 
 from batchline import Batchline
 from batchline.engine.services import Services
@@ -22,7 +22,7 @@ ROUNDS = 4
 
 
 def made(here, tmp_path, count=30, prompt="Question {}?".format):
-    file = here.client.files.create(file=requests_file(tmp_path / "r.jsonl", count, prompt=prompt))
+    file = here.client.files.create(file=write_requests(tmp_path / "r.jsonl", count, prompt=prompt))
     return here.client.batches.create(input_file_id=file.id, via=None)
 
 
@@ -35,8 +35,10 @@ def assert_sound(here, batch_id: str, count: int) -> None:
     """It is over, each request is in one of its files, and the counts add up."""
     batch = here.client.batches.retrieve(batch_id)
     assert batch.status in TERMINAL_STATUSES
-    output, errors = lines_of(here.client, batch.output_file_id), lines_of(here.client, batch.error_file_id)
-    assert sorted(numbers_of(output) + numbers_of(errors)) == (list(range(count)) if output or errors else [])
+    output, errors = read_lines(here.client, batch.output_file_id), read_lines(here.client, batch.error_file_id)
+    assert sorted(request_numbers(output) + request_numbers(errors)) == (
+        list(range(count)) if output or errors else []
+    )
     failed = [line for line in errors if line["error"]["code"] not in UNANSWERED_CODES]
     assert (batch.request_counts.completed, batch.request_counts.failed) == (len(output), len(failed))
 
@@ -67,8 +69,8 @@ apart_or_not = pytest.mark.parametrize(
 
 
 @apart_or_not
-def test_concurrent_retries_one_succeeds(apart, world, tmp_path):
-    here = world()
+def test_concurrent_retries_one_succeeds(apart, make_client, tmp_path):
+    here = make_client()
     for _ in range(1 if apart else ROUNDS):
         batch = failed(here, tmp_path)
         done = at_once(here, "retry", batch.id, apart=apart)
@@ -80,8 +82,8 @@ def test_concurrent_retries_one_succeeds(apart, world, tmp_path):
 
 
 @apart_or_not
-def test_concurrent_runs_send_each_request_once(apart, world, tmp_path):
-    here = world(simulator={"latency_s": 0.05}, upstream={"max_in_flight": 4})
+def test_concurrent_runs_send_each_request_once(apart, make_client, tmp_path):
+    here = make_client(simulator={"latency_s": 0.05}, upstream={"max_in_flight": 4})
     batch = made(here, tmp_path)
 
     done = at_once(here, "run", batch.id, apart=apart)
@@ -93,8 +95,8 @@ def test_concurrent_runs_send_each_request_once(apart, world, tmp_path):
 
 
 @apart_or_not
-def test_concurrent_cancels_of_running_batch_both_succeed(apart, world, tmp_path):
-    here = world(simulator={"latency_s": 0.1}, upstream={"max_in_flight": 2}, lease_s=4.0)
+def test_concurrent_cancels_of_running_batch_both_succeed(apart, make_client, tmp_path):
+    here = make_client(simulator={"latency_s": 0.1}, upstream={"max_in_flight": 2}, lease_s=4.0)
     batch = made(here, tmp_path, 300)
     here.client.batches.resume(batch.id)
     until(lambda: here.simulator.counters()["received"])
@@ -107,8 +109,8 @@ def test_concurrent_cancels_of_running_batch_both_succeed(apart, world, tmp_path
     assert_sound(here, batch.id, 300)
 
 
-def test_concurrent_cancels_before_run_both_succeed(world, tmp_path):
-    here = world()
+def test_concurrent_cancels_before_run_both_succeed(make_client, tmp_path):
+    here = make_client()
     for _ in range(ROUNDS):
         batch = made(here, tmp_path, 3)
         assert kinds(at_once(here, "cancel", batch.id, apart=False)) == ["BatchResponse"] * 2
@@ -120,8 +122,8 @@ def race(*acts: Callable[[], object]) -> list[object]:
     return in_threads(len(acts), lambda number: acts[number]())
 
 
-def test_cancel_at_batch_end_takes_effect_or_is_rejected(world, tmp_path):
-    here = world(upstream={"max_in_flight": 2})
+def test_cancel_at_batch_end_takes_effect_or_is_rejected(make_client, tmp_path):
+    here = make_client(upstream={"max_in_flight": 2})
     batches = here.client.batches
     seen = set()
     for number in range(12):
@@ -143,8 +145,8 @@ def test_cancel_at_batch_end_takes_effect_or_is_rejected(world, tmp_path):
     assert seen
 
 
-def test_deletion_during_run_leaves_nothing(world, tmp_path):
-    here = world(simulator={"latency_s": 0.02}, upstream={"max_in_flight": 2}, lease_s=2.0)
+def test_deletion_during_run_leaves_nothing(make_client, tmp_path):
+    here = make_client(simulator={"latency_s": 0.02}, upstream={"max_in_flight": 2}, lease_s=2.0)
     batches = here.client.batches
     for _ in range(ROUNDS):
         batch = made(here, tmp_path)
@@ -158,8 +160,8 @@ def test_deletion_during_run_leaves_nothing(world, tmp_path):
     assert {file.purpose for file in here.client.files.list()} == {"batch"}
 
 
-def test_retry_during_deletion_leaves_only_objects_due_for_deletion(world, tmp_path):
-    here = world()
+def test_retry_during_deletion_leaves_only_objects_due_for_deletion(make_client, tmp_path):
+    here = make_client()
     batches = here.client.batches
     for _ in range(ROUNDS):
         batch = failed(here, tmp_path)
@@ -176,10 +178,10 @@ def test_retry_during_deletion_leaves_only_objects_due_for_deletion(world, tmp_p
         assert [key for key in left if not key.startswith(tuple(some.prefix for some in list_of) or ("-",))] == []
 
 
-def test_input_deletion_during_batch_creation_rejects_one_of_them(world, tmp_path):
-    here = world()
+def test_input_deletion_during_batch_creation_rejects_one_of_them(make_client, tmp_path):
+    here = make_client()
     for _ in range(10):
-        file = here.client.files.create(file=requests_file(tmp_path / "r.jsonl", 3))
+        file = here.client.files.create(file=write_requests(tmp_path / "r.jsonl", 3))
         made_, deleted = race(
             lambda file_id=file.id: here.client.batches.create(input_file_id=file_id, via=None),
             lambda file_id=file.id: here.client.files.delete(file_id),
@@ -209,8 +211,8 @@ class Dawdling(Records):
         return super().heartbeat(lease, now=now, completed=completed, failed=failed)
 
 
-def test_late_heartbeat_does_not_change_final_counts(world, tmp_path):
-    here = world(simulator={"latency_s": 0.1}, upstream={"max_in_flight": 2})
+def test_late_heartbeat_does_not_change_final_counts(make_client, tmp_path):
+    here = make_client(simulator={"latency_s": 0.1}, upstream={"max_in_flight": 2})
     services = here.client.services
     records = Dawdling(services.records)
     batch = made(here, tmp_path)
@@ -223,8 +225,8 @@ def test_late_heartbeat_does_not_change_final_counts(world, tmp_path):
     assert here.client.batches.retrieve(batch.id).request_counts == ended.request_counts
 
 
-def test_retry_immediately_after_end_is_run(world, tmp_path, monkeypatch):
-    here = world()
+def test_retry_immediately_after_end_is_run(make_client, tmp_path, monkeypatch):
+    here = make_client()
     store, batches = here.client.services.store, here.client.batches
     delete, is_deleting = store.delete, threading.Event()
 
@@ -247,10 +249,12 @@ def test_retry_immediately_after_end_is_run(world, tmp_path, monkeypatch):
 
 
 @pytest.mark.system
-def test_batch_of_killed_process_is_taken_over_once(world, tmp_path):
-    here = world(simulator={"latency_s": 0.05}, upstream={"max_in_flight": 2}, lease_s=1.0, flush_interval_s=0.1)
+def test_batch_of_killed_process_is_taken_over_once(make_client, tmp_path):
+    here = make_client(
+        simulator={"latency_s": 0.05}, upstream={"max_in_flight": 2}, lease_s=1.0, flush_interval_s=0.1
+    )
     batch = made(here, tmp_path, 60)
-    process = begun(here.client.services.settings, batch.id)
+    process = start_run_process(here.client.services.settings, batch.id)
     until(lambda: here.simulator.counters()["received"] >= 10)
     process.kill()
     process.join()

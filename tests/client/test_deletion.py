@@ -2,7 +2,7 @@
 
 import pytest
 from helpers.polling import until
-from helpers.request_files import requests_file
+from helpers.request_files import write_requests
 
 from batchline.engine.lease import active_lease
 from batchline.models.errors import Conflict, NotFound
@@ -14,7 +14,7 @@ STATES = ["validating", "running", "left lying", "completed", "failed", "being r
 def batch_in(state, here, tmp_path):
     """A batch of thirty requests in that state."""
     order = "simulate:status=400" if state in {"failed", "being retried"} else "Well?"
-    file = here.client.files.create(file=requests_file(tmp_path / "r.jsonl", 30, prompt=f"{order} {{}}".format))
+    file = here.client.files.create(file=write_requests(tmp_path / "r.jsonl", 30, prompt=f"{order} {{}}".format))
     batches = here.client.batches
     batch = batches.create(input_file_id=file.id, via=None)
     if state == "cancelled":
@@ -33,8 +33,8 @@ def batch_in(state, here, tmp_path):
     return batches.record(batch.id)
 
 
-def test_deleted_batch_leaves_only_its_input(world, tmp_path):
-    here = world(simulator={"latency_s": 0.1}, upstream={"max_in_flight": 4})
+def test_deleted_batch_leaves_only_its_input(make_client, tmp_path):
+    here = make_client(simulator={"latency_s": 0.1}, upstream={"max_in_flight": 4})
     for state in STATES:
         batch = batch_in(state, here, tmp_path)
 
@@ -51,8 +51,8 @@ def test_deleted_batch_leaves_only_its_input(world, tmp_path):
         here.client.files.delete(batch.input_file_id)
 
 
-def test_deleted_batch_is_not_found_by_second_deletion(world, tmp_path):
-    here = world()
+def test_deleted_batch_is_not_found_by_second_deletion(make_client, tmp_path):
+    here = make_client()
     batch = batch_in("validating", here, tmp_path)
     here.client.batches.delete(batch.id)
 
@@ -61,8 +61,8 @@ def test_deleted_batch_is_not_found_by_second_deletion(world, tmp_path):
 
 
 @pytest.mark.parametrize("state", ["validating", "running", "being retried"])
-def test_file_of_unfinished_batch_cannot_be_deleted(state, world, tmp_path):
-    here = world(simulator={"latency_s": 0.1}, upstream={"max_in_flight": 4})
+def test_file_of_unfinished_batch_cannot_be_deleted(state, make_client, tmp_path):
+    here = make_client(simulator={"latency_s": 0.1}, upstream={"max_in_flight": 4})
     batch = batch_in(state, here, tmp_path)
 
     for file_id in filter(None, (batch.input_file_id, batch.output_file_id, batch.error_file_id)):
@@ -72,8 +72,8 @@ def test_file_of_unfinished_batch_cannot_be_deleted(state, world, tmp_path):
     here.client.batches.delete(batch.id)
 
 
-def test_input_is_deletable_once_no_other_batch_needs_it(world, tmp_path):
-    here = world()
+def test_input_is_deletable_once_no_other_batch_needs_it(make_client, tmp_path):
+    here = make_client()
     first = batch_in("completed", here, tmp_path)
     second = here.client.batches.create(input_file_id=first.input_file_id, via=None)
 
@@ -88,8 +88,8 @@ def test_input_is_deletable_once_no_other_batch_needs_it(world, tmp_path):
 
 
 @pytest.mark.parametrize("times", [0, 1], ids=["first results", "a retry's"])
-def test_deleted_result_file_is_removed_with_published_copy(times, world, tmp_path):
-    here = world()
+def test_deleted_result_file_is_removed_with_published_copy(times, make_client, tmp_path):
+    here = make_client()
     batch = batch_in("failed", here, tmp_path)
     for _ in range(times):
         here.client.batches.retry(batch.id, via=None)

@@ -6,9 +6,9 @@ from itertools import product
 
 import pytest
 import zstandard
-from helpers.kill_points import mortal
+from helpers.kill_points import failing_client
 from helpers.polling import until
-from helpers.request_files import requests_file
+from helpers.request_files import write_requests
 
 from batchline.models.errors import InvalidInput, NotFound, StorageFault
 
@@ -35,8 +35,8 @@ WAYS = {
 }
 
 
-def test_file_creation_accepts_every_kind_of_source(world, tmp_path):
-    client = world(source_roots=[str(tmp_path)]).client
+def test_file_creation_accepts_every_kind_of_source(make_client, tmp_path):
+    client = make_client(source_roots=[str(tmp_path)]).client
     for way, give in WAYS.items():
         given = give(tmp_path)
 
@@ -63,23 +63,23 @@ def test_content_range_equals_slice(world_of_one):
 
 
 @pytest.fixture
-def world_of_one(world):
-    client = world().client
+def world_of_one(make_client):
+    client = make_client().client
     return client, client.files.create(file=CONTENT)
 
 
-def test_content_range_of_running_batch_is_slice_of_final_content(waiting_batch, waiter):
-    waiter.manner = lambda number: 400 if number % 3 == 0 else 200
-    client, batch_id = waiting_batch(150, chunk_requests=10)
+def test_content_range_of_running_batch_is_slice_of_final_content(start_held_batch, controlled):
+    controlled.status_rule = lambda number: 400 if number % 3 == 0 else 200
+    client, batch_id = start_held_batch(150, chunk_requests=10)
     until(lambda: client.batches.record(batch_id).error_file_id)
     record, slices = client.batches.record(batch_id), []
     for answered in (10, 40, 80, 120):
-        waiter.answer_only(answered)
+        controlled.answer_first(answered)
         until(lambda answered=answered: settled(client, batch_id) == answered, every_s=0.05)
         for each in (record.output_file_id, record.error_file_id):
             for start, end in ((0, None), (100, 2_000), (1_500, None)):
                 slices.append((each, start, end, b"".join(client.files.content(each, start=start, end=end))))
-    waiter.go_on()
+    controlled.answer_all()
     client.batches.wait(batch_id, timeout_s=60)
 
     whole = {each: b"".join(client.files.content(each)) for each in (record.output_file_id, record.error_file_id)}
@@ -101,10 +101,10 @@ LOOKS = {
 
 
 @pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
-def test_file_read_while_batch_ends_is_complete(look, world, tmp_path, monkeypatch):
-    here = world(simulator={"latency_s": 0.2}, upstream={"max_in_flight": 4}, chunk_requests=2)
+def test_file_read_while_batch_ends_is_complete(look, make_client, tmp_path, monkeypatch):
+    here = make_client(simulator={"latency_s": 0.2}, upstream={"max_in_flight": 4}, chunk_requests=2)
     client, records = here.client, here.client.services.records
-    file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 12))
+    file = client.files.create(file=write_requests(tmp_path / "r.jsonl", 12))
     batch = client.batches.create(input_file_id=file.id)
     until(lambda: client.batches.record(batch.id).output_file_id)
     output, find = client.batches.record(batch.id).output_file_id, records.find_batch_of_file
@@ -118,10 +118,10 @@ def test_file_read_while_batch_ends_is_complete(look, world, tmp_path, monkeypat
     assert look(client.files, output) == 12
 
 
-def test_files_list_pages_and_filters_newest_first(world, tmp_path):
-    here = world()
+def test_files_list_pages_and_filters_newest_first(make_client, tmp_path):
+    here = make_client()
     files = [here.client.files.create(file=(f"No-{number}.jsonl", b"{}\n")) for number in range(5)]
-    file = here.client.files.create(file=requests_file(tmp_path / "asked.jsonl", 2))
+    file = here.client.files.create(file=write_requests(tmp_path / "asked.jsonl", 2))
     batch = here.client.batches.create(input_file_id=file.id, via=None)
     output = here.client.batches.run(batch.id).output_file_id
     ids = [output, file.id, *(each.id for each in reversed(files))]
@@ -148,8 +148,8 @@ REFUSED = {
 }
 
 
-def test_file_creation_with_invalid_input_is_rejected_and_stores_nothing(world):
-    client = world().client
+def test_file_creation_with_invalid_input_is_rejected_and_stores_nothing(make_client):
+    client = make_client().client
     for options, told in REFUSED.values():
         with pytest.raises(InvalidInput, match=told):
             client.files.create(**{"file": CONTENT, **options})
@@ -159,9 +159,9 @@ def test_file_creation_with_invalid_input_is_rejected_and_stores_nothing(world):
 
 
 @pytest.mark.parametrize("writes", [0, 1, 2])
-def test_interrupted_upload_is_not_listed(writes, world):
-    here = world()
-    client, _ = mortal(here.client.services, writes)
+def test_interrupted_upload_is_not_listed(writes, make_client):
+    here = make_client()
+    client, _ = failing_client(here.client.services, writes)
 
     with pytest.raises(StorageFault):
         client.files.create(file=CONTENT)
@@ -179,9 +179,9 @@ def test_deleted_file_is_not_found(world_of_one):
     assert client.services.store.list_objects("") == []
 
 
-def test_file_check_reports_same_errors_as_batch_validation(world, tmp_path):
-    client = world().client
-    good = client.files.create(file=requests_file(tmp_path / "good.jsonl", 3))
+def test_file_check_reports_same_errors_as_batch_validation(make_client, tmp_path):
+    client = make_client().client
+    good = client.files.create(file=write_requests(tmp_path / "good.jsonl", 3))
     bad = client.files.create(file=b"{\n[]\n")
 
     found = client.files.validate(good.id)

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers.commit_proxy import CommitLoser, losing_commits
-from helpers.request_files import lines_of, numbers_of, requests_file
+from helpers.commit_proxy import CommitProxy, commit_proxy
+from helpers.request_files import read_lines, request_numbers, write_requests
 
 from batchline import Batchline
 from batchline.client.api_keys import ApiKeys
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.system
 
 
 @pytest.fixture
-def loser(postgres_database: dict[str, object]) -> Iterator[CommitLoser]:
-    with losing_commits(str(postgres_database["database_url"])) as server:
+def proxy(postgres_database: dict[str, object]) -> Iterator[CommitProxy]:
+    with commit_proxy(str(postgres_database["database_url"])) as server:
         yield server
 
 
@@ -32,12 +32,12 @@ def simulator(start_simulator: Callable[..., Simulator]) -> Simulator:
 
 @pytest.fixture
 def client(
-    loser: CommitLoser, simulator: Simulator, make_services: Callable[..., Services], tmp_path: Path
+    proxy: CommitProxy, simulator: Simulator, make_services: Callable[..., Services], tmp_path: Path
 ) -> Iterator[Batchline]:
     services = make_services(
         simulator.base_url,
         upstream={"max_attempts": 1},
-        database_url=loser.url,
+        database_url=proxy.url,
         source_roots=(str(tmp_path),),
         source_still_s=0,
     )
@@ -50,22 +50,22 @@ def half_fails(number: int) -> str:
 
 
 def test_batch_and_retry_succeed_when_every_commit_reply_is_lost(
-    client: Batchline, loser: CommitLoser, simulator: Simulator, tmp_path: Path
+    client: Batchline, proxy: CommitProxy, simulator: Simulator, tmp_path: Path
 ) -> None:
-    loser.loses = lambda number: True
+    proxy.drops_reply = lambda number: True
 
-    file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 20, prompt=half_fails))
+    file = client.files.create(file=write_requests(tmp_path / "r.jsonl", 20, prompt=half_fails))
     batch = client.batches.create(input_file_id=file.id, via=None)
     client.batches.run(batch.id)
     client.batches.retry(batch.id, via=None)
     ended = client.batches.run(batch.id)
 
     assert (ended.status, ended.request_counts.completed, ended.request_counts.failed) == ("completed", 10, 10)
-    assert numbers_of(lines_of(client, ended.output_file_id)) == list(range(0, 20, 2))
-    assert numbers_of(lines_of(client, ended.error_file_id)) == list(range(1, 20, 2))
+    assert request_numbers(read_lines(client, ended.output_file_id)) == list(range(0, 20, 2))
+    assert request_numbers(read_lines(client, ended.error_file_id)) == list(range(1, 20, 2))
     assert simulator.counters()["received"] == 30
     assert len(list(client.batches.list())) == 1
-    assert loser.lost == loser.commits > 10
+    assert proxy.lost == proxy.commits > 10
 
     client.batches.delete(batch.id)
     client.files.delete(file.id)
@@ -74,11 +74,11 @@ def test_batch_and_retry_succeed_when_every_commit_reply_is_lost(
 
 
 def test_cancel_and_key_creation_apply_once_when_commit_reply_is_lost(
-    client: Batchline, loser: CommitLoser, tmp_path: Path
+    client: Batchline, proxy: CommitProxy, tmp_path: Path
 ) -> None:
-    file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 3))
+    file = client.files.create(file=write_requests(tmp_path / "r.jsonl", 3))
     batch = client.batches.create(input_file_id=file.id, via=None)
-    loser.loses = lambda number: True
+    proxy.drops_reply = lambda number: True
 
     assert client.batches.cancel(batch.id).status == "cancelled"
     keys = ApiKeys(client)
@@ -88,13 +88,13 @@ def test_cancel_and_key_creation_apply_once_when_commit_reply_is_lost(
 
 @pytest.mark.parametrize("after", ["keep", "delete"])
 def test_sync_picks_up_file_once_when_commit_reply_is_lost(
-    after: str, client: Batchline, loser: CommitLoser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    after: str, client: Batchline, proxy: CommitProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("batchline.sync.sync_pass.DELETE_AFTER_S", 0)
     (tmp_path / "inbox").mkdir()
-    path = requests_file(tmp_path / "inbox" / "r.jsonl", 3)
+    path = write_requests(tmp_path / "inbox" / "r.jsonl", 3)
     content = path.read_bytes()
-    loser.loses = lambda number: True
+    proxy.drops_reply = lambda number: True
 
     summary = client.sync(str(tmp_path / "inbox"), SyncOptions(after=after), start_batch=lambda batch_id: None)
 
@@ -105,16 +105,16 @@ def test_sync_picks_up_file_once_when_commit_reply_is_lost(
 
 
 def test_sync_with_unknown_commit_outcome_keeps_stored_file(
-    client: Batchline, loser: CommitLoser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: Batchline, proxy: CommitProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The database stays away: neither the copy nor the file is deleted, and the next round finds the batch."""
     (tmp_path / "inbox").mkdir()
-    path = requests_file(tmp_path / "inbox" / "r.jsonl", 3)
+    path = write_requests(tmp_path / "inbox" / "r.jsonl", 3)
     content = path.read_bytes()
     take = client.services.records.record_synced_file
 
     def lose_this(*arguments: object, **options: object) -> object:
-        loser.loses = lambda number: True
+        proxy.drops_reply = lambda number: True
         with monkeypatch.context() as away:
             away.setattr(transactions, "_was_committed", fault)
             return take(*arguments, **options)
@@ -127,7 +127,7 @@ def test_sync_with_unknown_commit_outcome_keeps_stored_file(
     with pytest.raises(StorageFault):
         client.sync(inbox, options, start_batch=lambda batch_id: None)
     monkeypatch.setattr(client.services.records, "record_synced_file", take)
-    loser.loses = lambda number: False
+    proxy.drops_reply = lambda number: False
 
     summary = client.sync(inbox, options, start_batch=lambda batch_id: None)
 
@@ -138,22 +138,22 @@ def test_sync_with_unknown_commit_outcome_keeps_stored_file(
 
 
 def test_transaction_broken_before_commit_is_repeated(
-    client: Batchline, loser: CommitLoser, tmp_path: Path
+    client: Batchline, proxy: CommitProxy, tmp_path: Path
 ) -> None:
     """A connection that breaks before the COMMIT: the transaction is rolled back, and repeated."""
-    loser.breaks = lambda number: number == 0
+    proxy.drops_commit = lambda number: number == 0
 
-    file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 3))
+    file = client.files.create(file=write_requests(tmp_path / "r.jsonl", 3))
 
     assert client.files.retrieve(file.id).id == file.id
     assert len(list(client.files.list())) == 1
 
 
 def test_retry_after_concurrent_retry_conflicts_when_commit_reply_is_lost(
-    client: Batchline, loser: CommitLoser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: Batchline, proxy: CommitProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loser.loses = lambda number: True
-    path = requests_file(tmp_path / "r.jsonl", 4, prompt=half_fails)
+    proxy.drops_reply = lambda number: True
+    path = write_requests(tmp_path / "r.jsonl", 4, prompt=half_fails)
     batch = client.batches.create(input_file_id=client.files.create(file=path).id, via=None)
     client.batches.run(batch.id)
     other = Batchline(services=client.services)

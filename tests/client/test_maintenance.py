@@ -6,10 +6,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from helpers.kill_points import later, let_die, mortal
+from helpers.kill_points import expire_lease, failing_client, make_deletions_due
 from helpers.polling import until
 from helpers.record_edits import change_batch, change_file
-from helpers.request_files import lines_of, requests_file
+from helpers.request_files import read_lines, write_requests
 
 from batchline.client.housekeeping import run_housekeeping
 from batchline.client.maintenance import MaintenanceThread
@@ -40,21 +40,21 @@ def kept(here) -> list[tuple[str, str]]:
 
 
 def made(here, tmp_path, count=30, prompt="Question {}?".format, **create):
-    file = here.client.files.create(file=requests_file(tmp_path / "r.jsonl", count, prompt=prompt))
+    file = here.client.files.create(file=write_requests(tmp_path / "r.jsonl", count, prompt=prompt))
     return here.client.batches.create(input_file_id=file.id, via=None, **create)
 
 
 def died(here, batch, writes: int) -> None:
     """The batch has been run by somebody who died at the write behind so many."""
-    client, life = mortal(here.client.services, writes)
+    client, life = failing_client(here.client.services, writes)
     with pytest.raises(BatchlineError):
         client.batches.run(batch.id)
     assert life.is_over
-    let_die(here.client.services, batch.id)
+    expire_lease(here.client.services, batch.id)
 
 
-def test_housekeeping_of_healthy_store_finds_nothing(world, tmp_path):
-    here = world(upstream={"max_attempts": 1})
+def test_housekeeping_of_healthy_store_finds_nothing(make_client, tmp_path):
+    here = make_client(upstream={"max_attempts": 1})
     waiting = made(here, tmp_path)
     ended = made(here, tmp_path, prompt=lambda number: f"{number} simulate:status=400" if number % 2 else "Well?")
     here.client.batches.run(ended.id)
@@ -68,8 +68,8 @@ def test_housekeeping_of_healthy_store_finds_nothing(world, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["sqlite_and_disk"], indirect=True)
-def test_maintenance_restarts_failing_batch_with_growing_delays(world, tmp_path, caplog):
-    here = world()
+def test_maintenance_restarts_failing_batch_with_growing_delays(make_client, tmp_path, caplog):
+    here = make_client()
     batch = made(here, tmp_path)
     in_the_way = tmp_path / "home" / "storage" / "batches" / batch.id / "g0"
     in_the_way.parent.mkdir(parents=True)
@@ -78,7 +78,7 @@ def test_maintenance_restarts_failing_batch_with_growing_delays(world, tmp_path,
     with MaintenanceThread(here.client, interval_s=0.1):
         stops = lambda: [r.created for r in caplog.records if r.message.startswith(f"batch {batch.id} stopped")]  # noqa: E731
         until(lambda: len(stops()) >= 5)
-        gaps = [later - earlier for earlier, later in pairwise(stops())]
+        gaps = [make_deletions_due - earlier for earlier, make_deletions_due in pairwise(stops())]
         in_the_way.unlink()
         until(lambda: here.client.batches.retrieve(batch.id).status == "completed")
 
@@ -87,8 +87,8 @@ def test_maintenance_restarts_failing_batch_with_growing_delays(world, tmp_path,
 
 
 @pytest.mark.parametrize("place", ["sqlite_and_disk"], indirect=True)
-def test_maintenance_continues_after_unexpected_error(world, tmp_path, monkeypatch, caplog):
-    here = world()
+def test_maintenance_continues_after_unexpected_error(make_client, tmp_path, monkeypatch, caplog):
+    here = make_client()
     batch = made(here, tmp_path)
     with monkeypatch.context() as broken:
         broken.setattr(here.client.batches, "records", lambda **_: 1 / 0)
@@ -110,23 +110,23 @@ LEFT = {
 """What a batch that is over has on storage."""
 
 
-def test_housekeeping_completes_batch_of_dead_runner(world, tmp_path):
-    here = world(chunk_requests=10, flush_interval_s=0.05)
+def test_housekeeping_completes_batch_of_dead_runner(make_client, tmp_path):
+    here = make_client(chunk_requests=10, flush_interval_s=0.05)
     resumed = 0
     for writes in range(2, 30, 3):
         batch = made(here, tmp_path)
-        client, _ = mortal(here.client.services, writes)
+        client, _ = failing_client(here.client.services, writes)
         try:
             client.batches.run(batch.id)
         except BatchlineError:
-            let_die(here.client.services, batch.id)
+            expire_lease(here.client.services, batch.id)
         if here.client.batches.retrieve(batch.id).status != "completed":
             [chore] = run_housekeeping(here.client)
             assert (chore.kind, chore.subject, chore.done) == ("resume", batch.id, False), writes
             assert "died" in chore.reason, writes
             resumed += 1
         kept(here)
-        later(here.client.services)
+        make_deletions_due(here.client.services)
         kept(here)
 
         ended = here.client.batches.retrieve(batch.id)
@@ -136,8 +136,8 @@ def test_housekeeping_completes_batch_of_dead_runner(world, tmp_path):
     assert resumed >= 5
 
 
-def test_housekeeping_without_resume_only_reports_batches(world, tmp_path):
-    here = world()
+def test_housekeeping_without_resume_only_reports_batches(make_client, tmp_path):
+    here = make_client()
     batch = made(here, tmp_path)
     died(here, batch, 3)
 
@@ -149,8 +149,8 @@ def test_housekeeping_without_resume_only_reports_batches(world, tmp_path):
     assert here.simulator.counters()["received"] == sent
 
 
-def test_housekeeping_finishes_finalizing_batch(world, tmp_path, monkeypatch):
-    here = world()
+def test_housekeeping_finishes_finalizing_batch(make_client, tmp_path, monkeypatch):
+    here = make_client()
     batch = made(here, tmp_path)
 
     def full(key: str, data: bytes) -> None:
@@ -166,8 +166,8 @@ def test_housekeeping_finishes_finalizing_batch(world, tmp_path, monkeypatch):
     assert here.client.batches.retrieve(batch.id).status == "completed"
 
 
-def test_housekeeping_finishes_cancelling_batch(world, tmp_path):
-    here = world(chunk_requests=10, flush_interval_s=0.05)
+def test_housekeeping_finishes_cancelling_batch(make_client, tmp_path):
+    here = make_client(chunk_requests=10, flush_interval_s=0.05)
     batch = made(here, tmp_path)
     died(here, batch, 9)
     assert here.client.batches.cancel(batch.id).status == "cancelling"
@@ -176,8 +176,8 @@ def test_housekeeping_finishes_cancelling_batch(world, tmp_path):
     assert here.client.batches.retrieve(batch.id).status == "cancelled"
 
 
-def test_housekeeping_expires_batch_after_its_window(world, tmp_path):
-    here = world()
+def test_housekeeping_expires_batch_after_its_window(make_client, tmp_path):
+    here = make_client()
     batch = made(here, tmp_path)
     change_batch(here.client.services.records, batch.id, expires_at=int(time.time()) - 1)
 
@@ -185,8 +185,8 @@ def test_housekeeping_expires_batch_after_its_window(world, tmp_path):
     assert here.client.batches.retrieve(batch.id).status == "expired"
 
 
-def test_housekeeping_ignores_running_batch(world, tmp_path):
-    here = world(simulator={"latency_s": 0.1}, upstream={"max_in_flight": 2})
+def test_housekeeping_ignores_running_batch(make_client, tmp_path):
+    here = make_client(simulator={"latency_s": 0.1}, upstream={"max_in_flight": 2})
     batch = made(here, tmp_path)
     here.client.batches.resume(batch.id)
     while not here.simulator.counters()["received"]:
@@ -195,9 +195,9 @@ def test_housekeeping_ignores_running_batch(world, tmp_path):
     assert list(run_housekeeping(here.client)) == []
 
 
-def test_housekeeping_deletes_expired_file_once_unneeded(world, tmp_path):
-    here = world()
-    path = requests_file(tmp_path / "r.jsonl", 3)
+def test_housekeeping_deletes_expired_file_once_unneeded(make_client, tmp_path):
+    here = make_client()
+    path = write_requests(tmp_path / "r.jsonl", 3)
     file = here.client.files.create(file=path, expires_after={"anchor": "created_at", "seconds": 3_600})
     assert file.expires_at == file.created_at + 3_600
     batch = here.client.batches.create(input_file_id=file.id, via=None)
@@ -212,8 +212,8 @@ def test_housekeeping_deletes_expired_file_once_unneeded(world, tmp_path):
     assert not here.client.services.store.exists(layout.input_key(file.id))
 
 
-def test_result_files_expire_as_set_at_creation(world, tmp_path):
-    here = world()
+def test_result_files_expire_as_set_at_creation(make_client, tmp_path):
+    here = make_client()
     batch = made(
         here,
         tmp_path,
@@ -233,8 +233,8 @@ def test_result_files_expire_as_set_at_creation(world, tmp_path):
     assert not here.client.services.store.exists(layout.output_key(batch.id))
 
 
-def test_result_file_rewritten_by_retry_gets_new_expiry(world, tmp_path):
-    here = world()
+def test_result_file_rewritten_by_retry_gets_new_expiry(make_client, tmp_path):
+    here = make_client()
     batch = made(here, tmp_path, 4, prompt="simulate:status=400 {}".format, output_expires_after=3_600)
     first = here.client.batches.run(batch.id)
     change_file(here.client.services.records, first.error_file_id, expires_at=int(time.time()) + 1)
@@ -247,24 +247,24 @@ def test_result_file_rewritten_by_retry_gets_new_expiry(world, tmp_path):
     assert [chore for chore in run_housekeeping(here.client) if chore.kind == "delete_file"] == []
 
 
-def test_housekeeping_deletes_interrupted_upload_after_a_day(world, tmp_path):
-    here = world()
-    client, _ = mortal(here.client.services, 2)
+def test_housekeeping_deletes_interrupted_upload_after_a_day(make_client, tmp_path):
+    here = make_client()
+    client, _ = failing_client(here.client.services, 2)
     with pytest.raises(StorageFault):
-        client.files.create(file=requests_file(tmp_path / "r.jsonl", 3))
+        client.files.create(file=write_requests(tmp_path / "r.jsonl", 3))
 
     assert list(here.client.files.list()) == []
     assert list(run_housekeeping(here.client)) == []
-    later(here.client.services)
+    make_deletions_due(here.client.services)
     assert [kind for kind, _ in kept(here)] == ["delete_objects"]
     assert here.client.services.store.list_objects("") == []
 
 
-def test_housekeeping_completes_interrupted_deletion(world, tmp_path):
-    here = world()
+def test_housekeeping_completes_interrupted_deletion(make_client, tmp_path):
+    here = make_client()
     for writes in range(1, 7):
         batch = here.client.batches.run(made(here, tmp_path).id)
-        client, _ = mortal(here.client.services, writes)
+        client, _ = failing_client(here.client.services, writes)
         client.batches.delete(batch.id)
 
         with pytest.raises(NotFound):
@@ -275,25 +275,25 @@ def test_housekeeping_completes_interrupted_deletion(world, tmp_path):
         here.client.files.delete(batch.input_file_id)
 
 
-def test_objects_replaced_by_retry_are_kept_for_readers_then_deleted(world, tmp_path):
-    here = world()
+def test_objects_replaced_by_retry_are_kept_for_readers_then_deleted(make_client, tmp_path):
+    here = make_client()
     batch = made(here, tmp_path, 4, prompt=lambda number: "simulate:status=400" if number else "Well?")
     here.client.batches.run(batch.id)
     here.client.batches.retry(batch.id, via=None)
     ended = here.client.batches.run(batch.id)
-    content = lines_of(here.client, ended.error_file_id)
+    content = read_lines(here.client, ended.error_file_id)
 
     assert list(run_housekeeping(here.client)) == []
-    later(here.client.services)
+    make_deletions_due(here.client.services)
     done = kept(here)
     assert {kind for kind, _ in done} == {"delete_objects"}
     assert all(subject.startswith(layout.batch_prefix(batch.id)) for _, subject in done)
-    assert lines_of(here.client, ended.error_file_id) == content
+    assert read_lines(here.client, ended.error_file_id) == content
     assert len(list(here.client.batches.results(batch.id))) == 4
 
 
-def test_retry_survives_cleanup_left_over_from_previous_end(world, tmp_path, monkeypatch):
-    here = world()
+def test_retry_survives_cleanup_left_over_from_previous_end(make_client, tmp_path, monkeypatch):
+    here = make_client()
     batch = made(here, tmp_path, 4, prompt=lambda number: "simulate:status=400" if number else "Well?")
 
     def refuse(keys: list[str]) -> None:
@@ -307,15 +307,15 @@ def test_retry_survives_cleanup_left_over_from_previous_end(world, tmp_path, mon
     here.client.batches.retry(batch.id, via=None)
     list(run_housekeeping(here.client, apply=True))
 
-    assert [line["custom_id"] for line in lines_of(here.client, ended.output_file_id)] == ["request-0"]
+    assert [line["custom_id"] for line in read_lines(here.client, ended.output_file_id)] == ["request-0"]
     again = here.client.batches.run(batch.id)
     assert (again.status, again.request_counts.completed, again.request_counts.failed) == ("completed", 1, 3)
 
 
-def test_housekeeping_discards_stale_temporary_file_after_a_day(world, tmp_path, place):
+def test_housekeeping_discards_stale_temporary_file_after_a_day(make_client, tmp_path, place):
     if "storage_url" in place:
         pytest.skip("a matter of the disk; of S3's unfinished uploads tests/storage tells")
-    here = world()
+    here = make_client()
     batch = made(here, tmp_path)
     half = Path(here.client.services.store.uri(layout.input_key(batch.input_file_id))).with_name(
         f".tmp-{'0a' * 16}"
@@ -336,10 +336,10 @@ FOREIGN = (
 )
 
 
-def test_housekeeping_ignores_temporary_files_of_other_programs(world, tmp_path, place):
+def test_housekeeping_ignores_temporary_files_of_other_programs(make_client, tmp_path, place):
     if "storage_url" in place:
         pytest.skip("a matter of the disk; of S3's unfinished uploads tests/storage tells")
-    here = world()
+    here = make_client()
     batch = made(here, tmp_path)
     root = Path(here.client.services.store.root)
     own = Path(here.client.services.store.uri(layout.input_key(batch.input_file_id))).parent
@@ -353,9 +353,9 @@ def test_housekeeping_ignores_temporary_files_of_other_programs(world, tmp_path,
     assert all(file.exists() for file in files)
 
 
-def test_housekeeping_reports_failed_item_and_continues(world, tmp_path, monkeypatch):
-    here = world()
-    files = [here.client.files.create(file=requests_file(tmp_path / "r.jsonl", 3)) for _ in range(2)]
+def test_housekeeping_reports_failed_item_and_continues(make_client, tmp_path, monkeypatch):
+    here = make_client()
+    files = [here.client.files.create(file=write_requests(tmp_path / "r.jsonl", 3)) for _ in range(2)]
     for file in files:
         change_file(here.client.services.records, file.id, expires_at=1)
     delete = here.client.files.delete

@@ -5,7 +5,7 @@ import time
 import pytest
 from helpers.polling import until
 from helpers.record_edits import change_batch
-from helpers.request_files import lines_of, numbers_of, requests_file
+from helpers.request_files import read_lines, request_numbers, write_requests
 
 from batchline.client.housekeeping import run_housekeeping
 from batchline.client.maintenance import resume_orphaned_batches
@@ -23,7 +23,7 @@ def received(here) -> int:
 
 
 def create_batch(here, tmp_path, count=TOTAL, **create):
-    file = here.client.files.create(file=requests_file(tmp_path / "r.jsonl", count))
+    file = here.client.files.create(file=write_requests(tmp_path / "r.jsonl", count))
     return here.client.batches.create(input_file_id=file.id, **create)
 
 
@@ -42,12 +42,12 @@ def paused_batch(here, tmp_path):
 
 def assert_each_is_answered_once(here, batch, count=TOTAL) -> None:
     assert batch.status == "completed"
-    assert numbers_of(lines_of(here.client, batch.output_file_id)) == list(range(count))
+    assert request_numbers(read_lines(here.client, batch.output_file_id)) == list(range(count))
     assert received(here) == count
 
 
-def test_paused_batch_sends_nothing_and_keeps_every_answer(world, tmp_path):
-    here = world(simulator=SLOW, upstream=FEW, grace_s=0.0)
+def test_paused_batch_sends_nothing_and_keeps_every_answer(make_client, tmp_path):
+    here = make_client(simulator=SLOW, upstream=FEW, grace_s=0.0)
     batch = create_batch(here, tmp_path)
     until(lambda: received(here) > 20)
 
@@ -69,8 +69,8 @@ def test_paused_batch_sends_nothing_and_keeps_every_answer(world, tmp_path):
     assert received(here) == sent < TOTAL
 
 
-def test_resumed_batch_sends_only_the_rest(world, tmp_path):
-    here = world(simulator=SLOW, upstream=FEW)
+def test_resumed_batch_sends_only_the_rest(make_client, tmp_path):
+    here = make_client(simulator=SLOW, upstream=FEW)
     batch = paused_batch(here, tmp_path)
     time.sleep(1.2)
 
@@ -81,21 +81,21 @@ def test_resumed_batch_sends_only_the_rest(world, tmp_path):
     assert_each_is_answered_once(here, here.client.batches.wait(batch.id, timeout_s=60))
 
 
-def test_batch_resumed_while_its_requests_finish_goes_on_by_itself(waiting_batch, waiter):
-    client, batch_id = waiting_batch(20)
-    until(lambda: len(waiter.told) == 4)
+def test_batch_resumed_while_its_requests_finish_goes_on_by_itself(start_held_batch, controlled):
+    client, batch_id = start_held_batch(20)
+    until(lambda: len(controlled.prompts) == 4)
     client.batches.pause(batch_id)
     until(lambda: active_lease(batch_id).session.stop_reason is not None)
 
     assert client.batches.end_pause(batch_id) == "same process"
 
-    waiter.go_on()
+    controlled.answer_all()
     assert client.batches.wait(batch_id, timeout_s=30).request_counts.completed == 20
-    assert len(waiter.told) == 20
+    assert len(controlled.prompts) == 20
 
 
-def test_batch_paused_before_validation_is_validated_and_sends_nothing(world, tmp_path):
-    here = world()
+def test_batch_paused_before_validation_is_validated_and_sends_nothing(make_client, tmp_path):
+    here = make_client()
     batch = create_batch(here, tmp_path, via=None)
     here.client.batches.pause(batch.id)
 
@@ -106,8 +106,8 @@ def test_batch_paused_before_validation_is_validated_and_sends_nothing(world, tm
     assert (paused.status, paused.request_counts.total, received(here)) == ("in_progress", TOTAL, 0)
 
 
-def test_paused_batch_is_cancelled_with_its_answers_at_once(world, tmp_path):
-    here = world(simulator=SLOW, upstream=FEW)
+def test_paused_batch_is_cancelled_with_its_answers_at_once(make_client, tmp_path):
+    here = make_client(simulator=SLOW, upstream=FEW)
     batch = paused_batch(here, tmp_path)
     sent = received(here)
 
@@ -115,14 +115,14 @@ def test_paused_batch_is_cancelled_with_its_answers_at_once(world, tmp_path):
 
     ended = here.client.batches.wait(batch.id, timeout_s=30)
     assert (ended.status, ended.paused, ended.request_counts.completed) == ("cancelled", None, sent)
-    errors = lines_of(here.client, ended.error_file_id)
+    errors = read_lines(here.client, ended.error_file_id)
     assert {line["error"]["code"] for line in errors} == {"batch_cancelled"}
     assert (len(errors), received(here)) == (TOTAL - sent, sent)
 
 
-def test_batch_cancelled_while_its_requests_finish_ends_cancelled(waiting_batch, waiter):
-    client, batch_id = waiting_batch(20, grace_s=0.1)
-    until(lambda: len(waiter.told) == 4)
+def test_batch_cancelled_while_its_requests_finish_ends_cancelled(start_held_batch, controlled):
+    client, batch_id = start_held_batch(20, grace_s=0.1)
+    until(lambda: len(controlled.prompts) == 4)
     client.batches.pause(batch_id)
     client.batches.cancel(batch_id)
 
@@ -131,8 +131,8 @@ def test_batch_cancelled_while_its_requests_finish_ends_cancelled(waiting_batch,
     assert (ended.status, ended.request_counts.completed) == ("cancelled", 0)
 
 
-def test_paused_batch_is_deleted_at_once(world, tmp_path):
-    here = world(simulator=SLOW, upstream=FEW)
+def test_paused_batch_is_deleted_at_once(make_client, tmp_path):
+    here = make_client(simulator=SLOW, upstream=FEW)
     batch = paused_batch(here, tmp_path)
 
     here.client.batches.delete(batch.id)
@@ -141,16 +141,16 @@ def test_paused_batch_is_deleted_at_once(world, tmp_path):
         here.client.batches.retrieve(batch.id)
 
 
-def test_paused_batch_cannot_be_retried(world, tmp_path):
-    here = world(simulator=SLOW, upstream=FEW)
+def test_paused_batch_cannot_be_retried(make_client, tmp_path):
+    here = make_client(simulator=SLOW, upstream=FEW)
     batch = paused_batch(here, tmp_path)
 
     with pytest.raises(Conflict, match="only a batch that is over can be retried"):
         here.client.batches.retry(batch.id)
 
 
-def test_batch_paused_past_its_window_goes_on_after_it_is_resumed(world, tmp_path):
-    here = world(simulator=SLOW, upstream=FEW)
+def test_batch_paused_past_its_window_goes_on_after_it_is_resumed(make_client, tmp_path):
+    here = make_client(simulator=SLOW, upstream=FEW)
     batch = paused_batch(here, tmp_path)
     record = here.client.batches.record(batch.id)
     # As if two days had gone by, of a window of one.
@@ -167,8 +167,8 @@ def test_batch_paused_past_its_window_goes_on_after_it_is_resumed(world, tmp_pat
 
 
 @pytest.mark.parametrize("run_past_window", [False, True])
-def test_batch_paused_for_too_long_expires_with_its_answers(run_past_window, world, tmp_path):
-    here = world(simulator=SLOW, upstream=FEW, max_paused="1h", run_past_window=run_past_window)
+def test_batch_paused_for_too_long_expires_with_its_answers(run_past_window, make_client, tmp_path):
+    here = make_client(simulator=SLOW, upstream=FEW, max_paused="1h", run_past_window=run_past_window)
     batch = paused_batch(here, tmp_path)
     sent = received(here)
     change_batch(here.client.services.records, batch.id, paused_at=batch.paused.at - 3_601)
@@ -176,12 +176,12 @@ def test_batch_paused_for_too_long_expires_with_its_answers(run_past_window, wor
     ended = here.client.batches.run(batch.id)
 
     assert (ended.status, ended.request_counts.completed, received(here)) == ("expired", sent, sent)
-    messages = {line["error"]["message"] for line in lines_of(here.client, ended.error_file_id)}
+    messages = {line["error"]["message"] for line in read_lines(here.client, ended.error_file_id)}
     assert messages == {"the batch was paused for too long before this request was settled"}
 
 
-def test_batch_never_validated_and_paused_for_too_long_expires_without_files(world, tmp_path):
-    here = world(max_paused="1h")
+def test_batch_never_validated_and_paused_for_too_long_expires_without_files(make_client, tmp_path):
+    here = make_client(max_paused="1h")
     batch = create_batch(here, tmp_path, via=None)
     paused = here.client.batches.pause(batch.id)
     change_batch(here.client.services.records, batch.id, paused_at=paused.paused.at - 3_601)
@@ -192,8 +192,8 @@ def test_batch_never_validated_and_paused_for_too_long_expires_without_files(wor
 
 
 @pytest.mark.parametrize("status", [BatchStatus.FINALIZING, BatchStatus.COMPLETED])
-def test_settled_batch_cannot_be_paused(status, world, tmp_path):
-    here = world()
+def test_settled_batch_cannot_be_paused(status, make_client, tmp_path):
+    here = make_client()
     batch = create_batch(here, tmp_path, via=None)
     change_batch(here.client.services.records, batch.id, status=status)
 
@@ -203,8 +203,8 @@ def test_settled_batch_cannot_be_paused(status, world, tmp_path):
         here.client.batches.end_pause(batch.id)
 
 
-def test_server_leaves_a_paused_batch_alone_and_ends_it_in_time(world, tmp_path):
-    here = world(simulator=SLOW, upstream=FEW, max_paused="1h")
+def test_server_leaves_a_paused_batch_alone_and_ends_it_in_time(make_client, tmp_path):
+    here = make_client(simulator=SLOW, upstream=FEW, max_paused="1h")
     batch = paused_batch(here, tmp_path)
 
     assert here.client.batches.list(paused=True).data[0].id == batch.id
@@ -214,8 +214,8 @@ def test_server_leaves_a_paused_batch_alone_and_ends_it_in_time(world, tmp_path)
     assert here.client.batches.wait(batch.id, timeout_s=30).status == "expired"
 
 
-def test_housekeeping_leaves_a_paused_batch_alone_and_ends_it_in_time(world, tmp_path):
-    here = world(simulator=SLOW, upstream=FEW, max_paused="1h")
+def test_housekeeping_leaves_a_paused_batch_alone_and_ends_it_in_time(make_client, tmp_path):
+    here = make_client(simulator=SLOW, upstream=FEW, max_paused="1h")
     batch = paused_batch(here, tmp_path)
     change_batch(here.client.services.records, batch.id, expires_at=batch.created_at)
 

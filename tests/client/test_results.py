@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 from helpers.polling import until
-from helpers.request_files import requests_file
+from helpers.request_files import write_requests
 
 from batchline.models.errors import InvalidInput, NotFound
 from batchline.steps.spool import parse_segment_records
@@ -17,10 +17,10 @@ TOTAL = 90
 
 
 @pytest.fixture
-def ended(world, tmp_path):
+def ended(make_client, tmp_path):
     """A batch of which every ninth request failed, in chunks of ten."""
-    here = world(chunk_requests=10)
-    path = requests_file(
+    here = make_client(chunk_requests=10)
+    path = write_requests(
         tmp_path / "r.jsonl",
         TOTAL,
         prompt=lambda number: "simulate:status=400" if number % 9 == 4 else f"Question {number}?",
@@ -102,25 +102,25 @@ def test_results_page_at_depth_reads_no_earlier_row_group(ended, monkeypatch):
     }
 
 
-def test_results_before_validation_are_empty(world, tmp_path):
-    client = world().client
-    file = client.files.create(file=requests_file(tmp_path / "r.jsonl", 3))
+def test_results_before_validation_are_empty(make_client, tmp_path):
+    client = make_client().client
+    file = client.files.create(file=write_requests(tmp_path / "r.jsonl", 3))
     batch = client.batches.create(input_file_id=file.id, via=None)
 
     assert list(client.batches.results(batch.id)) == []
 
 
-def test_results_of_running_batch_show_status_of_each_request(waiting_batch, waiter):
-    client, batch_id = waiting_batch(200, chunk_requests=10)
+def test_results_of_running_batch_show_status_of_each_request(start_held_batch, controlled):
+    client, batch_id = start_held_batch(200, chunk_requests=10)
     until(lambda: client.batches.record(batch_id).output_file_id)
     file_id = client.batches.record(batch_id).output_file_id
     prefixes, seen = [b"".join(client.files.content(file_id))], set()
     for answered in (35, 95, 155):
-        waiter.answer_only(answered)
+        controlled.answer_first(answered)
         until(lambda answered=answered: statuses(client, batch_id)["completed"] == answered, every_s=0.05)
         seen |= set(statuses(client, batch_id))
         prefixes.append(b"".join(client.files.content(file_id)))
-    waiter.go_on()
+    controlled.answer_all()
     client.batches.wait(batch_id, timeout_s=60)
 
     prefixes.append(b"".join(client.files.content(file_id)))
@@ -148,10 +148,10 @@ def with_answers(store, batch_id) -> set[str]:
     return found
 
 
-def test_results_read_part_of_chunk_finished_meanwhile(waiting_batch, waiter, monkeypatch):
-    client, batch_id = waiting_batch(200, chunk_requests=20)
+def test_results_read_part_of_chunk_finished_meanwhile(start_held_batch, controlled, monkeypatch):
+    client, batch_id = start_held_batch(200, chunk_requests=20)
     store, reader = client.services.store, threading.current_thread()
-    waiter.answer_only(30)
+    controlled.answer_first(30)
     until(lambda: client.batches.record(batch_id).output_file_id)
     until(lambda: statuses(client, batch_id)["completed"] == 30)  # then no chunk finishes until the test goes on
     found = with_answers(store, batch_id)
@@ -160,7 +160,7 @@ def test_results_read_part_of_chunk_finished_meanwhile(waiting_batch, waiter, mo
     def read_when_it_is_gone(key, start=0, end=None):
         if key in found and threading.current_thread() is reader and not gone:
             gone.append(key)
-            waiter.go_on()
+            controlled.answer_all()
             until(lambda: not store.exists(key))
         return original(key, start, end)
 
@@ -172,8 +172,8 @@ def test_results_read_part_of_chunk_finished_meanwhile(waiting_batch, waiter, mo
     assert {item.status for item in items[first : first + 20]} == {"completed"}
 
 
-def test_results_of_unknown_batch_or_invalid_query_are_rejected(world):
-    client = world().client
+def test_results_of_unknown_batch_or_invalid_query_are_rejected(make_client):
+    client = make_client().client
 
     with pytest.raises(NotFound, match="batch-of-nobody"):
         client.batches.results("batch-of-nobody")

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 from helpers.polling import until
-from helpers.request_files import chat_line, lines_of
+from helpers.request_files import chat_line, read_lines
 
 from batchline import Batchline
 from batchline.models import batches
@@ -33,8 +33,8 @@ def end(client: Batchline, batch: BatchRecord, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["cancelled", "expired"])
-def test_unanswered_requests_are_reported_but_not_counted_as_failed(world, how, monkeypatch):
-    here = world(grace_s=0.1)
+def test_unanswered_requests_are_reported_but_not_counted_as_failed(make_client, how, monkeypatch):
+    here = make_client(grace_s=0.1)
     if how == "expired":
         monkeypatch.setitem(batches._WINDOW_UNIT_S, "m", 8)
     batch = begun(here.client, completion_window="1m")
@@ -44,7 +44,7 @@ def test_unanswered_requests_are_reported_but_not_counted_as_failed(world, how, 
     ended = here.client.batches.retrieve(batch.id)
     counts = ended.request_counts
     assert (ended.status, counts.total, counts.completed, counts.failed) == (how, 3 + HANGING, 2, 1)
-    errors = Counter(line["error"]["code"] for line in lines_of(here.client, ended.error_file_id))
+    errors = Counter(line["error"]["code"] for line in read_lines(here.client, ended.error_file_id))
     assert errors == {"invalid_request": 1, f"batch_{how}": HANGING}
     report = read_report(here.client.services.store, batch.id)
     assert (report.completed, report.failed, getattr(report, how)) == (2, 1, HANGING)
@@ -52,8 +52,8 @@ def test_unanswered_requests_are_reported_but_not_counted_as_failed(world, how, 
     assert [model.failed for model in report.models] == [1]
 
 
-def test_partial_retry_keeps_count_of_other_unanswered_requests(world):
-    here = world(grace_s=0.1)
+def test_partial_retry_keeps_count_of_other_unanswered_requests(make_client):
+    here = make_client(grace_s=0.1)
     batch = begun(here.client)
     end(here.client, batch, "cancelled")
     cancelled = [item.id for item in here.client.batches.results(batch.id, status="cancelled")]
@@ -68,4 +68,4 @@ def test_partial_retry_keeps_count_of_other_unanswered_requests(world):
     ended = here.client.batches.run(batch.id)
     assert (ended.request_counts.completed, ended.request_counts.failed) == (2, 0)
     assert here.client.services.records.get_batch(batch.id).unanswered == HANGING + 1
-    assert lines_of(here.client, ended.error_file_id)[0]["error"]["code"] == "batch_cancelled"
+    assert read_lines(here.client, ended.error_file_id)[0]["error"]["code"] == "batch_cancelled"

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from helpers.batch_assertions import made_batch
-from helpers.runner_process import Runner
+from helpers.batch_assertions import new_batch
+from helpers.runner_process import RunnerProcess
 
 from batchline.engine.lease import active_lease
 from batchline.engine.pipeline import run_local
@@ -25,11 +25,11 @@ def make_services(make_services: Callable[..., Services]) -> Callable[..., Servi
 
 
 @pytest.fixture
-def batch_of(chat_file: Callable[..., Path]) -> Callable[..., BatchRecord]:
+def create_batch(chat_file: Callable[..., Path]) -> Callable[..., BatchRecord]:
     """Record a batch of so many chat requests."""
 
     def make(services: Services, count: int, **options: Callable[[int], str]) -> BatchRecord:
-        return made_batch(services, chat_file(count, **options))
+        return new_batch(services, chat_file(count, **options))
 
     return make
 
@@ -50,12 +50,12 @@ def in_background() -> Iterator[Callable[[Services, BatchRecord], Future[BatchRe
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., Runner]]:
+def start_runner() -> Iterator[Callable[..., RunnerProcess]]:
     """Start processes that run a batch with the services' settings; they end with the test."""
-    started: list[Runner] = []
+    started: list[RunnerProcess] = []
 
-    def begin(services: Services, batch: BatchRecord, **options: str) -> Runner:
-        runner = Runner(services.settings, batch.id, **options)
+    def begin(services: Services, batch: BatchRecord, **options: str) -> RunnerProcess:
+        runner = RunnerProcess(services.settings, batch.id, **options)
         started.append(runner)
         return runner
 

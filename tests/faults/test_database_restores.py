@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from helpers.batch_assertions import check_account, errors_of, interrupt, output_of, received
+from helpers.batch_assertions import check_results, errors_of, interrupt_run, output_of, received
 from helpers.storage_servers import S3Server
 
 from batchline import Batchline
@@ -55,14 +55,12 @@ def services(make_services: Callable[..., Services], simulator: Simulator) -> Se
 
 
 @pytest.fixture
-def stopped_early(
-    services: Services, simulator: Simulator, in_background: Callable
-) -> Callable[[BatchRecord], None]:
+def stop_early(services: Services, simulator: Simulator, in_background: Callable) -> Callable[[BatchRecord], None]:
     """Run a batch until some of what it sends is answered, and stop it."""
 
     def stop(batch: BatchRecord) -> None:
         before = received(simulator)
-        interrupt(batch, in_background(services, batch), once=lambda: received(simulator) >= before + 8)
+        interrupt_run(batch, in_background(services, batch), once=lambda: received(simulator) >= before + 8)
 
     return stop
 
@@ -79,7 +77,7 @@ def clean_up(services: Services, batch: BatchRecord) -> None:
 
 
 def check_same(services: Services, restored: BatchRecord, before: BatchRecord) -> None:
-    check_account(services, restored, TOTAL)
+    check_results(services, restored, TOTAL)
     for name in ("status", "total", "completed", "failed", "generation", "analytics", "final_prefix"):
         assert getattr(restored, name) == getattr(before, name), name
 
@@ -89,12 +87,12 @@ def test_batch_ended_after_backup_restores_same_files(
     cleaned: bool,
     services: Services,
     simulator: Simulator,
-    batch_of: Callable,
-    stopped_early: Callable,
+    create_batch: Callable,
+    stop_early: Callable,
     tmp_path: Path,
 ) -> None:
-    batch = batch_of(services, TOTAL)
-    stopped_early(batch)
+    batch = create_batch(services, TOTAL)
+    stop_early(batch)
     backup = Backup(services, tmp_path / "copy.db")
     ended = run_local(services, batch.id)
     sent, lines = received(simulator), (output_of(services, ended), errors_of(services, ended))
@@ -110,8 +108,8 @@ def test_batch_ended_after_backup_restores_same_files(
     assert (output_of(services, restored), errors_of(services, restored)) == lines
 
 
-def test_parts_are_kept_for_an_hour_after_batch_end(services: Services, batch_of: Callable) -> None:
-    ended = run_local(services, batch_of(services, TOTAL).id)
+def test_parts_are_kept_for_an_hour_after_batch_end(services: Services, create_batch: Callable) -> None:
+    ended = run_local(services, create_batch(services, TOTAL).id)
     assert services.store.list_objects(layout.parts_prefix(ended.id, 0)) != []
 
     [doomed] = services.records.due_deletions(now=2**40)
@@ -120,20 +118,20 @@ def test_parts_are_kept_for_an_hour_after_batch_end(services: Services, batch_of
     clean_up(services, ended)
 
 
-def test_due_objects_are_deleted_when_next_batch_ends(services: Services, batch_of: Callable) -> None:
-    first = run_local(services, batch_of(services, TOTAL).id)
+def test_due_objects_are_deleted_when_next_batch_ends(services: Services, create_batch: Callable) -> None:
+    first = run_local(services, create_batch(services, TOTAL).id)
     [doomed] = services.records.due_deletions(now=2**40)
     services.records.schedule_deletion(msgspec.structs.replace(doomed, due_at=0))
 
-    run_local(services, batch_of(services, TOTAL).id)
+    run_local(services, create_batch(services, TOTAL).id)
 
     assert services.store.list_objects(layout.parts_prefix(first.id, 0)) == []
 
 
 def test_batch_unvalidated_in_backup_restores_same_files(
-    services: Services, simulator: Simulator, batch_of: Callable, tmp_path: Path
+    services: Services, simulator: Simulator, create_batch: Callable, tmp_path: Path
 ) -> None:
-    batch = batch_of(services, TOTAL)
+    batch = create_batch(services, TOTAL)
     backup = Backup(services, tmp_path / "copy.db")
     ended = run_local(services, batch.id)
     clean_up(services, ended)
@@ -152,13 +150,13 @@ def test_batch_started_after_backup_continues_with_same_chunks(
     services: Services,
     make_services: Callable[..., Services],
     simulator: Simulator,
-    batch_of: Callable,
-    stopped_early: Callable,
+    create_batch: Callable,
+    stop_early: Callable,
     tmp_path: Path,
 ) -> None:
-    batch = batch_of(services, TOTAL)
+    batch = create_batch(services, TOTAL)
     backup = Backup(services, tmp_path / "copy.db")
-    stopped_early(batch)
+    stop_early(batch)
     plan = read_first_plan(services.store, batch.id)
 
     backup.restore()
@@ -167,7 +165,7 @@ def test_batch_started_after_backup_continues_with_same_chunks(
 
     assert read_first_plan(services.store, batch.id) == plan
     assert simulator.counters()["repeated"] <= 4
-    check_account(services, ended, TOTAL)
+    check_results(services, ended, TOTAL)
 
 
 @pytest.mark.parametrize("retries", [1, 2])
@@ -175,12 +173,12 @@ def test_retry_ended_after_backup_restores_newest_files(
     retries: int,
     services: Services,
     simulator: Simulator,
-    batch_of: Callable,
-    stopped_early: Callable,
+    create_batch: Callable,
+    stop_early: Callable,
     tmp_path: Path,
 ) -> None:
-    batch = run_local(services, batch_of(services, TOTAL).id)
-    stopped_early(retry_batch(services, batch.id))
+    batch = run_local(services, create_batch(services, TOTAL).id)
+    stop_early(retry_batch(services, batch.id))
     backup = Backup(services, tmp_path / "copy.db")
     ended = run_local(services, batch.id)
     for _ in range(retries - 1):
@@ -196,16 +194,16 @@ def test_retry_ended_after_backup_restores_newest_files(
     again = run_local(services, retry_batch(services, batch.id).id)
     assert again.generation == ended.generation + 1
     assert received(simulator) == sent + restored.failed
-    check_account(services, again, TOTAL)
+    check_results(services, again, TOTAL)
 
 
 def test_retry_after_restore_ignores_parts_of_unknown_retry(
-    services: Services, simulator: Simulator, batch_of: Callable, stopped_early: Callable, tmp_path: Path
+    services: Services, simulator: Simulator, create_batch: Callable, stop_early: Callable, tmp_path: Path
 ) -> None:
-    batch = run_local(services, batch_of(services, TOTAL).id)
+    batch = run_local(services, create_batch(services, TOTAL).id)
     backup = Backup(services, tmp_path / "copy.db")
     failed = [line["id"] for line in errors_of(services, batch)]
-    stopped_early(retry_batch(services, batch.id, failed[1:]))
+    stop_early(retry_batch(services, batch.id, failed[1:]))
 
     backup.restore()
     sent = received(simulator)
@@ -218,9 +216,9 @@ def test_retry_after_restore_ignores_parts_of_unknown_retry(
 
 
 def test_batch_retried_after_backup_can_be_retried_again(
-    services: Services, simulator: Simulator, batch_of: Callable, tmp_path: Path
+    services: Services, simulator: Simulator, create_batch: Callable, tmp_path: Path
 ) -> None:
-    batch = run_local(services, batch_of(services, TOTAL).id)
+    batch = run_local(services, create_batch(services, TOTAL).id)
     backup = Backup(services, tmp_path / "copy.db")
     ended = run_local(services, retry_batch(services, batch.id).id)
     sent = received(simulator)
@@ -229,14 +227,14 @@ def test_batch_retried_after_backup_can_be_retried_again(
     again = run_local(services, retry_batch(services, batch.id).id)
 
     assert received(simulator) == sent + ended.failed
-    check_account(services, again, TOTAL)
+    check_results(services, again, TOTAL)
 
 
 def test_batch_cancelled_after_backup_is_cancelled(
-    services: Services, simulator: Simulator, batch_of: Callable, stopped_early: Callable, tmp_path: Path
+    services: Services, simulator: Simulator, create_batch: Callable, stop_early: Callable, tmp_path: Path
 ) -> None:
-    batch = batch_of(services, TOTAL)
-    stopped_early(batch)
+    batch = create_batch(services, TOTAL)
+    stop_early(batch)
     backup = Backup(services, tmp_path / "copy.db")
     Batchline(services=services).batches.cancel(batch.id)
     ended = run_local(services, batch.id)
@@ -250,9 +248,9 @@ def test_batch_cancelled_after_backup_is_cancelled(
 
 
 def test_incomplete_files_after_restore_are_not_treated_as_finished(
-    services: Services, simulator: Simulator, batch_of: Callable, tmp_path: Path
+    services: Services, simulator: Simulator, create_batch: Callable, tmp_path: Path
 ) -> None:
-    batch = batch_of(services, TOTAL)
+    batch = create_batch(services, TOTAL)
     backup = Backup(services, tmp_path / "copy.db")
     ended = run_local(services, batch.id)
     services.store.delete([layout.output_key(batch.id)])
@@ -268,13 +266,13 @@ def test_batch_on_s3_ended_after_backup_restores_same_files(
     make_services: Callable[..., Services],
     s3_server: S3Server,
     simulator: Simulator,
-    batch_of: Callable,
+    create_batch: Callable,
     tmp_path: Path,
 ) -> None:
     place = s3_server.settings()
     settings = place.model_dump(include=place.model_fields_set)
     services = make_services(simulator.base_url, upstream={"max_attempts": 1}, chunk_requests=10, **settings)
-    batch = batch_of(services, TOTAL)
+    batch = create_batch(services, TOTAL)
     backup = Backup(services, tmp_path / "copy.db")
     run_local(services, batch.id)
     ended = run_local(services, retry_batch(services, batch.id).id)

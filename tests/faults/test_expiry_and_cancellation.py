@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.batch_assertions import check_account, error_codes, interrupt, made_batch, received, resumed
+from helpers.batch_assertions import check_results, error_codes, interrupt_run, new_batch, received, resume_batch
 from helpers.polling import until
 from helpers.record_edits import change_batch
 from helpers.sample_records import list_page
@@ -34,11 +34,11 @@ def cancel(services: Services, batch: BatchRecord) -> None:
 
 
 def test_window_end_keeps_finished_requests_and_expires_rest(
-    start_simulator: Callable, make_services: Callable, batch_of: Callable
+    start_simulator: Callable, make_services: Callable, create_batch: Callable
 ) -> None:
     simulator = start_simulator(latency_s=0.1)
     services = make_services(simulator.base_url, upstream={"max_in_flight": 8})
-    batch = batch_of(services, 500)
+    batch = create_batch(services, 500)
     close_window(services, batch, in_s=2)
 
     ended = run_local(services, batch.id)
@@ -46,17 +46,17 @@ def test_window_end_keeps_finished_requests_and_expires_rest(
     assert (ended.status, ended.completed_at) == (BatchStatus.EXPIRED, None)
     assert ended.expired_at is not None
     assert ended.expired_at >= ended.expires_at
-    check_account(services, ended, 500)
+    check_results(services, ended, 500)
     assert error_codes(services, ended) == {"batch_expired": ended.unanswered}
     assert ended.completed == received(simulator) > 0
 
 
 def test_requests_in_flight_beyond_grace_period_expire(
-    start_simulator: Callable, make_services: Callable, batch_of: Callable
+    start_simulator: Callable, make_services: Callable, create_batch: Callable
 ) -> None:
     simulator = start_simulator(latency_s=30)
     services = make_services(simulator.base_url, upstream={"max_in_flight": 8}, grace_s=0.2)
-    batch = batch_of(services, 20)
+    batch = create_batch(services, 20)
     close_window(services, batch, in_s=1)
     began = time.monotonic()
 
@@ -65,16 +65,16 @@ def test_requests_in_flight_beyond_grace_period_expire(
     assert time.monotonic() - began < 20  # and not the 30 s that an answer takes
     assert ended.status is BatchStatus.EXPIRED
     assert error_codes(services, ended) == {"batch_expired": 20}
-    check_account(services, ended, 20)
+    check_results(services, ended, 20)
 
 
 def test_batch_resumed_after_window_expires_without_sending(
-    start_simulator: Callable, make_services: Callable, batch_of: Callable, in_background: Callable
+    start_simulator: Callable, make_services: Callable, create_batch: Callable, in_background: Callable
 ) -> None:
     simulator = start_simulator(latency_s=0.05)
     services = make_services(simulator.base_url, upstream={"max_in_flight": 8})
-    batch = batch_of(services, 300)
-    interrupt(batch, in_background(services, batch), once=lambda: received(simulator) > 40)
+    batch = create_batch(services, 300)
+    interrupt_run(batch, in_background(services, batch), once=lambda: received(simulator) > 40)
     before = received(simulator)
     close_window(services, batch, in_s=NO_WINDOW_S)
 
@@ -82,32 +82,32 @@ def test_batch_resumed_after_window_expires_without_sending(
 
     assert ended.status is BatchStatus.EXPIRED
     assert received(simulator) == before == ended.completed
-    check_account(services, ended, 300)
+    check_results(services, ended, 300)
     assert error_codes(services, ended) == {"batch_expired": 300 - before}
 
 
 def test_batch_running_past_window_completes_but_is_listed_as_expired(
-    start_simulator: Callable, make_services: Callable, batch_of: Callable
+    start_simulator: Callable, make_services: Callable, create_batch: Callable
 ) -> None:
     simulator = start_simulator(latency_s=0.1)
     services = make_services(simulator.base_url, upstream={"max_in_flight": 8}, run_past_window=True)
-    batch = batch_of(services, 40)
+    batch = create_batch(services, 40)
     close_window(services, batch, in_s=NO_WINDOW_S)
 
     ended = run_local(services, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(services, ended, 40)
+    check_results(services, ended, 40)
     listed = list_page(services.records, ListBatchesQuery(status="expired"), now=int(time.time()))
     assert [entry.id for entry in listed.data] == [batch.id]
 
 
 def test_batch_unvalidated_at_window_end_expires_without_files(
-    start_simulator: Callable, make_services: Callable, batch_of: Callable
+    start_simulator: Callable, make_services: Callable, create_batch: Callable
 ) -> None:
     simulator = start_simulator()
     services = make_services(simulator.base_url)
-    batch = batch_of(services, 10)
+    batch = create_batch(services, 10)
     close_window(services, batch, in_s=NO_WINDOW_S)
 
     check_nothing_was_done(services, simulator, run_local(services, batch.id), BatchStatus.EXPIRED)
@@ -128,11 +128,11 @@ def check_nothing_was_done(
 
 
 def test_cancel_takes_effect_soon_and_keeps_finished_requests(
-    start_simulator: Callable, make_services: Callable, batch_of: Callable, in_background: Callable
+    start_simulator: Callable, make_services: Callable, create_batch: Callable, in_background: Callable
 ) -> None:
     simulator = start_simulator(latency_s=0.1)
     services = make_services(simulator.base_url, upstream={"max_in_flight": 8})
-    batch = batch_of(services, 1_000)
+    batch = create_batch(services, 1_000)
     run = in_background(services, batch)
     until(lambda: received(simulator) > 40)
 
@@ -145,17 +145,17 @@ def test_cancel_takes_effect_soon_and_keeps_finished_requests(
     assert (ended.status, ended.completed_at, ended.finalizing_at) == (BatchStatus.CANCELLED, None, None)
     assert ended.cancelling_at is not None
     assert ended.cancelled_at is not None
-    check_account(services, ended, 1_000)
+    check_results(services, ended, 1_000)
     assert ended.completed == received(simulator) > 0
     assert error_codes(services, ended) == {"batch_cancelled": ended.unanswered}
 
 
 def test_cancel_drops_requests_in_flight_after_grace_period(
-    start_simulator: Callable, make_services: Callable, batch_of: Callable, in_background: Callable
+    start_simulator: Callable, make_services: Callable, create_batch: Callable, in_background: Callable
 ) -> None:
     simulator = start_simulator(latency_s=30)
     services = make_services(simulator.base_url, grace_s=0.2)
-    batch = batch_of(services, 100)
+    batch = create_batch(services, 100)
     run = in_background(services, batch)
     until(lambda: received(simulator) >= 64)
 
@@ -166,16 +166,16 @@ def test_cancel_drops_requests_in_flight_after_grace_period(
     assert time.monotonic() - began < 20  # and not the 30 s that an answer takes
     assert ended.status is BatchStatus.CANCELLED
     assert error_codes(services, ended) == {"batch_cancelled": 100}
-    check_account(services, ended, 100)
+    check_results(services, ended, 100)
 
 
 def test_interrupted_cancelling_batch_is_finished_without_sending(
-    start_simulator: Callable, make_services: Callable, batch_of: Callable, in_background: Callable
+    start_simulator: Callable, make_services: Callable, create_batch: Callable, in_background: Callable
 ) -> None:
     simulator = start_simulator(latency_s=0.05)
     services = make_services(simulator.base_url, upstream={"max_in_flight": 8})
-    batch = batch_of(services, 500)
-    interrupt(batch, in_background(services, batch), once=lambda: received(simulator) > 40)
+    batch = create_batch(services, 500)
+    interrupt_run(batch, in_background(services, batch), once=lambda: received(simulator) > 40)
     before = received(simulator)
     cancel(services, batch)
 
@@ -183,15 +183,15 @@ def test_interrupted_cancelling_batch_is_finished_without_sending(
 
     assert ended.status is BatchStatus.CANCELLED
     assert received(simulator) == before == ended.completed
-    check_account(services, ended, 500)
+    check_results(services, ended, 500)
 
 
 def test_batch_cancelled_before_run_ends_without_files(
-    start_simulator: Callable, make_services: Callable, batch_of: Callable
+    start_simulator: Callable, make_services: Callable, create_batch: Callable
 ) -> None:
     simulator = start_simulator()
     services = make_services(simulator.base_url)
-    batch = batch_of(services, 10)
+    batch = create_batch(services, 10)
     cancel(services, batch)
 
     check_nothing_was_done(services, simulator, run_local(services, batch.id), BatchStatus.CANCELLED)
@@ -202,7 +202,7 @@ def test_batch_cancelled_during_validation_ends_without_files(
 ) -> None:
     simulator = start_simulator()
     services = make_services(simulator.base_url)
-    batch = made_batch(services, slow_to_validate)
+    batch = new_batch(services, slow_to_validate)
     run = in_background(services, batch)
     until(lambda: active_lease(batch.id))
     cancel(services, batch)
@@ -211,11 +211,11 @@ def test_batch_cancelled_during_validation_ends_without_files(
 
 
 def test_batch_cancelled_at_end_of_validation_ends_without_files(
-    start_simulator: Callable, make_services: Callable, batch_of: Callable, in_background: Callable
+    start_simulator: Callable, make_services: Callable, create_batch: Callable, in_background: Callable
 ) -> None:
     simulator = start_simulator()
     services = make_services(simulator.base_url)
-    batch = batch_of(services, 20_000)
+    batch = create_batch(services, 20_000)
     run = in_background(services, batch)
     until(lambda: active_lease(batch.id), every_s=0.0)
     cancel(services, batch)
@@ -229,7 +229,7 @@ def test_invalid_file_cancelled_during_validation_ends_as_cancelled(
     simulator = start_simulator()
     services = make_services(simulator.base_url)
     slow_to_validate.write_text(slow_to_validate.read_text() + "not json\n")
-    batch = made_batch(services, slow_to_validate)
+    batch = new_batch(services, slow_to_validate)
     run = in_background(services, batch)
     until(lambda: active_lease(batch.id))
     cancel(services, batch)
@@ -239,14 +239,14 @@ def test_invalid_file_cancelled_during_validation_ends_as_cancelled(
 
 @pytest.mark.system
 def test_batch_cancelled_during_validation_of_killed_runner_ends_without_files(
-    start_simulator: Callable, make_services: Callable, slow_to_validate: Path, start: Callable
+    start_simulator: Callable, make_services: Callable, slow_to_validate: Path, start_runner: Callable
 ) -> None:
     simulator = start_simulator()
     services = make_services(simulator.base_url, lease_s=1.0)
-    batch = made_batch(services, slow_to_validate)
-    runner = start(services, batch)
+    batch = new_batch(services, slow_to_validate)
+    runner = start_runner(services, batch)
     until(lambda: services.records.get_batch(batch.id).lease_owner)
     runner.kill()
     cancel(services, batch)
 
-    check_nothing_was_done(services, simulator, resumed(services, batch.id), BatchStatus.CANCELLED)
+    check_nothing_was_done(services, simulator, resume_batch(services, batch.id), BatchStatus.CANCELLED)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from helpers.batch_assertions import check_account, check_not_over, received, resumed, saved
+from helpers.batch_assertions import check_results, check_unfinished, count_saved, received, resume_batch
 from helpers.polling import until
 
 from batchline.engine.pipeline import run_local
@@ -27,41 +27,46 @@ def simulator(start_simulator: Callable[..., Simulator]) -> Simulator:
 
 
 def test_full_disk_stops_run_and_keeps_saved_answers(
-    simulator: Simulator, make_services: Callable, batch_of: Callable, small_disk, monkeypatch
+    simulator: Simulator, make_services: Callable, create_batch: Callable, small_disk, monkeypatch
 ) -> None:
     monkeypatch.setattr(segment_writer, "STORAGE_PATIENCE_S", 0.5)
     services = make_services(simulator.base_url, storage_url=str(small_disk.place))
-    batch = batch_of(services, 500)
+    batch = create_batch(services, 500)
     with pytest.raises(StorageFault, match="the disk is full"):
         run_local(services, batch.id)
-    check_not_over(services, batch, BatchStatus.IN_PROGRESS)
-    sent, kept = received(simulator), saved(services, batch)
+    check_unfinished(services, batch, BatchStatus.IN_PROGRESS)
+    sent, kept = received(simulator), count_saved(services, batch)
 
     small_disk.resize(ENOUGH_KIB)
     ended = run_local(services, batch.id)
 
     assert 0 < kept < 500
     assert ended.status is BatchStatus.COMPLETED
-    check_account(services, ended, 500)
+    check_results(services, ended, 500)
     assert received(simulator) - sent == 500 - kept
 
 
 def test_full_disk_pauses_sending_until_space_returns(
-    simulator: Simulator, make_services: Callable, batch_of: Callable, small_disk, in_background: Callable, caplog
+    simulator: Simulator,
+    make_services: Callable,
+    create_batch: Callable,
+    small_disk,
+    in_background: Callable,
+    caplog,
 ) -> None:
     services = make_services(simulator.base_url, storage_url=str(small_disk.place), chunk_requests=1_200)
-    batch = batch_of(services, 1_200)
+    batch = create_batch(services, 1_200)
     run = in_background(services, batch)
     until(lambda: "sending waits for storage" in caplog.text)
     until(lambda: is_quiet(simulator))
     assert received(simulator) < 1_200
-    check_not_over(services, batch, BatchStatus.IN_PROGRESS)
+    check_unfinished(services, batch, BatchStatus.IN_PROGRESS)
 
     small_disk.resize(ENOUGH_KIB)
     ended = run.result()
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(services, ended, 1_200)
+    check_results(services, ended, 1_200)
     assert received(simulator) == 1_200
 
 
@@ -73,11 +78,16 @@ def is_quiet(simulator: Simulator) -> bool:
 
 
 def test_part_over_free_space_is_written_once_space_returns(
-    simulator: Simulator, make_services: Callable, batch_of: Callable, small_disk, in_background: Callable, caplog
+    simulator: Simulator,
+    make_services: Callable,
+    create_batch: Callable,
+    small_disk,
+    in_background: Callable,
+    caplog,
 ) -> None:
     # So long that the part is the first that is written.
     services = make_services(simulator.base_url, storage_url=str(small_disk.place), flush_interval_s=60.0)
-    batch = batch_of(services, 400)
+    batch = create_batch(services, 400)
     run = in_background(services, batch)
     until(lambda: "sending waits for storage" in caplog.text)
     assert received(simulator) == 400
@@ -86,32 +96,32 @@ def test_part_over_free_space_is_written_once_space_returns(
     ended = run.result()
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(services, ended, 400)
+    check_results(services, ended, 400)
     assert received(simulator) == 400
 
 
 def test_final_files_over_free_space_leave_batch_finalizing(
-    simulator: Simulator, make_services: Callable, batch_of: Callable, small_disk
+    simulator: Simulator, make_services: Callable, create_batch: Callable, small_disk
 ) -> None:
     small_disk.resize(3_000)
     services = make_services(
         simulator.base_url, storage_url=str(small_disk.place), flush_interval_s=60, chunk_requests=50
     )
-    batch = batch_of(services, 500)
+    batch = create_batch(services, 500)
     with pytest.raises(StorageFault, match="the disk is full"):
         run_local(services, batch.id)
-    check_not_over(services, batch, BatchStatus.FINALIZING)
+    check_unfinished(services, batch, BatchStatus.FINALIZING)
 
     small_disk.resize(ENOUGH_KIB)
     ended = run_local(services, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(services, ended, 500)
+    check_results(services, ended, 500)
     assert received(simulator) == 500
 
 
 def test_full_database_disk_stops_run_before_takeover(
-    start_simulator: Callable, make_services: Callable, batch_of: Callable, small_disk
+    start_simulator: Callable, make_services: Callable, create_batch: Callable, small_disk
 ) -> None:
     simulator = start_simulator(latency_s=0.1)
     services = make_services(
@@ -120,7 +130,7 @@ def test_full_database_disk_stops_run_before_takeover(
         database_url=f"sqlite:///{small_disk.place}/records.db",
         lease_s=1.0,
     )
-    batch = batch_of(services, 300)
+    batch = create_batch(services, 300)
     ballast = small_disk.fill()
     with pytest.raises((LeaseLost, StorageFault)):
         run_local(services, batch.id)
@@ -128,15 +138,15 @@ def test_full_database_disk_stops_run_before_takeover(
     assert sent < 300
 
     ballast.unlink()
-    ended = resumed(services, batch.id)
+    ended = resume_batch(services, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(services, ended, 300)
+    check_results(services, ended, 300)
     assert received(simulator) == 300
 
 
 def test_full_database_disk_stops_heartbeat_but_keeps_answers(
-    start_simulator: Callable, make_services: Callable, batch_of: Callable, small_disk, in_background: Callable
+    start_simulator: Callable, make_services: Callable, create_batch: Callable, small_disk, in_background: Callable
 ) -> None:
     simulator = start_simulator(latency_s=0.5)
     services = make_services(
@@ -146,38 +156,38 @@ def test_full_database_disk_stops_heartbeat_but_keeps_answers(
         lease_s=2.0,
         flush_interval_s=60.0,
     )
-    batch = batch_of(services, 300)
+    batch = create_batch(services, 300)
     run = in_background(services, batch)
     until(lambda: received(simulator))
     ballast = small_disk.fill()
     with pytest.raises(LeaseLost, match="no heartbeat for half a lease"):
         run.result()
-    sent, kept = received(simulator), saved(services, batch)
+    sent, kept = received(simulator), count_saved(services, batch)
 
     ballast.unlink()
-    ended = resumed(services, batch.id)
+    ended = resume_batch(services, batch.id)
 
     assert 0 < kept == sent < 300
-    check_account(services, ended, 300)
+    check_results(services, ended, 300)
     assert received(simulator) == 300
 
 
 def test_full_temporary_directory_stops_sending_and_keeps_answers(
-    simulator: Simulator, make_services: Callable, batch_of: Callable, small_disk, monkeypatch
+    simulator: Simulator, make_services: Callable, create_batch: Callable, small_disk, monkeypatch
 ) -> None:
     monkeypatch.setattr(segment_writer, "STORAGE_PATIENCE_S", 0.5)
     services = make_services(simulator.base_url, flush_interval_s=60.0)
-    batch = batch_of(services, 500)
+    batch = create_batch(services, 500)
     with monkeypatch.context() as here:
         here.setattr(tempfile, "tempdir", str(small_disk.place))
         with pytest.raises(StorageFault, match="TMPDIR"):
             run_local(services, batch.id)
-    check_not_over(services, batch, BatchStatus.IN_PROGRESS)
-    sent, kept = received(simulator), saved(services, batch)
+    check_unfinished(services, batch, BatchStatus.IN_PROGRESS)
+    sent, kept = received(simulator), count_saved(services, batch)
 
     ended = run_local(services, batch.id)
 
     assert 0 < kept == sent < 500
     assert ended.status is BatchStatus.COMPLETED
-    check_account(services, ended, 500)
+    check_results(services, ended, 500)
     assert received(simulator) == 500

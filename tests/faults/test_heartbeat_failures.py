@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from helpers.batch_assertions import check_account, received, resumed, saved
+from helpers.batch_assertions import check_results, count_saved, received, resume_batch
 from helpers.polling import until
 
 from batchline.engine.services import Services
@@ -13,48 +13,48 @@ from batchline.simulate import Simulator
 
 pytestmark = pytest.mark.system
 
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 
 
 def test_deleted_batch_ends_its_run(
     start_simulator: Callable[..., Simulator],
     make_services: Callable[..., Services],
-    batch_of: Callable,
+    create_batch: Callable,
     in_background: Callable,
 ) -> None:
     simulator = start_simulator(latency_s=0.1)
     services = make_services(simulator.base_url, upstream={"max_in_flight": 4})
-    batch = batch_of(services, 400)
+    batch = create_batch(services, 400)
     run = in_background(services, batch)
     until(lambda: received(simulator) > 4)
 
     services.records.delete_batch(batch.id, now=time.time() + 1_000, lease_s=1)
 
     with pytest.raises(LeaseLost, match="was deleted while it ran"):
-        run.result(PATIENCE_S)
+        run.result(TIMEOUT_S)
     assert received(simulator) < 400
 
 
 def test_heartbeat_with_unexpected_error_ends_run_and_keeps_answers(
     start_simulator: Callable[..., Simulator],
     make_services: Callable[..., Services],
-    batch_of: Callable,
+    create_batch: Callable,
     in_background: Callable,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     simulator = start_simulator(latency_s=0.1)
     services = make_services(simulator.base_url, upstream={"max_in_flight": 4}, lease_s=2.0, flush_interval_s=60.0)
-    batch = batch_of(services, 400)
+    batch = create_batch(services, 400)
     run = in_background(services, batch)
     until(lambda: received(simulator) > 4)
 
     with monkeypatch.context() as here:
         here.setattr(services.records, "heartbeat", lambda *_, **__: 1 / 0)
         with pytest.raises(LeaseLost, match="no heartbeat for half a lease: division by zero"):
-            run.result(PATIENCE_S)
+            run.result(TIMEOUT_S)
     assert "ZeroDivisionError" in caplog.text
-    assert saved(services, batch) == received(simulator) < 400
+    assert count_saved(services, batch) == received(simulator) < 400
 
-    check_account(services, resumed(services, batch.id), 400)
+    check_results(services, resume_batch(services, batch.id), 400)
     assert received(simulator) == 400

@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from helpers.batch_assertions import check_account, received
+from helpers.batch_assertions import check_results, received
 from helpers.polling import until
 from helpers.prefect_settings import using_prefect
-from helpers.runner_process import AS_FLOW
+from helpers.runner_process import RUN_FLOW
 
 from batchline.engine.services import Services, using_services
 from batchline.flows.process_batch import process_batch
@@ -47,7 +47,7 @@ def services(make_services: Callable[..., Services], simulator: Simulator) -> Se
     )
 
 
-def go_on(services: Services, batch: BatchRecord) -> BatchRecord:
+def resume(services: Services, batch: BatchRecord) -> BatchRecord:
     """Run the flow for the batch as soon as its old lease is stale."""
     lease_at = services.records.get_batch(batch.id).lease_at
     assert lease_at is not None
@@ -59,16 +59,16 @@ def go_on(services: Services, batch: BatchRecord) -> BatchRecord:
 
 
 def test_killed_flow_run_is_continued_from_saved_answers(
-    prefect_api: str, simulator: Simulator, services: Services, batch_of: Callable, start: Callable
+    prefect_api: str, simulator: Simulator, services: Services, create_batch: Callable, start_runner: Callable
 ) -> None:
-    batch = batch_of(services, REQUESTS)
-    runner = start(services, batch, program=AS_FLOW, PREFECT_API_URL=prefect_api)
+    batch = create_batch(services, REQUESTS)
+    runner = start_runner(services, batch, program=RUN_FLOW, PREFECT_API_URL=prefect_api)
     until(lambda: received(simulator) > 250)
     runner.kill()
 
-    ended = go_on(services, batch)
+    ended = resume(services, batch)
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(services, ended, REQUESTS)
+    check_results(services, ended, REQUESTS)
     repeated = simulator.counters()["repeated"]
     assert repeated <= IN_FLIGHT + (FLUSH_S + LATE_S) * IN_FLIGHT / LATENCY_S

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.batch_assertions import check_account, made_batch, resumed
+from helpers.batch_assertions import check_results, new_batch, resume_batch
 from helpers.polling import until
 
 from batchline.engine.services import Services
@@ -47,11 +47,11 @@ def services(make_services: Callable[..., Services], simulator: Simulator) -> Se
 
 
 @pytest.fixture
-def run_and_kill(services: Services, start: Callable) -> Callable:
+def run_and_kill(services: Services, start_runner: Callable) -> Callable:
     """Run a batch in a process, and kill that as soon as something is true."""
 
     def kill(batch: BatchRecord, *, once: Callable[[], object]) -> None:
-        runner = start(services, batch)
+        runner = start_runner(services, batch)
         until(once, every_s=0.001)
         assert runner.is_alive
         runner.kill()
@@ -61,30 +61,30 @@ def run_and_kill(services: Services, start: Callable) -> Callable:
 
 @pytest.mark.parametrize("moment", RANDOM_MOMENTS)
 def test_batch_killed_at_random_moment_accounts_for_every_request(
-    moment: int, simulator: Simulator, services: Services, batch_of: Callable, run_and_kill: Callable
+    moment: int, simulator: Simulator, services: Services, create_batch: Callable, run_and_kill: Callable
 ) -> None:
-    batch = batch_of(services, REQUESTS)
+    batch = create_batch(services, REQUESTS)
     run_and_kill(batch, once=lambda: simulator.counters()["received"] >= moment)
 
-    ended = resumed(services, batch.id)
+    ended = resume_batch(services, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(services, ended, REQUESTS)
+    check_results(services, ended, REQUESTS)
     assert simulator.counters()["repeated"] <= MOST_REPEATED
 
 
 def test_batch_killed_twice_accounts_for_every_request(
-    simulator: Simulator, services: Services, batch_of: Callable, run_and_kill: Callable
+    simulator: Simulator, services: Services, create_batch: Callable, run_and_kill: Callable
 ) -> None:
-    batch = batch_of(services, REQUESTS)
+    batch = create_batch(services, REQUESTS)
     run_and_kill(batch, once=lambda: simulator.counters()["received"] >= 150)
     until(lambda: is_free(services, batch))
     run_and_kill(batch, once=lambda: simulator.counters()["received"] >= 330)
 
-    ended = resumed(services, batch.id)
+    ended = resume_batch(services, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(services, ended, REQUESTS)
+    check_results(services, ended, REQUESTS)
     assert simulator.counters()["repeated"] <= 2 * MOST_REPEATED
 
 
@@ -97,14 +97,14 @@ def is_free(services: Services, batch: BatchRecord) -> bool:
 def test_batch_killed_during_validation_is_validated_again(
     simulator: Simulator, services: Services, slow_to_validate: Path, run_and_kill: Callable
 ) -> None:
-    batch = made_batch(services, slow_to_validate)
+    batch = new_batch(services, slow_to_validate)
     run_and_kill(batch, once=lambda: services.records.get_batch(batch.id).lease_owner)
     assert services.records.get_batch(batch.id).status is BatchStatus.VALIDATING
 
-    ended = resumed(services, batch.id)
+    ended = resume_batch(services, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(services, ended, 800)
+    check_results(services, ended, 800)
     assert simulator.counters()["received"] == 800
 
 
@@ -121,15 +121,15 @@ def test_batch_killed_while_finalizing_finishes_without_requests(
     point: Callable[[Services, BatchRecord], bool],
     simulator: Simulator,
     services: Services,
-    batch_of: Callable,
+    create_batch: Callable,
     run_and_kill: Callable,
 ) -> None:
-    batch = batch_of(services, REQUESTS)
+    batch = create_batch(services, REQUESTS)
     run_and_kill(batch, once=lambda: point(services, batch))
     assert is_finalizing(services, batch)
 
-    ended = resumed(services, batch.id)
+    ended = resume_batch(services, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(services, ended, REQUESTS)
+    check_results(services, ended, REQUESTS)
     assert simulator.counters()["received"] == REQUESTS

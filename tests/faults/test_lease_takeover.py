@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
-from helpers.batch_assertions import check_account, received, resumed
+from helpers.batch_assertions import check_results, received, resume_batch
 from helpers.polling import until
 
 from batchline.engine.pipeline import run_local
@@ -22,13 +22,13 @@ pytestmark = pytest.mark.system
 def test_second_runner_is_rejected_and_changes_nothing(
     start_simulator: Callable[..., Simulator],
     make_services: Callable[..., Services],
-    batch_of: Callable,
-    start: Callable,
+    create_batch: Callable,
+    start_runner: Callable,
 ) -> None:
     first, second = start_simulator(latency_s=0.1), start_simulator()
     services = make_services(first.base_url, upstream={"max_in_flight": 16})
-    batch = batch_of(services, 160)
-    runner = start(services, batch)
+    batch = create_batch(services, 160)
+    runner = start_runner(services, batch)
     until(lambda: received(first) > 32)
     held = services.records.get_batch(batch.id)
 
@@ -37,8 +37,8 @@ def test_second_runner_is_rejected_and_changes_nothing(
 
     kept = services.records.get_batch(batch.id)
     assert (kept.lease_owner, kept.epoch, kept.status) == (held.lease_owner, held.epoch, held.status)
-    assert runner.ended() == (0, "")
-    check_account(services, services.records.get_batch(batch.id), 160)
+    assert runner.wait() == (0, "")
+    check_results(services, services.records.get_batch(batch.id), 160)
     assert (received(first), received(second)) == (160, 0)
 
 
@@ -53,19 +53,19 @@ def taken_over(services: Services, batch: BatchRecord) -> bool:
 def test_live_runner_keeps_short_lease(
     start_simulator: Callable[..., Simulator],
     make_services: Callable[..., Services],
-    batch_of: Callable,
-    start: Callable,
+    create_batch: Callable,
+    start_runner: Callable,
 ) -> None:
     simulator = start_simulator(latency_s=0.1)
     services = make_services(simulator.base_url, upstream={"max_in_flight": 8}, lease_s=1.0)
-    batch = batch_of(services, 120)
-    runner = start(services, batch)
+    batch = create_batch(services, 120)
+    runner = start_runner(services, batch)
     until(lambda: received(simulator))
 
     until(lambda: taken_over(services, batch))
 
     assert services.records.get_batch(batch.id).status is BatchStatus.COMPLETED
-    assert runner.ended() == (0, "")
+    assert runner.wait() == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -76,28 +76,28 @@ def test_runner_paused_beyond_lease_sends_nothing_afterwards(
     lease_s: float,
     start_simulator: Callable[..., Simulator],
     make_services: Callable[..., Services],
-    batch_of: Callable,
-    start: Callable,
+    create_batch: Callable,
+    start_runner: Callable,
 ) -> None:
     upstreams = [start_simulator(latency_s=0.1), start_simulator(latency_s=0.1)]
     options = {"upstream": {"max_in_flight": 32}, "chunk_requests": 100, "lease_s": lease_s}
     paused, taking_over = (make_services(upstream.base_url, **options) for upstream in upstreams)
-    batch = batch_of(paused, 450)
-    runner = start(paused, batch)
+    batch = create_batch(paused, 450)
+    runner = start_runner(paused, batch)
     until(lambda: received(upstreams[0]) >= sent_before, every_s=0.001)
     runner.pause()
 
     with ThreadPoolExecutor(1) as pool:
-        successor = pool.submit(resumed, taking_over, batch.id)
+        successor = pool.submit(resume_batch, taking_over, batch.id)
         until(lambda: received(upstreams[1]) >= 50)
         before = received(upstreams[0])
-        runner.go_on()
+        runner.resume()
         assert not successor.done()
-        status, told = runner.ended()
+        status, told = runner.wait()
         after = received(upstreams[0])
         ended = successor.result()
 
     assert after == before
     assert (status, "has been taken over by another runner" in told) == (1, True)
-    check_account(taking_over, ended, 450)
+    check_results(taking_over, ended, 450)
     assert taking_over.records.get_batch(batch.id).to_response() == ended.to_response()

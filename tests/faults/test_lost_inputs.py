@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.batch_assertions import error_codes, errors_of, interrupt, output_of, received
+from helpers.batch_assertions import error_codes, errors_of, interrupt_run, output_of, received
 from helpers.record_edits import change_batch
 
 from batchline import Batchline
@@ -44,12 +44,12 @@ def stopped(
     request: pytest.FixtureRequest,
     services: Services,
     simulator: Simulator,
-    batch_of: Callable,
+    create_batch: Callable,
     in_background: Callable,
 ) -> BatchRecord:
     """A batch that was interrupted, and whose input was lost then."""
-    batch = batch_of(services, TOTAL)
-    interrupt(batch, in_background(services, batch), once=lambda: received(simulator) >= 15)
+    batch = create_batch(services, TOTAL)
+    interrupt_run(batch, in_background(services, batch), once=lambda: received(simulator) >= 15)
     LOSSES[request.param](Path(services.store.uri(services.records.get_file(batch.input_file_id).key)))
     return services.records.get_batch(batch.id)
 
@@ -104,11 +104,11 @@ def test_batch_with_removed_upstream_can_be_cancelled(
     services: Services,
     make_services: Callable[..., Services],
     simulator: Simulator,
-    batch_of: Callable,
+    create_batch: Callable,
     in_background: Callable,
 ) -> None:
-    batch = batch_of(services, TOTAL)
-    interrupt(batch, in_background(services, batch), once=lambda: received(simulator) >= 15)
+    batch = create_batch(services, TOTAL)
+    interrupt_run(batch, in_background(services, batch), once=lambda: received(simulator) >= 15)
     other = make_services(simulator.base_url, upstream={"models": ["another"]}, chunk_requests=10)
     with pytest.raises(InvalidInput, match="no upstream serves"):
         run_local(other, batch.id)
@@ -126,12 +126,12 @@ def test_retry_with_file_deleted_meanwhile_is_rejected(
     name: str,
     make_services: Callable[..., Services],
     simulator: Simulator,
-    batch_of: Callable,
+    create_batch: Callable,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     services = make_services(simulator.base_url)
     batch = run_local(
-        services, batch_of(services, 4, prompt=lambda number: "simulate:status=400" if number else "Well?").id
+        services, create_batch(services, 4, prompt=lambda number: "simulate:status=400" if number else "Well?").id
     )
     batch, whole_plan = services.records.get_batch(batch.id), retry.read_first_plan
 

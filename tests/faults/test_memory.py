@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.batch_assertions import check_account, made_batch
-from helpers.runner_process import LOCALLY
+from helpers.batch_assertions import check_results, new_batch
+from helpers.runner_process import RUN_LOCAL
 
 from batchline.engine.services import Services
 from batchline.models.status import BatchStatus
@@ -18,7 +18,7 @@ LINE_BYTES = 10_000_000
 
 # Not `getrusage`: its figure starts from what the parent had when it forked, which may be more.
 TELLING_ITS_PEAK = (
-    LOCALLY
+    RUN_LOCAL
     + """
 with open("/proc/self/status") as status:
     print(next(line for line in status if line.startswith("VmHWM")))
@@ -50,16 +50,16 @@ def test_batch_of_ten_megabyte_lines_stays_below_400_mib(
     long_lines: Path,
     start_simulator: Callable[..., Simulator],
     make_services: Callable[..., Services],
-    start: Callable,
+    start_runner: Callable,
 ) -> None:
     services = make_services(start_simulator().base_url)
-    batch = made_batch(services, long_lines)
+    batch = new_batch(services, long_lines)
     long_lines.unlink()
 
-    status, told = start(services, batch, program=TELLING_ITS_PEAK).ended()
+    status, told = start_runner(services, batch, program=TELLING_ITS_PEAK).wait()
 
     assert status == 0
     ended = services.records.get_batch(batch.id)
     assert ended.status is BatchStatus.COMPLETED
-    check_account(services, ended, LINES)
+    check_results(services, ended, LINES)
     assert int(told.split()[1]) / 1024 < MOST_MIB

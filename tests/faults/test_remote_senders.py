@@ -8,9 +8,9 @@ from itertools import cycle
 
 import msgspec
 import pytest
-from helpers.batch_assertions import check_account, received
+from helpers.batch_assertions import check_results, received
 from helpers.polling import until
-from helpers.runner_process import Runner
+from helpers.runner_process import RunnerProcess
 
 from batchline.engine.lease import BatchLease, acquire_lease
 from batchline.engine.lease import active_lease as held_here
@@ -57,12 +57,14 @@ def sent_by(hold: BatchLease, senders: Sequence[Services], todo: Sequence[ChunkS
 
 
 @pytest.fixture
-def run_by(batch_of: Callable[..., BatchRecord]) -> Iterator[Callable[..., tuple[BatchRecord, Future]]]:
+def run_by(create_batch: Callable[..., BatchRecord]) -> Iterator[Callable[..., tuple[BatchRecord, Future]]]:
     """Start a batch of so many requests whose chunks those engines send; its record, and what it ends in."""
     with ThreadPoolExecutor() as pool:
 
-        def start(services: Services, senders: Sequence[Services], count: int) -> tuple[BatchRecord, Future]:
-            batch = batch_of(services, count)
+        def start_runner(
+            services: Services, senders: Sequence[Services], count: int
+        ) -> tuple[BatchRecord, Future]:
+            batch = create_batch(services, count)
 
             def work() -> BatchRecord:
                 with acquire_lease(services, batch.id) as hold:
@@ -70,7 +72,7 @@ def run_by(batch_of: Callable[..., BatchRecord]) -> Iterator[Callable[..., tuple
 
             return batch, pool.submit(work)
 
-        yield start
+        yield start_runner
 
 
 @contextmanager
@@ -93,7 +95,7 @@ def test_remote_requests_are_counted_and_each_finished_once(start_simulator, mak
     batch, end = run_by(runner, senders, 600)
 
     until(lambda: 0 < runner.records.get_batch(batch.id).completed < 600)
-    check_account(runner, end.result(), 600)
+    check_results(runner, end.result(), 600)
     assert received(simulator) == 600
     assert runner.started_dispatcher is None or not runner.dispatcher.metrics.outcomes
     assert not runner.records.read_sender_reports(batch.id, 1)
@@ -114,17 +116,17 @@ def test_sender_continues_after_unexpected_report_error(
         broken.setattr(sender.records, "report_sender", lambda *_: 1 / 0)
         until(lambda: "ZeroDivisionError" in caplog.text)
 
-    check_account(runner, end.result(), 400)
+    check_results(runner, end.result(), 400)
     assert received(simulator) == 400
     assert runner.records.get_batch(batch.id).completed == 400
 
 
-def test_progress_combines_all_senders(start_simulator, make_services, batch_of):
+def test_progress_combines_all_senders(start_simulator, make_services, create_batch):
     services, *senders = [
         make_services(start_simulator(latency_s=0.5).base_url, upstream={"max_in_flight": 20}, chunk_requests=100)
         for _ in range(3)
     ]
-    with held(services, batch_of(services, 400)) as (hold, todo), ThreadPoolExecutor() as pool:
+    with held(services, create_batch(services, 400)) as (hold, todo), ThreadPoolExecutor() as pool:
         for order, sender in zip(todo, cycle(senders), strict=False):
             pool.submit(send, sender, order)
 
@@ -147,7 +149,7 @@ def test_cancel_stops_all_senders_and_cancels_unsent_requests(start_simulator, m
 
     ended = end.result()
     assert ended.status is BatchStatus.CANCELLED
-    check_account(runner, ended, 600)
+    check_results(runner, ended, 600)
     assert received(simulator) < 200
 
 
@@ -166,17 +168,17 @@ def test_interrupted_runner_stops_senders_and_batch_can_be_resumed(start_simulat
     assert received(simulator) < 300
     with acquire_lease(runner, batch.id) as hold:
         ended = run(hold, send_all=lambda todo: sent_by(hold, [sender], todo))
-    check_account(runner, ended, 400)
+    check_results(runner, ended, 400)
     assert received(simulator) == 400
 
 
-def test_sender_stops_when_runner_is_gone(start_simulator, make_services, batch_of):
+def test_sender_stops_when_runner_is_gone(start_simulator, make_services, create_batch):
     simulator = start_simulator(latency_s=0.2)
     runner, sender = [
         make_services(simulator.base_url, upstream={"max_in_flight": 5}, chunk_requests=200) for _ in range(2)
     ]
     with ThreadPoolExecutor() as pool:
-        with held(runner, batch_of(runner, 200)) as (_, todo):
+        with held(runner, create_batch(runner, 200)) as (_, todo):
             sending = pool.submit(send, sender, todo[0])
             until(lambda: received(simulator) > 10)
 
@@ -188,13 +190,15 @@ def test_sender_stops_when_runner_is_gone(start_simulator, make_services, batch_
     assert received(simulator) == before < 100
 
 
-def test_sender_stops_within_half_lease_of_silent_runner(start_simulator, make_services, batch_of, monkeypatch):
+def test_sender_stops_within_half_lease_of_silent_runner(
+    start_simulator, make_services, create_batch, monkeypatch
+):
     simulator = start_simulator(latency_s=0.1)
     runner, sender = [
         make_services(simulator.base_url, upstream={"max_in_flight": 2}, chunk_requests=400, lease_s=2.0)
         for _ in range(2)
     ]
-    with ThreadPoolExecutor() as pool, held(runner, batch_of(runner, 400)) as (hold, todo):
+    with ThreadPoolExecutor() as pool, held(runner, create_batch(runner, 400)) as (hold, todo):
         sending = pool.submit(send, sender, todo[0])
         until(lambda: received(simulator) > 30)  # heartbeats have been seen to come
         silenced_at, before = time.monotonic(), received(simulator)
@@ -208,12 +212,12 @@ def test_sender_stops_within_half_lease_of_silent_runner(start_simulator, make_s
     assert stopped - before < 2 * 1.5 / 0.1 + 5
 
 
-def test_chunk_sent_twice_yields_one_part(start_simulator, make_services, batch_of):
+def test_chunk_sent_twice_yields_one_part(start_simulator, make_services, create_batch):
     quick, slow = start_simulator(latency_s=0.01), start_simulator(latency_s=0.3)
     runner, first, second = [
         make_services(simulator.base_url, chunk_requests=100) for simulator in (quick, quick, slow)
     ]
-    batch = batch_of(runner, 100)
+    batch = create_batch(runner, 100)
     with ThreadPoolExecutor() as pool, held(runner, batch) as (hold, [order]):
         late = pool.submit(send, second, order)
         until(lambda: received(slow) > 10)
@@ -226,7 +230,7 @@ def test_chunk_sent_twice_yields_one_part(start_simulator, make_services, batch_
     assert sorted(key.rpartition(".")[2] for key in keys) == ["jsonl", "parquet"]
     with acquire_lease(runner, batch.id) as hold:
         ended = run(hold, send_all=lambda todo: sent_by(hold, [first], todo))
-    check_account(runner, ended, 100)
+    check_results(runner, ended, 100)
 
 
 def test_auth_failure_at_all_senders_fails_batch(start_simulator, make_services, run_by):
@@ -246,19 +250,19 @@ def test_auth_failure_at_all_senders_fails_batch(start_simulator, make_services,
     ended = end.result()
     assert ended.status is BatchStatus.FAILED
     assert [error.code for error in ended.errors] == ["batch_failed"]
-    check_account(runner, ended, 400)
+    check_results(runner, ended, 400)
     assert received(simulator) < 100
 
 
 def test_auth_failure_of_one_sender_does_not_stop_batch_once_others_succeed(
-    start_simulator, make_services, batch_of
+    start_simulator, make_services, create_batch
 ):
     open_door, closed = start_simulator(), start_simulator(api_key="right", latency_s=0.1)
     runner = make_services(open_door.base_url, chunk_requests=100)
     refused = make_services(
         closed.base_url, upstream={"api_key": "wrong"}, chunk_requests=100, refusals_to_stop=10
     )
-    with held(runner, batch_of(runner, 200)) as (hold, [first, second]):
+    with held(runner, create_batch(runner, 200)) as (hold, [first, second]):
         assert send(runner, first).completed == 100
 
         result = send(refused, second)
@@ -268,32 +272,32 @@ def test_auth_failure_of_one_sender_does_not_stop_batch_once_others_succeed(
         assert hold.session.stop_reason is None
 
 
-def test_chunk_of_killed_sender_is_continued_elsewhere(start_simulator, make_services, batch_of):
+def test_chunk_of_killed_sender_is_continued_elsewhere(start_simulator, make_services, create_batch):
     simulator = start_simulator(latency_s=0.1)
     runner, sender = [
         make_services(simulator.base_url, upstream={"max_in_flight": 8}, chunk_requests=200) for _ in range(2)
     ]
-    batch = batch_of(runner, 200)
+    batch = create_batch(runner, 200)
     with acquire_lease(runner, batch.id) as hold:
 
         def send_all(todo: Sequence[ChunkSpec]) -> list[ChunkResult]:
             [order] = todo
-            process = Runner(runner.settings, msgspec.json.encode(order).decode(), program=SENDER)
+            process = RunnerProcess(runner.settings, msgspec.json.encode(order).decode(), program=SENDER)
             until(lambda: received(simulator) > 80)
             process.kill()
             return sent_by(hold, [sender], todo)
 
         ended = run(hold, send_all=send_all)
 
-    check_account(runner, ended, 200)
+    check_results(runner, ended, 200)
     assert received(simulator) <= 200 + 8 + 8 * (0.2 / 0.1 + 1)
 
 
-def test_sender_with_other_database_is_rejected(start_simulator, make_services, batch_of, tmp_path):
+def test_sender_with_other_database_is_rejected(start_simulator, make_services, create_batch, tmp_path):
     runner = make_services(start_simulator().base_url)
     stranger = make_services(start_simulator().base_url, home=tmp_path / "elsewhere")
     with (
-        held(runner, batch_of(runner, 10)) as (_, [order]),
+        held(runner, create_batch(runner, 10)) as (_, [order]),
         pytest.raises(InvalidInput, match="need the same BATCHLINE_DATABASE_URL"),
     ):
         send(stranger, order)

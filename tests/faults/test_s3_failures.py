@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 from botocore.retries.standard import ExponentialBackoff
-from helpers.batch_assertions import check_account, check_not_over, interrupt, received, saved
-from helpers.forwarding_proxy import Between, Handler, answers, between, passes_on
+from helpers.batch_assertions import check_results, check_unfinished, count_saved, interrupt_run, received
+from helpers.forwarding_proxy import ForwardingProxy, Handler, forward, forwarding_proxy, respond_with
 from helpers.polling import until
 from helpers.storage_servers import S3Server
 
@@ -23,13 +23,13 @@ pytestmark = pytest.mark.system
 
 REQUESTS = 400
 IN_FLIGHT = 32
-refuse = answers(503, "SlowDown")
+refuse = respond_with(503, "SlowDown")
 
 
 @pytest.fixture
-def front(s3_server: S3Server) -> Iterator[Between]:
+def front(s3_server: S3Server) -> Iterator[ForwardingProxy]:
     """What stands before the S3 server."""
-    with between(s3_server.url) as server:
+    with forwarding_proxy(s3_server.url) as server:
         yield server
 
 
@@ -40,7 +40,11 @@ def simulator(start_simulator: Callable[..., Simulator]) -> Simulator:
 
 @pytest.fixture
 def services(
-    make_services: Callable[..., Services], s3_server: S3Server, front: Between, simulator: Simulator, monkeypatch
+    make_services: Callable[..., Services],
+    s3_server: S3Server,
+    front: ForwardingProxy,
+    simulator: Simulator,
+    monkeypatch,
 ) -> Services:
     """Services that store through the proxy, whose client tries again without waiting."""
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda self, context: 0.01)
@@ -56,61 +60,71 @@ def refusing(pattern: str) -> Callable[[Handler], bool]:
 
 
 @contextmanager
-def out_of_order(front: Between, pattern: str) -> Iterator[None]:
+def out_of_order(front: ForwardingProxy, pattern: str) -> Iterator[None]:
     """For the block's time, let requests whose method and path match be answered 503."""
     front.rule = refusing(pattern)
     yield
-    front.rule = passes_on
+    front.rule = forward
 
 
 def test_short_write_outage_neither_stops_run_nor_repeats_requests(
-    services: Services, front: Between, simulator: Simulator, batch_of: Callable, in_background: Callable, caplog
+    services: Services,
+    front: ForwardingProxy,
+    simulator: Simulator,
+    create_batch: Callable,
+    in_background: Callable,
+    caplog,
 ) -> None:
-    batch = batch_of(services, REQUESTS)
+    batch = create_batch(services, REQUESTS)
     run = in_background(services, batch)
-    until(lambda: saved(services, batch))
+    until(lambda: count_saved(services, batch))
     with out_of_order(front, "^(PUT|POST) "):
         until(lambda: "sending waits for storage" in caplog.text)
-        check_not_over(services, batch, BatchStatus.IN_PROGRESS)
+        check_unfinished(services, batch, BatchStatus.IN_PROGRESS)
 
     ended = run.result()
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(services, ended, REQUESTS)
+    check_results(services, ended, REQUESTS)
     assert received(simulator) == REQUESTS
 
 
 def test_long_write_outage_stops_run_and_keeps_saved_answers(
     services: Services,
-    front: Between,
+    front: ForwardingProxy,
     simulator: Simulator,
-    batch_of: Callable,
+    create_batch: Callable,
     in_background: Callable,
     monkeypatch,
 ) -> None:
     monkeypatch.setattr(segment_writer, "STORAGE_PATIENCE_S", 0.5)
-    batch = batch_of(services, REQUESTS)
+    batch = create_batch(services, REQUESTS)
     run = in_background(services, batch)
-    until(lambda: saved(services, batch))
+    until(lambda: count_saved(services, batch))
     with out_of_order(front, "^(PUT|POST) "), pytest.raises(StorageFault, match="S3 fails"):
         run.result()
-    check_not_over(services, batch, BatchStatus.IN_PROGRESS)
-    sent, kept = received(simulator), saved(services, batch)
+    check_unfinished(services, batch, BatchStatus.IN_PROGRESS)
+    sent, kept = received(simulator), count_saved(services, batch)
 
     ended = run_local(services, batch.id)
 
     assert 0 < kept < REQUESTS
     assert ended.status is BatchStatus.COMPLETED
-    check_account(services, ended, REQUESTS)
+    check_results(services, ended, REQUESTS)
     assert received(simulator) - sent == REQUESTS - kept
 
 
 def test_write_outage_stops_sending_of_pending_requests(
-    services: Services, front: Between, simulator: Simulator, batch_of: Callable, in_background: Callable, caplog
+    services: Services,
+    front: ForwardingProxy,
+    simulator: Simulator,
+    create_batch: Callable,
+    in_background: Callable,
+    caplog,
 ) -> None:
-    batch = batch_of(services, 2_000)
+    batch = create_batch(services, 2_000)
     run = in_background(services, batch)
-    until(lambda: saved(services, batch))
+    until(lambda: count_saved(services, batch))
     with out_of_order(front, "^(PUT|POST) "):
         until(lambda: "sending waits for storage" in caplog.text)
         sent = received(simulator)
@@ -119,28 +133,28 @@ def test_write_outage_stops_sending_of_pending_requests(
 
     ended = run.result()
 
-    check_account(services, ended, 2_000)
+    check_results(services, ended, 2_000)
     assert received(simulator) == 2_000
 
 
 def test_resumed_batch_sends_nothing_before_storage_accepts_writes(
     services: Services,
-    front: Between,
+    front: ForwardingProxy,
     simulator: Simulator,
-    batch_of: Callable,
+    create_batch: Callable,
     in_background: Callable,
     monkeypatch,
 ) -> None:
     monkeypatch.setattr(segment_writer, "STORAGE_PATIENCE_S", 0.5)
-    batch = batch_of(services, REQUESTS)
-    interrupt(batch, in_background(services, batch), once=lambda: received(simulator) > 150)
+    batch = create_batch(services, REQUESTS)
+    interrupt_run(batch, in_background(services, batch), once=lambda: received(simulator) > 150)
     sent = received(simulator)
 
     with out_of_order(front, "^(PUT|POST) "), pytest.raises(StorageFault, match="S3 fails"):
         run_local(services, batch.id)
 
     assert received(simulator) == sent
-    check_account(services, run_local(services, batch.id), REQUESTS)
+    check_results(services, run_local(services, batch.id), REQUESTS)
     assert received(simulator) == REQUESTS
 
 
@@ -152,9 +166,9 @@ FINAL_FILES = {
 
 @pytest.mark.parametrize("pattern", FINAL_FILES.values(), ids=FINAL_FILES)
 def test_failed_final_files_are_written_later_without_requests(
-    pattern: str, services: Services, front: Between, simulator: Simulator, batch_of: Callable
+    pattern: str, services: Services, front: ForwardingProxy, simulator: Simulator, create_batch: Callable
 ) -> None:
-    batch = batch_of(services, 200)
+    batch = create_batch(services, 200)
     with out_of_order(front, pattern), pytest.raises(StorageFault, match="S3 fails"):
         run_local(services, batch.id)
     assert services.records.get_batch(batch.id).status is BatchStatus.FINALIZING
@@ -162,7 +176,7 @@ def test_failed_final_files_are_written_later_without_requests(
     ended = run_local(services, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(services, ended, 200)
+    check_results(services, ended, 200)
     assert received(simulator) == 200
 
 
@@ -173,31 +187,31 @@ READS = {"the list of parts": r"^GET .*list-type=2", "the input": r"^GET .*files
 def test_read_outage_on_resume_repeats_no_saved_requests(
     pattern: str,
     services: Services,
-    front: Between,
+    front: ForwardingProxy,
     simulator: Simulator,
-    batch_of: Callable,
+    create_batch: Callable,
     in_background: Callable,
 ) -> None:
-    batch = batch_of(services, REQUESTS)
-    interrupt(batch, in_background(services, batch), once=lambda: received(simulator) > 150)
-    sent, kept = received(simulator), saved(services, batch)
+    batch = create_batch(services, REQUESTS)
+    interrupt_run(batch, in_background(services, batch), once=lambda: received(simulator) > 150)
+    sent, kept = received(simulator), count_saved(services, batch)
     with out_of_order(front, pattern), pytest.raises(StorageFault, match="S3 fails"):
         run_local(services, batch.id)
     assert received(simulator) == sent
 
     ended = run_local(services, batch.id)
 
-    check_account(services, ended, REQUESTS)
+    check_results(services, ended, REQUESTS)
     assert received(simulator) - sent == REQUESTS - kept
 
 
 def test_failed_segment_deletion_does_not_prevent_completion(
-    services: Services, front: Between, simulator: Simulator, batch_of: Callable
+    services: Services, front: ForwardingProxy, simulator: Simulator, create_batch: Callable
 ) -> None:
-    batch = batch_of(services, REQUESTS)
+    batch = create_batch(services, REQUESTS)
     with out_of_order(front, r"^POST .*\?delete"):
         ended = run_local(services, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(services, ended, REQUESTS)
+    check_results(services, ended, REQUESTS)
     assert received(simulator) == REQUESTS

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import pytest
-from helpers.batch_assertions import check_account, received, resumed, saved
+from helpers.batch_assertions import check_results, count_saved, received, resume_batch
 from helpers.polling import until
 
 from batchline.models.errors import LeaseLost, StorageFault
@@ -76,7 +76,7 @@ def test_run_with_unresponsive_database_saves_answers_and_ends(
     postgres_database,
     start_simulator,
     make_services,
-    batch_of: Callable,
+    create_batch: Callable,
     in_background,
     monkeypatch,
 ) -> None:
@@ -85,7 +85,7 @@ def test_run_with_unresponsive_database_saves_answers_and_ends(
     simulator = start_simulator(latency_s=0.5)
     options = {"upstream": {"max_in_flight": 16}, "lease_s": 4.0, "flush_interval_s": 60.0}
     services = make_services(simulator.base_url, **options, **behind_the_line)
-    batch = batch_of(services, 400)
+    batch = create_batch(services, 400)
     run = in_background(services, batch)
     until(lambda: received(simulator) > 16)
 
@@ -93,10 +93,10 @@ def test_run_with_unresponsive_database_saves_answers_and_ends(
     with pytest.raises(LeaseLost, match=r"database has not answered|no heartbeat"):
         run.result(60)
     sent = received(simulator)
-    assert saved(services, batch) == sent < 400
+    assert count_saved(services, batch) == sent < 400
 
     again = make_services(simulator.base_url, **options, **postgres_database)
-    check_account(again, resumed(again, batch.id), 400)
+    check_results(again, resume_batch(again, batch.id), 400)
     assert received(simulator) == 400
 
 

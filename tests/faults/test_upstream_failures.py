@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from helpers.batch_assertions import check_account, error_codes, errors_of, output_of, received
+from helpers.batch_assertions import check_results, error_codes, errors_of, output_of, received
 from helpers.polling import until
 from helpers.record_edits import change_batch
 
@@ -37,26 +37,29 @@ def test_upstream_outage_costs_no_requests_or_attempts(
     max_attempts: int,
     start_simulator: Callable[..., Simulator],
     make_services: Callable,
-    batch_of: Callable,
+    create_batch: Callable,
 ) -> None:
     simulator = start_simulator(latency_s=0.05, down_from_s=down_from_s, down_for_s=1.0)
     services = make_services(simulator.base_url, upstream={"max_attempts": max_attempts, "max_in_flight": 16})
-    batch = batch_of(services, 300)
+    batch = create_batch(services, 300)
 
     ended = run_local(services, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
     assert (ended.completed, ended.failed) == (300, 0)
-    check_account(services, ended, 300)
+    check_results(services, ended, 300)
     assert simulator.counters()["repeated"] <= 16
 
 
 def test_upstream_outage_pauses_batch_and_reports_it(
-    start_simulator: Callable[..., Simulator], make_services: Callable, batch_of: Callable, in_background: Callable
+    start_simulator: Callable[..., Simulator],
+    make_services: Callable,
+    create_batch: Callable,
+    in_background: Callable,
 ) -> None:
     simulator = start_simulator(down_from_s=0, down_for_s=60)
     services = make_services(simulator.base_url)
-    batch = batch_of(services, 100)
+    batch = create_batch(services, 100)
     in_background(services, batch)
 
     until(
@@ -89,51 +92,55 @@ STRANGE = {
 
 @pytest.mark.parametrize(("order", "code"), STRANGE.values(), ids=STRANGE)
 def test_request_without_valid_response_becomes_error_line(
-    order: str, code: str, start_simulator: Callable[..., Simulator], make_services: Callable, batch_of: Callable
+    order: str,
+    code: str,
+    start_simulator: Callable[..., Simulator],
+    make_services: Callable,
+    create_batch: Callable,
 ) -> None:
     simulator = start_simulator(retry_after_s=0.05)
     services = make_services(simulator.base_url, upstream={"max_attempts": 2, "first_byte_timeout_s": 0.3})
-    batch = batch_of(services, 100, prompt=some_bad(order))
+    batch = create_batch(services, 100, prompt=some_bad(order))
 
     ended = run_local(services, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(services, ended, 100)
+    check_results(services, ended, 100)
     assert error_codes(services, ended) == {code: len(BAD)}
     assert [line["custom_id"] for line in errors_of(services, ended)] == [f"request-{number}" for number in BAD]
 
 
 @pytest.mark.parametrize("fault", ["html", "error_object", "server_error"])
 def test_batch_without_valid_response_fails_with_error_lines(
-    fault: str, start_simulator: Callable[..., Simulator], make_services: Callable, batch_of: Callable
+    fault: str, start_simulator: Callable[..., Simulator], make_services: Callable, create_batch: Callable
 ) -> None:
     simulator = start_simulator(**{fault: 1.0})
     services = make_services(simulator.base_url, upstream={"max_attempts": 2})
-    batch = batch_of(services, 50)
+    batch = create_batch(services, 50)
 
     ended = run_local(services, batch.id)
 
     assert ended.status is BatchStatus.FAILED
-    check_account(services, ended, 50)
+    check_results(services, ended, 50)
     assert received(simulator) == 100
     assert [error.code for error in ended.errors or ()] == ["all_requests_failed"]
 
 
 def test_hanging_upstream_expires_batch_at_window_end(
-    start_simulator: Callable[..., Simulator], make_services: Callable, batch_of: Callable
+    start_simulator: Callable[..., Simulator], make_services: Callable, create_batch: Callable
 ) -> None:
     simulator = start_simulator(hanging=1.0)
     services = make_services(
         simulator.base_url, upstream={"max_attempts": 2, "first_byte_timeout_s": 0.2}, grace_s=0.2
     )
-    batch = batch_of(services, 200)
+    batch = create_batch(services, 200)
     change_batch(services.records, batch.id, expires_at=int(time.time()) + 2)
 
     ended = run_local(services, batch.id)
 
     assert time.time() - ended.expires_at < 3
     assert ended.status is BatchStatus.EXPIRED
-    check_account(services, ended, 200)
+    check_results(services, ended, 200)
     assert set(error_codes(services, ended)) <= {"batch_expired", "timeout"}
 
 
@@ -142,34 +149,34 @@ def test_hanging_upstream_expires_batch_at_window_end(
 
 @pytest.mark.system
 def test_responses_of_ten_megabytes_are_stored_completely(
-    start_simulator: Callable[..., Simulator], make_services: Callable, chat_file: Callable, batch_of: Callable
+    start_simulator: Callable[..., Simulator], make_services: Callable, chat_file: Callable, create_batch: Callable
 ) -> None:
     tokens = 2_500_000
     simulator = start_simulator(answer_tokens=tokens)
     services = make_services(simulator.base_url)
-    batch = batch_of(services, 6)
+    batch = create_batch(services, 6)
 
     ended = run_local(services, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(services, ended, 6)
+    check_results(services, ended, 6)
     for line in output_of(services, ended):
         body = line["response"]["body"]
         assert len(body["choices"][0]["message"]["content"]) == 4 * body["usage"]["completion_tokens"] > 7_000_000
 
 
 def test_response_over_size_limit_becomes_error_line(
-    start_simulator: Callable[..., Simulator], make_services: Callable, batch_of: Callable
+    start_simulator: Callable[..., Simulator], make_services: Callable, create_batch: Callable
 ) -> None:
     services = make_services(
         start_simulator(answer_tokens=50_000).base_url, upstream={"max_attempts": 2, "max_response_bytes": 100_000}
     )
-    batch = batch_of(services, 5)
+    batch = create_batch(services, 5)
 
     ended = run_local(services, batch.id)
 
     assert ended.status is BatchStatus.FAILED
-    check_account(services, ended, 5)
+    check_results(services, ended, 5)
     assert error_codes(services, ended) == {"invalid_response": 5}
 
 
@@ -177,49 +184,49 @@ def test_response_over_size_limit_becomes_error_line(
 
 
 def test_wrong_api_key_stops_batch_early_with_hint(
-    start_simulator: Callable[..., Simulator], make_services: Callable, batch_of: Callable
+    start_simulator: Callable[..., Simulator], make_services: Callable, create_batch: Callable
 ) -> None:
     simulator = start_simulator(api_key="the right one")
     services = make_services(simulator.base_url, upstream={"api_key": "a-wrong-one"})
-    batch = batch_of(services, 5_000)
+    batch = create_batch(services, 5_000)
 
     ended = run_local(services, batch.id)
 
     refused = received(simulator)
     assert refused < 250
     assert ended.status is BatchStatus.FAILED
-    check_account(services, ended, 5_000)
+    check_results(services, ended, 5_000)
     assert error_codes(services, ended) == {"invalid_request": refused, "batch_failed": 5_000 - refused}
     [error] = ended.errors or ()
     assert (error.code, "check its API key" in error.message) == ("batch_failed", True)
 
 
 def test_temporary_rate_limiting_slows_batch_without_failures(
-    start_simulator: Callable[..., Simulator], make_services: Callable, batch_of: Callable
+    start_simulator: Callable[..., Simulator], make_services: Callable, create_batch: Callable
 ) -> None:
     simulator = start_simulator(rate_limited=0.8, retry_after_s=0.02)
     services = make_services(simulator.base_url, upstream={"max_attempts": 100})
-    batch = batch_of(services, 100)
+    batch = create_batch(services, 100)
 
     ended = run_local(services, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
     assert (ended.completed, ended.failed) == (100, 0)
-    check_account(services, ended, 100)
+    check_results(services, ended, 100)
     assert simulator.counters()["statuses"]["429"] > 100
 
 
 def test_permanent_rate_limiting_fails_every_request(
-    start_simulator: Callable[..., Simulator], make_services: Callable, batch_of: Callable
+    start_simulator: Callable[..., Simulator], make_services: Callable, create_batch: Callable
 ) -> None:
     simulator = start_simulator(rate_limited=1.0, retry_after_s=0.02)
     services = make_services(simulator.base_url, upstream={"max_attempts": 3})
-    batch = batch_of(services, 50)
+    batch = create_batch(services, 50)
 
     ended = run_local(services, batch.id)
 
     assert ended.status is BatchStatus.FAILED
-    check_account(services, ended, 50)
+    check_results(services, ended, 50)
     assert error_codes(services, ended) == {"rate_limited": 50}
     assert received(simulator) == 150
 
@@ -229,16 +236,19 @@ BUDGETS = {"requests": {"requests_per_minute": 3_000}, "tokens": {"tokens_per_mi
 
 @pytest.mark.parametrize("budget", BUDGETS.values(), ids=BUDGETS)
 def test_configured_rate_limit_prevents_upstream_429(
-    budget: dict[str, int], start_simulator: Callable[..., Simulator], make_services: Callable, batch_of: Callable
+    budget: dict[str, int],
+    start_simulator: Callable[..., Simulator],
+    make_services: Callable,
+    create_batch: Callable,
 ) -> None:
     simulator = start_simulator(**budget)
     services = make_services(simulator.base_url, upstream=budget)
-    batch = batch_of(services, 100)
+    batch = create_batch(services, 100)
     began = time.monotonic()
 
     ended = run_local(services, batch.id)
 
     assert time.monotonic() - began > 0.5
     assert (ended.completed, ended.failed) == (100, 0)
-    check_account(services, ended, 100)
+    check_results(services, ended, 100)
     assert simulator.counters()["statuses"] == {"200": 100}

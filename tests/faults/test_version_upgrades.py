@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.batch_assertions import check_account, output_of, received
+from helpers.batch_assertions import check_results, output_of, received
 
 from batchline.engine.pipeline import run_local
 from batchline.engine.services import Services
@@ -85,7 +85,7 @@ def test_batch_of_older_version_completes_with_saved_answers(
     ended = run_local(services, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED
-    check_account(services, ended, total)
+    check_results(services, ended, total)
     assert received(simulator) == STILL_TO_SEND[name] == total - len(saved)
     lines = {line["id"]: line for line in output_of(services, ended)}
     assert {key: lines[key] for key in saved} == saved

@@ -20,11 +20,11 @@ from helpers.polling import pauses
 
 T = TypeVar("T")
 ENDPOINT = "/v1/chat/completions"
-OVER = {"completed", "failed", "expired", "cancelled"}
+FINAL_STATUSES = {"completed", "failed", "expired", "cancelled"}
 
 
 @contextmanager
-def running(client: Batchline, face: AppFactory | None = None) -> Iterator[str]:
+def serve_api(client: Batchline, face: AppFactory | None = None) -> Iterator[str]:
     """The base URL of the API over that client, which ends with the block."""
     server = Server(client, host="127.0.0.1", port=0, app_factory=face)
     thread = threading.Thread(target=server.run, name="server")
@@ -42,14 +42,14 @@ def root_of(url: str) -> str:
     return url.removesuffix("/v1")
 
 
-class Served:
+class ApiServer:
     """An API that runs, with the client under it, which sees everything, and clients that end with it."""
 
     def __init__(self, client: Batchline, simulator: Simulator, face: AppFactory | None = None) -> None:
         self.client = client
         self.simulator = simulator
         self._stack = ExitStack()
-        self.url = self._stack.enter_context(running(client, face))
+        self.url = self._stack.enter_context(serve_api(client, face))
 
     def close(self) -> None:
         self._stack.close()
@@ -84,11 +84,11 @@ def at_once(work: Callable[[int], T], count: int) -> list[T]:
         return list(pool.map(one, range(count)))
 
 
-def until_over(client: openai.OpenAI, batch_id: str, *, timeout_s: float = 60) -> openai.types.Batch:
+def wait_for_end(client: openai.OpenAI, batch_id: str, *, timeout_s: float = 60) -> openai.types.Batch:
     """Poll until the batch is over, as a program does."""
-    for pause_s in pauses(timeout_s, most_s=0.25):
+    for pause_s in pauses(timeout_s, max_pause_s=0.25):
         batch = client.batches.retrieve(batch_id)
-        if batch.status in OVER:
+        if batch.status in FINAL_STATUSES:
             return batch
         time.sleep(pause_s)
     raise AssertionError(batch)

@@ -23,19 +23,19 @@ from batchline.storage.objects import layout
 from batchline.storage.records.store import BatchRecord
 from helpers.polling import until
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 
 
-def made_batch(services: Services, path: Path) -> BatchRecord:
+def new_batch(services: Services, path: Path) -> BatchRecord:
     """A new batch of that file, which nobody runs yet."""
     stored = store_input_file(services, path)
     request = CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
     return create_batch(services, request, origin=BatchDwExtResponse(source="api"))
 
 
-def resumed(services: Services, batch_id: str) -> BatchRecord:
+def resume_batch(services: Services, batch_id: str) -> BatchRecord:
     """The batch after it has gone on, as soon as the lease of the runner that died is stale."""
-    give_up_at = time.monotonic() + PATIENCE_S
+    give_up_at = time.monotonic() + TIMEOUT_S
     while True:
         try:
             return run_local(services, batch_id)
@@ -44,7 +44,7 @@ def resumed(services: Services, batch_id: str) -> BatchRecord:
             time.sleep(0.05)
 
 
-def interrupt(batch: BatchRecord, run: Future[BatchRecord], *, once: Callable[[], object]) -> None:
+def interrupt_run(batch: BatchRecord, run: Future[BatchRecord], *, once: Callable[[], object]) -> None:
     """Stop a run in this process as Ctrl-C does, as soon as that is true."""
     until(once)
     hold = active_lease(batch.id)
@@ -76,7 +76,7 @@ def _lines(services: Services, key: str) -> list[dict]:
     return [json.loads(line) for line in services.store.read(key).splitlines()]
 
 
-def check_account(services: Services, batch: BatchRecord, total: int) -> None:
+def check_results(services: Services, batch: BatchRecord, total: int) -> None:
     """Every request has one line in one of the two files, both in input order, and counts and tokens add up."""
     output, errors = output_of(services, batch), errors_of(services, batch)
     good, bad = _numbers(output), _numbers(errors)
@@ -97,7 +97,7 @@ def check_account(services: Services, batch: BatchRecord, total: int) -> None:
     )
 
 
-def check_not_over(services: Services, batch: BatchRecord, status: BatchStatus) -> None:
+def check_unfinished(services: Services, batch: BatchRecord, status: BatchStatus) -> None:
     """The batch has that status, and none of what a finished one has."""
     now = services.records.get_batch(batch.id)
     assert (now.status, now.completed_at, now.analytics) == (status, None, None)
@@ -109,7 +109,7 @@ def _numbers(lines: list[dict]) -> list[int]:
     return [int(line["custom_id"].removeprefix("request-")) for line in lines]
 
 
-def saved(services: Services, batch: BatchRecord) -> int:
+def count_saved(services: Services, batch: BatchRecord) -> int:
     """How many requests have an answer on storage, in finished parts and in segments."""
     prefix = f"batches/{batch.id}/g{batch.generation}"
     keys = [info.key for info in services.store.list_objects(prefix) if info.key.endswith(".jsonl")]

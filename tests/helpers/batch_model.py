@@ -22,24 +22,24 @@ ENDS = ("completed_at", "failed_at", "expired_at", "cancelled_at")
 
 
 @dataclass
-class Upload:
+class FileModel:
     """An input file: the line of each request, by number from 0; `spoilt` where it does not validate."""
 
     id: str
     name: str
     lines: list[int]
     content: bytes = field(repr=False)
-    spoilt: bool
+    is_invalid: bool
     is_there: bool = True
     has_expired: bool = False
 
 
 @dataclass
-class Known:
+class BatchModel:
     """A batch: what became of each request in words, none before it is validated."""
 
     id: str
-    upload: Upload
+    upload: FileModel
     status: str = BatchStatus.VALIDATING
     outcomes: list[str] = field(default_factory=list)
     generation: int = 0
@@ -67,12 +67,12 @@ class Known:
     def request_ids(self, numbers: Sequence[int]) -> list[str]:
         return [request_id(self.id, self.upload.lines[number]) for number in numbers]
 
-    def numbers_told(self, told: Sequence[str]) -> list[int]:
+    def received_numbers(self, told: Sequence[str]) -> list[int]:
         """The numbers in what an upstream was told of this batch's file, sorted."""
         return sorted(int(number) for name, number in map(str.split, told) if name == self.upload.name)
 
 
-def check(client: Batchline, known: Known) -> None:
+def check(client: Batchline, known: BatchModel) -> None:
     """The batch is as the model says, in every way that can be asked for."""
     record = client.batches.record(known.id)
     assert (record.status, record.generation) == (known.status, known.generation)
@@ -99,7 +99,7 @@ def check_times(record: BatchRecord) -> None:
     assert all(end >= max(times[1:], default=record.created_at) for end in ends.values())
 
 
-def check_items(known: Known, items: Sequence[BatchResultItem]) -> None:
+def check_items(known: BatchModel, items: Sequence[BatchResultItem]) -> None:
     """One item a request, in input order, that says what became of it."""
     assert [item.id for item in items] == known.request_ids(range(len(known.outcomes)))
     told = ["pending" if item.status == "in_progress" else item.status for item in items]
@@ -118,7 +118,7 @@ def outcome_code(outcome: str) -> str:
     return codes[outcome] if outcome in codes else outcome.partition(":")[2]
 
 
-def check_counts(known: Known, record: BatchRecord) -> None:
+def check_counts(known: BatchModel, record: BatchRecord) -> None:
     """The counts add up at the end, and before claim no more than there is."""
     good, bad = known.outcomes.count(GOOD), len(known.failed)
     if known.is_over:
@@ -129,7 +129,7 @@ def check_counts(known: Known, record: BatchRecord) -> None:
         assert record.completed + record.failed <= record.total
 
 
-def check_files(client: Batchline, known: Known, record: BatchRecord) -> None:
+def check_files(client: Batchline, known: BatchModel, record: BatchRecord) -> None:
     """Both files hold their requests in input order; what was once read of them stays until the end."""
     ids = (record.output_file_id, record.error_file_id)
     for new, old in zip(ids, known.ids, strict=True):
@@ -156,7 +156,7 @@ def check_files(client: Batchline, known: Known, record: BatchRecord) -> None:
     known.ids, known.seen = ids, contents
 
 
-def _kept(known: Known, contents: tuple[bytes, ...]) -> tuple[bytes, ...]:
+def _kept(known: BatchModel, contents: tuple[bytes, ...]) -> tuple[bytes, ...]:
     """The contents, whose beginnings are what a running first generation showed."""
     if not known.generation:
         assert all(new.startswith(old) for new, old in zip(contents, known.seen, strict=True))
@@ -167,7 +167,7 @@ def _numbers(content: bytes) -> list[int]:
     return [int(json.loads(line)["custom_id"].rpartition("-")[2]) for line in content.splitlines()]
 
 
-def check_end(known: Known, shown: BatchResponse) -> None:
+def check_end(known: BatchModel, shown: BatchResponse) -> None:
     """The analytics are over what completed, and a batch that failed says why."""
     good = known.outcomes.count(GOOD)
     if known.outcomes:

@@ -25,20 +25,20 @@ from batchline.models.status import TERMINAL_STATUSES, BatchStatus
 from batchline.models.upstreams import Upstream
 from batchline.storage.objects.select import open_objects
 from batchline.storage.records.store import open_records
-from helpers.batch_model import GOOD, PENDING, Known, Upload
+from helpers.batch_model import GOOD, PENDING, BatchModel, FileModel
 from helpers.concurrency import in_threads
-from helpers.controlled_upstream import Waiter
-from helpers.kill_points import mortal
+from helpers.controlled_upstream import ControlledUpstream
+from helpers.kill_points import failing_client
 from helpers.polling import until
 from helpers.record_edits import change_batch, change_file
 from helpers.request_files import chat_line
 
-MOST_FILES, MOST_BATCHES = 3, 4
-PATIENCE_S = 10.0
+MAX_FILES, MAX_BATCHES = 3, 4
+TIMEOUT_S = 10.0
 T = TypeVar("T")
 
 CODES = {200: GOOD, 400: "failed:invalid_request", 500: "failed:server_error"}
-MANNERS = st.tuples(st.sampled_from([200, 400, 500]), st.integers(1, 4))
+REPLY_RULES = st.tuples(st.sampled_from([200, 400, 500]), st.integers(1, 4))
 """Of a simulator: what every n-th request is answered with."""
 
 WHICH = st.integers(0, 11)
@@ -46,10 +46,10 @@ WHICH = st.integers(0, 11)
 what came of a race or a kill."""
 
 
-class Lives(RuleBasedStateMachine):
+class BatchStateMachine(RuleBasedStateMachine):
     """A client with its store and its records, a simulated upstream, and what all of it should be."""
 
-    waiter: Waiter
+    controlled: ControlledUpstream
     home: Path
     numbers = iter(range(10**9))
 
@@ -58,48 +58,48 @@ class Lives(RuleBasedStateMachine):
         place = self.home / f"life-{next(self.numbers)}"
         place.mkdir()
         shutil.copy(self.home / "empty.db", place / "records.db")
-        self.settings = settings_for(self.waiter, place)
+        self.settings = settings_for(self.controlled, place)
         services = Services(
             settings=self.settings, store=open_objects(self.settings), records=open_records(self.settings)
         )
         self.client = Batchline(services=services)
         self.engine = services
-        self.uploads: list[Upload] = []
-        self.batches: list[Known] = []
+        self.uploads: list[FileModel] = []
+        self.batches: list[BatchModel] = []
         self.is_untidy = False
-        self.good_manners(200, 1)
+        self.set_reply_rule(200, 1)
 
     def teardown(self) -> None:
         self.client.close()
         self.engine.records.close()
         shutil.rmtree(self.settings.home)
 
-    @initialize(count=st.integers(1, 9), manner=MANNERS, is_over=st.sampled_from([True, False, True]))
-    def have_a_batch(self, count: int, manner: tuple[int, int], is_over: bool) -> None:
+    @initialize(count=st.integers(1, 9), reply_rule=REPLY_RULES, is_over=st.sampled_from([True, False, True]))
+    def create_first_batch(self, count: int, reply_rule: tuple[int, int], is_over: bool) -> None:
         """A batch to begin with, perhaps one that has ended with failures."""
-        self.good_manners(*manner)
+        self.set_reply_rule(*reply_rule)
         self.store_upload(count, blank={1})
         [upload] = self.uploads
-        known = Known(self.client.batches.create(input_file_id=upload.id, via=None).id, upload)
+        known = BatchModel(self.client.batches.create(input_file_id=upload.id, via=None).id, upload)
         self.batches.append(known)
         if is_over:
-            self.good_manners(400, manner[1])
-            self.waiter.forget()
+            self.set_reply_rule(400, reply_rule[1])
+            self.controlled.reset()
             self.client.batches.run(known.id)
             self.has_run(known)
-            self.good_manners(*manner)
+            self.set_reply_rule(*reply_rule)
 
-    def something_else(self) -> None:
+    def use_fallback(self) -> None:
         """Where a rule finds nothing to act on: what may give the next one something."""
         there = [each for each in self.uploads if each.is_there]
         if self.live:
-            self.good_manners(400, 2)
-            self.waiter.forget()
+            self.set_reply_rule(400, 2)
+            self.controlled.reset()
             self.client.batches.run(self.live[0].id)
             self.has_run(self.live[0])
-        elif there and len(self.batches) < MOST_BATCHES:
+        elif there and len(self.batches) < MAX_BATCHES:
             batch = self.client.batches.create(input_file_id=there[-1].id, via=None)
-            self.batches.append(Known(batch.id, there[-1]))
+            self.batches.append(BatchModel(batch.id, there[-1]))
         elif there:
             self.client.batches.delete(self.batches[0].id)
             self.has_been_deleted(self.batches[0])
@@ -108,9 +108,9 @@ class Lives(RuleBasedStateMachine):
 
     # The upstream
 
-    def good_manners(self, status: int, every: int) -> None:
+    def set_reply_rule(self, status: int, every: int) -> None:
         self.status, self.every = status, every
-        self.waiter.manner = self.answer
+        self.controlled.status_rule = self.answer
 
     def answer(self, number: int) -> int:
         return self.status if number % self.every == 0 else 200
@@ -124,14 +124,14 @@ class Lives(RuleBasedStateMachine):
         count=st.integers(0, 9),
         blank=st.sets(st.integers(0, 8), max_size=3),
         is_compressed=st.booleans(),
-        is_spoilt=st.sampled_from([False, False, False, True]),
+        is_invalid=st.sampled_from([False, False, False, True]),
         dies_at=st.none() | st.integers(0, 3),
     )
     def upload(
-        self, count: int, blank: set[int], is_compressed: bool, is_spoilt: bool, dies_at: int | None
+        self, count: int, blank: set[int], is_compressed: bool, is_invalid: bool, dies_at: int | None
     ) -> None:
-        if sum(each.is_there for each in self.uploads) < MOST_FILES:
-            self.store_upload(count, blank, is_compressed=is_compressed, is_spoilt=is_spoilt, dies_at=dies_at)
+        if sum(each.is_there for each in self.uploads) < MAX_FILES:
+            self.store_upload(count, blank, is_compressed=is_compressed, is_invalid=is_invalid, dies_at=dies_at)
 
     def store_upload(
         self,
@@ -139,7 +139,7 @@ class Lives(RuleBasedStateMachine):
         blank: set[int],
         *,
         is_compressed: bool = False,
-        is_spoilt: bool = False,
+        is_invalid: bool = False,
         dies_at: int | None = None,
     ) -> None:
         name = f"f{next(self.numbers)}"
@@ -149,10 +149,10 @@ class Lives(RuleBasedStateMachine):
             rows += [""] * (number in blank)
             lines.append(len(rows) + 1)
             rows.append(chat_line(number, f"{name} {number}"))
-        rows += ["{}"] * is_spoilt
+        rows += ["{}"] * is_invalid
         content = "".join(f"{row}\n" for row in rows).encode()
         sent = (f"{name}.jsonl.gz", gzip.compress(content)) if is_compressed else (f"{name}.jsonl", content)
-        client = self.client if dies_at is None else self.doomed(dies_at)
+        client = self.client if dies_at is None else self.failing_client_after(dies_at)
         before = {file.id for file in self.client.files.list()}
         try:
             stored = client.files.create(file=sent)
@@ -161,14 +161,14 @@ class Lives(RuleBasedStateMachine):
             assert {file.id for file in self.client.files.list()} == before
             return
         assert (stored.bytes, stored.filename, stored.purpose) == (len(content), f"{name}.jsonl", "batch")
-        self.uploads.append(Upload(stored.id, name, lines, content, is_spoilt or not count))
+        self.uploads.append(FileModel(stored.id, name, lines, content, is_invalid or not count))
 
     @rule(which=WHICH, dies_at=st.none() | st.integers(0, 3))
     def delete_upload(self, which: int, dies_at: int | None) -> None:
-        if (upload := chosen([each for each in self.uploads if each.is_there], which)) is None:
-            self.something_else()
+        if (upload := pick([each for each in self.uploads if each.is_there], which)) is None:
+            self.use_fallback()
             return
-        client = self.client if dies_at is None else self.doomed(dies_at)
+        client = self.client if dies_at is None else self.failing_client_after(dies_at)
         try:
             client.files.delete(upload.id)
         except Conflict:
@@ -182,12 +182,12 @@ class Lives(RuleBasedStateMachine):
 
     @rule(which=WHICH)
     def expire_upload(self, which: int) -> None:
-        if (upload := chosen(self.uploads, which)) is None:
+        if (upload := pick(self.uploads, which)) is None:
             return
         change_file(self.engine.records, upload.id, expires_at=int(time.time()) - 5)
         upload.has_expired = True
 
-    def is_needed(self, upload: Upload) -> bool:
+    def is_needed(self, upload: FileModel) -> bool:
         return any(each.upload is upload and not each.is_over for each in self.batches)
 
     @staticmethod
@@ -200,61 +200,61 @@ class Lives(RuleBasedStateMachine):
 
     # Batches
 
-    @rule(which=WHICH, manner=MANNERS)
-    def create(self, which: int, manner: tuple[int, int]) -> None:
-        if len(self.batches) >= MOST_BATCHES:
-            self.something_else()
+    @rule(which=WHICH, reply_rule=REPLY_RULES)
+    def create(self, which: int, reply_rule: tuple[int, int]) -> None:
+        if len(self.batches) >= MAX_BATCHES:
+            self.use_fallback()
             return
-        self.good_manners(*manner)
-        if (upload := chosen([each for each in self.uploads if each.is_there], which)) is None:
-            self.something_else()
+        self.set_reply_rule(*reply_rule)
+        if (upload := pick([each for each in self.uploads if each.is_there], which)) is None:
+            self.use_fallback()
             return
         batch = self.client.batches.create(
             input_file_id=upload.id, metadata={"of": f"Team-{len(self.batches) % 2}"}, via=None
         )
         assert (batch.status, batch.input_file_id) == ("validating", upload.id)
-        self.batches.append(Known(batch.id, upload))
+        self.batches.append(BatchModel(batch.id, upload))
 
     @property
-    def live(self) -> list[Known]:
+    def live(self) -> list[BatchModel]:
         """The batches that are not over."""
         return [each for each in self.batches if not each.is_over]
 
     @property
-    def cancellable(self) -> list[Known]:
+    def cancellable(self) -> list[BatchModel]:
         """The batches that can be cancelled and are not as yet."""
         return [each for each in self.batches if each.status in {"validating", "in_progress"}]
 
     @property
-    def sending(self) -> list[Known]:
+    def sending(self) -> list[BatchModel]:
         """The batches that would send something if they ran."""
         return [
             each
             for each in self.live
             if not each.is_late
-            and (bool(each.open) if each.outcomes else each.status == "validating" and not each.upload.spoilt)
+            and (bool(each.open) if each.outcomes else each.status == "validating" and not each.upload.is_invalid)
             and each.status != BatchStatus.CANCELLING
         ]
 
     @property
-    def retriable(self) -> list[Known]:
+    def retriable(self) -> list[BatchModel]:
         """The batches that can be retried."""
         return [each for each in self.batches if self.can_be_retried(each)]
 
     @rule(which=WHICH)
     def run(self, which: int) -> None:
-        if (known := chosen(self.batches, which)) is None:
-            self.something_else()
+        if (known := pick(self.batches, which)) is None:
+            self.use_fallback()
             return
-        self.waiter.forget()
+        self.controlled.reset()
         self.client.batches.run(known.id)
         self.has_run(known)
 
-    def has_run(self, known: Known) -> None:
+    def has_run(self, known: BatchModel) -> None:
         """Note that the batch has gone on to its end, and that exactly what was open was sent."""
-        assert known.numbers_told(self.waiter.told) == self.has_ended(known)
+        assert known.received_numbers(self.controlled.prompts) == self.has_ended(known)
 
-    def has_ended(self, known: Known) -> list[int]:
+    def has_ended(self, known: BatchModel) -> list[int]:
         """Note that the batch has gone on to its end; the numbers of what was to be sent for that."""
         if known.is_over:
             return []
@@ -267,25 +267,25 @@ class Lives(RuleBasedStateMachine):
             known.outcomes[number] = fate or self.outcome(number)
             if fate == "expired":
                 known.late_now.add(number)
-        known.status = ending_of(known)
+        known.status = final_status(known)
         return sent
 
-    def has_been_validated(self, known: Known) -> None:
-        if known.status == BatchStatus.VALIDATING and not known.is_late and not known.upload.spoilt:
+    def has_been_validated(self, known: BatchModel) -> None:
+        if known.status == BatchStatus.VALIDATING and not known.is_late and not known.upload.is_invalid:
             known.outcomes = [PENDING] * len(known.upload.lines)
 
     @rule(which=WHICH)
     def close_window(self, which: int) -> None:
-        if (known := chosen(self.live, which)) is None:
-            self.something_else()
+        if (known := pick(self.live, which)) is None:
+            self.use_fallback()
             return
         change_batch(self.engine.records, known.id, expires_at=int(time.time()) - 1)
         known.is_late = True
 
     @rule(which=WHICH)
     def cancel(self, which: int) -> None:
-        if (known := chosen(self.batches, which)) is None:
-            self.something_else()
+        if (known := pick(self.batches, which)) is None:
+            self.use_fallback()
             return
         if known.status in {"finalizing", *TERMINAL_STATUSES} - {"cancelled"}:
             with pytest.raises(Conflict):
@@ -302,27 +302,27 @@ class Lives(RuleBasedStateMachine):
 
     @rule(which=WHICH, most=st.integers(1, 5))
     def cancel_while_it_runs(self, which: int, most: int) -> None:
-        if (known := chosen(self.sending, which)) is None:
-            self.something_else()
+        if (known := pick(self.sending, which)) is None:
+            self.use_fallback()
             return
         most = min(most, len(known.open or known.upload.lines))
-        self.waiter.forget()
-        self.waiter.answer_only(most - 1)
+        self.controlled.reset()
+        self.controlled.answer_first(most - 1)
         self.client.batches.resume(known.id)
-        until(lambda: len(self.waiter.told) >= most)
+        until(lambda: len(self.controlled.prompts) >= most)
         assert self.client.batches.cancel(known.id).status == "cancelling"
         until(lambda: (hold := active_lease(known.id)) is not None and hold.session.stop_reason is not None)
-        told = len(self.waiter.told)
-        self.waiter.go_on()
-        self.client.batches.wait(known.id, timeout_s=PATIENCE_S, poll_interval_s=0.01)
+        told = len(self.controlled.prompts)
+        self.controlled.answer_all()
+        self.client.batches.wait(known.id, timeout_s=TIMEOUT_S, poll_interval_s=0.01)
         until(lambda: not self.client.runner.is_running(known.id))
-        assert len(self.waiter.told) == told
+        assert len(self.controlled.prompts) == told
         self.has_been_cancelled(known)
 
-    def has_been_cancelled(self, known: Known) -> None:
+    def has_been_cancelled(self, known: BatchModel) -> None:
         """Note that what was sent has its answer, and the rest is cancelled."""
         known.outcomes = known.outcomes or [PENDING] * len(known.upload.lines)
-        sent = known.numbers_told(self.waiter.told)
+        sent = known.received_numbers(self.controlled.prompts)
         assert set(sent) <= set(known.open)
         assert len(sent) == len(set(sent))
         for number in known.open:
@@ -331,18 +331,18 @@ class Lives(RuleBasedStateMachine):
 
     @rule(which=WHICH)
     def retry_what_cannot_be(self, which: int) -> None:
-        if (known := chosen([each for each in self.batches if each not in self.retriable], which)) is None:
-            self.something_else()
+        if (known := pick([each for each in self.batches if each not in self.retriable], which)) is None:
+            self.use_fallback()
             return
         with pytest.raises((Conflict, NotFound)):
             self.client.batches.retry(known.id, via=None)
 
-    @rule(which=WHICH, some=st.none() | st.sets(st.integers(0, 8), min_size=1), manner=MANNERS)
-    def retry(self, which: int, some: set[int] | None, manner: tuple[int, int]) -> None:
-        if (known := chosen(self.retriable, which)) is None:
-            self.something_else()
+    @rule(which=WHICH, some=st.none() | st.sets(st.integers(0, 8), min_size=1), reply_rule=REPLY_RULES)
+    def retry(self, which: int, some: set[int] | None, reply_rule: tuple[int, int]) -> None:
+        if (known := pick(self.retriable, which)) is None:
+            self.use_fallback()
             return
-        self.good_manners(*manner)
+        self.set_reply_rule(*reply_rule)
         numbers = self.of_those(known, some)
         if some is None:
             batch = self.client.batches.retry(known.id, via=None)
@@ -351,14 +351,14 @@ class Lives(RuleBasedStateMachine):
         assert batch.status == "in_progress"
         self.has_been_retried(known, numbers)
 
-    def can_be_retried(self, known: Known) -> bool:
+    def can_be_retried(self, known: BatchModel) -> bool:
         return known.is_over and bool(known.failed) and known.upload.is_there
 
     @staticmethod
-    def of_those(known: Known, some: set[int] | None) -> list[int]:
+    def of_those(known: BatchModel, some: set[int] | None) -> list[int]:
         return known.failed if some is None else sorted({known.failed[each % len(known.failed)] for each in some})
 
-    def has_been_retried(self, known: Known, numbers: list[int]) -> None:
+    def has_been_retried(self, known: BatchModel, numbers: list[int]) -> None:
         for number in numbers:
             known.outcomes[number] = PENDING
         known.late_now.clear()
@@ -367,8 +367,8 @@ class Lives(RuleBasedStateMachine):
 
     @rule(which=WHICH, wrong=st.sampled_from(["unknown", "good", "another's", "custom", "blank", "plus"]))
     def retry_wrong_ids(self, which: int, wrong: str) -> None:
-        if (known := chosen(self.retriable, which)) is None:
-            self.something_else()
+        if (known := pick(self.retriable, which)) is None:
+            self.use_fallback()
             return
         right = known.request_ids(known.failed)
         good = known.request_ids([number for number, each in enumerate(known.outcomes) if each == GOOD])
@@ -386,8 +386,8 @@ class Lives(RuleBasedStateMachine):
 
     @rule(which=WHICH)
     def retry_twice_at_once(self, which: int) -> None:
-        if (known := chosen(self.retriable, which)) is None:
-            self.something_else()
+        if (known := pick(self.retriable, which)) is None:
+            self.use_fallback()
             return
         done = in_threads(2, lambda _: self.client.batches.retry(known.id, via=None))
         assert sorted(type(each).__name__ for each in done) == [BatchResponse.__name__, Conflict.__name__]
@@ -396,24 +396,24 @@ class Lives(RuleBasedStateMachine):
 
     @rule(which=WHICH)
     def run_twice_at_once(self, which: int) -> None:
-        if (known := chosen(self.live, which)) is None:
-            self.something_else()
+        if (known := pick(self.live, which)) is None:
+            self.use_fallback()
             return
-        self.waiter.forget()
+        self.controlled.reset()
         done = in_threads(2, lambda _: self.client.batches.run(known.id))
         assert {type(each) for each in done} <= {BatchResponse, Conflict}
         self.has_run(known)
 
     @rule(which=WHICH)
     def delete(self, which: int) -> None:
-        if (known := chosen(self.batches, which)) is None:
-            self.something_else()
+        if (known := pick(self.batches, which)) is None:
+            self.use_fallback()
             return
         self.client.batches.delete(known.id)
         self.has_been_deleted(known)
         assert self.engine.store.list_objects(f"batches/{known.id}/") == []
 
-    def has_been_deleted(self, known: Known) -> None:
+    def has_been_deleted(self, known: BatchModel) -> None:
         self.batches.remove(known)
         for find, each in (
             (self.client.batches.retrieve, known.id),
@@ -421,19 +421,19 @@ class Lives(RuleBasedStateMachine):
         ):
             assert each is None or not self.exists(find, each)
 
-    def doomed(self, writes: int) -> Batchline:
+    def failing_client_after(self, writes: int) -> Batchline:
         """A client that dies at the write behind so many."""
         self.is_untidy = True
-        client, _ = mortal(self.engine, writes)
+        client, _ = failing_client(self.engine, writes)
         return client
 
 
-def chosen(some: Sequence[T], which: int) -> T | None:
+def pick(some: Sequence[T], which: int) -> T | None:
     """One of those, if there is one."""
     return some[which % len(some)] if some else None
 
 
-def ending_of(known: Known) -> str:
+def final_status(known: BatchModel) -> str:
     """The state in which the batch ends, its requests all settled."""
     if known.status == BatchStatus.CANCELLING:
         return "cancelled"
@@ -442,8 +442,8 @@ def ending_of(known: Known) -> str:
     return "completed" if GOOD in known.outcomes else "failed"
 
 
-def settings_for(waiter: Waiter, place: Path) -> Settings:
-    upstream = Upstream(base_url=waiter.base_url, max_attempts=1, max_in_flight=2)
+def settings_for(controlled: ControlledUpstream, place: Path) -> Settings:
+    upstream = Upstream(base_url=controlled.base_url, max_attempts=1, max_in_flight=2)
     return load_settings(
         home=place,
         database_url=f"sqlite:///{place / 'records.db'}",

@@ -23,7 +23,7 @@ from helpers.polling import until
 from helpers.processes import kill_group
 
 COMMAND = str(Path(sys.executable).with_name("batchline"))
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[@-Z\\-_])")
 
 # A new session's terminal becomes its controlling one, as a login's does: Ctrl-C then reaches the whole job.
@@ -32,7 +32,7 @@ ON_TERMINAL = (
 )
 
 
-class Ended(NamedTuple):
+class CommandResult(NamedTuple):
     """What a command left: its exit status and all that it wrote."""
 
     status: int
@@ -46,26 +46,26 @@ PREFECT_HOME = tempfile.mkdtemp(prefix="prefect-")
 atexit.register(shutil.rmtree, PREFECT_HOME, ignore_errors=True)
 
 
-def world(changes: Mapping[str, str] | None = None) -> dict[str, str]:
+def command_env(changes: Mapping[str, str] | None = None) -> dict[str, str]:
     """The test's own environment, without what the person who runs it has set for Prefect."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", *COLOURS))}
     return kept | {"PREFECT_HOME": PREFECT_HOME, "COLUMNS": "80"} | dict(changes or {})
 
 
-def batchline(*arguments: str | Path, cwd: Path | None = None, **changes: str) -> Ended:
+def run_batchline(*arguments: str | Path, cwd: Path | None = None, **changes: str) -> CommandResult:
     """Run the command to its end."""
     done = subprocess.run(
         [COMMAND, *map(str, arguments)],
-        env=world(changes),
+        env=command_env(changes),
         cwd=cwd,
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=PATIENCE_S,
+        timeout=TIMEOUT_S,
     )
-    return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
+    return CommandResult(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
-class Running:
+class RunningCommand:
     """A command that runs, its output in files."""
 
     def __init__(self, *arguments: str | Path, folder: Path, **changes: str) -> None:
@@ -73,7 +73,7 @@ class Running:
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
                 [COMMAND, *map(str, arguments)],
-                env=world(changes),
+                env=command_env(changes),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -93,9 +93,9 @@ class Running:
     def kill(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    def ended(self, timeout_s: float = PATIENCE_S) -> Ended:
+    def wait(self, timeout_s: float = TIMEOUT_S) -> CommandResult:
         status = self.process.wait(timeout_s)
-        return Ended(status, self._out.read_text(), self.err)
+        return CommandResult(status, self._out.read_text(), self.err)
 
     @property
     def batch_id(self) -> str:
@@ -111,9 +111,11 @@ def batch_id_in(text: str) -> str:
 
 
 @contextmanager
-def running(*arguments: str | Path, folder: Path | None = None, **changes: str) -> Iterator[Running]:
+def running_command(
+    *arguments: str | Path, folder: Path | None = None, **changes: str
+) -> Iterator[RunningCommand]:
     """A command that runs until the block ends, at the latest."""
-    command = Running(*arguments, folder=folder or Path.cwd(), **changes)
+    command = RunningCommand(*arguments, folder=folder or Path.cwd(), **changes)
     try:
         yield command
     finally:
@@ -128,7 +130,7 @@ class Terminal:
     def __init__(self, *arguments: str | Path, columns: int = 80, **changes: str) -> None:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-        environment = world({"TERM": "xterm-256color", **changes})
+        environment = command_env({"TERM": "xterm-256color", **changes})
         del environment["COLUMNS"]
         self._process = subprocess.Popen(
             [sys.executable, "-c", ON_TERMINAL, COMMAND, *map(str, arguments)],
@@ -179,7 +181,7 @@ class Terminal:
     def press_ctrl_c(self) -> None:
         self.type("\x03")
 
-    def ended(self, timeout_s: float = PATIENCE_S) -> int:
+    def wait(self, timeout_s: float = TIMEOUT_S) -> int:
         """Its exit status, once all that it wrote is here."""
         status = self._process.wait(timeout_s)
         self._reader.join(timeout_s)

@@ -13,7 +13,7 @@ from helpers.server_threads import serving_on_thread
 COMMIT = b"COMMIT\0"
 
 
-class CommitLoser(socketserver.ThreadingTCPServer):
+class CommitProxy(socketserver.ThreadingTCPServer):
     """Loses the answer to each COMMIT that its rule chooses, by number from 0, and counts them."""
 
     daemon_threads = True
@@ -22,14 +22,14 @@ class CommitLoser(socketserver.ThreadingTCPServer):
     def __init__(self, url: str) -> None:
         super().__init__(("127.0.0.1", 0), _Session)
         self._url = make_url(url)
-        self.loses: Callable[[int], bool] = lambda number: False
-        self.breaks: Callable[[int], bool] = lambda number: False
+        self.drops_reply: Callable[[int], bool] = lambda number: False
+        self.drops_commit: Callable[[int], bool] = lambda number: False
         """The COMMITs that are lost before the server behind sees them."""
         self.commits = self.lost = 0
         self._lock = threading.Lock()
 
     @property
-    def behind(self) -> tuple[str, int]:
+    def target(self) -> tuple[str, int]:
         return str(self._url.host), int(self._url.port or 5432)
 
     @property
@@ -38,29 +38,31 @@ class CommitLoser(socketserver.ThreadingTCPServer):
         here = self._url.set(host="127.0.0.1", port=self.server_address[1])
         return here.render_as_string(hide_password=False)
 
-    def fate_of_the_next(self) -> tuple[bool, bool]:
+    def next_drops(self) -> tuple[bool, bool]:
         """Count a COMMIT; whether it is to be lost, and whether its answer is."""
         with self._lock:
             number, self.commits = self.commits, self.commits + 1
-            breaks, loses = self.breaks(number), self.loses(number)
-            self.lost += breaks or loses
-            return breaks, loses
+            drops_commit, drops_reply = self.drops_commit(number), self.drops_reply(number)
+            self.lost += drops_commit or drops_reply
+            return drops_commit, drops_reply
 
 
 class _Session(socketserver.BaseRequestHandler):
-    server: CommitLoser
+    server: CommitProxy
 
     def handle(self) -> None:
-        with socket.create_connection(self.server.behind) as server:
+        with socket.create_connection(self.server.target) as server:
             self._loses = threading.Event()
             back = threading.Thread(target=self._pass_back, args=(server,), daemon=True)
             back.start()
             with suppress(OSError):
                 while data := self.request.recv(65_536):
-                    breaks, loses = self.server.fate_of_the_next() if data.endswith(COMMIT) else (False, False)
-                    if breaks:
+                    drops_commit, drops_reply = (
+                        self.server.next_drops() if data.endswith(COMMIT) else (False, False)
+                    )
+                    if drops_commit:
                         break
-                    if loses:
+                    if drops_reply:
                         self._loses.set()
                     server.sendall(data)
             _hang_up(server)
@@ -82,6 +84,6 @@ def _hang_up(connection: socket.socket) -> None:
 
 
 @contextmanager
-def losing_commits(url: str) -> Iterator[CommitLoser]:
-    with serving_on_thread(CommitLoser(url)) as server:
+def commit_proxy(url: str) -> Iterator[CommitProxy]:
+    with serving_on_thread(CommitProxy(url)) as server:
         yield server

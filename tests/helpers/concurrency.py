@@ -8,7 +8,7 @@ from typing import Any
 
 from batchline.models.errors import BatchlineError
 
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 forking = multiprocessing.get_context("forkserver")
 """Makes processes that fork from one in which everything is loaded; to load it takes each two seconds."""
 forking.set_forkserver_preload(
@@ -52,7 +52,7 @@ def _in_process(work: Callable[..., Any], number: int, *arguments: object) -> An
 
 
 def _at_once(start: Any, work: Callable[..., Any], *arguments: object) -> Any:
-    start.wait(PATIENCE_S)
+    start.wait(TIMEOUT_S)
     try:
         return work(*arguments)
     except BatchlineError as error:

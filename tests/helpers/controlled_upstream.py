@@ -5,21 +5,21 @@ import json
 import threading
 from collections.abc import Callable
 
-from helpers.scripted_server import Act, Received, ScriptedServer, refusal, reply
+from helpers.scripted_server import Action, Received, ScriptedServer, error_reply, reply
 
-Manner = Callable[[int], int]
+StatusRule = Callable[[int], int]
 """From a request's number to the status that it is answered with."""
 
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 
 
-class Waiter:
+class ControlledUpstream:
     """Answers chat requests whose prompt is `<file> <number>`; `told` has each prompt in the order it came."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
-        self.manner: Manner = lambda _: 200
+        self.prompts: list[str] = []
+        self.status_rule: StatusRule = lambda _: 200
         self._most: int | None = None
         self._open = threading.Event()
         self._open.set()
@@ -33,33 +33,33 @@ class Waiter:
     def stop(self) -> None:
         self._server.stop()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Answer everything from now on, and remember nothing of what was."""
-        self.told.clear()
+        self.prompts.clear()
         self._most = None
         self._open.set()
 
-    def answer_only(self, most: int) -> None:
+    def answer_first(self, most: int) -> None:
         """Answer so many requests of all, and let the others wait until there may be more, or for `go_on`."""
         self._most = most
         self._open.clear()
 
-    def go_on(self) -> None:
+    def answer_all(self) -> None:
         self._open.set()
 
-    def _act(self, request: Received) -> Act:
+    def _act(self, request: Received) -> Action:
         prompt = json.loads(request.body)["messages"][0]["content"]
         with self._lock:
-            place = len(self.told)
-            self.told.append(prompt)
-        status = self.manner(int(prompt.split()[1]))
-        act = reply() if status == 200 else refusal(status)
+            place = len(self.prompts)
+            self.prompts.append(prompt)
+        status = self.status_rule(int(prompt.split()[1]))
+        act = reply() if status == 200 else error_reply(status)
         return act if self._may_answer(place) else self._later(place, act)
 
     def _may_answer(self, place: int) -> bool:
         return self._open.is_set() or self._most is None or place < self._most
 
-    def _later(self, place: int, act: Act) -> Act:
+    def _later(self, place: int, act: Action) -> Action:
         async def wait(writer: asyncio.StreamWriter) -> bool:
             while not self._may_answer(place):  # noqa: ASYNC110 - the test's thread decides
                 await asyncio.sleep(0.005)

@@ -11,10 +11,10 @@ from batchline.upstream.chunk_queue import ChunkQueue
 from batchline.upstream.dispatcher import Dispatcher
 from batchline.upstream.session_progress import SessionProgress
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 
 
-def made_calls(
+def make_calls(
     bodies: Sequence[dict], *, endpoint: str = "/v1/chat/completions", upstream: str = "default", first: int = 1
 ) -> list[Call]:
     """The calls of an input with those bodies, its first line numbered so."""
@@ -27,19 +27,19 @@ def made_calls(
     )
 
 
-def some_bodies(count: int) -> list[dict]:
+def make_bodies(count: int) -> list[dict]:
     """Bodies that differ in their `user`, the number of each."""
     return [{"model": "m", "user": str(number)} for number in range(count)]
 
 
-def answers_of(
-    *feeds: ChunkQueue, watch: Callable[[SessionProgress], object] = lambda _: None, patience_s: float = PATIENCE_S
+def collect_results(
+    *feeds: ChunkQueue, watch: Callable[[SessionProgress], object] = lambda _: None, timeout_s: float = TIMEOUT_S
 ) -> list[CallResult]:
     """All answers of feeds that have ended, by line; fails where they never come."""
     answers: list[CallResult] = []
-    give_up_at = time.monotonic() + patience_s
+    give_up_at = time.monotonic() + timeout_s
     while not all(feed.is_done for feed in feeds):
-        assert time.monotonic() < give_up_at, f"only {len(answers)} answers after {patience_s:.0f} s"
+        assert time.monotonic() < give_up_at, f"only {len(answers)} answers after {timeout_s:.0f} s"
         for feed in feeds:
             answers += feed.wait_for_results(0.02)
         watch(feeds[0].session.snapshot())
@@ -47,25 +47,25 @@ def answers_of(
 
 
 def call_all(
-    caller: Dispatcher,
+    dispatcher: Dispatcher,
     bodies: Sequence[dict],
     *,
     deadline: float | None = None,
     refusals_to_stop: int = 1_000_000,
     watch: Callable[[SessionProgress], object] = lambda _: None,
-    patience_s: float = PATIENCE_S,
+    timeout_s: float = TIMEOUT_S,
     **options: str,
 ) -> list[CallResult]:
     """The answers to those bodies, in their order, from a run of their own."""
-    run = caller.open_session(
+    run = dispatcher.open_session(
         "batch-1", deadline=deadline, refusals_to_stop=refusals_to_stop, grace_s=1.0, requests=len(bodies)
     )
     with run, run.open_queue(0) as feed:
-        feed.put(made_calls(bodies, **options))
+        feed.put(make_calls(bodies, **options))
         feed.end_input()
-        return answers_of(feed, watch=watch, patience_s=patience_s)
+        return collect_results(feed, watch=watch, timeout_s=timeout_s)
 
 
-def open_run(caller: Dispatcher, *, grace_s: float = 5.0, **options: object) -> BatchSession:
+def open_session(dispatcher: Dispatcher, *, grace_s: float = 5.0, **options: object) -> BatchSession:
     chosen = {"deadline": None, "refusals_to_stop": 20, "requests": 1_000, **options}
-    return caller.open_session("batch-1", grace_s=grace_s, **chosen)
+    return dispatcher.open_session("batch-1", grace_s=grace_s, **chosen)

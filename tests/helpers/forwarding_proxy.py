@@ -12,15 +12,15 @@ Rule = Callable[["Handler"], bool]
 """Whether it has dealt with the request; those that it leaves alone are passed on."""
 
 
-class Between(ThreadingHTTPServer):
+class ForwardingProxy(ThreadingHTTPServer):
     """Keeps the method and path of each request; with nothing behind it, it deals with all of them by its rule."""
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, behind: str | None, rule: Rule) -> None:
+    def __init__(self, target: str | None, rule: Rule) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.behind = behind
+        self.target = target
         self.rule = rule
         self.seen: list[str] = []
 
@@ -32,7 +32,7 @@ class Between(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    server: Between
+    server: ForwardingProxy
 
     def handle_any(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
@@ -44,8 +44,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def ask(self, body: bytes = b"") -> tuple[int, list[tuple[str, str]], bytes]:
         """What the server behind answers to this request."""
-        assert self.server.behind is not None
-        connection = HTTPConnection(self.server.behind.removeprefix("http://"))
+        assert self.server.target is not None
+        connection = HTTPConnection(self.server.target.removeprefix("http://"))
         try:
             headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
             connection.request(self.command, self.path, body, headers)
@@ -74,20 +74,20 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def between(behind: str | None, rule: Rule | None = None) -> Iterator[Between]:
-    with serving_on_thread(Between(behind, rule or passes_on)) as server:
+def forwarding_proxy(target: str | None, rule: Rule | None = None) -> Iterator[ForwardingProxy]:
+    with serving_on_thread(ForwardingProxy(target, rule or forward)) as server:
         yield server
 
 
 # Rules
 
 
-def passes_on(request: Handler) -> bool:
+def forward(request: Handler) -> bool:
     """Leaves every request alone."""
     return False
 
 
-def answers(status: int, code: str = "", *, text: str = "") -> Rule:
+def respond_with(status: int, code: str = "", *, text: str = "") -> Rule:
     """Answers everything so, with S3's error of that code or with that text."""
     error = f"<Error><Code>{code}</Code><Message>told so</Message></Error>" if code else text
 
@@ -98,13 +98,13 @@ def answers(status: int, code: str = "", *, text: str = "") -> Rule:
     return rule
 
 
-def hangs_up(request: Handler) -> bool:
+def hang_up(request: Handler) -> bool:
     """Ends the connection without an answer."""
     request.close_connection = True
     return True
 
 
-def once(rule: Rule, *, when: Callable[[Handler], bool]) -> Rule:
+def only_first(rule: Rule, *, when: Callable[[Handler], bool]) -> Rule:
     """The rule for the first such request."""
     done = threading.Event()
 
@@ -117,7 +117,7 @@ def once(rule: Rule, *, when: Callable[[Handler], bool]) -> Rule:
     return only_once
 
 
-def cuts_the_body(request: Handler) -> bool:
+def truncate_body(request: Handler) -> bool:
     """Half of what the server behind answers."""
     request.send(*request.ask(), cut=True)
     return True

@@ -21,7 +21,7 @@ from helpers.record_edits import change_batch
 _T = TypeVar("_T")
 
 
-class Life:
+class WriteBudget:
     """So many writes; from then on nothing works any more, as for a process that was killed there."""
 
     def __init__(self, writes: int) -> None:
@@ -41,10 +41,10 @@ class Life:
             raise StorageFault("this process is dead")
 
 
-class MortalStore(ObjectStore):
+class FailingStore(ObjectStore):
     """Another store, as long as its life lasts; it deletes one by one, so that a death can come between."""
 
-    def __init__(self, store: ObjectStore, life: Life) -> None:
+    def __init__(self, store: ObjectStore, life: WriteBudget) -> None:
         self.root = store.root
         self._store = store
         self._life = life
@@ -97,10 +97,10 @@ class MortalStore(ObjectStore):
         return self._store.uri(key)
 
 
-class MortalRecords(Records):
+class FailingRecords(Records):
     """The same database, as long as its life lasts; heartbeats, whose number is a matter of time, cost nothing."""
 
-    def __init__(self, records: Records, life: Life) -> None:
+    def __init__(self, records: Records, life: WriteBudget) -> None:
         super().__init__(records._engine)
         self._life = life
         self._beating = threading.local()
@@ -124,21 +124,21 @@ class MortalRecords(Records):
         return super()._run_write(operation)
 
 
-def mortal(services: Services, writes: int) -> tuple[Batchline, Life]:
+def failing_client(services: Services, writes: int) -> tuple[Batchline, WriteBudget]:
     """A client of the services' store and records that dies at the write behind so many."""
-    life = Life(writes)
-    store, records = MortalStore(services.store, life), MortalRecords(services.records, life)
+    life = WriteBudget(writes)
+    store, records = FailingStore(services.store, life), FailingRecords(services.records, life)
     return Batchline(services=Services(settings=services.settings, store=store, records=records)), life
 
 
-def let_die(services: Services, batch_id: str) -> None:
+def expire_lease(services: Services, batch_id: str) -> None:
     """Let so much time pass for the batch's runner, if it has one, that it is taken for dead."""
     record = services.records.get_batch(batch_id)
     if record.lease_at is not None:
         change_batch(services.records, batch_id, lease_at=record.lease_at - services.settings.lease_s - 1)
 
 
-def later(services: Services) -> None:
+def make_deletions_due(services: Services) -> None:
     """Make everything due that is doomed."""
     for some in services.records.due_deletions(now=2**40):
         services.records.schedule_deletion(msgspec.structs.replace(some, due_at=0))
@@ -147,7 +147,7 @@ def later(services: Services) -> None:
 # Processes
 
 
-def begun(settings: Settings, batch_id: str) -> Any:
+def start_run_process(settings: Settings, batch_id: str) -> Any:
     """A process that runs the batch."""
     process = forking.Process(target=_run, args=(settings, batch_id), daemon=True)
     process.start()

@@ -26,20 +26,20 @@ class Lease:
 
 
 @dataclass
-class MemoryLedger:
+class MemoryQuotaStore:
     """For any number of callers of one test; `fails` makes every question fail."""
 
     limits: dict[str, Limit] = field(default_factory=dict)
     leases: dict[str, Lease] = field(default_factory=dict)
     fails: bool = False
-    asked: int = 0
+    calls: int = 0
     reported: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._numbers = itertools.count()
         self._lock = threading.RLock()
 
-    def __enter__(self) -> "MemoryLedger":
+    def __enter__(self) -> "MemoryQuotaStore":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -70,8 +70,8 @@ class MemoryLedger:
                 lease.limit.taken -= lease.slots
                 del self.leases[name]
 
-    def _ask(self) -> None:
-        self.asked += 1
+    def _begin_call(self) -> None:
+        self.calls += 1
         if self.fails:
             raise QuotaStoreError("it is made to fail")
         self._end_leases()
@@ -81,7 +81,7 @@ class MemoryLedger:
 
     def read_limits(self, names: list[str]) -> dict[str, LimitState]:
         with self._lock:
-            self._ask()
+            self._begin_call()
             found = {name: limit for name, limit in self.limits.items() if name in names}
             return {
                 name: LimitState(limit.limit, limit.taken, limit.in_force, limit.identity)
@@ -90,12 +90,12 @@ class MemoryLedger:
 
     def create_limit(self, name: str, limit: int) -> None:
         with self._lock:
-            self._ask()
+            self._begin_call()
             self.limits.setdefault(name, Limit(limit, str(next(self._numbers))))
 
     def acquire(self, name: str, slots: int, lease_s: float) -> str | None:
         with self._lock:
-            self._ask()
+            self._begin_call()
             limit = self.limits[name]
             if limit.taken + slots > limit.limit:
                 return None
@@ -107,14 +107,14 @@ class MemoryLedger:
 
     def renew(self, lease_id: str, lease_s: float) -> bool:
         with self._lock:
-            self._ask()
+            self._begin_call()
             if lease_id in self.leases:
                 self.leases[lease_id].ends_at = time.monotonic() + lease_s
             return lease_id in self.leases
 
     def release(self, lease_id: str) -> None:
         with self._lock:
-            self._ask()
+            self._begin_call()
             if lease_id in self.leases and self.leases[lease_id].limit.limit == 0:
                 raise QuotaStoreError("slots are divided by the limit, as Prefect does")
             if (known := self.leases.pop(lease_id, None)) is not None:
@@ -122,13 +122,13 @@ class MemoryLedger:
 
     def release_slots(self, name: str, slots: int) -> None:
         with self._lock:
-            self._ask()
+            self._begin_call()
             self.limits[name].taken = max(0, self.limits[name].taken - slots)
 
     def report_alive(self, name: str) -> None:
         """Note that the process lives."""
         with self._lock:
-            self._ask()
+            self._begin_call()
             self.reported.append(name)
 
     def change_command(self, name: str, limit: int | None) -> str:

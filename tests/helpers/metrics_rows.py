@@ -39,23 +39,23 @@ FAILED = {
 }
 
 
-def done(**changes: Any) -> RequestMetrics:
+def ok_row(**changes: Any) -> RequestMetrics:
     """A request that completed."""
     return RequestMetrics(**{"line": 1, "custom_id": "a", **DONE, **changes})
 
 
-def failed(**changes: Any) -> RequestMetrics:
+def failed_row(**changes: Any) -> RequestMetrics:
     """A request that failed."""
     return RequestMetrics(**{"line": 1, "custom_id": "a", **FAILED, **changes})
 
 
-def table(rows: list[RequestMetrics]) -> pa.Table:
+def make_table(rows: list[RequestMetrics]) -> pa.Table:
     return build_table(rows, offsets=[0] * len(rows), lengths=[0] * len(rows))
 
 
-def tables(rows: list[RequestMetrics], size: int) -> list[pa.Table]:
+def make_tables(rows: list[RequestMetrics], size: int) -> list[pa.Table]:
     """The rows in tables of so many."""
-    return [table(rows[at : at + size]) for at in range(0, len(rows), size)]
+    return [make_table(rows[at : at + size]) for at in range(0, len(rows), size)]
 
 
 def _maybe(values: st.SearchStrategy) -> st.SearchStrategy:
@@ -83,7 +83,7 @@ def usages(draw: st.DrawFn) -> dict[str, int | None]:
 
 
 @st.composite
-def figures(draw: st.DrawFn) -> RequestMetrics:
+def metrics_rows(draw: st.DrawFn) -> RequestMetrics:
     """Any row that a batch may leave."""
     common = {
         "model": draw(st.sampled_from(MODELS)),
@@ -97,6 +97,6 @@ def figures(draw: st.DrawFn) -> RequestMetrics:
     }
     if draw(st.booleans()):
         usage = draw(_maybe(usages())) or dict.fromkeys(name for name in FAILED if name.endswith("_tokens"))
-        return done(**{**usage, **common})
+        return ok_row(**{**usage, **common})
     status = draw(_maybe(st.sampled_from([400, 429, 503])))
-    return failed(**common, error_code=draw(st.sampled_from(CODES)), status_code=status)
+    return failed_row(**common, error_code=draw(st.sampled_from(CODES)), status_code=status)

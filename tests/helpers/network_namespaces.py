@@ -39,7 +39,7 @@ class Host:
         self._started.append(process)
         return process
 
-    def die(self) -> None:
+    def kill(self) -> None:
         """Kill everything that runs there, and take it from the network."""
         _ip("-n", self.name, "link", "set", "eth0", "down")
         while pids := _output("netns", "pids", self.name).split():
@@ -89,7 +89,7 @@ def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
     finally:
         for host in hosts:
             with suppress(subprocess.CalledProcessError):
-                host.die()
+                host.kill()
         for name in (first, second, hub):
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 

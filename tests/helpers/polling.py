@@ -6,30 +6,30 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 
 
 def until(
     condition: Callable[[], T],
-    patience_s: float = PATIENCE_S,
+    timeout_s: float = TIMEOUT_S,
     *,
     every_s: float | None = None,
-    most_s: float = 0.1,
+    max_pause_s: float = 0.1,
 ) -> T:
     """What the condition gives once it is true; fails when that takes too long.
 
     It is asked every `every_s`, or, without, after pauses that grow to `most_s`.
     """
-    for pause_s in pauses(patience_s, most_s):
+    for pause_s in pauses(timeout_s, max_pause_s):
         found = condition()
         if found:
             return found
         time.sleep(pause_s if every_s is None else every_s)
-    raise AssertionError(f"it never came about in {patience_s:g} s")
+    raise AssertionError(f"it never came about in {timeout_s:g} s")
 
 
-def pauses(patience_s: float, most_s: float) -> Iterator[float]:
+def pauses(timeout_s: float, max_pause_s: float) -> Iterator[float]:
     """Seconds to pause for, again and again until the patience has ended: a tenth of what has passed, or so."""
     began = time.monotonic()
-    while (passed := time.monotonic() - began) < patience_s:
-        yield min(most_s, max(0.005, passed / 10))
+    while (passed := time.monotonic() - began) < timeout_s:
+        yield min(max_pause_s, max(0.005, passed / 10))

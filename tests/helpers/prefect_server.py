@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from helpers.processes import Process
-from helpers.storage_servers import accepts, free_ports, keep, wait_until
+from helpers.storage_servers import accepts, free_ports, keep_running, wait_for_server
 
 ROOT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
@@ -72,11 +72,11 @@ def start_prefect(
     url = f"http://127.0.0.1:{port}/api"
     server = Prefect(url, Process.of(process.pid), str(home))
     try:
-        wait_until(lambda: is_healthy(url), process, home / "log", patience_s=180)
+        wait_for_server(lambda: is_healthy(url), process, home / "log", timeout_s=180)
     except RuntimeError:
         server.stop()
         raise
-    keep(process)
+    keep_running(process)
     return server
 
 

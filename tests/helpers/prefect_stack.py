@@ -19,10 +19,10 @@ from helpers import polling
 from helpers.prefect_server import BIN, ROOT, Prefect, start_prefect
 from helpers.shared_servers import prefect_home
 
-PATIENCE_S = 240.0
+TIMEOUT_S = 240.0
 
 
-class Site(NamedTuple):
+class PrefectStack(NamedTuple):
     """A Prefect server with our deployments, and everything that its workers are told by their environment."""
 
     api: str
@@ -43,9 +43,9 @@ class Site(NamedTuple):
         return self.inbox.parent / "workers.log"
 
     def worker(self) -> subprocess.Popen[bytes]:
-        return self.started("prefect", "worker", "start", "--pool", "batchline")
+        return self.start_process("prefect", "worker", "start", "--pool", "batchline")
 
-    def started(self, *command: str) -> subprocess.Popen[bytes]:
+    def start_process(self, *command: str) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 [str(BIN / command[0]), *command[1:]],
@@ -56,7 +56,7 @@ class Site(NamedTuple):
                 start_new_session=True,
             )
 
-    def do(self, *command: str) -> str:
+    def run_command(self, *command: str) -> str:
         """What the command has written; it is to succeed."""
         done = subprocess.run(
             [str(BIN / command[0]), *command[1:]], env=self.environment, cwd=ROOT, capture_output=True, text=True
@@ -96,12 +96,12 @@ def call_prefect(api: str, method: str, path: str, body: dict[str, Any] | None =
     return answer.raise_for_status().json()
 
 
-def until(condition: Callable[[], Any], *, patience_s: float = PATIENCE_S) -> Any:
+def until(condition: Callable[[], Any], *, timeout_s: float = TIMEOUT_S) -> Any:
     """What comes about sooner or later; a server that is asked takes CPU from what is waited for."""
-    return polling.until(condition, patience_s, most_s=0.5)
+    return polling.until(condition, timeout_s, max_pause_s=0.5)
 
 
-def opened_site(home: Path, *, pages: bool = False, **changes: str) -> Iterator[Site]:
+def open_prefect_stack(home: Path, *, pages: bool = False, **changes: str) -> Iterator[PrefectStack]:
     """A server that was set up by the documented commands; with its pages for people if they are wanted.
 
     `changes` are variables for its workers.
@@ -127,12 +127,12 @@ def opened_site(home: Path, *, pages: bool = False, **changes: str) -> Iterator[
             **changes,
         }
         try:
-            yield Site(servers[0].url, environment, home / "inbox", simulator, servers)
+            yield PrefectStack(servers[0].url, environment, home / "inbox", simulator, servers)
         finally:
             servers[-1].stop()
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
     """Kill the process and all that it started, without a chance to clean up.
 
     One that was waited for is left alone: its id may be another process's by now.

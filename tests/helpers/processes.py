@@ -52,14 +52,14 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def wait_unreaped(process: subprocess.Popen[bytes], patience_s: float) -> None:
+def wait_unreaped(process: subprocess.Popen[bytes], timeout_s: float) -> None:
     """Wait until a child has ended and leave it unreaped, so that nobody else gets its id."""
 
     def has_ended() -> bool:
         options = os.WEXITED | os.WNOHANG | os.WNOWAIT
         return process.returncode is not None or os.waitid(os.P_PID, process.pid, options) is not None
 
-    until(has_ended, patience_s)
+    until(has_ended, timeout_s)
 
 
 def _stat(pid: int) -> list[str]:

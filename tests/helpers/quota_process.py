@@ -15,19 +15,19 @@ from batchline.upstream.rate_limits import RateLimits
 
 sys.path.append(str(Path(__file__).parent.parent))  # it is run as a script
 
-from helpers.dispatcher_calls import made_calls, open_run, some_bodies
+from helpers.dispatcher_calls import make_bodies, make_calls, open_session
 
 
 def main(options: dict) -> None:
     requests, period_s = options.pop("requests"), options.pop("period_s")
     upstream = Upstream.model_validate(options)
-    with Dispatcher([upstream]) as caller:
-        lane = caller._pools[upstream.name]
+    with Dispatcher([upstream]) as dispatcher:
+        lane = dispatcher._pools[upstream.name]
         lane.scheduler.rate_limits = RateLimits(upstream, lane._loop.time(), period_s=period_s)
-        caller.share_quota(PrefectQuotaStore, timing=QuotaTiming(poll_s=0.5, max_poll_s=1.0, lease_s=60.0))
+        dispatcher.share_quota(PrefectQuotaStore, timing=QuotaTiming(poll_s=0.5, max_poll_s=1.0, lease_s=60.0))
         succeeded = 0
-        with open_run(caller) as run, run.open_queue(0) as feed:
-            feed.put(made_calls(some_bodies(requests), upstream=upstream.name))
+        with open_session(dispatcher) as run, run.open_queue(0) as feed:
+            feed.put(make_calls(make_bodies(requests), upstream=upstream.name))
             feed.end_input()
             while not feed.is_done:
                 answers = feed.wait_for_results(0.1)

@@ -9,7 +9,7 @@ from helpers.server_threads import serving_on_thread
 ANSWER = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"Yes."}}],"usage":{}}'
 
 
-class Recorder(ThreadingHTTPServer):
+class RecordingUpstream(ThreadingHTTPServer):
     """Keeps each request's path and body; calls `before_answer`, from many threads, before it answers."""
 
     daemon_threads = True
@@ -29,7 +29,7 @@ class Answering(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = -1
-    server: Recorder
+    server: RecordingUpstream
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
@@ -46,6 +46,6 @@ class Answering(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[Recorder]:
-    with serving_on_thread(Recorder()) as server:
+def recording_upstream() -> Iterator[RecordingUpstream]:
+    with serving_on_thread(RecordingUpstream()) as server:
         yield server

@@ -14,7 +14,7 @@ def chat_line(number: int, prompt: str) -> str:
     return json.dumps(request)
 
 
-def requests_file(
+def write_requests(
     path: Path, count: int, *, prompt: Callable[[int], str] = "Question {}?".format, blank_every: int = 0
 ) -> Path:
     """A file of so many chat requests, with a blank line behind every so many."""
@@ -26,13 +26,13 @@ def requests_file(
     return path
 
 
-def lines_of(client: Batchline, file_id: str | None) -> list[dict[str, object]]:
+def read_lines(client: Batchline, file_id: str | None) -> list[dict[str, object]]:
     """The lines of that file; none where there is no file."""
     if file_id is None:
         return []
     return [json.loads(line) for line in b"".join(client.files.content(file_id)).splitlines()]
 
 
-def numbers_of(lines: Iterable[dict[str, object]]) -> list[int]:
+def request_numbers(lines: Iterable[dict[str, object]]) -> list[int]:
     """The requests' numbers, as their custom_ids tell."""
     return [int(str(line["custom_id"]).rpartition("-")[2]) for line in lines]

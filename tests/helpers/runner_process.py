@@ -10,7 +10,7 @@ from contextlib import suppress
 from batchline.models.settings import Settings, to_environment
 
 # What writes parts is loaded beforehand, as in a process that has run for longer: it takes as long as a flush.
-LOCALLY = """
+RUN_LOCAL = """
 import sys
 import pyarrow.parquet
 from batchline.engine.services import open_services
@@ -18,19 +18,19 @@ from batchline.engine.pipeline import run_local
 run_local(open_services(), sys.argv[1])
 """
 
-AS_FLOW = """
+RUN_FLOW = """
 import sys
 from batchline.flows.process_batch import process_batch
 process_batch(batch_id=sys.argv[1])
 """
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 
 
-class Runner:
+class RunnerProcess:
     """A process that runs the batch with those settings."""
 
-    def __init__(self, settings: Settings, batch_id: str, *, program: str = LOCALLY, **environment: str) -> None:
+    def __init__(self, settings: Settings, batch_id: str, *, program: str = RUN_LOCAL, **environment: str) -> None:
         self._told = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill
         self._process = subprocess.Popen(
             [sys.executable, "-c", program, batch_id],
@@ -54,12 +54,12 @@ class Runner:
         """Stop it as a suspended machine or a starved container stops: with everything open."""
         self._signal(signal.SIGSTOP)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         self._signal(signal.SIGCONT)
 
-    def ended(self) -> tuple[int, str]:
+    def wait(self) -> tuple[int, str]:
         """Its exit status and all that it wrote."""
-        status = self._process.wait(PATIENCE_S)
+        status = self._process.wait(TIMEOUT_S)
         self._told.seek(0)
         return status, self._told.read().decode()
 

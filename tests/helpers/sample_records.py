@@ -12,7 +12,7 @@ from batchline.storage.records.store import BatchRecord, FileRecord, Records
 NOW = 1_764_000_000
 
 
-def a_file(**changes: Any) -> FileRecord:
+def make_file(**changes: Any) -> FileRecord:
     """A file with only what it must have."""
     fields = {
         "id": new_file_id(),
@@ -26,9 +26,9 @@ def a_file(**changes: Any) -> FileRecord:
     return FileRecord(**{**fields, **changes})
 
 
-def a_full_file() -> FileRecord:
+def make_full_file() -> FileRecord:
     """A file with every field set."""
-    return a_file(
+    return make_file(
         size_bytes=2**40,
         filename="Größe ✓ '\".jsonl",
         expires_at=NOW + 60,
@@ -37,7 +37,7 @@ def a_full_file() -> FileRecord:
     )
 
 
-def a_batch(**changes: Any) -> BatchRecord:
+def make_batch(**changes: Any) -> BatchRecord:
     """A batch with only what it must have."""
     fields = {
         "id": new_batch_id(),
@@ -52,9 +52,9 @@ def a_batch(**changes: Any) -> BatchRecord:
     return BatchRecord(**{**fields, **changes})
 
 
-def a_full_batch() -> BatchRecord:
+def make_full_batch() -> BatchRecord:
     """A batch with every field set, each to something of its own."""
-    return a_batch(
+    return make_batch(
         status=BatchStatus.CANCELLED,
         output_file_id=new_file_id(),
         error_file_id=new_file_id(),

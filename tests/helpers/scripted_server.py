@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
-Act = Callable[[asyncio.StreamWriter], Awaitable[bool]]
+Action = Callable[[asyncio.StreamWriter], Awaitable[bool]]
 """What is done to a request; true where the connection may serve another one afterwards."""
 
 COMPLETION = {
@@ -39,7 +39,7 @@ class Received:
 class ScriptedServer:
     """Serves in a thread of its own; can be stopped and started again on the same port."""
 
-    def __init__(self, script: Callable[[Received], Act]) -> None:
+    def __init__(self, script: Callable[[Received], Action]) -> None:
         self.script = script
         self.received: list[Received] = []
         self.most_at_once = 0
@@ -133,7 +133,7 @@ class ScriptedServer:
 
 def reply(
     status: int = 200, body: object = None, *, after_s: float = 0.0, headers: Iterable[tuple[str, str]] = ()
-) -> Act:
+) -> Action:
     """A whole answer; a body that is not bytes is sent as JSON, the default is a completion."""
     payload = body if isinstance(body, bytes) else json.dumps(COMPLETION if body is None else body).encode()
 
@@ -145,7 +145,7 @@ def reply(
     return act
 
 
-def reply_and(more: bytes) -> Act:
+def reply_and(more: bytes) -> Action:
     """A completion on a connection that stays open, with further bytes behind it."""
 
     async def act(writer: asyncio.StreamWriter) -> bool:
@@ -155,13 +155,13 @@ def reply_and(more: bytes) -> Act:
     return act
 
 
-def refusal(status: int, **headers: str) -> Act:
+def error_reply(status: int, **headers: str) -> Action:
     """An answer of that status with an OpenAI error envelope; underscores in header names become dashes."""
     error = {"error": {"message": f"told {status}", "type": "scripted", "param": None, "code": None}}
     return reply(status, error, headers=[(name.replace("_", "-"), value) for name, value in headers.items()])
 
 
-def raw(data: bytes, *, reset: bool = False, closes: bool = True) -> Act:
+def raw(data: bytes, *, reset: bool = False, closes: bool = True) -> Action:
     """Those bytes on the wire and then the end of the connection, with a reset if asked.
 
     A whole answer must either announce the end (`connection: close`) or not close at all: the client's next
@@ -177,25 +177,25 @@ def raw(data: bytes, *, reset: bool = False, closes: bool = True) -> Act:
     return act
 
 
-def cut_off(body: bytes) -> Act:
+def cut_off(body: bytes) -> Action:
     """The head and this beginning of a longer body."""
     return raw(_head(200, [("content-length", str(len(body) + 100))]) + body)
 
 
-def chunked(pieces: Iterable[bytes], *, ended: bool = True) -> Act:
+def chunked(pieces: Iterable[bytes], *, ended: bool = True) -> Action:
     """A body in chunks, with or without the last, empty one."""
     sent = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
     head = _head(200, [("transfer-encoding", "chunked")])
     return raw(head + sent + (b"0\r\n\r\n" if ended else b""), closes=not ended)
 
 
-def drip(piece: bytes, *, every_s: float) -> Act:
+def drip(piece: bytes, *, every_s: float) -> Action:
     """A chunked body that never ends, a piece at a time."""
     head = _head(200, [("transfer-encoding", "chunked")])
     return dawdle(head, b"%x\r\n%s\r\n" % (len(piece), piece), every_s=every_s)
 
 
-def dawdle(first: bytes, piece: bytes, *, every_s: float) -> Act:
+def dawdle(first: bytes, piece: bytes, *, every_s: float) -> Action:
     """Those bytes and then the piece again and again, without end."""
 
     async def act(writer: asyncio.StreamWriter) -> bool:
@@ -207,7 +207,7 @@ def dawdle(first: bytes, piece: bytes, *, every_s: float) -> Act:
     return act
 
 
-def silence() -> Act:
+def silence() -> Action:
     """No answer, ever."""
 
     async def act(writer: asyncio.StreamWriter) -> bool:
@@ -217,7 +217,7 @@ def silence() -> Act:
     return act
 
 
-def gated(gate: threading.Event) -> Act:
+def gated(gate: threading.Event) -> Action:
     """A completion, once the gate is open."""
 
     async def act(writer: asyncio.StreamWriter) -> bool:
@@ -228,7 +228,7 @@ def gated(gate: threading.Event) -> Act:
     return act
 
 
-def in_turn(*acts: Act) -> Callable[[Received], Act]:
+def sequence(*acts: Action) -> Callable[[Received], Action]:
     """A script that does those in turn, and the last of them from then on."""
     return lambda request: acts[min(request.number, len(acts) - 1)]
 

@@ -34,7 +34,7 @@ def connected(simulator: Simulator, timeout_s: float = 10.0) -> http.client.HTTP
     return http.client.HTTPConnection(*address(simulator), timeout=timeout_s)
 
 
-def ask(
+def send(
     simulator: Simulator,
     body: object = None,
     *,
@@ -57,11 +57,11 @@ def ask(
             connection.close()
 
 
-def chat(prompt: str = "Hello?", **members: object) -> dict:
+def chat_body(prompt: str = "Hello?", **members: object) -> dict:
     return {"model": "m", "messages": [{"role": "user", "content": prompt}], **members}
 
 
-def ask_raw(simulator: Simulator, sent: Sequence[bytes]) -> bytes:
+def send_raw(simulator: Simulator, sent: Sequence[bytes]) -> bytes:
     """Send these bytes one after another, and return all that comes back until the server closes."""
     with closing(socket.create_connection(address(simulator), timeout=10)) as connection:
         for piece in sent:

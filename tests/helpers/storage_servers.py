@@ -29,7 +29,7 @@ from helpers.processes import Process
 
 DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.system)]
 
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 TRIES = 3
 SECRET = "hunter2"
 """The secret of every server here; no message may hold it."""
@@ -60,11 +60,11 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def wait_until(
-    done: Callable[[], bool], server: subprocess.Popen[bytes], log: Path, *, patience_s: float = PATIENCE_S
+def wait_for_server(
+    done: Callable[[], bool], server: subprocess.Popen[bytes], log: Path, *, timeout_s: float = TIMEOUT_S
 ) -> None:
     """Wait for the server; raises `RuntimeError` with the end of its log where it dies or is not ready in time."""
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + timeout_s
     while not done():
         if server.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"{server.args} is not up ({server.poll()}): {log.read_text()[-2_000:]}")
@@ -77,7 +77,7 @@ def accepts(url: str) -> bool:
         return not probe.connect_ex(("127.0.0.1", urlsplit(url).port or 0))
 
 
-def keep(server: subprocess.Popen[bytes]) -> None:
+def keep_running(server: subprocess.Popen[bytes]) -> None:
     """Let a server outlive the test that has started it: Python complains where a process is forgotten."""
     _kept.append(server)
 
@@ -163,11 +163,11 @@ def _started_seaweedfs(weed: str, home: Path, ports: list[int]) -> S3Server:
     url = f"http://127.0.0.1:{ports[-1]}"
     server = S3Server(url, process=Process.of(process.pid), ports=tuple(ports), home=str(home))
     try:
-        wait_until(lambda: _has_bucket(server), process, home / "log")
+        wait_for_server(lambda: _has_bucket(server), process, home / "log")
     except RuntimeError:
         server.stop()
         raise
-    keep(process)
+    keep_running(process)
     return server
 
 

@@ -83,7 +83,7 @@ class S3Folder:
         return self.client.cat_file(f"{self.path.rpartition('/')[0]}/{folder}/{name}")
 
 
-def requests(count: int = 2, prompt: str = "Question {}?") -> bytes:
+def request_lines(count: int = 2, prompt: str = "Question {}?") -> bytes:
     """The content of a file of chat requests."""
     return "".join(chat_line(number, prompt.format(number)) + "\n" for number in range(count)).encode()
 
@@ -91,12 +91,12 @@ def requests(count: int = 2, prompt: str = "Question {}?") -> bytes:
 BAD = b'{"custom_id":"a"}\nno json\n'
 
 
-def synced(services: Services, folder: Folder, **options: Any) -> SyncSummary:
+def sync_only(services: Services, folder: Folder, **options: Any) -> SyncSummary:
     """A round that starts nothing."""
     return Batchline(services=services).sync(folder.uri, SyncOptions(**options), start_batch=lambda batch_id: None)
 
 
-def run(services: Services, folder: Folder, **options: Any) -> SyncSummary:
+def sync_and_run(services: Services, folder: Folder, **options: Any) -> SyncSummary:
     """A round that runs each batch to its end and writes back its results."""
     chosen = SyncOptions(**{"write_back": True, **options})
     return Batchline(services=services).sync(
@@ -104,23 +104,23 @@ def run(services: Services, folder: Folder, **options: Any) -> SyncSummary:
     )
 
 
-def batches_of(services: Services) -> list[BatchRecord]:
+def list_batches(services: Services) -> list[BatchRecord]:
     """All batches, oldest first."""
     found, _ = services.records.list_records(ListBatchesQuery(limit=100), now=0)
     return found[::-1]
 
 
-def inputs_of(services: Services) -> list[bytes]:
+def read_inputs(services: Services) -> list[bytes]:
     """What each batch reads."""
-    files = [services.records.get_file(batch.input_file_id) for batch in batches_of(services)]
+    files = [services.records.get_file(batch.input_file_id) for batch in list_batches(services)]
     return [services.store.read(file.key) for file in files]
 
 
-def kinds(summary: SyncSummary) -> list[str]:
+def event_kinds(summary: SyncSummary) -> list[str]:
     """What happened, in order."""
     return [event.kind for event in summary.events]
 
 
-def errors_in(data: bytes) -> list[dict[str, object]]:
+def parse_errors(data: bytes) -> list[dict[str, object]]:
     """The errors in a file of them."""
     return json.loads(data)["data"]

@@ -39,7 +39,7 @@ class Form(HTMLParser):
             self._is_in = False
 
 
-class Seen(Page):
+class WebPage(Page):
     """A page as somebody gets it."""
 
     def __init__(self, answer: httpx.Response) -> None:
@@ -54,7 +54,7 @@ class Seen(Page):
     def links(self) -> set[str]:
         return {value or "" for name, value in self.attributes if name == "href"}
 
-    def assert_runs_nothing_foreign(self) -> None:
+    def assert_no_foreign_content(self) -> None:
         """No script or style is in it, no attribute runs one, and nothing is loaded from or sent to elsewhere."""
         assert self.tags.count("script") == 1
         assert "style" not in self.tags
@@ -68,7 +68,7 @@ class Seen(Page):
                 assert not value.startswith("//")
 
 
-class Person:
+class WebClient:
     """Somebody at a browser."""
 
     def __init__(self, root: str) -> None:
@@ -85,17 +85,17 @@ class Person:
     ) -> None:
         self.http.close()
 
-    def open(self, path: str, **query: str | int) -> Seen:
+    def open(self, path: str, **query: str | int) -> WebPage:
         """The page at that path."""
         return self._seen(self.http.get(path, params=query or None))
 
-    def send(self, page: Seen, action: str, **fields: str | list[str]) -> Seen:
+    def send(self, page: WebPage, action: str, **fields: str | list[str]) -> WebPage:
         """What comes of sending the page's form, filled in so."""
         form = page.form(action)
         assert form.method == "post"
         return self.post(action, **{**form.fields, **fields})
 
-    def upload(self, name: str, content: bytes, **fields: str) -> Seen:
+    def upload(self, name: str, content: bytes, **fields: str) -> WebPage:
         """What comes of choosing a file on the page for a new batch and pressing the button."""
         form = self.open("/new").form("/new")
         assert form.kind == "multipart/form-data"
@@ -104,13 +104,13 @@ class Person:
         )
         return self._seen(answer)
 
-    def post(self, path: str, **fields: str | list[str]) -> Seen:
+    def post(self, path: str, **fields: str | list[str]) -> WebPage:
         return self._seen(self.http.post(path, data=fields, headers={"Origin": self.root}))
 
-    def sign_in(self, token: str) -> Seen:
+    def sign_in(self, token: str) -> WebPage:
         return self.send(self.open("/sign-in"), "/sign-in", key=token)
 
-    def _seen(self, answer: httpx.Response) -> Seen:
-        seen = Seen(answer)
-        seen.assert_runs_nothing_foreign()
+    def _seen(self, answer: httpx.Response) -> WebPage:
+        seen = WebPage(answer)
+        seen.assert_no_foreign_content()
         return seen

@@ -7,11 +7,11 @@ import tracemalloc
 
 import hypothesis.strategies as st
 import pytest
-from helpers.metrics_rows import CODES, tables
-from helpers.metrics_rows import figures as any_figures
+from helpers.metrics_rows import CODES, make_tables
+from helpers.metrics_rows import metrics_rows as any_figures
 from helpers.page_parser import Page
 from helpers.record_edits import change_batch
-from helpers.recording_upstream import recording
+from helpers.recording_upstream import recording_upstream
 from hypothesis import given, settings
 
 from batchline import Batchline
@@ -222,7 +222,7 @@ def test_page_of_single_request_uses_the_singular(start_simulator, make_services
 
 
 def test_page_counts_results_without_usage(make_services, chat_file):
-    with recording() as server:
+    with recording_upstream() as server:
         services = make_services(server.base_url)
         batch = run_local(services, made(services, chat_file(3)).id)
     assert_told(services, batch, "3 answers did not tell their tokens")
@@ -515,7 +515,7 @@ def test_page_of_any_report_is_well_formed_and_small(batch, report, quoted):
 @settings(deadline=None, max_examples=60)
 @given(st.lists(any_figures(), max_size=30))
 def test_page_of_any_analytics_is_well_formed(rows):
-    analytics, report = compute_analytics(tables(rows, 7), prices={})
+    analytics, report = compute_analytics(make_tables(rows, 7), prices={})
     ok = sum(row.ok for row in rows)
     batch = ended(total=len(rows), completed=ok, failed=len(rows) - ok, analytics=analytics)
     Page(render_page(batch, report, {})).assert_drawn_with_numbers()
@@ -523,7 +523,7 @@ def test_page_of_any_analytics_is_well_formed(rows):
 
 @pytest.mark.parametrize("in_flight", [5e-324, 1e-300, 0.0])
 def test_tiny_in_flight_values_are_drawn_as_zero(in_flight):
-    _, report = compute_analytics(tables([], 7), prices={})
+    _, report = compute_analytics(make_tables([], 7), prices={})
     point = ThroughputPoint(at=0.0, requests=1, tokens=1, failed=0, in_flight=in_flight)
     report = report.model_copy(update={"throughput": [point, point], "interval_s": 1.0})
 

@@ -14,7 +14,7 @@ def shared_simulator() -> Iterator[Simulator]:
 
 
 @pytest.fixture
-def plain(shared_simulator: Simulator) -> Simulator:
+def plain_simulator(shared_simulator: Simulator) -> Simulator:
     """A simulator without faults or limits, its counters at nothing."""
     shared_simulator.reset()
     return shared_simulator

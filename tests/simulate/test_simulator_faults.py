@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 
 import pytest
-from helpers.simulator_client import Answer, ask, chat, connected
+from helpers.simulator_client import Answer, chat_body, connected, send
 from pydantic import ValidationError
 
 from batchline.simulate import Simulator, SimulatorOptions
@@ -17,14 +17,14 @@ from batchline.simulate.fault_injection import FaultInjector, FixedWindowLimit, 
 
 def statuses(simulator: Simulator, count: int) -> list[int]:
     connection = connected(simulator)
-    found = [ask(simulator, chat(f"Question {number}"), on=connection).status for number in range(count)]
+    found = [send(simulator, chat_body(f"Question {number}"), on=connection).status for number in range(count)]
     connection.close()
     return found
 
 
 def ask_at_once(simulator: Simulator, count: int) -> list[Answer]:
     with ThreadPoolExecutor(max_workers=count) as pool:
-        return list(pool.map(lambda number: ask(simulator, chat(f"{number}")), range(count)))
+        return list(pool.map(lambda number: send(simulator, chat_body(f"{number}")), range(count)))
 
 
 STATUSES = {"rate_limited": 429, "server_error": 500, "unavailable": 503, "html": 200, "error_object": 200}
@@ -33,53 +33,53 @@ STATUSES = {"rate_limited": 429, "server_error": 500, "unavailable": 503, "html"
 @pytest.mark.parametrize(("fault", "status"), STATUSES.items(), ids=STATUSES)
 def test_fault_with_response_has_its_status(fault, status, start_simulator):
     simulator = start_simulator(**{fault: 1.0})
-    assert ask(simulator, chat()).status == status
+    assert send(simulator, chat_body()).status == status
     assert (simulator.counters()["faults"], simulator.counters()["prompt_tokens"]) == ({fault: 1}, 0)
 
 
 @pytest.mark.parametrize("fault", ["rate_limited", "server_error", "unavailable", "error_object"])
-def test_error_fault_uses_openai_error_format(fault, plain):
-    error = ask(plain, chat(f"simulate:{fault}")).json["error"]
+def test_error_fault_uses_openai_error_format(fault, plain_simulator):
+    error = send(plain_simulator, chat_body(f"simulate:{fault}")).json["error"]
     assert error.keys() == {"message", "type", "param", "code"}
 
 
-def test_html_fault_has_html_content_type(plain):
-    answer = ask(plain, chat("simulate:html"))
+def test_html_fault_has_html_content_type(plain_simulator):
+    answer = send(plain_simulator, chat_body("simulate:html"))
     assert answer.headers["content-type"] == "text/html"
     assert answer.body.startswith(b"<!doctype html>")
 
 
-def test_separators_order_puts_raw_separators_into_response_text(plain):
-    answer = ask(plain, chat("simulate:separators"))
+def test_separators_order_puts_raw_separators_into_response_text(plain_simulator):
+    answer = send(plain_simulator, chat_body("simulate:separators"))
     text = answer.json["choices"][0]["message"]["content"]
     assert (answer.status, text[:7]) == (200, "\u2028\u2029\x85the ")
     assert "\u2028".encode() in answer.body
 
 
-def test_truncated_fault_is_complete_http_with_partial_json(plain):
-    answer = ask(plain, chat("simulate:truncated"))
+def test_truncated_fault_is_complete_http_with_partial_json(plain_simulator):
+    answer = send(plain_simulator, chat_body("simulate:truncated"))
     assert answer.status == 200
     with pytest.raises(json.JSONDecodeError):
         json.loads(answer.body)
 
 
-def test_dropped_fault_closes_connection_without_response(plain):
+def test_dropped_fault_closes_connection_without_response(plain_simulator):
     with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
-        ask(plain, chat("simulate:dropped"))
+        send(plain_simulator, chat_body("simulate:dropped"))
 
 
-def test_cut_off_fault_ends_response_early(plain):
+def test_cut_off_fault_ends_response_early(plain_simulator):
     with pytest.raises(http.client.IncompleteRead):
-        ask(plain, chat("simulate:cut_off"))
+        send(plain_simulator, chat_body("simulate:cut_off"))
 
 
-def test_hanging_fault_sends_no_response(plain):
+def test_hanging_fault_sends_no_response(plain_simulator):
     with pytest.raises(TimeoutError):
-        ask(plain, chat("simulate:hanging"), timeout_s=0.3)
+        send(plain_simulator, chat_body("simulate:hanging"), timeout_s=0.3)
 
 
-def test_prompt_can_order_any_status(plain):
-    assert ask(plain, chat("please simulate:status=418 now")).status == 418
+def test_prompt_can_order_any_status(plain_simulator):
+    assert send(plain_simulator, chat_body("please simulate:status=418 now")).status == 418
 
 
 @pytest.mark.parametrize("fault", InjectedFault)
@@ -105,7 +105,7 @@ def test_same_seed_gives_same_faults_and_responses_across_processes(start_simula
     knobs = {"seed": 7, "server_error": 0.3, "latency": "lognormal", "latency_s": 0.001}
     one, other = start_simulator(**knobs), start_simulator(**knobs)
     assert statuses(one, 60) == statuses(other, 60)
-    assert ask(one, chat("simulate:none")).body == ask(other, chat("simulate:none")).body
+    assert send(one, chat_body("simulate:none")).body == send(other, chat_body("simulate:none")).body
 
 
 def test_different_seed_gives_different_faults(start_simulator):
@@ -115,14 +115,14 @@ def test_different_seed_gives_different_faults(start_simulator):
 
 def test_faults_are_independent_of_request_order(start_simulator):
     one, other = start_simulator(server_error=0.3), start_simulator(server_error=0.3)
-    forward = {number: ask(one, chat(f"{number}")).status for number in range(40)}
-    backward = {number: ask(other, chat(f"{number}")).status for number in reversed(range(40))}
+    forward = {number: send(one, chat_body(f"{number}")).status for number in range(40)}
+    backward = {number: send(other, chat_body(f"{number}")).status for number in reversed(range(40))}
     assert forward == backward
 
 
 def test_repeated_request_gets_its_own_fault_draw(start_simulator):
     simulator = start_simulator(server_error=0.5)
-    assert {ask(simulator, chat()).status for _ in range(30)} == {200, 500}
+    assert {send(simulator, chat_body()).status for _ in range(30)} == {200, 500}
 
 
 def test_reset_repeats_the_same_faults(start_simulator):
@@ -133,12 +133,12 @@ def test_reset_repeats_the_same_faults(start_simulator):
 
 
 def test_rate_limited_fault_sends_retry_after_in_seconds(start_simulator):
-    answer = ask(start_simulator(rate_limited=1.0, retry_after="seconds", retry_after_s=2.5), chat())
+    answer = send(start_simulator(rate_limited=1.0, retry_after="seconds", retry_after_s=2.5), chat_body())
     assert float(answer.headers["retry-after"]) == 2.5
 
 
 def test_rate_limited_fault_sends_retry_after_in_milliseconds(start_simulator):
-    answer = ask(start_simulator(rate_limited=1.0, retry_after="ms", retry_after_s=2.5), chat())
+    answer = send(start_simulator(rate_limited=1.0, retry_after="ms", retry_after_s=2.5), chat_body())
     assert answer.headers["retry-after-ms"] == "2500"
     assert "retry-after" not in answer.headers
 
@@ -146,18 +146,18 @@ def test_rate_limited_fault_sends_retry_after_in_milliseconds(start_simulator):
 def test_rate_limited_fault_sends_retry_after_date_not_too_early(start_simulator):
     simulator = start_simulator(rate_limited=1.0, retry_after="date", retry_after_s=2.5)
     asked_at = time.time()
-    told = parsedate_to_datetime(ask(simulator, chat()).headers["retry-after"]).timestamp()
+    told = parsedate_to_datetime(send(simulator, chat_body()).headers["retry-after"]).timestamp()
     assert asked_at + 2.5 <= told <= time.time() + 3.5
 
 
 def test_rate_limited_fault_can_omit_retry_after(start_simulator):
-    answer = ask(start_simulator(rate_limited=1.0, retry_after="none"), chat())
+    answer = send(start_simulator(rate_limited=1.0, retry_after="none"), chat_body())
     assert [name for name in answer.headers if name.startswith("retry-after")] == []
 
 
 def test_requests_over_rate_limit_return_429_until_minute_ends(start_simulator):
     simulator = start_simulator(requests_per_minute=5)
-    answers = [ask(simulator, chat(f"{number}")) for number in range(8)]
+    answers = [send(simulator, chat_body(f"{number}")) for number in range(8)]
     assert [answer.status for answer in answers] == [200] * 5 + [429] * 3
     assert 50 < float(answers[-1].headers["retry-after"]) <= 60
 
@@ -202,28 +202,28 @@ def test_request_counts_as_concurrent_until_last_byte(start_simulator):
 def test_hanging_request_counts_as_concurrent_until_disconnect(start_simulator):
     simulator = start_simulator(max_concurrent=1)
     connection = connected(simulator)
-    connection.request("POST", "/v1/chat/completions", json.dumps(chat("simulate:hanging")))
+    connection.request("POST", "/v1/chat/completions", json.dumps(chat_body("simulate:hanging")))
     time.sleep(0.2)
-    during = ask(simulator, chat()).status
+    during = send(simulator, chat_body()).status
     connection.close()
     time.sleep(0.2)
-    assert (during, ask(simulator, chat()).status) == (503, 200)
+    assert (during, send(simulator, chat_body()).status) == (503, 200)
 
 
 def test_outage_refuses_connections_until_it_ends(start_simulator):
     simulator = start_simulator(down_from_s=0.3, down_for_s=0.7)
-    before = ask(simulator, chat()).status
+    before = send(simulator, chat_body()).status
     time.sleep(0.5)
     with pytest.raises(ConnectionRefusedError):
-        ask(simulator, chat())
+        send(simulator, chat_body())
     time.sleep(0.8)
-    assert (before, ask(simulator, chat()).status) == (200, 200)
+    assert (before, send(simulator, chat_body()).status) == (200, 200)
 
 
 def test_outage_closes_open_connections(start_simulator):
     simulator = start_simulator(down_from_s=0.3, latency_s=5.0)
     with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
-        ask(simulator, chat())
+        send(simulator, chat_body())
 
 
 KEYS = {
@@ -236,12 +236,12 @@ KEYS = {
 
 @pytest.mark.parametrize(("headers", "status"), KEYS.values(), ids=KEYS)
 def test_only_valid_api_key_is_accepted(headers, status, start_simulator):
-    assert ask(start_simulator(api_key="right"), chat(), headers=headers).status == status
+    assert send(start_simulator(api_key="right"), chat_body(), headers=headers).status == status
 
 
 def test_fixed_latency_delays_response(start_simulator):
     began = time.monotonic()
-    ask(start_simulator(latency_s=0.3), chat())
+    send(start_simulator(latency_s=0.3), chat_body())
     assert time.monotonic() - began >= 0.3
 
 
@@ -249,7 +249,7 @@ def test_first_byte_comes_after_its_share_of_latency(start_simulator):
     simulator = start_simulator(latency_s=0.6, first_byte_share=0.25)
     connection = connected(simulator)
     began = time.monotonic()
-    connection.request("POST", "/v1/chat/completions", json.dumps(chat()))
+    connection.request("POST", "/v1/chat/completions", json.dumps(chat_body()))
     response = connection.getresponse()
     first_byte_s = time.monotonic() - began
     response.read()

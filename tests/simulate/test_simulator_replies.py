@@ -5,7 +5,7 @@ import struct
 from base64 import b64decode
 
 import pytest
-from helpers.simulator_client import ask, chat
+from helpers.simulator_client import chat_body, send
 
 USAGE = {
     "prompt_tokens": int,
@@ -28,7 +28,7 @@ CATEGORIES = [
 ]
 SHAPES = {
     "/v1/chat/completions": (
-        chat(),
+        chat_body(),
         {
             "id": str,
             "object": "chat.completion",
@@ -105,7 +105,7 @@ SHAPES = {
         },
     ),
     "/v1/messages": (
-        chat(max_tokens=100),
+        chat_body(max_tokens=100),
         {
             "id": str,
             "type": "message",
@@ -143,18 +143,18 @@ def fits(value: object, shape: object) -> bool:
 
 
 @pytest.mark.parametrize("path", SHAPES)
-def test_response_has_the_shape_of_its_api(path, plain):
+def test_response_has_the_shape_of_its_api(path, plain_simulator):
     body, shape = SHAPES[path]
-    answer = ask(plain, body, path=path)
+    answer = send(plain_simulator, body, path=path)
     assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
     assert fits(answer.json, shape), answer.json
 
 
 @pytest.mark.parametrize("path", SHAPES)
-def test_usage_matches_simulator_counters(path, plain):
+def test_usage_matches_simulator_counters(path, plain_simulator):
     body, _ = SHAPES[path]
-    usage = ask(plain, body, path=path).json.get("usage", {})
-    counted = plain.counters()
+    usage = send(plain_simulator, body, path=path).json.get("usage", {})
+    counted = plain_simulator.counters()
     assert usage.get("prompt_tokens", usage.get("input_tokens", 0)) == counted["prompt_tokens"]
     assert usage.get("completion_tokens", usage.get("output_tokens", 0)) == counted["completion_tokens"]
     assert counted["paths"] == {path: 1}
@@ -164,25 +164,26 @@ TEXTS = {"one byte": ("a", 1), "four bytes": ("abcd", 1), "five bytes": ("abcde"
 
 
 @pytest.mark.parametrize(("text", "tokens"), TEXTS.values(), ids=TEXTS)
-def test_prompt_tokens_are_counted_per_four_bytes(text, tokens, plain):
-    assert ask(plain, chat(text)).json["usage"]["prompt_tokens"] == tokens
+def test_prompt_tokens_are_counted_per_four_bytes(text, tokens, plain_simulator):
+    assert send(plain_simulator, chat_body(text)).json["usage"]["prompt_tokens"] == tokens
 
 
-def test_message_in_parts_counts_like_single_text(plain):
+def test_message_in_parts_counts_like_single_text(plain_simulator):
     parts = [{"type": "text", "text": "Hello, "}, {"type": "text", "text": "parts"}]
-    in_parts = ask(plain, {"model": "m", "messages": [{"role": "user", "content": parts}]})
+    in_parts = send(plain_simulator, {"model": "m", "messages": [{"role": "user", "content": parts}]})
     assert (
-        in_parts.json["usage"]["prompt_tokens"] == ask(plain, chat("Hello, parts")).json["usage"]["prompt_tokens"]
+        in_parts.json["usage"]["prompt_tokens"]
+        == send(plain_simulator, chat_body("Hello, parts")).json["usage"]["prompt_tokens"]
     )
 
 
-def test_token_ids_count_as_one_token_each(plain):
-    answer = ask(plain, {"model": "m", "input": [11, 12, 13, 14, 15]}, path="/v1/embeddings")
+def test_token_ids_count_as_one_token_each(plain_simulator):
+    answer = send(plain_simulator, {"model": "m", "input": [11, 12, 13, 14, 15]}, path="/v1/embeddings")
     assert (answer.json["usage"]["prompt_tokens"], len(answer.json["data"])) == (5, 1)
 
 
-def test_response_text_length_matches_usage(plain):
-    answer = ask(plain, chat()).json
+def test_response_text_length_matches_usage(plain_simulator):
+    answer = send(plain_simulator, chat_body()).json
     assert len(answer["choices"][0]["message"]["content"]) == 4 * answer["usage"]["completion_tokens"]
 
 
@@ -190,18 +191,18 @@ LIMITS = {"max_tokens": "/v1/chat/completions", "max_completion_tokens": "/v1/ch
 
 
 @pytest.mark.parametrize(("limit", "path"), LIMITS.items(), ids=LIMITS)
-def test_chat_response_respects_max_tokens(limit, path, plain):
-    assert ask(plain, chat(**{limit: 3}), path=path).json["usage"]["completion_tokens"] == 3
+def test_chat_response_respects_max_tokens(limit, path, plain_simulator):
+    assert send(plain_simulator, chat_body(**{limit: 3}), path=path).json["usage"]["completion_tokens"] == 3
 
 
-def test_responses_endpoint_respects_max_output_tokens(plain):
-    answer = ask(plain, {"model": "m", "input": "x", "max_output_tokens": 3}, path="/v1/responses")
+def test_responses_endpoint_respects_max_output_tokens(plain_simulator):
+    answer = send(plain_simulator, {"model": "m", "input": "x", "max_output_tokens": 3}, path="/v1/responses")
     assert answer.json["usage"]["output_tokens"] == 3
 
 
 def test_response_length_varies_around_answer_tokens_option(start_simulator):
     simulator = start_simulator(answer_tokens=400)
-    lengths = [ask(simulator, chat(f"{number}")).json["usage"]["completion_tokens"] for number in range(50)]
+    lengths = [send(simulator, chat_body(f"{number}")).json["usage"]["completion_tokens"] for number in range(50)]
     assert 300 <= min(lengths) < max(lengths) <= 500
     assert 360 <= sum(lengths) / 50 <= 440
 
@@ -210,8 +211,8 @@ MODELS = {"o4-mini": True, "deepseek-reasoner": True, "gpt-4o-mini": False, "lla
 
 
 @pytest.mark.parametrize(("model", "reasons"), MODELS.items(), ids=MODELS)
-def test_reasoning_models_report_reasoning_tokens(model, reasons, plain):
-    usage = ask(plain, chat() | {"model": model}).json["usage"]
+def test_reasoning_models_report_reasoning_tokens(model, reasons, plain_simulator):
+    usage = send(plain_simulator, chat_body() | {"model": model}).json["usage"]
     assert (usage["completion_tokens_details"]["reasoning_tokens"] > 0) == reasons
 
 
@@ -222,59 +223,59 @@ def test_reasoning_models_report_reasoning_tokens(model, reasons, plain):
         ("/v1/embeddings", {"model": "m", "input": [[1, 2], [3], [4]]}, "data"),
         ("/v1/completions", {"model": "m", "prompt": ["a", "b", "c"]}, "choices"),
         ("/v1/completions", {"model": "m", "prompt": "a", "n": 3}, "choices"),
-        ("/v1/chat/completions", chat(n=3), "choices"),
+        ("/v1/chat/completions", chat_body(n=3), "choices"),
         ("/v1/moderations", {"input": ["a", "b", "c"]}, "results"),
     ],
     ids=["texts", "token ids", "prompts", "completions of one prompt", "choices", "comments"],
 )
-def test_multiple_inputs_or_choices_get_one_item_each(path, body, where, plain):
-    answer = ask(plain, body, path=path).json
+def test_multiple_inputs_or_choices_get_one_item_each(path, body, where, plain_simulator):
+    answer = send(plain_simulator, body, path=path).json
     assert len(answer[where]) == 3
     assert [each.get("index", at) for at, each in enumerate(answer[where])] == [0, 1, 2]
 
 
-def test_embedding_has_requested_dimensions(plain):
-    answer = ask(plain, {"model": "m", "input": "x", "dimensions": 512}, path="/v1/embeddings")
+def test_embedding_has_requested_dimensions(plain_simulator):
+    answer = send(plain_simulator, {"model": "m", "input": "x", "dimensions": 512}, path="/v1/embeddings")
     vector = answer.json["data"][0]["embedding"]
     assert len(vector) == 512
     assert all(-1 <= number <= 1 for number in vector)
 
 
-def test_base64_embedding_holds_little_endian_floats(plain):
+def test_base64_embedding_holds_little_endian_floats(plain_simulator):
     body = {"model": "m", "input": "x", "encoding_format": "base64"}
-    packed = ask(plain, body, path="/v1/embeddings").json["data"][0]["embedding"]
+    packed = send(plain_simulator, body, path="/v1/embeddings").json["data"][0]["embedding"]
     assert len(struct.unpack("<16f", b64decode(packed))) == 16
 
 
-def test_responses_have_unique_request_ids(plain):
-    ids = {ask(plain, chat()).headers["x-request-id"] for _ in range(5)}
+def test_responses_have_unique_request_ids(plain_simulator):
+    ids = {send(plain_simulator, chat_body()).headers["x-request-id"] for _ in range(5)}
     assert len(ids) == 5
 
 
 def test_models_endpoint_lists_served_models(start_simulator):
-    listed = ask(start_simulator(models=["a", "b"]), path="/v1/models", method="GET").json
+    listed = send(start_simulator(models=["a", "b"]), path="/v1/models", method="GET").json
     assert [model["id"] for model in listed["data"]] == ["a", "b"]
 
 
 def test_unserved_model_returns_404(start_simulator):
     simulator = start_simulator(models=["other"])
-    answer = ask(simulator, chat())
+    answer = send(simulator, chat_body())
     assert (answer.status, answer.json["error"]["type"]) == (404, "invalid_request_error")
 
 
 @pytest.mark.parametrize("path", ["/v1/unknown", "/"])
-def test_unknown_path_returns_404(path, plain):
-    assert ask(plain, chat(), path=path).status == 404
+def test_unknown_path_returns_404(path, plain_simulator):
+    assert send(plain_simulator, chat_body(), path=path).status == 404
 
 
-def test_health_endpoint_returns_ok(plain):
-    assert ask(plain, path="/healthz", method="GET").json == {"status": "ok"}
+def test_health_endpoint_returns_ok(plain_simulator):
+    assert send(plain_simulator, path="/healthz", method="GET").json == {"status": "ok"}
 
 
 BAD_BODIES = {
     "nothing": b"",
     "no JSON": b"{oops",
-    "half": json.dumps(chat()).encode()[:-5],
+    "half": json.dumps(chat_body()).encode()[:-5],
     "a list": b"[]",
     "a number": b"7",
     "no UTF-8": b'{"model": "\xff"}',
@@ -287,11 +288,14 @@ BAD_BODIES = {
 
 
 @pytest.mark.parametrize("body", BAD_BODIES.values(), ids=BAD_BODIES)
-def test_invalid_body_returns_400_and_next_request_succeeds(body, plain):
-    assert ask(plain, body).status == 400
-    assert ask(plain, chat()).status == 200
-    assert plain.counters()["statuses"] == {"200": 1, "400": 1}
+def test_invalid_body_returns_400_and_next_request_succeeds(body, plain_simulator):
+    assert send(plain_simulator, body).status == 400
+    assert send(plain_simulator, chat_body()).status == 200
+    assert plain_simulator.counters()["statuses"] == {"200": 1, "400": 1}
 
 
-def test_lone_surrogate_in_prompt_is_accepted(plain):
-    assert ask(plain, b'{"model": "m", "messages": [{"role": "user", "content": "\\ud800"}]}').status == 200
+def test_lone_surrogate_in_prompt_is_accepted(plain_simulator):
+    assert (
+        send(plain_simulator, b'{"model": "m", "messages": [{"role": "user", "content": "\\ud800"}]}').status
+        == 200
+    )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers.recording_upstream import Recorder, recording
+from helpers.recording_upstream import RecordingUpstream, recording_upstream
 
 from batchline.engine.ingest import create_batch, store_input_file
 from batchline.engine.lease import acquire_lease
@@ -23,8 +23,8 @@ from batchline.storage.records.store import BatchRecord
 
 
 @pytest.fixture
-def recorder() -> Iterator[Recorder]:
-    with recording() as server:
+def recorder() -> Iterator[RecordingUpstream]:
+    with recording_upstream() as server:
         yield server
 
 
@@ -44,7 +44,7 @@ def validated(services: Services, path: Path) -> tuple[BatchRecord, Path]:
     return batch, stored
 
 
-def prompts(recorder: Recorder) -> list[str]:
+def prompts(recorder: RecordingUpstream) -> list[str]:
     return [json.loads(body)["messages"][0]["content"] for _, body in recorder.sent]
 
 
@@ -70,7 +70,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_input_changed_after_validation_stops_the_batch(
-    change: Callable[[Path], object], recorder: Recorder, make_services: Callable, chat_file: Callable
+    change: Callable[[Path], object], recorder: RecordingUpstream, make_services: Callable, chat_file: Callable
 ) -> None:
     services = make_services(recorder.base_url, chunk_requests=10)
     batch, stored = validated(services, chat_file(40))
@@ -81,7 +81,7 @@ def test_input_changed_after_validation_stops_the_batch(
 
 
 def test_changed_input_range_sends_no_request(
-    recorder: Recorder, make_services: Callable, chat_file: Callable
+    recorder: RecordingUpstream, make_services: Callable, chat_file: Callable
 ) -> None:
     services = make_services(recorder.base_url, chunk_requests=2_000)
     batch, stored = validated(services, chat_file(1_500))
@@ -96,7 +96,7 @@ def test_changed_input_range_sends_no_request(
 
 
 def test_changed_input_sends_only_validated_requests(
-    recorder: Recorder, make_services: Callable, chat_file: Callable
+    recorder: RecordingUpstream, make_services: Callable, chat_file: Callable
 ) -> None:
     services = make_services(recorder.base_url, chunk_requests=10)
     batch, stored = validated(services, chat_file(40))
@@ -109,7 +109,7 @@ def test_changed_input_sends_only_validated_requests(
 
 
 def test_batch_with_changed_input_resumes_after_the_file_is_restored(
-    recorder: Recorder, make_services: Callable, chat_file: Callable
+    recorder: RecordingUpstream, make_services: Callable, chat_file: Callable
 ) -> None:
     services = make_services(recorder.base_url, chunk_requests=10)
     path = chat_file(40)
@@ -129,7 +129,7 @@ def test_batch_with_changed_input_resumes_after_the_file_is_restored(
 
 @pytest.mark.parametrize("name", ["vanished", "empty", "with one other byte"])
 def test_input_changed_during_run_stops_the_batch_without_losing_results(
-    name: str, recorder: Recorder, make_services: Callable, chat_file: Callable
+    name: str, recorder: RecordingUpstream, make_services: Callable, chat_file: Callable
 ) -> None:
     services = make_services(recorder.base_url, chunk_requests=10, upstream={"max_in_flight": 4})
     path = chat_file(600)
@@ -154,7 +154,7 @@ def test_input_changed_during_run_stops_the_batch_without_losing_results(
 
 
 def test_input_missing_before_validation_leaves_the_batch_open(
-    recorder: Recorder, make_services: Callable, chat_file: Callable
+    recorder: RecordingUpstream, make_services: Callable, chat_file: Callable
 ) -> None:
     services = make_services(recorder.base_url)
     batch, stored = created(services, chat_file(10))
@@ -168,7 +168,7 @@ def test_input_missing_before_validation_leaves_the_batch_open(
 
 
 def test_input_deleted_after_last_result_does_not_fail_the_batch(
-    recorder: Recorder, make_services: Callable, chat_file: Callable
+    recorder: RecordingUpstream, make_services: Callable, chat_file: Callable
 ) -> None:
     services = make_services(recorder.base_url, chunk_requests=10)
     batch, stored = created(services, chat_file(20))

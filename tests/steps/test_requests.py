@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers.recording_upstream import Recorder, recording
+from helpers.recording_upstream import RecordingUpstream, recording_upstream
 
 from batchline.engine.ingest import create_batch, store_input_file
 from batchline.engine.pipeline import run_local
@@ -24,8 +24,8 @@ CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture
-def recorder() -> Iterator[Recorder]:
-    with recording() as server:
+def recorder() -> Iterator[RecordingUpstream]:
+    with recording_upstream() as server:
         yield server
 
 
@@ -56,7 +56,7 @@ BODIES = {
 }
 
 
-def test_request_body_is_sent_byte_for_byte(recorder: Recorder, make_services: Callable) -> None:
+def test_request_body_is_sent_byte_for_byte(recorder: RecordingUpstream, make_services: Callable) -> None:
     services = make_services(recorder.base_url)
     lines = [line(json.dumps(name), body) for name, body in BODIES.items()]
 
@@ -80,7 +80,10 @@ LAYOUTS: dict[str, Callable[[list[bytes]], bytes]] = {
 @pytest.mark.parametrize("chunk_requests", [1, 3, 1_000])
 @pytest.mark.parametrize("layout_of", LAYOUTS.values(), ids=LAYOUTS)
 def test_request_is_sent_once_whatever_the_file_layout(
-    layout_of: Callable[[list[bytes]], bytes], chunk_requests: int, recorder: Recorder, make_services: Callable
+    layout_of: Callable[[list[bytes]], bytes],
+    chunk_requests: int,
+    recorder: RecordingUpstream,
+    make_services: Callable,
 ) -> None:
     services = make_services(recorder.base_url, chunk_requests=chunk_requests)
     bodies = [f'{{"model":"m","n":{number}}}' for number in range(10)]
@@ -107,7 +110,7 @@ CUSTOM_IDS = [
 ]
 
 
-def test_custom_ids_are_returned_unchanged(recorder: Recorder, make_services: Callable) -> None:
+def test_custom_ids_are_returned_unchanged(recorder: RecordingUpstream, make_services: Callable) -> None:
     services = make_services(recorder.base_url)
 
     batch = run_text(services, b"\n".join(line(custom_id, '{"model":"m"}') for custom_id in CUSTOM_IDS))
@@ -117,12 +120,14 @@ def test_custom_ids_are_returned_unchanged(recorder: Recorder, make_services: Ca
 
 
 @pytest.fixture
-def second() -> Iterator[Recorder]:
-    with recording() as server:
+def second() -> Iterator[RecordingUpstream]:
+    with recording_upstream() as server:
         yield server
 
 
-def test_request_is_sent_to_the_upstream_serving_its_model(recorder: Recorder, second: Recorder) -> None:
+def test_request_is_sent_to_the_upstream_serving_its_model(
+    recorder: RecordingUpstream, second: RecordingUpstream
+) -> None:
     bodies = [
         '{"model":"m1"}',
         '{"model":"m2"}',
@@ -143,7 +148,7 @@ def test_request_is_sent_to_the_upstream_serving_its_model(recorder: Recorder, s
     assert second.sent == [(CHAT, bodies[1].encode())]
 
 
-def test_moderation_without_model_is_sent_unchanged(recorder: Recorder, make_services: Callable) -> None:
+def test_moderation_without_model_is_sent_unchanged(recorder: RecordingUpstream, make_services: Callable) -> None:
     url = "/v1/moderations"
 
     batch = run_text(make_services(recorder.base_url), line('"a"', '{"input":"x"}', url), url)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from uuid import uuid4
 
 import pytest
-from helpers.sample_records import NOW, a_batch, a_file, a_full_batch, list_page
+from helpers.sample_records import NOW, list_page, make_batch, make_file, make_full_batch
 
 from batchline.models.batches import ListBatchesQuery
 from batchline.models.errors import NotFound
@@ -25,7 +25,7 @@ def listed(records: Records, **query: object) -> list[str]:
 @pytest.fixture
 def add(records: Records) -> Callable[..., str]:
     """Record a batch; its id."""
-    return lambda **fields: records.add_batch(a_batch(**fields)).id
+    return lambda **fields: records.add_batch(make_batch(**fields)).id
 
 
 # Order and pages
@@ -115,7 +115,7 @@ def test_list_after_last_batch_is_empty(records: Records, add: Callable) -> None
 
 
 def test_analytics_are_listed_only_if_included(records: Records) -> None:
-    records.add_batch(a_full_batch())
+    records.add_batch(make_full_batch())
 
     assert list_page(records, ListBatchesQuery(), now=NOW).data[0].analytics is None
     assert list_page(records, ListBatchesQuery(include="analytics"), now=NOW).data[0].analytics is not None
@@ -312,7 +312,7 @@ def test_empty_search_lists_everything(records: Records, add: Callable) -> None:
 
 
 def test_listed_batch_equals_its_record(records: Records) -> None:
-    full: BatchRecord = records.add_batch(a_full_batch())
+    full: BatchRecord = records.add_batch(make_full_batch())
 
     assert list_page(records, ListBatchesQuery(), now=NOW).data == [full.to_response()]
 
@@ -325,7 +325,7 @@ def add_file(records: Records) -> Callable[..., str]:
     """Record a file; its id."""
 
     def add(**fields: object) -> str:
-        file = a_file(**fields)
+        file = make_file(**fields)
         records.add_file(file)
         return file.id
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 from helpers.record_edits import change_batch
-from helpers.sample_records import NOW, a_batch, list_page
+from helpers.sample_records import NOW, list_page, make_batch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete
@@ -40,7 +40,7 @@ def some_batches(draw: st.DrawFn) -> BatchRecord:
     """A batch in any state, as it may be: with the timestamp of the end that it has come to."""
     status = draw(st.sampled_from(S))
     ends = {timestamp_field(status): draw(times(1))} if status in TERMINAL_STATUSES else {}
-    return a_batch(
+    return make_batch(
         status=status,
         created_at=draw(times(2)),
         expires_at=draw(times(1)),

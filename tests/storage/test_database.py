@@ -15,7 +15,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from helpers.concurrency import in_processes, in_threads
 from helpers.record_edits import change_batch
-from helpers.sample_records import NOW, a_batch, a_file
+from helpers.sample_records import NOW, make_batch, make_file
 from helpers.storage_servers import SECRET, Postgres, free_ports, start_postgres
 
 import batchline.storage.records.migrations
@@ -96,13 +96,13 @@ def test_sqlite_file_and_folders_are_created(tmp_path: Path) -> None:
     path = tmp_path / "new/folder/records.db"
     records = open_records(load_settings(database_url=f"sqlite:///{path}"))
 
-    assert records.add_batch(a_batch()).total == 0
+    assert records.add_batch(make_batch()).total == 0
     assert path.exists()
     records.close()
 
 
 def test_sqlite_uses_write_ahead_log(tmp_path: Path, sqlite: Records) -> None:
-    sqlite.add_file(a_file())
+    sqlite.add_file(make_file())
 
     with sqlite3.connect(tmp_path / "home/batchline.db") as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -110,7 +110,7 @@ def test_sqlite_uses_write_ahead_log(tmp_path: Path, sqlite: Records) -> None:
 
 
 def test_sqlite_records_persist_after_reopening(sqlite: Records) -> None:
-    batch = sqlite.add_batch(a_batch())
+    batch = sqlite.add_batch(make_batch())
     sqlite.close()
     again = open_records(load_settings())
 
@@ -119,7 +119,7 @@ def test_sqlite_records_persist_after_reopening(sqlite: Records) -> None:
 
 
 def test_sqlite_reader_is_not_blocked_by_a_writer(tmp_path: Path, sqlite: Records) -> None:
-    batch = sqlite.add_batch(a_batch())
+    batch = sqlite.add_batch(make_batch())
     writer = sqlite3.connect(tmp_path / "home/batchline.db", isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
     writer.execute("UPDATE batches SET total = 7")
@@ -131,7 +131,7 @@ def test_sqlite_reader_is_not_blocked_by_a_writer(tmp_path: Path, sqlite: Record
 
 
 def test_sqlite_writer_waits_for_another_writer(tmp_path: Path, sqlite: Records) -> None:
-    batch = sqlite.add_batch(a_batch())
+    batch = sqlite.add_batch(make_batch())
     writer = sqlite3.connect(tmp_path / "home/batchline.db", isolation_level=None, check_same_thread=False)
     writer.execute("BEGIN IMMEDIATE")
     release = threading.Timer(0.5, lambda: writer.execute("COMMIT"))
@@ -172,16 +172,16 @@ def test_full_disk_raises_fault_until_there_is_space(tmp_path: Path, sqlite: Rec
         connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
 
     with pytest.raises(StorageFault, match="full"):
-        limited.add_file(a_file(filename="x" * 1_000_000))
+        limited.add_file(make_file(filename="x" * 1_000_000))
     limited.close()
 
-    sqlite.add_file(a_file(filename="x" * 1_000_000))
+    sqlite.add_file(make_file(filename="x" * 1_000_000))
 
 
 def open_and_add(number: int, settings: Settings) -> str:
     records = open_records(settings)
     try:
-        return records.add_batch(a_batch()).id
+        return records.add_batch(make_batch()).id
     finally:
         records.close()
 
@@ -244,7 +244,7 @@ def test_upgraded_postgresql_is_usable(empty_postgres: Settings) -> None:
 
 
 def test_repeated_upgrade_keeps_records(database: Settings, records: Records) -> None:
-    batch = records.add_batch(a_batch())
+    batch = records.add_batch(make_batch())
 
     upgrade_database(database)
     upgrade_database(database)
@@ -330,7 +330,7 @@ def records_there(
 @pytest.mark.system
 def test_first_call_after_postgresql_restart_succeeds(restartable: Postgres, records_there: Records) -> None:
     records = records_there
-    batch = records.add_batch(a_batch())
+    batch = records.add_batch(make_batch())
     in_threads(4, lambda _: records.get_batch(batch.id))  # several connections in the pool
 
     restartable.restart()
@@ -342,7 +342,7 @@ def test_first_call_after_postgresql_restart_succeeds(restartable: Postgres, rec
 @pytest.mark.system
 def test_call_during_short_postgresql_restart_waits(restartable: Postgres, kept_there: Settings) -> None:
     records = open_records(kept_there)
-    batch = records.add_batch(a_batch())
+    batch = records.add_batch(make_batch())
     restartable.stop()
     coming = threading.Timer(0.4, restartable.start)
     coming.start()
@@ -355,7 +355,7 @@ def test_call_during_short_postgresql_restart_waits(restartable: Postgres, kept_
 @pytest.mark.system
 def test_call_while_postgresql_is_down_raises_fault_in_time(restartable: Postgres, kept_there: Settings) -> None:
     records = open_records(kept_there)
-    batch = records.add_batch(a_batch())
+    batch = records.add_batch(make_batch())
     restartable.stop()
 
     started = time.monotonic()

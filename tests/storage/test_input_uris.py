@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers.forwarding_proxy import answers, between
+from helpers.forwarding_proxy import forwarding_proxy, respond_with
 from helpers.storage_servers import SECRET, S3Server
 from helpers.unprivileged_user import as_nobody
 
@@ -250,11 +250,11 @@ def test_wrong_secret_raises_fault_without_showing_it(bucket: Callable[..., Sett
 @pytest.mark.usefixtures("without_waits")
 def test_server_error_during_read_raises_fault(bucket: Callable[..., Settings], s3_server: S3Server) -> None:
     with (
-        between(s3_server.url) as server,
+        forwarding_proxy(s3_server.url) as server,
         open_input_uri("s3://objects/sources/large.jsonl", bucket(s3_endpoint_url=server.url)) as file,
     ):
         file.read(1)
-        server.rule = answers(500, "InternalError")
+        server.rule = respond_with(500, "InternalError")
         with pytest.raises(StorageFault, match=r"sources/large\.jsonl"):
             file.read()
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 from helpers.concurrency import in_processes, in_threads
-from helpers.sample_records import NOW, a_batch
+from helpers.sample_records import NOW, make_batch
 
 from batchline.models.errors import Conflict, LeaseLost
 from batchline.models.settings import Settings
@@ -18,7 +18,7 @@ LEASE_S = 60.0
 
 @pytest.fixture
 def batch(records: Records) -> BatchRecord:
-    return records.add_batch(a_batch(status=BatchStatus.IN_PROGRESS))
+    return records.add_batch(make_batch(status=BatchStatus.IN_PROGRESS))
 
 
 def claim(records: Records, batch: BatchRecord, owner: str, now: float) -> Lease:
@@ -135,7 +135,7 @@ def test_lease_released_twice_stays_released(records: Records, batch: BatchRecor
 
 
 def test_lease_of_another_batch_does_not_block_claim(records: Records, batch: BatchRecord) -> None:
-    other = records.add_batch(a_batch())
+    other = records.add_batch(make_batch())
     claim(records, other, "first", NOW)
 
     assert claim(records, batch, "second", NOW).epoch == 1
@@ -149,7 +149,7 @@ def test_clock_ahead_does_not_take_over_live_lease(
     ready_postgres: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = open_records(ready_postgres)
-    batch = records.add_batch(a_batch(status=BatchStatus.IN_PROGRESS))
+    batch = records.add_batch(make_batch(status=BatchStatus.IN_PROGRESS))
     records.claim(batch.id, owner="another:1:machine", lease_s=LEASE_S)
 
     here = time.time
@@ -168,7 +168,7 @@ def test_clock_behind_does_not_extend_expired_lease(
     ready_postgres: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = open_records(ready_postgres)
-    batch = records.add_batch(a_batch(status=BatchStatus.IN_PROGRESS))
+    batch = records.add_batch(make_batch(status=BatchStatus.IN_PROGRESS))
     here = time.time
     monkeypatch.setattr(time, "time", lambda: here() - 10 * LEASE_S)
 

@@ -9,7 +9,7 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from helpers.record_edits import change_batch
-from helpers.sample_records import NOW, a_batch, a_file, a_full_batch, list_page
+from helpers.sample_records import NOW, list_page, make_batch, make_file, make_full_batch
 from helpers.storage_servers import SECRET, Postgres
 from sqlalchemy import Connection, Engine, Table, create_engine, insert, inspect, make_url, select, text
 
@@ -63,11 +63,11 @@ def at_0002(database_at: Callable[[str], Settings]) -> Settings:
 
 def kinds() -> Iterator[BatchRecord]:
     """Batches in every state, over in time and late, with every kind of text."""
-    yield a_full_batch()
+    yield make_full_batch()
     for status in BatchStatus:
         ends = timestamp_field(status) if status in TERMINAL_STATUSES else "in_progress_at"
         for late in (-1, 0, 1):
-            yield a_batch(
+            yield make_batch(
                 status=status,
                 created_at=NOW + late,
                 input_filename="GRÜẞE '\"%.jsonl",
@@ -106,7 +106,7 @@ def test_migrated_batches_are_indexed_like_new_ones(at_0002: Settings) -> None:
 
 
 def test_migrated_batches_are_all_listed(at_0002: Settings) -> None:
-    made = [a_batch(id=f"batch-{number:04}", created_at=NOW + number) for number in range(2_345)]
+    made = [make_batch(id=f"batch-{number:04}", created_at=NOW + number) for number in range(2_345)]
     fill(at_0002, made)
 
     upgrade_database(at_0002)
@@ -120,7 +120,10 @@ def test_migrated_batches_are_all_listed(at_0002: Settings) -> None:
 
 def test_migrated_finished_batches_count_as_announced(database_at: Callable[[str], Settings]) -> None:
     settings = database_at("0008")
-    over, runs = a_batch(status=BatchStatus.COMPLETED, completed_at=NOW), a_batch(status=BatchStatus.FINALIZING)
+    over, runs = (
+        make_batch(status=BatchStatus.COMPLETED, completed_at=NOW),
+        make_batch(status=BatchStatus.FINALIZING),
+    )
     engine = engine_of(settings)
     with engine.begin() as connection:
         for batch in (over, runs):
@@ -152,7 +155,7 @@ def test_migrated_error_files_have_output_purpose(database_at: Callable[[str], S
     engine = engine_of(settings)
     with engine.begin() as connection:
         for name, (purpose, key) in made.items():
-            record = msgspec.structs.asdict(a_file(id=name, key=key))
+            record = msgspec.structs.asdict(make_file(id=name, key=key))
             connection.execute(insert(files).values(**record | {"purpose": purpose}))
     engine.dispose()
 
@@ -218,7 +221,7 @@ def trigram_objects(settings: Settings) -> list[str]:
 def test_database_of_any_earlier_revision_is_searchable_after_upgrade(
     revision: str, database_at: Callable[[str], Settings]
 ) -> None:
-    settings, batch = database_at(revision), a_batch(input_filename="GRÜN.jsonl")
+    settings, batch = database_at(revision), make_batch(input_filename="GRÜN.jsonl")
     engine = engine_of(settings)
     with engine.begin() as connection:
         insert_known(connection, batches, [to_columns(msgspec.structs.asdict(batch))])
@@ -234,7 +237,7 @@ def test_database_of_any_earlier_revision_is_searchable_after_upgrade(
 
     assert trigram_objects(settings) == []
     records = open_records(settings)
-    another = records.add_batch(a_batch(input_filename="grün.jsonl"))
+    another = records.add_batch(make_batch(input_filename="grün.jsonl"))
     assert found(records, "Grün") == [another.id, batch.id]
     change_batch(records, batch.id, input_filename="blau.jsonl")
     assert found(records, "Grün") == [another.id]
@@ -260,7 +263,7 @@ def test_role_without_extension_right_can_upgrade(plain_user: Settings) -> None:
     upgrade_database(plain_user)
 
     records = open_records(plain_user)
-    batch = records.add_batch(a_batch(input_filename="needle.jsonl"))
+    batch = records.add_batch(make_batch(input_filename="needle.jsonl"))
     assert found(records, "NEEDLE") == [batch.id]
     records.close()
 

@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from helpers.sample_records import NOW, a_batch
+from helpers.sample_records import NOW, make_batch
 
 from batchline.models.batches import BatchPause, ListBatchesQuery
 from batchline.models.errors import Conflict, NotFound
@@ -28,7 +28,7 @@ def paused_ids(records: Records, **query: object) -> set[str]:
 
 @pytest.mark.parametrize("status", PAUSABLE)
 def test_pause_keeps_the_status_and_shows_why(records, clock, status):
-    batch = records.add_batch(a_batch(status=status))
+    batch = records.add_batch(make_batch(status=status))
 
     paused = records.pause(batch.id, code="by_user", message="wait for the price list")
 
@@ -40,7 +40,7 @@ def test_pause_keeps_the_status_and_shows_why(records, clock, status):
 
 @pytest.mark.parametrize("status", sorted(set(BatchStatus) - set(PAUSABLE)))
 def test_batch_that_sends_nothing_more_cannot_be_paused(records, status):
-    batch = records.add_batch(a_batch(status=status))
+    batch = records.add_batch(make_batch(status=status))
 
     with pytest.raises(Conflict, match=f"{batch.id} is {status} and cannot be paused"):
         records.pause(batch.id, code="by_user", message="stop")
@@ -49,7 +49,7 @@ def test_batch_that_sends_nothing_more_cannot_be_paused(records, status):
 
 
 def test_second_pause_changes_nothing(records, clock):
-    batch = records.add_batch(a_batch(status=BatchStatus.IN_PROGRESS))
+    batch = records.add_batch(make_batch(status=BatchStatus.IN_PROGRESS))
     first = records.pause(batch.id, code="max_cost", message="100 USD are spent")
     clock[0] += 60
 
@@ -57,7 +57,7 @@ def test_second_pause_changes_nothing(records, clock):
 
 
 def test_batch_paused_by_many_at_once_is_paused_once(records):
-    batch = records.add_batch(a_batch(status=BatchStatus.IN_PROGRESS))
+    batch = records.add_batch(make_batch(status=BatchStatus.IN_PROGRESS))
     found = []
     threads = [
         threading.Thread(target=lambda: found.append(records.pause(batch.id, code="by_user", message="stop")))
@@ -73,7 +73,7 @@ def test_batch_paused_by_many_at_once_is_paused_once(records):
 
 
 def test_resumed_batch_gets_the_time_of_its_pause(records, clock):
-    batch = records.add_batch(a_batch(status=BatchStatus.IN_PROGRESS))
+    batch = records.add_batch(make_batch(status=BatchStatus.IN_PROGRESS))
     records.pause(batch.id, code="by_user", message="stop")
     clock[0] += 5_000
 
@@ -85,7 +85,7 @@ def test_resumed_batch_gets_the_time_of_its_pause(records, clock):
 
 
 def test_clock_set_back_during_a_pause_does_not_shorten_the_window(records, clock):
-    batch = records.add_batch(a_batch(status=BatchStatus.IN_PROGRESS))
+    batch = records.add_batch(make_batch(status=BatchStatus.IN_PROGRESS))
     records.pause(batch.id, code="by_user", message="stop")
     clock[0] -= 5_000
 
@@ -93,7 +93,7 @@ def test_clock_set_back_during_a_pause_does_not_shorten_the_window(records, cloc
 
 
 def test_batch_that_is_not_paused_cannot_be_resumed(records):
-    batch = records.add_batch(a_batch(status=BatchStatus.IN_PROGRESS))
+    batch = records.add_batch(make_batch(status=BatchStatus.IN_PROGRESS))
 
     with pytest.raises(Conflict, match=f"{batch.id} is in_progress and is not paused"):
         records.resume(batch.id)
@@ -102,7 +102,7 @@ def test_batch_that_is_not_paused_cannot_be_resumed(records):
 
 
 def test_validated_batch_stays_paused_and_a_cancelled_one_does_not(records):
-    batch = records.add_batch(a_batch(status=BatchStatus.VALIDATING))
+    batch = records.add_batch(make_batch(status=BatchStatus.VALIDATING))
     records.pause(batch.id, code="by_user", message="stop")
 
     assert records.change_status(batch.id, BatchStatus.IN_PROGRESS, now=NOW).pause is not None
@@ -111,8 +111,10 @@ def test_validated_batch_stays_paused_and_a_cancelled_one_does_not(records):
 
 
 def test_lists_show_paused_batches_and_never_as_overdue(records):
-    late, paused = (records.add_batch(a_batch(status=BatchStatus.IN_PROGRESS, expires_at=NOW)) for _ in range(2))
-    over = records.add_batch(a_batch(status=BatchStatus.COMPLETED))
+    late, paused = (
+        records.add_batch(make_batch(status=BatchStatus.IN_PROGRESS, expires_at=NOW)) for _ in range(2)
+    )
+    over = records.add_batch(make_batch(status=BatchStatus.COMPLETED))
     records.pause(paused.id, code="by_user", message="stop")
 
     assert paused_ids(records, paused=True) == {paused.id}
@@ -124,7 +126,7 @@ def test_lists_show_paused_batches_and_never_as_overdue(records):
 
 
 def test_heartbeat_reads_that_the_batch_was_paused(records):
-    batch = records.add_batch(a_batch(status=BatchStatus.IN_PROGRESS))
+    batch = records.add_batch(make_batch(status=BatchStatus.IN_PROGRESS))
     lease = records.claim(batch.id, owner="me", lease_s=60)
     records.pause(batch.id, code="by_user", message="stop")
 

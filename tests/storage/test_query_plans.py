@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
-from helpers.sample_records import NOW, a_batch, a_file, list_page
+from helpers.sample_records import NOW, list_page, make_batch, make_file
 from helpers.storage_servers import DATABASES
 from sqlalchemy import event, insert, text
 
@@ -34,7 +34,7 @@ def in_the_middle_of_life(number: int, chance: random.Random) -> BatchRecord:
         status = BatchStatus.IN_PROGRESS
     created = NOW - MANY + number
     ends = {timestamp_field(status): created + chance.randrange(90_000)} if status in TERMINAL_STATUSES else {}
-    return a_batch(
+    return make_batch(
         status=status,
         created_at=created,
         expires_at=created + 86_400 if chance.random() < 0.9 else NOW - 1,
@@ -56,7 +56,8 @@ def many(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     records, chance = open_records(load_settings(database_url=url)), random.Random(1)
     made = [in_the_middle_of_life(number, chance) for number in range(MANY)]
     stored = [
-        a_file(created_at=NOW - number, purpose=chance.choice(["batch", "batch_output"])) for number in range(MANY)
+        make_file(created_at=NOW - number, purpose=chance.choice(["batch", "batch_output"]))
+        for number in range(MANY)
     ]
     with records._engine.begin() as connection:
         connection.execute(insert(batches), [to_columns(msgspec.structs.asdict(batch)) for batch in made])

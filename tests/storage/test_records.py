@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from helpers.concurrency import in_processes, in_threads
 from helpers.record_edits import change_batch
-from helpers.sample_records import NOW, a_batch, a_file, a_full_batch, a_full_file
+from helpers.sample_records import NOW, make_batch, make_file, make_full_batch, make_full_file
 
 from batchline.models.batches import BatchDwExtResponse, BatchError, BatchResponse
 from batchline.models.errors import Conflict, NotFound
@@ -22,7 +22,7 @@ NO_ID = "batch-of-nobody"
 # Files
 
 
-@pytest.mark.parametrize("make", [a_file, a_full_file], ids=["bare", "full"])
+@pytest.mark.parametrize("make", [make_file, make_full_file], ids=["bare", "full"])
 def test_file_is_read_back_unchanged(make: Callable[[], FileRecord], records: Records) -> None:
     file = make()
     records.add_file(file)
@@ -31,18 +31,18 @@ def test_file_is_read_back_unchanged(make: Callable[[], FileRecord], records: Re
 
 
 def test_full_file_sets_every_field() -> None:
-    assert None not in msgspec.structs.astuple(a_full_file())
+    assert None not in msgspec.structs.astuple(make_full_file())
 
 
 def test_file_object_has_only_public_fields() -> None:
-    shown = a_full_file().to_object().model_dump()
+    shown = make_full_file().to_object().model_dump()
 
     assert shown.keys() == {"id", "object", "bytes", "created_at", "filename", "purpose", "status", "expires_at"}
     assert (shown["bytes"], shown["expires_at"]) == (2**40, NOW + 60)
 
 
 def test_deleted_file_is_not_found(records: Records) -> None:
-    file, other = a_file(), a_file()
+    file, other = make_file(), make_file()
     records.add_file(file)
     records.add_file(other)
 
@@ -64,7 +64,7 @@ def test_unknown_file_is_not_found(records: Records) -> None:
 
 
 def test_file_with_existing_id_is_rejected(records: Records) -> None:
-    file = a_file()
+    file = make_file()
     records.add_file(file)
 
     with pytest.raises(Conflict):
@@ -75,7 +75,7 @@ def test_file_with_existing_id_is_rejected(records: Records) -> None:
 # Batches
 
 
-@pytest.mark.parametrize("make", [a_batch, a_full_batch], ids=["bare", "full"])
+@pytest.mark.parametrize("make", [make_batch, make_full_batch], ids=["bare", "full"])
 def test_batch_is_read_back_unchanged(make: Callable[[], BatchRecord], records: Records) -> None:
     batch = make()
 
@@ -84,18 +84,18 @@ def test_batch_is_read_back_unchanged(make: Callable[[], BatchRecord], records: 
 
 
 def test_full_batch_sets_every_field() -> None:
-    assert None not in msgspec.structs.astuple(a_full_batch())
+    assert None not in msgspec.structs.astuple(make_full_batch())
 
 
 @pytest.mark.parametrize("metadata", [{}, {"": ""}, {"k": "\0\n\x1f\u2028\U0001f600\\\"'"}], ids=str)
 def test_metadata_with_any_text_is_kept(metadata: dict[str, str], records: Records) -> None:
-    batch = records.add_batch(a_batch(metadata=metadata))
+    batch = records.add_batch(make_batch(metadata=metadata))
 
     assert records.get_batch(batch.id).metadata == metadata
 
 
 def test_batch_response_has_the_fields_of_the_api() -> None:
-    batch = a_full_batch()
+    batch = make_full_batch()
     shown = batch.to_response(include_analytics=True).model_dump()
 
     assert shown.keys() == BatchResponse.model_fields.keys()
@@ -113,11 +113,11 @@ def test_batch_response_has_the_fields_of_the_api() -> None:
 
 
 def test_batch_response_omits_analytics_by_default() -> None:
-    assert "analytics" not in a_full_batch().to_response().model_dump()
+    assert "analytics" not in make_full_batch().to_response().model_dump()
 
 
 def test_batch_response_omits_empty_fields() -> None:
-    assert None not in a_batch().to_response().model_dump().values()
+    assert None not in make_batch().to_response().model_dump().values()
 
 
 def test_unknown_batch_is_not_found(records: Records) -> None:
@@ -126,7 +126,7 @@ def test_unknown_batch_is_not_found(records: Records) -> None:
 
 
 def test_batch_with_existing_id_is_rejected(records: Records) -> None:
-    batch = records.add_batch(a_batch())
+    batch = records.add_batch(make_batch())
 
     with pytest.raises(Conflict):
         records.add_batch(msgspec.structs.replace(batch, endpoint="/other"))
@@ -145,7 +145,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("field", CHANGES)
 def test_status_change_sets_only_the_given_field(field: str, records: Records) -> None:
-    batch, other = records.add_batch(a_batch()), records.add_batch(a_batch())
+    batch, other = records.add_batch(make_batch()), records.add_batch(make_batch())
     moved = {"status": BatchStatus.IN_PROGRESS, "in_progress_at": NOW}
     expected = msgspec.structs.replace(batch, **moved, **{field: CHANGES[field]})
 
@@ -156,7 +156,7 @@ def test_status_change_sets_only_the_given_field(field: str, records: Records) -
 
 @pytest.mark.parametrize("field", ["metadata", "errors", "analytics", "dwext", "output_file_id", "completed_at"])
 def test_status_change_with_none_clears_the_field(field: str, records: Records) -> None:
-    batch = records.add_batch(a_full_batch())
+    batch = records.add_batch(make_full_batch())
 
     records.change_status(batch.id, BatchStatus.IN_PROGRESS, now=NOW, **{field: None})
 
@@ -182,24 +182,24 @@ def test_change_of_unknown_batch_is_not_found(change: Callable[[Records], object
 
 def test_batch_is_found_by_its_flow_run(records: Records) -> None:
     run = str(uuid.uuid4())
-    batch = records.add_batch(a_batch(flow_run_id=run))
-    records.add_batch(a_batch(flow_run_id=str(uuid.uuid4())))
+    batch = records.add_batch(make_batch(flow_run_id=run))
+    records.add_batch(make_batch(flow_run_id=str(uuid.uuid4())))
 
     assert records.find_batch_of_flow_run(run) == batch
 
 
 def test_flow_run_without_batch_finds_none(records: Records) -> None:
-    records.add_batch(a_batch())
+    records.add_batch(make_batch())
 
     assert records.find_batch_of_flow_run(str(uuid.uuid4())) is None
 
 
 def test_second_batch_of_one_flow_run_returns_the_first(records: Records) -> None:
     run = str(uuid.uuid4())
-    first = records.add_batch(a_batch(flow_run_id=run))
+    first = records.add_batch(make_batch(flow_run_id=run))
     change_batch(records, first.id, total=7)
 
-    again = a_batch(flow_run_id=run, endpoint="/other")
+    again = make_batch(flow_run_id=run, endpoint="/other")
 
     assert records.add_batch(again) == msgspec.structs.replace(first, total=7)
     with pytest.raises(NotFound):
@@ -207,7 +207,7 @@ def test_second_batch_of_one_flow_run_returns_the_first(records: Records) -> Non
 
 
 def test_batches_without_flow_run_are_independent(records: Records) -> None:
-    first, second = records.add_batch(a_batch()), records.add_batch(a_batch())
+    first, second = records.add_batch(make_batch()), records.add_batch(make_batch())
 
     assert {records.get_batch(batch.id).id for batch in (first, second)} == {first.id, second.id}
 
@@ -215,16 +215,16 @@ def test_batches_without_flow_run_are_independent(records: Records) -> None:
 def test_threads_adding_batch_for_one_flow_run_get_the_same(records: Records) -> None:
     run = str(uuid.uuid4())
 
-    made = in_threads(8, lambda number: records.add_batch(a_batch(flow_run_id=run, total=number)))
+    made = in_threads(8, lambda number: records.add_batch(make_batch(flow_run_id=run, total=number)))
 
     assert len({batch.id for batch in made}) == 1
     assert made[0] == records.find_batch_of_flow_run(run)
 
 
-def make_batch(number: int, settings: Settings, run: str) -> BatchRecord:
+def make_batch_of_run(number: int, settings: Settings, run: str) -> BatchRecord:
     records = open_records(settings)
     try:
-        return records.add_batch(a_batch(flow_run_id=run, total=number))
+        return records.add_batch(make_batch(flow_run_id=run, total=number))
     finally:
         records.close()
 
@@ -233,7 +233,7 @@ def make_batch(number: int, settings: Settings, run: str) -> BatchRecord:
 def test_processes_adding_batch_for_one_flow_run_get_the_same(database: Settings, records: Records) -> None:
     run = str(uuid.uuid4())
 
-    made = in_processes(3, make_batch, database, run)
+    made = in_processes(3, make_batch_of_run, database, run)
 
     assert {batch.id for batch in made} == {records.find_batch_of_flow_run(run).id}
 
@@ -245,7 +245,7 @@ def write_much(number: int, settings: Settings, batch_id: str, times: int) -> in
     records = open_records(settings)
     try:
         for turn in range(times):
-            records.add_file(a_file(id=f"file-{number}-{turn}"))
+            records.add_file(make_file(id=f"file-{number}-{turn}"))
             change_batch(records, batch_id, total=turn)
             records.get_batch(batch_id)
     finally:
@@ -255,7 +255,7 @@ def write_much(number: int, settings: Settings, batch_id: str, times: int) -> in
 
 @pytest.mark.system
 def test_concurrent_writes_of_processes_are_all_stored(database: Settings, records: Records) -> None:
-    batch = records.add_batch(a_batch())
+    batch = records.add_batch(make_batch())
 
     assert in_processes(4, write_much, database, batch.id, 100) == [100] * 4
 
@@ -266,14 +266,14 @@ def test_concurrent_writes_of_processes_are_all_stored(database: Settings, recor
 def test_concurrent_writes_of_threads_are_all_stored(records: Records) -> None:
     def write(number: int) -> None:
         for turn in range(20):
-            records.add_file(a_file(id=f"file-{number}-{turn}"))
+            records.add_file(make_file(id=f"file-{number}-{turn}"))
 
     assert in_threads(8, write) == [None] * 8
     assert [records.get_file(f"file-{number}-19").id for number in range(8)]
 
 
 def test_closed_records_reopen_on_use(records: Records) -> None:
-    batch = records.add_batch(a_batch())
+    batch = records.add_batch(make_batch())
     records.close()
 
     assert records.get_batch(batch.id) == batch

@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 import pytest
 from helpers.forwarding_proxy import (
-    Between,
+    ForwardingProxy,
     Handler,
     Rule,
-    answers,
-    between,
-    cuts_the_body,
-    hangs_up,
-    once,
-    passes_on,
+    forward,
+    forwarding_proxy,
+    hang_up,
+    only_first,
+    respond_with,
+    truncate_body,
 )
 from helpers.storage_servers import SECRET, S3Server, free_ports
 
@@ -127,19 +127,19 @@ class Front(NamedTuple):
     """A store that reaches the S3 server by way of another, whose rule a test may set."""
 
     store: ObjectStore
-    server: Between
+    server: ForwardingProxy
 
 
 @pytest.fixture(scope="module")
 def one_front(s3_server: S3Server) -> Iterator[Front]:
-    with between(s3_server.url) as server:
+    with forwarding_proxy(s3_server.url) as server:
         yield Front(open_objects(s3_server.settings("behind", s3_endpoint_url=server.url)), server)
 
 
 @pytest.fixture
 def front(one_front: Front) -> Iterator[Front]:
     yield one_front
-    one_front.server.rule = passes_on
+    one_front.server.rule = forward
     one_front.store.delete([info.key for info in one_front.store.list_objects("")])
 
 
@@ -161,10 +161,10 @@ def is_part_copy(request: Handler) -> bool:
 
 
 UNABLE: dict[str, Rule] = {
-    "refused": lambda request: is_part_copy(request) and answers(501, "NotImplemented")(request),
-    "answered like an upload": lambda request: is_part_copy(request) and answers(200)(request),
+    "refused": lambda request: is_part_copy(request) and respond_with(501, "NotImplemented")(request),
+    "answered like an upload": lambda request: is_part_copy(request) and respond_with(200)(request),
     "the second refused": lambda request: (
-        is_part_copy(request) and "partNumber=2" in request.path and answers(501, "NotImplemented")(request)
+        is_part_copy(request) and "partNumber=2" in request.path and respond_with(501, "NotImplemented")(request)
     ),
 }
 
@@ -235,7 +235,7 @@ def test_writer_that_raises_leaves_no_upload(size: int, s3_server: S3Server) -> 
 def test_upload_that_cannot_complete_raises_fault_and_is_aborted(front: Front, s3_server: S3Server) -> None:
     def refuse(request: Handler) -> bool:
         completes = request.command == "POST" and "uploadId=" in request.path
-        return completes and answers(400, "InvalidPart")(request)
+        return completes and respond_with(400, "InvalidPart")(request)
 
     front.server.rule = refuse
 
@@ -249,7 +249,7 @@ def test_upload_that_cannot_complete_raises_fault_and_is_aborted(front: Front, s
 @pytest.mark.system
 def test_upload_unknown_to_the_server_raises_fault_not_not_found(front: Front) -> None:
     def forget(request: Handler) -> bool:
-        return "partNumber=" in request.path and answers(404, "NoSuchUpload")(request)
+        return "partNumber=" in request.path and respond_with(404, "NoSuchUpload")(request)
 
     front.server.rule = forget
 
@@ -271,11 +271,11 @@ def test_object_is_read_in_one_request(front: Front) -> None:
 
 
 STUMBLES = {
-    "503": answers(503, "SlowDown"),
-    "500": answers(500, "InternalError"),
-    "502 from a proxy": answers(502, text="<html>Bad Gateway</html>"),
-    "the connection ends": hangs_up,
-    "the body breaks off": cuts_the_body,
+    "503": respond_with(503, "SlowDown"),
+    "500": respond_with(500, "InternalError"),
+    "502 from a proxy": respond_with(502, text="<html>Bad Gateway</html>"),
+    "the connection ends": hang_up,
+    "the body breaks off": truncate_body,
 }
 
 
@@ -286,7 +286,7 @@ STUMBLES = {
 def test_read_that_fails_once_is_retried(name: str, read: str, front: Front) -> None:
     store = front.store
     store.put("key", b"0123456789")
-    front.server.rule = once(STUMBLES[name], when=lambda request: request.command == "GET")
+    front.server.rule = only_first(STUMBLES[name], when=lambda request: request.command == "GET")
 
     if read == "read":
         assert store.read("key") == b"0123456789"
@@ -300,7 +300,7 @@ def test_read_that_fails_once_is_retried(name: str, read: str, front: Front) -> 
 @pytest.mark.usefixtures("without_waits")
 @pytest.mark.parametrize("name", [name for name in STUMBLES if name != "the body breaks off"])
 def test_write_that_fails_once_is_retried(name: str, front: Front) -> None:
-    front.server.rule = once(STUMBLES[name], when=lambda request: request.command == "PUT")
+    front.server.rule = only_first(STUMBLES[name], when=lambda request: request.command == "PUT")
 
     write(front.store, "key", *[b"x" * MIB] * 9)
 
@@ -313,13 +313,13 @@ def test_write_that_fails_once_is_retried(name: str, front: Front) -> None:
 @pytest.fixture(scope="module")
 def broken() -> Iterator[Front]:
     """A server with nothing behind it."""
-    with between(None) as server:
+    with forwarding_proxy(None) as server:
         yield Front(open_objects(S3Server(server.url).settings()), server)
 
 
 @pytest.mark.parametrize("work", ["put", "write", "put_if_absent", "find", "delete", "read"])
 def test_missing_bucket_raises_fault_naming_it(work: str, broken: Front) -> None:
-    broken.server.rule = answers(404, "NoSuchBucket")
+    broken.server.rule = respond_with(404, "NoSuchBucket")
 
     with pytest.raises(StorageFault, match=r"s3://objects/.*no such bucket"):
         WORK[work](broken.store)
@@ -327,7 +327,7 @@ def test_missing_bucket_raises_fault_naming_it(work: str, broken: Front) -> None
 
 @pytest.mark.parametrize("work", ["put", "write", "write much", "put_if_absent", "find", "delete"])
 def test_bare_404_on_write_find_or_delete_raises_fault(work: str, broken: Front) -> None:
-    broken.server.rule = answers(404)
+    broken.server.rule = respond_with(404)
 
     with pytest.raises(StorageFault, match="s3://objects/"):
         WORK[work](broken.store)
@@ -335,7 +335,7 @@ def test_bare_404_on_write_find_or_delete_raises_fault(work: str, broken: Front)
 
 @pytest.mark.parametrize("work", ["info", "read", "stream"])
 def test_bare_404_on_read_is_not_found(work: str, broken: Front) -> None:
-    broken.server.rule = answers(404)
+    broken.server.rule = respond_with(404)
 
     with pytest.raises(NotFound, match="or no such bucket"):
         WORK[work](broken.store)
@@ -344,7 +344,7 @@ def test_bare_404_on_read_is_not_found(work: str, broken: Front) -> None:
 @pytest.mark.usefixtures("without_waits")
 @pytest.mark.parametrize("work", ["find", "write", "concat"])
 def test_server_that_is_not_s3_raises_fault(work: str, broken: Front) -> None:
-    broken.server.rule = answers(200, text="<html>Welcome!</html>")
+    broken.server.rule = respond_with(200, text="<html>Welcome!</html>")
 
     with pytest.raises(StorageFault, match="not one of S3's"):
         WORK[work](broken.store)
@@ -354,10 +354,10 @@ def test_server_that_is_not_s3_raises_fault(work: str, broken: Front) -> None:
 
 
 OUT_OF_ORDER = {
-    "answers 503": answers(503, "ServiceUnavailable"),
-    "asks to slow down": answers(503, "SlowDown"),
-    "is behind a proxy that answers 502": answers(502, text="<html>Bad Gateway</html>"),
-    "hangs up": hangs_up,
+    "answers 503": respond_with(503, "ServiceUnavailable"),
+    "asks to slow down": respond_with(503, "SlowDown"),
+    "is behind a proxy that answers 502": respond_with(502, text="<html>Bad Gateway</html>"),
+    "hangs up": hang_up,
 }
 MOST_TRIES = 32
 """Of one request: four by botocore, twice two of s3fs round that, and each again where a connection ends."""
@@ -391,7 +391,7 @@ def test_unreachable_server_raises_fault(work: str, gone: ObjectStore) -> None:
 
 @pytest.mark.system
 def test_attempts_with_backoff_end_within_15_seconds() -> None:
-    with between(None, answers(503, "ServiceUnavailable")) as server:
+    with forwarding_proxy(None, respond_with(503, "ServiceUnavailable")) as server:
         store = open_objects(S3Server(server.url).settings())
         started = time.monotonic()
 

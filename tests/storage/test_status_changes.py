@@ -4,7 +4,7 @@ from itertools import product
 
 import msgspec
 import pytest
-from helpers.sample_records import NOW, a_batch
+from helpers.sample_records import NOW, make_batch
 
 from batchline.models.batches import BatchError
 from batchline.models.errors import Conflict, LeaseLost
@@ -19,7 +19,7 @@ LATER = NOW + 100
 
 def test_legal_change_sets_only_status_and_timestamp(records: Records) -> None:
     for current, target in LEGAL:
-        batch, other = records.add_batch(a_batch(status=current)), records.add_batch(a_batch(status=current))
+        batch, other = records.add_batch(make_batch(status=current)), records.add_batch(make_batch(status=current))
 
         moved = records.change_status(batch.id, target, now=LATER)
 
@@ -30,7 +30,7 @@ def test_legal_change_sets_only_status_and_timestamp(records: Records) -> None:
 
 def test_illegal_change_is_rejected_and_changes_nothing(records: Records) -> None:
     for current, target in ILLEGAL:
-        batch = records.add_batch(a_batch(status=current))
+        batch = records.add_batch(make_batch(status=current))
 
         with pytest.raises(Conflict, match=f"{batch.id} is {current} and cannot become {target}"):
             records.change_status(batch.id, target, now=LATER, total=7)
@@ -43,7 +43,7 @@ def test_every_pair_of_statuses_is_legal_or_illegal() -> None:
 
 
 def test_status_change_sets_given_fields(records: Records) -> None:
-    batch = records.add_batch(a_batch(status=BatchStatus.FINALIZING))
+    batch = records.add_batch(make_batch(status=BatchStatus.FINALIZING))
     errors = (BatchError(message="all failed"),)
 
     moved = records.change_status(
@@ -54,7 +54,7 @@ def test_status_change_sets_given_fields(records: Records) -> None:
 
 
 def test_status_change_can_clear_end_timestamps(records: Records) -> None:
-    batch = records.add_batch(a_batch(status=BatchStatus.COMPLETED, completed_at=NOW, finalizing_at=NOW))
+    batch = records.add_batch(make_batch(status=BatchStatus.COMPLETED, completed_at=NOW, finalizing_at=NOW))
 
     records.change_status(
         batch.id, BatchStatus.IN_PROGRESS, now=LATER, completed_at=None, finalizing_at=None, generation=1
@@ -65,7 +65,7 @@ def test_status_change_can_clear_end_timestamps(records: Records) -> None:
 
 
 def test_status_change_keeps_the_lease(records: Records) -> None:
-    batch = records.add_batch(a_batch())
+    batch = records.add_batch(make_batch())
     lease = records.claim(batch.id, owner="me", now=NOW, lease_s=60)
 
     moved = records.change_status(batch.id, BatchStatus.IN_PROGRESS, now=LATER, lease=lease)
@@ -84,7 +84,7 @@ LOST = {
 @pytest.mark.parametrize("target", [BatchStatus.IN_PROGRESS, BatchStatus.COMPLETED], ids=["legal", "illegal"])
 @pytest.mark.parametrize("name", [name for name in LOST if name != "of another batch"])
 def test_status_change_with_lost_lease_is_rejected(name: str, target: BatchStatus, records: Records) -> None:
-    batch = records.add_batch(a_batch())
+    batch = records.add_batch(make_batch())
     lease = records.claim(batch.id, owner="me", now=NOW, lease_s=60)
     before = records.get_batch(batch.id)
 
@@ -95,7 +95,7 @@ def test_status_change_with_lost_lease_is_rejected(name: str, target: BatchStatu
 
 
 def test_status_change_with_lease_of_another_batch_is_rejected(records: Records) -> None:
-    mine, other = records.add_batch(a_batch()), records.add_batch(a_batch())
+    mine, other = records.add_batch(make_batch()), records.add_batch(make_batch())
     lease = records.claim(other.id, owner="me", now=NOW, lease_s=60)
 
     with pytest.raises(Conflict):
@@ -106,7 +106,7 @@ def test_status_change_with_lease_of_another_batch_is_rejected(records: Records)
 
 
 def test_status_change_without_lease_works_on_claimed_batch(records: Records) -> None:
-    batch = records.add_batch(a_batch(status=BatchStatus.IN_PROGRESS))
+    batch = records.add_batch(make_batch(status=BatchStatus.IN_PROGRESS))
     lease = records.claim(batch.id, owner="runner", now=NOW, lease_s=60)
 
     records.change_status(batch.id, BatchStatus.CANCELLING, now=LATER)
@@ -115,7 +115,7 @@ def test_status_change_without_lease_works_on_claimed_batch(records: Records) ->
 
 
 def test_second_change_from_one_status_is_rejected(records: Records) -> None:
-    batch = records.add_batch(a_batch(status=BatchStatus.IN_PROGRESS))
+    batch = records.add_batch(make_batch(status=BatchStatus.IN_PROGRESS))
     records.change_status(batch.id, BatchStatus.CANCELLING, now=NOW)
 
     with pytest.raises(Conflict, match="is cancelling and cannot become finalizing"):
@@ -123,6 +123,6 @@ def test_second_change_from_one_status_is_rejected(records: Records) -> None:
 
 
 def test_claim_returns_lease_with_owner_and_epoch(records: Records) -> None:
-    batch = records.add_batch(a_batch())
+    batch = records.add_batch(make_batch())
 
     assert records.claim(batch.id, owner="me", now=NOW, lease_s=60) == Lease(batch.id, "me", 1)

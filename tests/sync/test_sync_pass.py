@@ -15,13 +15,13 @@ from helpers.watched_folders import (
     BAD,
     Folder,
     LocalFolder,
-    batches_of,
-    errors_in,
-    inputs_of,
-    kinds,
-    requests,
-    run,
-    synced,
+    event_kinds,
+    list_batches,
+    parse_errors,
+    read_inputs,
+    request_lines,
+    sync_and_run,
+    sync_only,
 )
 from sqlalchemy import update
 
@@ -40,25 +40,25 @@ from batchline.sync import sync_pass
 
 
 def test_each_file_becomes_batch_of_its_copy(services: Services, folder: Folder) -> None:
-    folder.put("a.jsonl", requests(2))
-    folder.put("b.jsonl.gz", gzip.compress(requests(3)))
-    folder.put("c.jsonl.zst", zstandard.compress(requests(4)))
+    folder.put("a.jsonl", request_lines(2))
+    folder.put("b.jsonl.gz", gzip.compress(request_lines(3)))
+    folder.put("c.jsonl.zst", zstandard.compress(request_lines(4)))
 
-    summary = synced(services, folder)
+    summary = sync_only(services, folder)
 
     assert (summary.found, summary.taken, summary.started, summary.failed) == (3, 3, 3, 0)
-    assert inputs_of(services) == [requests(2), requests(3), requests(4)]
-    assert [batch.input_filename for batch in batches_of(services)] == ["a.jsonl", "b.jsonl", "c.jsonl"]
+    assert read_inputs(services) == [request_lines(2), request_lines(3), request_lines(4)]
+    assert [batch.input_filename for batch in list_batches(services)] == ["a.jsonl", "b.jsonl", "c.jsonl"]
     assert folder.names() == ["a.jsonl", "b.jsonl.gz", "c.jsonl.zst"]
 
 
 def test_batch_records_its_source(services: Services, folder: Folder) -> None:
-    folder.put("a.jsonl", requests())
-    folder.put("b.jsonl", requests())
+    folder.put("a.jsonl", request_lines())
+    folder.put("b.jsonl", request_lines())
 
-    summary = synced(services, folder, completion_window="3h", metadata={"team": "search"})
+    summary = sync_only(services, folder, completion_window="3h", metadata={"team": "search"})
 
-    one, other = (batch.to_response() for batch in batches_of(services))
+    one, other = (batch.to_response() for batch in list_batches(services))
     assert one.dwext is not None
     assert one.dwext.model_dump() == {
         "source": "sync",
@@ -73,46 +73,46 @@ def test_batch_records_its_source(services: Services, folder: Folder) -> None:
 def test_endpoint_is_detected_from_file(services: Services, folder: Folder) -> None:
     line = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m", "input": "x"}}
     folder.put("a.jsonl", json.dumps(line).encode())
-    folder.put("b.jsonl", requests())
+    folder.put("b.jsonl", request_lines())
 
-    synced(services, folder)
+    sync_only(services, folder)
 
-    assert [batch.endpoint for batch in batches_of(services)] == ["/v1/embeddings", "/v1/chat/completions"]
+    assert [batch.endpoint for batch in list_batches(services)] == ["/v1/embeddings", "/v1/chat/completions"]
 
 
 def test_file_with_other_endpoint_is_quarantined(services: Services, folder: Folder) -> None:
-    folder.put("a.jsonl", requests())
+    folder.put("a.jsonl", request_lines())
 
-    assert synced(services, folder, endpoint="/v1/embeddings").quarantined == 1
+    assert sync_only(services, folder, endpoint="/v1/embeddings").quarantined == 1
 
 
 def test_unchanged_file_is_picked_up_once(services: Services, folder: Folder) -> None:
-    folder.put("a.jsonl", requests())
-    synced(services, folder)
+    folder.put("a.jsonl", request_lines())
+    sync_only(services, folder)
 
-    again = synced(services, folder)
+    again = sync_only(services, folder)
 
     assert (again.found, again.unchanged, again.taken, again.started) == (1, 1, 0, 0)
-    assert len(batches_of(services)) == 1
+    assert len(list_batches(services)) == 1
 
 
 def test_changed_file_is_picked_up_again(services: Services, folder: Folder) -> None:
-    folder.put("a.jsonl", requests(2))
-    synced(services, folder)
-    folder.put("a.jsonl", requests(3))
+    folder.put("a.jsonl", request_lines(2))
+    sync_only(services, folder)
+    folder.put("a.jsonl", request_lines(3))
 
-    assert synced(services, folder).taken == 1
-    assert inputs_of(services) == [requests(2), requests(3)]
+    assert sync_only(services, folder).taken == 1
+    assert read_inputs(services) == [request_lines(2), request_lines(3)]
 
 
 def test_grown_file_is_picked_up_again(make_services: Callable[..., Services], local_folder: LocalFolder) -> None:
     services = make_services("http://localhost:9", source_still_s=0, **local_folder.settings)
-    local_folder.put("a.jsonl", requests(1))
-    synced(services, local_folder)
+    local_folder.put("a.jsonl", request_lines(1))
+    sync_only(services, local_folder)
     with (local_folder.path / "a.jsonl").open("ab") as file:
         file.write(b"\n")
 
-    assert synced(services, local_folder).taken == 1
+    assert sync_only(services, local_folder).taken == 1
 
 
 PATTERNS = {
@@ -129,8 +129,8 @@ PATTERNS = {
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_pattern_selects_files(pattern: str, services: Services, folder: Folder) -> None:
     for name in ("a.jsonl", ".hidden.jsonl", "x.txt", "..jsonl"):
-        folder.put(name, requests())
-    folder.put("b.jsonl.gz", gzip.compress(requests()))
+        folder.put(name, request_lines())
+    folder.put("b.jsonl.gz", gzip.compress(request_lines()))
 
     summary = Batchline(services=services).sync(
         folder.uri + pattern, start_batch=lambda batch_id: None, dry_run=True
@@ -143,9 +143,9 @@ def test_subfolders_are_ignored(services: Services, folder: Folder) -> None:
     if isinstance(folder, LocalFolder):
         (folder.path / "below").mkdir()
         (folder.path / "folder.jsonl").mkdir()
-    folder.put("below/a.jsonl", requests())
+    folder.put("below/a.jsonl", request_lines())
 
-    assert synced(services, folder).found == 0
+    assert sync_only(services, folder).found == 0
 
 
 def test_links_and_pipes_are_ignored(make_services: Callable[..., Services], local_folder: LocalFolder) -> None:
@@ -153,33 +153,33 @@ def test_links_and_pipes_are_ignored(make_services: Callable[..., Services], loc
     (local_folder.path / "link.jsonl").symlink_to("/etc/passwd")
     os.mkfifo(local_folder.path / "pipe.jsonl")
 
-    assert synced(services, local_folder).found == 0
+    assert sync_only(services, local_folder).found == 0
 
 
 def test_file_being_written_waits(make_services: Callable[..., Services], local_folder: LocalFolder) -> None:
     services = make_services("http://localhost:9", source_still_s=0.4, **local_folder.settings)
-    local_folder.put("a.jsonl", requests(1))
+    local_folder.put("a.jsonl", request_lines(1))
 
-    first = synced(services, local_folder)
+    first = sync_only(services, local_folder)
     assert (first.found, first.waiting, first.taken) == (1, 1, 0)
     assert "still for 0.4 s" in str(first.events[0].reason)
 
     time.sleep(0.45)
-    assert synced(services, local_folder).taken == 1
+    assert sync_only(services, local_folder).taken == 1
 
 
 def test_file_with_reset_modification_time_waits(
     make_services: Callable[..., Services], local_folder: LocalFolder
 ) -> None:
     services = make_services("http://localhost:9", source_still_s=60, **local_folder.settings)
-    local_folder.put("a.jsonl", requests(1))
+    local_folder.put("a.jsonl", request_lines(1))
     os.utime(local_folder.path / "a.jsonl", (1, 1))
 
-    assert synced(services, local_folder).waiting == 1
+    assert sync_only(services, local_folder).waiting == 1
 
 
 def test_dry_run_changes_nothing(services: Services, folder: Folder) -> None:
-    folder.put("a.jsonl", requests())
+    folder.put("a.jsonl", request_lines())
     folder.put("bad.jsonl", BAD)
 
     summary = Batchline(services=services).sync(
@@ -187,22 +187,22 @@ def test_dry_run_changes_nothing(services: Services, folder: Folder) -> None:
     )
 
     assert (summary.found, summary.taken, summary.dry_run) == (2, 2, True)
-    assert batches_of(services) == []
+    assert list_batches(services) == []
     assert services.store.list_objects("") == []
     assert folder.names() == ["a.jsonl", "bad.jsonl"]
 
 
 def test_each_found_file_is_counted_once(services: Services, folder: Folder) -> None:
-    folder.put("a.jsonl", requests())
-    synced(services, folder)
-    folder.put("b.jsonl", requests(3))
+    folder.put("a.jsonl", request_lines())
+    sync_only(services, folder)
+    folder.put("b.jsonl", request_lines(3))
     folder.put("bad.jsonl", BAD)
     folder.put("c.jsonl.gz", b"no gzip")
 
-    summary = synced(services, folder, after="move")
+    summary = sync_only(services, folder, after="move")
 
     assert summary.found == 4
-    assert sum(kind in FILE_EVENT_KINDS for kind in kinds(summary)) + summary.unchanged == 4
+    assert sum(kind in FILE_EVENT_KINDS for kind in event_kinds(summary)) + summary.unchanged == 4
     assert summary.message == "4 found, 1 taken, 1 started, 1 unchanged, 2 quarantined"
 
 
@@ -210,30 +210,30 @@ def test_each_found_file_is_counted_once(services: Services, folder: Folder) -> 
 
 
 def test_picked_up_file_is_moved_on_request(services: Services, folder: Folder) -> None:
-    folder.put("a.jsonl", requests())
+    folder.put("a.jsonl", request_lines())
 
-    summary = synced(services, folder, after="move")
+    summary = sync_only(services, folder, after="move")
 
-    assert kinds(summary) == ["taken", "moved", "started"]
+    assert event_kinds(summary) == ["taken", "moved", "started"]
     assert (folder.names(), folder.names("taken")) == ([], ["a.jsonl"])
-    assert folder.read("a.jsonl", "taken") == requests()
+    assert folder.read("a.jsonl", "taken") == request_lines()
 
 
 def test_picked_up_file_is_deleted_on_request(services: Services, folder: Folder) -> None:
-    folder.put("a.jsonl", requests())
+    folder.put("a.jsonl", request_lines())
 
-    assert kinds(synced(services, folder, after="delete")) == ["taken", "deleted", "started"]
+    assert event_kinds(sync_only(services, folder, after="delete")) == ["taken", "deleted", "started"]
     assert folder.names() == []
 
 
 def test_moved_file_does_not_replace_earlier_version(services: Services, folder: Folder) -> None:
     for count in (1, 2, 3):
-        folder.put("a.jsonl", requests(count))
-        synced(services, folder, after="move")
+        folder.put("a.jsonl", request_lines(count))
+        sync_only(services, folder, after="move")
 
     names = folder.names("taken")
     assert "a.jsonl" in names
-    assert sorted(folder.read(name, "taken") for name in names) == sorted(map(requests, (1, 2, 3)))
+    assert sorted(folder.read(name, "taken") for name in names) == sorted(map(request_lines, (1, 2, 3)))
     assert all(name.startswith("a.") and name.endswith(".jsonl") for name in names)
 
 
@@ -241,13 +241,13 @@ def test_picked_up_file_is_kept_for_an_hour_before_deletion(
     services: Services, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sync_pass, "DELETE_AFTER_S", DELETION_DELAY_S)
-    folder.put("a.jsonl", requests())
+    folder.put("a.jsonl", request_lines())
 
-    assert kinds(synced(services, folder, after="delete")) == ["taken", "started"]
-    assert kinds(synced(services, folder, after="delete")) == []
+    assert event_kinds(sync_only(services, folder, after="delete")) == ["taken", "started"]
+    assert event_kinds(sync_only(services, folder, after="delete")) == []
     assert folder.names() == ["a.jsonl"]
     taken_earlier(services, DELETION_DELAY_S + 1)
-    assert kinds(synced(services, folder, after="delete")) == ["deleted"]
+    assert event_kinds(sync_only(services, folder, after="delete")) == ["deleted"]
     assert folder.names() == []
 
 
@@ -263,8 +263,8 @@ def test_results_are_world_readable_and_storage_is_private(
     umask = os.umask(0o022)
     try:
         services = make_services(start_simulator().base_url, source_still_s=0, **local_folder.settings)
-        local_folder.put("a.jsonl", requests())
-        run(services, local_folder)
+        local_folder.put("a.jsonl", request_lines())
+        sync_and_run(services, local_folder)
     finally:
         os.umask(umask)
 
@@ -277,39 +277,39 @@ def test_results_are_world_readable_and_storage_is_private(
 
 
 def test_file_without_stored_copy_is_not_deleted(services: Services, folder: Folder) -> None:
-    folder.put("a.jsonl", requests())
-    synced(services, folder)
-    [batch] = batches_of(services)
+    folder.put("a.jsonl", request_lines())
+    sync_only(services, folder)
+    [batch] = list_batches(services)
     services.store.delete([services.records.get_file(batch.input_file_id).key])
 
-    summary = synced(services, folder, after="delete")
+    summary = sync_only(services, folder, after="delete")
 
-    assert (kinds(summary), summary.failed) == (["failed"], 1)
+    assert (event_kinds(summary), summary.failed) == (["failed"], 1)
     assert folder.names() == ["a.jsonl"]
 
 
 @pytest.mark.parametrize("after", ["move", "delete"])
 def test_kept_file_is_moved_or_deleted_by_later_pass(after: str, services: Services, folder: Folder) -> None:
-    folder.put("a.jsonl", requests())
-    synced(services, folder)
+    folder.put("a.jsonl", request_lines())
+    sync_only(services, folder)
 
-    summary = synced(services, folder, after=after)
+    summary = sync_only(services, folder, after=after)
 
     assert (summary.unchanged, summary.taken) == (1, 0)
     assert folder.names() == []
-    assert len(batches_of(services)) == 1
+    assert len(list_batches(services)) == 1
 
 
 def test_archive_failure_is_reported_and_batch_started(
     make_services: Callable[..., Services], local_folder: LocalFolder
 ) -> None:
     services = make_services("http://localhost:9", source_still_s=0, **local_folder.settings)
-    local_folder.put("a.jsonl", requests())
+    local_folder.put("a.jsonl", request_lines())
     (local_folder.path.parent / "taken").write_text("a file where the folder should be")
 
-    summary = synced(services, local_folder, after="move")
+    summary = sync_only(services, local_folder, after="move")
 
-    assert kinds(summary) == ["taken", "failed", "started"]
+    assert event_kinds(summary) == ["taken", "failed", "started"]
     assert "cannot be put away" in str(summary.events[1].reason)
 
 
@@ -317,19 +317,19 @@ def test_archive_failure_is_reported_and_batch_started(
 
 
 def test_invalid_file_is_quarantined_with_all_errors(services: Services, folder: Folder) -> None:
-    folder.put("bad.jsonl", requests(2) + BAD + requests(1))
-    folder.put("good.jsonl", requests())
+    folder.put("bad.jsonl", request_lines(2) + BAD + request_lines(1))
+    folder.put("good.jsonl", request_lines())
 
-    summary = synced(services, folder)
+    summary = sync_only(services, folder)
 
     assert (summary.quarantined, summary.taken) == (1, 1)
     assert folder.names() == ["good.jsonl"]
     assert folder.names("quarantine") == ["bad.jsonl", "bad.jsonl.errors.json"]
-    assert folder.read("bad.jsonl", "quarantine") == requests(2) + BAD + requests(1)
-    errors = errors_in(folder.read("bad.jsonl.errors.json", "quarantine"))
+    assert folder.read("bad.jsonl", "quarantine") == request_lines(2) + BAD + request_lines(1)
+    errors = parse_errors(folder.read("bad.jsonl.errors.json", "quarantine"))
     assert {error["line"] for error in errors} == {3, 4, 5}
     assert [error["code"] for error in errors if error["line"] == 5] == ["duplicate_custom_id"]
-    assert len(batches_of(services)) == 1
+    assert len(list_batches(services)) == 1
 
 
 def test_quarantine_errors_equal_validate_output(
@@ -342,15 +342,15 @@ def test_quarantine_errors_equal_validate_output(
     path.write_bytes(BAD * 2_000)
     local_folder.put("bad.jsonl", BAD * 2_000)
 
-    synced(services, local_folder)
+    sync_only(services, local_folder)
     validate(path, json=True)
 
     printed = json.loads(capfdbinary.readouterr().out)["data"]
-    assert errors_in(local_folder.read("bad.jsonl.errors.json", "quarantine")) == printed
+    assert parse_errors(local_folder.read("bad.jsonl.errors.json", "quarantine")) == printed
 
 
 UNUSABLE = {
-    "bad.jsonl.gz": gzip.compress(requests())[:-10],
+    "bad.jsonl.gz": gzip.compress(request_lines())[:-10],
     "bad.jsonl.zst": b"no zstd",
     "empty.jsonl": b"",
     "long.jsonl": b"x" * 5_000,
@@ -365,14 +365,14 @@ def test_unusable_file_does_not_block_others(
 ) -> None:
     services = make_services("http://localhost:9", source_still_s=0, max_file_bytes=4_000, **folder.settings)
     folder.put(name, UNUSABLE[name])
-    folder.put("z.jsonl", requests())
+    folder.put("z.jsonl", request_lines())
 
-    summary = synced(services, folder)
+    summary = sync_only(services, folder)
 
     assert (summary.quarantined, summary.taken) == (1, 1)
     assert folder.names() == ["z.jsonl"]
     assert folder.read(name, "quarantine") == UNUSABLE[name]
-    assert errors_in(folder.read(f"{name}.errors.json", "quarantine"))
+    assert parse_errors(folder.read(f"{name}.errors.json", "quarantine"))
     assert len(services.store.list_objects("")) == 1
 
 
@@ -381,18 +381,18 @@ def test_file_returned_from_quarantine_is_checked_again(
 ) -> None:
     closed = make_services("http://localhost:9", source_still_s=0, max_requests=1, **local_folder.settings)
     opened = make_services("http://localhost:9", source_still_s=0, **local_folder.settings)
-    local_folder.put("a.jsonl", requests(2))
-    assert synced(closed, local_folder).quarantined == 1
+    local_folder.put("a.jsonl", request_lines(2))
+    assert sync_only(closed, local_folder).quarantined == 1
 
     (local_folder.path.parent / "quarantine/a.jsonl").rename(local_folder.path / "a.jsonl")
 
-    assert synced(opened, local_folder).taken == 1
+    assert sync_only(opened, local_folder).taken == 1
 
 
 def test_quarantined_file_does_not_replace_earlier_version(services: Services, folder: Folder) -> None:
     for text in (b"one", b"two"):
         folder.put("a.jsonl", text)
-        synced(services, folder)
+        sync_only(services, folder)
 
     names = folder.names("quarantine")
     assert len(names) == 4
@@ -403,8 +403,8 @@ def test_unreadable_file_is_reported_and_left(
     make_services: Callable[..., Services], local_folder: LocalFolder
 ) -> None:
     services = make_services("http://localhost:9", source_still_s=0, **local_folder.settings)
-    local_folder.put("a.jsonl", requests())
-    local_folder.put("b.jsonl", requests())
+    local_folder.put("a.jsonl", request_lines())
+    local_folder.put("b.jsonl", request_lines())
     (local_folder.path / "a.jsonl").chmod(0)
     store = Path(services.store.root)
     store.mkdir(parents=True, exist_ok=True)
@@ -414,7 +414,7 @@ def test_unreadable_file_is_reported_and_left(
         path.chmod(path.stat().st_mode | 0o055)
 
     with as_nobody():
-        summary = synced(services, local_folder)
+        summary = sync_only(services, local_folder)
 
     assert [(event.kind, str(event.file)[-7:]) for event in summary.events[:2]] == [
         ("unreadable", "a.jsonl"),
@@ -431,7 +431,7 @@ def test_unstarted_batch_is_started_by_later_pass(services: Services, folder: Fo
     def fails(batch_id: str) -> None:
         raise StorageFault("the server is away")
 
-    folder.put("a.jsonl", requests())
+    folder.put("a.jsonl", request_lines())
     first = Batchline(services=services).sync(folder.uri, start_batch=fails)
     started: list[str] = []
 
@@ -441,7 +441,7 @@ def test_unstarted_batch_is_started_by_later_pass(services: Services, folder: Fo
     assert (first.taken, first.started, first.failed) == (1, 0, 1)
     assert "the server is away" in str(first.events[-1].reason)
     assert (second.started, third.started) == (1, 0)
-    assert started == [batches_of(services)[0].id]
+    assert started == [list_batches(services)[0].id]
 
 
 def test_repeated_start_failure_is_reported_once(services: Services, folder: Folder) -> None:
@@ -449,7 +449,7 @@ def test_repeated_start_failure_is_reported_once(services: Services, folder: Fol
         raise InvalidInput("there is no such deployment")
 
     for name in ("a.jsonl", "b.jsonl"):
-        folder.put(name, requests())
+        folder.put(name, request_lines())
 
     summary = Batchline(services=services).sync(folder.uri, start_batch=fails)
 
@@ -460,7 +460,7 @@ def test_batch_started_elsewhere_counts_as_started(services: Services, folder: F
     def taken(batch_id: str) -> None:
         raise Conflict("it is being run")
 
-    folder.put("a.jsonl", requests())
+    folder.put("a.jsonl", request_lines())
 
     assert Batchline(services=services).sync(folder.uri, start_batch=taken).failed == 0
     assert Batchline(services=services).sync(folder.uri, start_batch=pytest.fail).started == 0
@@ -470,9 +470,9 @@ def test_deleted_batch_is_not_started(services: Services, folder: Folder) -> Non
     def fails(batch_id: str) -> None:
         raise StorageFault("no")
 
-    folder.put("a.jsonl", requests())
+    folder.put("a.jsonl", request_lines())
     Batchline(services=services).sync(folder.uri, start_batch=fails)
-    services.records.delete_batch(batches_of(services)[0].id, now=0, lease_s=60)
+    services.records.delete_batch(list_batches(services)[0].id, now=0, lease_s=60)
 
     assert Batchline(services=services).sync(folder.uri, start_batch=pytest.fail).failed == 0
 
@@ -488,46 +488,46 @@ def running(folder: Folder, start_simulator: Callable, make_services: Callable[.
     )
 
 
-SOME_FAIL = requests(2) + requests(4, "simulate:status=400 {}").split(b"\n", 2)[2]
+SOME_FAIL = request_lines(2) + request_lines(4, "simulate:status=400 {}").split(b"\n", 2)[2]
 
 
 def test_results_are_written_back_after_batch_end(running: Services, folder: Folder) -> None:
     folder.put("a.jsonl", SOME_FAIL)
 
-    summary = run(running, folder)
+    summary = sync_and_run(running, folder)
 
-    assert kinds(summary) == ["taken", "started", "written_back"]
+    assert event_kinds(summary) == ["taken", "started", "written_back"]
     assert folder.names("outbox") == ["a.errors.jsonl", "a.output.jsonl"]
-    prefix = batches_of(running)[0].final_prefix
+    prefix = list_batches(running)[0].final_prefix
     for name in ("output.jsonl", "errors.jsonl"):
         assert folder.read(f"a.{name}", "outbox") == running.store.read(f"{prefix}{name}")
-    assert run(running, folder).written_back == 0
+    assert sync_and_run(running, folder).written_back == 0
 
 
 def test_results_of_batch_run_elsewhere_are_written_back_later(running: Services, folder: Folder) -> None:
-    folder.put("a.jsonl", requests())
-    assert kinds(synced(running, folder, write_back=True)) == ["taken", "started"]
-    assert synced(running, folder).written_back == 0
-    run_local(running, batches_of(running)[0].id)
+    folder.put("a.jsonl", request_lines())
+    assert event_kinds(sync_only(running, folder, write_back=True)) == ["taken", "started"]
+    assert sync_only(running, folder).written_back == 0
+    run_local(running, list_batches(running)[0].id)
 
-    assert synced(running, folder).written_back == 1
+    assert sync_only(running, folder).written_back == 1
     assert folder.names("outbox") == ["a.output.jsonl"]
 
 
 def test_results_are_not_written_back_without_option(running: Services, folder: Folder) -> None:
-    folder.put("a.jsonl", requests())
-    run(running, folder, write_back=False)
+    folder.put("a.jsonl", request_lines())
+    sync_and_run(running, folder, write_back=False)
 
-    assert run(running, folder).written_back == 0
+    assert sync_and_run(running, folder).written_back == 0
     assert folder.names("outbox") == []
 
 
 def test_results_of_files_with_same_stem_stay_separate(running: Services, folder: Folder) -> None:
-    folder.put("a.jsonl", requests(1))
-    folder.put("a.jsonl.gz", gzip.compress(requests(2)))
-    run(running, folder)
-    folder.put("a.jsonl", requests(3))
-    run(running, folder)
+    folder.put("a.jsonl", request_lines(1))
+    folder.put("a.jsonl.gz", gzip.compress(request_lines(2)))
+    sync_and_run(running, folder)
+    folder.put("a.jsonl", request_lines(3))
+    sync_and_run(running, folder)
 
     names = folder.names("outbox")
     assert "a.output.jsonl" in names
@@ -546,44 +546,46 @@ def test_retry_results_replace_previous_results(
         )
         for share in (0.5, 0)
     )
-    folder.put("a.jsonl", requests(20))
-    run(shaky, folder)
+    folder.put("a.jsonl", request_lines(20))
+    sync_and_run(shaky, folder)
     before = folder.names("outbox")
-    batch = retry_batch(shaky, batches_of(shaky)[0].id)
-    assert run(shaky, folder).written_back == 0
+    batch = retry_batch(shaky, list_batches(shaky)[0].id)
+    assert sync_and_run(shaky, folder).written_back == 0
     run_local(sound, batch.id)
 
-    assert run(sound, folder).written_back == 1
+    assert sync_and_run(sound, folder).written_back == 1
     assert before == ["a.errors.jsonl", "a.output.jsonl"]
     assert folder.names("outbox") == ["a.output.jsonl"]
     assert folder.read("a.output.jsonl", "outbox").count(b"\n") == 20
-    assert run(sound, folder).written_back == 0
+    assert sync_and_run(sound, folder).written_back == 0
 
 
 def test_batch_failing_later_validation_writes_back_errors(
     folder: Folder, make_services: Callable[..., Services]
 ) -> None:
     first = make_services("http://localhost:9", source_still_s=0, **folder.settings)
-    folder.put("a.jsonl", requests())
-    synced(first, folder, write_back=True)
+    folder.put("a.jsonl", request_lines())
+    sync_only(first, folder, write_back=True)
     stricter = make_services("http://localhost:9", max_requests=1, source_still_s=0, **folder.settings)
-    run_local(stricter, batches_of(stricter)[0].id)
+    run_local(stricter, list_batches(stricter)[0].id)
 
-    assert synced(stricter, folder).written_back == 1
-    assert [error["code"] for error in errors_in(folder.read("a.errors.json", "outbox"))] == ["too_many_requests"]
+    assert sync_only(stricter, folder).written_back == 1
+    assert [error["code"] for error in parse_errors(folder.read("a.errors.json", "outbox"))] == [
+        "too_many_requests"
+    ]
 
 
 def test_failed_write_back_is_reported_and_repeated(
     start_simulator: Callable, make_services: Callable[..., Services], local_folder: LocalFolder
 ) -> None:
     services = make_services(start_simulator().base_url, source_still_s=0, **local_folder.settings)
-    local_folder.put("a.jsonl", requests())
+    local_folder.put("a.jsonl", request_lines())
     outbox = local_folder.path.parent / "outbox"
     outbox.write_text("a file where the folder should be")
 
-    first = run(services, local_folder)
+    first = sync_and_run(services, local_folder)
     outbox.unlink()
-    second = run(services, local_folder)
+    second = sync_and_run(services, local_folder)
 
     assert (first.written_back, first.failed, second.written_back) == (0, 1, 1)
     assert local_folder.names("outbox") == ["a.output.jsonl"]
@@ -603,10 +605,10 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_invalid_options_are_rejected_before_reading(name: str, services: Services, folder: Folder) -> None:
     options, param = REFUSED[name]
-    folder.put("a.jsonl", requests())
+    folder.put("a.jsonl", request_lines())
 
     with pytest.raises(InvalidInput) as raised:
-        synced(services, folder, **options)
+        sync_only(services, folder, **options)
 
     assert raised.value.param == param
     assert folder.names() == ["a.jsonl"]
@@ -650,7 +652,7 @@ def test_wrong_secret_stops_pass_without_leaking_it(s3_folder: Folder, make_serv
     services = make_services("http://localhost:9", **settings)
 
     with pytest.raises(BatchlineError, match="check the access key") as raised:
-        synced(services, s3_folder)
+        sync_only(services, s3_folder)
     assert SECRET not in str(raised.value)
 
 
@@ -658,9 +660,9 @@ def test_storage_failure_stops_pass(services: Services, folder: Folder, monkeypa
     def fails(*_: object) -> None:
         raise StorageFault("the disk is full")
 
-    folder.put("a.jsonl", requests())
-    folder.put("b.jsonl", requests())
+    folder.put("a.jsonl", request_lines())
+    folder.put("b.jsonl", request_lines())
     monkeypatch.setattr(services.store, "writer", fails)
 
     with pytest.raises(StorageFault, match="the disk is full"):
-        synced(services, folder)
+        sync_only(services, folder)

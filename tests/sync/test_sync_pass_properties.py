@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from helpers.watched_folders import BAD, LocalFolder, inputs_of, requests, synced
+from helpers.watched_folders import BAD, LocalFolder, read_inputs, request_lines, sync_only
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_sync_pass_races import assert_sound, mortal
@@ -30,18 +30,18 @@ def test_interrupted_sync_passes_pick_up_each_file_once(
     valid, last = set[bytes](), dict[str, bytes]()
     for number, (act, what, how) in enumerate(acts):
         if act == "put":
-            text = requests(1, f"Number {number}") + (b"" if how else BAD)
+            text = request_lines(1, f"Number {number}") + (b"" if how else BAD)
             folder.put(what, text)
             last[what] = text
             valid |= {text} if how else set()
         else:
             try:
-                synced(services if how is None else mortal(services, int(str(how))), folder, after=what)
+                sync_only(services if how is None else mortal(services, int(str(how))), folder, after=what)
             except StorageFault:
                 assert how is not None
-    synced(services, folder, after="move")
+    sync_only(services, folder, after="move")
 
-    taken = Counter(inputs_of(services))
+    taken = Counter(read_inputs(services))
     assert set(taken.values()) <= {1}
     assert taken.keys() <= valid
     assert taken.keys() >= {text for text in last.values() if text in valid}

@@ -8,8 +8,18 @@ from typing import Any
 
 import pytest
 from helpers.concurrency import forking, in_processes, in_threads
-from helpers.kill_points import Life, MortalRecords, MortalStore, later
-from helpers.watched_folders import BAD, Folder, LocalFolder, batches_of, inputs_of, kinds, requests, run, synced
+from helpers.kill_points import FailingRecords, FailingStore, WriteBudget, make_deletions_due
+from helpers.watched_folders import (
+    BAD,
+    Folder,
+    LocalFolder,
+    event_kinds,
+    list_batches,
+    read_inputs,
+    request_lines,
+    sync_and_run,
+    sync_only,
+)
 
 from batchline.client import Batchline
 from batchline.engine.deletion import delete_objects
@@ -35,10 +45,10 @@ def shared(folder: Folder, database: dict[str, object], make_services: Callable[
 
 def assert_sound(services: Services) -> None:
     """What is stored is the input of a batch, and nothing else, once what is doomed is gone."""
-    later(services)
+    make_deletions_due(services)
     for some in services.records.due_deletions(now=time.time()):
         delete_objects(services, some)
-    inputs = {services.records.get_file(batch.input_file_id).key for batch in batches_of(services)}
+    inputs = {services.records.get_file(batch.input_file_id).key for batch in list_batches(services)}
     assert {info.key for info in services.store.list_objects("files/")} == inputs
 
 
@@ -61,16 +71,16 @@ def test_concurrent_sync_passes_create_one_batch_per_file(
     after: str, apart: bool, shared: Services, folder: Folder
 ) -> None:
     for number in range(FILES):
-        folder.put(f"{number:02}.jsonl", requests(1, f"File {number}"))
+        folder.put(f"{number:02}.jsonl", request_lines(1, f"File {number}"))
     folder.put("bad.jsonl", BAD)
 
     if apart:
         rounds = in_processes(2, one_round, shared.settings, folder.uri, after)
     else:
-        rounds = in_threads(2, lambda _: synced(shared, folder, after=after))
+        rounds = in_threads(2, lambda _: sync_only(shared, folder, after=after))
 
     assert [type(each) for each in rounds] == [SyncSummary] * 2
-    assert sorted(inputs_of(shared)) == sorted(requests(1, f"File {number}") for number in range(FILES))
+    assert sorted(read_inputs(shared)) == sorted(request_lines(1, f"File {number}") for number in range(FILES))
     assert sum(each.taken for each in rounds) == FILES
     assert [event.reason for each in rounds for event in each.events if event.kind == "failed"] == []
     assert_sound(shared)
@@ -83,8 +93,8 @@ def test_concurrent_sync_passes_create_one_batch_per_file(
 def test_concurrent_files_with_same_target_name_both_become_batches(shared: Services, folder: Folder) -> None:
     """The results of `a.jsonl` and `a.JSONL` would have the same name."""
     for number in range(6):
-        folder.put(f"{number}.jsonl", requests(1, f"One {number}"))
-        folder.put(f"{number}.JSONL", requests(1, f"Other {number}"))
+        folder.put(f"{number}.jsonl", request_lines(1, f"One {number}"))
+        folder.put(f"{number}.JSONL", request_lines(1, f"Other {number}"))
 
     def take(pattern: str) -> SyncSummary:
         return Batchline(services=shared).sync(f"{folder.uri}/{pattern}", start_batch=lambda batch_id: None)
@@ -92,7 +102,7 @@ def test_concurrent_files_with_same_target_name_both_become_batches(shared: Serv
     rounds = in_threads(2, lambda number: take(("*.jsonl", "*.JSONL")[number]))
 
     assert [each.taken for each in rounds] == [6, 6]
-    assert len(inputs_of(shared)) == 12
+    assert len(read_inputs(shared)) == 12
 
 
 # Files that change under a round
@@ -152,7 +162,7 @@ def behind_the_record(services: Services, monkeypatch: pytest.MonkeyPatch) -> Ca
     return arrange
 
 
-LARGE = requests(1) + b"\n" * 20_000_000
+LARGE = request_lines(1) + b"\n" * 20_000_000
 
 
 @pytest.mark.parametrize("moment", ["between_list_and_read", "while_reading"])
@@ -160,17 +170,17 @@ def test_file_replaced_before_complete_read_waits_for_next_pass(
     moment: str, services: Services, folder: Folder, request: pytest.FixtureRequest
 ) -> None:
     folder.put("a.jsonl", LARGE)
-    folder.put("b.jsonl", requests(2))
-    request.getfixturevalue(moment)(lambda: folder.put("a.jsonl", requests(3)))
+    folder.put("b.jsonl", request_lines(2))
+    request.getfixturevalue(moment)(lambda: folder.put("a.jsonl", request_lines(3)))
 
-    first = synced(services, folder, after="move")
-    assert kinds(first) == ["changed", "taken", "moved", "started"]
+    first = sync_only(services, folder, after="move")
+    assert event_kinds(first) == ["changed", "taken", "moved", "started"]
     assert folder.names() == ["a.jsonl"]
-    assert inputs_of(services) == [requests(2)]
+    assert read_inputs(services) == [request_lines(2)]
     assert len(services.store.list_objects("files/")) == 1
 
-    assert synced(services, folder).taken == 1
-    assert inputs_of(services) == [requests(2), requests(3)]
+    assert sync_only(services, folder).taken == 1
+    assert read_inputs(services) == [request_lines(2), request_lines(3)]
 
 
 @pytest.mark.parametrize("moment", ["between_list_and_read", "while_reading"])
@@ -182,10 +192,10 @@ def test_file_appended_during_read_waits_for_next_pass(
         with (folder.path / "a.jsonl").open("ab") as file:
             file.write(b"\n")
 
-    folder.put("a.jsonl", requests(2))
+    folder.put("a.jsonl", request_lines(2))
     request.getfixturevalue(moment)(write_on)
 
-    assert kinds(synced(services, folder)) == ["changed"]
+    assert event_kinds(sync_only(services, folder)) == ["changed"]
     assert services.store.list_objects("") == []
 
 
@@ -193,26 +203,26 @@ def test_file_appended_during_read_waits_for_next_pass(
 def test_file_replaced_after_read_is_not_moved_or_deleted(
     after: str, services: Services, folder: Folder, behind_the_record: Callable[..., None]
 ) -> None:
-    folder.put("a.jsonl", requests(2))
-    behind_the_record(lambda: folder.put("a.jsonl", requests(3)))
+    folder.put("a.jsonl", request_lines(2))
+    behind_the_record(lambda: folder.put("a.jsonl", request_lines(3)))
 
-    first = synced(services, folder, after=after)
+    first = sync_only(services, folder, after=after)
 
-    assert kinds(first) == ["taken", "started"]
+    assert event_kinds(first) == ["taken", "started"]
     assert (folder.names(), folder.names("taken")) == (["a.jsonl"], [])
-    assert folder.read("a.jsonl") == requests(3)
-    assert synced(services, folder, after=after).taken == 1
-    assert inputs_of(services) == [requests(2), requests(3)]
+    assert folder.read("a.jsonl") == request_lines(3)
+    assert sync_only(services, folder, after=after).taken == 1
+    assert read_inputs(services) == [request_lines(2), request_lines(3)]
 
 
 def test_vanished_file_is_reported(
     services: Services, folder: Folder, between_list_and_read: Callable[..., None]
 ) -> None:
-    folder.put("a.jsonl", requests())
-    folder.put("b.jsonl", requests())
+    folder.put("a.jsonl", request_lines())
+    folder.put("b.jsonl", request_lines())
     between_list_and_read(lambda: folder.remove("a.jsonl"))
 
-    assert kinds(synced(services, folder)) == ["changed", "taken", "started"]
+    assert event_kinds(sync_only(services, folder)) == ["changed", "taken", "started"]
 
 
 def test_invalid_file_replaced_after_read_is_not_quarantined(
@@ -222,15 +232,15 @@ def test_invalid_file_replaced_after_read_is_not_quarantined(
 
     def replacing(*arguments: Any, **options: Any) -> Iterator[bytes]:
         monkeypatch.setattr(services.store, "stream", stream)
-        folder.put("a.jsonl", requests())
+        folder.put("a.jsonl", request_lines())
         return stream(*arguments, **options)
 
     folder.put("a.jsonl", BAD)
     monkeypatch.setattr(services.store, "stream", replacing)
 
-    assert kinds(synced(services, folder)) == ["changed"]
-    assert folder.read("a.jsonl") == requests()
-    assert synced(services, folder).taken == 1
+    assert event_kinds(sync_only(services, folder)) == ["changed"]
+    assert folder.read("a.jsonl") == request_lines()
+    assert sync_only(services, folder).taken == 1
 
 
 def test_local_file_created_during_deletion_is_restored(
@@ -258,8 +268,8 @@ def test_local_file_created_during_deletion_is_restored(
 
 def mortal(services: Services, writes: int) -> Services:
     """The same, which dies at the write behind so many."""
-    life = Life(writes)
-    store, records = MortalStore(services.store, life), MortalRecords(services.records, life)
+    life = WriteBudget(writes)
+    store, records = FailingStore(services.store, life), FailingRecords(services.records, life)
     return Services(settings=services.settings, store=store, records=records)
 
 
@@ -267,16 +277,16 @@ def mortal(services: Services, writes: int) -> Services:
 def test_interrupted_sync_pass_is_completed_by_next_pass(after: str, services: Services, folder: Folder) -> None:
     died = 0
     for writes in range(40):
-        text = requests(1, f"Life {writes}")
+        text = request_lines(1, f"Life {writes}")
         folder.put(f"{writes}.jsonl", text)
         try:
-            synced(mortal(services, writes), folder, after=after)
+            sync_only(mortal(services, writes), folder, after=after)
         except StorageFault:
             died += 1
-        synced(services, folder, after=after)
+        sync_only(services, folder, after=after)
 
-        assert [each for each in inputs_of(services) if each == text] == [text]
-        assert services.records.unstarted_batches(str(batches_of(services)[0].dwext.source_id)) == []
+        assert [each for each in read_inputs(services) if each == text] == [text]
+        assert services.records.unstarted_batches(str(list_batches(services)[0].dwext.source_id)) == []
         if died and writes > died:
             break
     assert died >= 4
@@ -291,29 +301,29 @@ def test_results_are_complete_after_interrupted_sync_pass(
     services = make_services(
         start_simulator().base_url, source_still_s=0, upstream={"max_attempts": 1}, **settings
     )
-    folder.put("a.jsonl", requests(1) + requests(2, "simulate:status=400 {}").split(b"\n", 1)[1])
-    folder.put("b.jsonl", requests(3))
-    run(services, folder, write_back=False)
-    taken = [batch.id for batch in batches_of(services)]
+    folder.put("a.jsonl", request_lines(1) + request_lines(2, "simulate:status=400 {}").split(b"\n", 1)[1])
+    folder.put("b.jsonl", request_lines(3))
+    sync_and_run(services, folder, write_back=False)
+    taken = [batch.id for batch in list_batches(services)]
     services.records._update_rows(_of(taken), writes_back=True)
 
     for writes in (0, 1, 2):
         services.records._update_rows(_of(taken), written_generation=None)
         with suppress(StorageFault):
-            run(mortal(services, writes), folder)
-        run(services, folder)
+            sync_and_run(mortal(services, writes), folder)
+        sync_and_run(services, folder)
 
         assert folder.names("outbox") == ["a.errors.jsonl", "a.output.jsonl", "b.output.jsonl"]
         assert folder.read("b.output.jsonl", "outbox").count(b"\n") == 3
-        assert run(services, folder).written_back == 0
+        assert sync_and_run(services, folder).written_back == 0
 
 
 def test_file_set_aside_by_killed_sync_pass_is_picked_up(
     local_folder: LocalFolder, make_services: Callable[..., Services], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     services = make_services("http://localhost:9", source_still_s=0, **local_folder.settings)
-    listed = listed_version(local_folder, "a.jsonl", requests(1, "As it was listed"))
-    newer = requests(1, "As it was when it was to be deleted")
+    listed = listed_version(local_folder, "a.jsonl", request_lines(1, "As it was listed"))
+    newer = request_lines(1, "As it was when it was to be deleted")
     with monkeypatch.context() as dying:
         dying.setattr(
             LocalWatchedFolder, "_current_version", versions_of_a_file_that_changes(local_folder, "a.jsonl", newer)
@@ -322,12 +332,12 @@ def test_file_set_aside_by_killed_sync_pass_is_picked_up(
             LocalWatchedFolder(local_folder.path).delete(listed)
     assert [name for name in local_folder.names() if not name.startswith(".tmp-")] == []
 
-    synced(services, local_folder)
-    assert inputs_of(services) == []
+    sync_only(services, local_folder)
+    assert read_inputs(services) == []
     monkeypatch.setattr(local_folder_module, "ASIDE_S", -1)
-    synced(services, local_folder)
+    sync_only(services, local_folder)
 
-    assert (inputs_of(services), local_folder.names()) == ([newer], ["a.jsonl"])
+    assert (read_inputs(services), local_folder.names()) == ([newer], ["a.jsonl"])
 
 
 class KilledError(BaseException):
@@ -369,14 +379,14 @@ def forever(settings: Settings, uri: str) -> None:
 def test_killed_sync_passes_pick_up_each_file_once(
     shared: Services, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    texts = [requests(1, f"File {number}") for number in range(40)]
+    texts = [request_lines(1, f"File {number}") for number in range(40)]
     for number, text in enumerate(texts):
         folder.put(f"{number:02}.jsonl", text)
 
     for seen in (4, 14, 26):
         process = forking.Process(target=forever, args=(shared.settings, folder.uri), daemon=True)
         process.start()
-        while len(batches_of(shared)) < seen:
+        while len(list_batches(shared)) < seen:
             assert process.is_alive()
             time.sleep(0.05)
         process.kill()
@@ -384,8 +394,8 @@ def test_killed_sync_passes_pick_up_each_file_once(
     monkeypatch.setattr(
         local_folder_module, "ASIDE_S", -1
     )  # no other round is at work, and the test does not wait
-    synced(shared, folder, after="move")
+    sync_only(shared, folder, after="move")
 
-    assert sorted(inputs_of(shared)) == sorted(texts)
+    assert sorted(read_inputs(shared)) == sorted(texts)
     assert (folder.names(), len(folder.names("taken"))) == ([], 40)
     assert_sound(shared)

@@ -5,19 +5,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from helpers.forwarding_proxy import Between, Handler, between
+from helpers.forwarding_proxy import ForwardingProxy, Handler, forwarding_proxy
 from helpers.storage_servers import S3Server
 from helpers.watched_folders import (
     BAD,
     Folder,
     LocalFolder,
     S3Folder,
-    batches_of,
-    inputs_of,
-    kinds,
-    requests,
-    run,
-    synced,
+    event_kinds,
+    list_batches,
+    read_inputs,
+    request_lines,
+    sync_and_run,
+    sync_only,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,18 +61,18 @@ def test_sync_handles_file_of_any_name(
 ) -> None:
     services = make_services(start_simulator().base_url, source_still_s=0, **folder.settings)
     for name in NAMES if isinstance(folder, S3Folder) else [*NAMES, *DISK_ONLY]:
-        good, bad = (gzip.compress(text) if name.endswith("gz") else text for text in (requests(), BAD))
+        good, bad = (gzip.compress(text) if name.endswith("gz") else text for text in (request_lines(), BAD))
         before = {place: folder.names(place) for place in ("taken", "outbox", "quarantine")}
 
         folder.put(name, good)
-        first = run(services, folder, after="move")
+        first = sync_and_run(services, folder, after="move")
         folder.put(name, bad)
-        second = run(services, folder, after="move")
+        second = sync_and_run(services, folder, after="move")
 
         taken, out, refused = (added(folder.names(place), before[place]) for place in before)
-        assert kinds(first) == ["taken", "moved", "started", "written_back"], ascii(name)
-        assert kinds(second) == ["quarantined"], ascii(name)
-        assert inputs_of(services)[-1] == requests(), ascii(name)
+        assert event_kinds(first) == ["taken", "moved", "started", "written_back"], ascii(name)
+        assert event_kinds(second) == ["quarantined"], ascii(name)
+        assert read_inputs(services)[-1] == request_lines(), ascii(name)
         assert folder.names() == [], ascii(name)
         assert [folder.read(each, "taken") for each in taken] == [good], ascii(name)
         assert len(out) == 1, ascii(name)
@@ -87,10 +87,10 @@ def added(now: list[str], before: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("folder", ["local"], indirect=True)
 def test_file_name_without_utf8_is_reported_and_left(services: Services, folder: LocalFolder) -> None:
-    folder.put("\udcff.jsonl", requests())
-    folder.put("a.jsonl", requests())
+    folder.put("\udcff.jsonl", request_lines())
+    folder.put("a.jsonl", request_lines())
 
-    summary = synced(services, folder)
+    summary = sync_only(services, folder)
 
     assert [event.kind for event in summary.events] == ["taken", "unreadable", "started"]
     assert summary.model_dump_json()
@@ -98,12 +98,12 @@ def test_file_name_without_utf8_is_reported_and_left(services: Services, folder:
 
 @pytest.mark.parametrize("folder", ["local"], indirect=True)
 def test_linked_folder_is_same_source(services: Services, folder: LocalFolder) -> None:
-    folder.put("a.jsonl", requests())
+    folder.put("a.jsonl", request_lines())
     (folder.path.parent / "link").symlink_to("inbox")
-    synced(services, folder)
+    sync_only(services, folder)
     folder.uri = str(folder.path.parent / "link")
 
-    assert synced(services, folder).unchanged == 1
+    assert sync_only(services, folder).unchanged == 1
 
 
 @pytest.mark.parametrize("folder", ["local"], indirect=True)
@@ -112,7 +112,7 @@ def test_results_outside_roots_by_link_are_rejected(services: Services, folder: 
     (folder.path.parent / "outbox").symlink_to(tmp_path / "elsewhere")
 
     with pytest.raises(Exception, match="below no allowed root"):
-        synced(services, folder)
+        sync_only(services, folder)
 
 
 some_names = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=250)
@@ -148,7 +148,7 @@ def test_event_text_is_single_line_for_any_name() -> None:
 @pytest.fixture
 def counted(s3_folder: S3Folder, s3_server: S3Server, make_services: Callable[..., Services]) -> Iterator[Any]:
     """Services that count their requests to S3."""
-    with between(s3_server.url) as server:
+    with forwarding_proxy(s3_server.url) as server:
         settings = {**s3_folder.settings, "s3_endpoint_url": server.url}
         yield make_services("http://localhost:9", source_still_s=0, **settings), server
 
@@ -161,14 +161,14 @@ def is_list(request: str) -> bool:
 def test_listing_of_many_files_takes_one_request(counted: Any, s3_folder: S3Folder) -> None:
     services, server = counted
     for number in range(50):
-        s3_folder.put(f"{number:04}.jsonl", requests(1, f"File {number}"))
+        s3_folder.put(f"{number:04}.jsonl", request_lines(1, f"File {number}"))
     server.seen.clear()
 
-    first = synced(services, s3_folder)
+    first = sync_only(services, s3_folder)
     assert (first.taken, len([*filter(is_list, server.seen)])) == (50, 1)
 
     server.seen.clear()
-    again = synced(services, s3_folder)
+    again = sync_only(services, s3_folder)
     assert (again.unchanged, len(server.seen)) == (50, 1)
 
 
@@ -177,19 +177,19 @@ def test_listing_skips_subfolders_and_other_names(counted: Any, s3_folder: S3Fol
     services, server = counted
     for number in range(1_100):
         s3_folder.put(f"below/{number:04}.jsonl", b"x")
-    s3_folder.put("day-1.jsonl", requests())
-    s3_folder.put("week-1.jsonl", requests())
+    s3_folder.put("day-1.jsonl", request_lines())
+    s3_folder.put("week-1.jsonl", request_lines())
     server.seen.clear()
     s3_folder.uri += "/day-*.jsonl"
 
-    assert synced(services, s3_folder).found == 1
+    assert sync_only(services, s3_folder).found == 1
     assert len([*filter(is_list, server.seen)]) == 1
 
 
 # Servers that know fewer conditions
 
 
-def opened(folder: S3Folder, server: Between | None = None) -> WatchedFolder:
+def opened(folder: S3Folder, server: ForwardingProxy | None = None) -> WatchedFolder:
     changes = {"s3_endpoint_url": server.url} if server else {}
     inbox, _ = open_watched_folder(folder.uri, load_settings(**{**folder.settings, **changes}))
     return inbox
@@ -227,7 +227,7 @@ def test_deletion_without_server_conditions_checks_version_first(
         handler.send(status, [("content-type", "application/xml")], code if status == 501 else b"")
         return True
 
-    with between(s3_server.url, rule) as server:
+    with forwarding_proxy(s3_server.url, rule) as server:
         inbox = opened(s3_folder, server)
         s3_folder.put("a.jsonl", b"old")
         [file] = inbox.list_files("")
@@ -278,14 +278,14 @@ def test_deleted_object_in_versioned_bucket_stays_as_older_version(
     folder = S3Folder(s3_server, f"{versioned}/top/inbox")
     services = make_services("http://localhost:9", source_still_s=0, **folder.settings)
     for count in (1, 2):
-        folder.put("a.jsonl", requests(count))
-    synced(services, folder, after="delete")
+        folder.put("a.jsonl", request_lines(count))
+    sync_only(services, folder, after="delete")
 
-    assert inputs_of(services) == [requests(2)]
+    assert read_inputs(services) == [request_lines(2)]
     assert folder.names() == []
     found = folder.client.call_s3("list_object_versions", Bucket=versioned, Prefix="top/inbox/")
     assert len(found["Versions"]) == 2
-    assert synced(services, folder).found == 0
+    assert sync_only(services, folder).found == 0
 
 
 @pytest.mark.system
@@ -293,10 +293,10 @@ def test_bucket_root_can_be_watched(
     versioned: str, s3_server: S3Server, make_services: Callable[..., Services]
 ) -> None:
     folder = S3Folder(s3_server, versioned)
-    folder.client.pipe_file(f"{versioned}/a.jsonl", requests())
+    folder.client.pipe_file(f"{versioned}/a.jsonl", request_lines())
     services = make_services("http://localhost:9", **{**folder.settings, "source_roots": (f"s3://{versioned}",)})
 
-    assert kinds(synced(services, folder, after="move")) == ["taken", "moved", "started"]
-    assert synced(services, folder).found == 0
-    assert folder.client.cat_file(f"{versioned}/taken/a.jsonl") == requests()
-    assert len(batches_of(services)) == 1
+    assert event_kinds(sync_only(services, folder, after="move")) == ["taken", "moved", "started"]
+    assert sync_only(services, folder).found == 0
+    assert folder.client.cat_file(f"{versioned}/taken/a.jsonl") == request_lines()
+    assert len(list_batches(services)) == 1

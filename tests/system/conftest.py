@@ -6,21 +6,21 @@ from typing import Any
 import pytest
 from helpers.chromium import started_chromium
 from helpers.prefect_pages import BOTH, PrefectPages
-from helpers.prefect_stack import Site, kill, opened_site
+from helpers.prefect_stack import PrefectStack, kill_tree, open_prefect_stack
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectStack]:
     """A Prefect server with its pages and our deployments, without a worker."""
-    yield from opened_site(tmp_path_factory.mktemp("site"), pages=True)
+    yield from open_prefect_stack(tmp_path_factory.mktemp("site"), pages=True)
 
 
 @pytest.fixture(scope="module")
-def worked_site(site: Site) -> Iterator[Site]:
+def stack_with_worker(stack: PrefectStack) -> Iterator[PrefectStack]:
     """The server with a worker."""
-    worker = site.worker()
-    yield site
-    kill(worker)
+    worker = stack.worker()
+    yield stack
+    kill_tree(worker)
 
 
 # Not for the session: while playwright drives it, other tests could not run event loops of their own.
@@ -32,8 +32,8 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture(params=BOTH, ids=["v1", "v2"])
-def pages(request: pytest.FixtureRequest, chromium: Any, site: Site) -> Iterator[PrefectPages]:
+def pages(request: pytest.FixtureRequest, chromium: Any, stack: PrefectStack) -> Iterator[PrefectPages]:
     """A browser window on the server's pages, in each of their two versions."""
-    opened = PrefectPages(chromium, site.api, request.param)
+    opened = PrefectPages(chromium, stack.api, request.param)
     yield opened
     opened.close()

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from helpers.prefect_stack import Site, children_of, kill, until, write_requests
+from helpers.prefect_stack import PrefectStack, children_of, kill_tree, until, write_requests
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -55,27 +55,29 @@ def mailbox() -> Iterator[Mailbox]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def worker(site: Site) -> Iterator[subprocess.Popen[bytes]]:
-    process = site.worker()
+def worker(stack: PrefectStack) -> Iterator[subprocess.Popen[bytes]]:
+    process = stack.worker()
     yield process
-    kill(process)
+    kill_tree(process)
 
 
-def test_automations_notify_each_end_and_start_next_batch(site, mailbox):
-    with temporary_settings({PREFECT_API_URL: site.api}):
+def test_automations_notify_each_end_and_start_next_batch(stack, mailbox):
+    with temporary_settings({PREFECT_API_URL: stack.api}):
         CustomWebhookNotificationBlock(
             name="ops", url=f"{mailbox.url}/chat", json_data={"subject": "{{subject}}", "body": "{{body}}"}
         ).save("ops")
-    first = write_requests(site.inbox / 'a "first".jsonl', 30)
-    second = write_requests(site.inbox / "second.jsonl", 7, prompt="simulate:status=400")
-    site.do("batchline", "prefect", "setup", "--notify", f"{mailbox.url}/hook", "--notify", "custom-webhook/ops")
-    site.do("batchline", "prefect", "chain", first.name, str(second))
+    first = write_requests(stack.inbox / 'a "first".jsonl', 30)
+    second = write_requests(stack.inbox / "second.jsonl", 7, prompt="simulate:status=400")
+    stack.run_command(
+        "batchline", "prefect", "setup", "--notify", f"{mailbox.url}/hook", "--notify", "custom-webhook/ops"
+    )
+    stack.run_command("batchline", "prefect", "chain", first.name, str(second))
 
-    bad = site.inbox / "bad.jsonl"
+    bad = stack.inbox / "bad.jsonl"
     bad.write_text("nonsense\n{}\n")
 
-    run = site.start(input_uri=str(first))
-    site.start(input_uri=str(bad))
+    run = stack.start(input_uri=str(first))
+    stack.start(input_uri=str(bad))
 
     names = ("second.jsonl", "bad.jsonl")
     until(lambda: all(name in mailbox.texts(path) for path in ("/hook", "/chat") for name in names))
@@ -94,39 +96,41 @@ def test_automations_notify_each_end_and_start_next_batch(site, mailbox):
     assert told["second.jsonl"][1]["batch"]["batch_id"] in chat[subject]
 
 
-def test_log_of_failed_batch_has_message_without_traceback(site, worker):
-    run = site.start(input_uri=str(write_requests(site.inbox / "refused.jsonl", 3, prompt="simulate:status=400")))
-    outside = site.start(input_uri="/etc/passwd")
+def test_log_of_failed_batch_has_message_without_traceback(stack, worker):
+    run = stack.start(
+        input_uri=str(write_requests(stack.inbox / "refused.jsonl", 3, prompt="simulate:status=400"))
+    )
+    outside = stack.start(input_uri="/etc/passwd")
 
-    until(lambda: {site.runs()[each]["state_type"] for each in (run, outside)} == {"FAILED"})
+    until(lambda: {stack.runs()[each]["state_type"] for each in (run, outside)} == {"FAILED"})
     until(lambda: not children_of(worker.pid))
 
-    log = site.log.read_text()
+    log = stack.log.read_text()
     assert "Finished in state Failed('failed: every request failed (invalid_request 3)" in log
     assert "below no allowed root" in log
     assert "Traceback" not in log
 
 
-def test_file_arrival_event_starts_batch_without_schedule(site):
-    folder = site.inbox / "arrivals"
+def test_file_arrival_event_starts_batch_without_schedule(stack):
+    folder = stack.inbox / "arrivals"
     folder.mkdir()
     write_requests(folder / "arrived.jsonl", 5)
 
-    site.do("python", "-c", ARRIVED, str(folder))
+    stack.run_command("python", "-c", ARRIVED, str(folder))
 
-    with site.client() as client:
+    with stack.client() as client:
         (batch,) = until(lambda: client.batches.list(search="arrived.jsonl").data)
         ended = client.batches.wait(batch.id, timeout_s=120)
     assert (ended.status, ended.dwext.source, ended.dwext.source_file) == ("completed", "sync", "arrived.jsonl")
 
 
-def test_automations_notify_quarantined_file(site, mailbox):
-    folder = site.inbox / "watched" / "inbox"
+def test_automations_notify_quarantined_file(stack, mailbox):
+    folder = stack.inbox / "watched" / "inbox"
     folder.mkdir(parents=True)
     (folder / "bad.jsonl").write_text("no json\n")
-    site.do("batchline", "prefect", "setup", "--notify", f"{mailbox.url}/hook")
+    stack.run_command("batchline", "prefect", "setup", "--notify", f"{mailbox.url}/hook")
 
-    site.do("python", "-c", ARRIVED, str(folder))
+    stack.run_command("python", "-c", ARRIVED, str(folder))
 
     until(lambda: "batchline.file-quarantined" in mailbox.texts("/hook"))
     [post] = [post for _, post in mailbox.got["/hook"] if post["event"] == "batchline.file-quarantined"]

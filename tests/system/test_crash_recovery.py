@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.prefect_stack import PATIENCE_S, Site, children_of, kill, until, write_requests
+from helpers.prefect_stack import TIMEOUT_S, PrefectStack, children_of, kill_tree, until, write_requests
 
 from batchline import Batchline
 from batchline.models.batches import BatchResponse
@@ -36,8 +36,8 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 class Workers:
     """At most one worker at a time: each process of Prefect's takes seconds to start."""
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
+    def __init__(self, stack: PrefectStack) -> None:
+        self._site = stack
         self._last: subprocess.Popen[bytes] | None = None
 
     def living(self) -> subprocess.Popen[bytes]:
@@ -48,13 +48,13 @@ class Workers:
 
     def end(self) -> None:
         if self._last is not None:
-            kill(self._last)
+            kill_tree(self._last)
             self._last = None
 
 
 @pytest.fixture(scope="module")
-def workers(site: Site) -> Iterator[Workers]:
-    made = Workers(site)
+def workers(stack: PrefectStack) -> Iterator[Workers]:
+    made = Workers(stack)
     yield made
     made.end()
 
@@ -72,45 +72,45 @@ def flow_process(worker: subprocess.Popen[bytes]) -> int:
     return int(until(found))
 
 
-def started(site: Site, name: str) -> str:
+def started(stack: PrefectStack, name: str) -> str:
     """Start a batch of a new file as a run of the deployment, and return that run once requests are answered."""
-    site.simulator.reset()
-    path = write_requests(site.inbox / name, TOTAL)
-    run = site.start(input_uri=str(path))
-    until(lambda: site.simulator.counters()["received"] > 200)
+    stack.simulator.reset()
+    path = write_requests(stack.inbox / name, TOTAL)
+    run = stack.start(input_uri=str(path))
+    until(lambda: stack.simulator.counters()["received"] > 200)
     return run
 
 
-def check_ended(site: Site, first_run: str, name: str) -> None:
+def check_ended(stack: PrefectStack, first_run: str, name: str) -> None:
     """Wait for the batch to end in another run; each request has one line then, and few were sent twice."""
-    last = check_whole(site, name)
-    assert site.simulator.counters()["received"] < TOTAL + 300
+    last = check_whole(stack, name)
+    assert stack.simulator.counters()["received"] < TOTAL + 300
     assert crash_before(last) == first_run
-    assert site.runs()[first_run]["state_type"] == "CRASHED"
+    assert stack.runs()[first_run]["state_type"] == "CRASHED"
 
 
-def check_whole(site: Site, name: str) -> dict[str, Any]:
+def check_whole(stack: PrefectStack, name: str) -> dict[str, Any]:
     """Wait for the batch to end with one line for each request; the run that brought it there."""
-    with site.client() as client:
+    with stack.client() as client:
         (batch,) = client.batches.list(search=name)
-        ended = until_over(site, client, batch.id)
+        ended = until_over(stack, client, batch.id)
         lines = b"".join(client.files.content(ended.output_file_id)).splitlines()
     assert ended.status == "completed"
     assert [json.loads(line)["custom_id"] for line in lines] == [f"r-{number}" for number in range(TOTAL)]
     runs = until(
-        lambda: [run for run in site.runs().values() if run["state_type"] == "COMPLETED" and name in run["name"]]
+        lambda: [run for run in stack.runs().values() if run["state_type"] == "COMPLETED" and name in run["name"]]
     )
     return runs[-1]
 
 
-def until_over(site: Site, client: Batchline, batch_id: str) -> BatchResponse:
+def until_over(stack: PrefectStack, client: Batchline, batch_id: str) -> BatchResponse:
     """Wait for the batch to end; housekeeping, which runs more often here, finds a crash that was not heard of."""
     for _ in range(ROUNDS):
         try:
             return client.batches.wait(batch_id, timeout_s=HOUSEKEEPING_S)
         except TimeoutError:
-            deployment = site.call("GET", "/deployments/name/housekeeping/housekeeping")["id"]
-            site.call("POST", f"/deployments/{deployment}/create_flow_run", {})
+            deployment = stack.call("GET", "/deployments/name/housekeeping/housekeeping")["id"]
+            stack.call("POST", f"/deployments/{deployment}/create_flow_run", {})
     return client.batches.wait(batch_id, timeout_s=HOUSEKEEPING_S)
 
 
@@ -120,100 +120,100 @@ def crash_before(run: dict[str, Any]) -> str | None:
     return str(crashed).rpartition(".")[2] if crashed else None
 
 
-def check_line(site: Site, first_run: str, name: str) -> None:
+def check_line(stack: PrefectStack, first_run: str, name: str) -> None:
     """The same where the batch may have died more than once: crash follows crash back to the first run."""
-    run = check_whole(site, name)
+    run = check_whole(stack, name)
     while (before := crash_before(run)) not in (first_run, None):
-        run = site.runs()[str(before)]
+        run = stack.runs()[str(before)]
         assert run["state_type"] == "CRASHED"
-    assert before is None or site.runs()[first_run]["state_type"] == "CRASHED"
+    assert before is None or stack.runs()[first_run]["state_type"] == "CRASHED"
 
 
-def test_killed_flow_run_is_continued_under_live_worker(site, workers):
+def test_killed_flow_run_is_continued_under_live_worker(stack, workers):
     worker = workers.living()
-    run = started(site, "killed.jsonl")
+    run = started(stack, "killed.jsonl")
 
     os.kill(flow_process(worker), signal.SIGKILL)
 
-    check_ended(site, run, "killed.jsonl")
+    check_ended(stack, run, "killed.jsonl")
 
 
-def killed_with_its_worker(site: Site, workers: Workers, name: str) -> str:
+def killed_with_its_worker(stack: PrefectStack, workers: Workers, name: str) -> str:
     worker = workers.living()
-    run = started(site, name)
+    run = started(stack, name)
     time.sleep(2)  # a heartbeat has been sent
-    kill(worker)
+    kill_tree(worker)
     return run
 
 
-def ended_with_its_worker(site: Site, workers: Workers, name: str) -> str:
+def ended_with_its_worker(stack: PrefectStack, workers: Workers, name: str) -> str:
     """The worker is told to end by SIGTERM, which gives its flows no chance."""
     worker = workers.living()
-    run = started(site, name)
+    run = started(stack, name)
     flow = flow_process(worker)
     time.sleep(2)
     worker.send_signal(signal.SIGTERM)
     until(lambda: not Path(f"/proc/{flow}").exists())
-    kill(worker)
+    kill_tree(worker)
     return run
 
 
-def killed_as_a_program(site: Site, _: Workers, name: str) -> str:
+def killed_as_a_program(stack: PrefectStack, _: Workers, name: str) -> str:
     """A program of somebody's runs the flow itself."""
-    site.simulator.reset()
-    path = write_requests(site.inbox / name, TOTAL)
-    program = site.started("python", "-c", PROGRAM, str(path))
-    until(lambda: site.simulator.counters()["received"] > 200)
-    (run,) = [run["id"] for run in site.runs().values() if name in run["name"]]
+    stack.simulator.reset()
+    path = write_requests(stack.inbox / name, TOTAL)
+    program = stack.started("python", "-c", PROGRAM, str(path))
+    until(lambda: stack.simulator.counters()["received"] > 200)
+    (run,) = [run["id"] for run in stack.runs().values() if name in run["name"]]
     time.sleep(2)
-    kill(program)
+    kill_tree(program)
     return str(run)
 
 
-def test_flow_runs_killed_with_their_processes_are_continued_by_next_worker(site, workers):
+def test_flow_runs_killed_with_their_processes_are_continued_by_next_worker(stack, workers):
     received, died = 0, {}
     for die in (ended_with_its_worker, killed_with_its_worker, killed_as_a_program):
         name = f"{die.__name__}.jsonl"
-        died[name] = die(site, workers, name)
-        received += site.simulator.counters()["received"]
-    site.simulator.reset()
+        died[name] = die(stack, workers, name)
+        received += stack.simulator.counters()["received"]
+    stack.simulator.reset()
 
     workers.living()
 
     for name, run in died.items():
-        check_line(site, run, name)
-    assert received + site.simulator.counters()["received"] < 3 * (TOTAL + 300)
+        check_line(stack, run, name)
+    assert received + stack.simulator.counters()["received"] < 3 * (TOTAL + 300)
 
 
-def test_flow_run_cancelled_in_prefect_cancels_batch_and_keeps_answers(site, workers):
+def test_flow_run_cancelled_in_prefect_cancels_batch_and_keeps_answers(stack, workers):
     workers.living()
-    run = started(site, "cancelled.jsonl")
+    run = started(stack, "cancelled.jsonl")
 
     state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
-    site.call("POST", f"/flow_runs/{run}/set_state", state)
+    stack.call("POST", f"/flow_runs/{run}/set_state", state)
 
-    with site.client() as client:
+    with stack.client() as client:
         (batch,) = client.batches.list(search="cancelled.jsonl")
-        ended = client.batches.wait(batch.id, timeout_s=PATIENCE_S)
+        ended = client.batches.wait(batch.id, timeout_s=TIMEOUT_S)
         answered = b"".join(client.files.content(ended.output_file_id)).splitlines()
     assert ended.status == "cancelled"
     assert len(answered) == ended.request_counts.completed > 0
     assert ended.request_counts.failed == 0
     done, rest = ended.request_counts.completed, TOTAL - ended.request_counts.completed
     message = f"cancelled: {done:,} ok, 0 failed, {rest:,} not answered (batch_cancelled {rest:,})"
-    until(lambda: site.runs()[run]["state"]["message"] == "Flow run was cancelled successfully.")
-    assert message in {artifact["description"] for artifact in site.artifacts(run)}
+    until(lambda: stack.runs()[run]["state"]["message"] == "Flow run was cancelled successfully.")
+    assert message in {artifact["description"] for artifact in stack.artifacts(run)}
 
 
-def test_flow_run_killed_under_prefect_serve_is_continued(site, workers):
+def test_flow_run_killed_under_prefect_serve_is_continued(stack, workers):
     workers.end()
-    served = site.started("batchline", "prefect", "serve", "--limit", "2")
+    served = stack.started("batchline", "prefect", "serve", "--limit", "2")
     try:
-        until(lambda: b"Ctrl-C ends it" in site.log.read_bytes())
-        run = started(site, "served.jsonl")
+        until(lambda: b"Ctrl-C ends it" in stack.log.read_bytes())
+        run = started(stack, "served.jsonl")
 
         os.kill(flow_process(served), signal.SIGKILL)
 
-        check_ended(site, run, "served.jsonl")
+        check_ended(stack, run, "served.jsonl")
     finally:
-        kill(served)
+        kill_tree(served)

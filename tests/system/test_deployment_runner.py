@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 
 import openai
 import pytest
-from helpers.api_server import ENDPOINT, until_over
-from helpers.command_line import Running as Command
-from helpers.command_line import batchline
+from helpers.api_server import ENDPOINT, wait_for_end
+from helpers.command_line import RunningCommand as Command
+from helpers.command_line import run_batchline
 from helpers.polling import until
 from helpers.prefect_server import BIN, Prefect, is_healthy, start_prefect
 from helpers.prefect_stack import call_prefect
 from helpers.processes import kill_group
-from helpers.request_files import requests_file
-from helpers.sample_records import a_batch
+from helpers.request_files import write_requests
+from helpers.sample_records import make_batch
 from helpers.shared_servers import prefect_home
 from helpers.storage_servers import free_ports
 from prefect.client.orchestration import get_client
@@ -93,13 +93,13 @@ class Site(NamedTuple):
     home: Path
 
     def create(self, name: str, count: int = 3, **options: Any) -> openai.types.Batch:
-        path = requests_file(self.home / f"{name}.jsonl", count, **options)
+        path = write_requests(self.home / f"{name}.jsonl", count, **options)
         file = self.openai.files.create(file=path, purpose="batch")
         return self.openai.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     home = tmp_path_factory.mktemp("site")
     with Simulator() as simulator:
         prefect = Deployed(home, simulator)
@@ -115,62 +115,62 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         finally:
             if server is not None:
                 server.kill(signal.SIGKILL)
-                server.ended()
+                server.wait()
             prefect.stop()
 
 
-def test_batch_and_its_retry_are_deployment_runs(site: Site):
+def test_batch_and_its_retry_are_deployment_runs(stack: Site):
     prompt = lambda number: f"{number} simulate:status=400" if number == 1 else f"{number}?"  # noqa: E731
-    batch = site.create("failing", prompt=prompt)
+    batch = stack.create("failing", prompt=prompt)
 
-    over = until_over(site.openai, batch.id, timeout_s=SERVER_S)
+    over = wait_for_end(stack.openai, batch.id, timeout_s=SERVER_S)
 
     assert (batch.status, over.status) == ("validating", "completed")
     assert (over.request_counts.completed, over.request_counts.failed) == (2, 1)
     assert json.loads(over.to_json())["dwext"] == {"source": "api"}
-    (run,) = site.prefect.runs_of(batch.id)
+    (run,) = stack.prefect.runs_of(batch.id)
     assert run["idempotency_key"].startswith(batch.id)
     assert run["deployment_id"]
 
-    retried = site.openai.post(f"/batches/{batch.id}/retry", cast_to=openai.types.Batch)
+    retried = stack.openai.post(f"/batches/{batch.id}/retry", cast_to=openai.types.Batch)
     assert retried.status == "in_progress"
-    until(lambda: len(site.prefect.runs_of(batch.id)) == 2, SERVER_S)
-    assert until_over(site.openai, batch.id, timeout_s=SERVER_S).request_counts.failed == 1
-    assert len({run["id"] for run in site.prefect.runs_of(batch.id)}) == 2
+    until(lambda: len(stack.prefect.runs_of(batch.id)) == 2, SERVER_S)
+    assert wait_for_end(stack.openai, batch.id, timeout_s=SERVER_S).request_counts.failed == 1
+    assert len({run["id"] for run in stack.prefect.runs_of(batch.id)}) == 2
 
 
-def test_batch_created_without_prefect_starts_once_it_returns(site: Site):
-    site.prefect.stop_server()
+def test_batch_created_without_prefect_starts_once_it_returns(stack: Site):
+    stack.prefect.stop_server()
 
-    batch = site.create("patient")
-    site.server.wait_for("Prefect failed")
-    assert site.openai.batches.retrieve(batch.id).status == "validating"
+    batch = stack.create("patient")
+    stack.server.wait_for("Prefect failed")
+    assert stack.openai.batches.retrieve(batch.id).status == "validating"
 
-    site.prefect.start_server()
-    assert until_over(site.openai, batch.id, timeout_s=SERVER_S).status == "completed"
-    assert len(site.prefect.runs_of(batch.id)) == 1
-
-
-def test_batch_cancelled_before_worker_starts_stays_cancelled(site: Site):
-    received = site.simulator.counters()["received"]
-    batch = site.create("cancelled")
-    until(lambda: site.prefect.runs_of(batch.id), SERVER_S)
-    site.openai.batches.cancel(batch.id)
-
-    until(lambda: [run["state_type"] for run in site.prefect.runs_of(batch.id)] == ["CANCELLED"], SERVER_S)
-
-    assert site.openai.batches.retrieve(batch.id).status == "cancelled"
-    assert site.simulator.counters()["received"] == received
+    stack.prefect.start_server()
+    assert wait_for_end(stack.openai, batch.id, timeout_s=SERVER_S).status == "completed"
+    assert len(stack.prefect.runs_of(batch.id)) == 1
 
 
-def test_deployment_runs_continue_after_server_stops(site: Site):
-    batch = site.create("going on", 5)
-    until(lambda: site.prefect.runs_of(batch.id), SERVER_S)
+def test_batch_cancelled_before_worker_starts_stays_cancelled(stack: Site):
+    received = stack.simulator.counters()["received"]
+    batch = stack.create("cancelled")
+    until(lambda: stack.prefect.runs_of(batch.id), SERVER_S)
+    stack.openai.batches.cancel(batch.id)
 
-    site.server.kill(signal.SIGTERM)
+    until(lambda: [run["state_type"] for run in stack.prefect.runs_of(batch.id)] == ["CANCELLED"], SERVER_S)
 
-    assert site.server.ended().status == 0
-    settings = load_settings(home=site.home / "batchline", base_url=site.simulator.base_url)
+    assert stack.openai.batches.retrieve(batch.id).status == "cancelled"
+    assert stack.simulator.counters()["received"] == received
+
+
+def test_deployment_runs_continue_after_server_stops(stack: Site):
+    batch = stack.create("going on", 5)
+    until(lambda: stack.prefect.runs_of(batch.id), SERVER_S)
+
+    stack.server.kill(signal.SIGTERM)
+
+    assert stack.server.wait().status == 0
+    settings = load_settings(home=stack.home / "batchline", base_url=stack.simulator.base_url)
     with Batchline(settings) as client:
         assert client.batches.wait(batch.id, timeout_s=SERVER_S).request_counts.completed == 5
 
@@ -194,20 +194,20 @@ def test_deployment_runs_continue_after_server_stops(site: Site):
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_run_is_needed_only_if_no_other_will_run_batch(state, batch, later_s, expected, site: Site):
-    with temporary_settings({PREFECT_API_URL: site.prefect.api}):
+def test_run_is_needed_only_if_no_other_will_run_batch(state, batch, later_s, expected, stack: Site):
+    with temporary_settings({PREFECT_API_URL: stack.prefect.api}):
         run_id = uuid.uuid4()
         if state is not None:
             with get_client(sync_client=True) as client:
                 run_id = client.create_flow_run(process_batch, state=state).id
         now = int(time.time())
-        record = a_batch(last_flow_run_id=str(run_id), created_at=now, expires_at=now + 86_400, **batch)
+        record = make_batch(last_flow_run_id=str(run_id), created_at=now, expires_at=now + 86_400, **batch)
 
         assert needs_run(record, now=now + later_s) is expected
 
 
 def test_serve_by_deployment_without_prefect_url_fails():
-    ended = batchline(
+    ended = run_batchline(
         "serve", "--port", "0", BATCHLINE_SERVE_VIA="deployment", OPENAI_BASE_URL="http://127.0.0.1:9/v1"
     )
 

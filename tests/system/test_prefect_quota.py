@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from helpers.dispatcher_calls import made_calls, open_run, some_bodies
+from helpers.dispatcher_calls import make_bodies, make_calls, open_session
 from helpers.polling import until
 from helpers.prefect_server import start_prefect
-from helpers.scripted_server import Act, Received, ScriptedServer, gated, reply
+from helpers.scripted_server import Action, Received, ScriptedServer, gated, reply
 from helpers.shared_servers import prefect_home
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
@@ -32,12 +32,12 @@ pytestmark = pytest.mark.system
 
 SHARER = Path(__file__).parent.parent / "helpers" / "quota_process.py"
 ROOT = Path(__file__).parent.parent.parent
-PATIENCE_S = 90.0
+TIMEOUT_S = 90.0
 QUICK = QuotaTiming(poll_s=0.3, max_poll_s=0.6, lease_s=60.0)
 
 
 @contextmanager
-def serving(script: Callable[[Received], Act]) -> Iterator[ScriptedServer]:
+def serving(script: Callable[[Received], Action]) -> Iterator[ScriptedServer]:
     server = ScriptedServer(script).start()
     try:
         yield server
@@ -89,7 +89,7 @@ def sharer(prefect, tmp_path) -> Iterator[Callable[..., subprocess.Popen]]:
 
 
 def all_succeeded(processes: list[subprocess.Popen], requests: int) -> bool:
-    said = [process.communicate(timeout=PATIENCE_S)[0].split() for process in processes]
+    said = [process.communicate(timeout=TIMEOUT_S)[0].split() for process in processes]
     return said == [["first", str(requests)]] * len(processes)
 
 
@@ -127,17 +127,17 @@ def test_limit_changed_during_sending_is_followed(client):
     client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=2))
     with serving(lambda _: reply(after_s=0.02)) as server:
         upstream = Upstream(name="changed", base_url=server.base_url, max_in_flight=4)
-        with Dispatcher([upstream]) as caller, open_run(caller) as run, run.open_queue(0) as feed:
+        with Dispatcher([upstream]) as caller, open_session(caller) as run, run.open_queue(0) as feed:
             caller.share_quota(PrefectQuotaStore, timing=QUICK)
-            feed.put(made_calls(some_bodies(5_000), upstream="changed"))
-            until(lambda: len(server.received) > 20, patience_s=PATIENCE_S)
+            feed.put(make_calls(make_bodies(5_000), upstream="changed"))
+            until(lambda: len(server.received) > 20, timeout_s=TIMEOUT_S)
             assert server.most_at_once == 2
             client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(limit=0))
-            until(lambda: run.snapshot().paused is not None, patience_s=PATIENCE_S)
+            until(lambda: run.snapshot().paused is not None, timeout_s=TIMEOUT_S)
             assert run.snapshot().in_flight == 0
             assert f"prefect gcl update {name} --limit N" in run.snapshot().paused
             client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(limit=100))
-            until(lambda: server.most_at_once == 4, patience_s=PATIENCE_S)
+            until(lambda: server.most_at_once == 4, timeout_s=TIMEOUT_S)
 
 
 def test_slots_of_killed_process_are_released_when_leases_end(sharer, client, prefect):
@@ -145,7 +145,7 @@ def test_slots_of_killed_process_are_released_when_leases_end(sharer, client, pr
     with serving(lambda _: gated(gate)) as server:
         options = {"name": "killed", "base_url": server.base_url, "max_in_flight": 8, "requests": 50}
         first = sharer(**options)
-        until(lambda: len(server.received) == 8, patience_s=PATIENCE_S)
+        until(lambda: len(server.received) == 8, timeout_s=TIMEOUT_S)
         leases = [path.stem for path in prefect[1].glob("concurrency_leases/*-*.json")]
         first.kill()
         second = sharer(**options)

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from helpers.prefect_stack import Site, kill, opened_site, until, write_requests
+from helpers.prefect_stack import PrefectStack, kill_tree, open_prefect_stack, until, write_requests
 
 TOTAL = 1_500
 
@@ -13,20 +13,20 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    yield from opened_site(tmp_path_factory.mktemp("site"), BATCHLINE_SHARE_BUDGETS="true")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectStack]:
+    yield from open_prefect_stack(tmp_path_factory.mktemp("site"), BATCHLINE_SHARE_BUDGETS="true")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def worker(site: Site) -> Iterator[subprocess.Popen[bytes]]:
-    process = site.worker()
+def worker(stack: PrefectStack) -> Iterator[subprocess.Popen[bytes]]:
+    process = stack.worker()
     yield process
-    kill(process)
+    kill_tree(process)
 
 
-def taken(site: Site) -> dict[str, int]:
+def taken(stack: PrefectStack) -> dict[str, int]:
     """The slots that are taken of the upstream's limits, those that lapse within two minutes left out."""
-    limits = site.call("POST", "/v2/concurrency_limits/filter", {"limit": 200})
+    limits = stack.call("POST", "/v2/concurrency_limits/filter", {"limit": 200})
     return {
         limit["name"]: limit["active_slots"]
         for limit in limits
@@ -34,19 +34,19 @@ def taken(site: Site) -> dict[str, int]:
     }
 
 
-def test_flow_run_survives_server_restart_and_is_announced_once(site):
-    run = site.start(input_uri=str(write_requests(site.inbox / "restarted.jsonl", TOTAL)))
-    until(lambda: site.simulator.counters()["received"] > 200)
+def test_flow_run_survives_server_restart_and_is_announced_once(stack):
+    run = stack.start(input_uri=str(write_requests(stack.inbox / "restarted.jsonl", TOTAL)))
+    until(lambda: stack.simulator.counters()["received"] > 200)
 
-    site.restart()
+    stack.restart()
 
-    until(lambda: site.call("GET", f"/flow_runs/{run}")["state"]["type"] in {"COMPLETED", "FAILED", "CRASHED"})
-    assert site.call("GET", f"/flow_runs/{run}")["state"]["name"] == "Completed"
-    with site.client() as client:
+    until(lambda: stack.call("GET", f"/flow_runs/{run}")["state"]["type"] in {"COMPLETED", "FAILED", "CRASHED"})
+    assert stack.call("GET", f"/flow_runs/{run}")["state"]["name"] == "Completed"
+    with stack.client() as client:
         (batch,) = client.batches.list(search="restarted.jsonl")
         lines = b"".join(client.files.content(batch.output_file_id)).splitlines()
     assert [json.loads(line)["custom_id"] for line in lines] == [f"r-{number}" for number in range(TOTAL)]
-    assert site.simulator.counters()["received"] == TOTAL
+    assert stack.simulator.counters()["received"] == TOTAL
     wanted = {"event": {"name": ["batch.completed"]}, "resource": {"id": [f"batchline.batch.{batch.id}"]}}
-    until(lambda: site.call("POST", "/events/filter", {"filter": wanted})["total"] == 1)
-    until(lambda: set(taken(site).values()) == {0})
+    until(lambda: stack.call("POST", "/events/filter", {"filter": wanted})["total"] == 1)
+    until(lambda: set(taken(stack).values()) == {0})

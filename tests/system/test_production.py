@@ -73,7 +73,7 @@ class Site:
         quick = {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_SERVER_SERVICES_DB_VACUUM_LOOP_SECONDS": "3"}
         return {**kept, "DO_NOT_TRACK": "1", "BATCHLINE_MAX_IN_FLIGHT": "16", **quick, **told}
 
-    def do(self, command: list[str], environment: Mapping[str, str]) -> str:
+    def run_command(self, command: list[str], environment: Mapping[str, str]) -> str:
         """What the command has written; it is to succeed."""
         done = subprocess.run(
             [str(BIN / command[0]), *command[1:]], env=environment, cwd=ROOT, capture_output=True, text=True
@@ -145,7 +145,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> Iterator[Site]:
+def stack(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> Iterator[Site]:
     """The server, its databases, and what is set up on it."""
     folder = tmp_path_factory.mktemp("production")
     (folder / "prefect").mkdir()
@@ -154,12 +154,12 @@ def site(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> Iterat
         try:
             for statement in "".join(blocks("sql")).replace("CHANGE-ME", SECRET).splitlines():
                 postgres.run(statement)
-            made.do(SERVER_COMMANDS[0], made.environment(0))
+            made.run_command(SERVER_COMMANDS[0], made.environment(0))
             server = made.start(SERVER_COMMANDS[1], made.environment(0))
             try:
                 until(lambda: is_healthy(f"http://127.0.0.1:{made.port}/api"))
                 for command in CLIENT_COMMANDS[:-1]:
-                    made.do(command, made.environment(1))
+                    made.run_command(command, made.environment(1))
                 yield made
             finally:
                 end(server)
@@ -180,37 +180,37 @@ def test_production_guide_contains_tested_commands():
     ]
 
 
-def test_batch_survives_stopped_worker_and_vacuumed_run(site):
-    path = write_requests(site.folder / "nightly.jsonl", TOTAL)
+def test_batch_survives_stopped_worker_and_vacuumed_run(stack):
+    path = write_requests(stack.folder / "nightly.jsonl", TOTAL)
     parameters = f'{{"input_uri": "{path}"}}'
     start = ["prefect", "deployment", "run", "process-batch/process-batch", "--params", parameters]
-    site.do(start, site.environment(1))
+    stack.run_command(start, stack.environment(1))
 
-    with site.worker():
-        until(lambda: site.simulator.counters()["received"] > TOTAL // 4)
-    (stopped,) = site.runs("CRASHED")
-    assert site.slots_taken() == {"in-flight": 0, "processes": 0}
-    with site.worker():
-        (completed,) = until(lambda: site.runs("COMPLETED"))
+    with stack.worker():
+        until(lambda: stack.simulator.counters()["received"] > TOTAL // 4)
+    (stopped,) = stack.runs("CRASHED")
+    assert stack.slots_taken() == {"in-flight": 0, "processes": 0}
+    with stack.worker():
+        (completed,) = until(lambda: stack.runs("COMPLETED"))
 
-    assert site.simulator.counters()["repeated"] == 0
-    with site.client() as client:
+    assert stack.simulator.counters()["repeated"] == 0
+    with stack.client() as client:
         (batch,) = client.batches.list()
         assert (batch.status, batch.request_counts.completed) == ("completed", TOTAL)
-        _no_secret_was_kept(site)
-        _vacuumed(site, completed["id"], spared=stopped["id"])
+        _no_secret_was_kept(stack)
+        _vacuumed(stack, completed["id"], spared=stopped["id"])
         assert len(list(client.batches.results(batch.id))) == TOTAL
 
 
-def _no_secret_was_kept(site: Site) -> None:
+def _no_secret_was_kept(stack: Site) -> None:
     """Neither in what Prefect has of runs, logs, artifacts and events, nor in our records, files and logs."""
-    assert len(site.call("/logs/filter", {"limit": 5}).json()) == 5
+    assert len(stack.call("/logs/filter", {"limit": 5}).json()) == 5
     for database, least in (("prefect", 100), ("batchline", 3)):
-        rows = rows_of(site.postgres, database)
+        rows = rows_of(stack.postgres, database)
         assert len(rows) > least
         assert [row for row in rows if SECRET in row] == []
-    written = [path for path in site.folder.rglob("*") if path.is_file()]
-    assert site.log in written
+    written = [path for path in stack.folder.rglob("*") if path.is_file()]
+    assert stack.log in written
     assert [path for path in written if SECRET.encode() in path.read_bytes()] == []
 
 
@@ -221,23 +221,23 @@ def rows_of(postgres: Postgres, database: str) -> list[str]:
     return [str(row) for rows in found for (row,) in rows]
 
 
-def _vacuumed(site: Site, run: str, *, spared: str) -> None:
+def _vacuumed(stack: Site, run: str, *, spared: str) -> None:
     """A run that ended before the retention goes, with its logs and artifacts; one that ended later stays."""
     theirs = {"flow_runs": {"id": {"any_": [run]}}}
-    assert site.call("/artifacts/filter", theirs).json()
-    site.postgres.run(
+    assert stack.call("/artifacts/filter", theirs).json()
+    stack.postgres.run(
         f"UPDATE flow_run SET end_time = end_time - interval '31 days' WHERE id = '{run}'", database="prefect"
     )
 
-    until(lambda: site.call(f"/flow_runs/{run}").status_code == 404)
+    until(lambda: stack.call(f"/flow_runs/{run}").status_code == 404)
     of_run = f"WHERE flow_run_id = '{run}'"
     for table in ("log", "artifact", "task_run", "flow_run_state"):
-        until(lambda at=table: not site.postgres.run(f"SELECT 1 FROM {at} {of_run} LIMIT 1", database="prefect"))
-    assert site.call(f"/flow_runs/{spared}").status_code == 200
+        until(lambda at=table: not stack.postgres.run(f"SELECT 1 FROM {at} {of_run} LIMIT 1", database="prefect"))
+    assert stack.call(f"/flow_runs/{spared}").status_code == 200
 
 
-def test_client_without_auth_string_is_rejected_with_hint(site):
-    environment = {**site.environment(1), "PREFECT_API_AUTH_STRING": ""}
+def test_client_without_auth_string_is_rejected_with_hint(stack):
+    environment = {**stack.environment(1), "PREFECT_API_AUTH_STRING": ""}
     done = subprocess.run(
         [str(BIN / "batchline"), "prefect", "setup"], env=environment, capture_output=True, text=True
     )

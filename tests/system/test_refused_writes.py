@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from helpers.command_line import running
-from helpers.forwarding_proxy import Handler, answers, between, passes_on
+from helpers.command_line import running_command
+from helpers.forwarding_proxy import Handler, forward, forwarding_proxy, respond_with
 from helpers.polling import until
-from helpers.request_files import requests_file
+from helpers.request_files import write_requests
 from helpers.storage_servers import S3Server
 
 from batchline import Batchline
@@ -22,7 +22,7 @@ REQUESTS, IN_FLIGHT, LATENCY_S, FLUSH_S = 900, 16, 0.2, 2.0
 MOST = IN_FLIGHT + IN_FLIGHT / LATENCY_S * FLUSH_S
 """Requests in flight, and those that are answered within one flush interval."""
 
-refuse = answers(503, "SlowDown")
+refuse = respond_with(503, "SlowDown")
 
 
 def refuses_writes(request: Handler) -> bool:
@@ -35,7 +35,7 @@ def test_rejected_writes_bound_number_of_repeated_requests(
 ) -> None:
     upstream = start_simulator(latency_s=LATENCY_S)
     received = lambda: int(upstream.counters()["received"])  # noqa: E731
-    with between(s3_server.url) as front:
+    with forwarding_proxy(s3_server.url) as front:
         settings = s3_server.settings(
             s3_endpoint_url=front.url,
             base_url=upstream.base_url,
@@ -43,22 +43,22 @@ def test_rejected_writes_bound_number_of_repeated_requests(
             flush_interval_s=FLUSH_S,
         )
         client = Batchline(settings)
-        file = client.files.create(file=requests_file(tmp_path / "r.jsonl", REQUESTS))
+        file = client.files.create(file=write_requests(tmp_path / "r.jsonl", REQUESTS))
         batch = client.batches.create(input_file_id=file.id, via=None)
         serve = ("serve", "--port", "0")
 
-        with running(*serve, folder=tmp_path, **to_environment(settings)) as first:
+        with running_command(*serve, folder=tmp_path, **to_environment(settings)) as first:
             until(lambda: received() >= 300)
             front.rule = refuses_writes
             sent = received()
             first.wait_for("sending waits for storage")
             time.sleep(3)
             first.kill(signal.SIGKILL)
-        with running(*serve, folder=tmp_path, **to_environment(settings)) as second:
+        with running_command(*serve, folder=tmp_path, **to_environment(settings)) as second:
             second.wait_for("sending waits for storage")
             time.sleep(3)
             sent_meanwhile = received() - sent
-            front.rule = passes_on
+            front.rule = forward
             until(lambda: client.batches.retrieve(batch.id).status == "completed")
         ended = client.batches.retrieve(batch.id)
         client.close()

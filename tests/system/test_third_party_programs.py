@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import openai
 import pytest
-from helpers.api_server import ENDPOINT, OVER
+from helpers.api_server import ENDPOINT, FINAL_STATUSES
 from helpers.polling import until
 from helpers.request_files import chat_line
 from helpers.storage_servers import free_ports
@@ -27,7 +27,7 @@ from batchline.simulate import Simulator
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ROOT / "tests" / "api" / "clients"
-PATIENCE_S = 150
+TIMEOUT_S = 150
 HANGS_S = 3.0
 """A request that has taken that long is one that the simulator never answers."""
 
@@ -79,7 +79,7 @@ class Program:
     def result(self) -> Any:
         """Wait for its end and return what it printed last."""
         try:
-            out, err = self._process.communicate(timeout=PATIENCE_S)
+            out, err = self._process.communicate(timeout=TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.kill()
             raise
@@ -153,7 +153,7 @@ def cancel_half_way(server: Server, program: Program) -> None:
                 return True
         return program.is_over
 
-    until(hangs, patience_s=PATIENCE_S)
+    until(hangs, timeout_s=TIMEOUT_S)
 
 
 def test_airflow_reads_each_request_by_its_outcome(server: Server, hurried: Server, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def counted(landed: dict[str, Any]) -> dict[str, int]:
 def test_airflow_resumes_its_batch_after_kill_without_repeated_requests(server: Server, tmp_path: Path) -> None:
     arguments = (server.url, "none", tmp_path, "killed", json.dumps(["once?", "twice?"]))
     first = Program("airflow", *arguments)
-    state_file = until(lambda: recorded(tmp_path), patience_s=PATIENCE_S)
+    state_file = until(lambda: recorded(tmp_path), timeout_s=TIMEOUT_S)
     first.kill()
     received = server.simulator.counters()["received"]
     state = json.loads(state_file.read_text())
@@ -270,8 +270,8 @@ def test_litellm_proxy_forwards_batch_operations(hurried: Server, tmp_path: Path
         def ended(batch: openai.types.Batch) -> openai.types.Batch:
             retrieve = client.batches.retrieve
             return until(
-                lambda: (found := retrieve(batch.id, extra_query=PROVIDER)).status in OVER and found,
-                patience_s=PATIENCE_S,
+                lambda: (found := retrieve(batch.id, extra_query=PROVIDER)).status in FINAL_STATUSES and found,
+                timeout_s=TIMEOUT_S,
                 every_s=0.5,
             )
 
@@ -313,7 +313,7 @@ def proxied(server: Server, folder: Path) -> Iterator[openai.OpenAI]:
         )
     try:
         with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key, max_retries=0) as client:
-            until(lambda: process.poll() is not None or answers(client), patience_s=PATIENCE_S, every_s=0.5)
+            until(lambda: process.poll() is not None or answers(client), timeout_s=TIMEOUT_S, every_s=0.5)
             assert process.poll() is None, (folder / "proxy.log").read_text()[-3_000:]
             yield client
     finally:

@@ -21,7 +21,7 @@ from batchline.models.settings import Settings, load_settings, to_environment
 from batchline.simulate import Simulator, SimulatorOptions
 
 TOTAL = 1_200
-PATIENCE_S = 240.0
+TIMEOUT_S = 240.0
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
@@ -41,18 +41,18 @@ class Site(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server, postgres: Postgres) -> Iterator[Site]:
+def stack(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server, postgres: Postgres) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("hosts")
-    with ExitStack() as stack:
+    with ExitStack() as exit_stack:
         try:
-            hosts = stack.enter_context(two_hosts(folder))
+            hosts = exit_stack.enter_context(two_hosts(folder))
         except (OSError, subprocess.CalledProcessError) as refusal:
             pytest.skip(f"no network namespaces can be made here: {refusal}")
         simulators = tuple(
-            stack.enter_context(Simulator(SimulatorOptions(latency_s=0.2, host=HUB))) for _ in hosts
+            exit_stack.enter_context(Simulator(SimulatorOptions(latency_s=0.2, host=HUB))) for _ in hosts
         )
         for port in (postgres.port, urlsplit(s3_server.url).port):
-            stack.enter_context(Relay(port))
+            exit_stack.enter_context(Relay(port))
         records, orchestration = postgres.create(), postgres.create()
         (port,) = free_ports(1)
         api = f"http://{HUB}:{port}/api"
@@ -88,18 +88,18 @@ def site(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server, postgres
                 stdout=log,
                 stderr=log,
             )
-        stack.callback(server.wait)
-        stack.callback(server.kill)
+        exit_stack.callback(server.wait)
+        exit_stack.callback(server.kill)
         until(lambda: is_healthy(api))
         set_up(here)
         yield Site(api, settings, hosts, simulators, environments)
 
 
 @pytest.fixture
-def client(site: Site) -> Iterator[Batchline]:
-    for start_simulator in site.simulators:
+def client(stack: Site) -> Iterator[Batchline]:
+    for start_simulator in stack.simulators:
         start_simulator.reset()
-    fields = {name: getattr(site.settings, name) for name in site.settings.model_fields_set}
+    fields = {name: getattr(stack.settings, name) for name in stack.settings.model_fields_set}
     with Batchline(load_settings(**fields)) as opened:
         yield opened
 
@@ -109,37 +109,37 @@ def upload(client: Batchline, path: Path) -> str:
 
 
 def check_whole(client: Batchline, batch_id: str) -> None:
-    ended = client.batches.wait(batch_id, timeout_s=PATIENCE_S)
+    ended = client.batches.wait(batch_id, timeout_s=TIMEOUT_S)
     assert (ended.status, ended.request_counts.completed) == ("completed", TOTAL)
     lines = b"".join(client.files.content(ended.output_file_id)).splitlines()
     assert [json.loads(line)["custom_id"] for line in lines] == [f"r-{number}" for number in range(TOTAL)]
 
 
-def test_batches_of_dead_host_are_continued_by_other_host(site, client, tmp_path):
-    for host, environment in zip(site.hosts, site.environments, strict=True):
+def test_batches_of_dead_host_are_continued_by_other_host(stack, client, tmp_path):
+    for host, environment in zip(stack.hosts, stack.environments, strict=True):
         host.start(
             BIN / "prefect", "worker", "start", "--pool", "batchline", "--limit", "1", environment=environment
         )
-    deployment = httpx.get(f"{site.api}/deployments/name/process-batch/process-batch", timeout=30).json()["id"]
+    deployment = httpx.get(f"{stack.api}/deployments/name/process-batch/process-batch", timeout=30).json()["id"]
     for number in range(2):
         file_id = upload(client, tmp_path / f"jobs-{number}.jsonl")
         body = {"parameters": {"input_file_id": file_id}}
-        answer = httpx.post(f"{site.api}/deployments/{deployment}/create_flow_run", json=body, timeout=30)
+        answer = httpx.post(f"{stack.api}/deployments/{deployment}/create_flow_run", json=body, timeout=30)
         answer.raise_for_status()
-    until(lambda: min(site.received()) > 100, patience_s=PATIENCE_S)
-    first, second = site.hosts
+    until(lambda: min(stack.received()) > 100, timeout_s=TIMEOUT_S)
+    first, second = stack.hosts
 
-    first.die()
+    first.kill()
 
     batches = list(client.batches.list())
     assert len(batches) == 2
     for batch in batches:
         check_whole(client, batch.id)
-    assert sum(site.received()) <= 2 * TOTAL + (16 + 16 * (0.2 / 0.2 + 2))
-    second.die()
+    assert sum(stack.received()) <= 2 * TOTAL + (16 + 16 * (0.2 / 0.2 + 2))
+    second.kill()
 
 
-def test_batch_is_sent_by_dask_workers_of_both_hosts(site, client, tmp_path):
+def test_batch_is_sent_by_dask_workers_of_both_hosts(stack, client, tmp_path):
     (port,) = free_ports(1)
     scheduler_address = f"tcp://{HUB}:{port}"
     scheduler = subprocess.Popen(
@@ -149,7 +149,7 @@ def test_batch_is_sent_by_dask_workers_of_both_hosts(site, client, tmp_path):
         start_new_session=True,
     )
     try:
-        for host, environment in zip(site.hosts, site.environments, strict=True):
+        for host, environment in zip(stack.hosts, stack.environments, strict=True):
             revive(host)
             host.start(
                 *(BIN / "dask", "worker", scheduler_address, "--host", host.address, "--nthreads", "2"),
@@ -164,14 +164,14 @@ def test_batch_is_sent_by_dask_workers_of_both_hosts(site, client, tmp_path):
             "BATCHLINE_PROCESSES": "2",
             "BATCHLINE_CHUNK_REQUESTS": "100",
         }
-        run = site.hosts[0].start(BIN / "batchline", "run", path, environment={**site.environments[0], **chosen})
+        run = stack.hosts[0].start(BIN / "batchline", "run", path, environment={**stack.environments[0], **chosen})
 
-        assert run.wait(PATIENCE_S) == 0, site.hosts[0].log.read_text()[-3_000:]
+        assert run.wait(TIMEOUT_S) == 0, stack.hosts[0].log.read_text()[-3_000:]
 
         (batch,) = client.batches.list(search="together.jsonl")
         check_whole(client, batch.id)
-        assert min(site.received()) >= TOTAL / 4
-        assert sum(site.received()) == TOTAL
+        assert min(stack.received()) >= TOTAL / 4
+        assert sum(stack.received()) == TOTAL
     finally:
         scheduler.kill()
         scheduler.wait()

@@ -4,8 +4,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-from helpers.dispatcher_calls import call_all, some_bodies
-from helpers.scripted_server import Act, Received, ScriptedServer
+from helpers.dispatcher_calls import call_all, make_bodies
+from helpers.scripted_server import Action, Received, ScriptedServer
 from helpers.scripted_server import gated as held_back
 
 from batchline.models.upstreams import Upstream
@@ -16,11 +16,11 @@ from batchline.upstream.transports.select import open_transport
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[Callable[[Received], Act]], ScriptedServer]]:
+def serve() -> Iterator[Callable[[Callable[[Received], Action]], ScriptedServer]]:
     """Start servers that do what a script says; they end with the test."""
     started: list[ScriptedServer] = []
 
-    def start(script: Callable[[Received], Act]) -> ScriptedServer:
+    def start(script: Callable[[Received], Action]) -> ScriptedServer:
         server = ScriptedServer(script).start()
         started.append(server)
         return server
@@ -37,33 +37,33 @@ def transport() -> TransportFactory:
 
 
 @pytest.fixture
-def caller_of(transport: TransportFactory) -> Iterator[Callable[..., Dispatcher]]:
+def make_dispatcher(transport: TransportFactory) -> Iterator[Callable[..., Dispatcher]]:
     """Make callers of upstreams with quick retries; they are closed with the test."""
     made: list[Dispatcher] = []
 
     def make(*base_urls: str, upstreams: Sequence[Upstream] = (), **options: object) -> Dispatcher:
         quick = {"backoff_base_s": 0.01, "backoff_cap_s": 0.05, **options}
         servers = [*upstreams, *(Upstream.model_validate({"base_url": url, **quick}) for url in base_urls)]
-        caller = Dispatcher(servers, open_transport=transport)
-        made.append(caller)
-        return caller
+        dispatcher = Dispatcher(servers, open_transport=transport)
+        made.append(dispatcher)
+        return dispatcher
 
     yield make
-    for caller in made:
-        caller.close()
+    for dispatcher in made:
+        dispatcher.close()
 
 
 @pytest.fixture
 def call_one(
-    caller_of: Callable[..., Dispatcher], serve: Callable[..., ScriptedServer]
+    make_dispatcher: Callable[..., Dispatcher], serve: Callable[..., ScriptedServer]
 ) -> Callable[..., CallResult]:
     """The answer to one request from a server with that script, by an upstream with those options."""
 
     def call(
-        script: Callable[[Received], Act], *, path: str = "/v1/chat/completions", **options: object
+        script: Callable[[Received], Action], *, path: str = "/v1/chat/completions", **options: object
     ) -> CallResult:
-        caller = caller_of(serve(script).base_url, **options)
-        [answer] = call_all(caller, some_bodies(1), endpoint=path)
+        dispatcher = make_dispatcher(serve(script).base_url, **options)
+        [answer] = call_all(dispatcher, make_bodies(1), endpoint=path)
         return answer
 
     return call

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from helpers.dispatcher_calls import call_all, made_calls, open_run, some_bodies
+from helpers.dispatcher_calls import call_all, make_bodies, make_calls, open_session
 from helpers.polling import until
 from helpers.scripted_server import reply
 
@@ -33,31 +33,31 @@ def test_reduced_limit_recovers_up_to_the_cap():
     assert limit.demand == 20
 
 
-def test_requests_in_flight_stay_within_the_cap(caller_of, gated, gate):
-    caller = caller_of(gated.base_url, max_in_flight=8)
-    lane = caller._pools["default"]
+def test_requests_in_flight_stay_within_the_cap(make_dispatcher, gated, gate):
+    dispatcher = make_dispatcher(gated.base_url, max_in_flight=8)
+    lane = dispatcher._pools["default"]
 
     def allot(most: int) -> None:
         lane.limit.set_cap(most)
         lane.wake_workers(lane.limit.value)
 
-    caller._loop.call_soon_threadsafe(allot, 0)
-    with open_run(caller) as run, run.open_queue(0) as feed:
-        feed.put(made_calls(some_bodies(20)))
+    dispatcher._loop.call_soon_threadsafe(allot, 0)
+    with open_session(dispatcher) as run, run.open_queue(0) as feed:
+        feed.put(make_calls(make_bodies(20)))
         until(lane.scheduler.has_pending)
         assert gated.received == []
         for most in (3, 1, 5):
-            caller._loop.call_soon_threadsafe(allot, most)
+            dispatcher._loop.call_soon_threadsafe(allot, most)
             until(lambda most=most: len(gated.received) >= most)
         gate.set()
         until(lambda: len(gated.received) == 20)
         assert gated.most_at_once == 5
 
 
-def test_cap_set_while_pool_closes_wakes_no_worker(caller_of, serve):
-    caller = caller_of(serve(lambda _: reply()).base_url, max_in_flight=4)
-    call_all(caller, some_bodies(4))
-    lane = caller._pools["default"]
+def test_cap_set_while_pool_closes_wakes_no_worker(make_dispatcher, serve):
+    dispatcher = make_dispatcher(serve(lambda _: reply()).base_url, max_in_flight=4)
+    call_all(dispatcher, make_bodies(4))
+    lane = dispatcher._pools["default"]
 
     async def close_and_allot() -> None:
         closing = asyncio.ensure_future(lane.close())
@@ -65,4 +65,4 @@ def test_cap_set_while_pool_closes_wakes_no_worker(caller_of, serve):
         lane.wake_workers(4)
         await closing
 
-    asyncio.run_coroutine_threadsafe(close_and_allot(), caller._loop).result(10)
+    asyncio.run_coroutine_threadsafe(close_and_allot(), dispatcher._loop).result(10)

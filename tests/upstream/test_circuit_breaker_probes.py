@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 
 import pytest
-from helpers.dispatcher_calls import answers_of, call_all, made_calls, open_run, some_bodies
+from helpers.dispatcher_calls import call_all, collect_results, make_bodies, make_calls, open_session
 from helpers.polling import until
-from helpers.scripted_server import refusal, reply, silence
+from helpers.scripted_server import error_reply, reply, silence
 
 from batchline.models.error_codes import ErrorCode
 from batchline.models.upstreams import Upstream
@@ -28,60 +28,62 @@ def is_down(run: BatchSession) -> bool:
 
 
 @pytest.mark.parametrize("how", ["cancelled", "closed"])
-def test_next_batch_is_sent_after_aborted_probe(how: str, serve: Callable, caller_of: Callable) -> None:
-    acts = {"down": refusal(503), "hangs": silence(), "well": reply()}
+def test_next_batch_is_sent_after_aborted_probe(how: str, serve: Callable, make_dispatcher: Callable) -> None:
+    acts = {"down": error_reply(503), "hangs": silence(), "well": reply()}
     state = ["down"]
     server = serve(lambda _: acts[state[-1]])
-    caller = caller_of(server.base_url, max_in_flight=BUSY, max_attempts=4)
-    with open_run(caller, grace_s=0.05) as run:
+    dispatcher = make_dispatcher(server.base_url, max_in_flight=BUSY, max_attempts=4)
+    with open_session(dispatcher, grace_s=0.05) as run:
         feed = run.open_queue(0)
-        feed.put(made_calls(some_bodies(50)))
+        feed.put(make_calls(make_bodies(50)))
         until(lambda: is_down(run) and run.snapshot().in_flight == 0)
         state.append("hangs")
         until(lambda: run.snapshot().in_flight == 1)
         if how == "cancelled":
             run.stop(StopReason(ErrorCode.BATCH_CANCELLED, "enough"))
             feed.end_input()
-            answers_of(feed)
+            collect_results(feed)
         feed.close()
     state.append("well")
 
-    answers = call_all(caller, some_bodies(20))
+    answers = call_all(dispatcher, make_bodies(20))
 
     assert {answer.code for answer in answers} == {None}
 
 
-def test_probe_of_batch_without_valid_lease_does_not_block_another(serve: Callable, caller_of: Callable) -> None:
+def test_probe_of_batch_without_valid_lease_does_not_block_another(
+    serve: Callable, make_dispatcher: Callable
+) -> None:
     recovered = threading.Event()
-    server = serve(lambda _: reply() if recovered.is_set() else refusal(503))
-    caller = caller_of(server.base_url, max_in_flight=BUSY, max_attempts=4)
+    server = serve(lambda _: reply() if recovered.is_set() else error_reply(503))
+    dispatcher = make_dispatcher(server.base_url, max_in_flight=BUSY, max_attempts=4)
 
-    with open_run(caller) as stale, stale.open_queue(0) as waits, open_run(caller) as other:
-        waits.put(made_calls(some_bodies(50)))
+    with open_session(dispatcher) as stale, stale.open_queue(0) as waits, open_session(dispatcher) as other:
+        waits.put(make_calls(make_bodies(50)))
         until(lambda: is_down(stale))
         stale.renew(-1.0)
         recovered.set()
         time.sleep(0.8)  # the next probe is chosen meanwhile, and not sent
         with other.open_queue(0) as goes:
-            goes.put(made_calls(some_bodies(20), first=101))
+            goes.put(make_calls(make_bodies(20), first=101))
             goes.end_input()
-            answers = answers_of(goes)
+            answers = collect_results(goes)
 
     assert {answer.code for answer in answers} == {None}
 
 
 def test_hanging_probe_does_not_block_recovered_upstream(
-    serve: Callable, caller_of: Callable, monkeypatch: pytest.MonkeyPatch
+    serve: Callable, make_dispatcher: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scheduler, "PROBE_TIMEOUT_S", 0.3)
-    acts = {"down": refusal(503), "hangs": silence(), "well": reply()}
+    acts = {"down": error_reply(503), "hangs": silence(), "well": reply()}
     state = ["down"]
     server = serve(lambda _: acts[state[-1]])
     with (
-        open_run(caller_of(server.base_url, max_in_flight=BUSY, min_in_flight=4, max_attempts=4)) as run,
+        open_session(make_dispatcher(server.base_url, max_in_flight=BUSY, min_in_flight=4, max_attempts=4)) as run,
         run.open_queue(0) as feed,
     ):
-        feed.put(made_calls(some_bodies(50)))
+        feed.put(make_calls(make_bodies(50)))
         until(lambda: is_down(run) and run.snapshot().in_flight == 0)
         state.append("hangs")
         until(lambda: run.snapshot().in_flight == 1)
@@ -117,7 +119,7 @@ class Brittle:
 def test_requests_continue_after_probe_that_was_not_sent(fault: Exception) -> None:
     upstream = Upstream(base_url="http://any", max_in_flight=BUSY, backoff_base_s=0.01, backoff_cap_s=0.05)
 
-    with Dispatcher([upstream], open_transport=lambda _: Brittle(fault)) as caller:
-        answers = call_all(caller, some_bodies(40))
+    with Dispatcher([upstream], open_transport=lambda _: Brittle(fault)) as dispatcher:
+        answers = call_all(dispatcher, make_bodies(40))
 
     assert sum(answer.code is None for answer in answers) >= 39

@@ -7,18 +7,18 @@ import time
 from collections.abc import Callable
 
 import pytest
-from helpers.dispatcher_calls import call_all, some_bodies
+from helpers.dispatcher_calls import call_all, make_bodies
 from helpers.scripted_server import (
     Received,
     chunked,
     cut_off,
     dawdle,
     drip,
-    in_turn,
+    error_reply,
     raw,
-    refusal,
     reply,
     reply_and,
+    sequence,
     silence,
 )
 
@@ -57,7 +57,7 @@ BROKEN = {
     "answers_204": (raw(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n"), "invalid_response"),
     "answers_json_cut_short": (reply(200, WHOLE[:-1]), "invalid_response"),
     "answers_200_with_an_error": (reply(200, {"error": {"message": "no"}}), "invalid_response"),
-    "redirects": (refusal(302, location="http://127.0.0.1:1/"), "invalid_response"),
+    "redirects": (error_reply(302, location="http://127.0.0.1:1/"), "invalid_response"),
     "says_not_modified": (raw(b"HTTP/1.1 304 Not Modified\r\nconnection: close\r\n\r\n"), "invalid_response"),
     "answers_too_much": (reply(200, {"choices": ["x" * 5000]}), "invalid_response"),
     "answers_too_much_in_chunks": (chunked([b" " * 600] * 4), "invalid_response"),
@@ -66,15 +66,15 @@ BROKEN = {
     "falls_silent_within_the_body": (drip(b" ", every_s=3600), "timeout"),
     "never_ends_its_head": (dawdle(b"HTTP/1.1 200 OK\r\n", b"x: y\r\n", every_s=0.1), "timeout"),
     "drips": (drip(b" ", every_s=0.05), "timeout"),
-    "says_500": (refusal(500), "server_error"),
-    "says_502": (refusal(502), "server_error"),
-    "says_503": (refusal(503), "server_error"),
-    "says_504": (refusal(504), "server_error"),
-    "says_529": (refusal(529), "server_error"),
-    "says_429": (refusal(429, retry_after="0"), "rate_limited"),
-    "says_408": (refusal(408), "timeout"),
-    "says_425": (refusal(425), "server_error"),
-    "says_409": (refusal(409), "invalid_request"),
+    "says_500": (error_reply(500), "server_error"),
+    "says_502": (error_reply(502), "server_error"),
+    "says_503": (error_reply(503), "server_error"),
+    "says_504": (error_reply(504), "server_error"),
+    "says_529": (error_reply(529), "server_error"),
+    "says_429": (error_reply(429, retry_after="0"), "rate_limited"),
+    "says_408": (error_reply(408), "timeout"),
+    "says_425": (error_reply(425), "server_error"),
+    "says_409": (error_reply(409), "invalid_request"),
 }
 """From what a server does to the code; all of these are tried again."""
 
@@ -102,29 +102,29 @@ def test_persistent_failure_gets_its_code_after_the_last_attempt(name: str, call
 def test_failure_that_passes_succeeds_on_second_attempt(name: str, call_one: Callable) -> None:
     act, code = BROKEN[name]
 
-    answer = call_one(in_turn(act, reply()), **options_for(name))
+    answer = call_one(sequence(act, reply()), **options_for(name))
 
     assert (answer.code, answer.attempts, answer.retries) == (None, 2, (code,))
 
 
 @pytest.mark.parametrize("status", REFUSED)
 def test_rejected_request_is_sent_once(status: int, call_one: Callable) -> None:
-    answer = call_one(lambda _: refusal(status))
+    answer = call_one(lambda _: error_reply(status))
 
     assert (answer.code, answer.status_code, answer.attempts) == ("invalid_request", status, 1)
 
 
-def test_every_attempt_the_server_saw_is_counted(serve: Callable, caller_of: Callable) -> None:
-    server = serve(in_turn(refusal(500), raw(b""), refusal(429, retry_after="0"), reply()))
+def test_every_attempt_the_server_saw_is_counted(serve: Callable, make_dispatcher: Callable) -> None:
+    server = serve(sequence(error_reply(500), raw(b""), error_reply(429, retry_after="0"), reply()))
 
-    [answer] = call_all(caller_of(server.base_url), some_bodies(1))
+    [answer] = call_all(make_dispatcher(server.base_url), make_bodies(1))
 
     assert answer.attempts == len(server.received) == 4
     assert answer.retries == ("server_error", "connection_error", "rate_limited")
 
 
 def test_error_result_keeps_body_status_message_and_request_id(call_one: Callable) -> None:
-    answer = call_one(lambda _: refusal(400, x_request_id="req-7"))
+    answer = call_one(lambda _: error_reply(400, x_request_id="req-7"))
 
     assert (answer.status_code, answer.request_id, answer.message) == (400, "req-7", "told 400")
     assert json.loads(answer.body)["error"]["type"] == "scripted"
@@ -139,30 +139,30 @@ def test_result_without_reply_has_no_status_or_body(call_one: Callable) -> None:
 def test_tokens_of_failed_attempt_count_as_wasted(call_one: Callable) -> None:
     failed = reply(500, {"error": {"message": "late"}, "usage": {"prompt_tokens": 9, "completion_tokens": 2}})
 
-    answer = call_one(in_turn(failed, reply()))
+    answer = call_one(sequence(failed, reply()))
 
     assert (answer.wasted_tokens, answer.usage.total_tokens) == (11, 7)
 
 
-def test_refused_connection_is_connection_error(caller_of: Callable) -> None:
+def test_refused_connection_is_connection_error(make_dispatcher: Callable) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        caller = caller_of(f"http://127.0.0.1:{taken.getsockname()[1]}", max_attempts=1)
+        dispatcher = make_dispatcher(f"http://127.0.0.1:{taken.getsockname()[1]}", max_attempts=1)
 
-        [answer] = call_all(caller, some_bodies(1), deadline=time.time() + 0.5)
-
-    assert set(answer.retries) == {"connection_error"}
-
-
-def test_unresolvable_host_is_connection_error(caller_of: Callable) -> None:
-    caller = caller_of("http://nowhere.invalid", max_attempts=1)
-
-    [answer] = call_all(caller, some_bodies(1), deadline=time.time() + 1.0)
+        [answer] = call_all(dispatcher, make_bodies(1), deadline=time.time() + 0.5)
 
     assert set(answer.retries) == {"connection_error"}
 
 
-def test_connection_never_accepted_is_timeout(caller_of: Callable) -> None:
+def test_unresolvable_host_is_connection_error(make_dispatcher: Callable) -> None:
+    dispatcher = make_dispatcher("http://nowhere.invalid", max_attempts=1)
+
+    [answer] = call_all(dispatcher, make_bodies(1), deadline=time.time() + 1.0)
+
+    assert set(answer.retries) == {"connection_error"}
+
+
+def test_connection_never_accepted_is_timeout(make_dispatcher: Callable) -> None:
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -172,8 +172,8 @@ def test_connection_never_accepted_is_timeout(caller_of: Callable) -> None:
             filler.setblocking(False)
             filler.connect_ex(address)
 
-        caller = caller_of(f"http://127.0.0.1:{address[1]}", max_attempts=1, connect_timeout_s=0.3)
-        [answer] = call_all(caller, some_bodies(1), deadline=time.time() + 1.0)
+        dispatcher = make_dispatcher(f"http://127.0.0.1:{address[1]}", max_attempts=1, connect_timeout_s=0.3)
+        [answer] = call_all(dispatcher, make_bodies(1), deadline=time.time() + 1.0)
         for filler in fillers:
             filler.close()
 
@@ -185,7 +185,7 @@ def test_redirect_does_not_send_the_key_to_another_host(status: int, serve: Call
     stranger = serve(lambda _: reply())
 
     answer = call_one(
-        lambda _: refusal(status, location=stranger.base_url + "/v1/chat/completions"),
+        lambda _: error_reply(status, location=stranger.base_url + "/v1/chat/completions"),
         api_key="sk-secret",
         max_attempts=2,
     )
@@ -227,7 +227,7 @@ def test_reply_ended_by_connection_close_is_read(call_one: Callable) -> None:
 
 
 def test_bytes_after_reply_are_not_read_as_the_next_reply(
-    serve: Callable, caller_of: Callable, transport: TransportFactory, request: pytest.FixtureRequest
+    serve: Callable, make_dispatcher: Callable, transport: TransportFactory, request: pytest.FixtureRequest
 ) -> None:
     if transport is TRANSPORTS["httpx"]:
         reason = "httpx takes what a server sent unasked for the answer to its next request"
@@ -235,7 +235,7 @@ def test_bytes_after_reply_are_not_read_as_the_next_reply(
     smuggled = b'HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\n{"forged":true}'
     server = serve(lambda _: reply_and(smuggled))
 
-    answers = call_all(caller_of(server.base_url, max_in_flight=1), some_bodies(10))
+    answers = call_all(make_dispatcher(server.base_url, max_in_flight=1), make_bodies(10))
 
     assert [answer for answer in answers if b"forged" in (answer.body or b"")] == []
 
@@ -268,25 +268,25 @@ def test_reply_of_exactly_the_size_limit_succeeds(call_one: Callable) -> None:
 # The request as the server sees it
 
 
-def test_request_sends_accept_encoding(serve: Callable, caller_of: Callable) -> None:
+def test_request_sends_accept_encoding(serve: Callable, make_dispatcher: Callable) -> None:
     server = serve(lambda _: reply())
 
-    call_all(caller_of(server.base_url), some_bodies(1))
+    call_all(make_dispatcher(server.base_url), make_bodies(1))
 
     assert server.received[0].headers["accept-encoding"]
 
 
 def sent(
-    serve: Callable, caller_of: Callable, *, path: str = "/v1/chat/completions", **options: object
+    serve: Callable, make_dispatcher: Callable, *, path: str = "/v1/chat/completions", **options: object
 ) -> Received:
     server = serve(lambda _: reply())
-    call_all(caller_of(server.base_url, **options), some_bodies(1), endpoint=path)
+    call_all(make_dispatcher(server.base_url, **options), make_bodies(1), endpoint=path)
     [request] = server.received
     return request
 
 
-def test_request_is_a_post_of_the_body_to_the_endpoint(serve: Callable, caller_of: Callable) -> None:
-    request = sent(serve, caller_of)
+def test_request_is_a_post_of_the_body_to_the_endpoint(serve: Callable, make_dispatcher: Callable) -> None:
+    request = sent(serve, make_dispatcher)
 
     assert (request.method, request.path) == ("POST", "/v1/chat/completions")
     assert request.body == b'{"model": "m", "user": "0"}'
@@ -294,37 +294,37 @@ def test_request_is_a_post_of_the_body_to_the_endpoint(serve: Callable, caller_o
     assert request.headers["user-agent"].startswith("batchline")
 
 
-def test_request_without_key_has_no_authorization(serve: Callable, caller_of: Callable) -> None:
-    headers = sent(serve, caller_of).headers
+def test_request_without_key_has_no_authorization(serve: Callable, make_dispatcher: Callable) -> None:
+    headers = sent(serve, make_dispatcher).headers
 
     assert not {"authorization", "x-api-key"} & set(headers)
 
 
-def test_key_is_sent_as_bearer_token(serve: Callable, caller_of: Callable) -> None:
-    headers = sent(serve, caller_of, api_key="sk-secret").headers
+def test_key_is_sent_as_bearer_token(serve: Callable, make_dispatcher: Callable) -> None:
+    headers = sent(serve, make_dispatcher, api_key="sk-secret").headers
 
     assert (headers["authorization"], headers.get("x-api-key")) == ("Bearer sk-secret", None)
 
 
-def test_messages_endpoint_sends_anthropic_headers(serve: Callable, caller_of: Callable) -> None:
-    headers = sent(serve, caller_of, path="/v1/messages", api_key="sk-secret").headers
+def test_messages_endpoint_sends_anthropic_headers(serve: Callable, make_dispatcher: Callable) -> None:
+    headers = sent(serve, make_dispatcher, path="/v1/messages", api_key="sk-secret").headers
 
     assert (headers["x-api-key"], headers.get("authorization")) == ("sk-secret", None)
     assert headers["anthropic-version"] == "2023-06-01"
 
 
-def test_upstream_headers_override_default_headers(serve: Callable, caller_of: Callable) -> None:
+def test_upstream_headers_override_default_headers(serve: Callable, make_dispatcher: Callable) -> None:
     own = {"X-Team": "blue", "Authorization": "Basic abc", "User-Agent": "mine"}
 
-    headers = sent(serve, caller_of, api_key="sk-secret", headers=own).headers
+    headers = sent(serve, make_dispatcher, api_key="sk-secret", headers=own).headers
 
     assert (headers["x-team"], headers["authorization"], headers["user-agent"]) == ("blue", "Basic abc", "mine")
 
 
-def test_base_url_ending_in_v1_is_joined_without_duplicate_v1(serve: Callable, caller_of: Callable) -> None:
+def test_base_url_ending_in_v1_is_joined_without_duplicate_v1(serve: Callable, make_dispatcher: Callable) -> None:
     server = serve(lambda _: reply())
 
-    call_all(caller_of(server.base_url + "/v1"), some_bodies(1))
+    call_all(make_dispatcher(server.base_url + "/v1"), make_bodies(1))
 
     assert server.received[0].path == "/v1/chat/completions"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.scripted_server import Received, raw, refusal, reply
+from helpers.scripted_server import Received, error_reply, raw, reply
 
 from batchline.engine.ingest import create_batch, store_input_file
 from batchline.engine.pipeline import run_local
@@ -24,7 +24,7 @@ def run_file(services: Services, path: Path) -> BatchRecord:
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("fault", [raw(b"", reset=True), refusal(503)], ids=["resets", "503"])
+@pytest.mark.parametrize("fault", [raw(b"", reset=True), error_reply(503)], ids=["resets", "503"])
 def test_batch_survives_an_outage_without_failed_requests(
     fault: Callable, serve: Callable, make_services: Callable, chat_file: Callable
 ) -> None:
@@ -54,7 +54,7 @@ def test_response_is_stored_with_line_breaks_as_spaces(
 def test_each_kind_of_failure_has_an_error_line_with_its_code(
     serve: Callable, make_services: Callable, chat_file: Callable
 ) -> None:
-    acts = [reply(), refusal(422), refusal(500), reply(200, b"<html>"), raw(b"")]
+    acts = [reply(), error_reply(422), error_reply(500), reply(200, b"<html>"), raw(b"")]
 
     def script(request: Received) -> Callable:
         return acts[int(json.loads(request.body)["messages"][0]["content"]) % len(acts)]
@@ -75,7 +75,7 @@ def test_each_kind_of_failure_has_an_error_line_with_its_code(
 def test_upstream_key_is_in_no_file_of_the_batch(
     serve: Callable, make_services: Callable, chat_file: Callable, tmp_path: Path
 ) -> None:
-    server = serve(lambda request: (reply(), refusal(401), refusal(500), raw(b""))[request.number % 4])
+    server = serve(lambda request: (reply(), error_reply(401), error_reply(500), raw(b""))[request.number % 4])
     services = make_services(server.base_url, upstream={"api_key": "sk-very-secret", "max_attempts": 2})
 
     run_file(services, chat_file(40))

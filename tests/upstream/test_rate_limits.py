@@ -3,8 +3,8 @@
 from itertools import accumulate
 
 import pytest
-from helpers.dispatcher_calls import answers_of, call_all, made_calls, some_bodies
-from helpers.scripted_server import refusal, reply
+from helpers.dispatcher_calls import call_all, collect_results, make_bodies, make_calls
+from helpers.scripted_server import error_reply, reply
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -118,10 +118,10 @@ def spread_of(server) -> list[float]:
     return sorted(request.at for request in server.received)
 
 
-def test_requests_are_spread_over_time(caller_of, serve):
+def test_requests_are_spread_over_time(make_dispatcher, serve):
     server = serve(lambda _: reply())
 
-    answers = call_all(caller_of(server.base_url, requests_per_minute=600), some_bodies(25))
+    answers = call_all(make_dispatcher(server.base_url, requests_per_minute=600), make_bodies(25))
 
     times = spread_of(server)
     assert {(answer.code, answer.attempts) for answer in answers} == {(None, 1)}
@@ -129,21 +129,21 @@ def test_requests_are_spread_over_time(caller_of, serve):
     assert most_in_a_window([(at, 1.0) for at in times], 0.5) <= 10 + 5 + 1
 
 
-def test_small_session_is_not_starved_by_retries_of_a_large_one(caller_of, serve):
+def test_small_session_is_not_starved_by_retries_of_a_large_one(make_dispatcher, serve):
     """The large one's requests fail again and again, and there are always some that are due."""
-    server = serve(lambda request: reply(after_s=0.005) if "small" in request.prompt else refusal(500))
-    caller = caller_of(server.base_url, max_in_flight=4, max_attempts=60)
+    server = serve(lambda request: reply(after_s=0.005) if "small" in request.prompt else error_reply(500))
+    dispatcher = make_dispatcher(server.base_url, max_in_flight=4, max_attempts=60)
     options = {"deadline": None, "refusals_to_stop": 1_000, "grace_s": 0.0}
-    with caller.open_session("large", requests=600, **options) as large, large.open_queue(0) as many:
-        many.put(made_calls([{"model": "m", "user": f"large-{number}"} for number in range(500)]))
+    with dispatcher.open_session("large", requests=600, **options) as large, large.open_queue(0) as many:
+        many.put(make_calls([{"model": "m", "user": f"large-{number}"} for number in range(500)]))
         many.end_input()
         while len(server.received) < 600:
             many.wait_for_results(0.05)
         began = len(server.received)
-        with caller.open_session("small", requests=40, **options) as small, small.open_queue(0) as few:
-            few.put(made_calls([{"model": "m", "user": f"small-{number}"} for number in range(40)]))
+        with dispatcher.open_session("small", requests=40, **options) as small, small.open_queue(0) as few:
+            few.put(make_calls([{"model": "m", "user": f"small-{number}"} for number in range(40)]))
             few.end_input()
-            answers = answers_of(few)
+            answers = collect_results(few)
 
     assert {answer.code for answer in answers} == {None}
     assert len(server.received) - began <= 6 * 40

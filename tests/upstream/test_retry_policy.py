@@ -9,8 +9,18 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
-from helpers.dispatcher_calls import call_all, some_bodies
-from helpers.scripted_server import Act, Received, ScriptedServer, cut_off, in_turn, raw, refusal, reply, silence
+from helpers.dispatcher_calls import call_all, make_bodies
+from helpers.scripted_server import (
+    Action,
+    Received,
+    ScriptedServer,
+    cut_off,
+    error_reply,
+    raw,
+    reply,
+    sequence,
+    silence,
+)
 
 from batchline.upstream.call_results import CallResult
 from batchline.upstream.session_progress import SessionProgress
@@ -36,11 +46,11 @@ WAITS = {
 
 
 @pytest.mark.parametrize("name", WAITS)
-def test_second_attempt_waits_for_retry_after(name: str, serve: Callable, caller_of: Callable) -> None:
+def test_second_attempt_waits_for_retry_after(name: str, serve: Callable, make_dispatcher: Callable) -> None:
     status, headers = WAITS[name]
-    server = serve(in_turn(refusal(status, **headers()), reply()))
+    server = serve(sequence(error_reply(status, **headers()), reply()))
 
-    call_all(caller_of(server.base_url), some_bodies(1))
+    call_all(make_dispatcher(server.base_url), make_bodies(1))
 
     first, second = server.received
     assert second.at - first.at > 0.35
@@ -60,34 +70,34 @@ UNREADABLE = [
 
 @pytest.mark.parametrize("value", UNREADABLE)
 def test_invalid_retry_after_is_retried_soon(value: str, call_one: Callable) -> None:
-    answer = call_one(in_turn(refusal(500, retry_after=value), reply()))
+    answer = call_one(sequence(error_reply(500, retry_after=value), reply()))
 
     assert (answer.code, answer.attempts) == (None, 2)
 
 
-def test_429_delays_unsent_requests(serve: Callable, caller_of: Callable) -> None:
-    server = serve(in_turn(refusal(429, retry_after="1"), reply()))
+def test_429_delays_unsent_requests(serve: Callable, make_dispatcher: Callable) -> None:
+    server = serve(sequence(error_reply(429, retry_after="1"), reply()))
 
-    answers = call_all(caller_of(server.base_url, max_in_flight=1), some_bodies(5))
+    answers = call_all(make_dispatcher(server.base_url, max_in_flight=1), make_bodies(5))
 
     assert [answer.code for answer in answers] == [None] * 5
     assert server.received[1].at - server.received[0].at > 0.9
 
 
-def test_retry_due_after_the_deadline_is_not_scheduled(serve: Callable, caller_of: Callable) -> None:
-    server = serve(lambda _: refusal(429, retry_after="3600"))
+def test_retry_due_after_the_deadline_is_not_scheduled(serve: Callable, make_dispatcher: Callable) -> None:
+    server = serve(lambda _: error_reply(429, retry_after="3600"))
 
-    [answer] = call_all(caller_of(server.base_url), some_bodies(1), deadline=time.time() + 600)
+    [answer] = call_all(make_dispatcher(server.base_url), make_bodies(1), deadline=time.time() + 600)
 
     assert (answer.code, answer.status_code, answer.attempts) == ("rate_limited", 429, 1)
     assert len(server.received) == 1
 
 
-def test_retries_end_at_the_deadline(serve: Callable, caller_of: Callable) -> None:
+def test_retries_end_at_the_deadline(serve: Callable, make_dispatcher: Callable) -> None:
     server = serve(lambda _: raw(b""))
-    caller = caller_of(server.base_url, backoff_base_s=0.2, backoff_cap_s=0.2, max_attempts=100)
+    dispatcher = make_dispatcher(server.base_url, backoff_base_s=0.2, backoff_cap_s=0.2, max_attempts=100)
 
-    [answer] = call_all(caller, some_bodies(1), deadline=time.time() + 0.5)
+    [answer] = call_all(dispatcher, make_bodies(1), deadline=time.time() + 0.5)
 
     assert answer.code in {"connection_error", "batch_expired"}
     assert answer.attempts == len(server.received)
@@ -110,12 +120,12 @@ def codes(answers: list[CallResult]) -> set[str | None]:
     return {answer.code for answer in answers}
 
 
-def storm(act: Act, *, lasting_s: float) -> Callable[[Received], Act]:
+def storm(act: Action, *, lasting_s: float) -> Callable[[Received], Action]:
     """A script that does this to every second request for so long from the first one on, then answers."""
     times: list[float] = []
     turns = itertools.count()
 
-    def script(request: Received) -> Act:
+    def script(request: Received) -> Action:
         times.append(request.at)
         stormy = request.at - times[0] < lasting_s and next(turns) % 2 == 0
         return act if stormy else reply(after_s=0.02)
@@ -125,47 +135,49 @@ def storm(act: Act, *, lasting_s: float) -> Callable[[Received], Act]:
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_burst_of_push_back_lowers_the_limit_and_fails_no_request(
-    status: int, serve: Callable, caller_of: Callable
+    status: int, serve: Callable, make_dispatcher: Callable
 ) -> None:
-    caller = caller_of(serve(storm(refusal(status), lasting_s=0.6)).base_url, max_in_flight=32, max_attempts=20)
+    dispatcher = make_dispatcher(
+        serve(storm(error_reply(status), lasting_s=0.6)).base_url, max_in_flight=32, max_attempts=20
+    )
     watch = Watch()
 
-    answers = call_all(caller, some_bodies(400), watch=watch)
+    answers = call_all(dispatcher, make_bodies(400), watch=watch)
 
     assert codes(answers) == {None}
     assert watch.lowest_limit < 32
 
 
-def test_timeout_lowers_the_limit(serve: Callable, caller_of: Callable) -> None:
-    script = in_turn(silence(), reply(after_s=0.1))
-    caller = caller_of(serve(script).base_url, max_in_flight=8, first_byte_timeout_s=0.5)
+def test_timeout_lowers_the_limit(serve: Callable, make_dispatcher: Callable) -> None:
+    script = sequence(silence(), reply(after_s=0.1))
+    dispatcher = make_dispatcher(serve(script).base_url, max_in_flight=8, first_byte_timeout_s=0.5)
     watch = Watch()
 
-    answers = call_all(caller, some_bodies(8), watch=watch)
+    answers = call_all(dispatcher, make_bodies(8), watch=watch)
 
     assert codes(answers) == {None}
     assert watch.lowest_limit < 8
 
 
-def test_limit_does_not_fall_below_its_floor(serve: Callable, caller_of: Callable) -> None:
-    script = in_turn(*[refusal(429, retry_after="0")] * 8, reply(after_s=0.1))
-    caller = caller_of(serve(script).base_url, max_in_flight=8, min_in_flight=6)
+def test_limit_does_not_fall_below_its_floor(serve: Callable, make_dispatcher: Callable) -> None:
+    script = sequence(*[error_reply(429, retry_after="0")] * 8, reply(after_s=0.1))
+    dispatcher = make_dispatcher(serve(script).base_url, max_in_flight=8, min_in_flight=6)
     watch = Watch()
 
-    call_all(caller, some_bodies(30), watch=watch)
+    call_all(dispatcher, make_bodies(30), watch=watch)
 
     assert watch.lowest_limit == 6
 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_rare_push_back_neither_lowers_the_limit_nor_delays_others(
-    status: int, serve: Callable, caller_of: Callable
+    status: int, serve: Callable, make_dispatcher: Callable
 ) -> None:
-    stray = refusal(status, retry_after="0.3")
+    stray = error_reply(status, retry_after="0.3")
     server = serve(lambda request: stray if request.number % 50 == 49 else reply(after_s=0.02))
     watch = Watch()
 
-    answers = call_all(caller_of(server.base_url, max_in_flight=32), some_bodies(1_000), watch=watch)
+    answers = call_all(make_dispatcher(server.base_url, max_in_flight=32), make_bodies(1_000), watch=watch)
 
     times = [request.at for request in server.received]
     refused_at = times[49:900:50]
@@ -175,22 +187,22 @@ def test_rare_push_back_neither_lowers_the_limit_nor_delays_others(
 
 
 def test_many_retries_due_at_once_log_no_error(
-    serve: Callable, caller_of: Callable, caplog: pytest.LogCaptureFixture
+    serve: Callable, make_dispatcher: Callable, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = serve(lambda request: reply() if request.number % 2 else refusal(429, retry_after="0"))
+    server = serve(lambda request: reply() if request.number % 2 else error_reply(429, retry_after="0"))
 
-    call_all(caller_of(server.base_url, max_in_flight=32, max_attempts=100), some_bodies(200))
+    call_all(make_dispatcher(server.base_url, max_in_flight=32, max_attempts=100), make_bodies(200))
     gc.collect()  # asyncio tells of a coroutine that died when it is collected
 
     assert [record.getMessage()[:80] for record in caplog.records if record.levelname == "ERROR"] == []
 
 
-def test_limit_recovers_after_successes(serve: Callable, caller_of: Callable) -> None:
-    script = in_turn(refusal(429, retry_after="0"), reply(after_s=0.05))
-    caller = caller_of(serve(script).base_url, max_in_flight=10)
+def test_limit_recovers_after_successes(serve: Callable, make_dispatcher: Callable) -> None:
+    script = sequence(error_reply(429, retry_after="0"), reply(after_s=0.05))
+    dispatcher = make_dispatcher(serve(script).base_url, max_in_flight=10)
     seen: list[int] = []
 
-    call_all(caller, some_bodies(60), watch=lambda progress: seen.append(progress.limit))
+    call_all(dispatcher, make_bodies(60), watch=lambda progress: seen.append(progress.limit))
 
     assert min(seen) < seen[-1] == 10
 
@@ -212,12 +224,12 @@ def later() -> Callable[[float, Callable[[], object]], None]:
         timer.join(10)
 
 
-def test_upstream_that_starts_late_fails_no_request(caller_of: Callable, later: Callable) -> None:
+def test_upstream_that_starts_late_fails_no_request(make_dispatcher: Callable, later: Callable) -> None:
     server = ScriptedServer(lambda _: reply()).reserve_port()
     later(0.9, server.start)
     watch = Watch()
 
-    answers = call_all(caller_of(server.base_url, max_attempts=2), some_bodies(200), watch=watch)
+    answers = call_all(make_dispatcher(server.base_url, max_attempts=2), make_bodies(200), watch=watch)
     server.stop()
 
     assert codes(answers) == {None}
@@ -225,29 +237,38 @@ def test_upstream_that_starts_late_fails_no_request(caller_of: Callable, later: 
 
 
 @pytest.mark.system
-def test_upstream_restarted_midway_fails_no_request(serve: Callable, caller_of: Callable, later: Callable) -> None:
+def test_upstream_restarted_midway_fails_no_request(
+    serve: Callable, make_dispatcher: Callable, later: Callable
+) -> None:
     server = serve(lambda _: reply(after_s=0.02))
-    caller = caller_of(server.base_url, max_in_flight=8, max_attempts=3)
+    dispatcher = make_dispatcher(server.base_url, max_in_flight=8, max_attempts=3)
     later(0.5, server.stop)
     later(2.0, server.start)
     watch = Watch()
 
-    answers = call_all(caller, some_bodies(600), watch=watch)
+    answers = call_all(dispatcher, make_bodies(600), watch=watch)
 
     assert codes(answers) == {None}
     assert any("is down" in why for why in watch.paused)
 
 
-OUTAGES = {"502": refusal(502), "503": refusal(503), "504": refusal(504), "resets": raw(b"", reset=True)}
+OUTAGES = {
+    "502": error_reply(502),
+    "503": error_reply(503),
+    "504": error_reply(504),
+    "resets": raw(b"", reset=True),
+}
 
 
 @pytest.mark.parametrize("name", OUTAGES)
-def test_outage_behind_a_proxy_fails_no_request(name: str, serve: Callable, caller_of: Callable) -> None:
+def test_outage_behind_a_proxy_fails_no_request(name: str, serve: Callable, make_dispatcher: Callable) -> None:
     comes_back_at = time.monotonic() + 0.9
     server = serve(lambda request: reply() if request.at > comes_back_at else OUTAGES[name])
     watch = Watch()
 
-    answers = call_all(caller_of(server.base_url, max_in_flight=16, max_attempts=4), some_bodies(100), watch=watch)
+    answers = call_all(
+        make_dispatcher(server.base_url, max_in_flight=16, max_attempts=4), make_bodies(100), watch=watch
+    )
 
     assert codes(answers) == {None}
     assert any("is down" in why for why in watch.paused)
@@ -255,43 +276,43 @@ def test_outage_behind_a_proxy_fails_no_request(name: str, serve: Callable, call
 
 @pytest.mark.parametrize(
     ("act", "code"),
-    [(raw(b""), "connection_error"), (cut_off(b"{"), "connection_error"), (refusal(504), "server_error")],
+    [(raw(b""), "connection_error"), (cut_off(b"{"), "connection_error"), (error_reply(504), "server_error")],
     ids=["closes without a word", "closes within the body", "says 504"],
 )
 def test_requests_that_always_fail_exhaust_their_attempts(
-    act: Act, code: str, serve: Callable, caller_of: Callable
+    act: Action, code: str, serve: Callable, make_dispatcher: Callable
 ) -> None:
     server = serve(lambda request: act if int(request.prompt) % 4 == 0 else reply())
 
-    answers = call_all(caller_of(server.base_url, max_attempts=2), some_bodies(36), patience_s=10)
+    answers = call_all(make_dispatcher(server.base_url, max_attempts=2), make_bodies(36), timeout_s=10)
 
     assert [answer.code for answer in answers] == [code, None, None, None] * 9
     assert {answer.attempts for answer in answers if answer.code} == {2}
 
 
-def test_upstream_that_is_down_gets_only_probes(caller_of: Callable, serve: Callable) -> None:
+def test_upstream_that_is_down_gets_only_probes(make_dispatcher: Callable, serve: Callable) -> None:
     came_back_at = time.monotonic() + 0.9
-    server = serve(lambda request: reply() if request.at > came_back_at else refusal(503))
+    server = serve(lambda request: reply() if request.at > came_back_at else error_reply(503))
 
-    call_all(caller_of(server.base_url, max_in_flight=16, max_attempts=4), some_bodies(200))
+    call_all(make_dispatcher(server.base_url, max_in_flight=16, max_attempts=4), make_bodies(200))
 
     in_vain = sum(request.at <= came_back_at for request in server.received)
     assert in_vain < 100
 
 
-def test_requests_held_by_an_outage_expire_at_the_deadline(caller_of: Callable) -> None:
+def test_requests_held_by_an_outage_expire_at_the_deadline(make_dispatcher: Callable) -> None:
     nowhere = ScriptedServer(lambda _: reply()).reserve_port()
 
-    answers = call_all(caller_of(nowhere.base_url), some_bodies(50), deadline=time.time() + 0.9)
+    answers = call_all(make_dispatcher(nowhere.base_url), make_bodies(50), deadline=time.time() + 0.9)
 
     assert len(answers) == 50
     assert codes(answers) <= {"batch_expired", "connection_error"}
 
 
-def test_hanging_server_times_out_after_max_attempts(serve: Callable, caller_of: Callable) -> None:
-    caller = caller_of(serve(lambda _: silence()).base_url, first_byte_timeout_s=0.2, max_attempts=2)
+def test_hanging_server_times_out_after_max_attempts(serve: Callable, make_dispatcher: Callable) -> None:
+    dispatcher = make_dispatcher(serve(lambda _: silence()).base_url, first_byte_timeout_s=0.2, max_attempts=2)
 
-    answers = call_all(caller, some_bodies(3))
+    answers = call_all(dispatcher, make_bodies(3))
 
     assert codes(answers) == {"timeout"}
     assert {answer.attempts for answer in answers} == {2}
@@ -306,11 +327,11 @@ def received_in(server: ScriptedServer, seconds: float) -> int:
 
 
 @pytest.mark.system
-def test_requests_stay_within_the_rate_limit(serve: Callable, caller_of: Callable) -> None:
+def test_requests_stay_within_the_rate_limit(serve: Callable, make_dispatcher: Callable) -> None:
     server = serve(lambda _: reply())
-    caller = caller_of(server.base_url, requests_per_minute=600)
+    dispatcher = make_dispatcher(server.base_url, requests_per_minute=600)
 
-    answers = call_all(caller, some_bodies(28))
+    answers = call_all(dispatcher, make_bodies(28))
 
     assert codes(answers) == {None}
     assert received_in(server, 1.0) <= 10 + 10 + 2  # a second's worth at once, then the rate
@@ -318,31 +339,31 @@ def test_requests_stay_within_the_rate_limit(serve: Callable, caller_of: Callabl
 
 
 @pytest.mark.system
-def test_retries_count_against_the_rate_limit(serve: Callable, caller_of: Callable) -> None:
-    server = serve(lambda request: reply() if request.number % 2 else refusal(500))
-    caller = caller_of(server.base_url, requests_per_minute=600, max_attempts=50)
+def test_retries_count_against_the_rate_limit(serve: Callable, make_dispatcher: Callable) -> None:
+    server = serve(lambda request: reply() if request.number % 2 else error_reply(500))
+    dispatcher = make_dispatcher(server.base_url, requests_per_minute=600, max_attempts=50)
 
-    answers = call_all(caller, some_bodies(15))
+    answers = call_all(dispatcher, make_bodies(15))
 
     assert codes(answers) == {None}
     assert received_in(server, 1.0) <= 10 + 10 + 2
 
 
 @pytest.mark.system
-def test_reported_tokens_count_against_the_rate_limit(serve: Callable, caller_of: Callable) -> None:
+def test_reported_tokens_count_against_the_rate_limit(serve: Callable, make_dispatcher: Callable) -> None:
     usage = {"prompt_tokens": 50, "completion_tokens": 50, "total_tokens": 100}
     server = serve(lambda _: reply(200, {"choices": [], "usage": usage}))
-    caller = caller_of(server.base_url, tokens_per_minute=60_000, max_in_flight=1)
+    dispatcher = make_dispatcher(server.base_url, tokens_per_minute=60_000, max_in_flight=1)
 
-    answers = call_all(caller, some_bodies(30))
+    answers = call_all(dispatcher, make_bodies(30))
 
     assert codes(answers) == {None}
     assert received_in(server, 1.0) <= 10 + 10 + 2
 
 
-def test_request_above_the_token_limit_is_sent(serve: Callable, caller_of: Callable) -> None:
-    caller = caller_of(serve(lambda _: reply()).base_url, tokens_per_minute=60)
+def test_request_above_the_token_limit_is_sent(serve: Callable, make_dispatcher: Callable) -> None:
+    dispatcher = make_dispatcher(serve(lambda _: reply()).base_url, tokens_per_minute=60)
 
-    [answer] = call_all(caller, [{"model": "m", "user": "x" * 10_000}])
+    [answer] = call_all(dispatcher, [{"model": "m", "user": "x" * 10_000}])
 
     assert answer.code is None

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from helpers.dispatcher_calls import answers_of, call_all, made_calls, open_run, some_bodies
+from helpers.dispatcher_calls import call_all, collect_results, make_bodies, make_calls, open_session
 from helpers.polling import until
 from helpers.scripted_server import Received, ScriptedServer, raw, reply
 
@@ -83,13 +83,13 @@ def tls_port(talking: tuple[ThreadingHTTPServer, threading.Thread], certificate:
     return server.server_port
 
 
-def test_untrusted_certificate_is_connection_error(tls_port: int, caller_of: Callable) -> None:
-    caller = caller_of(f"https://127.0.0.1:{tls_port}")
+def test_untrusted_certificate_is_connection_error(tls_port: int, make_dispatcher: Callable) -> None:
+    dispatcher = make_dispatcher(f"https://127.0.0.1:{tls_port}")
     reasons = set()
 
     [answer] = call_all(
-        caller,
-        some_bodies(1),
+        dispatcher,
+        make_bodies(1),
         deadline=time.time() + 2,
         watch=lambda progress: reasons.add(progress.paused or ""),
     )
@@ -100,38 +100,40 @@ def test_untrusted_certificate_is_connection_error(tls_port: int, caller_of: Cal
 
 @pytest.mark.parametrize("trust", ["ca_file", "verify_tls"])
 def test_certificate_trusted_by_settings_is_accepted(
-    trust: str, tls_port: int, certificate: Path, caller_of: Callable
+    trust: str, tls_port: int, certificate: Path, make_dispatcher: Callable
 ) -> None:
     trusted = {"ca_file": str(certificate)} if trust == "ca_file" else {"verify_tls": False}
-    caller = caller_of(f"https://127.0.0.1:{tls_port}", max_attempts=1, **trusted)
+    dispatcher = make_dispatcher(f"https://127.0.0.1:{tls_port}", max_attempts=1, **trusted)
 
-    [answer] = call_all(caller, some_bodies(1))
+    [answer] = call_all(dispatcher, make_bodies(1))
 
     assert (answer.code, answer.body) == (None, ANSWER)
 
 
 def test_proxy_from_environment_is_used(
-    talking: tuple[ThreadingHTTPServer, threading.Thread], caller_of: Callable, monkeypatch: pytest.MonkeyPatch
+    talking: tuple[ThreadingHTTPServer, threading.Thread],
+    make_dispatcher: Callable,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     proxy, thread = talking
     thread.start()
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.server_port}")
-    caller = caller_of("http://model-server.invalid/v1", max_attempts=1)
+    dispatcher = make_dispatcher("http://model-server.invalid/v1", max_attempts=1)
 
-    [answer] = call_all(caller, some_bodies(1))
+    [answer] = call_all(dispatcher, make_bodies(1))
 
     assert answer.code is None
     assert proxy.seen == ["http://model-server.invalid/v1/chat/completions"]
 
 
 def test_host_in_no_proxy_is_called_directly(
-    serve: Callable, caller_of: Callable, monkeypatch: pytest.MonkeyPatch
+    serve: Callable, make_dispatcher: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(lambda _: reply())
     monkeypatch.setenv("http_proxy", "http://proxy.invalid:1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
-    [answer] = call_all(caller_of(server.base_url, max_attempts=1), some_bodies(1))
+    [answer] = call_all(make_dispatcher(server.base_url, max_attempts=1), make_bodies(1))
 
     assert answer.code is None
 
@@ -152,29 +154,29 @@ def test_transport_is_selected_by_url_scheme(base_url: str, kind: type) -> None:
         assert isinstance(opened[0], kind)
 
 
-def test_connections_do_not_exceed_requests_in_flight(serve: Callable, caller_of: Callable) -> None:
+def test_connections_do_not_exceed_requests_in_flight(serve: Callable, make_dispatcher: Callable) -> None:
     server = serve(lambda _: reply(after_s=0.001))
 
-    call_all(caller_of(server.base_url, max_in_flight=4), some_bodies(200))
+    call_all(make_dispatcher(server.base_url, max_in_flight=4), make_bodies(200))
 
     assert server.connections <= 4
 
 
-def test_connection_with_close_header_is_not_reused(serve: Callable, caller_of: Callable) -> None:
+def test_connection_with_close_header_is_not_reused(serve: Callable, make_dispatcher: Callable) -> None:
     server = serve(lambda _: reply(headers=[("connection", "close")]))
 
-    answers = call_all(caller_of(server.base_url, max_in_flight=1), some_bodies(5))
+    answers = call_all(make_dispatcher(server.base_url, max_in_flight=1), make_bodies(5))
 
     assert [answer.attempts for answer in answers] == [1] * 5
     assert server.connections == 5
 
 
-def test_connections_closed_by_the_server_fail_no_request(serve: Callable, caller_of: Callable) -> None:
+def test_connections_closed_by_the_server_fail_no_request(serve: Callable, make_dispatcher: Callable) -> None:
     def answer_and_close(_: Received) -> object:
         body = b'HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\n{"choices": []}'
         return raw(body)
 
-    answers = call_all(caller_of(serve(answer_and_close).base_url, max_in_flight=3), some_bodies(60))
+    answers = call_all(make_dispatcher(serve(answer_and_close).base_url, max_in_flight=3), make_bodies(60))
 
     assert {answer.code for answer in answers} == {None}
 
@@ -187,16 +189,16 @@ def test_sockets_have_keepalive_and_user_timeout(
     kind: TransportFactory, gated: ScriptedServer, gate: threading.Event
 ) -> None:
     with (
-        Dispatcher([Upstream(base_url=gated.base_url)], open_transport=kind) as caller,
-        open_run(caller) as run,
+        Dispatcher([Upstream(base_url=gated.base_url)], open_transport=kind) as dispatcher,
+        open_session(dispatcher) as run,
         run.open_queue(0) as feed,
     ):
-        feed.put(made_calls(some_bodies(1)))
+        feed.put(make_calls(make_bodies(1)))
         feed.end_input()
         until(lambda: gated.received)
         (found,) = _sockets_to(urlsplit(gated.base_url).port)
         gate.set()
-        answers_of(feed)
+        collect_results(feed)
 
     with found:
         assert found.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
@@ -222,10 +224,10 @@ def _sockets_to(port: int | None) -> list[socket.socket]:
     return found
 
 
-def test_reply_may_take_as_long_as_an_attempt(serve: Callable, caller_of: Callable) -> None:
+def test_reply_may_take_as_long_as_an_attempt(serve: Callable, make_dispatcher: Callable) -> None:
     server = serve(lambda _: reply(after_s=0.3))
 
-    [answer] = call_all(caller_of(server.base_url, total_timeout_s=20, max_attempts=1), some_bodies(1))
+    [answer] = call_all(make_dispatcher(server.base_url, total_timeout_s=20, max_attempts=1), make_bodies(1))
 
     assert answer.code is None
     assert Upstream(base_url="http://any", total_timeout_s=7_200).idle_timeout_s == 7_200
@@ -243,8 +245,8 @@ def test_custom_httpx_client_replaces_the_transport() -> None:
     def client(_: Upstream) -> httpx.AsyncClient:
         return httpx.AsyncClient(transport=httpx.MockTransport(handle), event_hooks={"request": [sign]})
 
-    with Dispatcher([Upstream(base_url="http://anywhere")], open_transport=through_httpx(client)) as caller:
-        answers = call_all(caller, some_bodies(3))
+    with Dispatcher([Upstream(base_url="http://anywhere")], open_transport=through_httpx(client)) as dispatcher:
+        answers = call_all(dispatcher, make_bodies(3))
 
     assert [answer.body for answer in answers] == [b'{"choices":[],"seen":"yes"}'] * 3
 
@@ -256,11 +258,11 @@ def test_dispatchers_are_shared_until_closed(serve: Callable) -> None:
 
     first.close()
     with dispatcher_for(upstreams) as second:
-        [answer] = call_all(second, some_bodies(1))
+        [answer] = call_all(second, make_bodies(1))
 
     assert answer.code is None
 
 
-def test_unusable_upstream_names_the_wrong_setting(caller_of: Callable) -> None:
+def test_unusable_upstream_names_the_wrong_setting(make_dispatcher: Callable) -> None:
     with pytest.raises(InvalidInput, match="ca_file"):
-        caller_of("https://127.0.0.1:1", ca_file="/nowhere/ca.pem")
+        make_dispatcher("https://127.0.0.1:1", ca_file="/nowhere/ca.pem")

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.api_server import Served, root_of
+from helpers.api_server import ApiServer, root_of
 from helpers.chromium import started_chromium
-from helpers.web_client import Person
+from helpers.web_client import WebClient
 
 from batchline import Batchline
 from batchline.engine.services import Services
@@ -20,7 +20,7 @@ from batchline.storage.records.store import open_records
 from batchline.web import with_pages
 
 
-def _served(home: Path, simulator: dict[str, object], settings: dict[str, object]) -> Iterator[Served]:
+def _served(home: Path, simulator: dict[str, object], settings: dict[str, object]) -> Iterator[ApiServer]:
     with ExitStack() as stack:
         target = Simulator(SimulatorOptions.model_validate(simulator))
         target.start()
@@ -31,30 +31,30 @@ def _served(home: Path, simulator: dict[str, object], settings: dict[str, object
         chosen = load_settings(**{**known, **settings})
         services = Services(settings=chosen, store=open_objects(chosen), records=open_records(chosen))
         stack.callback(services.records.close)
-        served = Served(Batchline(services=services), target, with_pages)
+        served = ApiServer(Batchline(services=services), target, with_pages)
         stack.callback(served.close)
         yield served
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
+def start_api(tmp_path: Path) -> Iterator[Callable[..., ApiServer]]:
     """Serve API and pages on this test's own directory; `simulator` are options of the simulator."""
     with ExitStack() as stack:
 
-        def start(*, simulator: dict[str, object] | None = None, **settings: object) -> Served:
+        def start(*, simulator: dict[str, object] | None = None, **settings: object) -> ApiServer:
             return stack.enter_context(contextmanager(_served)(tmp_path / "home", simulator or {}, settings))
 
         yield start
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """Pages that a module's tests share, where no key is needed."""
     yield from _served(tmp_path_factory.mktemp("open"), {}, {})
 
 
 @pytest.fixture(scope="module")
-def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """Pages that a module's tests share, where a key is needed."""
     for found in _served(tmp_path_factory.mktemp("keyed"), {}, {}):
         found.key("first")
@@ -62,16 +62,16 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture
-def person(served: Served) -> Iterator[Person]:
+def web_client(served: ApiServer) -> Iterator[WebClient]:
     """Somebody at a browser without scripts, where no key is needed."""
-    with Person(root_of(served.url)) as found:
+    with WebClient(root_of(served.url)) as found:
         yield found
 
 
 @pytest.fixture
-def guest(keyed: Served) -> Iterator[Person]:
+def guest(keyed: ApiServer) -> Iterator[WebClient]:
     """Somebody at a browser without scripts who has not signed in."""
-    with Person(root_of(keyed.url)) as found:
+    with WebClient(root_of(keyed.url)) as found:
         yield found
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.api_server import Served, root_of
+from helpers.api_server import ApiServer, root_of
 from helpers.browser_scripts import NAMELESS, REDDISH, TOO_FAINT, drop, tab_to
 from helpers.record_edits import change_batch
-from helpers.request_files import chat_line, requests_file
+from helpers.request_files import chat_line, write_requests
 
 from batchline.models.status import TERMINAL_STATUSES
 
@@ -71,7 +71,7 @@ def batch_id(page: Any) -> str:
     return page.url.partition("/batches/")[2].partition("/")[0]
 
 
-def test_dropped_file_is_fixed_run_searched_and_retried(served: Served, look: Look, tmp_path: Path):
+def test_dropped_file_is_fixed_run_searched_and_retried(served: ApiServer, look: Look, tmp_path: Path):
     page = look(f"{root_of(served.url)}/new", accept_downloads=True)
     with same_document(page):
         drop(page, "night.jsonl", b'{"custom_id": "a"\n' + lines(3))
@@ -110,8 +110,8 @@ def test_dropped_file_is_fixed_run_searched_and_retried(served: Served, look: Lo
     assert batch.dwext.source == "frontend"
 
 
-def test_running_batch_page_updates_in_place_and_can_be_cancelled(serve, look: Look):
-    served = serve(simulator={"latency_s": 0.2}, flush_interval_s=0.1)
+def test_running_batch_page_updates_in_place_and_can_be_cancelled(start_api, look: Look):
+    served = start_api(simulator={"latency_s": 0.2}, flush_interval_s=0.1)
     file = served.client.files.create(file=("long.jsonl", lines(5_000)))
     batch = served.client.batches.create(input_file_id=file.id)
     page = look(f"{root_of(served.url)}/batches/{batch.id}", viewport={"width": 800, "height": 400})
@@ -130,8 +130,8 @@ def test_running_batch_page_updates_in_place_and_can_be_cancelled(serve, look: L
     assert served.client.batches.retrieve(batch.id).status == "cancelled"
 
 
-def test_batch_list_updates_in_place_while_batch_runs(serve, look: Look):
-    served = serve(simulator={"latency_s": 0.2}, flush_interval_s=0.1)
+def test_batch_list_updates_in_place_while_batch_runs(start_api, look: Look):
+    served = start_api(simulator={"latency_s": 0.2}, flush_interval_s=0.1)
     file = served.client.files.create(file=("some.jsonl", lines(200)))
     batch = served.client.batches.create(input_file_id=file.id)
     page = look(root_of(served.url))
@@ -142,8 +142,8 @@ def test_batch_list_updates_in_place_while_batch_runs(serve, look: Look):
         assert page.evaluate("() => document.activeElement.id") == f"open-{batch.id}"
 
 
-def test_progress_bars_show_1000_failures_in_a_million(serve, look: Look):
-    served = serve()
+def test_progress_bars_show_1000_failures_in_a_million(start_api, look: Look):
+    served = start_api()
     file = served.client.files.create(file=("some.jsonl", lines(20, failing=2)))
     batch = served.client.batches.create(input_file_id=file.id)
     assert served.client.batches.wait(batch.id, timeout_s=60).status in TERMINAL_STATUSES
@@ -156,8 +156,8 @@ def test_progress_bars_show_1000_failures_in_a_million(serve, look: Look):
         assert red >= 6, path
 
 
-def test_unreachable_server_shows_stale_notice_and_stops_animation(serve, look: Look):
-    served = serve(simulator={"latency_s": 30}, grace_s=0)
+def test_unreachable_server_shows_stale_notice_and_stops_animation(start_api, look: Look):
+    served = start_api(simulator={"latency_s": 30}, grace_s=0)
     file = served.client.files.create(file=("long.jsonl", lines(200)))
     batch = served.client.batches.create(input_file_id=file.id)
     page = look(f"{root_of(served.url)}/batches/{batch.id}", viewport={"width": 800, "height": 400})
@@ -176,9 +176,9 @@ def test_unreachable_server_shows_stale_notice_and_stops_animation(serve, look: 
     assert page.evaluate("() => getComputedStyle(document.querySelector('.turning')).animationName") == "turn"
 
 
-def test_batch_can_be_created_cancelled_and_retried_by_keyboard(serve, look: Look, tmp_path: Path):
-    served = serve(simulator={"latency_s": 0.3}, flush_interval_s=0.1)
-    path = requests_file(tmp_path / "keys.jsonl", 6_000)
+def test_batch_can_be_created_cancelled_and_retried_by_keyboard(start_api, look: Look, tmp_path: Path):
+    served = start_api(simulator={"latency_s": 0.3}, flush_interval_s=0.1)
+    path = write_requests(tmp_path / "keys.jsonl", 6_000)
     page = look(f"{root_of(served.url)}/files")
     page.on("filechooser", lambda chooser: chooser.set_files(path))
     page.keyboard.press("Tab")
@@ -216,7 +216,7 @@ def test_batch_can_be_created_cancelled_and_retried_by_keyboard(serve, look: Loo
 
 
 @pytest.fixture(scope="module")
-def addresses(served: Served) -> list[str]:
+def addresses(served: ApiServer) -> list[str]:
     """A page of each kind, with names that are long and numbers that are large."""
     client, root = served.client, root_of(served.url)
     name = "a-very-long-name-of-a-pipeline_" * 4 + ".jsonl"
@@ -247,8 +247,8 @@ def test_pages_fit_phone_with_readable_contrast_and_labelled_controls(scheme, ad
         assert (red < 64) is (scheme == "dark")
 
 
-def test_animation_is_off_with_reduced_motion(serve, look: Look):
-    served = serve(simulator={"latency_s": 30}, grace_s=0)
+def test_animation_is_off_with_reduced_motion(start_api, look: Look):
+    served = start_api(simulator={"latency_s": 30}, grace_s=0)
     file = served.client.files.create(file=("long.jsonl", lines(1)))
     served.client.batches.create(input_file_id=file.id)
     moving = "() => getComputedStyle(document.querySelector('.turning')).animationName"
@@ -256,13 +256,15 @@ def test_animation_is_off_with_reduced_motion(serve, look: Look):
     assert look(root_of(served.url), reduced_motion="reduce").evaluate(moving) == "none"
 
 
-def test_pages_without_javascript_allow_sign_in_new_batch_and_sign_out(keyed: Served, look: Look, tmp_path: Path):
+def test_pages_without_javascript_allow_sign_in_new_batch_and_sign_out(
+    keyed: ApiServer, look: Look, tmp_path: Path
+):
     page = look(root_of(keyed.url), java_script_enabled=False)
     page.fill("#key", keyed.key("alice"))
     page.click("main button")
     assert "alice" in page.inner_text("header")
     page.click("text=New batch")
-    page.set_input_files("#file", requests_file(tmp_path / "plain.jsonl", 2))
+    page.set_input_files("#file", write_requests(tmp_path / "plain.jsonl", 2))
     page.click("text=Upload and check")
     page.click("#start")
     keyed.client.batches.wait(batch_id(page), timeout_s=60)
@@ -274,7 +276,7 @@ def test_pages_without_javascript_allow_sign_in_new_batch_and_sign_out(keyed: Se
     assert "/sign-in" in page.url
 
 
-def test_cross_site_form_post_is_rejected(keyed: Served, look: Look):
+def test_cross_site_form_post_is_rejected(keyed: ApiServer, look: Look):
     token = keyed.key("alice")
     file = keyed.openai(token).files.create(file=b"{}\n", purpose="batch")
     page = look(f"{root_of(keyed.url)}/files")

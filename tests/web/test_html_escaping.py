@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from helpers.api_server import ENDPOINT, Served
+from helpers.api_server import ENDPOINT, ApiServer
 from helpers.scripted_server import Received, ScriptedServer, raw
-from helpers.web_client import Person, Seen
+from helpers.web_client import WebClient, WebPage
 
 from batchline.web.message_text import MAX_CHARACTERS
 
@@ -42,11 +42,11 @@ def hostile_upstream():
 
 
 @pytest.fixture
-def hostile(serve, hostile_upstream) -> Served:
-    return serve(base_url=hostile_upstream)
+def hostile(start_api, hostile_upstream) -> ApiServer:
+    return start_api(base_url=hostile_upstream)
 
 
-def assert_tame(page: Seen, *, is_ones_own: bool = False, is_shown: bool = True) -> None:
+def assert_tame(page: WebPage, *, is_ones_own: bool = False, is_shown: bool = True) -> None:
     assert page.status < 500
     assert "alert(1)" in page.html or not is_shown
     for tag in TAGS:
@@ -54,7 +54,7 @@ def assert_tame(page: Seen, *, is_ones_own: bool = False, is_shown: bool = True)
     assert is_ones_own or "\u202e" not in page.html  # what somebody typed stays as it is in its field
 
 
-def test_hostile_batch_content_is_escaped_on_every_page(hostile: Served):
+def test_hostile_batch_content_is_escaped_on_every_page(hostile: ApiServer):
     text = HOSTILE.replace("\ud800", "")
     content = line(text, HOSTILE) + line(f"{text} 2", f"refuse {HOSTILE}")
     file = hostile.client.files.create(file=(text.replace("/", "_"), content))
@@ -63,7 +63,7 @@ def test_hostile_batch_content_is_escaped_on_every_page(hostile: Served):
     over = hostile.client.batches.wait(batch.id, timeout_s=60)
     assert (over.request_counts.completed, over.request_counts.failed) == (1, 1)
 
-    with Person(hostile.url.removesuffix("/v1")) as person:
+    with WebClient(hostile.url.removesuffix("/v1")) as web_client:
         paths = (
             *(
                 "/",
@@ -76,35 +76,35 @@ def test_hostile_batch_content_is_escaped_on_every_page(hostile: Served):
             f"/new?file={file.id}",
         )
         for path in paths:
-            page = person.open(path)
+            page = web_client.open(path)
             assert page.status == 200
             assert_tame(page)
-        assert "&lt;script&gt;" in person.http.get(f"/batches/{batch.id}/report.html").text
+        assert "&lt;script&gt;" in web_client.http.get(f"/batches/{batch.id}/report.html").text
 
 
-def test_hostile_form_input_and_queries_are_escaped(hostile: Served):
+def test_hostile_form_input_and_queries_are_escaped(hostile: ApiServer):
     text = HOSTILE.replace("\ud800", "")
     bad = json.dumps({"custom_id": text, "method": text, "url": text, "body": {"model": text}}).encode()
-    with Person(hostile.url.removesuffix("/v1")) as person:
-        assert_tame(person.upload(text.replace('"', "'"), bad))
-        good = person.upload("good.jsonl", line("a", "b"))
-        assert_tame(person.send(good, "/batches", window=text, metadata=text), is_ones_own=True)
+    with WebClient(hostile.url.removesuffix("/v1")) as web_client:
+        assert_tame(web_client.upload(text.replace('"', "'"), bad))
+        good = web_client.upload("good.jsonl", line("a", "b"))
+        assert_tame(web_client.send(good, "/batches", window=text, metadata=text), is_ones_own=True)
         for query in ("search", "status", "member", "created_from", "after", "order"):
-            page = person.open("/", **{query: text})
+            page = web_client.open("/", **{query: text})
             assert_tame(page, is_ones_own=True, is_shown=query == "search")
-        assert_tame(person.open("/files", search=text), is_ones_own=True)
-        assert_tame(person.open(f"/batches/{text.replace('/', '-').replace('?', '')}"))
+        assert_tame(web_client.open("/files", search=text), is_ones_own=True)
+        assert_tame(web_client.open(f"/batches/{text.replace('/', '-').replace('?', '')}"))
 
 
-def test_long_response_is_truncated_with_link_to_full_text(serve, hostile_upstream):
-    hostile = serve(base_url=hostile_upstream)
+def test_long_response_is_truncated_with_link_to_full_text(start_api, hostile_upstream):
+    hostile = start_api(base_url=hostile_upstream)
     long = "x" * (MAX_CHARACTERS + 5_000)
     file = hostile.client.files.create(file=line("a", long))
     batch = hostile.client.batches.create(input_file_id=file.id)
     hostile.client.batches.wait(batch.id, timeout_s=60)
-    with Person(hostile.url.removesuffix("/v1")) as person:
-        page = person.open(f"/batches/{batch.id}/results")
+    with WebClient(hostile.url.removesuffix("/v1")) as web_client:
+        page = web_client.open(f"/batches/{batch.id}/results")
         assert page.size < 5 * MAX_CHARACTERS
         assert long not in page.html
         (whole,) = (link for link in page.links() if "limit=1" in link)
-        assert long in person.http.get(whole.replace("&amp;", "&")).text
+        assert long in web_client.http.get(whole.replace("&amp;", "&")).text

@@ -6,9 +6,9 @@ import time
 
 import httpx
 import pytest
-from helpers.api_server import ENDPOINT, Served, root_of, until_over
-from helpers.request_files import requests_file
-from helpers.web_client import HTML, Person
+from helpers.api_server import ENDPOINT, ApiServer, root_of, wait_for_end
+from helpers.request_files import write_requests
+from helpers.web_client import HTML, WebClient
 
 from batchline.api import auth
 from batchline.client.api_keys import ApiKeys
@@ -38,18 +38,18 @@ FOREIGN = {
 }
 
 
-def batch_of(served: Served, token: str, folder) -> dict[str, str]:
+def batch_of(served: ApiServer, token: str, folder) -> dict[str, str]:
     """Ids of a batch that the key's member has, with its files."""
     client = served.openai(token)
-    file = client.files.create(file=requests_file(folder / "r.jsonl", 2), purpose="batch")
+    file = client.files.create(file=write_requests(folder / "r.jsonl", 2), purpose="batch")
     batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
-    over = until_over(client, batch.id)
+    over = wait_for_end(client, batch.id)
     return {"batch": batch.id, "file": file.id, "output": str(over.output_file_id)}
 
 
-def test_pages_show_members_their_own_objects_and_managers_all(keyed: Served, tmp_path):
+def test_pages_show_members_their_own_objects_and_managers_all(keyed: ApiServer, tmp_path):
     alices = batch_of(keyed, keyed.key("alice"), tmp_path)
-    bob, boss = Person(root_of(keyed.url)), Person(root_of(keyed.url))
+    bob, boss = WebClient(root_of(keyed.url)), WebClient(root_of(keyed.url))
     with bob, boss:
         bob.sign_in(keyed.key("bob"))
         boss.sign_in(keyed.key("boss", "manager"))
@@ -74,33 +74,33 @@ def test_pages_show_members_their_own_objects_and_managers_all(keyed: Served, tm
 
 
 @pytest.mark.parametrize("headers", FOREIGN.values(), ids=FOREIGN)
-def test_cross_origin_post_is_rejected(headers, served: Served, person: Person, tmp_path):
+def test_cross_origin_post_is_rejected(headers, served: ApiServer, web_client: WebClient, tmp_path):
     file = served.client.files.create(file=b"{}\n")
-    told = {name: value.replace("here", person.root) for name, value in headers.items()}
+    told = {name: value.replace("here", web_client.root) for name, value in headers.items()}
 
     for path in (f"/files/{file.id}/delete", "/sign-out", "/sign-in", "/new"):
-        answer = person.http.post(path, headers=told, data={"key": "x"})
+        answer = web_client.http.post(path, headers=told, data={"key": "x"})
         assert answer.status_code == 403, path
         assert "nothing was done" in answer.text
 
     assert served.client.files.retrieve(file.id) == file
 
 
-def test_same_origin_post_with_only_one_origin_header_is_accepted(served: Served, person: Person):
-    for headers in ({"Origin": person.root}, {"Sec-Fetch-Site": "same-origin"}):
+def test_same_origin_post_with_only_one_origin_header_is_accepted(served: ApiServer, web_client: WebClient):
+    for headers in ({"Origin": web_client.root}, {"Sec-Fetch-Site": "same-origin"}):
         file = served.client.files.create(file=b"{}\n")
-        assert person.http.post(f"/files/{file.id}/delete", headers=headers).status_code == 200
+        assert web_client.http.post(f"/files/{file.id}/delete", headers=headers).status_code == 200
         assert file not in served.client.files.list().data
 
 
-def test_pages_without_keys_reject_foreign_host_header(person: Person):
+def test_pages_without_keys_reject_foreign_host_header(web_client: WebClient):
     for path in ("/", "/files", "/sign-in", "/new"):
-        answer = person.http.get(path, headers={"Host": "rebound.example"})
+        answer = web_client.http.get(path, headers={"Host": "rebound.example"})
         assert answer.status_code == 403
         assert "localhost" in answer.text
 
 
-def test_sign_in_sets_cookie_and_redirects_to_requested_page(keyed: Served, guest: Person):
+def test_sign_in_sets_cookie_and_redirects_to_requested_page(keyed: ApiServer, guest: WebClient):
     token = keyed.key("alice")
 
     asked = guest.open("/files?search=x")
@@ -121,7 +121,7 @@ def test_sign_in_sets_cookie_and_redirects_to_requested_page(keyed: Served, gues
     assert token not in answer.text + str(answer.url)
 
 
-def test_sign_in_over_https_sets_secure_cookie(keyed: Served, guest: Person):
+def test_sign_in_over_https_sets_secure_cookie(keyed: ApiServer, guest: WebClient):
     host = httpx.URL(guest.root).netloc.decode()
     answer = guest.http.post(
         "/sign-in",
@@ -135,14 +135,14 @@ def test_sign_in_over_https_sets_secure_cookie(keyed: Served, guest: Person):
 @pytest.mark.parametrize(
     "place", ["//evil.example", "https://evil.example", "/\\evil.example", "javascript:alert(1)", "/a\r\nX: y", ""]
 )
-def test_sign_in_redirects_only_within_site(place, keyed: Served, guest: Person):
+def test_sign_in_redirects_only_within_site(place, keyed: ApiServer, guest: WebClient):
     token = keyed.key("alice")
     sent = {"key": token, "next": place}
     answer = guest.http.post("/sign-in", data=sent, headers={"Origin": guest.root}, follow_redirects=False)
     assert (answer.status_code, answer.headers["location"]) == (303, "/")
 
 
-def test_session_ends_on_sign_out_or_key_revocation(keyed: Served, guest: Person):
+def test_session_ends_on_sign_out_or_key_revocation(keyed: ApiServer, guest: WebClient):
     token = keyed.key("alice")
     guest.sign_in(token)
     out = guest.send(guest.open("/"), "/sign-out")
@@ -159,13 +159,13 @@ def test_session_ends_on_sign_out_or_key_revocation(keyed: Served, guest: Person
     assert dict(guest.http.cookies) == {}
 
 
-def test_sign_in_from_cross_site_link_reloads_once(keyed: Served, guest: Person):
+def test_sign_in_from_cross_site_link_reloads_once(keyed: ApiServer, guest: WebClient):
     first = guest.http.get("/sign-in?next=/files", headers={"Sec-Fetch-Site": "cross-site"})
     again = guest.http.get("/sign-in?next=/files", headers={"Sec-Fetch-Site": "same-origin"})
     assert ['http-equiv="refresh"' in answer.text for answer in (first, again)] == [True, False]
 
 
-def test_key_limits_apply_to_pages_and_api_together(keyed: Served, guest: Person):
+def test_key_limits_apply_to_pages_and_api_together(keyed: ApiServer, guest: WebClient):
     token = keyed.key("alice", requests_per_minute=4, max_upload_bytes=1_000)
     guest.sign_in(token)  # counts for the key, and again for the page that it leads to
     keyed.http(token).get("/v1/batches")
@@ -184,35 +184,35 @@ def test_key_limits_apply_to_pages_and_api_together(keyed: Served, guest: Person
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/batches/batch-1", "/files/file-1/content", "/batches/x/y/z"])
-def test_not_found_is_html_for_browsers_and_json_for_programs(path, person: Person):
-    page = person.open(path)
+def test_not_found_is_html_for_browsers_and_json_for_programs(path, web_client: WebClient):
+    page = web_client.open(path)
     assert (page.status, "Not found" in page.html) == (404, True)
     assert page.answer.headers["content-type"].startswith("text/html")
 
-    error = person.http.get(path, headers={"Accept": "*/*"})
+    error = web_client.http.get(path, headers={"Accept": "*/*"})
     assert (error.status_code, {*json.loads(error.text)["error"]}) == (404, {"message", "type", "param", "code"})
 
 
 @pytest.mark.parametrize("path", ["/v1/nothing", "/v1", "/v1/batches/batch-1", "/metrics/"])
-def test_api_paths_return_json_errors_to_browsers(path, person: Person):
-    answer = person.http.get(path, headers={"Accept": HTML if path != "/metrics/" else "*/*"})
+def test_api_paths_return_json_errors_to_browsers(path, web_client: WebClient):
+    answer = web_client.http.get(path, headers={"Accept": HTML if path != "/metrics/" else "*/*"})
     assert answer.status_code == 404
     assert "message" in answer.json()["error"]
 
 
-def test_server_error_page_shows_request_id_without_details(person: Person, monkeypatch):
+def test_server_error_page_shows_request_id_without_details(web_client: WebClient, monkeypatch):
     monkeypatch.setattr(batch_list, "render_page", lambda *_, **__: 1 / 0)
-    page = person.open("/")
+    page = web_client.open("/")
     assert (page.status, "The server failed" in page.html) == (500, True)
     assert re.search("its log says more of req_[0-9a-f]{32}", page.html)
     assert "division" not in page.html
 
 
-def test_responses_have_security_headers(served: Served, person: Person, tmp_path):
+def test_responses_have_security_headers(served: ApiServer, web_client: WebClient, tmp_path):
     ids = batch_of(served, "none", tmp_path)
     paths = ["/", "/new", "/files", "/nothing", *(path.format(**ids) for path in OF_A_BATCH)]
     for path in paths:
-        headers = person.http.get(path).headers
+        headers = web_client.http.get(path).headers
         policy = headers["content-security-policy"]
         assert "default-src 'none'" in policy
         assert "frame-ancestors 'none'" in policy
@@ -222,7 +222,7 @@ def test_responses_have_security_headers(served: Served, person: Person, tmp_pat
         assert headers["cache-control"] == "no-store"
 
 
-def test_static_files_need_no_key_and_are_cached(guest: Person):
+def test_static_files_need_no_key_and_are_cached(guest: WebClient):
     page = guest.open("/sign-in")
     found = {link for link in page.links() if link.startswith("/static/")}
     found |= {value or "" for name, value in page.attributes if name == "src"}
