@@ -174,7 +174,7 @@ class FailingBatchStateMachine(BatchStateMachine):
             self.is_untidy = True
         wanted = self.expected_chores()
         found = list(run_housekeeping(self.client))
-        assert {(chore.kind, chore.subject) for chore in self.prompts(found)} == wanted
+        assert {(chore.kind, chore.subject) for chore in self.without_remains(found)} == wanted
         assert not any(chore.done for chore in found)
         self.controlled.reset()
         done = list(run_housekeeping(self.client, apply=True))
@@ -201,7 +201,7 @@ class FailingBatchStateMachine(BatchStateMachine):
         except BatchlineError as error:
             note(f"died: {error}")
 
-    def told(self, found: list[MaintenanceItem]) -> list[MaintenanceItem]:
+    def without_remains(self, found: list[MaintenanceItem]) -> list[MaintenanceItem]:
         """Without the remains of deaths, of which there are none where nobody died."""
         remains = [chore for chore in found if chore.kind in {"delete_objects", "discard_unfinished"}]
         assert remains == [] or self.is_untidy
@@ -230,7 +230,7 @@ class FailingBatchStateMachine(BatchStateMachine):
             if ("resume", known.id) in wanted:
                 sent += [f"{known.upload.name} {number}" for number in self.has_ended(known)]
         assert sorted(self.controlled.prompts) == sorted(sent)
-        left = self.prompts(list(run_housekeeping(self.client)))
+        left = self.without_remains(list(run_housekeeping(self.client)))
         assert {(chore.kind, chore.subject) for chore in left} == self.expected_chores()
 
     # Reading
@@ -302,7 +302,7 @@ def test_batch_operations_in_any_order_keep_contract_invariants(
     monkeypatch.setattr(segment_writer, "STORAGE_PATIENCE_S", 0.0)
     monkeypatch.setattr(segment_writer, "STORAGE_PAUSE_S", 0.01)
     upgrade_database(load_settings(database_url=f"sqlite:///{tmp_path / 'empty.db'}"))
-    machine = type("Machine", (FailingBatchStateMachine,), {"waiter": controlled, "home": tmp_path})
+    machine = type("Machine", (FailingBatchStateMachine,), {"controlled": controlled, "home": tmp_path})
 
     run_state_machine_as_test(
         machine,

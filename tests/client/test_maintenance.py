@@ -78,7 +78,7 @@ def test_maintenance_restarts_failing_batch_with_growing_delays(make_client, tmp
     with MaintenanceThread(here.client, interval_s=0.1):
         stops = lambda: [r.created for r in caplog.records if r.message.startswith(f"batch {batch.id} stopped")]  # noqa: E731
         until(lambda: len(stops()) >= 5)
-        gaps = [make_deletions_due - earlier for earlier, make_deletions_due in pairwise(stops())]
+        gaps = [later - earlier for earlier, later in pairwise(stops())]
         in_the_way.unlink()
         until(lambda: here.client.batches.retrieve(batch.id).status == "completed")
 
