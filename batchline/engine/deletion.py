@@ -17,9 +17,6 @@ Readers may still have them open, and a database restored from a backup, or fail
 contain the commit that replaced them.
 """
 
-MAX_DELETIONS_PER_BATCH = 20
-"""Prefixes that the end of one batch deletes at most; those of other batches must not delay it for long."""
-
 
 def find_objects(store: ObjectStore, deletion: PendingDeletion) -> list[ObjectInfo]:
     """Return the objects of a scheduled deletion that still exist."""
@@ -42,23 +39,13 @@ def delete_objects(services: Services, deletion: PendingDeletion) -> None:
     services.records.unschedule_deletion(deletion.prefix)
 
 
-def delete_now(services: Services, *prefixes: str) -> None:
-    """Carry out the deletions due below the prefixes; after a storage fault they are left to housekeeping."""
-    try:
-        for deletion in services.records.due_deletions(now=time.time()):
-            if deletion.prefix.startswith(prefixes):
-                delete_objects(services, deletion)
-    except StorageFault as fault:
-        log.warning("what is needed no more stays behind for the time being: %s", fault)
-
-
-def delete_due(services: Services, *, limit: int = MAX_DELETIONS_PER_BATCH) -> None:
-    """Carry out up to `limit` deletions due in any batch; the others are left to the next call or housekeeping."""
+def delete_now(services: Services, *prefixes: str, limit: int | None = None) -> None:
+    """Carry out up to `limit` deletions due below the prefixes; housekeeping does the others later."""
     try:
         due = [
             deletion
             for deletion in services.records.due_deletions(now=time.time())
-            if deletion.prefix.startswith("batches/")
+            if deletion.prefix.startswith(prefixes)
         ]
         for deletion in due[:limit]:
             delete_objects(services, deletion)

@@ -3,11 +3,10 @@
 import logging
 import time
 from contextlib import suppress
-from typing import Any
 
 import msgspec
 
-from batchline.engine.deletion import DELETION_DELAY_S, delete_due
+from batchline.engine.deletion import DELETION_DELAY_S, delete_now
 from batchline.engine.lease import BatchLease
 from batchline.models.analytics import BatchAnalytics, BatchReport
 from batchline.models.batches import BatchError
@@ -21,16 +20,29 @@ from batchline.storage.records.store import BatchRecord, FileChanges, PendingDel
 
 log = logging.getLogger(__name__)
 
+MAX_DELETIONS_PER_BATCH = 20
+"""Prefixes that the end of one batch deletes at most; those of other batches must not delay it for long."""
+
 
 def finish(lease: BatchLease, manifest: Manifest, analytics: BatchAnalytics, report: BatchReport) -> BatchRecord:
     """End the batch, remove the records of empty files, and return its record."""
-    batch = lease.records.get_batch(lease.batch.id)  # it may have been cancelled since the lease read it
+    batch, now = lease.records.get_batch(lease.batch.id), int(time.time())  # a cancel may have changed the record
     target = final_status(
         completed=manifest.completed,
         expired=manifest.expired > 0,
         cancelled=batch.status is BatchStatus.CANCELLING,
     )
-    now, fields = int(time.time()), _ended_fields(lease, batch, target, manifest, analytics, report)
+    fields = {
+        "completed": manifest.completed,
+        "failed": manifest.failed - manifest.unanswered,
+        "unanswered": manifest.unanswered,
+        "output_file_id": batch.output_file_id if manifest.output_bytes else None,
+        "error_file_id": batch.error_file_id if manifest.errors_bytes else None,
+        "final_prefix": manifest.prefix,
+        "generation": manifest.generation,
+        "analytics": analytics,
+        "errors": _final_errors(lease, report) if target is BatchStatus.FAILED else None,
+    }
     ended_batch = msgspec.structs.replace(batch, status=target, **{str(timestamp_field(target)): now}, **fields)
     # Before the status, so that the page exists once the batch is seen to have ended.
     _write_report_page(lease, ended_batch, manifest, report)
@@ -42,30 +54,18 @@ def finish(lease: BatchLease, manifest: Manifest, analytics: BatchAnalytics, rep
         file_changes=_close_files(batch, manifest, now=now),
         **fields,
     )
-    delete_due(lease.services)
+    delete_now(lease.services, "batches/", limit=MAX_DELETIONS_PER_BATCH)
     return lease.batch
 
 
-def _ended_fields(
-    lease: BatchLease,
-    batch: BatchRecord,
-    target: BatchStatus,
-    manifest: Manifest,
-    analytics: BatchAnalytics,
-    report: BatchReport,
-) -> dict[str, Any]:
-    """Return the fields of the batch's record that change when it ends, besides its status."""
-    return {
-        "completed": manifest.completed,
-        "failed": manifest.failed - manifest.unanswered,
-        "unanswered": manifest.unanswered,
-        "output_file_id": batch.output_file_id if manifest.output_bytes else None,
-        "error_file_id": batch.error_file_id if manifest.errors_bytes else None,
-        "final_prefix": manifest.prefix,
-        "generation": manifest.generation,
-        "analytics": analytics,
-        "errors": _final_errors(lease, target, report),
-    }
+def _final_errors(lease: BatchLease, report: BatchReport) -> tuple[BatchError, ...]:
+    """Return the errors of a batch that has failed: the reason to stop, or that every request failed."""
+    stopped = lease.session.stop_reason
+    if stopped is not None and stopped.code is ErrorCode.BATCH_FAILED:
+        return (BatchError(code=stopped.code, message=stopped.message),)
+    counts_by_code = ", ".join(f"{code} {count}" for code, count in report.failures.items())
+    message = f"every request failed ({counts_by_code}); the error file has each one"
+    return (BatchError(code="all_requests_failed", message=message),)
 
 
 def _write_report_page(
@@ -82,7 +82,10 @@ def _write_report_page(
 
 
 def _close_files(batch: BatchRecord, manifest: Manifest, *, now: int) -> FileChanges:
-    """Return the changes of the file records when their batch ends: empty files are removed, others completed."""
+    """Return the changes of the file records when their batch ends, and the deletion of objects that are obsolete.
+
+    Empty files are removed. Obsolete are this generation's parts, leftovers of other runners, and replaced files.
+    """
     keys, changed, dropped = layout.final_keys(manifest.prefix), {}, []
     # The time to live counts from now, as the files had no content to download before.
     lifetime_s = batch.output_expires_after
@@ -95,32 +98,11 @@ def _close_files(batch: BatchRecord, manifest: Manifest, *, now: int) -> FileCha
             changed[file_id] = {"key": key, "size_bytes": size, "status": "processed", **expiry}
         elif file_id is not None:
             dropped.append(file_id)
-    return FileChanges(
-        changed=changed, deleted=tuple(dropped), scheduled_deletions=_obsolete_objects(batch, manifest, now=now)
-    )
-
-
-def _obsolete_objects(batch: BatchRecord, manifest: Manifest, *, now: int) -> tuple[PendingDeletion, ...]:
-    """Schedule deletion of this generation's parts, leftovers of other runners, and the files that it replaces."""
-    due_at = now + DELETION_DELAY_S
-    generations = range(min(batch.generation, manifest.generation), manifest.generation + 1)
-    generation_prefixes = [layout.generation_prefix(batch.id, generation) for generation in generations]
-    if manifest.base is None:
-        return tuple(PendingDeletion(prefix=prefix, due_at=due_at) for prefix in generation_prefixes)
-    parts = [PendingDeletion(prefix=prefix, kept=manifest.prefix, due_at=due_at) for prefix in generation_prefixes]
-    return (*parts, PendingDeletion(prefix=manifest.base, due_at=due_at))
-
-
-def _final_errors(lease: BatchLease, target: BatchStatus, report: BatchReport) -> tuple[BatchError, ...] | None:
-    if target is not BatchStatus.FAILED:
-        return None
-    stopped = lease.session.stop_reason
-    if stopped is not None and stopped.code is ErrorCode.BATCH_FAILED:
-        return (BatchError(code=stopped.code, message=stopped.message),)
-    counts_by_code = ", ".join(f"{code} {count}" for code, count in report.failures.items())
-    return (
-        BatchError(
-            code="all_requests_failed",
-            message=f"every request failed ({counts_by_code}); the error file has each one",
-        ),
-    )
+    kept, due_at = None if manifest.base is None else manifest.prefix, now + DELETION_DELAY_S
+    deletions = [
+        PendingDeletion(prefix=layout.generation_prefix(batch.id, generation), kept=kept, due_at=due_at)
+        for generation in range(min(batch.generation, manifest.generation), manifest.generation + 1)
+    ]
+    if manifest.base is not None:
+        deletions.append(PendingDeletion(prefix=manifest.base, due_at=due_at))
+    return FileChanges(changed=changed, deleted=tuple(dropped), scheduled_deletions=tuple(deletions))

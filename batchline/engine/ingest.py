@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import IO, BinaryIO
+from typing import IO, BinaryIO, cast
 
 from batchline.engine.deletion import delete_now, delete_objects
 from batchline.engine.services import Services
@@ -73,11 +73,19 @@ def store_content(
     """Store an input file like `store_input`; it stays scheduled for deletion until its record is inserted."""
     file_id = new_file_id()
     key = layout.input_key(file_id)
+    limit_bytes = services.settings.max_file_bytes
+    limit_name = "a file may have; split it, or raise BATCHLINE_MAX_FILE_BYTES"
+    if max_bytes is not None and max_bytes <= limit_bytes:
+        limit_bytes, limit_name = max_bytes, "you may upload; split it"
     digest, size = hashlib.sha256(), 0
     with _cleanup_on_failure(services, key), services.store.writer(key) as file:
         for block in _decompressed_blocks(source, filename):
             size += len(block)
-            _check_size(size, filename, services.settings, max_bytes)
+            if size > limit_bytes:
+                raise TooLarge(
+                    f"{filename} is longer than {limit_bytes} bytes (decompressed), the most that {limit_name}",
+                    param="file",
+                )
             digest.update(block)
             file.write(block)
         expires_after_s = expires_after()
@@ -142,20 +150,6 @@ def _open_input(path: Path) -> BinaryIO:
         raise InvalidInput(f"{path} cannot be read: {reason.lower()}", param="file") from error
 
 
-def _check_size(size: int, filename: str, settings: Settings, max_bytes: int | None) -> None:
-    if max_bytes is not None and size > max_bytes:
-        raise TooLarge(
-            f"{filename} is longer than {max_bytes} bytes (decompressed), the most that you may upload; split it",
-            param="file",
-        )
-    if size > settings.max_file_bytes:
-        raise TooLarge(
-            f"{filename} is longer than {settings.max_file_bytes} bytes (decompressed), the most that a file may "
-            "have; split it, or raise BATCHLINE_MAX_FILE_BYTES",
-            param="file",
-        )
-
-
 def _safe_filename(filename: str) -> str:
     """Return the file name without directories and without a compression suffix."""
     # File names on disk need not be UTF-8; Python represents foreign bytes as surrogates.
@@ -177,7 +171,8 @@ def _decompressed_blocks(source: Readable, filename: str) -> Iterator[bytes]:
         return
     try:
         yield from (
-            _read_blocks(gzip.GzipFile(fileobj=_as_binary_file(source)))
+            # GzipFile calls nothing but read().
+            _read_blocks(gzip.GzipFile(fileobj=cast("IO[bytes]", source)))
             if compression == "gzip"
             else _decompress_zstd(source)
         )
@@ -186,10 +181,6 @@ def _decompressed_blocks(source: Readable, filename: str) -> Iterator[bytes]:
             f"{filename} does not decompress as {compression}: {error}; compress it anew and upload it again",
             param="file",
         ) from error
-
-
-def _as_binary_file(source: Readable) -> IO[bytes]:
-    return source  # type: ignore[return-value] # GzipFile calls nothing but read()
 
 
 def _read_blocks(source: Readable, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:

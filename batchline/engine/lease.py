@@ -130,13 +130,11 @@ class BatchLease(SenderBase):
 
     def counts(self) -> tuple[int, int]:
         """Return the requests completed and failed so far, earlier sessions included."""
-        own_progress = self.session.snapshot()
-        remote_counts = (0, 0) if self._remote_senders is None else self._remote_senders.counts()
+        own = self.session.snapshot()
+        remote_completed, remote_failed = (0, 0) if self._remote_senders is None else self._remote_senders.counts()
         with self._counts_lock:
             completed, failed = self._previous_counts
-        return completed + own_progress.completed + remote_counts[0], failed + own_progress.failed + remote_counts[
-            1
-        ]
+        return completed + own.completed + remote_completed, failed + own.failed + remote_failed
 
     def raise_if_paused(self) -> None:
         """Raise `BatchPaused` if the batch was paused, unless it ends because it was paused for too long."""
@@ -167,7 +165,7 @@ class BatchLease(SenderBase):
                 # Only an unexpected error is worth a traceback.
                 unexpected_error = None if isinstance(fault, BatchlineError) else fault
                 log.warning("heartbeat of %s failed: %s", self.batch.id, fault, exc_info=unexpected_error)
-                if self._is_stale():
+                if time.monotonic() - self._last_heartbeat_at > self.settings.lease_s / 2:
                     return self._mark_lost(
                         LeaseLost(f"batch {self.batch.id}: no heartbeat for half a lease: {fault}")
                     )
@@ -192,9 +190,6 @@ class BatchLease(SenderBase):
         # Less the time since `at`, in which the process may have been suspended. The other half of the lease is
         # the time to stop in.
         self.session.renew(at + self.settings.lease_s / 2 - time.monotonic())
-
-    def _is_stale(self) -> bool:
-        return time.monotonic() - self._last_heartbeat_at > self.settings.lease_s / 2
 
 
 def paused_error(batch: BatchRecord) -> BatchPaused:
@@ -253,20 +248,15 @@ def acquire_lease(services: Services, batch_id: str) -> Iterator[BatchLease]:
     except BaseException:
         services.records.release(claim)
         raise
-    with lease, _register_lease(lease):
-        yield lease
-
-
-@contextmanager
-def _register_lease(lease: BatchLease) -> Iterator[None]:
-    key = (lease.batch.id, lease.claim.epoch)
-    with _active_leases_lock:
-        _active_leases[key] = lease
-    try:
-        yield
-    finally:
+    key = batch_id, claim.epoch
+    with lease:
         with _active_leases_lock:
-            del _active_leases[key]
+            _active_leases[key] = lease
+        try:
+            yield lease
+        finally:
+            with _active_leases_lock:
+                del _active_leases[key]
 
 
 def lease_for(spec: ChunkSpec) -> BatchLease | None:

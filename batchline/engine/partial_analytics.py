@@ -50,19 +50,16 @@ class PartialAnalytics:
             valid_until, cached = self._cache.get(key, (0.0, None))
             if cached is not None and time.monotonic() < valid_until:
                 return cached
-            return self._compute(key, batch)
+            started_at = time.monotonic()
+            analytics, _ = compute_analytics(_metrics_tables(self._store, batch), prices=self._prices)
+            now = time.monotonic()
+            self._cache[key] = now + max(MIN_TTL_S, TTL_FACTOR * (now - started_at)), analytics
+            self._cache.move_to_end(key)
+            if len(self._cache) > MAX_CACHED:
+                self._cache.popitem(last=False)
+            return analytics
         finally:
             self._lock.release()
-
-    def _compute(self, key: tuple[str, int], batch: BatchRecord) -> BatchAnalytics:
-        started_at = time.monotonic()
-        analytics, _ = compute_analytics(_metrics_tables(self._store, batch), prices=self._prices)
-        now = time.monotonic()
-        self._cache[key] = now + max(MIN_TTL_S, TTL_FACTOR * (now - started_at)), analytics
-        self._cache.move_to_end(key)
-        if len(self._cache) > MAX_CACHED:
-            self._cache.popitem(last=False)
-        return analytics
 
 
 def _metrics_tables(store: ObjectStore, batch: BatchRecord) -> Iterator[pa.Table]:

@@ -28,7 +28,7 @@ from batchline.engine.services import Services
 from batchline.models.errors import BatchlineError, InvalidInput, LeaseLost, NotFound
 from batchline.models.status import BatchStatus
 from batchline.steps.send_chunk import ChunkSpec
-from batchline.storage.records.senders import RUNNER_SENDER, SharedLease
+from batchline.storage.records.senders import RUNNER_SENDER
 from batchline.storage.records.store import BatchRecord
 
 log = logging.getLogger(__name__)
@@ -97,22 +97,10 @@ class RemoteSender(SenderBase):
             self.send_report()
             if self._lease_error is None and time.monotonic() - self._runner_alive_at > self.settings.lease_s:
                 self._mark_lost(
-                    LeaseLost(f"batch {self.batch.id}: its runner shows no life; another will go on with it")
+                    LeaseLost(f"batch {self.batch.id}: its runner has stopped responding; another will take over")
                 )
 
     def _exchange_reports(self) -> None:
-        started_at = time.monotonic()
-        report_text = encode_report(self._build_report()).decode()
-        # Raises `LeaseLost` if the runner's epoch is over.
-        lease = self.records.report_sender(self.batch.id, self._epoch, self.sender_id, report_text)
-        self._note_runner_alive(lease, started_at)
-        reports = decode_reports(lease.reports)
-        # A success in any process shows that the upstream does not refuse every request.
-        if lease.completed or any(total_counts([report])[0] for report in reports.values()):
-            self.session.has_remote_success = True
-        self._apply_stop(lease, reports)
-
-    def _build_report(self) -> SenderReport:
         self._report_number += 1
         progress = self.session.snapshot()
         if self._closed.is_set():
@@ -120,17 +108,22 @@ class RemoteSender(SenderBase):
             progress = as_idle(progress)
         with self._counts_lock:
             chunks = dict(self._chunk_counts)
-        return SenderReport(
+        report = SenderReport(
             number=self._report_number, chunks=chunks, progress=progress, stopped=self.session.stop_reason
         )
-
-    def _note_runner_alive(self, lease: SharedLease, started_at: float) -> None:
-        """Let the session send for half a lease from the runner's last heartbeat."""
-        # `age_s` was true when the database answered; counting from before the query errs on the safe side.
+        started_at = time.monotonic()
+        # Raises `LeaseLost` if the runner's epoch is over.
+        lease = self.records.report_sender(
+            self.batch.id, self._epoch, self.sender_id, encode_report(report).decode()
+        )
+        # Send for half a lease from the runner's last heartbeat. Its age was true when the database answered;
+        # counting from before the query errs on the safe side.
         self._runner_alive_at = max(self._runner_alive_at, started_at - max(0.0, lease.age_s))
         self.session.renew(self._runner_alive_at + self.settings.lease_s / 2 - time.monotonic())
-
-    def _apply_stop(self, lease: SharedLease, reports: dict[str, SenderReport]) -> None:
+        reports = decode_reports(lease.reports)
+        # A success in any process shows that the upstream does not refuse every request.
+        if lease.completed or any(total_counts([other])[0] for other in reports.values()):
+            self.session.has_remote_success = True
         runner_report = reports.pop(RUNNER_SENDER, SenderReport())
         if lease.status is BatchStatus.CANCELLING:
             self.session.stop(CANCEL_STOP)
@@ -151,8 +144,7 @@ def join_batch(services: Services, spec: ChunkSpec) -> Iterator[RemoteSender]:
     Raises `LeaseLost` if the runner's epoch is over, `InvalidInput` if the records have no such batch, and
     `StorageFault`.
     """
-    key = services, spec.batch_id, spec.epoch
-    sender = _acquire_sender(key, spec)
+    sender = _acquire_sender(services, spec)
     sender.reset_chunk(spec.chunk.index)
     try:
         yield sender
@@ -161,18 +153,25 @@ def join_batch(services: Services, spec: ChunkSpec) -> Iterator[RemoteSender]:
         with _active_senders_lock:
             sender.use_count -= 1
             if is_last := not sender.use_count:
-                del _active_senders[key]
+                del _active_senders[services, spec.batch_id, spec.epoch]
         if is_last:
             sender.close()
         sender.send_report()
 
 
-def _acquire_sender(key: tuple[Services, str, int], spec: ChunkSpec) -> RemoteSender:
-    services = key[0]
+def _acquire_sender(services: Services, spec: ChunkSpec) -> RemoteSender:
+    key = services, spec.batch_id, spec.epoch
     with _active_senders_lock:
         sender = _active_senders.get(key)
         if sender is None:
-            sender = RemoteSender(services, _read_batch(services, spec), spec.epoch)
+            try:
+                batch = services.records.get_batch(spec.batch_id)
+            except NotFound:
+                raise InvalidInput(
+                    f"the records of this process ({services.settings.home}) have no batch {spec.batch_id}: give "
+                    "all processes that send its chunks the same BATCHLINE_DATABASE_URL and BATCHLINE_STORAGE_URL"
+                ) from None
+            sender = RemoteSender(services, batch, spec.epoch)
             try:
                 sender.start()
             except BaseException:
@@ -181,14 +180,3 @@ def _acquire_sender(key: tuple[Services, str, int], spec: ChunkSpec) -> RemoteSe
             _active_senders[key] = sender
         sender.use_count += 1
         return sender
-
-
-def _read_batch(services: Services, spec: ChunkSpec) -> BatchRecord:
-    try:
-        return services.records.get_batch(spec.batch_id)
-    except NotFound:
-        raise InvalidInput(
-            f"the records of this process ({services.settings.home}) have no batch {spec.batch_id}: "
-            "processes that "
-            "send for one another need the same BATCHLINE_DATABASE_URL and BATCHLINE_STORAGE_URL"
-        ) from None

@@ -51,7 +51,8 @@ def retry_batch(
     if batch.status not in TERMINAL_STATUSES:
         raise Conflict(f"batch {batch.id} is {batch.status}; only a batch that is over can be retried")
     if batch.final_prefix is None or not batch.not_completed:
-        raise Conflict(f"batch {batch.id} has nothing to retry: {_nothing_to_retry(batch)}")
+        reason = "no request was sent" if batch.final_prefix is None else "every request succeeded"
+        raise Conflict(f"batch {batch.id} has nothing to retry: {reason}")
     base_manifest = read_manifest(services.store, batch.final_prefix)
     _check_files(services, batch, base_manifest)
     lines, ok, unanswered = _read_outcomes(services, base_manifest)
@@ -75,10 +76,6 @@ def resolve_request_ids(services: Services, batch: BatchRecord, names: Sequence[
     return [ids_by_custom_id.get(name, name) for name in names]
 
 
-def _nothing_to_retry(batch: BatchRecord) -> str:
-    return "no request was sent" if batch.final_prefix is None else "every request succeeded"
-
-
 def _check_files(services: Services, batch: BatchRecord, base_manifest: Manifest) -> None:
     """Raise unless the input and the earlier results still exist."""
     file = services.records.get_file(batch.input_file_id)
@@ -95,19 +92,15 @@ def _check_files(services: Services, batch: BatchRecord, base_manifest: Manifest
 
 def _read_outcomes(services: Services, base_manifest: Manifest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return three arrays over all requests: ascending line numbers, success flags, and unanswered flags."""
-    import numpy as np  # noqa: PLC0415 - half a second that must not delay other commands
-    import pyarrow as pa  # noqa: PLC0415 - as above
+    import pyarrow as pa  # noqa: PLC0415 - half a second that must not delay other commands
     import pyarrow.compute as pc  # noqa: PLC0415 - as above
 
     key = layout.final_keys(base_manifest.prefix).requests
     tables = list(read_row_groups(services.store, key, columns=("line", "ok", "error_code")))
+    table = pa.concat_tables(tables)
     codes = pa.array(sorted(UNANSWERED_CODES), pa.string())
-    unanswered_masks = [pc.is_in(table["error_code"].cast(pa.string()), codes) for table in tables]
-    return (
-        np.concatenate([table["line"].to_numpy() for table in tables]),
-        np.concatenate([table["ok"].to_numpy(zero_copy_only=False) for table in tables]),
-        np.concatenate([mask.to_numpy(zero_copy_only=False) for mask in unanswered_masks]),
-    )
+    unanswered = pc.is_in(table["error_code"].cast(pa.string()), codes)
+    return table["line"].to_numpy(), table["ok"].to_numpy(), unanswered.to_numpy()
 
 
 def _lines_to_retry(
@@ -169,6 +162,8 @@ def _start_retry(
     with _cleanup_on_failure(services, batch.id, key, layout.first_final_prefix(batch.id, token)) as prefixes:
         store.put(key, msgspec.json.encode(plan))
         base_prefix = _archive_first_files(services, batch, token)
+        base_keys = layout.final_keys(base_prefix)
+        files = ((batch.output_file_id, base_keys.output), (batch.error_file_id, base_keys.errors))
         # One transaction: it checks the generation, points the file records to the archived files, and cancels the
         # scheduled deletions.
         return services.records.retry(
@@ -178,12 +173,10 @@ def _start_retry(
             next_generation=generation,
             file_changes=FileChanges(
                 added=tuple(new_files.values()),
-                changed=_archived_file_keys(batch, base_prefix),
+                changed={file_id: {"key": file_key} for file_id, file_key in files if file_id is not None},
                 unscheduled_deletions=prefixes,
             ),
-            needed_file_ids=[
-                file_id for file_id in (batch.input_file_id, batch.output_file_id, batch.error_file_id) if file_id
-            ],
+            needed_file_ids=[batch.input_file_id, *(file_id for file_id, _ in files if file_id is not None)],
             open_batch_limit=open_batch_limit,
             expires_at=now + settings.require_window_s(batch.completion_window),
             failed=batch.not_completed - len(lines) - unanswered,
@@ -229,10 +222,3 @@ def _archive_first_files(services: Services, batch: BatchRecord, token: str) -> 
     for key, target in zip(layout.final_keys(current_prefix), layout.final_keys(archive_prefix), strict=True):
         services.store.copy(key, target)
     return archive_prefix
-
-
-def _archived_file_keys(batch: BatchRecord, prefix: str) -> dict[str, dict[str, object]]:
-    """Return the changes that point the file records to the prefix, by file id."""
-    keys = layout.final_keys(prefix)
-    ids = {batch.output_file_id: keys.output, batch.error_file_id: keys.errors}
-    return {file_id: {"key": key} for file_id, key in ids.items() if file_id is not None}

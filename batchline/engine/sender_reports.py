@@ -54,21 +54,14 @@ def total_counts(reports: Iterable[SenderReport]) -> tuple[int, int]:
     for report in reports:
         for chunk, counts in report.chunks.items():
             best_counts[chunk] = max(best_counts.get(chunk, (0, 0)), counts, key=sum)
-    return sum(completed for completed, _ in best_counts.values()), sum(
-        failed for _, failed in best_counts.values()
-    )
+    completed, failed = (sum(numbers) for numbers in zip((0, 0), *best_counts.values(), strict=True))
+    return completed, failed
 
 
 def fatal_stop(reports: Iterable[SenderReport]) -> StopReason | None:
     """Return the stop reason of a sender whose upstream refuses every request, which stops all; else None."""
-    return next(
-        (
-            report.stopped
-            for report in reports
-            if report.stopped is not None and report.stopped.code is ErrorCode.BATCH_FAILED
-        ),
-        None,
-    )
+    stops = (report.stopped for report in reports)
+    return next((stop for stop in stops if stop is not None and stop.code is ErrorCode.BATCH_FAILED), None)
 
 
 class RemoteSenders:
@@ -94,15 +87,13 @@ class RemoteSenders:
     def merge_progress(self, progress: SessionProgress) -> SessionProgress:
         """Return the combined progress of this process and the other senders."""
         silent_before = time.monotonic() - SILENT_AFTER_S
-        remote_progress = [
+        parts = [progress] + [
             report.progress if self._reported_at[sender] > silent_before else as_idle(report.progress)
             for sender, report in self._reports.items()
         ]
         names = [name for name in SessionProgress.__struct_fields__ if name != "paused"]
-        sums = {name: sum(getattr(part, name) for part in (progress, *remote_progress)) for name in names}
-        return SessionProgress(
-            **sums, paused=next((part.paused for part in (progress, *remote_progress) if part.paused), None)
-        )
+        sums = {name: sum(getattr(part, name) for part in parts) for name in names}
+        return SessionProgress(**sums, paused=next((part.paused for part in parts if part.paused), None))
 
 
 def as_idle(progress: SessionProgress) -> SessionProgress:

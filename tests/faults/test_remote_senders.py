@@ -204,7 +204,7 @@ def test_sender_stops_within_half_lease_of_silent_runner(
         silenced_at, before = time.monotonic(), received(simulator)
         monkeypatch.setattr(hold.records, "heartbeat", lambda *_, **__: BatchStatus.IN_PROGRESS)
 
-        with pytest.raises(LeaseLost, match="shows no life"):
+        with pytest.raises(LeaseLost, match="has stopped responding"):
             sending.result()
         stopped = received(simulator)
 
