@@ -298,6 +298,6 @@ def test_sender_with_other_database_is_rejected(start_simulator, make_services, 
     stranger = make_services(start_simulator().base_url, home=tmp_path / "elsewhere")
     with (
         held(runner, create_batch(runner, 10)) as (_, [order]),
-        pytest.raises(InvalidInput, match="need the same BATCHLINE_DATABASE_URL"),
+        pytest.raises(InvalidInput, match="the same BATCHLINE_DATABASE_URL"),
     ):
         send(stranger, order)
