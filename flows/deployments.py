@@ -1,6 +1,7 @@
 """Defines the deployments of prefect.yaml for a process that serves them itself, without a worker."""
 
 from datetime import timedelta
+from functools import partial
 
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.deployments.runner import RunnerDeployment
@@ -14,6 +15,18 @@ from batchline.flows.sync_source import sync_source
 from batchline.models.sync import SyncOptions
 from batchline.orchestration.deployments import RUN_TAG
 
+ON_CRASH = DeploymentEventTrigger(
+    expect={"prefect.flow-run.Crashed"},
+    match={"prefect.resource.id": "prefect.flow-run.*"},
+    match_related={"prefect.resource.role": "flow", "prefect.resource.name": process_batch.name},
+    parameters={"crashed_run": "{{ event.resource.id }}"},
+)
+ON_ARRIVAL = DeploymentEventTrigger(
+    expect={"batchline.file-arrived"},
+    match={"prefect.resource.id": "*"},
+    parameters={"uri": "{{ event.payload.uri }}"},
+)
+
 
 def deployments(
     *, limit: int = 8, watched_uri: str | None = None, options: SyncOptions | None = None
@@ -23,63 +36,38 @@ def deployments(
     At most `limit` batches run at once. The folder `watched_uri` is synced every minute with the options; without
     one, the schedule is inactive.
     """
-    all_deployments = [
-        _process_batch_deployment(limit),
-        _sync_source_deployment(watched_uri, options or SyncOptions()),
-        _housekeeping_deployment(),
+    from_flow = partial(RunnerDeployment.from_flow, tags=[RUN_TAG], entrypoint_type=EntrypointType.MODULE_PATH)
+    sync_options = {} if options is None else options.model_dump(exclude_defaults=True)
+    # Triggers are copied, as Prefect writes the id of their deployment into them.
+    all_deployments: list[RunnerDeployment] = [
+        from_flow(
+            process_batch,
+            "process-batch",
+            description="Run an OpenAI-format batch file against the configured upstreams.",
+            concurrency_limit=limit,
+            triggers=[ON_CRASH.model_copy()],
+        ),
+        from_flow(
+            sync_source,
+            "sync-source",
+            description="Create a batch for each new or changed file in a folder or an S3 prefix.",
+            concurrency_limit=1,
+            parameters={"uri": watched_uri or "", **sync_options},
+            schedule=Schedule(interval=timedelta(seconds=60), active=watched_uri is not None),
+            triggers=[ON_ARRIVAL.model_copy()],
+        ),
+        from_flow(
+            housekeeping,
+            "housekeeping",
+            description="Delete expired files and leftovers of dead processes; resume batches whose runner died.",
+            concurrency_limit=ConcurrencyLimitConfig(
+                limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
+            ),
+            schedule=Interval(timedelta(seconds=300)),
+        ),
     ]
     for deployment in all_deployments:
         # Set explicitly: this removes a deployment made by `prefect deploy` from its work pool. Otherwise workers
         # and the serving process would both execute its runs.
         deployment.work_pool_name = None
     return all_deployments
-
-
-def _process_batch_deployment(limit: int) -> RunnerDeployment:
-    on_crash = DeploymentEventTrigger(
-        expect={"prefect.flow-run.Crashed"},
-        match={"prefect.resource.id": "prefect.flow-run.*"},
-        match_related={"prefect.resource.role": "flow", "prefect.resource.name": process_batch.name},
-        parameters={"crashed_run": "{{ event.resource.id }}"},
-    )
-    return RunnerDeployment.from_flow(
-        process_batch,
-        "process-batch",
-        description="Run an OpenAI-format batch file against the configured upstreams.",
-        tags=[RUN_TAG],
-        concurrency_limit=limit,
-        triggers=[on_crash],
-        entrypoint_type=EntrypointType.MODULE_PATH,
-    )
-
-
-def _sync_source_deployment(watched_uri: str | None, options: SyncOptions) -> RunnerDeployment:
-    option_parameters = options.model_dump(exclude_defaults=True)
-    on_arrival = DeploymentEventTrigger(
-        expect={"batchline.file-arrived"},
-        match={"prefect.resource.id": "*"},
-        parameters={"uri": "{{ event.payload.uri }}"},
-    )
-    return RunnerDeployment.from_flow(
-        sync_source,
-        "sync-source",
-        description="Make a batch of each new or changed file in a folder or an S3 prefix.",
-        tags=[RUN_TAG],
-        concurrency_limit=1,
-        parameters={"uri": watched_uri or "", **option_parameters},
-        schedule=Schedule(interval=timedelta(seconds=60), active=watched_uri is not None),
-        triggers=[on_arrival],
-        entrypoint_type=EntrypointType.MODULE_PATH,
-    )
-
-
-def _housekeeping_deployment() -> RunnerDeployment:
-    return RunnerDeployment.from_flow(
-        housekeeping,
-        "housekeeping",
-        description="Delete what has expired and what dead processes left; go on with batches whose runner died.",
-        tags=[RUN_TAG],
-        concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
-        schedule=Interval(timedelta(seconds=300)),
-        entrypoint_type=EntrypointType.MODULE_PATH,
-    )

@@ -1,4 +1,4 @@
-"""The flow that runs one batch: validate, call each chunk, aggregate, write."""
+"""The flow that runs one batch, with the steps of `engine/pipeline.py` as Prefect tasks."""
 
 import time
 from functools import partial
@@ -59,25 +59,25 @@ def process_batch(
     upstreams: parameters.Names = parameters.NO_NAMES,
     storage: parameters.Text = "",
 ) -> BatchResponse:
-    """Run an OpenAI-format batch file to its end, or go on with a batch where its saved answers end.
+    """Run an OpenAI-format batch file to its end, or continue a batch from its saved answers.
 
     Args:
-        input_uri: The file of requests: a path or an s3:// address, below a root that the settings allow.
+        input_uri: The input file: a path or an s3:// address below a root that the settings allow.
         endpoint: The endpoint of every request in the file.
-        completion_window: How long the batch may take; what is not answered by then is given up.
+        completion_window: The time that the batch may take; requests without an answer by then expire.
         metadata: Up to 16 pairs of your own, as JSON, such as {"team": "search"}.
-        input_file_id: Instead of the file of requests: the id of one that was uploaded, file-…
-        batch_id: Instead: the id of a batch that exists, to go on with it, batch-…
-        crashed_run: Instead: the id of a flow run that crashed, to go on with its batch.
-        upstreams: Names of batchline-upstream blocks to send to; else what the environment says.
-        storage: Name of a batchline-storage block; else what the environment says.
+        input_file_id: The id of an uploaded file (file-…), instead of the input file's address.
+        batch_id: The id of an existing batch (batch-…) to continue, instead of an input file.
+        crashed_run: The id of a crashed flow run whose batch to continue, instead of an input file.
+        upstreams: Names of the batchline-upstream blocks to send to; by default the environment's settings apply.
+        storage: Name of a batchline-storage block; by default the storage in the environment's settings.
 
-    A retry of the flow run goes on with the batch that it made, and so does a retry of the flow that called this
-    one with the same input and options. The run of a deployment is suspended while its batch is paused; another
-    ends in a state named Paused, and raises `BatchPaused` to a flow that called it. Raises `BatchEnded` when the
+    A retry of the flow run continues the batch that it created, and so does a retry of the flow that called this
+    one with the same input and options. While its batch is paused, the run of a deployment is suspended; any other
+    run ends in a state named Paused, and raises `BatchPaused` to a flow that called it. Raises `BatchEnded` if the
     batch ends other than `completed`, `InvalidInput` or `NotFound` for parameters that cannot be used, `Conflict`
-    while another run has the batch, and `Interrupted` or `StorageFault` when it stopped for a fault of ours: run
-    it again.
+    while another run has the batch, and `Interrupted` or `StorageFault` if the batch was stopped before its end:
+    run it again.
     """
     install_log_filter()
     blocks = BlockNames(upstreams=tuple(name for name in upstreams or () if name), storage=storage or None)
@@ -107,7 +107,8 @@ def process_batch(
 def _run_leased(services: Services, batch_id: str, blocks: BlockNames) -> BatchRecord:
     with acquire_lease(services, batch_id) as lease, monitor_run(lease):
         # Only with the lease: a run that was refused must not hide the run that holds the batch.
-        _record_flow_run(lease)
+        if flow_run.id and lease.batch.last_flow_run_id != str(flow_run.id):
+            lease.records.record_flow_run(lease.batch.id, str(flow_run.id))
         return run(
             lease,
             validate=_validated_plan,
@@ -154,7 +155,7 @@ def _find_or_create_batch(
         return existing
     if bool(input_file_id) == bool(input_uri):
         raise InvalidInput(
-            "give the batch's input as one of input_file_id and input_uri (or batch_id to go on with a batch)",
+            "give the batch's input as one of input_file_id and input_uri (or batch_id to continue a batch)",
             param="input_file_id",
         )
     client = Batchline(services=services, origin="deployment" if deployment.id else "api")
@@ -173,14 +174,14 @@ def _find_or_create_batch(
     if batch.flow_run_id == run_id:
         emit_batch_event("created", batch)
         return batch
-    get_run_logger().info("this call of the flow made %s in an earlier attempt", batch.id)
+    get_run_logger().info("this call of the flow created %s in an earlier attempt", batch.id)
     if input_uri:  # delete the copy that was read only to compare its content
         client.files.delete(file.id)
     return batch
 
 
 def _end_pause_if_asked(services: Services, batch: BatchRecord, *, is_follow_up: bool) -> BatchRecord:
-    """End the batch's pause if a person started this run to go on with it, and return the batch."""
+    """End the batch's pause if a person started this run to resume it, and return the batch."""
     if batch.pause is None or not is_asked_to_resume(batch, is_follow_up=is_follow_up):
         return batch
     get_run_logger().info("%s is resumed after its pause: %s", batch.id, batch.pause.message)
@@ -216,12 +217,6 @@ def _name_flow_run(batch: BatchRecord) -> None:
         client.update_flow_run_labels(UUID(str(flow_run.id)), {BATCH_ID_LABEL: batch.id})
         if flow_run.name != run_name(batch):
             client.update_flow_run(UUID(str(flow_run.id)), name=run_name(batch))
-
-
-def _record_flow_run(lease: BatchLease) -> None:
-    """Record the current flow run as the batch's last run."""
-    if flow_run.id and lease.batch.last_flow_run_id != str(flow_run.id):
-        lease.records.record_flow_run(lease.batch.id, str(flow_run.id))
 
 
 def _log_start(lease: BatchLease, plan: Plan) -> None:

@@ -1,4 +1,4 @@
-"""The flow that syncs a watched folder: one batch for each new file, run here or as a deployment run."""
+"""The flow that syncs a watched folder: one batch for each new file, run here or by a deployment."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -39,23 +39,23 @@ def sync_source(
     storage: parameters.Text = "",
     dry_run: bool = False,
 ) -> SyncSummary:
-    """Make a batch of each new or changed file, exactly once, and start it; return what came of the round.
+    """Create and start a batch for each new or changed file, exactly once, and return a summary.
 
-    Results of batches that are over are written back, and files that do not validate put into quarantine. What
-    fails with one file is told in the summary; the run fails where the folder, or our own storage, cannot be used.
+    Results of batches that are over are written back, and files that do not validate are moved to quarantine.
+    The summary lists problems with single files; the run fails if the folder or our storage cannot be used.
 
     Args:
         uri: The folder to watch, below an allowed root: `s3://bucket/inbox/`, a path, or either with a pattern for
             its last part, such as `*.jsonl`.
-        endpoint: The endpoint of every request; where empty, the one of each file's first request.
-        completion_window: How long a batch may take.
+        endpoint: The endpoint of every request; if empty, that of each file's first request.
+        completion_window: The time that a batch may take.
         metadata: Up to 16 pairs for every batch, as JSON, such as {"team": "search"}.
-        write_back: Write results to the folder `outbox` beside the watched one when a batch is over.
-        after: What becomes of a file that was taken: it stays, is moved to `taken`, or is deleted an hour later.
+        write_back: Write results to the folder `outbox` next to the watched one when a batch is over.
+        after: What to do with a file that has a batch: keep it, move it to `taken`, or delete it an hour later.
         via: Start batches as runs of a deployment, or run them in this flow (process), one after another.
-        deployment: The deployment of process-batch whose runs they are, flow and name; else the settings'.
-        storage: Name of a batchline-storage block; else what the environment says.
-        dry_run: Only look, and tell what would be done.
+        deployment: The deployment of process-batch to start, as flow/name; by default the one in the settings.
+        storage: Name of a batchline-storage block; by default the storage in the environment's settings.
+        dry_run: Only report what would be done.
     """
     install_log_filter()
     logger, client = get_run_logger(), Batchline(settings_from_blocks(upstreams=[], storage=storage))

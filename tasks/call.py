@@ -22,10 +22,10 @@ from batchline.tasks.retries import step
 
 @step(name="call", task_run_name="{order.chunk.label}")
 def call(order: ChunkSpec, blocks: BlockNames) -> ChunkResult:
-    """Send the chunk and write its part; a repetition sends only what has no saved answer."""
+    """Send the chunk and write its part; a repetition sends only requests without a saved answer."""
     with _open_context(order, blocks) as context:
         result = send_chunk(order, context)
-    ending = "" if result.is_finished else ", stopped before all was settled"
+    ending = "" if result.is_finished else ", stopped before all requests were settled"
     get_run_logger().info("%s ok, %s failed%s", f"{result.completed:,}", f"{result.failed:,}", ending)
     return result
 
@@ -58,11 +58,17 @@ def call_all_chunks(lease: BatchLease, specs: Sequence[ChunkSpec], blocks: Block
 
 
 def _collect_results(lease: BatchLease, futures: Sequence[PrefectFuture[ChunkResult]]) -> list[ChunkResult]:
+    """Return the chunks' results; after a failure the other chunks are stopped, and it is raised at the end."""
     failure: BaseException | None = None
     results = []
     try:
         for future in as_completed(list(futures)):
-            result = _chunk_result(future)
+            result: ChunkResult | BaseException
+            try:
+                result = future.result(raise_on_failure=False)
+            except Exception as error:  # noqa: BLE001 - each task runner has its own error for a process that died
+                result = Interrupted(f"a process that sent chunks was lost: {type(error).__name__}: {error}")
+                result.__cause__ = error
             if isinstance(result, BaseException):
                 # Keep the first failure and still collect the rest: each chunk saves its answers before it ends.
                 failure = failure or result
@@ -70,30 +76,14 @@ def _collect_results(lease: BatchLease, futures: Sequence[PrefectFuture[ChunkRes
             else:
                 results.append(result)
     except (Pause, CancelledError):
-        _stop_sending(lease, futures)
+        # Prefect raises `Pause` in a suspended run as soon as a task starts or ends, while others still send, and
+        # `CancelledError` at any time in a run whose concurrency lease the server has lost. Every chunk must save
+        # its answers before this process ends.
+        lease.interrupt("Prefect stopped its flow run")
+        for future in futures:
+            with suppress(Pause, Exception):
+                future.wait()
         raise
     if failure is not None:
         raise failure
     return results
-
-
-def _stop_sending(lease: BatchLease, futures: Sequence[PrefectFuture[ChunkResult]]) -> None:
-    """Stop sending and wait until every chunk has saved its answers.
-
-    Prefect raises `Pause` in a suspended run as soon as a task starts or ends, while others still send, and
-    `CancelledError` at any time in a run whose concurrency lease the server has lost.
-    """
-    lease.interrupt("Prefect stopped its flow run")
-    for future in futures:
-        with suppress(Pause, Exception):
-            future.wait()
-
-
-def _chunk_result(future: PrefectFuture[ChunkResult]) -> ChunkResult | BaseException:
-    """Return the task's result, or the error of the task or its process."""
-    try:
-        return future.result(raise_on_failure=False)
-    except Exception as error:  # noqa: BLE001 - each task runner has its own error for a process that died
-        process_lost = Interrupted(f"a process that sent chunks was lost: {type(error).__name__}: {error}")
-        process_lost.__cause__ = error
-        return process_lost

@@ -127,14 +127,12 @@ def detect_endpoint(blocks: Iterator[bytes], *, settings: Settings) -> str:
 
 def _read_head(blocks: Iterator[bytes]) -> tuple[bytes, bool]:
     """Read blocks until there are `HEAD_BYTES`; return them joined, and True if that was the whole file."""
-    head: list[bytes] = []
-    size = 0
+    head = b""
     for block in blocks:
-        head.append(block)
-        size += len(block)
-        if size >= HEAD_BYTES:
-            return b"".join(head), False
-    return b"".join(head), True
+        head += block
+        if len(head) >= HEAD_BYTES:
+            return head, False
+    return head, True
 
 
 def duplicate_hashes(hashes: "array[int]", *, limit: int | None) -> tuple[frozenset[int], int]:
@@ -202,33 +200,28 @@ class _Scan:
         self._positions: list[_BlockPosition] = []
 
     def scan(self, blocks: Iterator[bytes]) -> None:
-        """Validate the whole file."""
+        """Validate the whole file, and record the position of each block."""
         settings = self._settings
+        max_bytes, max_requests = settings.max_file_bytes, settings.max_requests
         # No block may be larger than a chunk, since a chunk consists of whole blocks.
         max_lines = min(MAX_RANGE_LINES, settings.chunk_requests or MAX_RANGE_LINES)
-        for line_block in split_line_blocks(blocks, max_line_bytes=settings.max_line_bytes, max_lines=max_lines):
-            requests_before = self.requests
-            self._check_block(line_block)
-            self._note_block(line_block, self.requests - requests_before)
+        for block in split_line_blocks(blocks, max_line_bytes=settings.max_line_bytes, max_lines=max_lines):
+            size_before, requests_before = self.size, self.requests
+            self._check_block(block)
+            self.size = block.end
+            last_line = block.first_line + max(1, len(block.lines)) - 1
+            requests = self.requests - requests_before
+            self._positions.append(
+                _BlockPosition(block.start, block.end, block.first_line, last_line, requests, block.sha256)
+            )
+            if size_before <= max_bytes < self.size:
+                self._add_error("file_too_large", None, f"the file is longer than {max_bytes:,} bytes; split it")
+            if requests_before <= max_requests < self.requests:
+                self._add_error(
+                    "too_many_requests", None, f"the file holds more than {max_requests:,} requests; split it"
+                )
         if not self.requests and not self.errors.count:
             self._add_error("empty_file", None, "the file holds no request; write one JSON object a line")
-
-    def _note_block(self, line_block: LineBlock, requests: int) -> None:
-        """Record the block's position, and report limits of the file that it exceeds."""
-        last_line = line_block.first_line + max(1, len(line_block.lines)) - 1
-        self._positions.append(
-            _BlockPosition(
-                line_block.start, line_block.end, line_block.first_line, last_line, requests, line_block.sha256
-            )
-        )
-        max_bytes, max_requests = self._settings.max_file_bytes, self._settings.max_requests
-        if self.size <= max_bytes < line_block.end:
-            self._add_error("file_too_large", None, f"the file is longer than {max_bytes:,} bytes; split it")
-        self.size = line_block.end
-        if self.requests - requests <= max_requests < self.requests:
-            self._add_error(
-                "too_many_requests", None, f"the file holds more than {max_requests:,} requests; split it"
-            )
 
     def _check_block(self, line_block: LineBlock) -> None:
         """Validate a block's lines; only valid lines of the usual form take the fast path."""
@@ -299,12 +292,35 @@ class _Scan:
         return hashlib.sha256("".join(position.sha256 for position in self._positions).encode()).hexdigest()
 
     def chunks(self, settings: Settings) -> list[Chunk]:
-        """Return the chunks of a file without errors."""
+        """Return the chunks of a file without errors: adjacent blocks, grouped up to the limits."""
         max_requests = settings.chunk_requests or max_chunk_requests(
             self.requests, senders=settings.sender_processes
         )
-        groups = _group_positions(self._positions, max_requests=max_requests, max_bytes=settings.chunk_bytes)
-        return [_build_chunk(index, group) for index, group in enumerate(groups)]
+        groups: list[list[_BlockPosition]] = []
+        requests = 0
+        for position in self._positions:
+            is_full = requests + position.requests > max_requests or (
+                requests and position.end - groups[-1][0].start > settings.chunk_bytes
+            )
+            # A block without requests joins its neighbour.
+            if groups and not (is_full and position.requests and requests):
+                groups[-1].append(position)
+                requests += position.requests
+            else:
+                groups.append([position])
+                requests = position.requests
+        return [
+            Chunk(
+                index=index,
+                requests=sum(position.requests for position in group),
+                last_line=group[-1].last_line,
+                ranges=[
+                    InputRange(position.start, position.end, position.first_line, position.sha256)
+                    for position in group
+                ],
+            )
+            for index, group in enumerate(groups)
+        ]
 
 
 class _BlockPosition(msgspec.Struct, frozen=True, gc=False):
@@ -316,34 +332,3 @@ class _BlockPosition(msgspec.Struct, frozen=True, gc=False):
     last_line: int
     requests: int
     sha256: str
-
-
-def _group_positions(
-    positions: list[_BlockPosition], *, max_requests: int, max_bytes: int
-) -> list[list[_BlockPosition]]:
-    """Group adjacent blocks up to the limits; one without requests joins its neighbour."""
-    groups: list[list[_BlockPosition]] = []
-    requests = 0
-    for position in positions:
-        is_full = requests + position.requests > max_requests or (
-            requests and position.end - groups[-1][0].start > max_bytes
-        )
-        if groups and not (is_full and position.requests and requests):
-            groups[-1].append(position)
-            requests += position.requests
-        else:
-            groups.append([position])
-            requests = position.requests
-    return groups
-
-
-def _build_chunk(index: int, positions: list[_BlockPosition]) -> Chunk:
-    return Chunk(
-        index=index,
-        requests=sum(position.requests for position in positions),
-        last_line=positions[-1].last_line,
-        ranges=[
-            InputRange(position.start, position.end, position.first_line, position.sha256)
-            for position in positions
-        ],
-    )

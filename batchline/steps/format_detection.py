@@ -38,47 +38,33 @@ _WORD_PATTERN: Final = re.compile(rb"[A-Za-z]+")
 
 def detect_foreign_format(head: bytes, *, is_whole: bool) -> BatchError | None:
     """Return the error of a file in another format, or None; `head` is its start, or all of it if `is_whole`."""
-    for signature, description in _SIGNATURES:
-        if head.startswith(signature):
-            return _format_error(f"the file is {description}")
-    if _is_utf16(head):
-        return _format_error(
-            "the file is UTF-16, as PowerShell and some editors write it; convert it to UTF-8: "
+    description = next((text for signature, text in _SIGNATURES if head.startswith(signature)), None)
+    # UTF-16 without a byte-order mark has NUL in every other one of its first bytes.
+    start = head[:64]
+    is_half_nul = len(start) >= 4 and any(start) and not (any(start[::2]) and any(start[1::2]))
+    if description is None and (head.startswith(_UTF16_MARKS) or is_half_nul):
+        description = (
+            "UTF-16, as PowerShell and some editors write it; convert it to UTF-8: "
             "iconv -f UTF-16 -t UTF-8 FILE > NEW"
         )
+    if description is not None:
+        return BatchError(code="invalid_json_line", line=1, message=f"the file is {description}")
     head = head.removeprefix(b"\xef\xbb\xbf")
-    lines = _split_head(head, is_whole=is_whole)
-    number, first = next(
-        ((line_number, line) for line_number, line in enumerate(lines, 1) if line), (1, head[:MAX_SAMPLED_LINES])
-    )
+    # The last line of the head may be incomplete.
+    complete_lines = head.split(b"\n")[: None if is_whole else -1]
+    lines = [(number, text) for number, line in enumerate(complete_lines, 1) if (text := line.strip(WHITESPACE))]
+    number, first = next(iter(lines), (1, head[:MAX_SAMPLED_LINES]))
+    sample = [line for _, line in lines[:MAX_SAMPLED_LINES]]
     value = _decode_json(first)
-    sample = [line for line in lines if line][:MAX_SAMPLED_LINES]
-    if isinstance(value, dict):
-        return _detect_service_error(sample, number)
-    if description := _describe_text(value, head, sample, is_whole=is_whole):
-        return _format_error(description, line=number)
-    return None
-
-
-def _format_error(message: str, *, line: int = 1) -> BatchError:
-    return BatchError(code="invalid_json_line", line=line, message=message)
-
-
-def _is_utf16(head: bytes) -> bool:
-    """Return True if the head has a UTF-16 byte-order mark, or NUL in every other one of its first bytes."""
-    if head.startswith(_UTF16_MARKS):
-        return True
-    start = head[:64]
-    even, odd = start[::2], start[1::2]
-    return len(start) >= 4 and (not any(even) or not any(odd)) and any(start)
-
-
-def _split_head(head: bytes, *, is_whole: bool) -> list[bytes]:
-    """Return the complete lines of the head, stripped."""
-    lines = head.split(b"\n")
-    if not is_whole:
-        lines.pop()
-    return [line.strip(WHITESPACE) for line in lines]
+    if not isinstance(value, dict):
+        message = _describe_text(value, head, sample, is_whole=is_whole)
+        return BatchError(code="invalid_json_line", line=number, message=message) if message else None
+    # Only if the lines are requests of one other service.
+    services = {_describe_service(_decode_json(line)) for line in sample}
+    if len(services) != 1 or not (service := services.pop()):
+        return None
+    param, message = service
+    return BatchError(code="missing_required_parameter", line=number, message=message, param=param)
 
 
 def _decode_json(line: bytes) -> Any:
@@ -96,13 +82,8 @@ def _describe_text(value: Any, head: bytes, sample: Sequence[bytes], *, is_whole
         if value is None or (len(sample) == 1 and is_whole):
             return f"the file is a JSON array; {_JSONL_HINT}: jq -c '.[]' FILE > NEW.jsonl"
         return ""
-    if start.startswith(b"{"):
-        return _describe_objects(start, sample, is_whole=is_whole)
-    return f"the file looks like a CSV table; {_JSONL_HINT}" if _is_table(sample) else ""
-
-
-def _describe_objects(start: bytes, sample: Sequence[bytes], *, is_whole: bool) -> str:
-    """Describe the error common to all lines of a file that starts with a brace; empty if there is none."""
+    if not start.startswith(b"{"):
+        return f"the file looks like a CSV table; {_JSONL_HINT}" if _is_table(sample) else ""
     if sample and all(line.startswith(b"{'") for line in sample):
         return "the lines are Python dictionaries, not JSON (single quotes); write them with json.dumps()"
     if sample and all(line.endswith(b"},") and _decode_json(line[:-1]) is not None for line in sample):
@@ -140,15 +121,6 @@ def _is_table(sample: Sequence[bytes]) -> bool:
         if len(rows) == 2 and len(rows[0]) == len(rows[1]) > 1:
             return True
     return False
-
-
-def _detect_service_error(sample: Sequence[bytes], number: int) -> BatchError | None:
-    """Return the error of a file whose first lines are all requests of one other service, or None."""
-    descriptions = {_describe_service(_decode_json(line)) for line in sample}
-    if len(descriptions) != 1 or not (description := descriptions.pop()):
-        return None
-    param, message = description
-    return BatchError(code="missing_required_parameter", line=number, message=message, param=param)
 
 
 def _describe_service(line: Any) -> tuple[str, str] | None:

@@ -63,10 +63,10 @@ def check_line(line: bytes, *, offset: int, rules: LineRules) -> LineCheck:
         )
     except _MalformedLine as malformed:
         return LineCheck(errors=[("invalid_json_line", str(malformed), None)])
-    custom_id, model = _decode_text(fields.get("custom_id")), None
-    body = _body_members(fields.get("body"))
-    if body is not None:
-        model = _decode_text(body.get("model"))
+    custom_id = _decode_text(fields.get("custom_id"))
+    body_json = fields.get("body", b"")
+    body = read_members(body_json, "model", "stream") if body_json.startswith(b"{") else None
+    model = None if body is None else _decode_text(body.get("model"))
     errors = [*_line_errors(fields, body, rules)]
     # The count is a fast filter, as the text may also occur in the body.
     if line.count(b'"custom_id"') > 1 and has_duplicate_member(line, "custom_id"):
@@ -134,37 +134,30 @@ def _line_errors(fields: dict[str, bytes], body: dict[str, bytes] | None, rules:
             yield "missing_required_parameter", f"{name} is empty", name
             # So that the checks below do not report it a second time.
             del fields[name]
-    if "custom_id" in fields and (message := _check_custom_id(fields["custom_id"])):
-        yield "invalid_value", message, "custom_id"
-    if "method" in fields and _decode_text(fields["method"]) != "POST":
-        yield "invalid_value", f"method is {_quote(fields['method'])}; batch requests are POST", "method"
-    if "url" in fields:
-        yield from _url_errors(fields["url"], rules)
+    yield from _text_errors(fields, rules)
     if body is not None:
         yield from _body_errors(body, rules)
     elif "body" in fields:
         yield "invalid_value", f"body is {_describe_kind(fields['body'])}; it must be an object", "body"
 
 
-def _check_custom_id(value: bytes) -> str | None:
-    text = _decode_text(value)
-    if text is None:
-        return f"custom_id is {_describe_kind(value)}; it must be a string"
-    if len(text) > MAX_CUSTOM_ID_CHARS:
-        return f"custom_id has {len(text):,} characters; at most {MAX_CUSTOM_ID_CHARS} are allowed"
-    return None
-
-
-def _url_errors(value: bytes, rules: LineRules) -> Iterator[LineError]:
-    url = _decode_text(value)
-    if url is None:
-        yield "invalid_value", f"url is {_describe_kind(value)}; it must be the endpoint {rules.endpoint}", "url"
-    elif url != rules.endpoint:
-        yield (
-            "mismatched_url",
-            f"url is {_quote(value)}; this batch's endpoint is {rules.endpoint}, the only one it may call",
-            "url",
-        )
+def _text_errors(fields: dict[str, bytes], rules: LineRules) -> Iterator[LineError]:
+    """Yield the errors of custom_id, method and url."""
+    custom_id, url = _decode_text(fields.get("custom_id")), _decode_text(fields.get("url"))
+    if custom_id is None and "custom_id" in fields:
+        message = f"custom_id is {_describe_kind(fields['custom_id'])}; it must be a string"
+        yield "invalid_value", message, "custom_id"
+    elif custom_id is not None and len(custom_id) > MAX_CUSTOM_ID_CHARS:
+        message = f"custom_id has {len(custom_id):,} characters; at most {MAX_CUSTOM_ID_CHARS} are allowed"
+        yield "invalid_value", message, "custom_id"
+    if "method" in fields and _decode_text(fields["method"]) != "POST":
+        yield "invalid_value", f"method is {_quote(fields['method'])}; batch requests are POST", "method"
+    if url is None and "url" in fields:
+        message = f"url is {_describe_kind(fields['url'])}; it must be the endpoint {rules.endpoint}"
+        yield "invalid_value", message, "url"
+    elif url is not None and url != rules.endpoint:
+        message = f"url is {url[:MAX_QUOTED_CHARS]!r}; this batch's endpoint is {rules.endpoint}"
+        yield "mismatched_url", f"{message}, the only one it may call", "url"
 
 
 def _body_errors(body: dict[str, bytes], rules: LineRules) -> Iterator[LineError]:
@@ -194,10 +187,6 @@ def _body_errors(body: dict[str, bytes], rules: LineRules) -> Iterator[LineError
             f"body.stream is {_describe_kind(stream)}; it must be false or left out",
             "body.stream",
         )
-
-
-def _body_members(value: bytes | None) -> dict[str, bytes] | None:
-    return read_members(value, "model", "stream") if value is not None and value.startswith(b"{") else None
 
 
 def _decode_text(value: bytes | None) -> str | None:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -50,15 +50,21 @@ def write_part(store: ObjectStore, keys: layout.PartKeys, *, chunk: int, spool: 
     offsets: list[int] = []
     lengths: list[int] = []
     ends = {True: 0, False: 0}
-    with _LineFiles(store, keys) as files:
-        for block in _record_blocks(spool.in_order()):
+    files: dict[bool, ObjectWriter] = {}
+    records = spool.in_order()
+    with ExitStack() as stack:
+        while block := list(islice(records, LINES_PER_WRITE)):
             for metrics, line in block:
                 rows.append(metrics)
                 offsets.append(ends[metrics.ok])
                 lengths.append(len(line))
                 ends[metrics.ok] += len(line)
-            files.write(b"".join([line for metrics, line in block if metrics.ok]), ok=True)
-            files.write(b"".join([line for metrics, line in block if not metrics.ok]), ok=False)
+            for ok, key in ((True, keys.output), (False, keys.errors)):
+                lines = b"".join([line for metrics, line in block if metrics.ok is ok])
+                if lines and ok not in files:  # an object is created with its first line
+                    files[ok] = stack.enter_context(store.writer(key))
+                if lines:
+                    files[ok].write(lines)
     completed = sum(row.ok for row in rows)
     failed = len(rows) - completed
     expired = sum(row.error_code == ErrorCode.BATCH_EXPIRED for row in rows) if failed else 0
@@ -74,37 +80,6 @@ def write_part(store: ObjectStore, keys: layout.PartKeys, *, chunk: int, spool: 
             try_delete(store, [keys.output, keys.errors])
         return part
     return Part(chunk=chunk, keys=keys, **counts)
-
-
-class _LineFiles:
-    """Writers of a part's output and error lines; an object is created with its first line."""
-
-    def __init__(self, store: ObjectStore, keys: layout.PartKeys) -> None:
-        self._store = store
-        self._keys = {True: keys.output, False: keys.errors}
-        self._open: dict[bool, ObjectWriter] = {}
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
-
-    def write(self, lines: bytes, *, ok: bool) -> None:
-        """Append lines to the output object if `ok`, else to the error object."""
-        if not lines:
-            return
-        if ok not in self._open:
-            self._open[ok] = self._stack.enter_context(self._store.writer(self._keys[ok]))
-        self._open[ok].write(lines)
-
-
-def _record_blocks(
-    records: Iterator[tuple[RequestMetrics, bytes]],
-) -> Iterator[list[tuple[RequestMetrics, bytes]]]:
-    while block := list(islice(records, LINES_PER_WRITE)):
-        yield block
 
 
 def _encode_parquet(
@@ -171,4 +146,4 @@ def try_delete(store: ObjectStore, keys: Iterable[str]) -> None:
     try:
         store.delete(keys)
     except StorageFault as fault:
-        log.warning("segments that are needed no more stay behind: %s", fault)
+        log.warning("segments that are no longer needed could not be deleted: %s", fault)

@@ -33,8 +33,24 @@ def read_line_blocks(
     """
     _check_input_size(store, key, file_bytes)
     for ranges in _adjacent_ranges(chunk.ranges):
-        for input_range, text in _read_verified(store, key, ranges, file_bytes):
-            yield input_range.first_line, _split_text(text)
+        blocks = _read_stored(store, key, ranges, file_bytes)
+        block, used = b"", 0
+        for input_range in ranges:
+            size = input_range.end - input_range.start
+            text = block[used : used + size]
+            used += size
+            while len(text) < size and (block := next(blocks, b"")):
+                used = size - len(text)
+                text += block[:used]
+            if hashlib.sha256(text).hexdigest() != input_range.sha256:
+                raise InputChanged(
+                    f"input {key} has changed since it was validated: bytes {input_range.start} to "
+                    f"{input_range.end} are not the ones that were checked; start a new batch from the file as it "
+                    "is now"
+                )
+            # A single line, which may be very long, keeps its newline to save a copy.
+            is_single_line = text.find(b"\n") == len(text) - 1
+            yield input_range.first_line, [text, b""] if is_single_line else text.split(b"\n")
 
 
 def _adjacent_ranges(ranges: Sequence[InputRange]) -> Iterator[list[InputRange]]:
@@ -49,35 +65,10 @@ def _adjacent_ranges(ranges: Sequence[InputRange]) -> Iterator[list[InputRange]]
         yield adjacent
 
 
-def _split_text(text: bytes) -> list[bytes]:
-    """Return the text's lines; a single line, which may be very long, keeps its newline to save a copy."""
-    return [text, b""] if text.find(b"\n") == len(text) - 1 else text.split(b"\n")
-
-
-def _read_verified(
-    store: ObjectStore, key: str, ranges: Sequence[InputRange], file_bytes: int
-) -> Iterator[tuple[InputRange, bytes]]:
-    blocks = _read_stored(store, key, ranges, file_bytes)
-    block, used = b"", 0
-    for input_range in ranges:
-        size = input_range.end - input_range.start
-        text = block[used : used + size]
-        used += size
-        while len(text) < size:
-            block = next(blocks, b"")
-            if not block:
-                raise _input_changed(key, input_range)
-            used = size - len(text)
-            text += block[:used]
-        if hashlib.sha256(text).hexdigest() != input_range.sha256:
-            raise _input_changed(key, input_range)
-        yield input_range, text
-
-
 def _read_stored(store: ObjectStore, key: str, ranges: Sequence[InputRange], file_bytes: int) -> Iterator[bytes]:
     """Yield the bytes of adjacent ranges as they are stored now."""
     try:
-        if _has_large_line(ranges):
+        if has_large_line(ranges):
             yield from (
                 _large_line_reader.submit(store.read, key, input_range.start, input_range.end).result()
                 for input_range in ranges
@@ -92,12 +83,8 @@ def _read_stored(store: ObjectStore, key: str, ranges: Sequence[InputRange], fil
         raise
 
 
-def is_large(chunk: Chunk) -> bool:
-    """Return True if the chunk has a very long line, so that few such chunks may be in memory at once."""
-    return _has_large_line(chunk.ranges)
-
-
-def _has_large_line(ranges: Iterable[InputRange]) -> bool:
+def has_large_line(ranges: Iterable[InputRange]) -> bool:
+    """Return True if the ranges contain a very long line, so that few such chunks may be in memory at once."""
     # Ranges are cut from slices of 64 KiB, so that only a very long line makes one this large.
     return any(input_range.end - input_range.start > LARGE_LINE_BYTES for input_range in ranges)
 
@@ -116,14 +103,6 @@ def _check_input_size(store: ObjectStore, key: str, expected_bytes: int) -> None
 
 def _input_missing(key: str) -> InputChanged:
     return InputChanged(f"input {key} has vanished since it was validated; upload it again")
-
-
-def _input_changed(key: str, input_range: InputRange) -> InputChanged:
-    return InputChanged(
-        f"input {key} has changed since it was validated: bytes {input_range.start} to {input_range.end} "
-        "are not the ones "
-        "that were checked; start a new batch from the file as it is now"
-    )
 
 
 def build_calls(
@@ -159,11 +138,7 @@ def parse_model(body: msgspec.Raw) -> str | None:
     try:
         return _decode_head(body).model
     except (msgspec.DecodeError, RecursionError):
-        return _scan_model(body)
+        from batchline.models.json_scan import read_members  # noqa: PLC0415 - for the rare body that msgspec refuses
 
-
-def _scan_model(body: msgspec.Raw) -> str | None:
-    from batchline.models.json_scan import read_members  # noqa: PLC0415 - for the rare body that msgspec refuses
-
-    model_json = read_members(bytes(body), "model").get("model")
-    return None if model_json is None else msgspec.json.decode(model_json, type=str | None)
+        model_json = read_members(bytes(body), "model").get("model")
+        return None if model_json is None else msgspec.json.decode(model_json, type=str | None)

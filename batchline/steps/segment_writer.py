@@ -64,7 +64,7 @@ class SegmentWriter:
                 self.flush()
         except StorageFault as fault:
             log.warning(
-                "chunk %d: answers could not be saved, the next run sends their requests again: %s",
+                "chunk %d: answers could not be saved; the next run sends their requests again: %s",
                 self._chunk,
                 fault,
             )
@@ -85,9 +85,13 @@ class SegmentWriter:
 
     def probe_storage(self) -> None:
         """Write an empty segment unless storage accepted a write before; waits like `write_part_when_possible`."""
+
+        def write_empty_segment() -> bool:
+            self._context.store.put(self._new_segment_key(), b"[]".ljust(PROBE_BYTES) + b"\n")
+            return True
+
         if not self._context.is_storage_writable:
-            empty_segment = b"[]".ljust(PROBE_BYTES) + b"\n"
-            self._retry_until_accepted(lambda: self._put_object(self._new_segment_key(), empty_segment))
+            self._retry_until_accepted(write_empty_segment)
             self._context.is_storage_writable = True
 
     def flush_if_due(self) -> None:
@@ -132,10 +136,6 @@ class SegmentWriter:
         self._spool.write_overflow()
         return True
 
-    def _put_object(self, key: str, data: bytes) -> bool:
-        self._context.store.put(key, data)
-        return True
-
     def _retry_until_accepted(self, write: Callable[[], T]) -> T:
         while (result := self._try_write(write)) is None:
             # An interrupted session leaves the chunk to the next runner; a cancelled one has to end it here.
@@ -151,23 +151,20 @@ class SegmentWriter:
         try:
             result = write()
         except StorageFault as fault:
-            self._on_refused_write(fault)
+            now = time.monotonic()
+            self._context.is_storage_writable = False
+            session.permit.suspend(chunk, f"sending waits for storage: {fault}")
+            patience_s = STORAGE_PATIENCE_S * (UNSAVED_PATIENCE_FACTOR if self._spool.unsaved_bytes else 1)
+            if self._failure is None:
+                log.warning("chunk %d: %s; sending waits for storage", chunk, fault)
+            elif now - self._failure[0] > patience_s:
+                raise
+            # The time of the first refusal is kept, the fault is the latest one.
+            self._failure = (self._failure[0] if self._failure else now, fault)
             return None
         self._failure = None
         session.resume(chunk)
         return result
-
-    def _on_refused_write(self, fault: StorageFault) -> None:
-        chunk, now = self._chunk, time.monotonic()
-        self._context.is_storage_writable = False
-        self._context.session.permit.suspend(chunk, f"sending waits for storage: {fault}")
-        patience_s = STORAGE_PATIENCE_S * (UNSAVED_PATIENCE_FACTOR if self._spool.unsaved_bytes else 1)
-        if self._failure is None:
-            log.warning("chunk %d: %s; sending waits for storage", chunk, fault)
-        elif now - self._failure[0] > patience_s:
-            raise fault
-        # The time of the first refusal is kept, the fault is the latest one.
-        self._failure = (self._failure[0] if self._failure else now, fault)
 
     @property
     def _pause_s(self) -> float:

@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from functools import partial
 
 import msgspec
 
@@ -16,13 +15,12 @@ from batchline.steps import segment_writer
 from batchline.steps.context import SendContext
 from batchline.steps.missing_input import ReadableCalls, build_missing_results, find_final_stop, require_final_stop
 from batchline.steps.parts import Part, read_part, read_segments, try_delete
-from batchline.steps.requests import build_calls, is_large, read_line_blocks
+from batchline.steps.requests import build_calls, has_large_line, read_line_blocks
 from batchline.steps.result_rows import build_metrics, build_result_line
 from batchline.steps.segment_writer import SegmentWriter
 from batchline.steps.spool import Spool
 from batchline.storage.objects import layout
 from batchline.upstream.call_results import Call, CallResult
-from batchline.upstream.chunk_queue import ChunkQueue
 
 log = logging.getLogger(__name__)
 
@@ -56,24 +54,33 @@ def send_chunk(spec: ChunkSpec, context: SendContext) -> ChunkResult:
     Safe to repeat: a finished part is kept, and of an unfinished one only requests without a saved result are
     sent. Raises `InputChanged`, `LeaseLost` or `StorageFault`; results received before that are saved.
     """
-    keys = layout.part_keys(spec.batch_id, spec.generation, spec.chunk.index, spec.epoch, sender=context.sender_id)
-    is_first_start = context.mark_chunk_started(spec.chunk.index)
+    batch_id, generation, epoch, chunk = spec.batch_id, spec.generation, spec.epoch, spec.chunk
+    keys = layout.part_keys(batch_id, generation, chunk.index, epoch, sender=context.sender_id)
+    is_first_start = context.mark_chunk_started(chunk.index)
     is_untouched = spec.is_fresh and is_first_start
     # A chunk of a new batch, the usual case, needs no request to storage.
     if not is_untouched and context.store.exists(keys.metrics):
         part = read_part(context.store, keys.metrics)
         context.add_settled(part.chunk, part.completed, part.failed - part.unanswered)
         return _finished_result(part)
-    with context.large_chunk_slots if is_large(spec.chunk) else nullcontext(), Spool() as spool:
+
+    def new_segment_key() -> str:
+        # The number is the time, so that it rises across tasks and processes.
+        return layout.segment_key(batch_id, generation, chunk.index, epoch, time.time_ns())
+
+    with context.large_chunk_slots if has_large_line(chunk.ranges) else nullcontext(), Spool() as spool:
         recovered_keys = (
             [] if is_untouched else _recover_segments(spec, context, spool, is_counted=not is_first_start)
         )
-        with SegmentWriter(context, spool, spec.chunk.index, partial(_new_segment_key, spec)) as writer:
+        with SegmentWriter(context, spool, chunk.index, new_segment_key) as writer:
             _send_requests(spec, context, spool, writer)
             context.raise_if_lost()
-            if len(spool) < spec.chunk.requests:
+            if len(spool) < chunk.requests:
                 writer.flush()
-                return _partial_result(spec, spool)
+                completed = spool.completed
+                return ChunkResult(
+                    chunk=chunk.index, completed=completed, failed=len(spool) - completed, is_finished=False
+                )
             part = writer.write_part_when_possible(keys)
     # Not before the part exists, which replaces the segments.
     try_delete(context.store, [*recovered_keys, *writer.segment_keys])
@@ -82,13 +89,6 @@ def send_chunk(spec: ChunkSpec, context: SendContext) -> ChunkResult:
 
 def _finished_result(part: Part) -> ChunkResult:
     return ChunkResult(chunk=part.chunk, completed=part.completed, failed=part.failed, is_finished=True)
-
-
-def _partial_result(spec: ChunkSpec, spool: Spool) -> ChunkResult:
-    completed = spool.completed
-    return ChunkResult(
-        chunk=spec.chunk.index, completed=completed, failed=len(spool) - completed, is_finished=False
-    )
 
 
 def _recover_segments(spec: ChunkSpec, context: SendContext, spool: Spool, *, is_counted: bool) -> list[str]:
@@ -119,7 +119,12 @@ def _send_requests(spec: ChunkSpec, context: SendContext, spool: Spool, writer: 
         try:
             while not queue.is_done:
                 if not writer.is_failing:
-                    _fill_queue(queue, pending_calls)
+                    while queue.wants_calls:
+                        block = next(pending_calls, None)
+                        if block is None:
+                            queue.end_input()
+                            break
+                        queue.put(block)
                 else:
                     # `wait_for_results` returns at once while the queue wants calls.
                     time.sleep(segment_writer.STORAGE_PAUSE_S)
@@ -158,15 +163,6 @@ def _count_settled(spec: ChunkSpec, context: SendContext, metrics: Sequence[Requ
     context.add_settled(spec.chunk.index, sum(row.ok for row in metrics), sum(row.is_failed for row in metrics))
 
 
-def _fill_queue(queue: ChunkQueue, pending_calls: Iterator[list[Call]]) -> None:
-    while queue.wants_calls:
-        block = next(pending_calls, None)
-        if block is None:
-            queue.end_input()
-            return
-        queue.put(block)
-
-
 def _read_calls(spec: ChunkSpec, context: SendContext, spool: Spool) -> Iterator[list[Call]]:
     def find_upstream(model: str | None) -> str:
         try:
@@ -199,8 +195,3 @@ class _SkippedLines:
 
     def __contains__(self, line: object) -> bool:
         return line not in self._only_lines or line in self._spool
-
-
-def _new_segment_key(spec: ChunkSpec) -> str:
-    """Return the key of a new segment; its number is the time, so that it rises across tasks and processes."""
-    return layout.segment_key(spec.batch_id, spec.generation, spec.chunk.index, spec.epoch, time.time_ns())

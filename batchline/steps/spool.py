@@ -9,7 +9,6 @@ import tempfile
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
-from io import FileIO
 from itertools import accumulate
 from mmap import ACCESS_READ, mmap
 from types import TracebackType
@@ -31,7 +30,10 @@ class Spool:
     """A chunk's metrics in memory and its result lines in a temporary file; in memory if the disk is full."""
 
     def __init__(self) -> None:
-        self._file = _open_temporary_file()
+        try:
+            self._file = tempfile.TemporaryFile(prefix="batchline-", buffering=0)  # noqa: SIM115 - closed by `__exit__`
+        except OSError as error:
+            raise _temporary_file_fault(error) from error
         self._file_end = 0
         self._overflow = b""
         self._metrics: list[RequestMetrics] = []
@@ -88,11 +90,16 @@ class Spool:
 
     def write_overflow(self) -> None:
         """Write the lines kept in memory to the temporary file; raises `StorageFault` if that fails again."""
-        if self._overflow:
-            # At an explicit offset, so that the next write overwrites one that failed halfway.
-            _write_all(self._file.fileno(), self._overflow, self._file_end)
-            self._file_end += len(self._overflow)
-            self._overflow = b""
+        # At an explicit offset, so that the next write overwrites one that failed halfway.
+        view, offset = memoryview(self._overflow), self._file_end
+        try:
+            while view:
+                written = os.pwrite(self._file.fileno(), view, offset)
+                offset += written
+                view = view[written:]
+        except OSError as error:
+            raise _temporary_file_fault(error) from error
+        self._file_end, self._overflow = offset, b""
 
     def recover(self, segment: bytes) -> list[RequestMetrics]:
         """Add a saved segment and return the metrics of new results; raises `StorageFault` if the disk is full."""
@@ -140,24 +147,6 @@ def parse_segment_records(segment: bytes) -> Iterator[tuple[RequestMetrics, byte
     """Yield the metrics and the result line, without its newline, of each result in the segment."""
     head, _, rest = segment.partition(b"\n")
     return zip(_decode_metrics(head), rest.split(b"\n"), strict=False)
-
-
-def _open_temporary_file() -> FileIO:
-    try:
-        return tempfile.TemporaryFile(prefix="batchline-", buffering=0)
-    except OSError as error:
-        raise _temporary_file_fault(error) from error
-
-
-def _write_all(descriptor: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    try:
-        while view:
-            written = os.pwrite(descriptor, view, offset)
-            offset += written
-            view = view[written:]
-    except OSError as error:
-        raise _temporary_file_fault(error) from error
 
 
 def _temporary_file_fault(error: OSError) -> StorageFault:

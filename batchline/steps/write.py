@@ -7,9 +7,9 @@ all new ones are complete.
 from __future__ import annotations
 
 import io
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -22,7 +22,7 @@ from batchline.models.status import BatchStatus
 from batchline.report.report_data import store_report
 from batchline.report.samples import FirstFailures
 from batchline.steps.context import BatchContext
-from batchline.steps.merge import FilePair, MergedRows, merge_rows
+from batchline.steps.merge import MergedRows, merge_rows
 from batchline.steps.parts import Part
 from batchline.storage.objects import layout
 from batchline.storage.objects.readers import RangeReader
@@ -106,21 +106,15 @@ def find_finished_manifest(store: ObjectStore, batch_id: str, *, generation: int
         return None
     # If the files at the manifest's own prefix are gone, their published copies serve as well.
     for prefix in dict.fromkeys((manifest.prefix, layout.batch_prefix(batch_id))):
-        if _is_complete(store, manifest, prefix):
-            return msgspec.structs.replace(manifest, prefix=prefix)
+        keys = layout.final_keys(prefix)
+        with suppress(NotFound):
+            is_complete = store.info(keys.requests).size_bytes and all(
+                not size or store.info(key).size_bytes == size
+                for key, size in ((keys.output, manifest.output_bytes), (keys.errors, manifest.errors_bytes))
+            )
+            if is_complete:
+                return msgspec.structs.replace(manifest, prefix=prefix)
     return None
-
-
-def _is_complete(store: ObjectStore, manifest: Manifest, prefix: str) -> bool:
-    """Return True if the files below the prefix exist with the sizes that the manifest records."""
-    keys = layout.final_keys(prefix)
-    sizes = ((keys.output, manifest.output_bytes), (keys.errors, manifest.errors_bytes))
-    try:
-        return bool(store.info(keys.requests).size_bytes) and all(
-            not size or store.info(key).size_bytes == size for key, size in sizes
-        )
-    except NotFound:
-        return False
 
 
 class _FileWriter:
@@ -134,7 +128,9 @@ class _FileWriter:
         self._keys = keys
         self._copies_lines = copies_lines
         self._stack = ExitStack()
-        self._readers: OrderedDict[str, RangeReader] = OrderedDict()
+        self._open_reader = lru_cache(maxsize=MAX_OPEN_READERS)(
+            lambda key: RangeReader(store, key, read_ahead_bytes=COPY_BLOCK_BYTES)
+        )
 
     def __enter__(self) -> _FileWriter:
         import pyarrow.parquet as pq  # noqa: PLC0415 - as above
@@ -192,17 +188,10 @@ class _FileWriter:
             for source_number, start, end in _contiguous_ranges(
                 block.source_numbers[rows], offsets[rows], lengths[rows]
             ):
-                reader = self._open_reader(block.sources[source_number], ok=is_ok)
+                source = block.sources[source_number]
+                reader = self._open_reader(source.output if is_ok else source.errors)
                 for offset in range(start, end, COPY_BLOCK_BYTES):
                     file.write(reader.read(offset, min(end, offset + COPY_BLOCK_BYTES)))
-
-    def _open_reader(self, source: FilePair, *, ok: bool) -> RangeReader:
-        key = source.output if ok else source.errors
-        reader = self._readers.pop(key, None) or RangeReader(self._store, key, read_ahead_bytes=COPY_BLOCK_BYTES)
-        self._readers[key] = reader
-        if len(self._readers) > MAX_OPEN_READERS:
-            self._readers.popitem(last=False)
-        return reader
 
 
 def _contiguous_ranges(
