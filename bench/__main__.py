@@ -14,7 +14,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import budgets, commands, figures, hostile, lists, operations, rates, refusals, scale, serving
+from bench import budgets, commands, figures, hostile, lists, operations, outcomes, rates, refusals, scale, serving
 from bench.figures import Row
 from bench.kills import command as killing
 from bench.measuring import World
@@ -44,6 +44,7 @@ FIGURES = {
     "api_uploads": serving.api_uploads,
     "api_start": serving.api_start,
     "hostile_members": hostile.hostile_members,
+    "judgements": outcomes.judgements,
     "kills": commands.kills,
     "refused_writes": refusals.refused_writes,
     "start": commands.start,

@@ -53,6 +53,8 @@ def test_text_that_only_ends_like_a_frame_is_kept() -> None:
     assert judge(CHAT, 200, body).body == body
     assert judge(CHAT, 200, b"[DONE]").code == "invalid_response"
     assert judge(CHAT, 200, b": only a comment").code == "empty_response"
+    assert judge(CHAT, 200, b"data: [DONE]\n\n").code == "empty_response"
+    assert judge(CHAT, 200, b"data: null\n\n").code == "empty_response"
 
 
 def stream(*events: dict, done: bool = True) -> bytes:
@@ -249,9 +251,8 @@ CUT = {
     "completions": (COMPLETIONS, stream({"choices": [{"text": "Ye"}]}, {"choices": [{"text": "s"}]}, done=False)),
     "responses": (RESPONSES, named({"type": "response.output_text.delta", "delta": "Ye"})),
     "messages": (MESSAGES, named(*MESSAGE_EVENTS[:9])),
-    "nothing": (CHAT, b"data: [DONE]\n\n"),
     "not_json": (CHAT, b'data: {"choices"\n\n'),
-    "no_object": (CHAT, b"data: 3\n\n"),
+    "no_object": (CHAT, b"data: 3\n\ndata: 4\n\n"),
     "pieces_that_do_not_fit": (
         CHAT,
         stream(chunk(delta(content="a")), chunk(delta("stop", content=3)) | {"choices": [3]}),

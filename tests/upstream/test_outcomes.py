@@ -4,6 +4,8 @@ import json
 from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from batchline.models.outcomes import Judgement
 from batchline.upstream.dialects.embeddings import count_inputs
@@ -232,6 +234,7 @@ NO_ANSWERS: dict[str, tuple[str, Any, Verdict]] = {
     "embeddings_huge_integer": (EMBEDDINGS, vectors([10**400], [1]), INVALID),
     "embeddings_boolean": (EMBEDDINGS, vectors([True], [1]), INVALID),
     "embeddings_empty_vector": (EMBEDDINGS, vectors([], [1]), INVALID),
+    "embeddings_empty_text": (EMBEDDINGS, vectors("", "AAAA"), INVALID),
     "embeddings_not_base64": (EMBEDDINGS, vectors("no vector", "AAAA"), INVALID),
     "embeddings_matrix": (EMBEDDINGS, vectors([[1.0]], [[1.0]]), INVALID),
     "moderations_empty": (MODERATIONS, {"results": []}, EMPTY),
@@ -349,6 +352,8 @@ BLOCKED = Verdict("content_filter", "never")
 ERRORS_INSIDE: dict[str, tuple[Any, Verdict]] = {
     "silent": (error(), INVALID),
     "text": ({"error": "model crashed"}, INVALID),
+    "number": ({"error": 1.5}, INVALID),
+    "status_of_a_strange_type": ({"status": ["failed"], "error": "x", "type": {}}, INVALID),
     "true": ({"error": True, "message": "crashed"}, INVALID),
     "unknown_words": (error("E1234", "strange"), INVALID),
     "number_429": (error(429), LIMITED),
@@ -637,3 +642,54 @@ def test_usage_of_failures_is_read() -> None:
         (error() | {"usage": usage}, 500),
     ):
         assert read(CHAT, body, status).usage.total_tokens == 7
+
+
+NAMES = st.sampled_from(
+    ["error", "choices", "message", "content", "type", "status", "usage", "detail", "data", "output"]
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(NAMES | st.text(), inner),
+    max_leaves=30,
+)
+STATUS_CODES = st.sampled_from([200, 200, 200, 204, 302, 400, 401, 429, 503])
+
+
+@given(
+    body=st.binary() | VALUES.map(json.dumps).map(str.encode),
+    status=STATUS_CODES,
+    endpoint=st.sampled_from(LISTED),
+)
+@example(body=b'"\\ud800"', status=400, endpoint=CHAT)
+@example(body=b'{"error": "\\ud800\\udc00\\ud800"}', status=200, endpoint=CHAT)
+@example(body=b"[" * 10_000, status=200, endpoint=CHAT)
+@example(body=b'{"usage":' * 10_000, status=500, endpoint=CHAT)
+@example(body=b'{"error":' + b"[" * 10_000 + b"]" * 10_000 + b"}", status=200, endpoint=CHAT)
+@example(body=b'{"error":{"message":"' + b'{\\"error\\":' * 5_000 + b'"}}', status=400, endpoint=CHAT)
+@example(
+    body=b'data: {"choices":[{"delta":{"content":[]}}]}\n\ndata: {"choices":[{"delta":{"content":"a"}}]}',
+    status=200,
+    endpoint=CHAT,
+)
+@example(body=b'data: {"choices":3}\n\ndata: {"choices":{"a":1}}', status=200, endpoint=CHAT)
+@example(body=b'data: {"type":"message_start","message":[]}\n\ndata: {"type":[]}', status=200, endpoint=MESSAGES)
+@example(body=b'data: {"type":{}}\n\ndata: {"type":[]}', status=200, endpoint=RESPONSES)
+def test_any_bytes_get_a_judgement_with_one_line_of_json(body: bytes, status: int, endpoint: str) -> None:
+    judgement = judge(endpoint, status, body)
+
+    assert b"\n" not in judgement.body
+    assert b"\r" not in judgement.body
+    json.loads(judgement.body.decode())
+    (judgement.message or "").encode()
+
+
+PIECES = st.dictionaries(
+    st.sampled_from(["choices", "delta", "index", "type", "message", "content_block", "usage"]), VALUES
+)
+
+
+@given(events=st.lists(PIECES, min_size=1), endpoint=st.sampled_from(LISTED))
+def test_any_stream_of_events_gets_a_judgement(events: list[dict], endpoint: str) -> None:
+    body = "".join(f"data: {json.dumps(event)}\n\n" for event in events).encode()
+
+    json.loads(judge(endpoint, 200, body).body)

@@ -94,7 +94,7 @@ def has_text(value: object) -> bool:
 def _is_part(part: object) -> bool:
     if not isinstance(part, dict):
         return isinstance(part, str) and part != ""
-    if part.get("type") in {"thinking", "reasoning", "redacted_thinking"}:
+    if part.get("type") in ("thinking", "reasoning", "redacted_thinking"):
         return False
     if "text" in part or "refusal" in part:
         return has_text(part.get("text")) or has_text(part.get("refusal"))

@@ -92,10 +92,10 @@ def to_input_usage(usage: Usage | None) -> Usage | None:
 
 def _problem(vector: object) -> str | None:
     """Return the reason why the value is not a vector, or None if it is one."""
+    if not isinstance(vector, list | str) or not vector:
+        return "is missing or empty"
     if isinstance(vector, str):
         return None if _is_base64(vector) else "is neither a list of numbers nor base64"
-    if not isinstance(vector, list) or not vector:
-        return "is missing or empty"
     # `type` and not `isinstance`: booleans are integers too.
     if all(type(number) in {int, float} and _is_finite(number) for number in vector):
         return None

@@ -89,7 +89,7 @@ def _first_of_list(value: object) -> object:
 def _inner_error(body: dict[str, Any]) -> object:
     """Return the error that the body contains, or None."""
     for member in (body.get("error"), body.get("errors"), _choice_error(body), body.get("detail")):
-        if has_error(member) and isinstance(member, dict | list | str | bool | int):
+        if has_error(member):
             return _first_of_list(member) if isinstance(member, list) and not _is_detail_list(member) else member
     return None
 
@@ -109,7 +109,7 @@ def _is_error_object(body: dict[str, Any]) -> bool:
     return (
         body.get("object") == "error"
         or body.get("type") == "error"
-        or body.get("status") in {"failed", "error"}
+        or body.get("status") in ("failed", "error")  # not a set: the value may be unhashable
         or (isinstance(body.get("message"), str) and has_error(body.get("code")))
     )
 

@@ -68,7 +68,7 @@ def _texts(endpoint: str, body: dict[str, Any]) -> Iterator[str]:
 def _joined(content: object) -> Iterator[str]:
     """Yield the text of a content, which may be in parts; nothing if it has none."""
     if isinstance(content, list):
-        parts = (part.get("text") for part in _objects(content) if part.get("type") in {"text", "output_text"})
+        parts = (part.get("text") for part in _objects(content) if part.get("type") in ("text", "output_text"))
         content = "".join(part for part in parts if isinstance(part, str))
     if isinstance(content, str) and content:
         yield content

@@ -19,7 +19,15 @@ Json = dict[str, Any]
 _REPLACED: Final = frozenset({"index", "type", "id", "role", "name"})
 """Members of a delta that are sent whole, by some servers with every event."""
 
-_RESPONSE_ENDS: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
+_RESPONSE_ENDS: Final = ("response.completed", "response.incomplete", "response.failed")
+
+
+MAX_INDEXED_ITEMS: Final = 1_000
+"""Tool calls of one choice: each of their pieces is looked up among them."""
+
+
+class _Pieces(list[str]):
+    """The pieces of a text."""
 
 
 class BrokenStream(ValueError):
@@ -27,10 +35,12 @@ class BrokenStream(ValueError):
 
 
 def join_events(endpoint: str, text: bytes) -> bytes:
-    """Return the JSON body that the stream of events stands for; raises `BrokenStream`."""
+    """Return the JSON body that the events stand for, empty if they have no data; raises `BrokenStream`."""
     events, is_done = split_events(text)
     if not events:
-        raise BrokenStream("that has no data")
+        return b""
+    if len(events) == 1 and not events[0].data.lstrip().startswith(b"{"):
+        return events[0].data.strip()
     values = [_decode_event(event) for event in events]
     for event, value in zip(events, values, strict=True):
         if event.name == "error" or value.get("type") == "error" or has_error(value.get("error")):
@@ -41,7 +51,13 @@ def join_events(endpoint: str, text: bytes) -> bytes:
         return _response_of(events, values)
     if (joiner := _JOINERS.get(endpoint)) is None:
         raise BrokenStream(f"with {len(events)} events, and this endpoint has no stream")
-    return dump_json_text(joiner(values, is_done)).encode()
+    try:
+        body = _with_joined_texts(joiner(values, is_done))
+    except BrokenStream:
+        raise
+    except (TypeError, AttributeError, LookupError, ValueError, RecursionError):
+        raise BrokenStream("whose pieces do not fit together") from None
+    return dump_json_text(body).encode()
 
 
 def _decode_event(event: Event) -> Json:
@@ -108,16 +124,10 @@ def _join_envelope(
             if name != "choices" and (value is not None or name not in body):
                 body[name] = value
         for piece in chunk.get("choices") or ():
-            if not isinstance(piece, dict):
-                raise BrokenStream("with a choice that is not an object")
-            index = piece.get("index", 0)
-            if type(index) is not int:
-                raise BrokenStream("with a choice whose index is not a number")
-            choice = choices.setdefault(index, {"index": index, "finish_reason": None})
-            try:
-                add_piece(choice, piece)
-            except (TypeError, AttributeError):
-                raise BrokenStream("whose pieces do not fit together") from None
+            choice = choices.setdefault(
+                piece.get("index", 0), {"index": piece.get("index", 0), "finish_reason": None}
+            )
+            add_piece(choice, piece)
     # Some servers end without `[DONE]`, others without a finish reason: one of the two shows that nothing is
     # missing.
     if not is_done and not (choices and all(choice["finish_reason"] for choice in choices.values())):
@@ -142,7 +152,7 @@ def _add_text_piece(choice: Json, piece: Json) -> None:
         if value is None or name == "index":
             continue
         if name == "text":
-            choice["text"] = choice.get("text", "") + value
+            _append(choice, name, value)
         elif name == "logprobs":
             choice["logprobs"] = _merge(choice.get("logprobs") or {}, value)
         else:
@@ -153,17 +163,24 @@ def _merge(whole: Json, piece: Json) -> Json:
     """Add a piece to an object: texts and lists are appended to, objects merged, other values replaced."""
     for name, value in piece.items():
         known = whole.get(name)
-        if value is None:
+        if value is None or (name in _REPLACED and known and not value):
             continue
         if isinstance(value, list):
             whole[name] = _extend(known or [], value)
-        elif isinstance(known, str) and isinstance(value, str) and name not in _REPLACED:
-            whole[name] = known + value
-        elif isinstance(known, dict) and isinstance(value, dict):
-            _merge(known, value)
-        elif not (name in _REPLACED and known and not value):
+        elif isinstance(value, str) and name not in _REPLACED:
+            _append(whole, name, value)
+        elif isinstance(value, dict):
+            whole[name] = _merge(known or {}, value)
+        else:
             whole[name] = value
     return whole
+
+
+def _append(whole: Json, name: str, text: str) -> None:
+    """Append to a text. Its pieces are joined at the end: joining each would take quadratic time."""
+    if not isinstance(text, str):
+        raise TypeError(name)
+    whole.setdefault(name, _Pieces()).append(text)
 
 
 def _extend(items: list[Any], pieces: list[Any]) -> list[Any]:
@@ -171,11 +188,24 @@ def _extend(items: list[Any], pieces: list[Any]) -> list[Any]:
     for piece in pieces:
         index = piece.get("index") if isinstance(piece, dict) else None
         same = None if index is None else next((item for item in items if item.get("index") == index), None)
-        if same is None:
-            items.append(piece)
-        else:
+        if same is not None:
             _merge(same, piece)
+        elif index is None:
+            items.append(piece)
+        elif len(items) < MAX_INDEXED_ITEMS:
+            items.append(_merge({}, piece))
+        else:
+            raise BrokenStream(f"with a list of over {MAX_INDEXED_ITEMS:,} items")
     return items
+
+
+def _with_joined_texts(value: Any) -> Any:
+    """Return the value with the pieces of each text joined."""
+    if isinstance(value, _Pieces):
+        return "".join(value)
+    if isinstance(value, dict):
+        return {name: _with_joined_texts(member) for name, member in value.items()}
+    return [_with_joined_texts(item) for item in value] if isinstance(value, list) else value
 
 
 def _join_message(events: list[Json], is_done: bool) -> Json:
@@ -183,10 +213,7 @@ def _join_message(events: list[Json], is_done: bool) -> Json:
     message: Json = {}
     blocks: dict[int, Json] = {}
     for event in events:
-        try:
-            is_done = _add_event(message, blocks, event) or is_done
-        except (TypeError, AttributeError, KeyError, ValueError):
-            raise BrokenStream("whose pieces do not fit together") from None
+        is_done = _add_event(message, blocks, event) or is_done
     if not message or not (is_done or message.get("stop_reason")):
         raise BrokenStream("that ended before the message was complete")
     return message | {"content": [blocks[index] for index in sorted(blocks)]}
@@ -198,11 +225,11 @@ def _add_event(message: Json, blocks: dict[int, Json], event: Json) -> bool:
         case "message_start":
             message.update(event["message"])
         case "content_block_start":
-            blocks[event["index"]] = dict(event["content_block"])
+            blocks[event["index"]] = _merge({}, event["content_block"])
         case "content_block_delta":
             _add_block_delta(blocks[event["index"]], event["delta"])
         case "content_block_stop":
-            if text := blocks[event["index"]].pop("partial_json", ""):
+            if text := "".join(blocks[event["index"]].pop("partial_json", ())):
                 blocks[event["index"]]["input"] = json.loads(text)
         case "message_delta":
             message.update({name: value for name, value in event["delta"].items() if value is not None})
@@ -215,12 +242,10 @@ def _add_event(message: Json, blocks: dict[int, Json], event: Json) -> bool:
 
 def _add_block_delta(block: Json, delta: Json) -> None:
     for name, value in delta.items():
-        if name == "type" or value is None:
-            continue
         if name == "citation":
             block["citations"] = [*(block.get("citations") or []), value]
-        else:
-            block[name] = block.get(name, "") + value
+        elif name != "type" and value is not None:
+            _append(block, name, value)
 
 
 _JOINERS: Final[Mapping[str, Callable[[list[Json], bool], Json]]] = {
