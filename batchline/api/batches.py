@@ -18,6 +18,7 @@ from batchline.api.responses import CurrentClient, Deleted, json_response, model
 from batchline.client import Batchline
 from batchline.client.batch_runs import POLL_INTERVAL_S
 from batchline.client.expiry import ExpiresAfterDict
+from batchline.client.pauses import DEFAULT_MESSAGE
 from batchline.client.raw_result import RawResult
 from batchline.models.analytics import BatchAnalytics
 from batchline.models.batches import (
@@ -30,6 +31,7 @@ from batchline.models.batches import (
     ListBatchesQuery,
     RetryRequestsRequest,
 )
+from batchline.models.errors import Conflict
 from batchline.models.status import ACTIVE_STATUSES
 
 router = APIRouter(prefix="/v1/batches", tags=["Batches"], route_class=FairRoute)
@@ -139,6 +141,44 @@ async def delete_when_idle(client: Batchline, batch_id: str) -> None:
 def cancel_batch(batch_id: str, client: CurrentClient) -> Response:
     """Cancel a batch; answers received so far are kept."""
     return model_response(client.batches.cancel(batch_id))
+
+
+class PauseBody(BaseModel):
+    """The reason for a pause."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    message: str = Field(
+        default=DEFAULT_MESSAGE, max_length=1_000, description="Why, for those who find the batch paused."
+    )
+
+
+@router.post("/{batch_id}/pause", response_model=BatchResponse, responses=openapi_errors(409))
+def pause_batch(batch_id: str, client: CurrentClient, body: PauseBody | None = None) -> Response:
+    """Pause a batch: nothing more is sent until it is resumed, and its completion window stands still.
+
+    Requests in flight are finished, and every answer is kept.
+    """
+    return model_response(client.batches.pause(batch_id, message=body.message if body else DEFAULT_MESSAGE))
+
+
+@router.post("/{batch_id}/resume", response_model=BatchResponse, responses=openapi_errors(409))
+def resume_batch(batch_id: str, client: CurrentClient) -> Response:
+    """Resume a paused batch where it ran: in its flow run, or in this server."""
+    resume_paused(client, batch_id)
+    return model_response(client.batches.retrieve(batch_id, include=""))
+
+
+def resume_paused(client: Batchline, batch_id: str) -> None:
+    """Resume a paused batch where it ran; raises `Conflict` if that was neither a server nor a flow run."""
+    runner = client.batches.resume_where_it_ran(batch_id)
+    if runner is None:
+        raise Conflict(
+            f"batch {batch_id} was not run by a server or a Prefect deployment; to continue it where it ran: "
+            f"batchline run --resume {batch_id}"
+        )
+    if runner == "server":
+        client.runner.start(batch_id)
 
 
 @router.post("/{batch_id}/retry", response_model=BatchResponse, responses=openapi_errors(409))

@@ -108,6 +108,8 @@ def cancel(batch_id: str, /, *, wait: Flag = False, json: Flag = False) -> int:
     """
     client = Batchline(origin="cli")
     client.batches.cancel(batch_id)
+    if client.batches.is_queued(batch_id):  # it was paused: nobody else writes its files
+        client.batches.wait(batch_id)
     batch = follow_batch(client, batch_id, abandoned_s=0) if wait else client.batches.record(batch_id)
     is_abandoned = bool(client.batches.runner_state(batch))
     next_step = ""
@@ -162,21 +164,59 @@ def retry(
 
 
 @app.command
+def pause(batch_id: str, /, *, message: str | None = None, json: Flag = False) -> int:
+    """Pause a batch: nothing more is sent until it is resumed, and its completion window stands still.
+
+    Requests in flight are finished, and every answer is kept.
+
+    Parameters
+    ----------
+    batch_id:
+        Id of the batch.
+    message:
+        Why, for those who find it paused.
+    json:
+        Print the batch as JSON.
+    """
+    batch = Batchline(origin="cli").batches.pause(batch_id, **({} if message is None else {"message": message}))
+    _print_batch(batch, json=json, next_step=f"paused; to continue: batchline batches resume {batch_id}")
+    return ExitCode.OK
+
+
+@app.command
 def resume(batch_id: str, /, *, local: Flag = False, stand_in: Flag = False, json: Flag = False) -> int:
-    """Go on with a batch that was stopped or whose runner died; the same as `batchline run --resume`.
+    """Resume a paused batch where it ran, or run one that was stopped or whose runner died.
+
+    A paused batch is handed to its flow run in Prefect or to the server that had it; if there is neither, the
+    command that continues it is printed.
 
     Parameters
     ----------
     batch_id:
         Id of the batch.
     local:
-        Run the same steps without Prefect.
+        Run it here and now, without Prefect.
     stand_in:
-        Send to a stand-in upstream on this machine, whose answers mean nothing.
+        Run it here and now, against a simulated upstream on this machine, whose answers mean nothing.
     json:
-        Print the batch with its analytics as JSON, at its end.
+        Print the batch as JSON, at its end if it is run here.
     """
-    return run(resume=batch_id, local=local, stand_in=stand_in, json=json)
+    client = Batchline(origin="cli")
+    if client.batches.record(batch_id).pause is None or local or stand_in:
+        return run(resume=batch_id, local=local, stand_in=stand_in, json=json)
+    runner = client.batches.resume_where_it_ran(batch_id)
+    batch = client.batches.retrieve(batch_id)
+    _print_batch(batch, json=json, next_step=RESUMED_NOTES[runner].format(batch_id=batch_id))
+    return ExitCode.OK if runner else ExitCode.PAUSED
+
+
+RESUMED_NOTES: dict[str | None, str] = {
+    "same process": "resumed; the process that ran it continues",
+    "flow run": "resumed; its flow run in Prefect continues as soon as a worker has taken it",
+    "server": "resumed; a server continues within a minute",
+    None: "still paused, as no server or worker has it; to continue here: batchline run --resume {batch_id}",
+}
+"""Notes about who continues with a resumed batch."""
 
 
 @app.command

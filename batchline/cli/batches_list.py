@@ -34,6 +34,7 @@ def list_(
     created_after: str | None = None,
     created_before: str | None = None,
     member_id: UUID | None = None,
+    paused: Flag = False,
     active_first: Flag = False,
     limit: int | None = None,
     after: str | None = None,
@@ -54,6 +55,8 @@ def list_(
         Only batches made then or earlier.
     member_id:
         Only batches that this member made.
+    paused:
+        Only batches that are paused.
     active_first:
         Batches that are not over before those that are.
     limit:
@@ -72,6 +75,7 @@ def list_(
         created_after=created_after,
         created_before=created_before,
         member_id=member_id,
+        paused=True if paused else None,
         active_first=active_first,
         limit=page_size(limit, all_=all_),
         after=after,

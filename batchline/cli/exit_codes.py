@@ -8,7 +8,7 @@ from batchline.models.status import BatchStatus
 
 EXIT_CODES_HELP = (
     "Exit status: 0 all requests succeeded, 3 some failed, 4 none succeeded, 5 cancelled or expired, 2 bad usage "
-    "or an input that does not validate, 6 stopped by a fault or by Ctrl-C (go on with --resume)."
+    "or an input that does not validate, 6 stopped by a fault or by Ctrl-C, 7 paused (go on with --resume)."
 )
 
 
@@ -21,10 +21,13 @@ class ExitCode(IntEnum):
     NONE_SUCCEEDED = 4
     CANCELLED_OR_EXPIRED = 5
     STOPPED = 6
+    PAUSED = 7
 
 
 def exit_code_of_batch(batch: BatchRecord) -> ExitCode:
-    """Return the status for a batch after `run`; one that has not ended was stopped."""
+    """Return the status for a batch after `run`; one that has not ended was paused or stopped."""
+    if batch.pause is not None:
+        return ExitCode.PAUSED
     if batch.status is BatchStatus.COMPLETED:
         return ExitCode.SOME_FAILED if batch.completed < batch.total else ExitCode.OK
     if batch.status is BatchStatus.FAILED:

@@ -1,5 +1,6 @@
 """`batchline run`: run a file of requests to its results."""
 
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from batchline.models.batches import validate_metadata
 from batchline.models.errors import (
     BatchEnded,
     BatchlineError,
+    BatchPaused,
     Conflict,
     Interrupted,
     InvalidInput,
@@ -77,8 +79,16 @@ def run(
         client = Batchline(target.settings, origin="cli")
         with Progress() as progress:
             batch_id = _create_batch(client, arguments, progress) if arguments else str(resume)
-            is_over = client.batches.record(batch_id).status in TERMINAL_STATUSES
-            error = None if is_over else _run_batch(client, batch_id, progress, local=local)
+            batch = client.batches.record(batch_id)
+            if resume is not None and batch.pause is not None:
+                client.batches.end_pause(batch_id)
+            error = (
+                None if batch.status in TERMINAL_STATUSES else _run_batch(client, batch_id, progress, local=local)
+            )
+        while isinstance(error, BatchPaused) and not json and _confirm_resume(error):
+            client.batches.end_pause(batch_id)
+            with Progress() as progress:
+                error = _run_batch(client, batch_id, progress, local=local)
         try:
             batch = client.batches.record(batch_id)
         except StorageFault as fault:
@@ -167,7 +177,15 @@ def _run_batch(client: Batchline, batch_id: str, progress: Progress, *, local: b
     return None
 
 
+def _confirm_resume(paused: BatchPaused) -> bool:
+    """Ask at a terminal whether to go on with a paused batch; return False where nobody can be asked."""
+    if not sys.stdin.isatty():
+        return False
+    return stderr_console().input(f"{paused}\ngo on? [y/N] ", markup=False).strip().lower() in {"y", "yes"}
+
+
 def _print_resume_hint(batch_id: str, error: BatchlineError, target: Target, *, local: bool) -> None:
     flags = (" --local" if local else "") + (" --stand-in" if target.is_simulator else "")
-    stderr_console().print(f"[red]stopped:[/] {escape(str(error))}")
+    word = "[yellow]paused:[/]" if isinstance(error, BatchPaused) else "[red]stopped:[/]"
+    stderr_console().print(f"{word} {escape(str(error))}")
     print_note(f"to continue: batchline run --resume {batch_id}{flags}", is_whole=True)

@@ -1,6 +1,7 @@
 """Print the summary of a batch."""
 
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -56,6 +57,9 @@ def _print_row(name: str, value: str, *, is_unbroken: bool = False) -> None:
 def _state_rows(batch: BatchRecord, report: BatchReport | None) -> Iterator[tuple[str, str]]:
     yield "batch", batch.id
     yield "status", f"[{COLOURS.get(batch.status, 'yellow')}]{batch.status}[/]"
+    if batch.pause is not None:
+        paused_at = datetime.fromtimestamp(batch.pause.at, UTC)
+        yield "paused", f"{escape(batch.pause.message)} ({batch.pause.code}, since {paused_at:%Y-%m-%d %H:%M} UTC)"
     is_ended = batch.status in TERMINAL_STATUSES
     unanswered_counts = unanswered_by_word(report) if is_ended else {}
     if other_count := batch.total - batch.completed - batch.failed - sum(unanswered_counts.values()):

@@ -111,6 +111,7 @@ class AsyncBatches(_Operations[Batches]):
     create = _in_thread(Batches.create)
     retrieve = _in_thread(Batches.retrieve)
     list = _page_in_thread(Batches.list)
+    pause = _in_thread(Batches.pause)
     resume = _in_thread(Batches.resume)
     cancel = _in_thread(Batches.cancel)
     retry = _in_thread(Batches.retry)

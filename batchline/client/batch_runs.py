@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from batchline.client.access import Access
-from batchline.client.pauses import DEFAULT_MESSAGE, Runner, end_pause, pause_batch
+from batchline.client.pauses import DEFAULT_MESSAGE, Runner, pause_batch, resume_where_it_ran
 from batchline.client.progress import BatchProgress, ProgressTracker, runner_state
 from batchline.client.runner import BatchRunner
 from batchline.engine.lease import active_lease, wait_for_lease
@@ -53,13 +53,18 @@ class BatchRuns:
         self.record(batch_id)
         return pause_batch(self._services, batch_id, message).to_response()
 
-    def end_pause(self, batch_id: str) -> Runner | None:
+    def resume_where_it_ran(self, batch_id: str) -> Runner | None:
         """End the pause if the batch then goes on where it ran, and return who goes on with it.
 
-        Returns None if nobody would; it stays paused until `resume` or `run` goes on with it here. Raises
-        `Conflict` if it is not paused, and `Interrupted` if Prefect fails.
+        Returns None if nobody would: it stays paused until `resume` goes on with it in this process. A server of
+        "server" is any that runs with this database. Raises `Conflict` if it is not paused, and `Interrupted` if
+        Prefect fails.
         """
-        return end_pause(self._services, self.record(batch_id))
+        return resume_where_it_ran(self._services, self.record(batch_id))
+
+    def end_pause(self, batch_id: str) -> BatchResponse:
+        """End the pause for a caller that then runs the batch; raises `Conflict` if it is not paused."""
+        return self._services.records.resume(self.record(batch_id).id).to_response()
 
     def prepare_run(self, batch_id: str, notify: Callable[[str], object]) -> str | None:
         """Wait until the lease of a dead runner expires; `notify` receives the reason to wait.

@@ -12,7 +12,7 @@ from batchline.client.arguments import idempotency_of, parse_arguments
 from batchline.client.batch_runs import POLL_INTERVAL_S, BatchRuns
 from batchline.client.expiry import ExpiresAfter, parse_lifetime_s
 from batchline.client.pagination import Page
-from batchline.client.pauses import end_pause
+from batchline.client.pauses import resume_where_it_ran
 from batchline.client.progress import ProgressTracker
 from batchline.client.raw_result import RawResult
 from batchline.client.results import read_results
@@ -216,7 +216,7 @@ class Batches(BatchRuns):
         """
         batch = self.record(batch_id)
         if batch.pause is not None:
-            if end_pause(self._services, batch) in {"same process", "flow run"}:
+            if resume_where_it_ran(self._services, batch) in {"same process", "flow run"}:
                 return self.retrieve(batch_id)
             batch = self.record(batch_id)
             if batch.pause is not None:

@@ -31,7 +31,7 @@ def pause_batch(services: Services, batch_id: str, message: str = DEFAULT_MESSAG
     return batch
 
 
-def end_pause(services: Services, batch: BatchRecord) -> Runner | None:
+def resume_where_it_ran(services: Services, batch: BatchRecord) -> Runner | None:
     """End the pause if the batch then goes on by itself, and return who goes on with it; else return None.
 
     Raises `Conflict` if the batch is not paused, and `Interrupted` if Prefect fails; the batch then stays paused.

@@ -54,7 +54,7 @@ class ProgressTracker:
         completed, failed = max(recorded, live, key=sum)  # a resumed batch counts its earlier results again from 0
         session = None if lease is None else lease.progress()
         note = runner_state(batch, now=self._services.records.now(), lease_s=self._services.settings.lease_s)
-        if session is not None and session.paused:
+        if session is not None and session.paused and batch.pause is None:
             note = session.paused
         per_s = None
         if batch.status is BatchStatus.IN_PROGRESS:
@@ -93,7 +93,9 @@ def _average_rate(batch: BatchRecord, settled: int) -> float | None:
 
 
 def runner_state(batch: BatchRecord, *, now: float, lease_s: float) -> str:
-    """Return why an active batch has no runner; empty if it has one or the batch has ended."""
+    """Return why an active batch has no runner, or will have none; empty if it has one or the batch has ended."""
+    if batch.pause is not None:
+        return "paused"
     if batch.status in TERMINAL_STATUSES or batch.is_leased(now=now, lease_s=lease_s):
         return ""
     if batch.lease_owner is not None:

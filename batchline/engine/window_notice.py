@@ -9,7 +9,8 @@ from batchline.storage.records.store import BatchRecord
 
 def closed_window_notice(batch: BatchRecord, settings: Settings, *, now: float) -> str | None:
     """Return a notice about continuing a batch whose window has closed, or None if the window is open."""
-    if batch.status not in {BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS} or now < batch.expires_at:
+    is_open = batch.status in {BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS}
+    if not is_open or batch.pause is not None or now < batch.expires_at:
         return None
     closing_note = (
         f"its completion window closed at {datetime.fromtimestamp(batch.expires_at, UTC):%Y-%m-%d %H:%M} UTC"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
 
-from batchline.api.batches import delete_when_idle
+from batchline.api.batches import delete_when_idle, resume_paused
 from batchline.api.concurrency import FairRoute, iterate_in_thread
 from batchline.client import Batchline, BatchRecord
 from batchline.client.pauses import SERVER_ORIGINS
@@ -97,6 +97,20 @@ def timeline_of(batch: BatchRecord) -> list[tuple[str, int, int | None]]:
 def cancel_batch(batch_id: str, client: CurrentClient) -> Response:
     """Cancel the batch."""
     client.batches.cancel(batch_id)
+    return _redirect_to_batch(batch_id)
+
+
+@router.post("/pause")
+def pause_batch(batch_id: str, client: CurrentClient) -> Response:
+    """Pause the batch."""
+    client.batches.pause(batch_id)
+    return _redirect_to_batch(batch_id)
+
+
+@router.post("/resume")
+def resume_batch(batch_id: str, client: CurrentClient) -> Response:
+    """Resume the batch where it ran."""
+    resume_paused(client, batch_id)
     return _redirect_to_batch(batch_id)
 
 

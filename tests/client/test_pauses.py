@@ -87,7 +87,7 @@ def test_batch_resumed_while_its_requests_finish_goes_on_by_itself(start_held_ba
     client.batches.pause(batch_id)
     until(lambda: active_lease(batch_id).session.stop_reason is not None)
 
-    assert client.batches.end_pause(batch_id) == "same process"
+    assert client.batches.resume_where_it_ran(batch_id) == "same process"
 
     controlled.answer_all()
     assert client.batches.wait(batch_id, timeout_s=30).request_counts.completed == 20
@@ -200,7 +200,7 @@ def test_settled_batch_cannot_be_paused(status, make_client, tmp_path):
     with pytest.raises(Conflict, match=f"{batch.id} is {status} and cannot be paused"):
         here.client.batches.pause(batch.id)
     with pytest.raises(Conflict):
-        here.client.batches.end_pause(batch.id)
+        here.client.batches.resume_where_it_ran(batch.id)
 
 
 def test_server_leaves_a_paused_batch_alone_and_ends_it_in_time(make_client, tmp_path):
