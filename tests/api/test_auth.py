@@ -85,6 +85,8 @@ ABOUT_ONE = [
     ("GET", "/v1/batches/{batch_id}"),
     ("GET", "/v1/batches/{batch_id}/analytics"),
     ("GET", "/v1/batches/{batch_id}/results"),
+    ("POST", "/v1/batches/{batch_id}/pause"),
+    ("POST", "/v1/batches/{batch_id}/resume"),
     ("POST", "/v1/batches/{batch_id}/cancel"),
     ("POST", "/v1/batches/{batch_id}/retry"),
     ("POST", "/v1/batches/{batch_id}/retry-requests"),
@@ -161,7 +163,7 @@ def test_lists_are_limited_to_member_except_for_managers(alices: Alices):
 
 def test_manager_can_use_objects_of_all_members(alices: Alices):
     manager = alices.served.http(alices.manager)
-    expected = {"cancel": 409}
+    expected = {"cancel": 409, "pause": 409, "resume": 409}
 
     for method, path in sorted(ABOUT_ONE, key=lambda each: (each[0] == "DELETE", "retry" in each[1])):
         answer = manager.request(method, alices.path(path), json=alices.body(path))

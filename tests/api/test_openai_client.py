@@ -10,6 +10,8 @@ from helpers.api_server import ENDPOINT, FINAL_STATUSES, ApiServer, wait_for_end
 from helpers.polling import until
 from helpers.request_files import write_requests
 
+from batchline import Batchline
+
 
 @pytest.fixture
 def path(tmp_path):
@@ -109,6 +111,47 @@ def test_file_list_without_limit_holds_101_files_on_one_page(served: ApiServer):
     page = served.openai().files.list()
 
     assert (len(page.data), page.has_more) == (101, False)
+
+
+def test_batch_is_paused_and_resumed_over_http(start_api, tmp_path):
+    served = start_api(simulator={"latency_s": 0.05}, upstream={"max_in_flight": 2}, chunk_requests=5)
+    client, http = served.openai(), served.http()
+    file = client.files.create(file=write_requests(tmp_path / "r.jsonl", 100), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
+    until(lambda: client.batches.retrieve(batch.id).request_counts.completed >= 10)
+
+    paused = http.post(f"/v1/batches/{batch.id}/pause", json={"message": "the price went up"}).json()
+
+    assert (paused["status"], paused["paused"]["message"]) == ("in_progress", "the price went up")
+    until(lambda: not served.client.runner.is_running(batch.id))
+    assert [each["id"] for each in http.get("/v1/batches?paused=true").json()["data"]] == [batch.id]
+    assert http.get("/v1/batches?paused=false").json()["data"] == []
+    assert http.post(f"/v1/batches/{batch.id}/pause").json()["paused"] == paused["paused"]
+
+    resumed = http.post(f"/v1/batches/{batch.id}/resume").json()
+
+    assert "paused" not in resumed
+    assert http.post(f"/v1/batches/{batch.id}/resume").status_code == 409
+    over = wait_for_end(client, batch.id)
+    assert (over.status, over.request_counts.completed) == ("completed", 100)
+    assert http.post(f"/v1/batches/{batch.id}/pause").json()["error"]["message"] == (
+        f"batch {batch.id} is completed and cannot be paused"
+    )
+
+
+def test_batch_of_the_command_line_is_not_resumed_by_the_server(served: ApiServer, tmp_path):
+    file = served.client.files.create(file=write_requests(tmp_path / "r.jsonl", 1))
+    batch = Batchline(services=served.client.services, origin="cli").batches.create(
+        input_file_id=file.id, via=None
+    )
+    http = served.http()
+    http.post(f"/v1/batches/{batch.id}/pause")
+
+    refused = http.post(f"/v1/batches/{batch.id}/resume")
+
+    assert refused.status_code == 409
+    assert f"batchline run --resume {batch.id}" in refused.json()["error"]["message"]
+    assert http.get(f"/v1/batches/{batch.id}").json()["paused"]["code"] == "by_user"
 
 
 def test_cancel_of_running_batch_keeps_completed_requests(start_api, tmp_path):

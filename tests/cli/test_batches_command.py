@@ -15,7 +15,7 @@ from batchline.models.analytics import BatchAnalytics, BatchReport
 from batchline.models.formatting import speed
 from batchline.models.status import BatchStatus
 
-VERBS = {"create", "list", "show", "watch", "results", "download", "cancel", "retry", "resume", "delete"}
+VERBS = {"create", "list", "show", "watch", "results", "download", "cancel", "pause", "retry", "resume", "delete"}
 
 
 def ids(out: str) -> list[str]:
@@ -308,6 +308,54 @@ def test_batches_cancel_wait_returns_after_runner_ends_batch(ended_batch, start_
     assert (told.status, batch["status"]) == (0, "cancelled")
     counts = batch["request_counts"]
     assert (counts["total"] > counts["completed"], counts["failed"]) == (True, 0)
+
+
+def test_batches_pause_shows_reason_in_list_and_show(run_cli, record_batch):
+    batch_id, other = record_batch(status="in_progress", total=10).id, record_batch().id
+
+    told = run_cli("batches", "pause", batch_id, "--message", "the price went up")
+
+    assert (told.status, told.out) == (0, f"{batch_id}\n")
+    assert f"to continue: batchline batches resume {batch_id}" in told.err.replace("\n", " ")
+    listed = run_cli("batches", "list", "--paused").out
+    assert "(paused)" in listed
+    assert other not in listed
+    assert re.search(
+        r"^paused +the price went up \(by_user, since .+ UTC\)$", run_cli("show", batch_id).out, re.MULTILINE
+    )
+    assert (
+        json.loads(run_cli("batches", "pause", batch_id, "--json").out)["paused"]["message"] == "the price went up"
+    )
+
+
+def test_batches_resume_of_batch_without_server_prints_command(run_cli, record_batch):
+    batch_id = record_batch(status="in_progress", total=10).id
+    run_cli("batches", "pause", batch_id)
+
+    told = run_cli("batches", "resume", batch_id)
+
+    assert told.status == 7
+    assert f"batchline run --resume {batch_id}" in told.err.replace("\n", " ")
+    assert "paused" in run_cli("batches", "list", "--paused").out
+
+
+def test_batches_cancel_of_paused_batch_writes_files(ended_batch):
+    ended_batch("batches", "retry", ended_batch.batch_id)
+    ended_batch("batches", "pause", ended_batch.batch_id)
+
+    told = ended_batch("batches", "cancel", ended_batch.batch_id, "--json")
+
+    batch = json.loads(told.out)
+    assert (told.status, batch["status"], batch["request_counts"]["completed"]) == (0, "cancelled", 26)
+
+
+def test_run_of_paused_batch_resumes_it(ended_batch):
+    ended_batch("batches", "retry", ended_batch.batch_id)
+    ended_batch("batches", "pause", ended_batch.batch_id)
+
+    told = ended_batch("run", "--local", "--resume", ended_batch.batch_id, "--json")
+
+    assert (told.status, json.loads(told.out)["status"]) == (3, "completed")
 
 
 def test_batches_cancel_of_unstarted_batch_is_immediate(run_cli, record_batch):

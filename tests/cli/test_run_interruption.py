@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.command_line import COMMAND, CommandResult, run_batchline, running_command
+from helpers.command_line import COMMAND, CommandResult, Terminal, batch_id_in, run_batchline, running_command
 from helpers.polling import until
 from helpers.record_edits import change_batch
 
@@ -160,6 +160,34 @@ def test_run_of_batch_cancelled_meanwhile_exits_with_5(start_simulator, request_
     assert cancelled.status == 5
     assert re.search(r"^status +cancelled$", cancelled.out, re.MULTILINE)
     assert re.search(r"^failures +batch_cancelled \d+$", cancelled.out, re.MULTILINE)
+
+
+def test_run_of_batch_paused_meanwhile_exits_with_7_and_resumes(start_simulator, request_file, records):
+    upstream = start_simulator(latency_s=0.2)
+    url = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_MAX_IN_FLIGHT": "4"}
+    with running_command("run", "--local", request_file(60), **url) as run:
+        until(lambda: upstream.counters()["received"] >= 8)
+        records.pause(run.batch_id, code="by_user", message="the price went up")
+        paused = run.wait()
+    sent = upstream.counters()["received"]
+    resumed = go_on_as_told(paused, **url)
+
+    assert (paused.status, resumed.status) == (7, 0)
+    assert f"paused: batch {run.batch_id} is paused: the price went up" in paused.err
+    assert 8 <= sent < 60
+    assert (upstream.counters()["received"], upstream.counters()["repeated"]) == (60, 0)
+
+
+def test_run_at_terminal_asks_whether_to_resume_paused_batch(start_simulator, request_file, records):
+    url = {"OPENAI_BASE_URL": start_simulator(latency_s=0.3).base_url, "BATCHLINE_MAX_IN_FLIGHT": "2"}
+    with Terminal("run", "--local", request_file(30), **url) as run:
+        run.wait_for("2 in flight")
+        records.pause(batch_id_in(run.text), code="by_user", message="the price went up")
+        run.wait_for("go on?")
+        run.type("y\n")
+        assert run.wait() == 0
+
+    assert "30 completed" in run.text
 
 
 def test_resume_after_completion_window_exits_with_5(start_simulator, request_file, records):

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from helpers.api_server import ENDPOINT, ApiServer, wait_for_end
+from helpers.api_server import ENDPOINT, ApiServer, root_of, wait_for_end
 from helpers.polling import until
 from helpers.record_edits import change_batch
 from helpers.request_files import write_requests
@@ -385,3 +385,19 @@ def test_batch_created_on_page_has_frontend_source_in_api(served: ApiServer, web
     batch = wait_for_end(api, started.answer.url.path.rpartition("/")[2])
     assert batch.endpoint == ENDPOINT
     assert batch.to_dict()["dwext"] == {"source": "frontend"}
+
+
+def test_batch_page_pauses_and_resumes(start_api, tmp_path):
+    served = start_api(simulator={"latency_s": 0.5})
+    file = served.client.files.create(file=write_requests(tmp_path / "r.jsonl", 1_000))
+    batch = served.client.batches.create(input_file_id=file.id)
+    until(lambda: served.client.batches.record(batch.id).in_progress_at)
+    with WebClient(root_of(served.url)) as client:
+        client.send(client.open(f"/batches/{batch.id}"), f"/batches/{batch.id}/pause")
+        until(lambda: not served.client.runner.is_running(batch.id))
+        page = client.open(f"/batches/{batch.id}")
+        assert "someone paused it" in page.words()
+        assert "stands still" in page.words()
+        client.send(page, f"/batches/{batch.id}/resume")
+
+    assert served.client.batches.wait(batch.id, timeout_s=60).request_counts.completed == 1_000
