@@ -80,15 +80,12 @@ def run(
         with Progress() as progress:
             batch_id = _create_batch(client, arguments, progress) if arguments else str(resume)
             batch = client.batches.record(batch_id)
-            if resume is not None and batch.pause is not None:
+            if resume and batch.pause:
                 client.batches.end_pause(batch_id)
             error = (
                 None if batch.status in TERMINAL_STATUSES else _run_batch(client, batch_id, progress, local=local)
             )
-        while isinstance(error, BatchPaused) and not json and _confirm_resume(error):
-            client.batches.end_pause(batch_id)
-            with Progress() as progress:
-                error = _run_batch(client, batch_id, progress, local=local)
+        error = _run_while_resumed(client, batch_id, error, local=local, can_ask=not json)
         try:
             batch = client.batches.record(batch_id)
         except StorageFault as fault:
@@ -175,6 +172,17 @@ def _run_batch(client: Batchline, batch_id: str, progress: Progress, *, local: b
             raise
         return error
     return None
+
+
+def _run_while_resumed(
+    client: Batchline, batch_id: str, error: BatchlineError | None, *, local: bool, can_ask: bool
+) -> BatchlineError | None:
+    """Run the batch again as long as it is paused and the person at the terminal resumes it."""
+    while isinstance(error, BatchPaused) and can_ask and _confirm_resume(error):
+        client.batches.end_pause(batch_id)
+        with Progress() as progress:
+            error = _run_batch(client, batch_id, progress, local=local)
+    return error
 
 
 def _confirm_resume(paused: BatchPaused) -> bool:
