@@ -1,7 +1,6 @@
 """A retry is a generation of its own: exactly the failed requests again, laid over what there is."""
 
 import pytest
-from helpers.polling import until
 from helpers.request_files import read_lines, request_numbers, write_requests
 
 from batchline.models.error_codes import UNANSWERED_CODES
@@ -110,41 +109,23 @@ def test_retry_with_invalid_request_ids_is_rejected_and_changes_nothing(make_cli
     assert here.client.batches.retrieve(batch.id) == batch
 
 
-def test_retry_of_batch_without_failures_is_rejected(make_client, tmp_path):
+def test_retry_of_batch_in_other_state_is_rejected(make_client, tmp_path):
     here = make_client()
-    batch = finished(here, write_requests(tmp_path / "r.jsonl", 3))
+    fails = lambda _: "simulate:status=400"  # noqa: E731
+    completed = finished(here, write_requests(tmp_path / "r.jsonl", 3))
+    invalid = finished(here, ("bad.jsonl", b"{}\n"))
+    unfinished = here.client.batches.create(input_file_id=completed.input_file_id, via=None)
+    without_input = finished(here, write_requests(tmp_path / "r.jsonl", 3, prompt=fails))
+    here.client.files.delete(without_input.input_file_id)
 
-    with pytest.raises(Conflict, match="nothing to retry"):
-        here.client.batches.retry(batch.id)
-
-
-def test_retry_of_invalid_batch_is_rejected(make_client, tmp_path):
-    here = make_client()
-    path = tmp_path / "bad.jsonl"
-    path.write_text("{}\n")
-    batch = finished(here, path)
-    assert batch.status == "failed"
-
-    with pytest.raises(Conflict, match="nothing to retry"):
-        here.client.batches.retry(batch.id)
-
-
-def test_retry_of_unfinished_batch_is_rejected(make_client, tmp_path):
-    here = make_client()
-    file = here.client.files.create(file=write_requests(tmp_path / "r.jsonl", 3))
-    batch = here.client.batches.create(input_file_id=file.id, via=None)
-
-    with pytest.raises(Conflict, match="is validating"):
-        here.client.batches.retry(batch.id)
-
-
-def test_retry_without_input_file_is_rejected(make_client, tmp_path):
-    here = make_client()
-    batch = finished(here, write_requests(tmp_path / "r.jsonl", 3, prompt=lambda _: "simulate:status=400"))
-    here.client.files.delete(batch.input_file_id)
-
-    with pytest.raises(NotFound, match=batch.input_file_id):
-        here.client.batches.retry(batch.id)
+    for batch, error, words in (
+        (completed, Conflict, "nothing to retry"),
+        (invalid, Conflict, "nothing to retry"),
+        (unfinished, Conflict, "is validating"),
+        (without_input, NotFound, without_input.input_file_id),
+    ):
+        with pytest.raises(error, match=words):
+            here.client.batches.retry(batch.id)
 
 
 def test_retry_during_pending_retry_is_rejected(make_client, tmp_path):
@@ -159,23 +140,6 @@ def test_retry_during_pending_retry_is_rejected(make_client, tmp_path):
     ended = here.client.batches.run(batch.id)
     assert ended.status == "failed"
     assert_each_once_in_order(here.client, ended, 3)
-
-
-def test_cancelled_batch_keeps_answered_requests(make_client, tmp_path):
-    here = make_client(simulator={"latency_s": 0.2}, upstream={"max_in_flight": 4}, grace_s=0.0)
-    file = here.client.files.create(file=write_requests(tmp_path / "r.jsonl", 200))
-    batch = here.client.batches.create(input_file_id=file.id)
-    until(lambda: here.simulator.counters()["received"])
-    here.client.batches.cancel(batch.id)
-    batch = here.client.batches.wait(batch.id, timeout_s=30)
-    assert batch.status == "cancelled"
-    assert_each_once_in_order(here.client, batch, 200)
-    statuses = {item.status for item in here.client.batches.results(batch.id)}
-    assert "cancelled" in statuses
-
-    here.client.batches.cancel(batch.id)  # once more does nothing
-    here.client.services.dispatcher.close()
-    here.client.close()
 
 
 def test_retry_of_scattered_failures_keeps_every_line(make_client, tmp_path):

@@ -57,11 +57,15 @@ def test_cancel_of_running_batch_keeps_sent_requests_and_cancels_rest(make_clien
     batch = made(here, tmp_path)
     until(lambda: received(here) > 20)
 
-    assert here.client.batches.cancel(batch.id).status == "cancelling"
+    first = here.client.batches.cancel(batch.id)
+    again = here.client.batches.cancel(batch.id)
 
+    assert (first.status, again.cancelling_at) == ("cancelling", first.cancelling_at)
     ended = here.client.batches.wait(batch.id, timeout_s=30)
     assert 20 < received(here) < TOTAL
     assert_unsent_is_cancelled(here.client, ended, received(here))
+    assert here.client.batches.cancel(batch.id) == ended.model_copy(update={"analytics": None})
+    assert here.client.batches.retrieve(batch.id) == ended
 
 
 CANCEL = """
@@ -118,40 +122,20 @@ def test_run_of_cancelling_batch_writes_files_and_sends_nothing(make_client, tmp
     assert_unsent_is_cancelled(here.client, ended, sent)
 
 
-def test_cancel_repeated_changes_nothing(make_client, tmp_path):
-    here = make_client(simulator=SLOW, upstream=FEW)
-    batch = made(here, tmp_path)
-    until(lambda: received(here) > 20)
-
-    once = here.client.batches.cancel(batch.id)
-    assert here.client.batches.cancel(batch.id).cancelling_at == once.cancelling_at
-    ended = here.client.batches.wait(batch.id, timeout_s=30)
-
-    assert here.client.batches.cancel(batch.id) == ended.model_copy(update={"analytics": None})
-    assert here.client.batches.retrieve(batch.id) == ended
-
-
-@pytest.mark.parametrize("prompt", ["Well?", "simulate:status=400"], ids=["completed", "failed"])
-def test_cancel_of_finished_batch_is_rejected(prompt, make_client, tmp_path):
+@pytest.mark.parametrize("status", ["completed", "failed", "expired"])
+def test_cancel_of_finished_batch_is_rejected(status, make_client, tmp_path):
     here = make_client()
+    prompt = "simulate:status=400" if status == "failed" else "Well?"
     file = here.client.files.create(file=write_requests(tmp_path / "r.jsonl", 3, prompt=lambda _: prompt))
-    batch = here.client.batches.create(input_file_id=file.id)
-    ended = here.client.batches.wait(batch.id, timeout_s=30)
+    batch = here.client.batches.create(input_file_id=file.id, via=None)
+    if status == "expired":
+        change_batch(here.client.services.records, batch.id, expires_at=int(time.time()) - 1)
+    ended = here.client.batches.run(batch.id)
 
-    with pytest.raises(Conflict, match=f"is {ended.status}"):
+    with pytest.raises(Conflict, match=f"is {status}"):
         here.client.batches.cancel(batch.id)
 
     assert here.client.batches.retrieve(batch.id) == ended
-
-
-def test_cancel_of_expired_batch_is_rejected(make_client, tmp_path):
-    here = make_client()
-    batch = made(here, tmp_path, 3, via=None)
-    change_batch(here.client.services.records, batch.id, expires_at=int(time.time()) - 1)
-    assert here.client.batches.run(batch.id).status == "expired"
-
-    with pytest.raises(Conflict, match="is expired"):
-        here.client.batches.cancel(batch.id)
 
 
 def test_cancel_of_finalizing_batch_is_rejected(make_client, tmp_path, monkeypatch):

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import pytest
 from helpers.concurrency import in_processes, in_threads
-from helpers.kill_points import start_run_process
 from helpers.polling import until
 from helpers.request_files import read_lines, request_numbers, write_requests
 
@@ -107,14 +106,6 @@ def test_concurrent_cancels_of_running_batch_both_succeed(apart, make_client, tm
     assert len({each.cancelling_at for each in done}) == 1
     assert here.client.batches.wait(batch.id, timeout_s=30).status == "cancelled"
     assert_sound(here, batch.id, 300)
-
-
-def test_concurrent_cancels_before_run_both_succeed(make_client, tmp_path):
-    here = make_client()
-    for _ in range(ROUNDS):
-        batch = made(here, tmp_path, 3)
-        assert kinds(at_once(here, "cancel", batch.id, apart=False)) == ["BatchResponse"] * 2
-        assert here.client.batches.run(batch.id).status == "cancelled"
 
 
 def race(*acts: Callable[[], object]) -> list[object]:
@@ -246,21 +237,3 @@ def test_retry_immediately_after_end_is_run(make_client, tmp_path, monkeypatch):
 
     assert batches.wait(batch.id, timeout_s=10).status == "failed"
     assert here.simulator.counters()["received"] == 6
-
-
-@pytest.mark.system
-def test_batch_of_killed_process_is_taken_over_once(make_client, tmp_path):
-    here = make_client(
-        simulator={"latency_s": 0.05}, upstream={"max_in_flight": 2}, lease_s=1.0, flush_interval_s=0.1
-    )
-    batch = made(here, tmp_path, 60)
-    process = start_run_process(here.client.services.settings, batch.id)
-    until(lambda: here.simulator.counters()["received"] >= 10)
-    process.kill()
-    process.join()
-
-    done = at_once(here, "run", batch.id, apart=False)
-
-    assert kinds(done) in (["BatchResponse", "Conflict"], ["BatchResponse", "BatchResponse"])
-    assert here.simulator.counters()["repeated"] <= 2 + 8
-    assert_sound(here, batch.id, 60)

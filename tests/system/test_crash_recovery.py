@@ -162,7 +162,7 @@ def killed_as_a_program(stack: PrefectStack, _: Workers, name: str) -> str:
     """A program of somebody's runs the flow itself."""
     stack.simulator.reset()
     path = write_requests(stack.inbox / name, TOTAL)
-    program = stack.started("python", "-c", PROGRAM, str(path))
+    program = stack.start_process("python", "-c", PROGRAM, str(path))
     until(lambda: stack.simulator.counters()["received"] > 200)
     (run,) = [run["id"] for run in stack.runs().values() if name in run["name"]]
     time.sleep(2)
@@ -207,7 +207,7 @@ def test_flow_run_cancelled_in_prefect_cancels_batch_and_keeps_answers(stack, wo
 
 def test_flow_run_killed_under_prefect_serve_is_continued(stack, workers):
     workers.end()
-    served = stack.started("batchline", "prefect", "serve", "--limit", "2")
+    served = stack.start_process("batchline", "prefect", "serve", "--limit", "2")
     try:
         until(lambda: b"Ctrl-C ends it" in stack.log.read_bytes())
         run = started(stack, "served.jsonl")

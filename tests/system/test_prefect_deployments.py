@@ -40,7 +40,7 @@ def test_serve_takes_deployments_from_workers_and_deploy_returns_them(stack: Pre
     before = {name: stored(stack, name) for name in NAMES}
     assert {each["work_pool_name"] for each in before.values()} == {"batchline"}
 
-    serving = stack.started("batchline", "prefect", "serve")
+    serving = stack.start_process("batchline", "prefect", "serve")
     until(lambda: [stored(stack, name)["work_pool_name"] for name in NAMES] == [None] * 3)
     run = stack.start(input_uri=str(write_requests(stack.inbox / "served.jsonl", 3)))
     ended = until(lambda: (found := stack.runs()[run])["end_time"] and found)
