@@ -7,11 +7,12 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Mapping
 from email.utils import formatdate
+from functools import partial
 from http import HTTPStatus
 from math import ceil
-from typing import Any
+from typing import Any, Final, cast
 
 import httptools
 
@@ -25,10 +26,17 @@ from batchline.simulate.replies import (
     insert_separators,
     render_reply,
 )
-from batchline.simulate.state import SimulatorState
+from batchline.simulate.state import HttpRequest, SimulatorState
 
 HTML_BODY = b"<!doctype html><title>502 Bad Gateway</title><h1>502 Bad Gateway</h1>"
 HEAD_FORMAT = b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\nx-request-id: sim-%x\r\n%bcontent-length: %d\r\n\r\n"
+FAULT_REPLIES: Final[Mapping[str, tuple[int, bytes]]] = {
+    InjectedFault.RATE_LIMITED: (429, error_body("Rate limit reached", "requests", "rate_limit_exceeded")),
+    InjectedFault.SERVER_ERROR: (500, error_body("The server had an error", "server_error")),
+    InjectedFault.UNAVAILABLE: (503, error_body("The server is overloaded", "server_error")),
+    InjectedFault.HTML: (200, HTML_BODY),
+    InjectedFault.ERROR_OBJECT: (200, error_body("The model crashed", "server_error")),
+}
 REASON_PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
@@ -36,17 +44,13 @@ def serve(
     options: SimulatorOptions, *, on_ready: Callable[[str], None] | None = None, exit_with_parent: bool = False
 ) -> None:
     """Serve until interrupted, or with `exit_with_parent` until stdin closes. `on_ready` receives the base URL."""
+    run: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run
+    with contextlib.suppress(ImportError):  # uvloop is not available on every system
+        import uvloop  # noqa: PLC0415
+
+        run = uvloop.run
     with contextlib.suppress(KeyboardInterrupt):
-        _run_event_loop(_serve_until_stopped(options, on_ready, exit_with_parent=exit_with_parent))
-
-
-def _run_event_loop(coroutine: Any) -> None:
-    try:
-        import uvloop  # noqa: PLC0415 - not available on every system
-    except ImportError:
-        asyncio.run(coroutine)
-    else:
-        uvloop.run(coroutine)
+        run(_serve_until_stopped(options, on_ready, exit_with_parent=exit_with_parent))
 
 
 async def _serve_until_stopped(
@@ -57,18 +61,18 @@ async def _serve_until_stopped(
     server = await loop.create_server(lambda: SimulatorConnection(state), options.host, options.port, backlog=4096)
     port = server.sockets[0].getsockname()[1]
     stopped = asyncio.Event()
+
+    def on_stdin() -> None:
+        if not os.read(sys.stdin.fileno(), 1024):
+            stopped.set()
+
     if exit_with_parent:
-        loop.add_reader(sys.stdin.fileno(), _on_parent_closed, stopped)
+        loop.add_reader(sys.stdin.fileno(), on_stdin)
     if on_ready is not None:
         on_ready(f"http://{options.host}:{port}/v1")
     if options.down_from_s is not None:
         loop.call_later(options.down_from_s, lambda: asyncio.ensure_future(_simulate_outage(state, server, port)))
     await stopped.wait()
-
-
-def _on_parent_closed(stopped: asyncio.Event) -> None:
-    if not os.read(sys.stdin.fileno(), 1024):
-        stopped.set()
 
 
 async def _simulate_outage(state: SimulatorState, server: asyncio.Server, port: int) -> None:
@@ -88,7 +92,7 @@ class SimulatorConnection(asyncio.Protocol):
         self._state = state
         self._parser: Any = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
-        self._pending: deque[tuple[str, str, bytes, str | None, bool]] = deque()
+        self._pending: deque[HttpRequest] = deque()
         self._is_busy = self._is_counted = self._keep_alive = False
         self._reset_request()
 
@@ -99,17 +103,18 @@ class SimulatorConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Store the transport."""
-        self._transport = transport  # type: ignore[assignment] # a server's is one
-        self._state.connections.add(self)
+        self._transport = cast("asyncio.Transport", transport)
+        self._state.connections.add(self._transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         del exc
+        if self._transport is not None:
+            self._state.connections.discard(self._transport)
         self._transport = None
-        self._state.connections.discard(self)
         self._count_closed()
 
-    def abort(self) -> None:
+    def _abort(self) -> None:
         """Close the connection at once."""
         if self._transport is not None:
             self._transport.abort()
@@ -128,7 +133,7 @@ class SimulatorConnection(asyncio.Protocol):
         self._keep_alive = False
         # An earlier answer is still due on this connection, so an error now would be taken for it.
         if self._is_busy:
-            self.abort()
+            self._abort()
         else:
             self._send_reply(400, error_body(message, "invalid_request_error"))
 
@@ -152,12 +157,13 @@ class SimulatorConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Queue the complete request."""
-        path = self._url.decode("latin-1").partition("?")[0]
-        method = self._parser.get_method().decode()
-        body = self._body_parts[0] if len(self._body_parts) == 1 else b"".join(self._body_parts)
         if self._parser.should_upgrade():
-            return  # The parser has skipped the body.
-        self._pending.append((method, path, body, self._api_key, self._parser.should_keep_alive()))
+            return  # the parser has skipped the body
+        method, path = self._parser.get_method().decode(), self._url.decode("latin-1").partition("?")[0]
+        body = self._body_parts[0] if len(self._body_parts) == 1 else b"".join(self._body_parts)
+        self._pending.append(
+            HttpRequest(method, path, body, self._api_key, self._parser.should_keep_alive(), digest_body(body))
+        )
         self._reset_request()
         self._handle_pending()
 
@@ -165,14 +171,12 @@ class SimulatorConnection(asyncio.Protocol):
         """Handle queued requests until one has to wait."""
         while self._pending and not self._is_busy and self._transport is not None:
             self._is_busy = True
-            self._handle_request(*self._pending.popleft())
-
-    def _handle_request(self, method: str, path: str, body: bytes, key: str | None, keep_alive: bool) -> None:
-        self._keep_alive = keep_alive
-        if method == "POST" and path.startswith("/v1/"):
-            self._handle_completion(path, body, key)
-        else:
-            self._handle_control(method, path)
+            request = self._pending.popleft()
+            self._keep_alive = request.keep_alive
+            if request.method == "POST" and request.path.startswith("/v1/"):
+                self._handle_completion(request)
+            else:
+                self._handle_control(request.method, request.path)
 
     def _handle_control(self, method: str, path: str) -> None:
         """Answer a request that is not for a model."""
@@ -190,57 +194,120 @@ class SimulatorConnection(asyncio.Protocol):
         else:
             self._send_reply(404, error_body(f"no such path: {path}", "invalid_request_error"))
 
-    def _handle_completion(self, path: str, body: bytes, key: str | None) -> None:
-        state = self._state
-        body_digest = digest_body(body)
-        state.received += 1
-        state.bytes_received += len(body)
-        state.paths[path] += 1
-        state.received_bodies[body_digest] += 1
-        state.log_event("received", body)
-        rejection = self._find_rejection(key)
-        if rejection is not None:
-            self._count_and_reply(*rejection)
+    def _handle_completion(self, request: HttpRequest) -> None:
+        state, options = self._state, self._state.options
+        state.count_received(request)
+        if state.api_key is not None and request.api_key != state.api_key:
+            error = error_body("Incorrect API key provided", "authentication_error", "invalid_api_key")
+            self._count_and_reply(401, error)
             return
-        rng = state.fault_injector.rng_for(body_digest, state.received_bodies[body_digest])
-        fault: str | None = state.fault_injector.draw_fault(rng)
-        directive = state.fault_injector.read_directive(body)
-        status = None
-        if directive is not None:
-            fault, status = directive
+        if options.max_concurrent is not None and state.open_requests >= options.max_concurrent:
+            self._count_and_reply(503, error_body("The server is overloaded", "server_error"))
+            return
+        if (wait_s := state.request_limit.acquire(1)) is not None:
+            self._count_and_reply(429, error_body("Rate limit reached: requests", "requests"), wait_s)
+            return
+        rng = state.fault_injector.rng_for(request.digest, state.received_bodies[request.digest])
+        drawn_fault = state.fault_injector.draw_fault(rng)
+        fault, status = state.fault_injector.read_directive(request.body) or (drawn_fault, None)
         latency_s = state.fault_injector.draw_latency_s(rng)
-        self._count_opened()
-        if latency_s:
-            wait_s = latency_s * state.options.first_byte_share
-            asyncio.get_running_loop().call_later(
-                wait_s, self._answer_delayed, path, body, body_digest, fault, status, latency_s - wait_s
-            )
-        else:
-            self._answer_request(path, body, body_digest, fault, status, 0.0)
-
-    def _count_opened(self) -> None:
-        state = self._state
         self._is_counted = True
         state.open_requests += 1
         state.max_open_requests = max(state.max_open_requests, state.open_requests)
+        if latency_s:
+            wait_s = latency_s * options.first_byte_share
+            answer_delayed = partial(self._answer_delayed, request, fault, status, latency_s - wait_s)
+            asyncio.get_running_loop().call_later(wait_s, answer_delayed)
+        else:
+            self._answer_request(request, fault, status, 0.0)
 
-    def _count_closed(self) -> None:
-        """Count the connection's request as no longer open."""
-        if self._is_counted:
-            self._is_counted = False
-            self._state.open_requests -= 1
+    def _answer_delayed(
+        self, request: HttpRequest, fault: str | None, status: int | None, remaining_s: float
+    ) -> None:
+        self._answer_request(request, fault, status, remaining_s)
+        self._handle_pending()
 
-    def _find_rejection(self, key: str | None) -> tuple[int, bytes, bytes] | None:
-        """Return status, body and headers if the request is rejected before its body is read."""
-        state, options = self._state, self._state.options
-        if state.api_key is not None and key != state.api_key:
-            return 401, error_body("Incorrect API key provided", "authentication_error", "invalid_api_key"), b""
-        if options.max_concurrent is not None and state.open_requests >= options.max_concurrent:
-            return 503, error_body("The server is overloaded", "server_error"), b""
-        wait_s = state.request_limit.acquire(1)
+    def _answer_request(
+        self, request: HttpRequest, fault: str | None, status: int | None, remaining_s: float
+    ) -> None:
+        state = self._state
+        if self._transport is None:
+            state.abandoned += 1  # the client left during the latency
+            return
+        if fault is not None:
+            state.faults[fault] += 1
+            if self._inject_fault(fault, status):
+                return
+        try:
+            fields = decode_request(request.body)
+            reply = render_reply(request.path, fields, request.digest, state.options.answer_tokens)
+        except (ValueError, RecursionError) as error:
+            self._count_and_reply(400, error_body(f"bad body: {error}", "invalid_request_error"))
+            return
+        if reply is None or (state.options.models and fields.model not in state.options.models):
+            message = f"{request.path} {fields.model} is not served"
+            self._count_and_reply(404, error_body(message, "invalid_request_error"))
+            return
+        state.models[fields.model] += 1
+        wait_s = state.token_limit.acquire(reply.prompt_tokens + reply.completion_tokens)
         if wait_s is not None:
-            return 429, error_body("Rate limit reached: requests", "requests"), self._retry_after_header(wait_s)
-        return None
+            self._count_and_reply(429, error_body("Rate limit reached: tokens", "tokens"), wait_s)
+        else:
+            self._send_completion(reply, request, fault, remaining_s)
+
+    def _inject_fault(self, fault: str, status: int | None) -> bool:
+        """Inject the fault; returns False if it only modifies a good answer."""
+        if fault in FAULT_REPLIES:
+            status_code, body = FAULT_REPLIES[fault]
+            wait_s = self._state.options.retry_after_s if fault == InjectedFault.RATE_LIMITED else None
+            self._count_and_reply(status_code, body, wait_s)
+        elif fault == "status" and status:
+            self._count_and_reply(status, error_body(f"status {status} as ordered", "invalid_request_error"))
+        elif fault == InjectedFault.DROPPED:
+            self._abort()
+        else:
+            return fault == InjectedFault.HANGING
+        return True
+
+    def _send_completion(
+        self, reply: SimulatedReply, request: HttpRequest, fault: str | None, remaining_s: float
+    ) -> None:
+        if fault == InjectedFault.TRUNCATED:
+            self._count_and_reply(200, reply.body[: len(reply.body) // 2])
+            return
+        if fault == InjectedFault.CUT_OFF:
+            self._write_response(200, reply.body, body_length=len(reply.body) // 2)
+            self._close_transport()
+            return
+        if fault == SEPARATORS:
+            reply = insert_separators(reply)
+        self._state.count_answered(request, reply)
+        if remaining_s:
+            # Head first: clients measure the time to first byte and to the end separately.
+            self._write_response(200, reply.body, body_length=0)
+            asyncio.get_running_loop().call_later(remaining_s, self._write_rest, reply.body)
+        else:
+            self._send_reply(200, reply.body)
+
+    def _count_and_reply(self, status: int, body: bytes, retry_after_s: float | None = None) -> None:
+        self._state.statuses[status] += 1
+        self._send_reply(status, body, retry_after_s)
+
+    def _send_reply(self, status: int, body: bytes, retry_after_s: float | None = None) -> None:
+        self._write_response(status, body, retry_after_s)
+        self._end_request()
+
+    def _write_response(
+        self, status: int, body: bytes, retry_after_s: float | None = None, body_length: int | None = None
+    ) -> None:
+        if self._transport is None:
+            return
+        headers = b"" if retry_after_s is None else self._retry_after_header(retry_after_s)
+        media_type = b"text/html" if body is HTML_BODY else b"application/json"
+        reason = REASON_PHRASES.get(status, b"Status")
+        self._state.replies += 1
+        head = HEAD_FORMAT % (status, reason, media_type, self._state.replies, headers, len(body))
+        self._transport.write(head + (body if body_length is None else body[:body_length]))
 
     def _retry_after_header(self, wait_s: float) -> bytes:
         form = self._state.options.retry_after
@@ -253,117 +320,6 @@ class SimulatorConnection(asyncio.Protocol):
             return b"retry-after: %b\r\n" % formatdate(ceil(time.time() + wait_s), usegmt=True).encode()
         return b"retry-after: %b\r\n" % f"{wait_s:.3f}".encode()
 
-    def _answer_delayed(
-        self, path: str, body: bytes, number: int, fault: str | None, status: int | None, remaining_s: float
-    ) -> None:
-        self._answer_request(path, body, number, fault, status, remaining_s)
-        self._handle_pending()
-
-    def _answer_request(
-        self, path: str, body: bytes, body_digest: int, fault: str | None, status: int | None, remaining_s: float
-    ) -> None:
-        if self._transport is None:
-            self._state.abandoned += 1  # the client left during the latency
-            return
-        if fault is not None:
-            self._state.faults[fault] += 1
-            if self._inject_fault(fault, status):
-                return
-        try:
-            request = decode_request(body)
-            reply = render_reply(path, request, body_digest, self._state.options.answer_tokens)
-        except (ValueError, RecursionError) as wrong:
-            self._count_and_reply(400, error_body(f"bad body: {wrong}", "invalid_request_error"))
-            return
-        if reply is None or (self._state.options.models and request.model not in self._state.options.models):
-            self._count_and_reply(
-                404, error_body(f"{path} {request.model} is not served", "invalid_request_error")
-            )
-            return
-        self._state.models[request.model] += 1
-        wait_s = self._state.token_limit.acquire(reply.prompt_tokens + reply.completion_tokens)
-        if wait_s is not None:
-            self._count_and_reply(
-                429, error_body("Rate limit reached: tokens", "tokens"), self._retry_after_header(wait_s)
-            )
-        else:
-            self._send_completion(reply, body, body_digest, fault, remaining_s)
-
-    def _inject_fault(self, fault: str, status: int | None) -> bool:
-        """Inject the fault; returns False if it only modifies a good answer."""
-        if fault == InjectedFault.RATE_LIMITED:
-            headers = self._retry_after_header(self._state.options.retry_after_s)
-            self._count_and_reply(
-                429, error_body("Rate limit reached", "requests", "rate_limit_exceeded"), headers
-            )
-        elif fault == InjectedFault.SERVER_ERROR:
-            self._count_and_reply(500, error_body("The server had an error", "server_error"))
-        elif fault == InjectedFault.UNAVAILABLE:
-            self._count_and_reply(503, error_body("The server is overloaded", "server_error"))
-        elif fault == "status" and status:
-            self._count_and_reply(status, error_body(f"status {status} as ordered", "invalid_request_error"))
-        elif fault == InjectedFault.DROPPED:
-            self.abort()
-        elif fault == InjectedFault.HTML:
-            self._count_and_reply(200, HTML_BODY, media_type=b"text/html")
-        elif fault == InjectedFault.ERROR_OBJECT:
-            self._count_and_reply(200, error_body("The model crashed", "server_error"))
-        else:
-            return fault == InjectedFault.HANGING
-        return True
-
-    def _send_completion(
-        self, reply: SimulatedReply, body: bytes, number: int, fault: str | None, remaining_s: float
-    ) -> None:
-        state = self._state
-        if fault == InjectedFault.TRUNCATED:
-            self._count_and_reply(200, reply.body[: len(reply.body) // 2])
-            return
-        if fault == InjectedFault.CUT_OFF:
-            self._write_response(200, reply.body, b"", body_length=len(reply.body) // 2)
-            self._close_transport()
-            return
-        if fault == SEPARATORS:
-            reply = insert_separators(reply)
-        state.prompt_tokens += reply.prompt_tokens
-        state.completion_tokens += reply.completion_tokens
-        state.answered_bodies[number] += 1
-        state.log_event("answered", body)
-        state.statuses[200] += 1
-        if remaining_s:
-            # Head first: clients measure the time to first byte and to the end separately.
-            self._write_response(200, reply.body, b"", body_length=0)
-            asyncio.get_running_loop().call_later(remaining_s, self._write_rest, reply.body)
-        else:
-            self._send_reply(200, reply.body)
-
-    def _count_and_reply(
-        self, status: int, body: bytes, headers: bytes = b"", media_type: bytes = b"application/json"
-    ) -> None:
-        self._state.statuses[status] += 1
-        self._send_reply(status, body, headers, media_type)
-
-    def _send_reply(
-        self, status: int, body: bytes, headers: bytes = b"", media_type: bytes = b"application/json"
-    ) -> None:
-        self._write_response(status, body, headers, media_type)
-        self._end_request()
-
-    def _write_response(
-        self,
-        status: int,
-        body: bytes,
-        headers: bytes,
-        media_type: bytes = b"application/json",
-        body_length: int | None = None,
-    ) -> None:
-        if self._transport is None:
-            return
-        reason = REASON_PHRASES.get(status, b"Status")
-        self._state.replies += 1
-        head = HEAD_FORMAT % (status, reason, media_type, self._state.replies, headers, len(body))
-        self._transport.write(head + (body if body_length is None else body[:body_length]))
-
     def _write_rest(self, rest: bytes) -> None:
         if self._transport is not None:
             self._transport.write(rest)
@@ -375,6 +331,12 @@ class SimulatorConnection(asyncio.Protocol):
         self._is_busy = False
         if not self._keep_alive:
             self._close_transport()
+
+    def _count_closed(self) -> None:
+        """Count the connection's request as no longer open."""
+        if self._is_counted:
+            self._is_counted = False
+            self._state.open_requests -= 1
 
     def _close_transport(self) -> None:
         if self._transport is not None:

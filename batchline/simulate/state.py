@@ -1,21 +1,31 @@
 """State shared by the simulator's connections, with its counters."""
 
+import asyncio
 import json
 import time
 from collections import Counter
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import msgspec
 
 from batchline.simulate.fault_injection import FaultInjector, FixedWindowLimit
 from batchline.simulate.options import SimulatorOptions
+from batchline.simulate.replies import SimulatedReply
 
 
-class AbortableConnection(Protocol):
-    """A client's connection."""
+class HttpRequest(NamedTuple):
+    """A request that a client sent; `digest` is a hash of its body."""
 
-    def abort(self) -> None:
-        """Close the connection at once."""
+    method: str
+    path: str
+    body: bytes
+    api_key: str | None
+    keep_alive: bool
+    digest: int
+
+
+class _UserField(msgspec.Struct):
+    user: str | None = None
 
 
 class SimulatorState:
@@ -27,17 +37,37 @@ class SimulatorState:
         self.api_key = options.api_key.get_secret_value() if options.api_key else None
         self.request_limit = FixedWindowLimit(options.requests_per_minute)
         self.token_limit = FixedWindowLimit(options.tokens_per_minute)
-        self.connections: set[AbortableConnection] = set()
+        self.connections: set[asyncio.Transport] = set()
         # Unbuffered: complete even if the process is killed.
         self._log = None if options.log_file is None else options.log_file.open("ab", buffering=0)
         self.open_requests = self.replies = 0
         self.reset()
 
-    def log_event(self, event: str, body: bytes) -> None:
-        """Write a line to the log, if there is one."""
-        if self._log is not None:
-            line = {"at": time.time(), "event": event, "user": _body_user(body)}
-            self._log.write(json.dumps(line).encode() + b"\n")
+    def count_received(self, request: HttpRequest) -> None:
+        """Count and log a request for a model."""
+        self.received += 1
+        self.bytes_received += len(request.body)
+        self.paths[request.path] += 1
+        self.received_bodies[request.digest] += 1
+        self._log_event("received", request.body)
+
+    def count_answered(self, request: HttpRequest, reply: SimulatedReply) -> None:
+        """Count and log a good answer."""
+        self.prompt_tokens += reply.prompt_tokens
+        self.completion_tokens += reply.completion_tokens
+        self.answered_bodies[request.digest] += 1
+        self.statuses[200] += 1
+        self._log_event("answered", request.body)
+
+    def _log_event(self, event: str, body: bytes) -> None:
+        """Write a line with the body's `user`, by which clients can tell their requests apart, to the log."""
+        if self._log is None:
+            return
+        try:
+            user = msgspec.json.decode(body, type=_UserField).user
+        except msgspec.DecodeError:
+            user = None
+        self._log.write(json.dumps({"at": time.time(), "event": event, "user": user}).encode() + b"\n")
 
     def reset(self) -> None:
         """Reset the counters."""
@@ -72,15 +102,3 @@ class SimulatorState:
             "completion_tokens": self.completion_tokens,
             "most_at_once": self.max_open_requests,
         }
-
-
-def _body_user(body: bytes) -> str | None:
-    """Return the body's `user`, by which clients can tell their requests apart, or None if it has none."""
-    try:
-        return msgspec.json.decode(body, type=_UserField).user
-    except msgspec.DecodeError:
-        return None
-
-
-class _UserField(msgspec.Struct):
-    user: str | None = None
