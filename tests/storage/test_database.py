@@ -1,6 +1,5 @@
 """Opening the database: URLs, the schema and its migrations, and a server that comes and goes."""
 
-import math
 import sqlite3
 import threading
 import time
@@ -316,12 +315,9 @@ def kept_there(restartable: Postgres) -> Settings:
     return settings
 
 
-@pytest.fixture(params=[0.0, math.inf], ids=["asked", "used as it is"])
-def records_there(
-    request: pytest.FixtureRequest, kept_there: Settings, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Records]:
-    """That database's records, whose connections are asked before each use, or never."""
-    monkeypatch.setattr("batchline.storage.records.database.PING_AFTER_IDLE_S", request.param)
+@pytest.fixture
+def records_there(kept_there: Settings) -> Iterator[Records]:
+    """That database's records."""
     records = open_records(kept_there)
     yield records
     records.close()

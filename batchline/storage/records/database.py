@@ -1,6 +1,5 @@
 """Opens the database of the records and migrates its schema."""
 
-import math
 import sqlite3
 import threading
 import time
@@ -11,9 +10,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.engine import URL
-from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, SQLAlchemyError
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from batchline.models.errors import InvalidInput, StorageFault
 from batchline.models.settings import Settings
@@ -25,9 +22,6 @@ BUSY_TIMEOUT_S = 30.0
 MAX_ATTEMPTS = 5
 SQLITE_CONNECTIONS = 40
 """Size of the connection pool: one per server thread, because opening one takes longer than most reads."""
-
-PING_AFTER_IDLE_S = 1.0
-"""Seconds of idleness after which a connection is pinged before use; a ping takes three round trips."""
 
 TRANSIENT_ERROR_WORDS = ("locked", "closed", "Connection refused", "starting up", "shutting down")
 """Words in the errors of a database that is briefly unavailable."""
@@ -81,16 +75,13 @@ def _parse_url(settings: Settings) -> URL:
         raise _invalid_url(f"is of kind {url.drivername!r}")
     if url.drivername.startswith("sqlite") and url.database in {None, "", ":memory:"}:
         raise _invalid_url("names no file, and what is in memory is gone with its thread")
+    driver = DRIVERS[url.drivername]
     if url.drivername == "postgresql+asyncpg":
-        url = _without_asyncpg_options(url)
-    return url.set(drivername=DRIVERS[url.drivername])
-
-
-def _without_asyncpg_options(url: URL) -> URL:
-    """Return the URL for psycopg: `ssl` becomes `sslmode`, and options that only asyncpg has are removed."""
-    ssl = url.query.get("ssl")
-    url = url.difference_update_query(ASYNCPG_OPTIONS)
-    return url.update_query_dict({"sslmode": "require" if ssl in {"true", "True"} else ssl}) if ssl else url
+        ssl = url.query.get("ssl")
+        url = url.difference_update_query(ASYNCPG_OPTIONS)
+        if ssl:  # psycopg calls it `sslmode`, and has no "true"
+            url = url.update_query_dict({"sslmode": "require" if ssl in {"true", "True"} else ssl})
+    return url.set(drivername=driver)
 
 
 def _invalid_url(problem: str) -> InvalidInput:
@@ -140,30 +131,9 @@ def _create_engine(url: URL, *, is_bounded: bool = True) -> Engine:
         raise _invalid_url("has an option behind its `?` that is wrong or not known") from None
     if is_sqlite:
         _configure_sqlite(engine)
-    else:
-        if is_bounded:
-            apply_timeouts(engine)
-        _ping_idle_connections(engine)
+    elif is_bounded:
+        apply_timeouts(engine)
     return engine
-
-
-def _ping_idle_connections(engine: Engine) -> None:
-    """Ping connections that were idle for `PING_AFTER_IDLE_S` before they are used."""
-
-    @event.listens_for(engine, "checkin")
-    def note_idle(connection: object, record: ConnectionPoolEntry) -> None:
-        del connection
-        record.info["rests_since"] = time.monotonic()
-
-    @event.listens_for(engine, "checkout")
-    def ping_if_idle(connection: DBAPIConnection, record: ConnectionPoolEntry, proxy: object) -> None:
-        del proxy
-        if time.monotonic() - record.info.get("rests_since", math.inf) > PING_AFTER_IDLE_S:
-            try:
-                engine.dialect.do_ping(connection)
-            except engine.dialect.loaded_dbapi.Error as error:
-                # Drops all pooled connections: a server that restarted has closed them too.
-                raise InvalidatePoolError from error
 
 
 def _configure_sqlite(engine: Engine) -> None:
@@ -175,18 +145,16 @@ def _configure_sqlite(engine: Engine) -> None:
         connection.isolation_level = None  # else the driver would begin transactions itself
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
-        connection.create_function("lower", 1, _sqlite_lower, deterministic=True)
+        # SQLite's own `lower` converts ASCII letters only.
+        connection.create_function(
+            "lower", 1, lambda value: None if value is None else str(value).lower(), deterministic=True
+        )
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         # A transaction that reads first and then writes cannot wait for the write lock, but fails at once.
         reads = connection.get_execution_options().get("reads")
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
-
-
-def _sqlite_lower(value: object) -> str | None:
-    """Return the value in lower case; SQLite's own `lower` converts ASCII letters only."""
-    return None if value is None else str(value).lower()
 
 
 def _current_revision(engine: Engine) -> str | None:
@@ -237,6 +205,7 @@ def with_retries(operation: Callable[[], _T]) -> _T:
             with translate_database_errors():
                 return operation()
         except StorageFault as fault:
+            # Also the first use of a connection that a restarted server has closed, which drops all pooled ones.
             if not attempts_left or not _is_transient(fault.__cause__):
                 raise
             time.sleep(0.1 * 2 ** (MAX_ATTEMPTS - attempts_left))

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, Update, case, or_, update
+from sqlalchemy import Connection, Row, Update, case, or_, select, update
 
 from batchline.models.errors import Conflict, LeaseLost, NotFound
 from batchline.models.status import ACTIVE_STATUSES
 from batchline.storage.records.batch_index import INDEXED_FIELDS, update_index_row
-from batchline.storage.records.clock import DatabaseClock, database_time
+from batchline.storage.records.clock import database_time
 from batchline.storage.records.files import find_row
 from batchline.storage.records.lease_owners import has_owner_ended
 from batchline.storage.records.queries import (
@@ -26,15 +26,10 @@ from batchline.storage.records.senders import RUNNER_SENDER, SenderRecords, forg
 class LeaseRecords(SenderRecords):
     """Operations on leases; used from any thread."""
 
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(engine)
-        self._clock = DatabaseClock(engine)
-
     def now(self) -> float:
         """Return the time of the database's clock, in Unix seconds, by which leases expire."""
-        if self._clock.needs_measuring():
-            self._run_read(self._clock.measure)
-        return self._clock.now()
+        now = database_time(self._engine)
+        return now if isinstance(now, float) else float(self._read_all(select(now))[0][0])
 
     def claim(self, batch_id: str, *, owner: str, lease_s: float, now: float | None = None) -> Lease:
         """Acquire the batch's lease at the time `now`, by default the database's.
