@@ -18,8 +18,8 @@ from batchline.engine.ingest import create_batch, store_input_file
 from batchline.engine.retry import retry_batch
 from batchline.engine.services import using_services
 from batchline.flows.process_batch import process_batch
-from batchline.models.batches import BatchDwExtResponse, BatchResponse, CreateBatchRequest
-from batchline.models.errors import BatchEnded, Interrupted, InvalidInput, StorageFault
+from batchline.models.batches import BatchDwExtResponse, BatchResponse, CreateBatchRequest, ListBatchesQuery
+from batchline.models.errors import BatchEnded, BatchPaused, Interrupted, InvalidInput, StorageFault
 from batchline.models.status import BatchStatus
 from batchline.orchestration.artifacts import ProgressArtifact
 from batchline.storage.objects import layout
@@ -329,3 +329,63 @@ def test_quota_is_shared_on_prefect_server_only_if_enabled(start_simulator, make
     )
     # What a busy server did not take back in time ends with its lease.
     until(lambda: not any(taken().get(f"{prefix}-{kind}", 0) for kind in ("in-flight", "processes")), 150)
+
+
+# Paused batches
+
+
+def pause_when_sending(services, simulator) -> None:
+    """Pause the only batch as soon as some of its requests are sent."""
+    until(lambda: simulator.counters()["received"] >= 8)
+    (batch,), _ = services.records.list_records(ListBatchesQuery(), now=0)
+    services.records.pause(batch.id, code="by_user", message="the price went up")
+
+
+def test_flow_run_of_paused_batch_ends_in_state_paused_and_runs_again(start_simulator, make_services, chat_file):
+    simulator = start_simulator(latency_s=0.1)
+    services = make_services(simulator.base_url, upstream={"max_in_flight": 4})
+    stored = store_input_file(services, chat_file(200))
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(pause_when_sending, services, simulator)
+        state = run_flow(services, input_file_id=stored.id)
+
+    paused = state.result(raise_on_failure=False)
+    assert (state.name, state.is_failed(), type(paused)) == ("Paused", True, BatchPaused)
+    assert "is paused: the price went up; run it again" in (state.message or "")
+    assert 8 <= services.records.get_batch(paused.batch_id).completed < 200
+
+    again = run_flow(services, batch_id=paused.batch_id)
+
+    assert again.result().request_counts.completed == 200
+    assert simulator.counters()["received"] == 200
+
+
+def test_caller_gets_batch_paused_and_its_own_retries_do_not_resume(start_simulator, make_services, chat_file):
+    simulator = start_simulator(latency_s=0.1)
+    services = make_services(simulator.base_url, upstream={"max_in_flight": 4})
+    stored = store_input_file(services, chat_file(100))
+    raised: list[BaseException] = []
+
+    @flow(name="nightly", retries=1, retry_delay_seconds=0)
+    def nightly() -> BatchResponse:
+        try:
+            return process_batch(input_file_id=stored.id)
+        except BatchPaused as paused:
+            raised.append(paused)
+            raise
+
+    with using_services(services), ThreadPoolExecutor(1) as pool:
+        pool.submit(pause_when_sending, services, simulator)
+        state = nightly(return_state=True)
+
+    assert state.is_failed()
+    assert len(raised) == 2
+    sent = simulator.counters()["received"]
+    assert 8 <= sent < 100
+    (batch,), _ = services.records.list_records(ListBatchesQuery(), now=0)
+    assert batch.pause is not None
+
+    with using_services(services):
+        assert process_batch(batch_id=batch.id).request_counts.completed == 100
+    assert simulator.counters()["received"] == 100

@@ -96,6 +96,58 @@ def test_suspended_run_sends_nothing_until_resumed_and_repeats_nothing(stack, wo
     assert [each for each in stack.runs().values() if "suspended.jsonl" in each["name"]] == [stack.runs()[run]]
 
 
+def test_batch_paused_by_client_suspends_its_run_and_is_resumed_in_it(stack, worker):
+    run = started(stack, "paused.jsonl")
+    batch = batch_of(stack, "paused.jsonl")
+    with stack.client() as client:
+        client.batches.pause(batch.id, message="the price went up")
+
+        until(lambda: state_of(stack, run) == "Suspended")
+        until(lambda: not children_of(worker.pid), timeout_s=STOPS_WITHIN_S)
+        state = stack.call("GET", f"/flow_runs/{run}")["state"]
+        assert state["state_details"]["pause_timeout"] is None
+        assert "the price went up" in state["message"]
+        sent = received(stack)
+        assert batch_of(stack, "paused.jsonl").completed == sent < TOTAL
+
+        with temporary_settings({PREFECT_API_URL: stack.api}):
+            assert client.batches.resume_where_it_ran(batch.id) == "flow run"
+        check_whole(stack, "paused.jsonl")
+
+    until(lambda: state_of(stack, run) == "Completed")
+    assert batch_of(stack, "paused.jsonl").expires_at > batch.expires_at
+
+
+def test_batch_paused_twice_suspends_its_run_twice(stack):
+    run = started(stack, "twice.jsonl", LONG)
+    batch = batch_of(stack, "twice.jsonl")
+    with stack.client() as client, temporary_settings({PREFECT_API_URL: stack.api}):
+        for _ in range(2):
+            sent = received(stack)
+            client.batches.pause(batch.id)
+            until(lambda: state_of(stack, run) == "Suspended")
+            client.batches.resume_where_it_ran(batch.id)
+            until(lambda sent=sent: received(stack) > sent + 100)
+
+    check_whole(stack, "twice.jsonl", LONG)
+
+
+def test_batch_paused_before_its_first_run_is_suspended_and_not_resumed(stack):
+    stack.simulator.reset()
+    with stack.client() as client, temporary_settings({PREFECT_API_URL: stack.api}):
+        file = client.files.create(file=write_requests(stack.inbox / "early.jsonl", 10))
+        batch = client.batches.create(input_file_id=file.id, via=None)
+        client.batches.pause(batch.id)
+        run = stack.start(batch_id=batch.id)
+        until(lambda: state_of(stack, run) == "Suspended")
+        assert received(stack) == 0
+
+        client.batches.cancel(batch.id)
+
+        until(lambda: client.batches.retrieve(batch.id).status == "cancelled")
+        until(lambda: state_of(stack, run) == "Cancelled")
+
+
 def test_run_resumed_before_old_process_stops_continues_in_one_process(stack):
     with Simulator(SimulatorOptions(latency_s=10)) as slow:
         with temporary_settings({PREFECT_API_URL: stack.api}):
