@@ -263,13 +263,12 @@ def error_in(value: Any) -> Any:
         return None
     choices = value.get("choices") if isinstance(value.get("choices"), list) else []
     of_choices = [choice.get("error") for choice in choices if isinstance(choice, dict)]
-    for error in (value.get("error"), value.get("errors"), *of_choices, value.get("detail")):
-        if is_set(error):
-            return (
-                error[0]
-                if isinstance(error, list) and not (isinstance(error[0], dict) and "msg" in error[0])
-                else error
-            )
+    places = (value.get("error"), value.get("errors"), *of_choices, value.get("detail"))
+    first = next((error for error in places if is_set(error)), None)
+    if isinstance(first, list) and not is_detail_list(first):
+        first = first[0]
+    if first is not None:
+        return first
     if (
         value.get("object") == "error"
         or value.get("type") == "error"
@@ -277,6 +276,21 @@ def error_in(value: Any) -> Any:
     ):
         return value
     return value if isinstance(value.get("message"), str) and is_set(value.get("code")) else None
+
+
+def is_detail_list(errors: list[Any]) -> bool:
+    """Return True for FastAPI's list of details."""
+    return isinstance(errors[0], dict) and "msg" in errors[0]
+
+
+def message_of(error: Any, body: dict[str, Any]) -> str:
+    """Return the message of an error."""
+    messages = [error.get("message") if isinstance(error, dict) else None, body.get("message"), error]
+    if isinstance(error, dict):
+        messages += [error.get(name) for name in ("detail", "msg", "error")]
+    if isinstance(error, list):
+        messages += [detail.get("msg") for detail in error if isinstance(detail, dict)]
+    return next((text for text in messages if isinstance(text, str) and text.strip()), "")
 
 
 def by_error(error: Any, body: dict[str, Any]) -> Expected:  # noqa: C901, PLR0911, PLR0912 - plain on purpose
@@ -301,8 +315,7 @@ def by_error(error: Any, body: dict[str, Any]) -> Expected:  # noqa: C901, PLR09
                 status = number
     if status is None:
         status = max((STATUS[word] for word in words if word in STATUS), default=None)
-    messages = [error.get("message") if isinstance(error, dict) else None, body.get("message"), error]
-    message = next((text for text in messages if isinstance(text, str) and text.strip()), "")
+    message = message_of(error, body)
     if status is None or status < 500:
         if "content_filter" in words:
             return FILTERED
