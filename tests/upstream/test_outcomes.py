@@ -3,13 +3,14 @@
 import json
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batchline.models.outcomes import Judgement
 from batchline.upstream.dialects.embeddings import count_inputs
-from batchline.upstream.dialects.judge import Expectation, judge, judge_fully, judge_quickly
+from batchline.upstream.dialects.judge import Expectation, expectation_of, judge, judge_fully, judge_quickly
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 MESSAGES, EMBEDDINGS, MODERATIONS = "/v1/messages", "/v1/embeddings", "/v1/moderations"
@@ -624,6 +625,8 @@ INPUTS = {
 @pytest.mark.parametrize("body", INPUTS)
 def test_inputs_of_an_embeddings_request_are_counted(body: str) -> None:
     assert count_inputs(body.encode()) == INPUTS[body]
+    assert expectation_of(EMBEDDINGS, msgspec.Raw(body.encode())).inputs == INPUTS[body]
+    assert expectation_of(CHAT, body.encode(), any_answer=True) == Expectation(None, any_answer=True)
 
 
 def test_pretty_printed_answer_becomes_one_line() -> None:

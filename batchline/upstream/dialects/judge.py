@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, NoReturn
 
 import msgspec
+from msgspec import Raw
 from msgspec.structs import replace
 
 from batchline.models.error_codes import ErrorCode
@@ -53,6 +54,7 @@ class Expectation(NamedTuple):
 
 
 NO_EXPECTATION: Final = Expectation()
+ANY_ANSWER: Final = Expectation(any_answer=True)
 
 
 class _Dialect(NamedTuple):
@@ -80,6 +82,13 @@ _DIALECTS: Final[Mapping[str, _Dialect]] = {
 
 _CONTENT_MEMBERS: Final = ("choices", "data", "output", "content", "results")
 _KINDS: Final = {str: "string", bool: "boolean", list: "list"}
+
+
+def expectation_of(endpoint: str, request_body: bytes | Raw, *, any_answer: bool = False) -> Expectation:
+    """Return what the request says about its reply; only embeddings are read for it."""
+    if endpoint == _EMBEDDINGS:
+        return Expectation(embeddings.count_inputs(request_body), any_answer)
+    return ANY_ANSWER if any_answer else NO_EXPECTATION
 
 
 def judge(
