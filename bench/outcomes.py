@@ -6,6 +6,7 @@ The first is also run by `tests/system/test_reply_judgements.py`, for fewer bodi
 from __future__ import annotations
 
 import json
+import sys
 import time
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple
@@ -95,6 +96,8 @@ def parts_of(judgement: Judgement) -> Expected:
 def judgements(world: World) -> Iterator[Row]:
     """A million made-up 2xx bodies against the oracle, and the time of one judgement."""
     found = compare(world.count(1_000_000))
+    for difference in found.differences[:10]:
+        print(difference, file=sys.stderr)
     is_false = [difference.expected.code is not None for difference in found.differences if is_turned(difference)]
     yield Row("2xx bodies judged, of which successes, %", 100 * found.successes / found.bodies)
     yield Row("false successes", sum(is_false), most=0)

@@ -445,6 +445,15 @@ STATUSES: dict[str, tuple[int, Any, Verdict]] = {
         error(text="You exceeded your current quota, please check your plan and billing details."),
         NO_QUOTA._replace(code="rate_limited"),
     ),
+    "rate_limit_that_advertises_billing": (
+        429,
+        error(
+            "rate_limit_exceeded",
+            text="Rate limit reached for m on requests per min. Limit: 3 / min. Please try again in 20s. Please "
+            "add a payment method to your account to increase your rate limit. Visit example.com/account/billing.",
+        ),
+        LIMITED,
+    ),
     "gemini_per_minute": (
         429,
         [{"error": {"code": 429, "message": "You exceeded your current quota", "status": "RESOURCE_EXHAUSTED"}}],
@@ -602,6 +611,12 @@ def test_message_of_a_2xx_without_answer_names_the_problem() -> None:
     assert "finish reason 'stop'" in read(CHAT, choice("")).message
     assert "2 vectors came for 3 inputs" in read(EMBEDDINGS, vectors([1], [2]), expectation=Expectation(3)).message
     assert "HTML page 'Bad gateway'" in read(CHAT, NOT_JSON["html"]).message
+
+
+def test_message_of_a_timeout_at_a_proxy_names_the_remedy() -> None:
+    assert "stream = true" in read(CHAT, b"<html><title>A timeout occurred</title></html>", 524).message
+    assert "stream = true" in read(CHAT, b"", 408).message
+    assert read(CHAT, error(text="slow"), 408).message == "slow"
 
 
 def test_message_of_a_redirect_names_its_target() -> None:

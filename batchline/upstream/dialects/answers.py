@@ -6,7 +6,7 @@ from batchline.models.error_codes import ErrorCode
 from batchline.models.outcomes import ERROR_REASONS, FILTER_REASONS, TRUNCATION_REASONS, Mark
 
 ORDINARY_REASONS: Final = frozenset(
-    {None, "stop", "tool_calls", "function_call", "end_turn", "tool_use", "stop_sequence"}
+    {None, "stop", "tool_calls", "function_call", "end_turn", "tool_use", "stop_sequence", "eos_token", "eos"}
 )
 """Finish reasons of a whole answer, for the fast path; others are compared in lower case."""
 

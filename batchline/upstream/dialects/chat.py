@@ -11,8 +11,13 @@ from batchline.upstream.dialects.answers import ORDINARY_REASONS, Answer, has_ob
 from batchline.upstream.dialects.choices import Choice, read_choices
 
 
+class _ToolCall(msgspec.Struct, gc=False):
+    """Any object: its members are skipped."""
+
+
 class _Message(msgspec.Struct, gc=False):
     content: str | None = None
+    tool_calls: list[_ToolCall] | None = None
 
 
 class _ChatChoice(msgspec.Struct, gc=False):
@@ -31,14 +36,15 @@ _decode: Final = msgspec.json.Decoder(_ChatReply).decode
 
 
 def read_quickly(body: bytes) -> Judgement | None:
-    """Return the judgement of an ordinary answer in text; None if the body needs `read_answer`.
+    """Return the judgement of an ordinary answer, text or tool calls; None if the body needs `read_answer`.
 
     Raises `msgspec.DecodeError` or `RecursionError` for some of those.
     """
     reply = _decode(body)
     mark = None
     for choice in reply.choices:
-        if not choice.message.content or choice.error:
+        message = choice.message
+        if not (message.content or message.tool_calls) or choice.error:
             return None
         if choice.finish_reason == "length":
             mark = Mark.TRUNCATED

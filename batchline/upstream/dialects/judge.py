@@ -80,6 +80,9 @@ _DIALECTS: Final[Mapping[str, _Dialect]] = {
 }
 
 
+_PROXY_TIMEOUTS: Final = frozenset({408, 524})
+"""Statuses of proxies that do not wait for an answer that takes long to begin."""
+
 _CONTENT_MEMBERS: Final = ("choices", "data", "output", "content", "results")
 _KINDS: Final = {str: "string", bool: "boolean", list: "list"}
 
@@ -275,9 +278,8 @@ def _describe_status(status: int, text: bytes, location: str | None) -> str:
     if 300 <= status < 400:
         target = f" to {clean_text(location, MAX_EXCERPT_CHARACTERS)}" if location else ""
         return f"the upstream answered {status}, a redirect{target}; set base_url to the final address"
-    if not text:
-        return f"{status} with an empty body"
-    return f"the upstream answered {status}: {excerpt(text)}"
+    message = f"the upstream answered {status}: {excerpt(text)}" if text else f"{status} with an empty body"
+    return f"{message}; stream = true on the upstream avoids it" if status in _PROXY_TIMEOUTS else message
 
 
 def _invalid(body: bytes, message: str) -> Judgement:

@@ -35,7 +35,7 @@ _decode: Final = msgspec.json.Decoder(_MessageReply).decode
 
 
 def read_quickly(body: bytes) -> Judgement | None:
-    """Return the judgement of an ordinary answer in text; None if the body needs `read_answer`.
+    """Return the judgement of an ordinary answer; None if the body needs `read_answer`.
 
     Raises `msgspec.DecodeError` or `RecursionError` for some of those.
     """
@@ -46,7 +46,7 @@ def read_quickly(body: bytes) -> Judgement | None:
         return None
     usage = reply.usage
     for block in reply.content:
-        if block.type == "text" and block.text:
+        if block.text if block.type == "text" else block.type == "tool_use":
             return Judgement(
                 body=body,
                 finish_reason=reason,

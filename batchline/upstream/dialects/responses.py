@@ -39,14 +39,14 @@ COMPLETED: Final = "completed"
 
 
 def read_quickly(body: bytes) -> Judgement | None:
-    """Return the judgement of an ordinary answer in text; None if the body needs `read_answer`.
+    """Return the judgement of an ordinary answer; None if the body needs `read_answer`.
 
     Raises `msgspec.DecodeError` or `RecursionError` for some of those.
     """
     reply = _decode(body)
     if reply.status != COMPLETED:
         return None
-    if not any(_is_text(item) for item in reply.output):
+    if not any(_is_ordinary(item) for item in reply.output):
         return None
     usage = reply.usage
     return Judgement(
@@ -57,9 +57,9 @@ def read_quickly(body: bytes) -> Judgement | None:
     )
 
 
-def _is_text(item: _Item) -> bool:
+def _is_ordinary(item: _Item) -> bool:
     if item.type != "message" or not item.content:
-        return False
+        return item.type == "function_call"
     first = item.content[0]
     return first.type == "output_text" and first.text != ""
 
