@@ -110,7 +110,9 @@ TRUNCATION_REASONS: Final = frozenset(
 )
 """Finish reasons of an answer that was cut off, in lower case."""
 
-ERROR_REASONS: Final = frozenset({"error", "abort", "network_error", "malformed_function_call"})
+ERROR_REASONS: Final = frozenset(
+    {"error", "abort", "network_error", "malformed_function_call", "insufficient_system_resource"}
+)
 """Finish reasons of an answer that broke off because of an error, in lower case."""
 
 _STATUS_WORDS: Final = {
@@ -251,6 +253,7 @@ _QUOTA_PHRASES: Final = (
     "insufficient quota",
     "insufficient credit",
     "insufficient balance",
+    "balance is insufficient",
     "insufficient funds",
     "credit balance is too low",
     "out of credits",
@@ -377,3 +380,11 @@ def apply_output_rules(
         return structs.replace(judgement, mark=Mark.INVALID_OUTPUT, message=violation)
     retry = RetryClass.ONCE if on_invalid_output == "retry" and not has_retried else RetryClass.NEVER
     return structs.replace(judgement, code=ErrorCode.INVALID_OUTPUT, message=violation, retry=retry)
+
+
+def retry_class_of_failure(code: ErrorCode) -> RetryClass:
+    """Return the retry class of an attempt without a complete reply.
+
+    The transports report `INVALID_RESPONSE` for a reply that is too long or in an unknown encoding.
+    """
+    return RetryClass.NEVER if code is ErrorCode.INVALID_RESPONSE else RetryClass.AS_STATUS

@@ -1,7 +1,8 @@
 """Finds the error in a decoded reply: its message, its words and the HTTP status that it names.
 
 The forms are those of OpenAI and Anthropic (`error`), vLLM (`object: "error"`), FastAPI (`detail`), Gemini (a list
-of errors), TGI (`error` as text), OpenRouter (`error.metadata`, `choices[0].error`), Azure (`error.innererror`).
+of errors), TGI (`error` as text), OpenRouter (`error.metadata`, `choices[0].error`), Azure (`error.innererror`),
+MiniMax (`base_resp`).
 """
 
 import html
@@ -88,7 +89,8 @@ def _first_of_list(value: object) -> object:
 
 def _inner_error(body: dict[str, Any]) -> object:
     """Return the error that the body contains, or None."""
-    for member in (body.get("error"), body.get("errors"), _choice_error(body), body.get("detail")):
+    members = (body.get("error"), body.get("errors"), _choice_error(body), body.get("detail"), _status_error(body))
+    for member in members:
         if has_error(member):
             return _first_of_list(member) if isinstance(member, list) and not _is_detail_list(member) else member
     return None
@@ -102,6 +104,12 @@ def _choice_error(body: dict[str, Any]) -> object:
         (choice["error"] for choice in choices if isinstance(choice, dict) and has_error(choice.get("error"))),
         None,
     )
+
+
+def _status_error(body: dict[str, Any]) -> object:
+    """Return MiniMax's `base_resp` if it reports an error; each answer has one."""
+    status = body.get("base_resp")
+    return status if isinstance(status, dict) and has_error(status.get("status_code")) else None
 
 
 def _is_error_object(body: dict[str, Any]) -> bool:
@@ -173,7 +181,9 @@ def _inner_text(inner: object) -> str | None:
         texts = (_detail_text(member) for member in inner[:_MAX_DETAILS])
         return "; ".join(text for text in texts if text) or None
     if isinstance(inner, dict):
-        return next((text for name in ("detail", "msg", "error") if (text := _text(inner.get(name)))), None)
+        return next(
+            (text for name in ("detail", "msg", "error", "status_msg") if (text := _text(inner.get(name)))), None
+        )
     return _text(inner)
 
 
