@@ -42,7 +42,10 @@ def expect(endpoint: str, inputs: int, text: bytes) -> Expected:
         decoded = text.decode()
     except UnicodeDecodeError:
         return INVALID
-    if not decoded.strip(" \t\r\n"):
+    decoded = decoded.strip(" \t\r\n")
+    while decoded.startswith(":"):  # a comment
+        decoded = re.sub(r"^:[^\r\n]*", "", decoded).strip(" \t\r\n")
+    if not decoded:
         return EMPTY
     try:
         value = strict_json(decoded)
@@ -298,7 +301,7 @@ def by_error(error: Any, body: dict[str, Any]) -> Expected:  # noqa: C901, PLR09
     holders = [error, body] if isinstance(error, dict) else [body]
     words, status = set(), None
     for holder in holders:
-        for name in ("code", "type", "status"):
+        for name in ("code", "type", "status", "reason"):
             word = holder.get(name)
             if isinstance(word, str):
                 words.add(word.lower())

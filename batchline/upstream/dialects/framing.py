@@ -9,7 +9,9 @@ import re
 from typing import Final, NamedTuple
 
 _BOM: Final = b"\xef\xbb\xbf"
-_BLANKS: Final = b" \t\r\n"
+BLANKS: Final = b" \t\r\n"
+"""JSON's whitespace; `bytes.strip` alone removes more."""
+
 _LINE_END: Final = re.compile(rb"\r\n|\n|\r")
 _EVENT_START: Final = re.compile(rb"(?:data|event|id|retry):")
 _DONE: Final = b"[DONE]"
@@ -25,14 +27,14 @@ class Event(NamedTuple):
 
 def remove_framing(body: bytes) -> bytes:
     """Return the body without byte-order mark, comments, surrounding whitespace and a trailing `data: [DONE]`."""
-    text = body.removeprefix(_BOM).strip(_BLANKS)
+    text = body.removeprefix(_BOM).strip(BLANKS)
     while text.startswith(b":"):
         line_end = _LINE_END.search(text)
-        text = text[line_end.end() :].lstrip(_BLANKS) if line_end else b""
+        text = text[line_end.end() :].lstrip(BLANKS) if line_end else b""
     if is_event_stream(text):
         return text
     while text.endswith(_DONE) and (match := _DONE_LINE.search(text, max(0, len(text) - 64))):
-        text = text[: match.start()].rstrip(_BLANKS)
+        text = text[: match.start()].rstrip(BLANKS)
     return text
 
 
@@ -59,9 +61,9 @@ def split_events(text: bytes) -> tuple[list[Event], bool]:
             continue
         if data:
             event_data = b"\n".join(data)
-            if event_data.strip() == _DONE:
+            if event_data.strip(BLANKS) == _DONE:
                 return events, True
-            if event_data.strip():
+            if event_data.strip(BLANKS):
                 events.append(Event(name, event_data))
         name, data = "", []
     return events, False

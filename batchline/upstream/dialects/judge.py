@@ -36,7 +36,7 @@ from batchline.upstream.dialects.error_words import (
     has_error,
     read_error,
 )
-from batchline.upstream.dialects.framing import is_event_stream, remove_framing, split_events
+from batchline.upstream.dialects.framing import BLANKS, is_event_stream, remove_framing, split_events
 
 MAX_INLINE_BYTES: Final = 2**16
 """Size of a reply above which `judge_fully` belongs on a thread, since all requests would wait for it."""
@@ -124,7 +124,7 @@ def judge_quickly(
     if judgement is None or is_too_deep(body) or has_long_number(body):
         return None
     # Only after decoding: a raw line break inside a string is not JSON.
-    return replace(judgement, body=to_single_line(body.strip())) if LF in body or CR in body else judgement
+    return replace(judgement, body=to_single_line(body.strip(BLANKS))) if LF in body or CR in body else judgement
 
 
 def judge_fully(
@@ -252,7 +252,7 @@ def _judge_error_status(status: int, body: bytes, location: str | None) -> Judge
     text = remove_framing(body)
     if is_event_stream(text):
         events, _ = split_events(text)
-        text = events[0].data.strip() if events else b""
+        text = events[0].data.strip(BLANKS) if events else b""
     try:
         value = _decode_strictly(text)
     except _UnusableJSON:

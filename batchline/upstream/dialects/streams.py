@@ -12,7 +12,7 @@ from typing import Any, Final
 from batchline.models.base import dump_json_text
 from batchline.models.json_scan import NotJSONError, read_members, require_json
 from batchline.upstream.dialects.error_words import has_error
-from batchline.upstream.dialects.framing import Event, split_events
+from batchline.upstream.dialects.framing import BLANKS, Event, split_events
 
 Json = dict[str, Any]
 
@@ -39,8 +39,8 @@ def join_events(endpoint: str, text: bytes) -> bytes:
     events, is_done = split_events(text)
     if not events:
         return b""
-    if len(events) == 1 and not events[0].data.lstrip().startswith(b"{"):
-        return events[0].data.strip()
+    if len(events) == 1 and not events[0].data.lstrip(BLANKS).startswith(b"{"):
+        return events[0].data.strip(BLANKS)
     values = [_decode_event(event) for event in events]
     for event, value in zip(events, values, strict=True):
         if event.name == "error" or value.get("type") == "error" or has_error(value.get("error")):
