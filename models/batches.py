@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from batchline.models.analytics import BatchAnalytics
 from batchline.models.base import WireModel
 from batchline.models.errors import InvalidInput
+from batchline.models.options import GivenOptions
 from batchline.models.pagination import CursorPagination, Pagination
 from batchline.models.status import BatchStatus
 
@@ -147,6 +148,9 @@ class CreateBatchRequest(BaseModel):
         default="24h", description="How long it may take: <n>m, <n>h or <n>d.", examples=["24h"]
     )
     metadata: dict[str, str] | None = Field(default=None, description="Up to 16 pairs of your own.")
+    options: GivenOptions | None = Field(
+        default=None, description="Rules for answers that are flawed, and for batches that keep failing."
+    )
 
     @field_validator("completion_window")
     @classmethod
@@ -246,6 +250,7 @@ class BatchResponse(WireModel):
     dwext: BatchDwExtResponse | None = None
     usage: BatchUsage | None = Field(default=None, description="Once the batch is over.")
     model: str | None = Field(default=None, description="If all requests name the same one.")
+    options: GivenOptions | None = Field(default=None, description="Those that were given.")
     paused: BatchPause | None = Field(default=None, description="While the batch is paused.")
 
 

@@ -1,8 +1,8 @@
 """Options of a batch for which OpenAI's create request has no field."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
 OnLimit = Literal["pause", "stop"]
 OnTruncated = Literal["keep", "fail"]
@@ -46,3 +46,7 @@ class BatchOptions(BaseModel):
     def given(self) -> dict[str, object]:
         """Return the options that were given, as JSON values."""
         return self.model_dump(mode="json", exclude_unset=True)
+
+
+GivenOptions = Annotated[BatchOptions, PlainSerializer(lambda options: options.given())]
+"""Options of which only those that were given are written, so that they are told apart from defaults when read."""

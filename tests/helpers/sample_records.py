@@ -6,6 +6,7 @@ from typing import Any
 from batchline.models.analytics import BatchAnalytics
 from batchline.models.batches import BatchDwExtResponse, BatchError, BatchListResponse, ListBatchesQuery
 from batchline.models.ids import new_batch_id, new_file_id
+from batchline.models.options import BatchOptions
 from batchline.models.status import BatchStatus
 from batchline.storage.records.store import BatchRecord, FileRecord, Records
 
@@ -94,6 +95,12 @@ def make_full_batch() -> BatchRecord:
         final_prefix="batches/batch-1/g0/final.a/",
         last_flow_run_id=str(uuid.uuid4()),
         announced_at=NOW + 8,
+        paused_at=NOW + 9,
+        pause_code="by_user",
+        pause_message="until tomorrow",
+        pauses=2,
+        options=BatchOptions(on_truncated="fail", max_identical_failures=25),
+        default_on_limit="stop",
     )
 
 

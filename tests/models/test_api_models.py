@@ -78,7 +78,7 @@ ANSWERS: dict[type[WireModel], dict[str, bool]] = {
 }
 
 QUESTIONS: dict[type[BaseModel], set[str]] = {
-    CreateBatchRequest: {"input_file_id", "endpoint", "completion_window", "metadata"},
+    CreateBatchRequest: {"input_file_id", "endpoint", "completion_window", "metadata", "options"},
     RetryRequestsRequest: {"request_ids"},
     ListBatchesQuery: {
         *CursorPagination.model_fields,
@@ -86,6 +86,7 @@ QUESTIONS: dict[type[BaseModel], set[str]] = {
         "include",
         "member_id",
         "status",
+        "paused",
         "created_after",
         "created_before",
         "active_first",
@@ -128,8 +129,11 @@ OPENAIS: dict[type[WireModel], dict[str, bool]] = {
 }
 """Fields of OpenAI's that the control layer's objects have not."""
 
-BEYOND: dict[type[WireModel], dict[str, bool]] = {BatchAnalytics: {"total_cached_tokens": OPTIONAL}}
-"""What those of OpenAI are made from."""
+BEYOND: dict[type[WireModel], dict[str, bool]] = {
+    BatchAnalytics: {"total_cached_tokens": OPTIONAL},
+    BatchResponse: {"options": OPTIONAL, "paused": OPTIONAL},
+}
+"""Fields of ours that neither of them has."""
 
 SHAPES = {
     model: {**fields, **OPENAIS.get(model, {}), **BEYOND.get(model, {})}

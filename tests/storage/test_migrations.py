@@ -63,7 +63,7 @@ def at_0002(database_at: Callable[[str], Settings]) -> Settings:
 
 def kinds() -> Iterator[BatchRecord]:
     """Batches in every state, over in time and late, with every kind of text."""
-    yield make_full_batch()
+    yield msgspec.structs.replace(make_full_batch(), paused_at=None)  # there were no pauses yet
     for status in BatchStatus:
         ends = timestamp_field(status) if status in TERMINAL_STATUSES else "in_progress_at"
         for late in (-1, 0, 1):

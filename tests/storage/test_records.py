@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,6 +13,7 @@ from helpers.sample_records import NOW, make_batch, make_file, make_full_batch, 
 from batchline.models.batches import BatchDwExtResponse, BatchError, BatchResponse
 from batchline.models.errors import Conflict, NotFound
 from batchline.models.ids import new_batch_id
+from batchline.models.options import BatchOptions
 from batchline.models.settings import Settings
 from batchline.models.status import BatchStatus
 from batchline.storage.records.store import BatchRecord, FileRecord, Records, open_records
@@ -94,6 +96,25 @@ def test_metadata_with_any_text_is_kept(metadata: dict[str, str], records: Recor
     assert records.get_batch(batch.id).metadata == metadata
 
 
+@pytest.mark.parametrize(
+    ("fields", "shown", "on_limit"),
+    [
+        ({}, None, "pause"),
+        ({"default_on_limit": "stop"}, None, "stop"),
+        ({"options": BatchOptions(on_limit="pause"), "default_on_limit": "stop"}, {"on_limit": "pause"}, "pause"),
+        ({"options": BatchOptions(max_identical_failures=25)}, {"max_identical_failures": 25}, "pause"),
+    ],
+    ids=["none", "other default", "default given", "equal to default"],
+)
+def test_given_options_are_shown_and_defaults_apply_to_the_others(
+    fields: dict[str, Any], shown: dict[str, Any] | None, on_limit: str, records: Records
+) -> None:
+    batch = records.get_batch(records.add_batch(make_batch(**fields)).id)
+
+    assert batch.to_response().model_dump(mode="json").get("options") == shown
+    assert batch.effective_options.model_dump() == {**BatchOptions().model_dump(), "on_limit": on_limit}
+
+
 def test_batch_response_has_the_fields_of_the_api() -> None:
     batch = make_full_batch()
     shown = batch.to_response(include_analytics=True).model_dump()
@@ -108,7 +129,10 @@ def test_batch_response_has_the_fields_of_the_api() -> None:
         "output_tokens_details": {"reasoning_tokens": 5},
         "total_tokens": 2**40 + 8,
     }
-    for name in shown.keys() - {"object", "errors", "request_counts", "analytics", "dwext", "usage"}:
+    assert shown["paused"] == {"at": NOW + 9, "code": "by_user", "message": "until tomorrow"}
+    assert shown["options"] == {"on_truncated": "fail", "max_identical_failures": 25}
+    nested = {"object", "errors", "request_counts", "analytics", "dwext", "usage", "paused", "options"}
+    for name in shown.keys() - nested:
         assert shown[name] == getattr(batch, name)
 
 

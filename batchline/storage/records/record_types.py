@@ -20,6 +20,7 @@ from batchline.models.batches import (
     RequestCounts,
 )
 from batchline.models.files import FileObject, FilePurpose
+from batchline.models.options import BatchOptions, GivenOptions, OnLimit
 from batchline.models.status import BatchStatus
 from batchline.storage.records.lease_owners import has_owner_ended
 
@@ -107,6 +108,18 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
     pause_message: str | None = None
     pauses: int = 0
     """The number of times that the batch was paused; with its id it names a pause."""
+
+    options: BatchOptions | None = None
+    """The options that were given, or None if there were none."""
+
+    default_on_limit: OnLimit | None = None
+    """The `on_limit` of the batch if none was given; None for the one of `BatchOptions`."""
+
+    @property
+    def effective_options(self) -> BatchOptions:
+        """The options that apply to the batch: those that were given, and defaults for the others."""
+        options = self.options or BatchOptions()
+        return options if self.default_on_limit is None else options.with_default_on_limit(self.default_on_limit)
 
     @property
     def pause(self) -> BatchPause | None:
@@ -240,6 +253,7 @@ _JSON_COLUMNS: Mapping[str, TypeAdapter[Any]] = {
     "errors": TypeAdapter(tuple[BatchError, ...]),
     "analytics": TypeAdapter(BatchAnalytics),
     "dwext": TypeAdapter(BatchDwExtResponse),
+    "options": TypeAdapter(GivenOptions),
 }
 
 

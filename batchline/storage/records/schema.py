@@ -17,7 +17,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD: Final = "0013"
+HEAD: Final = "0014"
 """The newest migration; a test compares it with the scripts."""
 
 metadata = MetaData()
@@ -88,6 +88,8 @@ batches = Table(
     Column("pause_code", String(32)),
     Column("pause_message", Text),
     Column("pauses", Integer, nullable=False, server_default="0"),
+    Column("options", Text),
+    Column("default_on_limit", String(8)),
     Index("batches_by_flow_run", "flow_run_id", unique=True),
     Index("batches_by_last_flow_run", "last_flow_run_id"),
     Index("batches_by_input_file", "input_file_id"),
