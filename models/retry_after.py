@@ -1,4 +1,4 @@
-"""Reads from a 429 or 503 when to come back, in all forms that servers use. No clock, no sleep.
+"""Reads the delay that a 429 or 503 asks for, in all forms that servers use. No clock, no sleep.
 
 Sources: RFC 9110, 10.2.3 (`Retry-After`); the pages on rate limits of OpenAI, Azure OpenAI (`retry-after-ms`),
 Groq, Anthropic (`anthropic-ratelimit-*`) and OpenRouter (`x-ratelimit-reset`); google.rpc.RetryInfo
@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final, NamedTuple
 
-MAX_WAIT_S: Final = 3_600.0
-"""Longer waits are shortened to this: an hour later, one request shows if the server still asks for it."""
+MAX_DELAY_S: Final = 3_600.0
+"""Longer delays are shortened to this: an hour later, one request shows if the server still asks for it."""
 
 HEADER_PREFIXES: Final = ("retry-after", "x-ratelimit-", "anthropic-ratelimit-")
 """Starts of the names of all headers that are read, in lower case."""
@@ -57,36 +57,38 @@ _SENTENCE: Final = re.compile(
 )
 
 
-class ComeBack(NamedTuple):
-    """The wait that a reply asks for, in seconds, and the place that asks for it.
+class RequestedDelay(NamedTuple):
+    """The delay that a reply asks for, in seconds, and the header or part of the body that asks for it.
 
-    `asked_s` is more than `wait_s` if it is over the cap of an hour: log that.
+    `requested_s` is more than `delay_s` if it is over the cap of an hour: log that.
     """
 
-    wait_s: float
-    asked_s: float
+    delay_s: float
+    requested_s: float
     source: str
 
     @property
     def is_capped(self) -> bool:
         """Return True if the server asks for more than an hour."""
-        return self.asked_s > self.wait_s
+        return self.requested_s > self.delay_s
 
 
-def come_back(headers: Iterable[tuple[str, str]], body: bytes, now: float) -> ComeBack | None:
-    """Return the longest wait that the headers and the body ask for; None if they ask for none that makes sense.
+def requested_delay(headers: Iterable[tuple[str, str]], body: bytes, now: float) -> RequestedDelay | None:
+    """Return the longest delay that the headers and the body ask for; None if they ask for none that makes sense.
 
-    `headers` may have a name several times. `now` is in Unix seconds. Negative waits and times in the past are
+    `headers` may have a name several times. `now` is in Unix seconds. Negative delays and times in the past are
     ignored.
     """
-    waits = [(wait_s, source) for wait_s, source in (*_of_headers(headers, now), *_of_body(body)) if wait_s >= 0]
-    if not waits:
+    delays = [
+        (delay_s, source) for delay_s, source in (*_of_headers(headers, now), *_of_body(body)) if delay_s >= 0
+    ]
+    if not delays:
         return None
-    asked_s, source = max(waits)
-    return ComeBack(min(asked_s, MAX_WAIT_S), asked_s, source)
+    requested_s, source = max(delays)
+    return RequestedDelay(min(requested_s, MAX_DELAY_S), requested_s, source)
 
 
-def parse_wait_s(text: str, now: float) -> float | None:
+def parse_delay_s(text: str, now: float) -> float | None:
     """Return the seconds that a header's value stands for; None if it is not understood or in the past.
 
     It may be seconds, a duration (`1m30s`, `500ms`), an HTTP date, an ISO 8601 time or Unix seconds.
@@ -101,12 +103,12 @@ def parse_wait_s(text: str, now: float) -> float | None:
     if (moment := _parse_date(text)) is None:
         return None
     # Of the forms, asctime's and ISO 8601 may have no time zone; they mean UTC, not local time.
-    wait_s = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - now
-    return wait_s if wait_s >= 0 else None
+    delay_s = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - now
+    return delay_s if delay_s >= 0 else None
 
 
 def _of_headers(headers: Iterable[tuple[str, str]], now: float) -> Iterator[tuple[float, str]]:
-    """Yield each wait in the headers with the name of its header."""
+    """Yield each delay in the headers with the name of its header."""
     fields = [(name.lower(), value) for name, value in headers]
     known = dict(fields)
     for name, value in fields:
@@ -114,8 +116,8 @@ def _of_headers(headers: Iterable[tuple[str, str]], now: float) -> Iterator[tupl
             if _NUMBER.fullmatch(value.strip()):
                 yield float(value) / 1_000, name
         elif name == "retry-after" or _is_spent_budget(name, known):
-            waits = (parse_wait_s(item, now) for item in (value, *value.split(",")))
-            yield from ((wait_s, name) for wait_s in waits if wait_s is not None)
+            delays = (parse_delay_s(item, now) for item in (value, *value.split(",")))
+            yield from ((delay_s, name) for delay_s in delays if delay_s is not None)
 
 
 def _is_spent_budget(name: str, headers: dict[str, str]) -> bool:
@@ -134,25 +136,25 @@ def _is_zero(text: str) -> bool:
 
 
 def _of_body(body: bytes) -> Iterator[tuple[float, str]]:
-    """Yield each wait in the body: Google's `retryDelay`, and sentences such as "try again in 20s"."""
+    """Yield each delay in the body: Google's `retryDelay`, and sentences such as "try again in 20s"."""
     start = body[:_MAX_SCANNED_BYTES]
     for match in _RETRY_DELAY.finditer(start):
         delay = match[1].decode(errors="replace").strip()
         if _DURATION.fullmatch(delay):
             yield _of_duration(delay), "retryDelay"
     for sentence in _SENTENCE.finditer(start.decode(errors="replace")):
-        wait = sentence[1]
-        yield float(wait) if _NUMBER.fullmatch(wait) else _of_duration(wait), "message"
+        delay = sentence[1]
+        yield float(delay) if _NUMBER.fullmatch(delay) else _of_duration(delay), "message"
 
 
 def _of_number(number: float, now: float) -> float | None:
-    """Return the wait of a plain number: seconds, or a point in time in Unix seconds or milliseconds."""
+    """Return the delay of a plain number: seconds, or a point in time in Unix seconds or milliseconds."""
     if number < _MIN_EPOCH_S:
         return number
     if number >= _MAX_EPOCH_MS:
         return None
-    wait_s = (number if number < _MIN_EPOCH_MS else number / 1_000) - now
-    return wait_s if wait_s >= 0 else None
+    delay_s = (number if number < _MIN_EPOCH_MS else number / 1_000) - now
+    return delay_s if delay_s >= 0 else None
 
 
 def _of_duration(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Times to come back, in all forms that servers use."""
+"""Delays that servers ask for, in all forms."""
 
 import json
 import time
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchline.models.retry_after import MAX_WAIT_S, come_back, parse_wait_s
+from batchline.models.retry_after import MAX_DELAY_S, parse_delay_s, requested_delay
 
 NOW = datetime(2024, 11, 6, 8, 49, 7, tzinfo=UTC).timestamp()
 
@@ -48,9 +48,9 @@ def zone(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("zone")
-def test_each_form_of_a_wait_is_understood():
-    for text, wait_s in VALUES.items():
-        assert parse_wait_s(text, NOW) == pytest.approx(wait_s), text
+def test_each_form_of_a_delay_is_understood():
+    for text, delay_s in VALUES.items():
+        assert parse_delay_s(text, NOW) == pytest.approx(delay_s), text
 
 
 NONSENSE = (
@@ -78,8 +78,8 @@ NONSENSE = (
 
 def test_nonsense_and_past_times_are_ignored():
     for text in NONSENSE:
-        assert parse_wait_s(text, NOW) is None, text
-        assert come_back([("Retry-After", text)], b"", NOW) is None, text
+        assert parse_delay_s(text, NOW) is None, text
+        assert requested_delay([("Retry-After", text)], b"", NOW) is None, text
 
 
 HEADERS = {
@@ -125,11 +125,11 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("name", HEADERS)
-def test_longest_wait_of_the_headers_counts(name):
-    headers, wait_s = HEADERS[name]
-    found = come_back(headers, b"", NOW)
+def test_longest_delay_of_the_headers_counts(name):
+    headers, delay_s = HEADERS[name]
+    found = requested_delay(headers, b"", NOW)
 
-    assert (None if found is None else found.asked_s) == (None if wait_s is None else pytest.approx(wait_s))
+    assert (None if found is None else found.requested_s) == (None if delay_s is None else pytest.approx(delay_s))
 
 
 GOOGLE = [
@@ -161,29 +161,29 @@ BODIES = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_wait_in_the_body_is_read(name):
-    body, wait_s = BODIES[name]
-    found = come_back([], body.encode(), NOW)
+def test_delay_in_the_body_is_read(name):
+    body, delay_s = BODIES[name]
+    found = requested_delay([], body.encode(), NOW)
 
-    assert (None if found is None else found.asked_s) == (None if wait_s is None else pytest.approx(wait_s))
-
-
-def test_wait_in_the_body_counts_if_it_is_longer_than_that_of_the_headers():
-    found = come_back([("retry-after", "2")], b"try again in 20s", NOW)
-
-    assert (found.wait_s, found.source) == (20, "message")
+    assert (None if found is None else found.requested_s) == (None if delay_s is None else pytest.approx(delay_s))
 
 
-def test_wait_of_more_than_an_hour_is_capped_and_says_so():
-    found = come_back([("retry-after", "86400")], b"", NOW)
+def test_delay_in_the_body_counts_if_it_is_longer_than_that_of_the_headers():
+    found = requested_delay([("retry-after", "2")], b"try again in 20s", NOW)
 
-    assert (found.wait_s, found.asked_s, found.is_capped, found.source) == (
-        MAX_WAIT_S,
+    assert (found.delay_s, found.source) == (20, "message")
+
+
+def test_delay_of_more_than_an_hour_is_capped_and_says_so():
+    found = requested_delay([("retry-after", "86400")], b"", NOW)
+
+    assert (found.delay_s, found.requested_s, found.is_capped, found.source) == (
+        MAX_DELAY_S,
         86_400,
         True,
         "retry-after",
     )
-    assert not come_back([("retry-after", "3600")], b"", NOW).is_capped
+    assert not requested_delay([("retry-after", "3600")], b"", NOW).is_capped
 
 
 @given(
@@ -193,10 +193,10 @@ def test_wait_of_more_than_an_hour_is_capped_and_says_so():
     body=st.binary(),
     now=st.floats(0, 1e11),
 )
-def test_any_headers_and_body_give_a_wait_between_zero_and_the_cap_or_none(headers, body, now):
-    found = come_back([*headers, ("x-ratelimit-remaining-tokens", "0")], body, now)
+def test_any_headers_and_body_give_a_delay_between_zero_and_the_cap_or_none(headers, body, now):
+    found = requested_delay([*headers, ("x-ratelimit-remaining-tokens", "0")], body, now)
 
-    assert found is None or 0 <= found.wait_s <= MAX_WAIT_S
+    assert found is None or 0 <= found.delay_s <= MAX_DELAY_S
 
 
 def test_long_bodies_are_read_quickly():
@@ -207,5 +207,5 @@ def test_long_bodies_are_read_quickly():
         '"retryDelay":"1s"' * 100_000,
         "1" * 1_000_000,
     ):
-        come_back([("retry-after", text)], text.encode(), NOW)
+        requested_delay([("retry-after", text)], text.encode(), NOW)
     assert time.perf_counter() - start < 2
