@@ -151,6 +151,7 @@ def make_services() -> Iterator[Callable[..., Services]]:
             {"base_url": base_url, "backoff_base_s": 0.01, "backoff_cap_s": 0.05, **(upstream or {})}
         )
         chosen: Settings = load_settings(**{"upstreams": [server], "flush_interval_s": 0.2, **settings})
+        shared_servers.copy_sqlite(chosen)
         services = Services(settings=chosen, store=open_objects(chosen), records=open_records(chosen))
         made.append(services)
         return services

@@ -14,7 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from batchline.models.settings import load_settings
+from sqlalchemy import make_url
+
+from batchline.models.settings import Settings, load_settings
 from batchline.storage.records.store import upgrade_database
 from helpers.prefect_server import Prefect, copy_home, deploy, make_home, start_prefect
 from helpers.storage_servers import Postgres, S3Server, start_postgres, start_seaweedfs
@@ -101,6 +103,22 @@ def migrated() -> str:
         return name
 
     return str(_made_once("migrated", make))
+
+
+def copy_sqlite(settings: Settings) -> None:
+    """Give settings that name an SQLite database one with all tables: migrating a new one takes 60 ms of CPU."""
+    url = make_url(settings.effective_database_url)
+    if url.drivername != "sqlite" or Path(str(url.database)).exists():
+        return
+
+    def make() -> str:
+        path = Path(os.environ[_PLACE]) / "tables.db"
+        upgrade_database(load_settings(database_url=f"sqlite:///{path}"))
+        return str(path)
+
+    path = Path(str(url.database))
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    shutil.copy(_made_once("sqlite", make), path)
 
 
 def prefect_home(home: Path, *, deployed: bool = False) -> Path:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from botocore.retries.standard import ExponentialBackoff
+from helpers import shared_servers
 from helpers.storage_servers import DATABASES, Postgres, S3Server
 
 from batchline.models.settings import Settings, load_settings
@@ -50,8 +51,12 @@ def ready_postgres(postgres_database: dict[str, object]) -> Settings:
 
 @pytest.fixture(params=DATABASES)
 def database(request: pytest.FixtureRequest) -> Settings:
-    """Settings with an empty database of each kind, its tables made or about to be."""
-    return load_settings() if request.param == "sqlite" else request.getfixturevalue("ready_postgres")
+    """Settings with a database of each kind that has all tables and no rows."""
+    if request.param != "sqlite":
+        return request.getfixturevalue("ready_postgres")
+    settings = load_settings()
+    shared_servers.copy_sqlite(settings)
+    return settings
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import shared_servers
 from helpers.api_server import ApiServer, root_of
 from helpers.chromium import started_chromium
 from helpers.web_client import WebClient
@@ -29,6 +30,7 @@ def _served(home: Path, simulator: dict[str, object], settings: dict[str, object
         upstream = {"base_url": address, "max_attempts": 3, "backoff_base_s": 0.01, "backoff_cap_s": 0.05}
         known = {"home": home, "upstreams": [Upstream.model_validate(upstream)], "flush_interval_s": 0.2}
         chosen = load_settings(**{**known, **settings})
+        shared_servers.copy_sqlite(chosen)
         services = Services(settings=chosen, store=open_objects(chosen), records=open_records(chosen))
         stack.callback(services.records.close)
         served = ApiServer(Batchline(services=services), target, with_pages)
