@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers.polling import until
+from helpers.record_edits import change_synced_files
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -94,7 +95,7 @@ def test_sync_flow_starts_each_batch_once_by_deployment(inbox):
     services = open_services()
     for event in summary.events:  # as after a death between the start and its note
         if event.kind == "started":
-            services.records._update_rows(_of(event.batch_id), started_at=None)
+            change_synced_files(services.records, [event.batch_id], started_at=None)
     again = sync_source(str(inbox))
 
     assert (summary.taken, summary.started, again.taken, again.started) == (2, 2, 0, 2)
@@ -105,12 +106,6 @@ def test_sync_flow_starts_each_batch_once_by_deployment(inbox):
     ours = [event.batch_id for event in summary.events if event.kind == "started"]
     begun = [run.parameters["batch_id"] for run in runs]  # other tests' batches may be among them
     assert sorted(each for each in begun if each in ours) == sorted(ours)
-
-
-def _of(batch_id: str):
-    from batchline.storage.records.schema import synced_files  # noqa: PLC0415
-
-    return synced_files.c.batch_id == batch_id
 
 
 @pytest.mark.system

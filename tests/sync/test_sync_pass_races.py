@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from helpers.concurrency import forking, in_processes, in_threads
 from helpers.kill_points import FailingRecords, FailingStore, WriteBudget, make_deletions_due
+from helpers.record_edits import change_synced_files
 from helpers.watched_folders import (
     BAD,
     Folder,
@@ -28,7 +29,6 @@ from batchline.models.errors import StorageFault
 from batchline.models.settings import Settings
 from batchline.models.sync import SyncOptions, SyncSummary
 from batchline.storage.objects.store import ObjectWriter
-from batchline.storage.records.schema import synced_files
 from batchline.storage.records.store import SyncedVersion
 from batchline.sync import local_folder as local_folder_module
 from batchline.sync.folder import WatchedFile
@@ -305,10 +305,10 @@ def test_results_are_complete_after_interrupted_sync_pass(
     folder.put("b.jsonl", request_lines(3))
     sync_and_run(services, folder, write_back=False)
     taken = [batch.id for batch in list_batches(services)]
-    services.records._update_rows(_of(taken), writes_back=True)
+    change_synced_files(services.records, taken, writes_back=True)
 
     for writes in (0, 1, 2):
-        services.records._update_rows(_of(taken), written_generation=None)
+        change_synced_files(services.records, taken, written_generation=None)
         with suppress(StorageFault):
             sync_and_run(mortal(services, writes), folder)
         sync_and_run(services, folder)
@@ -363,10 +363,6 @@ def versions_of_a_file_that_changes(folder: LocalFolder, name: str, newer: bytes
         return version
 
     return version_at
-
-
-def _of(batch_ids: list[str]) -> Any:
-    return synced_files.c.batch_id.in_(batch_ids)
 
 
 def forever(settings: Settings, uri: str) -> None:
