@@ -5,16 +5,27 @@ all sending, and repeated failures start an outage, in which only probes are sen
 """
 
 import asyncio
+import logging
 import time
+from math import inf
 from random import Random
 from typing import Final
 
-from batchline.models.backoff import backoff_s, retry_after_s
+from batchline.models.backoff import backoff_s
 from batchline.models.error_codes import AUTH_FAILURE_STATUSES, ErrorCode, is_retryable
+from batchline.models.retry_after import requested_delay
 from batchline.upstream.call_results import ParsedReply, redact
 from batchline.upstream.pending_call import PendingCall
 from batchline.upstream.scheduler import CallScheduler
 from batchline.upstream.transports.base import HttpReply, TransportFailure, secrets_to_redact
+
+log = logging.getLogger(__name__)
+
+DELAY_STATUSES: Final = frozenset({429, 503})
+"""Statuses of replies that may ask for a delay."""
+
+CAP_LOG_INTERVAL_S: Final = 60.0
+"""Minimum time between two log entries about delays that were shortened."""
 
 OUTAGE_STATUSES: Final = frozenset({502, 503, 504})
 MAX_UNCOUNTED_ATTEMPTS: Final = 30
@@ -35,6 +46,7 @@ class RetryPolicy:
         self._secrets = secrets_to_redact(scheduler.upstream)
         self._random = Random()  # noqa: S311 - jitter, not a secret
         self._has_failed_recently = False
+        self._cap_logged_at = -inf
 
     def on_reply(
         self, pending: PendingCall, reply: HttpReply, parsed_reply: ParsedReply, duration_s: float
@@ -71,8 +83,8 @@ class RetryPolicy:
             pending.session.on_auth_failure(self._upstream.name, reply.status_code)
         elif code is ErrorCode.INVALID_REQUEST:
             pending.session.on_auth_success()
-        wait_s = retry_after_s(retry_after_ms=reply.retry_after_ms, retry_after=reply.retry_after, now=time.time())
-        if reply.status_code in {429, 503} or code is ErrorCode.TIMEOUT:
+        wait_s = self._read_delay(reply)
+        if reply.status_code in DELAY_STATUSES or code is ErrorCode.TIMEOUT:
             is_overloaded = self._limit.on_push_back(self._loop.time())
             # The Retry-After of a stray reply applies to its own request only: the others are being answered.
             if is_overloaded and (reply.status_code == 429 or wait_s is not None):
@@ -86,6 +98,25 @@ class RetryPolicy:
             pending, code, wait_s=wait_s, free=is_outage and self._breaker.is_open
         ):
             pending.queue.settle(pending.to_result(parsed_reply, reply, duration_s))
+
+    def _read_delay(self, reply: HttpReply) -> float | None:
+        """Return the delay in seconds that the reply asks for, or None if it asks for none."""
+        if reply.status_code not in DELAY_STATUSES:
+            return None
+        delay = requested_delay(reply.headers, reply.body, time.time())
+        if delay is None:
+            return None
+        if delay.is_capped and self._loop.time() - self._cap_logged_at >= CAP_LOG_INTERVAL_S:
+            self._cap_logged_at = self._loop.time()
+            log.warning(
+                "upstream %s answered %d and asks for a delay of %.0f s (%s); trying again after %.0f s",
+                self._upstream.name,
+                reply.status_code,
+                delay.requested_s,
+                delay.source,
+                delay.delay_s,
+            )
+        return delay.delay_s
 
     def on_failure(self, pending: PendingCall, failure: TransportFailure, duration_s: float) -> None:
         """Handle an attempt that got no complete reply: count it, then retry or settle the call."""

@@ -1,5 +1,6 @@
 """What each way of misbehaving is called, and after how many attempts."""
 
+import asyncio
 import gzip
 import json
 import socket
@@ -22,9 +23,10 @@ from helpers.scripted_server import (
     silence,
 )
 
+from batchline.models.upstreams import Upstream
 from batchline.upstream.call_results import CallResult
 from batchline.upstream.transports.asyncio_http import AsyncioHttpTransport
-from batchline.upstream.transports.base import TransportFactory
+from batchline.upstream.transports.base import HttpReply, TransportFactory
 from batchline.upstream.transports.httpx import through_httpx
 from batchline.upstream.transports.pyreqwest import PyreqwestTransport
 
@@ -128,6 +130,42 @@ def test_error_result_keeps_body_status_message_and_request_id(call_one: Callabl
 
     assert (answer.status_code, answer.request_id, answer.message) == (400, "req-7", "told 400")
     assert json.loads(answer.body)["error"]["type"] == "scripted"
+
+
+def test_headers_of_an_error_that_say_where_and_when_to_try_again_are_kept(
+    serve: Callable, transport: TransportFactory
+) -> None:
+    headers = [
+        ("Retry-After", "1"),
+        ("X-RateLimit-Reset-Tokens", "2s"),
+        ("retry-after", "3"),
+        ("anthropic-ratelimit-requests-reset", "soon"),
+        ("Location", "/elsewhere"),
+        ("server", "nginx"),
+    ]
+    server = serve(lambda request: reply(429 if request.number else 200, headers=headers))
+
+    success, error = send_twice(transport, Upstream(base_url=server.base_url))
+
+    assert success.headers == ()
+    assert sorted(error.headers) == [
+        ("anthropic-ratelimit-requests-reset", "soon"),
+        ("location", "/elsewhere"),
+        ("retry-after", "1"),
+        ("retry-after", "3"),
+        ("x-ratelimit-reset-tokens", "2s"),
+    ]
+
+
+def send_twice(open_transport: TransportFactory, upstream: Upstream) -> list[HttpReply]:
+    async def send() -> list[HttpReply]:
+        transport = open_transport(upstream)
+        try:
+            return [await transport.send("/v1/chat/completions", b"{}") for _ in range(2)]
+        finally:
+            await transport.aclose()
+
+    return asyncio.run(send())
 
 
 def test_result_without_reply_has_no_status_or_body(call_one: Callable) -> None:

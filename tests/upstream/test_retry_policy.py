@@ -34,13 +34,14 @@ WAITS = {
     "429_seconds": (429, lambda: {"retry_after": "1"}),
     "429_a_fraction_of_seconds": (429, lambda: {"retry_after": "0.4"}),
     "429_milliseconds": (429, lambda: {"retry_after_ms": "400"}),
-    "429_milliseconds_before_seconds": (429, lambda: {"retry_after_ms": "400", "retry_after": "3600"}),
+    "429_longest_of_two": (429, lambda: {"retry_after_ms": "400", "retry_after": "0"}),
+    "429_spent_budget": (
+        429,
+        lambda: {"x_ratelimit_remaining_tokens": "0", "x_ratelimit_reset_tokens": "400ms"},
+    ),
     "429_a_date": (429, lambda: {"retry_after": in_seconds(2)}),
     "503_seconds": (503, lambda: {"retry_after": "1"}),
-    "500_milliseconds": (500, lambda: {"retry_after_ms": "400"}),
-    "500_a_date": (500, lambda: {"retry_after": in_seconds(2)}),
-    "408_milliseconds": (408, lambda: {"retry_after_ms": "400"}),
-    "302_milliseconds": (302, lambda: {"retry_after_ms": "400"}),
+    "503_a_date": (503, lambda: {"retry_after": in_seconds(2)}),
 }
 """The status and the headers of a first answer that asks to wait for 0.4 s or longer."""
 
@@ -70,9 +71,29 @@ UNREADABLE = [
 
 @pytest.mark.parametrize("value", UNREADABLE)
 def test_invalid_retry_after_is_retried_soon(value: str, call_one: Callable) -> None:
-    answer = call_one(sequence(error_reply(500, retry_after=value), reply()))
+    answer = call_one(sequence(error_reply(503, retry_after=value), reply()))
 
     assert (answer.code, answer.attempts) == (None, 2)
+
+
+@pytest.mark.parametrize("status", [302, 408, 500, 502])
+def test_retry_after_of_other_statuses_is_ignored(status: int, call_one: Callable) -> None:
+    script = sequence(error_reply(status, retry_after="3600"), reply())
+
+    answer = call_one(script)
+
+    assert (answer.code, answer.attempts) == (None, 2)
+
+
+def test_delay_of_more_than_an_hour_is_logged_once_a_minute(
+    serve: Callable, make_dispatcher: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = serve(lambda _: error_reply(429, retry_after="86400"))
+
+    call_all(make_dispatcher(server.base_url), make_bodies(5), deadline=time.time() + 5)
+
+    [message] = [record.getMessage() for record in caplog.records if "asks for a delay" in record.getMessage()]
+    assert "86400 s (retry-after); trying again after 3600 s" in message
 
 
 def test_429_delays_unsent_requests(serve: Callable, make_dispatcher: Callable) -> None:

@@ -22,6 +22,7 @@ from batchline.upstream.transports.base import (
     HttpReply,
     TransportFailure,
     build_headers,
+    keep_headers,
     response_too_long,
 )
 from batchline.upstream.transports.keepalive import KEEPALIVE_OPTIONS
@@ -141,6 +142,7 @@ class _HttpConnection(asyncio.Protocol):
         self._is_complete = self._is_in_body = self._can_keep_alive = False
         self._body_blocks: list[bytes] = []
         self._headers: dict[bytes, bytes] = {}
+        self._kept_headers: list[tuple[str, str]] = []
 
     # Called by the transport.
 
@@ -165,8 +167,7 @@ class _HttpConnection(asyncio.Protocol):
             body,
             self._first_byte_at - self._start,
             _decode_header(get_header(b"x-request-id")),
-            _decode_header(get_header(b"retry-after")),
-            _decode_header(get_header(b"retry-after-ms")),
+            tuple(self._kept_headers),
         )
 
     def can_be_reused(self) -> bool:
@@ -252,9 +253,13 @@ class _HttpConnection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep the headers that are used."""
+        if self._is_complete:
+            return
         lower_name = name.lower()
-        if lower_name in _USED_HEADERS and not self._is_complete:
+        if lower_name in _USED_HEADERS:
             self._headers[lower_name] = value
+        elif self._parser.get_status_code() >= 300:
+            self._kept_headers += keep_headers([(name.decode("latin-1"), value.decode("latin-1"))])
 
     def on_headers_complete(self) -> None:
         """Fail the exchange if Content-Length is above the limit."""
@@ -330,7 +335,7 @@ class _HttpConnection(asyncio.Protocol):
 
 
 _FRAMING_HEADERS: Final = frozenset({b"content-length", b"transfer-encoding"})
-_USED_HEADERS: Final = _FRAMING_HEADERS | {b"content-encoding", b"x-request-id", b"retry-after", b"retry-after-ms"}
+_USED_HEADERS: Final = _FRAMING_HEADERS | {b"content-encoding", b"x-request-id"}
 
 
 def _decode_header(value: bytes | None) -> str | None:

@@ -1,30 +1,37 @@
 """Interface of a transport: it sends one request and returns a reply or raises a classified failure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from math import inf
-from typing import Protocol
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import msgspec
 
 from batchline.models.error_codes import ErrorCode
+from batchline.models.retry_after import HEADER_PREFIXES
 from batchline.models.upstreams import Upstream, dialect_of
+
+KEPT_HEADERS: Final = (*HEADER_PREFIXES, "location")
+"""Starts of the names, in lower case, of headers that are kept of a reply that is not a 2xx."""
 
 MIN_SECRET_CHARACTERS = 8
 """Shorter values are not redacted: they would match ordinary text."""
 
 
 class HttpReply(msgspec.Struct, frozen=True, gc=False):
-    """A complete HTTP reply; `ttfb_s` is the time from the start of sending to the first byte of the body."""
+    """A complete HTTP reply; `ttfb_s` is the time from the start of sending to the first byte of the body.
+
+    `headers` is empty for a 2xx. For other replies it has each header of `KEPT_HEADERS`, as often as it came, with
+    its name in lower case.
+    """
 
     status_code: int
     body: bytes
     ttfb_s: float
     request_id: str | None = None
-    retry_after: str | None = None
-    retry_after_ms: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 class TransportFailure(Exception):
@@ -85,6 +92,12 @@ def secrets_to_redact(upstream: Upstream) -> tuple[bytes, ...]:
     if upstream.api_key is not None:
         secrets.append(upstream.api_key.get_secret_value())
     return tuple(secret.encode() for secret in secrets if len(secret) >= MIN_SECRET_CHARACTERS)
+
+
+def keep_headers(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Return those headers that are kept of a reply that is not a 2xx."""
+    lower = ((name.lower(), value) for name, value in headers)
+    return tuple((name, value) for name, value in lower if name.startswith(KEPT_HEADERS))
 
 
 def user_agent() -> str:

@@ -19,6 +19,7 @@ from batchline.upstream.transports.base import (
     TransportFailure,
     build_headers,
     find_proxy,
+    keep_headers,
     response_too_long,
 )
 from batchline.upstream.transports.keepalive import KEEPALIVE_OPTIONS
@@ -69,14 +70,12 @@ class HttpxTransport:
                     raise response_too_long(self._upstream)
         finally:
             await response.aclose()
-        get_header = response.headers.get
         return HttpReply(
             response.status_code,
             b"".join(blocks),
             ttfb_s or time.perf_counter() - start,
-            get_header("x-request-id"),
-            get_header("retry-after"),
-            get_header("retry-after-ms"),
+            response.headers.get("x-request-id"),
+            () if response.is_success else keep_headers(response.headers.multi_items()),
         )
 
     async def aclose(self) -> None:

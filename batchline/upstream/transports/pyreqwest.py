@@ -21,7 +21,13 @@ from pyreqwest.response import Response
 from batchline.models.error_codes import ErrorCode
 from batchline.models.errors import InvalidInput
 from batchline.models.upstreams import Upstream
-from batchline.upstream.transports.base import HttpReply, TransportFailure, build_headers, response_too_long
+from batchline.upstream.transports.base import (
+    HttpReply,
+    TransportFailure,
+    build_headers,
+    keep_headers,
+    response_too_long,
+)
 from batchline.upstream.transports.keepalive import (
     KEEPALIVE_IDLE_S,
     KEEPALIVE_INTERVAL_S,
@@ -56,17 +62,8 @@ class PyreqwestTransport:
             failure = _to_transport_failure(error)
             failure.response_started = response_started
             raise failure from error
-        # The fast path: each header is a call into Rust, and a success needs no Retry-After.
-        if status_code == 200:
-            return HttpReply(status_code, content, ttfb_s, get_header("x-request-id"))
-        return HttpReply(
-            status_code,
-            content,
-            ttfb_s,
-            get_header("x-request-id"),
-            get_header("retry-after"),
-            get_header("retry-after-ms"),
-        )
+        headers = () if 200 <= status_code < 300 else keep_headers(response.headers.items())
+        return HttpReply(status_code, content, ttfb_s, get_header("x-request-id"), headers)
 
     def _build_template(self, path: str) -> StreamRequest:
         """Return a request to that path without its body."""
