@@ -36,23 +36,6 @@ def go_on_as_told(stopped: CommandResult, **changes: str) -> CommandResult:
     return run_batchline(*arguments, **changes)
 
 
-def test_run_resumed_after_ctrl_c_sends_only_unanswered_requests(start_simulator, request_file):
-    upstream = start_simulator(latency_s=0.2)
-    url = {"OPENAI_BASE_URL": upstream.base_url}
-
-    with running_command("run", "--local", request_file(200), **url, BATCHLINE_MAX_IN_FLIGHT="8") as run:
-        until(lambda: upstream.counters()["received"] >= 30)
-        run.kill(signal.SIGINT)
-        stopped = run.wait()
-    answered = upstream.counters()["received"]
-    resumed = go_on_as_told(stopped, **url)
-
-    assert (stopped.status, resumed.status) == (6, 0)
-    assert 30 <= answered < 200
-    assert (upstream.counters()["received"], upstream.counters()["repeated"]) == (200, 0)
-    assert "200 completed" in resumed.out
-
-
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_run_stopped_by_signal_prints_signal_and_batch(number, start_simulator, request_file):
     upstream = start_simulator(latency_s=0.2)
@@ -100,23 +83,6 @@ def test_run_on_later_second_signal_is_killed(number, start_simulator, request_f
 
     assert killed.status == -number
     assert "Traceback" not in killed.err
-
-
-def test_run_resumed_after_kill_waits_for_lease_expiry(start_simulator, request_file):
-    upstream = start_simulator(latency_s=0.1)
-    quick = {"BATCHLINE_LEASE_S": "3", "BATCHLINE_FLUSH_INTERVAL_S": "0.2", "BATCHLINE_MAX_IN_FLIGHT": "5"}
-    url = {"OPENAI_BASE_URL": upstream.base_url}
-
-    with running_command("run", "--local", request_file(150), **url, **quick) as run:
-        until(lambda: upstream.counters()["received"] >= 60)
-        run.kill(signal.SIGKILL)
-        run.wait()
-    resumed = run_batchline("run", "--local", "--resume", run.batch_id, **url, **quick)
-
-    assert resumed.status == 0
-    assert upstream.counters()["distinct"] == 150
-    # What was under way, and what came within one flush interval: 5 requests each 0.1 s for 0.2 s.
-    assert upstream.counters()["repeated"] <= 5 + 10 + 5
 
 
 def test_run_resumed_on_same_machine_after_kill_starts_without_waiting(start_simulator, request_file):

@@ -1,7 +1,6 @@
 """A disk without room: the batch claims nothing that is not stored, and goes on once there is room."""
 
 import tempfile
-import time
 from collections.abc import Callable
 
 import pytest
@@ -26,57 +25,6 @@ def simulator(start_simulator: Callable[..., Simulator]) -> Simulator:
     return start_simulator(latency_s=0.1, answer_tokens=ANSWER_TOKENS)
 
 
-def test_full_disk_stops_run_and_keeps_saved_answers(
-    simulator: Simulator, make_services: Callable, create_batch: Callable, small_disk, monkeypatch
-) -> None:
-    monkeypatch.setattr(segment_writer, "STORAGE_PATIENCE_S", 0.5)
-    services = make_services(simulator.base_url, storage_url=str(small_disk.place))
-    batch = create_batch(services, 500)
-    with pytest.raises(StorageFault, match="the disk is full"):
-        run_local(services, batch.id)
-    check_unfinished(services, batch, BatchStatus.IN_PROGRESS)
-    sent, kept = received(simulator), count_saved(services, batch)
-
-    small_disk.resize(ENOUGH_KIB)
-    ended = run_local(services, batch.id)
-
-    assert 0 < kept < 500
-    assert ended.status is BatchStatus.COMPLETED
-    check_results(services, ended, 500)
-    assert received(simulator) - sent == 500 - kept
-
-
-def test_full_disk_pauses_sending_until_space_returns(
-    simulator: Simulator,
-    make_services: Callable,
-    create_batch: Callable,
-    small_disk,
-    in_background: Callable,
-    caplog,
-) -> None:
-    services = make_services(simulator.base_url, storage_url=str(small_disk.place), chunk_requests=1_200)
-    batch = create_batch(services, 1_200)
-    run = in_background(services, batch)
-    until(lambda: "sending waits for storage" in caplog.text)
-    until(lambda: is_quiet(simulator))
-    assert received(simulator) < 1_200
-    check_unfinished(services, batch, BatchStatus.IN_PROGRESS)
-
-    small_disk.resize(ENOUGH_KIB)
-    ended = run.result()
-
-    assert ended.status is BatchStatus.COMPLETED
-    check_results(services, ended, 1_200)
-    assert received(simulator) == 1_200
-
-
-def is_quiet(simulator: Simulator) -> bool:
-    """Whether nothing comes any more."""
-    before = received(simulator)
-    time.sleep(0.3)
-    return received(simulator) == before
-
-
 def test_part_over_free_space_is_written_once_space_returns(
     simulator: Simulator,
     make_services: Callable,
@@ -98,26 +46,6 @@ def test_part_over_free_space_is_written_once_space_returns(
     assert ended.status is BatchStatus.COMPLETED
     check_results(services, ended, 400)
     assert received(simulator) == 400
-
-
-def test_final_files_over_free_space_leave_batch_finalizing(
-    simulator: Simulator, make_services: Callable, create_batch: Callable, small_disk
-) -> None:
-    small_disk.resize(3_000)
-    services = make_services(
-        simulator.base_url, storage_url=str(small_disk.place), flush_interval_s=60, chunk_requests=50
-    )
-    batch = create_batch(services, 500)
-    with pytest.raises(StorageFault, match="the disk is full"):
-        run_local(services, batch.id)
-    check_unfinished(services, batch, BatchStatus.FINALIZING)
-
-    small_disk.resize(ENOUGH_KIB)
-    ended = run_local(services, batch.id)
-
-    assert ended.status is BatchStatus.COMPLETED
-    check_results(services, ended, 500)
-    assert received(simulator) == 500
 
 
 def test_full_database_disk_stops_run_before_takeover(

@@ -18,11 +18,6 @@ from batchline.engine.pipeline import run_local
 run_local(open_services(), sys.argv[1])
 """
 
-RUN_FLOW = """
-import sys
-from batchline.flows.process_batch import process_batch
-process_batch(batch_id=sys.argv[1])
-"""
 
 TIMEOUT_S = 30.0
 

@@ -6,6 +6,7 @@ from typing import Self
 
 import httpx
 
+from helpers.api_server import WITHOUT_TLS
 from helpers.page_parser import Page
 
 HTML = "text/html,application/xhtml+xml,*/*;q=0.8"
@@ -74,7 +75,12 @@ class WebClient:
     def __init__(self, root: str) -> None:
         self.root = root
         self.http = httpx.Client(
-            base_url=root, headers={"Accept": HTML}, follow_redirects=True, timeout=60, trust_env=False
+            base_url=root,
+            headers={"Accept": HTML},
+            follow_redirects=True,
+            timeout=60,
+            trust_env=False,
+            verify=WITHOUT_TLS,
         )
 
     def __enter__(self) -> Self:

@@ -105,16 +105,6 @@ def test_changed_file_is_picked_up_again(services: Services, folder: Folder) -> 
     assert read_inputs(services) == [request_lines(2), request_lines(3)]
 
 
-def test_grown_file_is_picked_up_again(make_services: Callable[..., Services], local_folder: LocalFolder) -> None:
-    services = make_services("http://localhost:9", source_still_s=0, **local_folder.settings)
-    local_folder.put("a.jsonl", request_lines(1))
-    sync_only(services, local_folder)
-    with (local_folder.path / "a.jsonl").open("ab") as file:
-        file.write(b"\n")
-
-    assert sync_only(services, local_folder).taken == 1
-
-
 PATTERNS = {
     "": ["a.jsonl", "b.jsonl.gz"],
     "/": ["a.jsonl", "b.jsonl.gz"],
@@ -217,13 +207,6 @@ def test_picked_up_file_is_moved_on_request(services: Services, folder: Folder) 
     assert event_kinds(summary) == ["taken", "moved", "started"]
     assert (folder.names(), folder.names("taken")) == ([], ["a.jsonl"])
     assert folder.read("a.jsonl", "taken") == request_lines()
-
-
-def test_picked_up_file_is_deleted_on_request(services: Services, folder: Folder) -> None:
-    folder.put("a.jsonl", request_lines())
-
-    assert event_kinds(sync_only(services, folder, after="delete")) == ["taken", "deleted", "started"]
-    assert folder.names() == []
 
 
 def test_moved_file_does_not_replace_earlier_version(services: Services, folder: Folder) -> None:

@@ -183,22 +183,6 @@ def test_file_replaced_before_complete_read_waits_for_next_pass(
     assert read_inputs(services) == [request_lines(2), request_lines(3)]
 
 
-@pytest.mark.parametrize("moment", ["between_list_and_read", "while_reading"])
-@pytest.mark.parametrize("folder", ["local"], indirect=True)
-def test_file_appended_during_read_waits_for_next_pass(
-    moment: str, services: Services, folder: LocalFolder, request: pytest.FixtureRequest
-) -> None:
-    def write_on() -> None:
-        with (folder.path / "a.jsonl").open("ab") as file:
-            file.write(b"\n")
-
-    folder.put("a.jsonl", request_lines(2))
-    request.getfixturevalue(moment)(write_on)
-
-    assert event_kinds(sync_only(services, folder)) == ["changed"]
-    assert services.store.list_objects("") == []
-
-
 @pytest.mark.parametrize("after", ["move", "delete"])
 def test_file_replaced_after_read_is_not_moved_or_deleted(
     after: str, services: Services, folder: Folder, behind_the_record: Callable[..., None]
