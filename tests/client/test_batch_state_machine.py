@@ -6,12 +6,10 @@
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from helpers.batch_model import PENDING, BatchModel, check
 from helpers.batch_state_machine import WHICH, BatchStateMachine, final_status, pick
-from helpers.controlled_upstream import ControlledUpstream
 from helpers.kill_points import expire_lease, make_deletions_due, start_run_process
 from helpers.polling import until
 from hypothesis import HealthCheck, Phase, note, settings
@@ -296,9 +294,7 @@ class FailingBatchStateMachine(BatchStateMachine):
         assert [key for key in keys if not key.startswith(tuple(owned))] == []
 
 
-def test_batch_operations_in_any_order_keep_contract_invariants(
-    controlled: ControlledUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batch_operations_in_any_order_keep_contract_invariants(controlled, tmp_path, monkeypatch):
     monkeypatch.setattr(segment_writer, "STORAGE_PATIENCE_S", 0.0)
     monkeypatch.setattr(segment_writer, "STORAGE_PAUSE_S", 0.01)
     upgrade_database(load_settings(database_url=f"sqlite:///{tmp_path / 'empty.db'}"))

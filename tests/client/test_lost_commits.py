@@ -49,9 +49,7 @@ def half_fails(number: int) -> str:
     return f"{number} simulate:status=400" if number % 2 else f"Question {number}?"
 
 
-def test_batch_and_retry_succeed_when_every_commit_reply_is_lost(
-    client: Batchline, proxy: CommitProxy, simulator: Simulator, tmp_path: Path
-) -> None:
+def test_batch_and_retry_succeed_when_every_commit_reply_is_lost(client, proxy, simulator, tmp_path):
     proxy.drops_reply = lambda number: True
 
     file = client.files.create(file=write_requests(tmp_path / "r.jsonl", 20, prompt=half_fails))
@@ -73,9 +71,7 @@ def test_batch_and_retry_succeed_when_every_commit_reply_is_lost(
     assert client.services.store.list_objects("") == []
 
 
-def test_cancel_and_key_creation_apply_once_when_commit_reply_is_lost(
-    client: Batchline, proxy: CommitProxy, tmp_path: Path
-) -> None:
+def test_cancel_and_key_creation_apply_once_when_commit_reply_is_lost(client, proxy, tmp_path):
     file = client.files.create(file=write_requests(tmp_path / "r.jsonl", 3))
     batch = client.batches.create(input_file_id=file.id, via=None)
     proxy.drops_reply = lambda number: True
@@ -87,9 +83,7 @@ def test_cancel_and_key_creation_apply_once_when_commit_reply_is_lost(
 
 
 @pytest.mark.parametrize("after", ["keep", "delete"])
-def test_sync_picks_up_file_once_when_commit_reply_is_lost(
-    after: str, client: Batchline, proxy: CommitProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sync_picks_up_file_once_when_commit_reply_is_lost(after, client, proxy, tmp_path, monkeypatch):
     monkeypatch.setattr("batchline.sync.sync_pass.DELETE_AFTER_S", 0)
     (tmp_path / "inbox").mkdir()
     path = write_requests(tmp_path / "inbox" / "r.jsonl", 3)
@@ -104,9 +98,7 @@ def test_sync_picks_up_file_once_when_commit_reply_is_lost(
     assert b"".join(client.files.content(batch.input_file_id)) == content
 
 
-def test_sync_with_unknown_commit_outcome_keeps_stored_file(
-    client: Batchline, proxy: CommitProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sync_with_unknown_commit_outcome_keeps_stored_file(client, proxy, tmp_path, monkeypatch):
     """The database stays away: neither the copy nor the file is deleted, and the next round finds the batch."""
     (tmp_path / "inbox").mkdir()
     path = write_requests(tmp_path / "inbox" / "r.jsonl", 3)
@@ -137,9 +129,7 @@ def test_sync_with_unknown_commit_outcome_keeps_stored_file(
     assert path.exists()
 
 
-def test_transaction_broken_before_commit_is_repeated(
-    client: Batchline, proxy: CommitProxy, tmp_path: Path
-) -> None:
+def test_transaction_broken_before_commit_is_repeated(client, proxy, tmp_path):
     """A connection that breaks before the COMMIT: the transaction is rolled back, and repeated."""
     proxy.drops_commit = lambda number: number == 0
 
@@ -149,9 +139,7 @@ def test_transaction_broken_before_commit_is_repeated(
     assert len(list(client.files.list())) == 1
 
 
-def test_retry_after_concurrent_retry_conflicts_when_commit_reply_is_lost(
-    client: Batchline, proxy: CommitProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_retry_after_concurrent_retry_conflicts_when_commit_reply_is_lost(client, proxy, tmp_path, monkeypatch):
     proxy.drops_reply = lambda number: True
     path = write_requests(tmp_path / "r.jsonl", 4, prompt=half_fails)
     batch = client.batches.create(input_file_id=client.files.create(file=path).id, via=None)

@@ -1,7 +1,6 @@
 """How a batch that is not over gets on: speed, time left, and why it does not move."""
 
 import time
-from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -41,7 +40,7 @@ def watch(make_services) -> ProgressTracker:
     return ProgressTracker(make_services("http://127.0.0.1:9/v1"))
 
 
-def test_speed_before_tracking_is_average_since_start(watch: ProgressTracker):
+def test_speed_before_tracking_is_average_since_start(watch):
     run = {**HELD, "lease_at": time.time(), "in_progress_at": int(time.time()) - 50}
     seen = watch.snapshot(record(total=1_000, completed=90, failed=10, **run))
     assert (seen.settled, seen.session) == (100, None)
@@ -49,12 +48,12 @@ def test_speed_before_tracking_is_average_since_start(watch: ProgressTracker):
     assert seen.eta_s == pytest.approx(450, rel=0.1)
 
 
-def test_batch_without_runner_has_no_eta(watch: ProgressTracker):
+def test_batch_without_runner_has_no_eta(watch):
     seen = watch.snapshot(record(total=1_000, completed=100, in_progress_at=int(time.time()) - 50))
     assert (seen.note, seen.eta_s) == ("stopped", None)
 
 
-def test_speed_while_tracked_is_recent_speed(watch: ProgressTracker):
+def test_speed_while_tracked_is_recent_speed(watch):
     batch = record(total=1_000, completed=100, in_progress_at=int(time.time()) - 1_000)
     watch.snapshot(batch)
     time.sleep(1.2)
@@ -66,14 +65,12 @@ def test_speed_while_tracked_is_recent_speed(watch: ProgressTracker):
 @pytest.mark.parametrize(
     "fields", [{"generation": 1}, {"in_progress_at": None}, {"status": BatchStatus.FINALIZING}]
 )
-def test_unknown_speed_is_not_reported(fields, watch: ProgressTracker):
+def test_unknown_speed_is_not_reported(fields, watch):
     seen = watch.snapshot(record(**{"total": 9, "completed": 5, "in_progress_at": 1, **fields}))
     assert (seen.per_s, seen.eta_s) == (None, None)
 
 
-def test_progress_in_running_process_includes_live_counts(
-    start_simulator: Callable, make_services: Callable, chat_file: Callable
-):
+def test_progress_in_running_process_includes_live_counts(start_simulator, make_services, chat_file):
     services = make_services(start_simulator(latency_s=0.3).base_url)
     with Batchline(services=services) as client:
         file = client.files.create(file=chat_file(2_000))

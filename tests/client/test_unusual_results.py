@@ -63,7 +63,7 @@ def ended(client: Batchline, path: Path, requests: list[tuple[str, str, str]]) -
     return batch.id
 
 
-def test_results_with_unusual_body_do_not_affect_other_results(client: Batchline, tmp_path: Path) -> None:
+def test_results_with_unusual_body_do_not_affect_other_results(client, tmp_path):
     odd = [
         ("a", "deep", ""),
         ("b", "digits", ""),
@@ -86,7 +86,7 @@ def test_results_with_unusual_body_do_not_affect_other_results(client: Batchline
     assert items[2].response_body["x"] == 1.5
 
 
-def test_csv_and_parquet_export_accepts_any_body(client: Batchline, tmp_path: Path) -> None:
+def test_csv_and_parquet_export_accepts_any_body(client, tmp_path):
     batch_id = ended(client, tmp_path / "r.jsonl", [("a", "deep", ""), ("b", "plain", f',"n":{DIGITS}')])
 
     for kind in ("csv", "parquet"):
@@ -102,7 +102,7 @@ def test_csv_and_parquet_export_accepts_any_body(client: Batchline, tmp_path: Pa
     assert DIGITS in rows[1]["input_body"]
 
 
-def test_csv_export_escapes_formulas_and_control_characters(client: Batchline, tmp_path: Path) -> None:
+def test_csv_export_escapes_formulas_and_control_characters(client, tmp_path):
     batch_id = ended(client, tmp_path / "r.jsonl", [(each, "plain", "") for each in CUSTOM_IDS])
     file = io.BytesIO()
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import msgspec
 import pytest
 from helpers.batch_assertions import check_results, errors_of, interrupt_run, output_of, received
-from helpers.storage_servers import S3Server
 
 from batchline import Batchline
 from batchline.client.housekeeping import run_housekeeping
@@ -84,13 +83,8 @@ def check_same(services: Services, restored: BatchRecord, before: BatchRecord) -
 
 @pytest.mark.parametrize("cleaned", [True, False], ids=["parts deleted", "parts there"])
 def test_batch_ended_after_backup_restores_same_files(
-    cleaned: bool,
-    services: Services,
-    simulator: Simulator,
-    create_batch: Callable,
-    stop_early: Callable,
-    tmp_path: Path,
-) -> None:
+    cleaned, services, simulator, create_batch, stop_early, tmp_path
+):
     batch = create_batch(services, TOTAL)
     stop_early(batch)
     backup = Backup(services, tmp_path / "copy.db")
@@ -108,7 +102,7 @@ def test_batch_ended_after_backup_restores_same_files(
     assert (output_of(services, restored), errors_of(services, restored)) == lines
 
 
-def test_parts_are_kept_for_an_hour_after_batch_end(services: Services, create_batch: Callable) -> None:
+def test_parts_are_kept_for_an_hour_after_batch_end(services, create_batch):
     ended = run_local(services, create_batch(services, TOTAL).id)
     assert services.store.list_objects(layout.parts_prefix(ended.id, 0)) != []
 
@@ -118,7 +112,7 @@ def test_parts_are_kept_for_an_hour_after_batch_end(services: Services, create_b
     clean_up(services, ended)
 
 
-def test_due_objects_are_deleted_when_next_batch_ends(services: Services, create_batch: Callable) -> None:
+def test_due_objects_are_deleted_when_next_batch_ends(services, create_batch):
     first = run_local(services, create_batch(services, TOTAL).id)
     [doomed] = services.records.due_deletions(now=2**40)
     services.records.schedule_deletion(msgspec.structs.replace(doomed, due_at=0))
@@ -128,9 +122,7 @@ def test_due_objects_are_deleted_when_next_batch_ends(services: Services, create
     assert services.store.list_objects(layout.parts_prefix(first.id, 0)) == []
 
 
-def test_batch_unvalidated_in_backup_restores_same_files(
-    services: Services, simulator: Simulator, create_batch: Callable, tmp_path: Path
-) -> None:
+def test_batch_unvalidated_in_backup_restores_same_files(services, simulator, create_batch, tmp_path):
     batch = create_batch(services, TOTAL)
     backup = Backup(services, tmp_path / "copy.db")
     ended = run_local(services, batch.id)
@@ -147,13 +139,8 @@ def test_batch_unvalidated_in_backup_restores_same_files(
 
 
 def test_batch_started_after_backup_continues_with_same_chunks(
-    services: Services,
-    make_services: Callable[..., Services],
-    simulator: Simulator,
-    create_batch: Callable,
-    stop_early: Callable,
-    tmp_path: Path,
-) -> None:
+    services, make_services, simulator, create_batch, stop_early, tmp_path
+):
     batch = create_batch(services, TOTAL)
     backup = Backup(services, tmp_path / "copy.db")
     stop_early(batch)
@@ -170,13 +157,8 @@ def test_batch_started_after_backup_continues_with_same_chunks(
 
 @pytest.mark.parametrize("retries", [1, 2])
 def test_retry_ended_after_backup_restores_newest_files(
-    retries: int,
-    services: Services,
-    simulator: Simulator,
-    create_batch: Callable,
-    stop_early: Callable,
-    tmp_path: Path,
-) -> None:
+    retries, services, simulator, create_batch, stop_early, tmp_path
+):
     batch = run_local(services, create_batch(services, TOTAL).id)
     stop_early(retry_batch(services, batch.id))
     backup = Backup(services, tmp_path / "copy.db")
@@ -198,8 +180,8 @@ def test_retry_ended_after_backup_restores_newest_files(
 
 
 def test_retry_after_restore_ignores_parts_of_unknown_retry(
-    services: Services, simulator: Simulator, create_batch: Callable, stop_early: Callable, tmp_path: Path
-) -> None:
+    services, simulator, create_batch, stop_early, tmp_path
+):
     batch = run_local(services, create_batch(services, TOTAL).id)
     backup = Backup(services, tmp_path / "copy.db")
     failed = [line["id"] for line in errors_of(services, batch)]
@@ -215,9 +197,7 @@ def test_retry_after_restore_ignores_parts_of_unknown_retry(
     )
 
 
-def test_batch_retried_after_backup_can_be_retried_again(
-    services: Services, simulator: Simulator, create_batch: Callable, tmp_path: Path
-) -> None:
+def test_batch_retried_after_backup_can_be_retried_again(services, simulator, create_batch, tmp_path):
     batch = run_local(services, create_batch(services, TOTAL).id)
     backup = Backup(services, tmp_path / "copy.db")
     ended = run_local(services, retry_batch(services, batch.id).id)
@@ -230,9 +210,7 @@ def test_batch_retried_after_backup_can_be_retried_again(
     check_results(services, again, TOTAL)
 
 
-def test_batch_cancelled_after_backup_is_cancelled(
-    services: Services, simulator: Simulator, create_batch: Callable, stop_early: Callable, tmp_path: Path
-) -> None:
+def test_batch_cancelled_after_backup_is_cancelled(services, simulator, create_batch, stop_early, tmp_path):
     batch = create_batch(services, TOTAL)
     stop_early(batch)
     backup = Backup(services, tmp_path / "copy.db")
@@ -247,9 +225,7 @@ def test_batch_cancelled_after_backup_is_cancelled(
     check_same(services, restored, ended)
 
 
-def test_incomplete_files_after_restore_are_not_treated_as_finished(
-    services: Services, simulator: Simulator, create_batch: Callable, tmp_path: Path
-) -> None:
+def test_incomplete_files_after_restore_are_not_treated_as_finished(services, simulator, create_batch, tmp_path):
     batch = create_batch(services, TOTAL)
     backup = Backup(services, tmp_path / "copy.db")
     ended = run_local(services, batch.id)
@@ -263,12 +239,8 @@ def test_incomplete_files_after_restore_are_not_treated_as_finished(
 
 @pytest.mark.system
 def test_batch_on_s3_ended_after_backup_restores_same_files(
-    make_services: Callable[..., Services],
-    s3_server: S3Server,
-    simulator: Simulator,
-    create_batch: Callable,
-    tmp_path: Path,
-) -> None:
+    make_services, s3_server, simulator, create_batch, tmp_path
+):
     place = s3_server.settings()
     settings = place.model_dump(include=place.model_fields_set)
     services = make_services(simulator.base_url, upstream={"max_attempts": 1}, chunk_requests=10, **settings)

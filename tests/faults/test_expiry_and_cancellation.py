@@ -1,8 +1,6 @@
 """Batches that end before all is sent: their window closes, or they are cancelled."""
 
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from helpers.batch_assertions import check_results, error_codes, interrupt_run, new_batch, received, resume_batch
@@ -33,9 +31,7 @@ def cancel(services: Services, batch: BatchRecord) -> None:
 # The window
 
 
-def test_window_end_keeps_finished_requests_and_expires_rest(
-    start_simulator: Callable, make_services: Callable, create_batch: Callable
-) -> None:
+def test_window_end_keeps_finished_requests_and_expires_rest(start_simulator, make_services, create_batch):
     simulator = start_simulator(latency_s=0.1)
     services = make_services(simulator.base_url, upstream={"max_in_flight": 8})
     batch = create_batch(services, 500)
@@ -52,8 +48,8 @@ def test_window_end_keeps_finished_requests_and_expires_rest(
 
 
 def test_batch_resumed_after_window_expires_without_sending(
-    start_simulator: Callable, make_services: Callable, create_batch: Callable, in_background: Callable
-) -> None:
+    start_simulator, make_services, create_batch, in_background
+):
     simulator = start_simulator(latency_s=0.05)
     services = make_services(simulator.base_url, upstream={"max_in_flight": 8})
     batch = create_batch(services, 300)
@@ -70,8 +66,8 @@ def test_batch_resumed_after_window_expires_without_sending(
 
 
 def test_batch_running_past_window_completes_but_is_listed_as_expired(
-    start_simulator: Callable, make_services: Callable, create_batch: Callable
-) -> None:
+    start_simulator, make_services, create_batch
+):
     simulator = start_simulator(latency_s=0.1)
     services = make_services(simulator.base_url, upstream={"max_in_flight": 8}, run_past_window=True)
     batch = create_batch(services, 40)
@@ -85,9 +81,7 @@ def test_batch_running_past_window_completes_but_is_listed_as_expired(
     assert [entry.id for entry in listed.data] == [batch.id]
 
 
-def test_batch_unvalidated_at_window_end_expires_without_files(
-    start_simulator: Callable, make_services: Callable, create_batch: Callable
-) -> None:
+def test_batch_unvalidated_at_window_end_expires_without_files(start_simulator, make_services, create_batch):
     simulator = start_simulator()
     services = make_services(simulator.base_url)
     batch = create_batch(services, 10)
@@ -112,8 +106,8 @@ def check_nothing_was_done(
 
 @pytest.mark.parametrize("code", ["batch_expired", "batch_cancelled"])
 def test_requests_in_flight_beyond_grace_period_get_code_of_batch_end(
-    code: str, start_simulator: Callable, make_services: Callable, create_batch: Callable, in_background: Callable
-) -> None:
+    code, start_simulator, make_services, create_batch, in_background
+):
     simulator = start_simulator(latency_s=30)
     services = make_services(simulator.base_url, upstream={"max_in_flight": 8}, grace_s=0.2)
     batch = create_batch(services, 20)
@@ -134,12 +128,8 @@ def test_requests_in_flight_beyond_grace_period_get_code_of_batch_end(
 
 @pytest.mark.parametrize("last_line", ["", "not json\n"], ids=["valid", "invalid"])
 def test_batch_cancelled_during_validation_ends_without_files(
-    last_line: str,
-    start_simulator: Callable,
-    make_services: Callable,
-    slow_to_validate: Path,
-    in_background: Callable,
-) -> None:
+    last_line, start_simulator, make_services, slow_to_validate, in_background
+):
     simulator = start_simulator()
     services = make_services(simulator.base_url)
     slow_to_validate.write_text(slow_to_validate.read_text() + last_line)
@@ -153,8 +143,8 @@ def test_batch_cancelled_during_validation_ends_without_files(
 
 @pytest.mark.system
 def test_batch_cancelled_during_validation_of_killed_runner_ends_without_files(
-    start_simulator: Callable, make_services: Callable, slow_to_validate: Path, start_runner: Callable
-) -> None:
+    start_simulator, make_services, slow_to_validate, start_runner
+):
     simulator = start_simulator()
     services = make_services(simulator.base_url, lease_s=1.0)
     batch = new_batch(services, slow_to_validate)

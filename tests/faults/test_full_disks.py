@@ -26,13 +26,8 @@ def simulator(start_simulator: Callable[..., Simulator]) -> Simulator:
 
 
 def test_part_over_free_space_is_written_once_space_returns(
-    simulator: Simulator,
-    make_services: Callable,
-    create_batch: Callable,
-    small_disk,
-    in_background: Callable,
-    caplog,
-) -> None:
+    simulator, make_services, create_batch, small_disk, in_background, caplog
+):
     # So long that the part is the first that is written.
     services = make_services(simulator.base_url, storage_url=str(small_disk.place), flush_interval_s=60.0)
     batch = create_batch(services, 400)
@@ -48,9 +43,7 @@ def test_part_over_free_space_is_written_once_space_returns(
     assert received(simulator) == 400
 
 
-def test_full_database_disk_stops_run_before_takeover(
-    start_simulator: Callable, make_services: Callable, create_batch: Callable, small_disk
-) -> None:
+def test_full_database_disk_stops_run_before_takeover(start_simulator, make_services, create_batch, small_disk):
     simulator = start_simulator(latency_s=0.1)
     services = make_services(
         simulator.base_url,
@@ -74,8 +67,8 @@ def test_full_database_disk_stops_run_before_takeover(
 
 
 def test_full_database_disk_stops_heartbeat_but_keeps_answers(
-    start_simulator: Callable, make_services: Callable, create_batch: Callable, small_disk, in_background: Callable
-) -> None:
+    start_simulator, make_services, create_batch, small_disk, in_background
+):
     simulator = start_simulator(latency_s=0.5)
     services = make_services(
         simulator.base_url,
@@ -101,8 +94,8 @@ def test_full_database_disk_stops_heartbeat_but_keeps_answers(
 
 
 def test_full_temporary_directory_stops_sending_and_keeps_answers(
-    simulator: Simulator, make_services: Callable, create_batch: Callable, small_disk, monkeypatch
-) -> None:
+    simulator, make_services, create_batch, small_disk, monkeypatch
+):
     monkeypatch.setattr(segment_writer, "STORAGE_PATIENCE_S", 0.5)
     services = make_services(simulator.base_url, flush_interval_s=60.0)
     batch = create_batch(services, 500)

@@ -1,27 +1,19 @@
 """Heartbeats that fail in odd ways: the run ends, and does not wait for ever for a lease that it has lost."""
 
 import time
-from collections.abc import Callable
 
 import pytest
 from helpers.batch_assertions import check_results, count_saved, received, resume_batch
 from helpers.polling import until
 
-from batchline.engine.services import Services
 from batchline.models.errors import LeaseLost
-from batchline.simulate import Simulator
 
 pytestmark = pytest.mark.system
 
 TIMEOUT_S = 60.0
 
 
-def test_deleted_batch_ends_its_run(
-    start_simulator: Callable[..., Simulator],
-    make_services: Callable[..., Services],
-    create_batch: Callable,
-    in_background: Callable,
-) -> None:
+def test_deleted_batch_ends_its_run(start_simulator, make_services, create_batch, in_background):
     simulator = start_simulator(latency_s=0.1)
     services = make_services(simulator.base_url, upstream={"max_in_flight": 4})
     batch = create_batch(services, 400)
@@ -36,13 +28,8 @@ def test_deleted_batch_ends_its_run(
 
 
 def test_heartbeat_with_unexpected_error_ends_run_and_keeps_answers(
-    start_simulator: Callable[..., Simulator],
-    make_services: Callable[..., Services],
-    create_batch: Callable,
-    in_background: Callable,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    start_simulator, make_services, create_batch, in_background, monkeypatch, caplog
+):
     simulator = start_simulator(latency_s=0.1)
     services = make_services(simulator.base_url, upstream={"max_in_flight": 4}, lease_s=2.0, flush_interval_s=60.0)
     batch = create_batch(services, 400)

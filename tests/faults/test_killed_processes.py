@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from helpers.batch_assertions import check_results, new_batch, resume_batch
@@ -60,8 +59,8 @@ def run_and_kill(services: Services, start_runner: Callable) -> Callable:
 
 @pytest.mark.parametrize("moment", RANDOM_MOMENTS)
 def test_batch_killed_at_random_moment_accounts_for_every_request(
-    moment: int, simulator: Simulator, services: Services, create_batch: Callable, run_and_kill: Callable
-) -> None:
+    moment, simulator, services, create_batch, run_and_kill
+):
     batch = create_batch(services, REQUESTS)
     run_and_kill(batch, once=lambda: simulator.counters()["received"] >= moment)
 
@@ -72,9 +71,7 @@ def test_batch_killed_at_random_moment_accounts_for_every_request(
     assert simulator.counters()["repeated"] <= MOST_REPEATED
 
 
-def test_batch_killed_during_validation_is_validated_again(
-    simulator: Simulator, services: Services, slow_to_validate: Path, run_and_kill: Callable
-) -> None:
+def test_batch_killed_during_validation_is_validated_again(simulator, services, slow_to_validate, run_and_kill):
     batch = new_batch(services, slow_to_validate)
     run_and_kill(batch, once=lambda: services.records.get_batch(batch.id).lease_owner)
     assert services.records.get_batch(batch.id).status is BatchStatus.VALIDATING
@@ -96,12 +93,8 @@ def has_its_output_file(services: Services, batch: BatchRecord) -> bool:
 
 @pytest.mark.parametrize("point", [is_finalizing, has_its_output_file], ids=["before the files", "between them"])
 def test_batch_killed_while_finalizing_finishes_without_requests(
-    point: Callable[[Services, BatchRecord], bool],
-    simulator: Simulator,
-    services: Services,
-    create_batch: Callable,
-    run_and_kill: Callable,
-) -> None:
+    point, simulator, services, create_batch, run_and_kill
+):
     batch = create_batch(services, REQUESTS)
     run_and_kill(batch, once=lambda: point(services, batch))
     assert is_finalizing(services, batch)

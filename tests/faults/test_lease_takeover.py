@@ -1,7 +1,6 @@
 """Two runners of one batch: the second is refused, unless the first has been silent for too long."""
 
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -13,18 +12,12 @@ from batchline.engine.pipeline import run_local
 from batchline.engine.services import Services
 from batchline.models.errors import Conflict
 from batchline.models.status import BatchStatus
-from batchline.simulate import Simulator
 from batchline.storage.records.store import BatchRecord
 
 pytestmark = pytest.mark.system
 
 
-def test_second_runner_is_rejected_and_changes_nothing(
-    start_simulator: Callable[..., Simulator],
-    make_services: Callable[..., Services],
-    create_batch: Callable,
-    start_runner: Callable,
-) -> None:
+def test_second_runner_is_rejected_and_changes_nothing(start_simulator, make_services, create_batch, start_runner):
     first, second = start_simulator(latency_s=0.1), start_simulator()
     services = make_services(first.base_url, upstream={"max_in_flight": 16})
     batch = create_batch(services, 160)
@@ -50,12 +43,7 @@ def taken_over(services: Services, batch: BatchRecord) -> bool:
     return False
 
 
-def test_live_runner_keeps_short_lease(
-    start_simulator: Callable[..., Simulator],
-    make_services: Callable[..., Services],
-    create_batch: Callable,
-    start_runner: Callable,
-) -> None:
+def test_live_runner_keeps_short_lease(start_simulator, make_services, create_batch, start_runner):
     simulator = start_simulator(latency_s=0.1)
     services = make_services(simulator.base_url, upstream={"max_in_flight": 8}, lease_s=1.0)
     batch = create_batch(services, 120)
@@ -72,13 +60,8 @@ def test_live_runner_keeps_short_lease(
     ("sent_before", "lease_s"), [(1, 2.0), (150, 0.6)], ids=["before its first heartbeat", "in its midst"]
 )
 def test_runner_paused_beyond_lease_sends_nothing_afterwards(
-    sent_before: int,
-    lease_s: float,
-    start_simulator: Callable[..., Simulator],
-    make_services: Callable[..., Services],
-    create_batch: Callable,
-    start_runner: Callable,
-) -> None:
+    sent_before, lease_s, start_simulator, make_services, create_batch, start_runner
+):
     upstreams = [start_simulator(latency_s=0.1), start_simulator(latency_s=0.1)]
     options = {"upstream": {"max_in_flight": 32}, "chunk_requests": 100, "lease_s": lease_s}
     paused, taking_over = (make_services(upstream.base_url, **options) for upstream in upstreams)

@@ -67,7 +67,7 @@ def check_ended(services: Services, ended: BatchRecord, code: str) -> None:
     assert len(list(Batchline(services=services).batches.results(ended.id))) == TOTAL
 
 
-def test_lost_input_stops_run_with_hint_and_keeps_answers(services: Services, stopped: BatchRecord) -> None:
+def test_lost_input_stops_run_with_hint_and_keeps_answers(services, stopped):
     with pytest.raises(InputChanged, match=f"batchline batches cancel {stopped.id}"):
         run_local(services, stopped.id)
 
@@ -76,9 +76,7 @@ def test_lost_input_stops_run_with_hint_and_keeps_answers(services: Services, st
     assert all(item.response_body for item in items)
 
 
-def test_batch_with_lost_input_can_be_cancelled_and_keeps_answers(
-    services: Services, simulator: Simulator, stopped: BatchRecord
-) -> None:
+def test_batch_with_lost_input_can_be_cancelled_and_keeps_answers(services, simulator, stopped):
     sent = received(simulator)
     Batchline(services=services).batches.cancel(stopped.id)
 
@@ -88,9 +86,7 @@ def test_batch_with_lost_input_can_be_cancelled_and_keeps_answers(
     check_ended(services, ended, "batch_cancelled")
 
 
-def test_batch_with_lost_input_expires_and_keeps_answers(
-    services: Services, simulator: Simulator, stopped: BatchRecord
-) -> None:
+def test_batch_with_lost_input_expires_and_keeps_answers(services, simulator, stopped):
     sent = received(simulator)
     change_batch(services.records, stopped.id, expires_at=int(time.time()) - 1)
 
@@ -101,12 +97,8 @@ def test_batch_with_lost_input_expires_and_keeps_answers(
 
 
 def test_batch_with_removed_upstream_can_be_cancelled(
-    services: Services,
-    make_services: Callable[..., Services],
-    simulator: Simulator,
-    create_batch: Callable,
-    in_background: Callable,
-) -> None:
+    services, make_services, simulator, create_batch, in_background
+):
     batch = create_batch(services, TOTAL)
     interrupt_run(batch, in_background(services, batch), once=lambda: received(simulator) >= 15)
     other = make_services(simulator.base_url, upstream={"models": ["another"]}, chunk_requests=10)
@@ -122,13 +114,7 @@ def test_batch_with_removed_upstream_can_be_cancelled(
 
 
 @pytest.mark.parametrize("name", ["input_file_id", "error_file_id"])
-def test_retry_with_file_deleted_meanwhile_is_rejected(
-    name: str,
-    make_services: Callable[..., Services],
-    simulator: Simulator,
-    create_batch: Callable,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_retry_with_file_deleted_meanwhile_is_rejected(name, make_services, simulator, create_batch, monkeypatch):
     services = make_services(simulator.base_url)
     batch = run_local(
         services, create_batch(services, 4, prompt=lambda number: "simulate:status=400" if number else "Well?").id

@@ -1,16 +1,13 @@
 """Memory stays bounded whatever the lines' size."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from helpers.batch_assertions import check_results, new_batch
 from helpers.runner_process import RUN_LOCAL
 
-from batchline.engine.services import Services
 from batchline.models.status import BatchStatus
-from batchline.simulate import Simulator
 
 MOST_MIB = 400
 LINES = 30
@@ -46,12 +43,7 @@ def long_lines(tmp_path: Path) -> Path:
 
 @pytest.mark.system
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell a process's peak")
-def test_batch_of_ten_megabyte_lines_stays_below_400_mib(
-    long_lines: Path,
-    start_simulator: Callable[..., Simulator],
-    make_services: Callable[..., Services],
-    start_runner: Callable,
-) -> None:
+def test_batch_of_ten_megabyte_lines_stays_below_400_mib(long_lines, start_simulator, make_services, start_runner):
     services = make_services(start_simulator().base_url)
     batch = new_batch(services, long_lines)
     long_lines.unlink()

@@ -68,13 +68,8 @@ def out_of_order(front: ForwardingProxy, pattern: str) -> Iterator[None]:
 
 
 def test_short_write_outage_pauses_sending_and_repeats_no_requests(
-    services: Services,
-    front: ForwardingProxy,
-    simulator: Simulator,
-    create_batch: Callable,
-    in_background: Callable,
-    caplog,
-) -> None:
+    services, front, simulator, create_batch, in_background, caplog
+):
     batch = create_batch(services, REQUESTS)
     run = in_background(services, batch)
     until(lambda: count_saved(services, batch))
@@ -93,13 +88,8 @@ def test_short_write_outage_pauses_sending_and_repeats_no_requests(
 
 
 def test_long_write_outage_stops_run_and_keeps_saved_answers(
-    services: Services,
-    front: ForwardingProxy,
-    simulator: Simulator,
-    create_batch: Callable,
-    in_background: Callable,
-    monkeypatch,
-) -> None:
+    services, front, simulator, create_batch, in_background, monkeypatch
+):
     monkeypatch.setattr(segment_writer, "STORAGE_PATIENCE_S", 0.5)
     batch = create_batch(services, REQUESTS)
     run = in_background(services, batch)
@@ -118,13 +108,8 @@ def test_long_write_outage_stops_run_and_keeps_saved_answers(
 
 
 def test_resumed_batch_sends_nothing_before_storage_accepts_writes(
-    services: Services,
-    front: ForwardingProxy,
-    simulator: Simulator,
-    create_batch: Callable,
-    in_background: Callable,
-    monkeypatch,
-) -> None:
+    services, front, simulator, create_batch, in_background, monkeypatch
+):
     monkeypatch.setattr(segment_writer, "STORAGE_PATIENCE_S", 0.5)
     batch = create_batch(services, REQUESTS)
     interrupt_run(batch, in_background(services, batch), once=lambda: received(simulator) > 150)
@@ -145,9 +130,7 @@ FINAL_FILES = {
 
 
 @pytest.mark.parametrize("pattern", FINAL_FILES.values(), ids=FINAL_FILES)
-def test_failed_final_files_are_written_later_without_requests(
-    pattern: str, services: Services, front: ForwardingProxy, simulator: Simulator, create_batch: Callable
-) -> None:
+def test_failed_final_files_are_written_later_without_requests(pattern, services, front, simulator, create_batch):
     batch = create_batch(services, 200)
     with out_of_order(front, pattern), pytest.raises(StorageFault, match="S3 fails"):
         run_local(services, batch.id)
@@ -165,13 +148,8 @@ READS = {"the list of parts": r"^GET .*list-type=2", "the input": r"^GET .*files
 
 @pytest.mark.parametrize("pattern", READS.values(), ids=READS)
 def test_read_outage_on_resume_repeats_no_saved_requests(
-    pattern: str,
-    services: Services,
-    front: ForwardingProxy,
-    simulator: Simulator,
-    create_batch: Callable,
-    in_background: Callable,
-) -> None:
+    pattern, services, front, simulator, create_batch, in_background
+):
     batch = create_batch(services, REQUESTS)
     interrupt_run(batch, in_background(services, batch), once=lambda: received(simulator) > 150)
     sent, kept = received(simulator), count_saved(services, batch)
@@ -185,9 +163,7 @@ def test_read_outage_on_resume_repeats_no_saved_requests(
     assert received(simulator) - sent == REQUESTS - kept
 
 
-def test_failed_segment_deletion_does_not_prevent_completion(
-    services: Services, front: ForwardingProxy, simulator: Simulator, create_batch: Callable
-) -> None:
+def test_failed_segment_deletion_does_not_prevent_completion(services, front, simulator, create_batch):
     batch = create_batch(services, REQUESTS)
     with out_of_order(front, r"^POST .*\?delete"):
         ended = run_local(services, batch.id)

@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
@@ -76,10 +76,10 @@ def test_run_with_unresponsive_database_saves_answers_and_ends(
     postgres_database,
     start_simulator,
     make_services,
-    create_batch: Callable,
+    create_batch,
     in_background,
     monkeypatch,
-) -> None:
+):
     monkeypatch.setattr(connection_timeouts, "MAX_USE_S", 8.0)
     monkeypatch.setattr(connection_timeouts, "WATCHDOG_INTERVAL_S", 0.5)
     simulator = start_simulator(latency_s=0.5)
@@ -100,7 +100,7 @@ def test_run_with_unresponsive_database_saves_answers_and_ends(
     assert received(simulator) == 400
 
 
-def test_query_without_reply_raises_storage_fault(line, behind_the_line, monkeypatch) -> None:
+def test_query_without_reply_raises_storage_fault(line, behind_the_line, monkeypatch):
     monkeypatch.setattr(connection_timeouts, "MAX_USE_S", 1.0)
     monkeypatch.setattr(connection_timeouts, "WATCHDOG_INTERVAL_S", 0.2)
     records = open_records(load_settings(**behind_the_line))
@@ -111,7 +111,7 @@ def test_query_without_reply_raises_storage_fault(line, behind_the_line, monkeyp
         records.find_batch_of_flow_run("none")
 
 
-def test_connections_detect_dead_peer_and_limit_statement_time(postgres_database) -> None:
+def test_connections_detect_dead_peer_and_limit_statement_time(postgres_database):
     settings: Settings = load_settings(**postgres_database)
     records = open_records(settings)
     with records._engine.connect() as connection:
@@ -128,7 +128,7 @@ def test_connections_detect_dead_peer_and_limit_statement_time(postgres_database
     assert (shown, kept_alive, idle_s, unanswered_ms) == ("30s", 1, 30, 30_000)
 
 
-def test_timeouts_in_database_url_are_kept(postgres_database) -> None:
+def test_timeouts_in_database_url_are_kept(postgres_database):
     url = f"{postgres_database['database_url']}?tcp_user_timeout=7000&options=-c%20statement_timeout%3D100"
     records = open_records(load_settings(database_url=url))
     with records._engine.connect() as connection:
@@ -137,7 +137,7 @@ def test_timeouts_in_database_url_are_kept(postgres_database) -> None:
     records.close()
 
 
-def test_watchdog_stops_when_idle_and_restarts(postgres_database, monkeypatch) -> None:
+def test_watchdog_stops_when_idle_and_restarts(postgres_database, monkeypatch):
     monkeypatch.setattr(connection_timeouts, "WATCHDOG_INTERVAL_S", 0.05)
     before = watchdogs()
     records = open_records(load_settings(**postgres_database))

@@ -11,7 +11,6 @@ from helpers.record_edits import change_batch
 from batchline.engine.lease import active_lease
 from batchline.engine.pipeline import run_local
 from batchline.models.status import BatchStatus
-from batchline.simulate import Simulator
 
 BAD = (3, 28, 53, 78)
 """Few enough that all attempts at them in a row are not yet taken for an outage."""
@@ -33,12 +32,8 @@ def some_bad(order: str) -> Callable[[int], str]:
     ],
 )
 def test_upstream_outage_costs_no_requests_or_attempts(
-    down_from_s: float,
-    max_attempts: int,
-    start_simulator: Callable[..., Simulator],
-    make_services: Callable,
-    create_batch: Callable,
-) -> None:
+    down_from_s, max_attempts, start_simulator, make_services, create_batch
+):
     simulator = start_simulator(latency_s=0.05, down_from_s=down_from_s, down_for_s=1.0)
     services = make_services(simulator.base_url, upstream={"max_attempts": max_attempts, "max_in_flight": 16})
     batch = create_batch(services, 300)
@@ -51,12 +46,7 @@ def test_upstream_outage_costs_no_requests_or_attempts(
     assert simulator.counters()["repeated"] <= 16
 
 
-def test_upstream_outage_pauses_batch_and_reports_it(
-    start_simulator: Callable[..., Simulator],
-    make_services: Callable,
-    create_batch: Callable,
-    in_background: Callable,
-) -> None:
+def test_upstream_outage_pauses_batch_and_reports_it(start_simulator, make_services, create_batch, in_background):
     simulator = start_simulator(down_from_s=0, down_for_s=60)
     services = make_services(simulator.base_url)
     batch = create_batch(services, 100)
@@ -92,12 +82,8 @@ STRANGE = {
 
 @pytest.mark.parametrize(("order", "code"), STRANGE.values(), ids=STRANGE)
 def test_request_without_valid_response_becomes_error_line(
-    order: str,
-    code: str,
-    start_simulator: Callable[..., Simulator],
-    make_services: Callable,
-    create_batch: Callable,
-) -> None:
+    order, code, start_simulator, make_services, create_batch
+):
     simulator = start_simulator(retry_after_s=0.05)
     services = make_services(simulator.base_url, upstream={"max_attempts": 2, "first_byte_timeout_s": 0.3})
     batch = create_batch(services, 100, prompt=some_bad(order))
@@ -111,9 +97,7 @@ def test_request_without_valid_response_becomes_error_line(
 
 
 @pytest.mark.parametrize("fault", ["html", "error_object", "server_error"])
-def test_batch_without_valid_response_fails_with_error_lines(
-    fault: str, start_simulator: Callable[..., Simulator], make_services: Callable, create_batch: Callable
-) -> None:
+def test_batch_without_valid_response_fails_with_error_lines(fault, start_simulator, make_services, create_batch):
     simulator = start_simulator(**{fault: 1.0})
     services = make_services(simulator.base_url, upstream={"max_attempts": 2})
     batch = create_batch(services, 50)
@@ -126,9 +110,7 @@ def test_batch_without_valid_response_fails_with_error_lines(
     assert [error.code for error in ended.errors or ()] == ["all_requests_failed"]
 
 
-def test_hanging_upstream_expires_batch_at_window_end(
-    start_simulator: Callable[..., Simulator], make_services: Callable, create_batch: Callable
-) -> None:
+def test_hanging_upstream_expires_batch_at_window_end(start_simulator, make_services, create_batch):
     simulator = start_simulator(hanging=1.0)
     services = make_services(
         simulator.base_url, upstream={"max_attempts": 2, "first_byte_timeout_s": 0.2}, grace_s=0.2
@@ -148,9 +130,7 @@ def test_hanging_upstream_expires_batch_at_window_end(
 
 
 @pytest.mark.system
-def test_responses_of_ten_megabytes_are_stored_completely(
-    start_simulator: Callable[..., Simulator], make_services: Callable, chat_file: Callable, create_batch: Callable
-) -> None:
+def test_responses_of_ten_megabytes_are_stored_completely(start_simulator, make_services, chat_file, create_batch):
     tokens = 2_500_000
     simulator = start_simulator(answer_tokens=tokens)
     services = make_services(simulator.base_url)
@@ -165,9 +145,7 @@ def test_responses_of_ten_megabytes_are_stored_completely(
         assert len(body["choices"][0]["message"]["content"]) == 4 * body["usage"]["completion_tokens"] > 7_000_000
 
 
-def test_response_over_size_limit_becomes_error_line(
-    start_simulator: Callable[..., Simulator], make_services: Callable, create_batch: Callable
-) -> None:
+def test_response_over_size_limit_becomes_error_line(start_simulator, make_services, create_batch):
     services = make_services(
         start_simulator(answer_tokens=50_000).base_url, upstream={"max_attempts": 2, "max_response_bytes": 100_000}
     )
@@ -183,9 +161,7 @@ def test_response_over_size_limit_becomes_error_line(
 # Unwilling
 
 
-def test_wrong_api_key_stops_batch_early_with_hint(
-    start_simulator: Callable[..., Simulator], make_services: Callable, create_batch: Callable
-) -> None:
+def test_wrong_api_key_stops_batch_early_with_hint(start_simulator, make_services, create_batch):
     simulator = start_simulator(api_key="the right one")
     services = make_services(simulator.base_url, upstream={"api_key": "a-wrong-one"})
     batch = create_batch(services, 5_000)
@@ -201,9 +177,7 @@ def test_wrong_api_key_stops_batch_early_with_hint(
     assert (error.code, "check its API key" in error.message) == ("batch_failed", True)
 
 
-def test_temporary_rate_limiting_slows_batch_without_failures(
-    start_simulator: Callable[..., Simulator], make_services: Callable, create_batch: Callable
-) -> None:
+def test_temporary_rate_limiting_slows_batch_without_failures(start_simulator, make_services, create_batch):
     simulator = start_simulator(rate_limited=0.8, retry_after_s=0.02)
     services = make_services(simulator.base_url, upstream={"max_attempts": 100})
     batch = create_batch(services, 100)
@@ -216,9 +190,7 @@ def test_temporary_rate_limiting_slows_batch_without_failures(
     assert simulator.counters()["statuses"]["429"] > 100
 
 
-def test_permanent_rate_limiting_fails_every_request(
-    start_simulator: Callable[..., Simulator], make_services: Callable, create_batch: Callable
-) -> None:
+def test_permanent_rate_limiting_fails_every_request(start_simulator, make_services, create_batch):
     simulator = start_simulator(rate_limited=1.0, retry_after_s=0.02)
     services = make_services(simulator.base_url, upstream={"max_attempts": 3})
     batch = create_batch(services, 50)
@@ -235,12 +207,7 @@ BUDGETS = {"requests": {"requests_per_minute": 3_000}, "tokens": {"tokens_per_mi
 
 
 @pytest.mark.parametrize("budget", BUDGETS.values(), ids=BUDGETS)
-def test_configured_rate_limit_prevents_upstream_429(
-    budget: dict[str, int],
-    start_simulator: Callable[..., Simulator],
-    make_services: Callable,
-    create_batch: Callable,
-) -> None:
+def test_configured_rate_limit_prevents_upstream_429(budget, start_simulator, make_services, create_batch):
     simulator = start_simulator(**budget)
     services = make_services(simulator.base_url, upstream=budget)
     batch = create_batch(services, 100)

@@ -66,7 +66,7 @@ def saved_lines(home: Path, batch: BatchRecord) -> dict[str, dict]:
     return {line["id"]: line for line in read}
 
 
-def test_older_database_is_migrated_on_open(home: Path, request: pytest.FixtureRequest) -> None:
+def test_older_database_is_migrated_on_open(home, request):
     assert revision(home) == BEGUN[request.node.callspec.params["home"]]
 
     request.getfixturevalue("services")
@@ -75,9 +75,7 @@ def test_older_database_is_migrated_on_open(home: Path, request: pytest.FixtureR
 
 
 @pytest.mark.parametrize(("name", "total"), [("begun", 60), ("retried", 24)])
-def test_batch_of_older_version_completes_with_saved_answers(
-    name: str, total: int, home: Path, services: Services, simulator: Simulator
-) -> None:
+def test_batch_of_older_version_completes_with_saved_answers(name, total, home, services, simulator):
     batch = named(services, name)
     assert batch.status is BatchStatus.IN_PROGRESS
     saved = saved_lines(home, batch)

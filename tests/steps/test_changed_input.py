@@ -69,9 +69,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_input_changed_after_validation_stops_the_batch(
-    change: Callable[[Path], object], recorder: RecordingUpstream, make_services: Callable, chat_file: Callable
-) -> None:
+def test_input_changed_after_validation_stops_the_batch(change, recorder, make_services, chat_file):
     services = make_services(recorder.base_url, chunk_requests=10)
     batch, stored = validated(services, chat_file(40))
     change(stored)
@@ -80,9 +78,7 @@ def test_input_changed_after_validation_stops_the_batch(
         run_local(services, batch.id)
 
 
-def test_changed_input_range_sends_no_request(
-    recorder: RecordingUpstream, make_services: Callable, chat_file: Callable
-) -> None:
+def test_changed_input_range_sends_no_request(recorder, make_services, chat_file):
     services = make_services(recorder.base_url, chunk_requests=2_000)
     batch, stored = validated(services, chat_file(1_500))
     change_byte(stored, b"Question 1203?")
@@ -95,9 +91,7 @@ def test_changed_input_range_sends_no_request(
     assert {f"Question {number}?" for number in range(first - 1, 1_500)}.isdisjoint(prompts(recorder))
 
 
-def test_changed_input_sends_only_validated_requests(
-    recorder: RecordingUpstream, make_services: Callable, chat_file: Callable
-) -> None:
+def test_changed_input_sends_only_validated_requests(recorder, make_services, chat_file):
     services = make_services(recorder.base_url, chunk_requests=10)
     batch, stored = validated(services, chat_file(40))
     change_byte(stored, b"Question 25?")
@@ -108,9 +102,7 @@ def test_changed_input_sends_only_validated_requests(
     assert set(prompts(recorder)) <= {f"Question {number}?" for number in (*range(20), *range(30, 40))}
 
 
-def test_batch_with_changed_input_resumes_after_the_file_is_restored(
-    recorder: RecordingUpstream, make_services: Callable, chat_file: Callable
-) -> None:
+def test_batch_with_changed_input_resumes_after_the_file_is_restored(recorder, make_services, chat_file):
     services = make_services(recorder.base_url, chunk_requests=10)
     path = chat_file(40)
     batch, stored = validated(services, path)
@@ -128,9 +120,7 @@ def test_batch_with_changed_input_resumes_after_the_file_is_restored(
 
 
 @pytest.mark.parametrize("name", ["vanished", "empty", "with one other byte"])
-def test_input_changed_during_run_stops_the_batch_without_losing_results(
-    name: str, recorder: RecordingUpstream, make_services: Callable, chat_file: Callable
-) -> None:
+def test_input_changed_during_run_stops_the_batch_without_losing_results(name, recorder, make_services, chat_file):
     services = make_services(recorder.base_url, chunk_requests=10, upstream={"max_in_flight": 4})
     path = chat_file(600)
     batch, stored = created(services, path)
@@ -153,9 +143,7 @@ def test_input_changed_during_run_stops_the_batch_without_losing_results(
     assert sorted(prompts(recorder)) == sorted(f"Question {number}?" for number in range(600))
 
 
-def test_input_missing_before_validation_leaves_the_batch_open(
-    recorder: RecordingUpstream, make_services: Callable, chat_file: Callable
-) -> None:
+def test_input_missing_before_validation_leaves_the_batch_open(recorder, make_services, chat_file):
     services = make_services(recorder.base_url)
     batch, stored = created(services, chat_file(10))
     stored.unlink()
@@ -167,9 +155,7 @@ def test_input_missing_before_validation_leaves_the_batch_open(
     assert recorder.sent == []
 
 
-def test_input_deleted_after_last_result_does_not_fail_the_batch(
-    recorder: RecordingUpstream, make_services: Callable, chat_file: Callable
-) -> None:
+def test_input_deleted_after_last_result_does_not_fail_the_batch(recorder, make_services, chat_file):
     services = make_services(recorder.base_url, chunk_requests=10)
     batch, stored = created(services, chat_file(20))
     answered = threading.Barrier(20, action=stored.unlink)

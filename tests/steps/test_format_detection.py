@@ -75,9 +75,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize(("text", "message"), FOREIGN.values(), ids=FOREIGN)
 @pytest.mark.parametrize("endpoint", ["/v1/chat/completions", None])
-def test_file_in_foreign_format_gets_one_error_naming_the_format(
-    text: bytes, message: str, endpoint: str | None
-) -> None:
+def test_file_in_foreign_format_gets_one_error_naming_the_format(text, message, endpoint):
     found = check(text, endpoint=endpoint)
 
     assert found.plan is None
@@ -96,11 +94,11 @@ MIXED = {
 
 
 @pytest.mark.parametrize(("text", "lines"), MIXED.values(), ids=MIXED)
-def test_file_with_some_foreign_lines_is_checked_line_by_line(text: bytes, lines: list[int]) -> None:
+def test_file_with_some_foreign_lines_is_checked_line_by_line(text, lines):
     assert [error.line for error in check(text).errors] == lines
 
 
-def test_windows_1252_text_is_reported_on_each_affected_line() -> None:
+def test_windows_1252_text_is_reported_on_each_affected_line():
     text = b"\n".join([line('"a"'), line('"é"').decode().encode("cp1252"), line('"ü"').decode().encode("cp1252")])
 
     errors = check(text).errors
@@ -109,6 +107,6 @@ def test_windows_1252_text_is_reported_on_each_affected_line() -> None:
     assert all("Windows-1252" in error.message and "byte 14 of the line" in error.message for error in errors)
 
 
-def test_body_with_its_own_custom_id_is_valid() -> None:
+def test_body_with_its_own_custom_id_is_valid():
     text = line(body='{"model":"m","metadata":{"custom_id":"a"}}')
     assert check(text).errors == []

@@ -56,7 +56,7 @@ def expected_lines(text: bytes) -> list[tuple[int, int, bytes]]:
 @example(UTF8_BOM + b"a\nb", [1, 2], 1)
 @example(UTF8_BOM, [1, 2], 1)
 @settings(deadline=None)
-def test_lines_are_split_once_with_number_and_offset(text: bytes, cuts: list[int], most_lines: int) -> None:
+def test_lines_are_split_once_with_number_and_offset(text, cuts, most_lines):
     stretches = list(split_line_blocks(cut(text, cuts), max_line_bytes=1_000, max_lines=most_lines))
 
     assert every_line(stretches) == expected_lines(text)
@@ -64,9 +64,7 @@ def test_lines_are_split_once_with_number_and_offset(text: bytes, cuts: list[int
 
 @given(FILES, CUTS, MOST_LINES)
 @settings(deadline=None)
-def test_line_blocks_tile_the_file_after_the_byte_order_mark(
-    text: bytes, cuts: list[int], most_lines: int
-) -> None:
+def test_line_blocks_tile_the_file_after_the_byte_order_mark(text, cuts, most_lines):
     at = len(UTF8_BOM) if text.startswith(UTF8_BOM) else 0
     for stretch in split_line_blocks(cut(text, cuts), max_line_bytes=1_000, max_lines=most_lines):
         assert stretch.start == at
@@ -79,14 +77,14 @@ def test_line_blocks_tile_the_file_after_the_byte_order_mark(
 
 @given(FILES, CUTS)
 @settings(deadline=None)
-def test_line_block_reports_if_its_bytes_are_utf8(text: bytes, cuts: list[int]) -> None:
+def test_line_block_reports_if_its_bytes_are_utf8(text, cuts):
     for stretch in split_line_blocks(cut(text, cuts), max_line_bytes=1_000):
         assert stretch.is_utf8 == (b"\xff" not in text[stretch.start : stretch.end])
 
 
 @given(FILES, CUTS, MOST_LINES)
 @settings(deadline=None)
-def test_line_over_limit_keeps_the_positions_of_other_lines(text: bytes, cuts: list[int], most_lines: int) -> None:
+def test_line_over_limit_keeps_the_positions_of_other_lines(text, cuts, most_lines):
     text = text.removeprefix(UTF8_BOM)
     stretches = list(split_line_blocks(cut(text, cuts), max_line_bytes=8, max_lines=most_lines))
 
@@ -98,7 +96,7 @@ def test_line_over_limit_keeps_the_positions_of_other_lines(text: bytes, cuts: l
 
 
 @pytest.mark.parametrize("block_bytes", [1_000, SLICE_BYTES, 10**6], ids=str)
-def test_line_far_over_limit_is_not_kept_in_memory(block_bytes: int) -> None:
+def test_line_far_over_limit_is_not_kept_in_memory(block_bytes):
     text = b"a\n" + b"x" * 10**6 + b"\nb\n"
     blocks = (text[at : at + block_bytes] for at in range(0, len(text), block_bytes))
 
@@ -109,5 +107,5 @@ def test_line_far_over_limit_is_not_kept_in_memory(block_bytes: int) -> None:
     assert max(stretch.end - stretch.start for stretch in stretches if stretch.lines) <= SLICE_BYTES
 
 
-def test_empty_file_has_no_line_blocks() -> None:
+def test_empty_file_has_no_line_blocks():
     assert list(split_line_blocks(iter([b"", b""]), max_line_bytes=10)) == []

@@ -56,7 +56,7 @@ BODIES = {
 }
 
 
-def test_request_body_is_sent_byte_for_byte(recorder: RecordingUpstream, make_services: Callable) -> None:
+def test_request_body_is_sent_byte_for_byte(recorder, make_services):
     services = make_services(recorder.base_url)
     lines = [line(json.dumps(name), body) for name, body in BODIES.items()]
 
@@ -79,12 +79,7 @@ LAYOUTS: dict[str, Callable[[list[bytes]], bytes]] = {
 
 @pytest.mark.parametrize("chunk_requests", [1, 3, 1_000])
 @pytest.mark.parametrize("layout_of", LAYOUTS.values(), ids=LAYOUTS)
-def test_request_is_sent_once_whatever_the_file_layout(
-    layout_of: Callable[[list[bytes]], bytes],
-    chunk_requests: int,
-    recorder: RecordingUpstream,
-    make_services: Callable,
-) -> None:
+def test_request_is_sent_once_whatever_the_file_layout(layout_of, chunk_requests, recorder, make_services):
     services = make_services(recorder.base_url, chunk_requests=chunk_requests)
     bodies = [f'{{"model":"m","n":{number}}}' for number in range(10)]
     text = layout_of([line(f'"id-{number}"', body) for number, body in enumerate(bodies)])
@@ -110,7 +105,7 @@ CUSTOM_IDS = [
 ]
 
 
-def test_custom_ids_are_returned_unchanged(recorder: RecordingUpstream, make_services: Callable) -> None:
+def test_custom_ids_are_returned_unchanged(recorder, make_services):
     services = make_services(recorder.base_url)
 
     batch = run_text(services, b"\n".join(line(custom_id, '{"model":"m"}') for custom_id in CUSTOM_IDS))
@@ -125,9 +120,7 @@ def second() -> Iterator[RecordingUpstream]:
         yield server
 
 
-def test_request_is_sent_to_the_upstream_serving_its_model(
-    recorder: RecordingUpstream, second: RecordingUpstream
-) -> None:
+def test_request_is_sent_to_the_upstream_serving_its_model(recorder, second):
     bodies = [
         '{"model":"m1"}',
         '{"model":"m2"}',
@@ -148,7 +141,7 @@ def test_request_is_sent_to_the_upstream_serving_its_model(
     assert second.sent == [(CHAT, bodies[1].encode())]
 
 
-def test_moderation_without_model_is_sent_unchanged(recorder: RecordingUpstream, make_services: Callable) -> None:
+def test_moderation_without_model_is_sent_unchanged(recorder, make_services):
     url = "/v1/moderations"
 
     batch = run_text(make_services(recorder.base_url), line('"a"', '{"input":"x"}', url), url)

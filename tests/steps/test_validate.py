@@ -136,9 +136,7 @@ BAD_LINES = {
 
 
 @pytest.mark.parametrize(("bad", "code", "param", "message"), BAD_LINES.values(), ids=BAD_LINES)
-def test_bad_line_gets_one_error_with_code_line_and_advice(
-    bad: bytes, code: str, param: str | None, message: str
-) -> None:
+def test_bad_line_gets_one_error_with_code_line_and_advice(bad, code, param, message):
     text = b"\n".join([line('"first"'), b"", b"  \t", bad, line('"last"')])
 
     found = check(text)
@@ -148,7 +146,7 @@ def test_bad_line_gets_one_error_with_code_line_and_advice(
     assert re.search(message, found.errors[0].message)
 
 
-def test_line_with_several_errors_reports_each() -> None:
+def test_line_with_several_errors_reports_each():
     bad = line('""', method='"GET"', url='"/x"', body='{"stream":true}')
 
     assert found_in(bad) == [
@@ -160,13 +158,13 @@ def test_line_with_several_errors_reports_each() -> None:
     ]
 
 
-def test_empty_object_misses_all_four_fields() -> None:
+def test_empty_object_misses_all_four_fields():
     assert found_in(b"{}") == [
         ("missing_required_parameter", 1, name) for name in ("custom_id", "method", "url", "body")
     ]
 
 
-def test_invalid_utf8_is_located_by_line_and_file_offset() -> None:
+def test_invalid_utf8_is_located_by_line_and_file_offset():
     before = line('"é"') + b"\r\n\n"
     bad = line('"b"').replace(b"b", b"\xff")
 
@@ -177,7 +175,7 @@ def test_invalid_utf8_is_located_by_line_and_file_offset() -> None:
     assert f"byte {at} of the line (byte {len(before) + at} of the file)" in error.message
 
 
-def test_byte_order_mark_counts_in_the_file_offset_of_invalid_utf8() -> None:
+def test_byte_order_mark_counts_in_the_file_offset_of_invalid_utf8():
     text = b"\xef\xbb\xbf" + line().replace(b'"m"', b'"\xff"')
 
     (error,) = check(text).errors
@@ -186,16 +184,16 @@ def test_byte_order_mark_counts_in_the_file_offset_of_invalid_utf8() -> None:
 
 
 @pytest.mark.parametrize("custom_id", ["x", "é" * 512, "\U0001f600" * 512, "a b\\n\\u0000"], ids=repr)
-def test_custom_id_of_1_to_512_characters_is_valid(custom_id: str) -> None:
+def test_custom_id_of_1_to_512_characters_is_valid(custom_id):
     assert check(line(f'"{custom_id}"')).errors == []
 
 
 @pytest.mark.parametrize("stream", ["false", "null"])
-def test_stream_false_or_null_is_valid(stream: str) -> None:
+def test_stream_false_or_null_is_valid(stream):
     assert check(line(body=f'{{"model":"m","stream":{stream}}}')).errors == []
 
 
-def test_moderation_without_model_is_valid() -> None:
+def test_moderation_without_model_is_valid():
     url = "/v1/moderations"
 
     found = check(line(url=f'"{url}"', body='{"input":"x"}'), endpoint=url)
@@ -211,45 +209,45 @@ TWO_LISTS = [
 FILE_OF_MODELS = b"\n".join(line(f'"{model}"', body=f'{{"model":"{model}"}}') for model in ("m1", "x", "m3"))
 
 
-def test_model_listed_by_no_upstream_is_rejected() -> None:
+def test_model_listed_by_no_upstream_is_rejected():
     assert found_in(FILE_OF_MODELS, upstreams=TWO_LISTS) == [("unknown_model", 2, "body.model")]
 
 
-def test_unknown_model_message_names_the_model() -> None:
+def test_unknown_model_message_names_the_model():
     assert "'x'" in check(FILE_OF_MODELS, upstreams=TWO_LISTS).errors[0].message
 
 
-def test_upstream_without_model_list_accepts_every_model() -> None:
+def test_upstream_without_model_list_accepts_every_model():
     servers = [*TWO_LISTS, {"name": "c", "base_url": "http://localhost:3"}]
 
     assert check(FILE_OF_MODELS, upstreams=servers).errors == []
 
 
-def test_plan_lists_every_model_of_the_file() -> None:
+def test_plan_lists_every_model_of_the_file():
     plan = check(FILE_OF_MODELS).plan
 
     assert plan is not None
     assert plan.models == ["m1", "m3", "x"]
 
 
-def test_file_with_over_1000_models_gets_an_error_for_each_more() -> None:
+def test_file_with_over_1000_models_gets_an_error_for_each_more():
     text = b"\n".join(line(f'"{number}"', body=f'{{"model":"m{number % 1_002}"}}') for number in range(1_500))
 
     assert found_in(text) == [("invalid_value", line, "body.model") for line in (1_001, 1_002)]
 
 
 @pytest.mark.parametrize("text", [b"", b"\n", b"\r\n \n\t\n\n", b"\xef\xbb\xbf", b"\xef\xbb\xbf\n\n"], ids=repr)
-def test_file_without_requests_is_rejected_as_empty(text: bytes) -> None:
+def test_file_without_requests_is_rejected_as_empty(text):
     assert found_in(text) == [("empty_file", None, None)]
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"], ids=repr)
-def test_line_of_exactly_the_limit_is_valid(end: bytes) -> None:
+def test_line_of_exactly_the_limit_is_valid(end):
     assert check(line() + end, max_line_bytes=len(line() + end.rstrip(b"\n"))).errors == []
 
 
 @pytest.mark.parametrize("block_bytes", [1, 7, 2**20])
-def test_line_over_limit_is_reported_with_its_number_and_both_sizes(block_bytes: int) -> None:
+def test_line_over_limit_is_reported_with_its_number_and_both_sizes(block_bytes):
     good, bad = line(), line('"b"', body='{"model":"m","x":1}')
     text = b"\n".join([good, b"", bad, good])
 
@@ -260,29 +258,29 @@ def test_line_over_limit_is_reported_with_its_number_and_both_sizes(block_bytes:
     assert [other.code for other in others] == ["duplicate_custom_id"]
 
 
-def test_request_limit_ignores_blank_lines() -> None:
+def test_request_limit_ignores_blank_lines():
     text = b"\n\n".join(line(f'"{number}"') for number in range(3))
 
     assert check(text, max_requests=3).errors == []
 
 
-def test_file_over_request_limit_gets_one_error() -> None:
+def test_file_over_request_limit_gets_one_error():
     text = b"\n".join(line(f'"{number}"') for number in range(1_200))
 
     assert found_in(text, max_requests=3) == [("too_many_requests", None, None)]
 
 
-def test_file_over_size_limit_gets_one_error() -> None:
+def test_file_over_size_limit_gets_one_error():
     text = b"\n".join(line(f'"{number}"') for number in range(1_200))
 
     assert found_in(text, max_file_bytes=len(text) - 1) == [("file_too_large", None, None)]
 
 
-def test_file_of_exactly_the_size_limit_is_valid() -> None:
+def test_file_of_exactly_the_size_limit_is_valid():
     assert check(line() + b"\n", max_file_bytes=len(line()) + 1).errors == []
 
 
-def test_duplicate_custom_id_names_the_first_line() -> None:
+def test_duplicate_custom_id_names_the_first_line():
     text = b"\n".join([b"", line('"b"'), line(), line(), b"", line()])
 
     found = check(text)
@@ -297,30 +295,30 @@ def test_duplicate_custom_id_names_the_first_line() -> None:
 @pytest.mark.parametrize(
     ("one", "other"), [('"a"', '"\\u0061"'), ('"/"', '"\\/"'), ('"\U0001f600"', '"\\uD83D\\ude00"')]
 )
-def test_custom_id_with_other_escapes_is_a_duplicate(one: str, other: str) -> None:
+def test_custom_id_with_other_escapes_is_a_duplicate(one, other):
     assert found_in(line(one) + b"\n" + line(other)) == [("duplicate_custom_id", 2, "custom_id")]
 
 
-def test_duplicate_of_a_bad_line_is_reported() -> None:
+def test_duplicate_of_a_bad_line_is_reported():
     text = line(method='"GET"') + b"\n" + line()
 
     assert found_in(text) == [("invalid_value", 1, "method"), ("duplicate_custom_id", 2, "custom_id")]
 
 
-def test_duplicate_far_down_a_large_file_is_reported() -> None:
+def test_duplicate_far_down_a_large_file_is_reported():
     text = b"\n".join(line(f'"{number % 50_001}"') for number in range(50_002))
 
     assert found_in(text) == [("duplicate_custom_id", 50_002, "custom_id")]
 
 
-def test_custom_ids_with_equal_hashes_are_not_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_custom_ids_with_equal_hashes_are_not_duplicates(monkeypatch):
     monkeypatch.setattr(validate_module, "hash", lambda text: 7, raising=False)
     text = b"\n".join(line(f'"{number % 9}"') for number in range(10))
 
     assert found_in(text) == [("duplicate_custom_id", 10, "custom_id")]
 
 
-def test_errors_beyond_the_limit_are_counted_in_the_last_entry() -> None:
+def test_errors_beyond_the_limit_are_counted_in_the_last_entry():
     found = check(b"bad\n" * 10_000, max_errors=1_000)
 
     *told, last = found.errors
@@ -330,11 +328,11 @@ def test_errors_beyond_the_limit_are_counted_in_the_last_entry() -> None:
     assert found.error_count == 10_000
 
 
-def test_errors_up_to_the_limit_are_all_reported() -> None:
+def test_errors_up_to_the_limit_are_all_reported():
     assert [error.code for error in check(b"bad\n" * 5, max_errors=5).errors] == ["invalid_json_line"] * 5
 
 
-def test_errors_without_limit_are_all_reported() -> None:
+def test_errors_without_limit_are_all_reported():
     assert [error.line for error in check(b"bad\n" * 2_000).errors] == list(range(1, 2_001))
 
 
@@ -357,7 +355,7 @@ FINE_BODIES = {
 
 
 @pytest.mark.parametrize("body", FINE_BODIES.values(), ids=FINE_BODIES)
-def test_unusual_body_is_valid(body: str) -> None:
+def test_unusual_body_is_valid(body):
     assert check(line(body=body)).errors == []
 
 
@@ -371,7 +369,7 @@ FINE_FILES = {
 
 
 @pytest.mark.parametrize(("text", "total"), FINE_FILES.values(), ids=FINE_FILES)
-def test_unusual_file_layout_is_valid_and_counts_every_request(text: bytes, total: int) -> None:
+def test_unusual_file_layout_is_valid_and_counts_every_request(text, total):
     found = check(text)
 
     assert found.errors == []
@@ -379,13 +377,13 @@ def test_unusual_file_layout_is_valid_and_counts_every_request(text: bytes, tota
     assert (found.plan.total, found.plan.size_bytes) == (total, len(text))
 
 
-def test_endpoint_is_detected_from_the_first_allowed_url() -> None:
+def test_endpoint_is_detected_from_the_first_allowed_url():
     text = b"\n".join([b"bad", line(url='"/x"'), line(url='"/v1/embeddings"'), line()])
 
     assert detect_endpoint(iter([text]), settings=load_settings()) == "/v1/embeddings"
 
 
-def test_error_messages_stay_short_for_long_values() -> None:
+def test_error_messages_stay_short_for_long_values():
     long = json.dumps("x" * 5_000)
     text = line(long, method=long, url=long, body=f'{{"model":{long}}}') + b"\n" + line('"' + "y" * 512 + '"') * 2
 

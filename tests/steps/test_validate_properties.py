@@ -87,7 +87,7 @@ def lines_of(errors: list[BatchError]) -> set[int | None]:
 
 @given(FILES)
 @settings(max_examples=400, deadline=None)
-def test_any_line_is_blank_or_valid_or_has_an_error_with_its_number(text: bytes) -> None:
+def test_any_line_is_blank_or_valid_or_has_an_error_with_its_number(text):
     assume(detect_foreign_format(text, is_whole=True) is None)  # such a file has one error
     found = check(text)
 
@@ -100,7 +100,7 @@ def test_any_line_is_blank_or_valid_or_has_an_error_with_its_number(text: bytes)
 
 @given(FILES, st.integers(1, 300))
 @settings(max_examples=200, deadline=None)
-def test_errors_do_not_depend_on_block_boundaries(text: bytes, blocks_of: int) -> None:
+def test_errors_do_not_depend_on_block_boundaries(text, blocks_of):
     assert check(text, blocks_of=blocks_of, max_line_bytes=150).errors == check(text, max_line_bytes=150).errors
 
 
@@ -130,9 +130,7 @@ def plan_of(text: bytes, **options: object) -> Plan:
 @given(GOOD_FILES, st.integers(1, 9), st.integers(1, 2_000), st.integers(20, 4_000))
 @example(b"\n\n" + GOOD % (1, b"1") + b"\n\n" + GOOD % (2, b"2") + b"\n\n\n", 1, 1, 20)
 @settings(max_examples=200, deadline=None)
-def test_chunks_tile_the_file_and_contain_each_request_once(
-    text: bytes, chunk_requests: int, chunk_bytes: int, blocks_of: int
-) -> None:
+def test_chunks_tile_the_file_and_contain_each_request_once(text, chunk_requests, chunk_bytes, blocks_of):
     plan = plan_of(text, chunk_requests=chunk_requests, chunk_bytes=chunk_bytes, blocks_of=blocks_of)
 
     at, line = (len(UTF8_BOM) if text.startswith(UTF8_BOM) else 0), 1
@@ -149,7 +147,7 @@ def test_chunks_tile_the_file_and_contain_each_request_once(
 
 @given(GOOD_FILES, st.integers(0, 10**6), st.integers(1, 255))
 @settings(max_examples=150, deadline=None)
-def test_plan_digest_changes_with_any_byte_of_the_requests(text: bytes, place: int, change: int) -> None:
+def test_plan_digest_changes_with_any_byte_of_the_requests(text, place, change):
     at = place % len(text)
     other = check(text[:at] + bytes([text[at] ^ change]) + text[at + 1 :]).plan
 

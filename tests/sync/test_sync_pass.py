@@ -32,14 +32,13 @@ from batchline.engine.retry import retry_batch
 from batchline.engine.services import Services
 from batchline.models.errors import BatchlineError, Conflict, InvalidInput, NotFound, StorageFault
 from batchline.models.sync import FILE_EVENT_KINDS, SyncOptions
-from batchline.simulate import Simulator
 from batchline.storage.records.schema import synced_files
 from batchline.sync import sync_pass
 
 # Taking
 
 
-def test_each_file_becomes_batch_of_its_copy(services: Services, folder: Folder) -> None:
+def test_each_file_becomes_batch_of_its_copy(services, folder):
     folder.put("a.jsonl", request_lines(2))
     folder.put("b.jsonl.gz", gzip.compress(request_lines(3)))
     folder.put("c.jsonl.zst", zstandard.compress(request_lines(4)))
@@ -52,7 +51,7 @@ def test_each_file_becomes_batch_of_its_copy(services: Services, folder: Folder)
     assert folder.names() == ["a.jsonl", "b.jsonl.gz", "c.jsonl.zst"]
 
 
-def test_batch_records_its_source(services: Services, folder: Folder) -> None:
+def test_batch_records_its_source(services, folder):
     folder.put("a.jsonl", request_lines())
     folder.put("b.jsonl", request_lines())
 
@@ -70,7 +69,7 @@ def test_batch_records_its_source(services: Services, folder: Folder) -> None:
     assert (one.completion_window, one.metadata) == ("3h", {"team": "search"})
 
 
-def test_endpoint_is_detected_from_file(services: Services, folder: Folder) -> None:
+def test_endpoint_is_detected_from_file(services, folder):
     line = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m", "input": "x"}}
     folder.put("a.jsonl", json.dumps(line).encode())
     folder.put("b.jsonl", request_lines())
@@ -80,13 +79,13 @@ def test_endpoint_is_detected_from_file(services: Services, folder: Folder) -> N
     assert [batch.endpoint for batch in list_batches(services)] == ["/v1/embeddings", "/v1/chat/completions"]
 
 
-def test_file_with_other_endpoint_is_quarantined(services: Services, folder: Folder) -> None:
+def test_file_with_other_endpoint_is_quarantined(services, folder):
     folder.put("a.jsonl", request_lines())
 
     assert sync_only(services, folder, endpoint="/v1/embeddings").quarantined == 1
 
 
-def test_unchanged_file_is_picked_up_once(services: Services, folder: Folder) -> None:
+def test_unchanged_file_is_picked_up_once(services, folder):
     folder.put("a.jsonl", request_lines())
     sync_only(services, folder)
 
@@ -96,7 +95,7 @@ def test_unchanged_file_is_picked_up_once(services: Services, folder: Folder) ->
     assert len(list_batches(services)) == 1
 
 
-def test_changed_file_is_picked_up_again(services: Services, folder: Folder) -> None:
+def test_changed_file_is_picked_up_again(services, folder):
     folder.put("a.jsonl", request_lines(2))
     sync_only(services, folder)
     folder.put("a.jsonl", request_lines(3))
@@ -117,7 +116,7 @@ PATTERNS = {
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_pattern_selects_files(pattern: str, services: Services, folder: Folder) -> None:
+def test_pattern_selects_files(pattern, services, folder):
     for name in ("a.jsonl", ".hidden.jsonl", "x.txt", "..jsonl"):
         folder.put(name, request_lines())
     folder.put("b.jsonl.gz", gzip.compress(request_lines()))
@@ -129,7 +128,7 @@ def test_pattern_selects_files(pattern: str, services: Services, folder: Folder)
     assert [str(event.file).rpartition("/")[2] for event in summary.events] == PATTERNS[pattern]
 
 
-def test_subfolders_are_ignored(services: Services, folder: Folder) -> None:
+def test_subfolders_are_ignored(services, folder):
     if isinstance(folder, LocalFolder):
         (folder.path / "below").mkdir()
         (folder.path / "folder.jsonl").mkdir()
@@ -138,7 +137,7 @@ def test_subfolders_are_ignored(services: Services, folder: Folder) -> None:
     assert sync_only(services, folder).found == 0
 
 
-def test_links_and_pipes_are_ignored(make_services: Callable[..., Services], local_folder: LocalFolder) -> None:
+def test_links_and_pipes_are_ignored(make_services, local_folder):
     services = make_services("http://localhost:9", source_still_s=0, **local_folder.settings)
     (local_folder.path / "link.jsonl").symlink_to("/etc/passwd")
     os.mkfifo(local_folder.path / "pipe.jsonl")
@@ -146,7 +145,7 @@ def test_links_and_pipes_are_ignored(make_services: Callable[..., Services], loc
     assert sync_only(services, local_folder).found == 0
 
 
-def test_file_being_written_waits(make_services: Callable[..., Services], local_folder: LocalFolder) -> None:
+def test_file_being_written_waits(make_services, local_folder):
     services = make_services("http://localhost:9", source_still_s=0.4, **local_folder.settings)
     local_folder.put("a.jsonl", request_lines(1))
 
@@ -158,9 +157,7 @@ def test_file_being_written_waits(make_services: Callable[..., Services], local_
     assert sync_only(services, local_folder).taken == 1
 
 
-def test_file_with_reset_modification_time_waits(
-    make_services: Callable[..., Services], local_folder: LocalFolder
-) -> None:
+def test_file_with_reset_modification_time_waits(make_services, local_folder):
     services = make_services("http://localhost:9", source_still_s=60, **local_folder.settings)
     local_folder.put("a.jsonl", request_lines(1))
     os.utime(local_folder.path / "a.jsonl", (1, 1))
@@ -168,7 +165,7 @@ def test_file_with_reset_modification_time_waits(
     assert sync_only(services, local_folder).waiting == 1
 
 
-def test_dry_run_changes_nothing(services: Services, folder: Folder) -> None:
+def test_dry_run_changes_nothing(services, folder):
     folder.put("a.jsonl", request_lines())
     folder.put("bad.jsonl", BAD)
 
@@ -182,7 +179,7 @@ def test_dry_run_changes_nothing(services: Services, folder: Folder) -> None:
     assert folder.names() == ["a.jsonl", "bad.jsonl"]
 
 
-def test_each_found_file_is_counted_once(services: Services, folder: Folder) -> None:
+def test_each_found_file_is_counted_once(services, folder):
     folder.put("a.jsonl", request_lines())
     sync_only(services, folder)
     folder.put("b.jsonl", request_lines(3))
@@ -199,7 +196,7 @@ def test_each_found_file_is_counted_once(services: Services, folder: Folder) -> 
 # Putting away
 
 
-def test_picked_up_file_is_moved_on_request(services: Services, folder: Folder) -> None:
+def test_picked_up_file_is_moved_on_request(services, folder):
     folder.put("a.jsonl", request_lines())
 
     summary = sync_only(services, folder, after="move")
@@ -209,7 +206,7 @@ def test_picked_up_file_is_moved_on_request(services: Services, folder: Folder) 
     assert folder.read("a.jsonl", "taken") == request_lines()
 
 
-def test_moved_file_does_not_replace_earlier_version(services: Services, folder: Folder) -> None:
+def test_moved_file_does_not_replace_earlier_version(services, folder):
     for count in (1, 2, 3):
         folder.put("a.jsonl", request_lines(count))
         sync_only(services, folder, after="move")
@@ -220,9 +217,7 @@ def test_moved_file_does_not_replace_earlier_version(services: Services, folder:
     assert all(name.startswith("a.") and name.endswith(".jsonl") for name in names)
 
 
-def test_picked_up_file_is_kept_for_an_hour_before_deletion(
-    services: Services, folder: Folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_picked_up_file_is_kept_for_an_hour_before_deletion(services, folder, monkeypatch):
     monkeypatch.setattr(sync_pass, "DELETE_AFTER_S", DELETION_DELAY_S)
     folder.put("a.jsonl", request_lines())
 
@@ -240,9 +235,7 @@ def taken_earlier(services: Services, by_s: int) -> None:
         connection.execute(update(synced_files).values(taken_at=synced_files.c.taken_at - by_s))
 
 
-def test_results_are_world_readable_and_storage_is_private(
-    make_services: Callable[..., Services], start_simulator: Callable[..., Simulator], local_folder: LocalFolder
-) -> None:
+def test_results_are_world_readable_and_storage_is_private(make_services, start_simulator, local_folder):
     umask = os.umask(0o022)
     try:
         services = make_services(start_simulator().base_url, source_still_s=0, **local_folder.settings)
@@ -259,7 +252,7 @@ def test_results_are_world_readable_and_storage_is_private(
     assert [path for path in ours if path.stat().st_mode & 0o077] == []
 
 
-def test_file_without_stored_copy_is_not_deleted(services: Services, folder: Folder) -> None:
+def test_file_without_stored_copy_is_not_deleted(services, folder):
     folder.put("a.jsonl", request_lines())
     sync_only(services, folder)
     [batch] = list_batches(services)
@@ -272,7 +265,7 @@ def test_file_without_stored_copy_is_not_deleted(services: Services, folder: Fol
 
 
 @pytest.mark.parametrize("after", ["move", "delete"])
-def test_kept_file_is_moved_or_deleted_by_later_pass(after: str, services: Services, folder: Folder) -> None:
+def test_kept_file_is_moved_or_deleted_by_later_pass(after, services, folder):
     folder.put("a.jsonl", request_lines())
     sync_only(services, folder)
 
@@ -283,9 +276,7 @@ def test_kept_file_is_moved_or_deleted_by_later_pass(after: str, services: Servi
     assert len(list_batches(services)) == 1
 
 
-def test_archive_failure_is_reported_and_batch_started(
-    make_services: Callable[..., Services], local_folder: LocalFolder
-) -> None:
+def test_archive_failure_is_reported_and_batch_started(make_services, local_folder):
     services = make_services("http://localhost:9", source_still_s=0, **local_folder.settings)
     local_folder.put("a.jsonl", request_lines())
     (local_folder.path.parent / "taken").write_text("a file where the folder should be")
@@ -299,7 +290,7 @@ def test_archive_failure_is_reported_and_batch_started(
 # Quarantine
 
 
-def test_invalid_file_is_quarantined_with_all_errors(services: Services, folder: Folder) -> None:
+def test_invalid_file_is_quarantined_with_all_errors(services, folder):
     folder.put("bad.jsonl", request_lines(2) + BAD + request_lines(1))
     folder.put("good.jsonl", request_lines())
 
@@ -315,9 +306,7 @@ def test_invalid_file_is_quarantined_with_all_errors(services: Services, folder:
     assert len(list_batches(services)) == 1
 
 
-def test_quarantine_errors_equal_validate_output(
-    make_services: Callable[..., Services], local_folder: LocalFolder, tmp_path: Path, capfdbinary
-) -> None:
+def test_quarantine_errors_equal_validate_output(make_services, local_folder, tmp_path, capfdbinary):
     from batchline.cli.validate import validate  # noqa: PLC0415
 
     services = make_services("http://localhost:9", source_still_s=0, **local_folder.settings)
@@ -343,9 +332,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("name", UNUSABLE)
-def test_unusable_file_does_not_block_others(
-    name: str, folder: Folder, make_services: Callable[..., Services]
-) -> None:
+def test_unusable_file_does_not_block_others(name, folder, make_services):
     services = make_services("http://localhost:9", source_still_s=0, max_file_bytes=4_000, **folder.settings)
     folder.put(name, UNUSABLE[name])
     folder.put("z.jsonl", request_lines())
@@ -359,9 +346,7 @@ def test_unusable_file_does_not_block_others(
     assert len(services.store.list_objects("")) == 1
 
 
-def test_file_returned_from_quarantine_is_checked_again(
-    make_services: Callable[..., Services], local_folder
-) -> None:
+def test_file_returned_from_quarantine_is_checked_again(make_services, local_folder):
     closed = make_services("http://localhost:9", source_still_s=0, max_requests=1, **local_folder.settings)
     opened = make_services("http://localhost:9", source_still_s=0, **local_folder.settings)
     local_folder.put("a.jsonl", request_lines(2))
@@ -372,7 +357,7 @@ def test_file_returned_from_quarantine_is_checked_again(
     assert sync_only(opened, local_folder).taken == 1
 
 
-def test_quarantined_file_does_not_replace_earlier_version(services: Services, folder: Folder) -> None:
+def test_quarantined_file_does_not_replace_earlier_version(services, folder):
     for text in (b"one", b"two"):
         folder.put("a.jsonl", text)
         sync_only(services, folder)
@@ -382,9 +367,7 @@ def test_quarantined_file_does_not_replace_earlier_version(services: Services, f
     assert sorted(folder.read(name, "quarantine") for name in names if name.endswith(".jsonl")) == [b"one", b"two"]
 
 
-def test_unreadable_file_is_reported_and_left(
-    make_services: Callable[..., Services], local_folder: LocalFolder
-) -> None:
+def test_unreadable_file_is_reported_and_left(make_services, local_folder):
     services = make_services("http://localhost:9", source_still_s=0, **local_folder.settings)
     local_folder.put("a.jsonl", request_lines())
     local_folder.put("b.jsonl", request_lines())
@@ -410,7 +393,7 @@ def test_unreadable_file_is_reported_and_left(
 # Starting
 
 
-def test_unstarted_batch_is_started_by_later_pass(services: Services, folder: Folder) -> None:
+def test_unstarted_batch_is_started_by_later_pass(services, folder):
     def fails(batch_id: str) -> None:
         raise StorageFault("the server is away")
 
@@ -427,7 +410,7 @@ def test_unstarted_batch_is_started_by_later_pass(services: Services, folder: Fo
     assert started == [list_batches(services)[0].id]
 
 
-def test_repeated_start_failure_is_reported_once(services: Services, folder: Folder) -> None:
+def test_repeated_start_failure_is_reported_once(services, folder):
     def fails(batch_id: str) -> None:
         raise InvalidInput("there is no such deployment")
 
@@ -439,7 +422,7 @@ def test_repeated_start_failure_is_reported_once(services: Services, folder: Fol
     assert (summary.taken, summary.failed) == (2, 1)
 
 
-def test_batch_started_elsewhere_counts_as_started(services: Services, folder: Folder) -> None:
+def test_batch_started_elsewhere_counts_as_started(services, folder):
     def taken(batch_id: str) -> None:
         raise Conflict("it is being run")
 
@@ -449,7 +432,7 @@ def test_batch_started_elsewhere_counts_as_started(services: Services, folder: F
     assert Batchline(services=services).sync(folder.uri, start_batch=pytest.fail).started == 0
 
 
-def test_deleted_batch_is_not_started(services: Services, folder: Folder) -> None:
+def test_deleted_batch_is_not_started(services, folder):
     def fails(batch_id: str) -> None:
         raise StorageFault("no")
 
@@ -474,7 +457,7 @@ def running(folder: Folder, start_simulator: Callable, make_services: Callable[.
 SOME_FAIL = request_lines(2) + request_lines(4, "simulate:status=400 {}").split(b"\n", 2)[2]
 
 
-def test_results_are_written_back_after_batch_end(running: Services, folder: Folder) -> None:
+def test_results_are_written_back_after_batch_end(running, folder):
     folder.put("a.jsonl", SOME_FAIL)
 
     summary = sync_and_run(running, folder)
@@ -487,7 +470,7 @@ def test_results_are_written_back_after_batch_end(running: Services, folder: Fol
     assert sync_and_run(running, folder).written_back == 0
 
 
-def test_results_of_batch_run_elsewhere_are_written_back_later(running: Services, folder: Folder) -> None:
+def test_results_of_batch_run_elsewhere_are_written_back_later(running, folder):
     folder.put("a.jsonl", request_lines())
     assert event_kinds(sync_only(running, folder, write_back=True)) == ["taken", "started"]
     assert sync_only(running, folder).written_back == 0
@@ -497,7 +480,7 @@ def test_results_of_batch_run_elsewhere_are_written_back_later(running: Services
     assert folder.names("outbox") == ["a.output.jsonl"]
 
 
-def test_results_are_not_written_back_without_option(running: Services, folder: Folder) -> None:
+def test_results_are_not_written_back_without_option(running, folder):
     folder.put("a.jsonl", request_lines())
     sync_and_run(running, folder, write_back=False)
 
@@ -505,7 +488,7 @@ def test_results_are_not_written_back_without_option(running: Services, folder: 
     assert folder.names("outbox") == []
 
 
-def test_results_of_files_with_same_stem_stay_separate(running: Services, folder: Folder) -> None:
+def test_results_of_files_with_same_stem_stay_separate(running, folder):
     folder.put("a.jsonl", request_lines(1))
     folder.put("a.jsonl.gz", gzip.compress(request_lines(2)))
     sync_and_run(running, folder)
@@ -517,9 +500,7 @@ def test_results_of_files_with_same_stem_stay_separate(running: Services, folder
     assert sorted(folder.read(name, "outbox").count(b"\n") for name in names) == [1, 2, 3]
 
 
-def test_retry_results_replace_previous_results(
-    folder: Folder, start_simulator: Callable, make_services: Callable[..., Services]
-) -> None:
+def test_retry_results_replace_previous_results(folder, start_simulator, make_services):
     shaky, sound = (
         make_services(
             start_simulator(server_error=share).base_url,
@@ -543,9 +524,7 @@ def test_retry_results_replace_previous_results(
     assert sync_and_run(sound, folder).written_back == 0
 
 
-def test_batch_failing_later_validation_writes_back_errors(
-    folder: Folder, make_services: Callable[..., Services]
-) -> None:
+def test_batch_failing_later_validation_writes_back_errors(folder, make_services):
     first = make_services("http://localhost:9", source_still_s=0, **folder.settings)
     folder.put("a.jsonl", request_lines())
     sync_only(first, folder, write_back=True)
@@ -558,9 +537,7 @@ def test_batch_failing_later_validation_writes_back_errors(
     ]
 
 
-def test_failed_write_back_is_reported_and_repeated(
-    start_simulator: Callable, make_services: Callable[..., Services], local_folder: LocalFolder
-) -> None:
+def test_failed_write_back_is_reported_and_repeated(start_simulator, make_services, local_folder):
     services = make_services(start_simulator().base_url, source_still_s=0, **local_folder.settings)
     local_folder.put("a.jsonl", request_lines())
     outbox = local_folder.path.parent / "outbox"
@@ -586,7 +563,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_invalid_options_are_rejected_before_reading(name: str, services: Services, folder: Folder) -> None:
+def test_invalid_options_are_rejected_before_reading(name, services, folder):
     options, param = REFUSED[name]
     folder.put("a.jsonl", request_lines())
 
@@ -614,7 +591,7 @@ OUTSIDE = [
 
 
 @pytest.mark.parametrize(("uri", "words"), OUTSIDE)
-def test_forbidden_folder_is_rejected(uri: str, words: str, services: Services, folder: Folder) -> None:
+def test_forbidden_folder_is_rejected(uri, words, services, folder):
     with pytest.raises(InvalidInput, match=words) as raised:
         Batchline(services=services).sync(
             uri.format(inbox=folder.uri, beside=folder.uri.rpartition("/")[0]), start_batch=pytest.fail
@@ -622,7 +599,7 @@ def test_forbidden_folder_is_rejected(uri: str, words: str, services: Services, 
     assert raised.value.param == "uri"
 
 
-def test_missing_local_folder_raises_not_found(make_services: Callable[..., Services], local_folder) -> None:
+def test_missing_local_folder_raises_not_found(make_services, local_folder):
     services = make_services("http://localhost:9", **local_folder.settings)
 
     with pytest.raises(NotFound, match="nowhere"):
@@ -630,7 +607,7 @@ def test_missing_local_folder_raises_not_found(make_services: Callable[..., Serv
 
 
 @pytest.mark.system
-def test_wrong_secret_stops_pass_without_leaking_it(s3_folder: Folder, make_services) -> None:
+def test_wrong_secret_stops_pass_without_leaking_it(s3_folder, make_services):
     settings = {**s3_folder.settings, "s3_secret_access_key": f"{SECRET}x"}
     services = make_services("http://localhost:9", **settings)
 
@@ -639,7 +616,7 @@ def test_wrong_secret_stops_pass_without_leaking_it(s3_folder: Folder, make_serv
     assert SECRET not in str(raised.value)
 
 
-def test_storage_failure_stops_pass(services: Services, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_failure_stops_pass(services, folder, monkeypatch):
     def fails(*_: object) -> None:
         raise StorageFault("the disk is full")
 

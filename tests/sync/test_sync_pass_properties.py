@@ -2,15 +2,12 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
 
 from helpers.watched_folders import BAD, LocalFolder, read_inputs, request_lines, sync_only
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_sync_pass_races import assert_sound, mortal
 
-from batchline.engine.services import Services
 from batchline.models.errors import StorageFault
 
 NAMES = ("a.jsonl", "b.jsonl", "a.JSONL")
@@ -21,9 +18,7 @@ rounds = st.tuples(st.just("round"), st.sampled_from(["keep", "move", "delete"])
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(acts=st.lists(puts | puts | rounds, max_size=14))
-def test_interrupted_sync_passes_pick_up_each_file_once(
-    acts: list[tuple[str, str, object]], make_services: Callable[..., Services], tmp_path: Path
-) -> None:
+def test_interrupted_sync_passes_pick_up_each_file_once(acts, make_services, tmp_path):
     home = tmp_path / str(time.monotonic_ns())
     folder = LocalFolder(home / "data" / "inbox")
     services = make_services("http://localhost:9", home=home, source_still_s=0, **folder.settings)

@@ -67,9 +67,7 @@ IN_PROCESSES = [pytest.param("move", True, id="processes-move", marks=pytest.mar
 
 
 @pytest.mark.parametrize(("after", "apart"), [*IN_THREADS, *IN_PROCESSES])
-def test_concurrent_sync_passes_create_one_batch_per_file(
-    after: str, apart: bool, shared: Services, folder: Folder
-) -> None:
+def test_concurrent_sync_passes_create_one_batch_per_file(after, apart, shared, folder):
     for number in range(FILES):
         folder.put(f"{number:02}.jsonl", request_lines(1, f"File {number}"))
     folder.put("bad.jsonl", BAD)
@@ -90,7 +88,7 @@ def test_concurrent_sync_passes_create_one_batch_per_file(
     assert folder.names("quarantine") == ["bad.jsonl", "bad.jsonl.errors.json"]
 
 
-def test_concurrent_files_with_same_target_name_both_become_batches(shared: Services, folder: Folder) -> None:
+def test_concurrent_files_with_same_target_name_both_become_batches(shared, folder):
     """The results of `a.jsonl` and `a.JSONL` would have the same name."""
     for number in range(6):
         folder.put(f"{number}.jsonl", request_lines(1, f"One {number}"))
@@ -166,9 +164,7 @@ LARGE = request_lines(1) + b"\n" * 20_000_000
 
 
 @pytest.mark.parametrize("moment", ["between_list_and_read", "while_reading"])
-def test_file_replaced_before_complete_read_waits_for_next_pass(
-    moment: str, services: Services, folder: Folder, request: pytest.FixtureRequest
-) -> None:
+def test_file_replaced_before_complete_read_waits_for_next_pass(moment, services, folder, request):
     folder.put("a.jsonl", LARGE)
     folder.put("b.jsonl", request_lines(2))
     request.getfixturevalue(moment)(lambda: folder.put("a.jsonl", request_lines(3)))
@@ -184,9 +180,7 @@ def test_file_replaced_before_complete_read_waits_for_next_pass(
 
 
 @pytest.mark.parametrize("after", ["move", "delete"])
-def test_file_replaced_after_read_is_not_moved_or_deleted(
-    after: str, services: Services, folder: Folder, behind_the_record: Callable[..., None]
-) -> None:
+def test_file_replaced_after_read_is_not_moved_or_deleted(after, services, folder, behind_the_record):
     folder.put("a.jsonl", request_lines(2))
     behind_the_record(lambda: folder.put("a.jsonl", request_lines(3)))
 
@@ -199,9 +193,7 @@ def test_file_replaced_after_read_is_not_moved_or_deleted(
     assert read_inputs(services) == [request_lines(2), request_lines(3)]
 
 
-def test_vanished_file_is_reported(
-    services: Services, folder: Folder, between_list_and_read: Callable[..., None]
-) -> None:
+def test_vanished_file_is_reported(services, folder, between_list_and_read):
     folder.put("a.jsonl", request_lines())
     folder.put("b.jsonl", request_lines())
     between_list_and_read(lambda: folder.remove("a.jsonl"))
@@ -209,9 +201,7 @@ def test_vanished_file_is_reported(
     assert event_kinds(sync_only(services, folder)) == ["changed", "taken", "started"]
 
 
-def test_invalid_file_replaced_after_read_is_not_quarantined(
-    services: Services, folder: Folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_invalid_file_replaced_after_read_is_not_quarantined(services, folder, monkeypatch):
     stream = services.store.stream
 
     def replacing(*arguments: Any, **options: Any) -> Iterator[bytes]:
@@ -227,9 +217,7 @@ def test_invalid_file_replaced_after_read_is_not_quarantined(
     assert sync_only(services, folder).taken == 1
 
 
-def test_local_file_created_during_deletion_is_restored(
-    local_folder: LocalFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_local_file_created_during_deletion_is_restored(local_folder, monkeypatch):
     inbox = LocalWatchedFolder(local_folder.path)
     local_folder.put("a.jsonl", b"old")
     [file] = inbox.list_files("")
@@ -258,7 +246,7 @@ def mortal(services: Services, writes: int) -> Services:
 
 
 @pytest.mark.parametrize("after", ["keep", "move", "delete"])
-def test_interrupted_sync_pass_is_completed_by_next_pass(after: str, services: Services, folder: Folder) -> None:
+def test_interrupted_sync_pass_is_completed_by_next_pass(after, services, folder):
     died = 0
     for writes in range(40):
         text = request_lines(1, f"Life {writes}")
@@ -278,9 +266,7 @@ def test_interrupted_sync_pass_is_completed_by_next_pass(after: str, services: S
     assert (folder.names() == []) == (after != "keep")
 
 
-def test_results_are_complete_after_interrupted_sync_pass(
-    folder: Folder, start_simulator: Callable, make_services: Callable[..., Services]
-) -> None:
+def test_results_are_complete_after_interrupted_sync_pass(folder, start_simulator, make_services):
     settings = {**folder.settings, "lease_s": 0.5}
     services = make_services(
         start_simulator().base_url, source_still_s=0, upstream={"max_attempts": 1}, **settings
@@ -302,9 +288,7 @@ def test_results_are_complete_after_interrupted_sync_pass(
         assert sync_and_run(services, folder).written_back == 0
 
 
-def test_file_set_aside_by_killed_sync_pass_is_picked_up(
-    local_folder: LocalFolder, make_services: Callable[..., Services], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_set_aside_by_killed_sync_pass_is_picked_up(local_folder, make_services, monkeypatch):
     services = make_services("http://localhost:9", source_still_s=0, **local_folder.settings)
     listed = listed_version(local_folder, "a.jsonl", request_lines(1, "As it was listed"))
     newer = request_lines(1, "As it was when it was to be deleted")
@@ -356,9 +340,7 @@ def forever(settings: Settings, uri: str) -> None:
 
 
 @pytest.mark.system
-def test_killed_sync_passes_pick_up_each_file_once(
-    shared: Services, folder: Folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_sync_passes_pick_up_each_file_once(shared, folder, monkeypatch):
     texts = [request_lines(1, f"File {number}") for number in range(40)]
     for number, text in enumerate(texts):
         folder.put(f"{number:02}.jsonl", text)

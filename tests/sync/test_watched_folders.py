@@ -9,8 +9,6 @@ from helpers.forwarding_proxy import ForwardingProxy, Handler, forwarding_proxy
 from helpers.storage_servers import S3Server
 from helpers.watched_folders import (
     BAD,
-    Folder,
-    LocalFolder,
     S3Folder,
     event_kinds,
     list_batches,
@@ -56,9 +54,7 @@ DISK_ONLY = ["b\\..\\..\\c.jsonl", f"{'n' * 249}.jsonl", f"{'文' * 83}.jsonl"]
 """The S3 server here takes no such names."""
 
 
-def test_sync_handles_file_of_any_name(
-    folder: Folder, start_simulator: Callable, make_services: Callable[..., Services]
-) -> None:
+def test_sync_handles_file_of_any_name(folder, start_simulator, make_services):
     services = make_services(start_simulator().base_url, source_still_s=0, **folder.settings)
     for name in NAMES if isinstance(folder, S3Folder) else [*NAMES, *DISK_ONLY]:
         good, bad = (gzip.compress(text) if name.endswith("gz") else text for text in (request_lines(), BAD))
@@ -86,7 +82,7 @@ def added(now: list[str], before: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("folder", ["local"], indirect=True)
-def test_file_name_without_utf8_is_reported_and_left(services: Services, folder: LocalFolder) -> None:
+def test_file_name_without_utf8_is_reported_and_left(services, folder):
     folder.put("\udcff.jsonl", request_lines())
     folder.put("a.jsonl", request_lines())
 
@@ -97,7 +93,7 @@ def test_file_name_without_utf8_is_reported_and_left(services: Services, folder:
 
 
 @pytest.mark.parametrize("folder", ["local"], indirect=True)
-def test_linked_folder_is_same_source(services: Services, folder: LocalFolder) -> None:
+def test_linked_folder_is_same_source(services, folder):
     folder.put("a.jsonl", request_lines())
     (folder.path.parent / "link").symlink_to("inbox")
     sync_only(services, folder)
@@ -107,7 +103,7 @@ def test_linked_folder_is_same_source(services: Services, folder: LocalFolder) -
 
 
 @pytest.mark.parametrize("folder", ["local"], indirect=True)
-def test_results_outside_roots_by_link_are_rejected(services: Services, folder: LocalFolder, tmp_path) -> None:
+def test_results_outside_roots_by_link_are_rejected(services, folder, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (folder.path.parent / "outbox").symlink_to(tmp_path / "elsewhere")
 
@@ -119,7 +115,7 @@ some_names = st.text(st.characters(exclude_characters="/\0", exclude_categories=
 
 
 @given(name=some_names, ending=st.sampled_from(["", *JSONL_SUFFIXES, ".JSONL", ".jsonl.GZ"]))
-def test_stem_of_any_name_is_valid_file_name(name: str, ending: str) -> None:
+def test_stem_of_any_name_is_valid_file_name(name, ending):
     stem = short_stem(name + ending)
 
     assert jsonl_suffix(name + ending).lower() in {"", *JSONL_SUFFIXES}
@@ -130,13 +126,13 @@ def test_stem_of_any_name_is_valid_file_name(name: str, ending: str) -> None:
 
 
 @given(st.lists(some_names, min_size=2, max_size=2, unique=True))
-def test_truncated_names_stay_distinct(names: list[str]) -> None:
+def test_truncated_names_stay_distinct(names):
     one, other = (short_stem(f"{name}.jsonl") for name in names)
 
     assert one != other
 
 
-def test_event_text_is_single_line_for_any_name() -> None:
+def test_event_text_is_single_line_for_any_name():
     event = SyncEvent(kind="taken", file="/in/a\nb\x1b[31m\u202e.jsonl", batch_id="batch-1")
 
     assert str(event) == "taken /in/a b [31m .jsonl as batch-1"
@@ -158,7 +154,7 @@ def is_list(request: str) -> bool:
 
 
 @pytest.mark.system
-def test_listing_of_many_files_takes_one_request(counted: Any, s3_folder: S3Folder) -> None:
+def test_listing_of_many_files_takes_one_request(counted, s3_folder):
     services, server = counted
     for number in range(50):
         s3_folder.put(f"{number:04}.jsonl", request_lines(1, f"File {number}"))
@@ -173,7 +169,7 @@ def test_listing_of_many_files_takes_one_request(counted: Any, s3_folder: S3Fold
 
 
 @pytest.mark.system
-def test_listing_skips_subfolders_and_other_names(counted: Any, s3_folder: S3Folder) -> None:
+def test_listing_skips_subfolders_and_other_names(counted, s3_folder):
     services, server = counted
     for number in range(1_100):
         s3_folder.put(f"below/{number:04}.jsonl", b"x")
@@ -196,7 +192,7 @@ def opened(folder: S3Folder, server: ForwardingProxy | None = None) -> WatchedFo
 
 
 @pytest.mark.system
-def test_object_replaced_before_deletion_is_kept(s3_folder: S3Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_object_replaced_before_deletion_is_kept(s3_folder, monkeypatch):
     inbox = opened(s3_folder)
     s3_folder.put("a.jsonl", b"old")
     [file] = inbox.list_files("")
@@ -215,9 +211,7 @@ def test_object_replaced_before_deletion_is_kept(s3_folder: S3Folder, monkeypatc
 
 @pytest.mark.system
 @pytest.mark.parametrize("status", [501, 204], ids=["refuses the condition", "passes over the condition"])
-def test_deletion_without_server_conditions_checks_version_first(
-    status: int, s3_folder: S3Folder, s3_server: S3Server
-) -> None:
+def test_deletion_without_server_conditions_checks_version_first(status, s3_folder, s3_server):
     def rule(handler: Handler) -> bool:
         if handler.command != "DELETE" or "if-match" not in handler.headers:
             return False
@@ -242,9 +236,7 @@ def test_deletion_without_server_conditions_checks_version_first(
 
 @pytest.mark.system
 @pytest.mark.parametrize("changes", [False, True])
-def test_large_object_is_moved_in_parts(
-    changes: bool, s3_folder: S3Folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_object_is_moved_in_parts(changes, s3_folder, monkeypatch):
     monkeypatch.setattr(s3_folder_module, "MAX_COPY_BYTES", 2**20)
     monkeypatch.setattr(s3_folder_module, "COPY_PART_BYTES", 5 * 2**20)
     data = bytes(range(256)) * 45_000
@@ -272,9 +264,7 @@ def versioned(s3_server: S3Server) -> str:
 
 
 @pytest.mark.system
-def test_deleted_object_in_versioned_bucket_stays_as_older_version(
-    versioned: str, s3_server: S3Server, make_services: Callable[..., Services]
-) -> None:
+def test_deleted_object_in_versioned_bucket_stays_as_older_version(versioned, s3_server, make_services):
     folder = S3Folder(s3_server, f"{versioned}/top/inbox")
     services = make_services("http://localhost:9", source_still_s=0, **folder.settings)
     for count in (1, 2):
@@ -289,9 +279,7 @@ def test_deleted_object_in_versioned_bucket_stays_as_older_version(
 
 
 @pytest.mark.system
-def test_bucket_root_can_be_watched(
-    versioned: str, s3_server: S3Server, make_services: Callable[..., Services]
-) -> None:
+def test_bucket_root_can_be_watched(versioned, s3_server, make_services):
     folder = S3Folder(s3_server, versioned)
     folder.client.pipe_file(f"{versioned}/a.jsonl", request_lines())
     services = make_services("http://localhost:9", **{**folder.settings, "source_roots": (f"s3://{versioned}",)})

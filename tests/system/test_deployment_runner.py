@@ -119,7 +119,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             prefect.stop()
 
 
-def test_batch_and_its_retry_are_deployment_runs(stack: Site):
+def test_batch_and_its_retry_are_deployment_runs(stack):
     prompt = lambda number: f"{number} simulate:status=400" if number == 1 else f"{number}?"  # noqa: E731
     batch = stack.create("failing", prompt=prompt)
 
@@ -139,7 +139,7 @@ def test_batch_and_its_retry_are_deployment_runs(stack: Site):
     assert len({run["id"] for run in stack.prefect.runs_of(batch.id)}) == 2
 
 
-def test_batch_created_without_prefect_starts_once_it_returns(stack: Site):
+def test_batch_created_without_prefect_starts_once_it_returns(stack):
     stack.prefect.stop_server()
 
     batch = stack.create("patient")
@@ -151,7 +151,7 @@ def test_batch_created_without_prefect_starts_once_it_returns(stack: Site):
     assert len(stack.prefect.runs_of(batch.id)) == 1
 
 
-def test_batch_cancelled_before_worker_starts_stays_cancelled(stack: Site):
+def test_batch_cancelled_before_worker_starts_stays_cancelled(stack):
     received = stack.simulator.counters()["received"]
     batch = stack.create("cancelled")
     until(lambda: stack.prefect.runs_of(batch.id), SERVER_S)
@@ -163,7 +163,7 @@ def test_batch_cancelled_before_worker_starts_stays_cancelled(stack: Site):
     assert stack.simulator.counters()["received"] == received
 
 
-def test_deployment_runs_continue_after_server_stops(stack: Site):
+def test_deployment_runs_continue_after_server_stops(stack):
     batch = stack.create("going on", 5)
     until(lambda: stack.prefect.runs_of(batch.id), SERVER_S)
 
@@ -194,7 +194,7 @@ def test_deployment_runs_continue_after_server_stops(stack: Site):
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_run_is_needed_only_if_no_other_will_run_batch(state, batch, later_s, expected, stack: Site):
+def test_run_is_needed_only_if_no_other_will_run_batch(state, batch, later_s, expected, stack):
     with temporary_settings({PREFECT_API_URL: stack.prefect.api}):
         run_id = uuid.uuid4()
         if state is not None:

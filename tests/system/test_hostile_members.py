@@ -3,11 +3,9 @@
 `python -m bench --only hostile_members` measures the same for longer, and how long others wait.
 """
 
-from collections.abc import Callable
-
 import pytest
 
-from bench.hostile import ATTACKS, MOST_MB, Attacker, suffer
+from bench.hostile import ATTACKS, MOST_MB, suffer
 
 pytestmark = pytest.mark.system
 
@@ -17,7 +15,7 @@ LEAST_ANSWERS = 5
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
-def test_hostile_member_leaves_memory_bounded_and_others_answered(attack: Callable[[Attacker], None]) -> None:
+def test_hostile_member_leaves_memory_bounded_and_others_answered(attack):
     outcome = suffer(attack, SECONDS)
 
     assert outcome.peak_mb <= MOST_MB

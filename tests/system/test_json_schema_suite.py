@@ -55,7 +55,7 @@ def cases(folder: Path, draft: str) -> Iterator[Case]:
 
 
 @pytest.mark.parametrize("draft", DRAFTS)
-def test_every_case_of_the_draft_is_judged_rightly(suite: Path, draft: str) -> None:
+def test_every_case_of_the_draft_is_judged_rightly(suite, draft):
     all_cases = list(cases(suite, draft))
     unchecked = [case for case in all_cases if not is_checkable(case.schema)]
     wrong = [

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
 
 @pytest.mark.parametrize("victim", SHORT)
-def test_random_kills_neither_lose_nor_duplicate_results(victim: str, tmp_path: Path) -> None:
+def test_random_kills_neither_lose_nor_duplicate_results(victim, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "bench", "kills", *SHORT[victim], "--keep", str(tmp_path / "kept")],
         cwd=ROOT,

@@ -28,7 +28,7 @@ def stored(stack: PrefectStack, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_deployment_contains_no_checkout_path(stack: PrefectStack, name: str):
+def test_deployment_contains_no_checkout_path(stack, name):
     deployment = stored(stack, name)
 
     assert str(ROOT) not in json.dumps(deployment)
@@ -36,7 +36,7 @@ def test_deployment_contains_no_checkout_path(stack: PrefectStack, name: str):
     assert deployment["entrypoint"].startswith("batchline.flows.")
 
 
-def test_serve_takes_deployments_from_workers_and_deploy_returns_them(stack: PrefectStack):
+def test_serve_takes_deployments_from_workers_and_deploy_returns_them(stack):
     before = {name: stored(stack, name) for name in NAMES}
     assert {each["work_pool_name"] for each in before.values()} == {"batchline"}
 
@@ -56,7 +56,7 @@ def test_serve_takes_deployments_from_workers_and_deploy_returns_them(stack: Pre
         assert {key: stored(stack, name)[key] for key in kept} == {key: before[name][key] for key in kept}
 
 
-def test_deployment_caller_receives_batch_and_its_id(stack_with_worker: PrefectStack):
+def test_deployment_caller_receives_batch_and_its_id(stack_with_worker):
     file = write_requests(stack_with_worker.inbox / "called.jsonl", 3)
 
     printed = stack_with_worker.run_command("python", "-c", CALLER, str(file))

@@ -1,11 +1,10 @@
 """Prefect's forms in a real browser, submitted as they open: runs start, blocks are made, keys are not shown."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.prefect_pages import V1, PrefectPages, Refused
+from helpers.prefect_pages import V1, Refused
 from helpers.prefect_stack import TIMEOUT_S, PrefectStack, until, write_requests
 
 pytestmark = pytest.mark.system
@@ -62,7 +61,7 @@ def in_words(title: str, version: str) -> str:
 
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)
-def test_form_defaults_are_valid_on_server(stack: PrefectStack, name: str):
+def test_form_defaults_are_valid_on_server(stack, name):
     deployment = deployment_of(stack, name)
     schema = deployment["parameter_openapi_schema"]
     defaults = {name: about.get("default") for name, about in schema["properties"].items()}
@@ -73,13 +72,13 @@ def test_form_defaults_are_valid_on_server(stack: PrefectStack, name: str):
 
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)
-def test_form_submitted_unchanged_creates_run_with_defaults(stack: PrefectStack, pages: PrefectPages, name: str):
+def test_form_submitted_unchanged_creates_run_with_defaults(stack, pages, name):
     run_id = pages.deployment_form(deployment_of(stack, name)["id"]).submit()
 
     assert stack.call("GET", f"/flow_runs/{run_id}")["parameters"] == UNTOUCHED[name]
 
 
-def test_form_starts_batch_with_block_and_hides_key(stack_with_worker: PrefectStack, pages: PrefectPages):
+def test_form_starts_batch_with_block_and_hides_key(stack_with_worker, pages):
     stack, name = stack_with_worker, "form-v2" if pages.version else "form-v1"
     form = pages.block_form("batchline-upstream")
     typed = {"name": name, "base_url": stack.simulator.base_url, "api_key": KEY}
@@ -109,7 +108,7 @@ def test_form_starts_batch_with_block_and_hides_key(stack_with_worker: PrefectSt
     assert KEY not in stack.log.read_text()
 
 
-def test_sync_source_form_reads_folder(stack_with_worker: PrefectStack, pages: PrefectPages):
+def test_sync_source_form_reads_folder(stack_with_worker, pages):
     folder = stack_with_worker.inbox / f"folder{pages.version.replace('/', '-')}"
     folder.mkdir()
     write_requests(folder / "a.jsonl", 2)
@@ -121,16 +120,14 @@ def test_sync_source_form_reads_folder(stack_with_worker: PrefectStack, pages: P
     assert run["state"]["message"].startswith("1 ")
 
 
-def test_form_rejects_value_of_wrong_type(stack: PrefectStack, pages: PrefectPages):
+def test_form_rejects_value_of_wrong_type(stack, pages):
     form = pages.deployment_form(deployment_of(stack, "process-batch")["id"])
 
     with pytest.raises(Refused, match="is not of type 'string'"):
         form.fill(metadata={"team": 1}).submit()
 
 
-def test_run_page_of_invalid_file_lists_errors(
-    stack_with_worker: PrefectStack, pages: PrefectPages, tmp_path: Path
-):
+def test_run_page_of_invalid_file_lists_errors(stack_with_worker, pages, tmp_path):
     stack, file = stack_with_worker, stack_with_worker.inbox / f"bad{pages.version.replace('/', '-')}.jsonl"
     file.write_text("nonsense\n{}\n")
     form = pages.deployment_form(deployment_of(stack, "process-batch")["id"])

@@ -5,18 +5,14 @@
 
 import signal
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 from helpers.command_line import running_command
 from helpers.forwarding_proxy import Handler, forward, forwarding_proxy, respond_with
 from helpers.polling import until
 from helpers.request_files import write_requests
-from helpers.storage_servers import S3Server
 
 from batchline import Batchline
 from batchline.models.settings import to_environment
-from batchline.simulate import Simulator
 
 REQUESTS, IN_FLIGHT, LATENCY_S, FLUSH_S = 900, 16, 0.2, 2.0
 MOST = IN_FLIGHT + IN_FLIGHT / LATENCY_S * FLUSH_S
@@ -30,9 +26,7 @@ def refuses_writes(request: Handler) -> bool:
     return request.command in {"PUT", "POST"} and refuse(request)
 
 
-def test_rejected_writes_bound_number_of_repeated_requests(
-    start_simulator: Callable[..., Simulator], s3_server: S3Server, tmp_path: Path
-) -> None:
+def test_rejected_writes_bound_number_of_repeated_requests(start_simulator, s3_server, tmp_path):
     upstream = start_simulator(latency_s=LATENCY_S)
     received = lambda: int(upstream.counters()["received"])  # noqa: E731
     with forwarding_proxy(s3_server.url) as front:

@@ -13,14 +13,14 @@ from bench.reply_oracle import expect
 BODIES = 20_000
 
 
-def test_every_body_is_judged_as_the_oracle_says() -> None:
+def test_every_body_is_judged_as_the_oracle_says():
     found = compare(BODIES)
 
     assert found.differences == []
     assert 0.3 * BODIES < found.successes < 0.7 * BODIES
 
 
-def test_fast_and_full_judgement_are_equal() -> None:
+def test_fast_and_full_judgement_are_equal():
     quick_ones = 0
     for seed in range(BODIES):
         reply = make_reply(Random(seed))
@@ -33,7 +33,7 @@ def test_fast_and_full_judgement_are_equal() -> None:
     assert quick_ones > BODIES / 10
 
 
-def test_grammar_makes_every_kind_of_outcome() -> None:
+def test_grammar_makes_every_kind_of_outcome():
     kinds: Counter[tuple[str | None, ...]] = Counter()
     for seed in range(BODIES):
         reply = make_reply(Random(seed))

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from helpers.prefect_pages import PrefectPages
 from helpers.prefect_server import CRASH_AFTER_S
 from helpers.prefect_stack import PrefectStack, children_of, kill_tree, until, write_requests
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -201,7 +200,7 @@ def test_run_crashed_after_suspension_is_not_continued(stack):
     assert received(stack) == sent
 
 
-def test_suspend_and_resume_on_run_page_repeat_nothing(stack, worker, pages: PrefectPages):
+def test_suspend_and_resume_on_run_page_repeat_nothing(stack, worker, pages):
     name = f"pressed{pages.version[1:]}.jsonl"
     run = started(stack, name, LONG)
 

@@ -156,7 +156,7 @@ def cancel_half_way(server: Server, program: Program) -> None:
     until(hangs, timeout_s=TIMEOUT_S)
 
 
-def test_airflow_reads_each_request_by_its_outcome(server: Server, hurried: Server, tmp_path: Path) -> None:
+def test_airflow_reads_each_request_by_its_outcome(server, hurried, tmp_path):
     expired = Program("airflow", hurried.url, "none", tmp_path, "expired", json.dumps(ONE_HANGING))
     whole = Program("airflow", server.url, "none", tmp_path, "whole", json.dumps(ONE_FAILED))
     cancelled = Program("airflow", server.url, "none", tmp_path, "cancelled", json.dumps(ONE_HANGING))
@@ -181,7 +181,7 @@ def counted(landed: dict[str, Any]) -> dict[str, int]:
     return {name: count for name, count in landed["manifest"]["counts"].items() if count}
 
 
-def test_airflow_resumes_its_batch_after_kill_without_repeated_requests(server: Server, tmp_path: Path) -> None:
+def test_airflow_resumes_its_batch_after_kill_without_repeated_requests(server, tmp_path):
     arguments = (server.url, "none", tmp_path, "killed", json.dumps(["once?", "twice?"]))
     first = Program("airflow", *arguments)
     state_file = until(lambda: recorded(tmp_path), timeout_s=TIMEOUT_S)
@@ -208,7 +208,7 @@ def recorded(folder: Path) -> Path | None:
     return None
 
 
-def test_airflow_reports_fully_failed_batch_as_job_error(server: Server, tmp_path: Path) -> None:
+def test_airflow_reports_fully_failed_batch_as_job_error(server, tmp_path):
     prompts = json.dumps(["1 simulate:status=400", "2 simulate:status=400"])
 
     found = Program("airflow", server.url, "none", tmp_path, "failed", prompts).result()
@@ -217,7 +217,7 @@ def test_airflow_reports_fully_failed_batch_as_job_error(server: Server, tmp_pat
     assert "every request failed (invalid_request 2)" in found["message"]
 
 
-def test_curator_keeps_answers_for_any_batch_end(server: Server, hurried: Server, tmp_path: Path) -> None:
+def test_curator_keeps_answers_for_any_batch_end(server, hurried, tmp_path):
     folders = [tmp_path / name for name in ("expired", "whole", "cancelled")]
     expired = Program("curator", hurried.url, "none", folders[0], "5h", json.dumps(ONE_HANGING))
     whole = Program("curator", server.url, "none", folders[1], "24h", json.dumps(ONE_FAILED))
@@ -230,7 +230,7 @@ def test_curator_keeps_answers_for_any_batch_end(server: Server, hurried: Server
     assert len(expired.result()["rows"]) == len(cancelled.result()["rows"]) == 1
 
 
-def test_inspect_ai_terminates_for_any_batch_end(server: Server, hurried: Server) -> None:
+def test_inspect_ai_terminates_for_any_batch_end(server, hurried):
     """It takes the code of an error for an HTTP status: one failed request fails all requests of its batch."""
     expired = Program("inspect", hurried.url, "none", "chat", json.dumps(ONE_HANGING))
     whole = {
@@ -248,7 +248,7 @@ def test_inspect_ai_terminates_for_any_batch_end(server: Server, hurried: Server
         assert {kind for kind, _ in program.result()} == {"TypeError"}, name
 
 
-def test_litellm_reads_batch_with_any_end(hurried: Server) -> None:
+def test_litellm_reads_batch_with_any_end(hurried):
     found = Program("litellm", hurried.url, "none", "expire").result()
 
     assert found["expired"] == ["expired", {"total": 2, "completed": 1, "failed": 0}]
@@ -257,7 +257,7 @@ def test_litellm_reads_batch_with_any_end(hurried: Server) -> None:
     assert (found["output"], found["errors"], found["cancelled"]) == (["r-1", "r-2"], ["r-0"], "cancelled")
 
 
-def test_litellm_proxy_forwards_batch_operations(hurried: Server, tmp_path: Path) -> None:
+def test_litellm_proxy_forwards_batch_operations(hurried, tmp_path):
     with proxied(hurried, tmp_path) as client:
 
         def batch_of(prompts: list[str]) -> openai.types.Batch:
