@@ -1,8 +1,9 @@
 """Options of a batch for which OpenAI's create request has no field."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_validator
 
 OnLimit = Literal["pause", "stop"]
 OnTruncated = Literal["keep", "fail"]
@@ -38,6 +39,17 @@ class BatchOptions(BaseModel):
         title="When a limit is reached",
         description="Pause the batch until someone resumes it, or stop it and keep the answers so far.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reject_unknown(cls, options: Any) -> Any:
+        """Name the options that there are, which pydantic's own message does not."""
+        unknown = (
+            [name for name in options if name not in cls.model_fields] if isinstance(options, Mapping) else []
+        )
+        if unknown:
+            raise ValueError(f"there is no option {str(unknown[0])[:80]!r}; give {', '.join(cls.model_fields)}")
+        return options
 
     def with_default_on_limit(self, on_limit: OnLimit) -> Self:
         """Return the options with that `on_limit`, unless one was given."""

@@ -73,6 +73,7 @@ def create_batch(
         if expiry is None
         else ExpiresAfterDict(anchor=expiry.anchor, seconds=expiry.seconds),
         idempotency_key=idempotency_key,
+        default_on_limit="stop",  # OpenAI's clients know no pause: they would wait until the window closes
     )
     return model_response(batch)
 

@@ -35,6 +35,7 @@ from batchline.models.batches import (
 )
 from batchline.models.errors import Conflict, Interrupted, LeaseLost, NotFound
 from batchline.models.ids import batch_id_of_request, request_id_prefix
+from batchline.models.options import BatchOptions, OnLimit
 from batchline.models.status import TERMINAL_STATUSES, BatchStatus
 from batchline.report.report_data import read_report, report_of
 from batchline.report.samples import Sample, read_samples
@@ -67,18 +68,21 @@ class Batches(BatchRuns):
         endpoint: str | None = "/v1/chat/completions",
         completion_window: str = "24h",
         metadata: Mapping[str, str] | None = None,
+        options: BatchOptions | Mapping[str, object] | None = None,
         output_expires_after: ExpiresAfter | None = None,
         idempotency_key: str | Idempotency | None = None,
         flow_run_id: str | None = None,
         via: Via | None = "process",
+        default_on_limit: OnLimit | None = None,
     ) -> BatchResponse:
         """Create a batch from an uploaded file, start it, and return it with status `validating`.
 
         An `endpoint` of None is that of the file's first request. `via` is where the batch runs: in the background
         of this process, as a run of the configured deployment, or not yet if None. An `idempotency_key` or
-        `flow_run_id` used before returns the batch created with it, as it is now. Raises `InvalidInput` for an
-        invalid endpoint, window, metadata or key, `NotFound` for an unknown file, and `Interrupted` if Prefect
-        does not accept the run; the batch can then be resumed.
+        `flow_run_id` used before returns the batch created with it, as it is now. `default_on_limit` replaces the
+        default of the option `on_limit`. Raises `InvalidInput` for an invalid endpoint, window, metadata, option
+        or key, `NotFound` for an unknown file, and `Interrupted` if Prefect does not accept the run; the batch can
+        then be resumed.
         """
         expires_after_s, access = parse_lifetime_s(output_expires_after), self._access
         request = parse_arguments(
@@ -87,6 +91,7 @@ class Batches(BatchRuns):
             endpoint=endpoint or self._detect_endpoint(input_file_id),
             completion_window=completion_window,
             metadata=None if metadata is None else dict(metadata),
+            options=options,
         )
         idempotency = idempotency_of(idempotency_key, request, expires_after_s, access.member_id)
         if idempotency and (existing := self._services.records.find_batch_by_key(idempotency)) is not None:
@@ -99,6 +104,7 @@ class Batches(BatchRuns):
             origin=BatchDwExtResponse(source="deployment" if via == "deployment" else self._origin),
             flow_run_id=flow_run_id,
             output_expires_after=expires_after_s,
+            default_on_limit=default_on_limit,
             member_id=access.member_id,
             open_batch_limit=access.open_batch_limit(access.member_id),
             idempotency=idempotency,

@@ -14,6 +14,7 @@ from batchline.engine.services import Services
 from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
 from batchline.models.errors import InvalidInput, StorageFault, TooLarge
 from batchline.models.ids import new_batch_id, new_file_id
+from batchline.models.options import OnLimit
 from batchline.models.settings import Settings
 from batchline.models.status import BatchStatus
 from batchline.storage.objects import layout
@@ -218,6 +219,7 @@ def create_batch(
     origin: BatchDwExtResponse,
     flow_run_id: str | None = None,
     output_expires_after: int | None = None,
+    default_on_limit: OnLimit | None = None,
     member_id: str | None = None,
     open_batch_limit: OpenBatchLimit | None = None,
     idempotency: Idempotency | None = None,
@@ -235,6 +237,7 @@ def create_batch(
         origin=origin,
         flow_run_id=flow_run_id,
         output_expires_after=output_expires_after,
+        default_on_limit=default_on_limit,
         member_id=member_id,
     )
     return services.records.add_batch(
@@ -250,6 +253,7 @@ def new_batch(
     origin: BatchDwExtResponse,
     flow_run_id: str | None = None,
     output_expires_after: int | None = None,
+    default_on_limit: OnLimit | None = None,
     member_id: str | None = None,
 ) -> BatchRecord:
     """Build the record of a new batch, without inserting it; raises `InvalidInput` as `create_batch` does."""
@@ -276,5 +280,7 @@ def new_batch(
         # The flow run may crash before it claims the batch; its crash must then still be traced to the batch.
         last_flow_run_id=flow_run_id,
         output_expires_after=output_expires_after,
+        options=request.options if request.options and request.options.given() else None,
+        default_on_limit=default_on_limit,
         member_id=member_id,
     )

@@ -35,6 +35,7 @@ class SenderBase:
         self.services = services
         self.settings = settings = services.settings
         self.batch = batch
+        self.options = batch.effective_options
         self.sender_id = sender_id
         self.store = services.store
         self.records = services.records

@@ -4,6 +4,7 @@ from threading import BoundedSemaphore, Semaphore
 from typing import Protocol
 
 from batchline.analytics.request_metrics import RequestMetrics
+from batchline.models.options import BatchOptions
 from batchline.models.settings import Settings
 from batchline.storage.objects.store import ObjectStore
 from batchline.storage.records.store import BatchRecord, Lease, Records
@@ -15,6 +16,9 @@ class SendContext(Protocol):
 
     store: ObjectStore
     session: BatchSession
+    options: BatchOptions
+    """The options that apply to the batch, defaults included."""
+
     flush_interval_s: float
     flush_bytes: int
     sender_id: str
@@ -53,6 +57,9 @@ class BatchContext(Protocol):
     settings: Settings
     store: ObjectStore
     session: BatchSession
+    options: BatchOptions
+    """The options that apply to the batch, defaults included."""
+
     validation_slots: Semaphore
     """Acquired while the input is validated; limits how many validations run at once."""
 

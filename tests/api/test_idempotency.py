@@ -45,8 +45,13 @@ def test_idempotency_key_survives_restart_until_batch_is_deleted(served: ApiServ
 
 @pytest.mark.parametrize(
     "changes",
-    [{"completion_window": "23h"}, {"metadata": {"a": "b"}}, {"output_expires_after": {"seconds": 9}}],
-    ids=["window", "metadata", "expiry"],
+    [
+        {"completion_window": "23h"},
+        {"metadata": {"a": "b"}},
+        {"output_expires_after": {"seconds": 9}},
+        {"options": {"on_limit": "stop"}},
+    ],
+    ids=["window", "metadata", "expiry", "options"],
 )
 def test_idempotency_key_with_different_body_is_rejected(changes, served: ApiServer, tmp_path):
     headers = {"Idempotency-Key": "once"}

@@ -11,6 +11,7 @@ from helpers.polling import until
 from helpers.request_files import write_requests
 
 from batchline import Batchline
+from batchline.models.options import BatchOptions
 
 
 @pytest.fixture
@@ -217,6 +218,8 @@ def test_invalid_create_batch_request_error_names_parameter(served: ApiServer):
             {"output_expires_after": {"anchor": "created_at", "seconds": 0}},
             openai.BadRequestError,
         ),
+        "options.on_truncated": ({"extra_body": {"options": {"on_truncated": "no"}}}, openai.BadRequestError),
+        "options": ({"extra_body": {"options": {"on_truncate": "fail"}}}, openai.BadRequestError),
         None: ({"input_file_id": "file-none"}, openai.NotFoundError),
         "stream": ({"extra_body": {"stream": True}}, openai.BadRequestError),
     }
@@ -224,6 +227,27 @@ def test_invalid_create_batch_request_error_names_parameter(served: ApiServer):
         with pytest.raises(kind) as raised:
             client.batches.create(**{**good, **changes})
         assert raised.value.param == param
+
+
+def test_options_come_in_extra_body_and_batches_stop_at_limits_by_default(served: ApiServer):
+    client = served.openai()
+    file = client.files.create(file=b"{}\n", purpose="batch")
+    cases: list[tuple[dict[str, str], str]] = [
+        ({}, "stop"),
+        ({"on_truncated": "fail"}, "stop"),
+        ({"on_limit": "pause"}, "pause"),
+    ]
+    for options, on_limit in cases:
+        batch = client.batches.create(
+            input_file_id=file.id,
+            endpoint=ENDPOINT,
+            completion_window="24h",
+            extra_body={"options": options} if options else None,
+        )
+        assert (batch.model_extra or {}).get("options", {}) == options
+        assert served.client.batches.record(batch.id).effective_options == BatchOptions.model_validate(
+            {"on_limit": on_limit, **options}
+        )
 
 
 def test_cancel_of_failed_batch_raises_conflict_without_retries(served: ApiServer):
