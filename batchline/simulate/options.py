@@ -12,18 +12,24 @@ class SimulatorOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     host: str = "127.0.0.1"
-    port: int = Field(default=0, ge=0, le=65_535, description="0 takes a free one.")
-    seed: int = Field(default=0, ge=-(2**63), lt=2**63, description="Decides on latencies and faults.")
-    api_key: SecretStr | None = Field(default=None, description="401 for requests without it.")
-    models: tuple[str, ...] = Field(default=(), description="404 for others; any where empty.")
+    port: int = Field(default=0, ge=0, le=65_535, description="0 chooses a free port.")
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63, description="Seed of the random latencies and faults.")
+    api_key: SecretStr | None = Field(default=None, description="Requests without this key get a 401.")
+    models: tuple[str, ...] = Field(
+        default=(), description="Models that are served, others get a 404; by default all."
+    )
 
     latency: Literal["fixed", "uniform", "lognormal"] = "fixed"
-    latency_s: float = Field(default=0.0, ge=0, description="Fixed, mean of uniform, or median of lognormal.")
-    latency_sigma: float = Field(default=1.0, ge=0, description="Of the lognormal.")
+    latency_s: float = Field(
+        default=0.0, ge=0, description="Fixed latency, mean of uniform, or median of lognormal."
+    )
+    latency_sigma: float = Field(
+        default=1.0, ge=0, description="Standard deviation of the logarithm, for lognormal."
+    )
     first_byte_share: float = Field(
         default=1.0, ge=0, le=1, description="Share of the latency before the first byte; the body comes after."
     )
-    answer_tokens: int = Field(default=60, ge=1, le=5_000_000, description="About how long an answer is.")
+    answer_tokens: int = Field(default=60, ge=1, le=5_000_000, description="Approximate length of an answer.")
 
     rate_limited: float = Field(default=0.0, ge=0, le=1, description="Answered 429.")
     retry_after: Literal["seconds", "ms", "date", "none"] = "seconds"
@@ -41,7 +47,9 @@ class SimulatorOptions(BaseModel):
     tokens_per_minute: int | None = Field(default=None, ge=1, description="429 above it.")
     max_concurrent: int | None = Field(default=None, ge=1, description="503 above it.")
     log_file: Path | None = Field(
-        default=None, description="Gets a JSON line for each request and each good answer, with the body's `user`."
+        default=None, description="File for a JSON line per request and per good answer, with the body's `user`."
     )
-    down_from_s: float | None = Field(default=None, ge=0, description="After the start: connections are refused …")
-    down_for_s: float = Field(default=60.0, ge=0, description="… for so long.")
+    down_from_s: float | None = Field(
+        default=None, ge=0, description="Time after the start from which connections are refused."
+    )
+    down_for_s: float = Field(default=60.0, ge=0, description="Time for which connections are refused.")

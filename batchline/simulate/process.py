@@ -40,19 +40,16 @@ class Simulator:
             text=True,
             start_new_session=True,
         )
+        assert self._process.stdin is not None and self._process.stdout is not None  # noqa: PT018, S101 - pipes
         # On a pipe, since any user of the machine can read arguments, and the options contain a key.
-        self._write_line(json.dumps(options) + "\n")
-        line = self._process.stdout.readline().strip() if self._process.stdout else ""
+        with contextlib.suppress(BrokenPipeError):  # it has died: the missing URL reports that
+            self._process.stdin.write(json.dumps(options) + "\n")
+            self._process.stdin.flush()
+        line = self._process.stdout.readline().strip()
         if not line.startswith("http"):
             self.stop()
-            raise BatchlineError("the stand-in upstream did not start; see its message above")
+            raise BatchlineError("the simulator did not start; see its message above")
         self.base_url = line
-
-    def _write_line(self, line: str) -> None:
-        if self._process is not None and self._process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):  # it has died: the missing URL reports that
-                self._process.stdin.write(line)
-                self._process.stdin.flush()
 
     def stop(self) -> None:
         """Kill the server's process."""

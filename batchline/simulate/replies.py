@@ -137,12 +137,9 @@ def _filler_text(tokens: int) -> str:
     return (_FILLER_TEXT * (size // len(_FILLER_TEXT) + 1))[:size]
 
 
-def _is_reasoning_model(model: str) -> bool:
-    return model.startswith(("o1", "o3", "o4")) or "reason" in model
-
-
 def _usage_json(prompt: int, completion: int, model: str, names: tuple[str, str]) -> str:
-    reasoning = completion // 3 if _is_reasoning_model(model) else 0
+    is_reasoning_model = model.startswith(("o1", "o3", "o4")) or "reason" in model
+    reasoning = completion // 3 if is_reasoning_model else 0
     cache_write = ',"cache_write_tokens":0' if names is RESPONSE_USAGE_NAMES else ""
     return (
         f'"usage":{{"{names[0]}":{prompt},"{names[1]}":{completion},"total_tokens":{prompt + completion},'

@@ -124,9 +124,9 @@ class SimulatorConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._reject_protocol("no other protocol than HTTP/1.1 is spoken here; send no Upgrade header")
+            self._reject_protocol("only HTTP/1.1 is supported; send no Upgrade header")
         except httptools.HttpParserError:
-            self._reject_protocol("this is no HTTP")
+            self._reject_protocol("this is not HTTP")
 
     def _reject_protocol(self, message: str) -> None:
         """Send an error to a client that does not speak HTTP/1.1, and close."""

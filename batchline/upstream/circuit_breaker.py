@@ -29,12 +29,10 @@ class CircuitBreaker:
 
     def reason(self, upstream_name: str, now: float) -> str | None:
         """Return a description of the outage to display, or None if there is none."""
+        if self.cause is None:
+            return None
         wait_s = max(0.0, self.next_probe_at - now)
-        return (
-            None
-            if self.cause is None
-            else f"upstream {upstream_name} is down ({self.cause}); next try in {wait_s:.0f} s"
-        )
+        return f"upstream {upstream_name} is down ({self.cause}); next try in {wait_s:.0f} s"
 
     def on_success(self) -> bool:
         """Close the breaker; return True if it was open."""

@@ -29,6 +29,10 @@ class PendingCall(msgspec.Struct, eq=False, gc=False):
     task: asyncio.Task[None] | None = None
     reservation: Reservation | None = None
 
+    def belongs_to(self, owner: object) -> bool:
+        """Return True if the call belongs to that session or chunk queue."""
+        return self.session is owner or self.queue is owner
+
     def to_result(self, parsed_reply: ParsedReply, reply: HttpReply, duration_s: float) -> CallResult:
         """Return the result of a call that got a complete reply, a success or a failure."""
         code = parsed_reply.code

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 from batchline.models.upstreams import Upstream
 from batchline.upstream.retry_policy import RetryPolicy
-from batchline.upstream.retry_queue import belongs_to
 from batchline.upstream.scheduler import CallScheduler
 from batchline.upstream.sender import RequestSender
 from batchline.upstream.transports.base import Transport
@@ -79,7 +78,7 @@ class UpstreamPool:
     def abort_in_flight(self, owner: object) -> None:
         """Cancel the requests in flight of a session or a chunk queue."""
         for pending in list(self.scheduler.in_flight_calls):
-            if belongs_to(pending, owner) and pending.task is not None:
+            if pending.belongs_to(owner) and pending.task is not None:
                 pending.is_aborted = True
                 pending.task.cancel()
 

@@ -24,7 +24,7 @@ class RateLimitPause:
     def reason(self, upstream_name: str, now: float) -> str | None:
         """Return the reason to display, or None if less than a second remains."""
         wait_s = self.until - now
-        return f"upstream {upstream_name} limits the rate; going on in {wait_s:.0f} s" if wait_s > 1.0 else None
+        return f"upstream {upstream_name} limits the rate; continuing in {wait_s:.0f} s" if wait_s > 1.0 else None
 
     def on_success(self) -> None:
         """Reset the length of the next pause."""

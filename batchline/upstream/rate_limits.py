@@ -81,22 +81,18 @@ class SlidingWindowLimit:
     def wait_s(self, units: float, now: float) -> float:
         """Return the seconds until the units may be spent; if above the limit, until they may pass alone."""
         self._drop_expired(now)
-        if units > self._limit:
-            wait_s = self._recovery_s(units, now)
+        if self._limit < 1:
+            wait_s = self._period_s
+        elif units > self._limit:  # alone, after as long as keeps the average below the limit
+            last_entry_at = self._entries[-1].ends_at if self._entries else self._last_entry_at
+            periods = max(1.0, min(units, self._full_limit) / self._limit)
+            wait_s = max(0.0, last_entry_at + self._window_s * periods - now)
         else:
             wait_s = max(self._bucket_wait_s(units, now), self._window_wait_s(units, now))
         if wait_s <= MIN_WAIT_S:
             return 0.0
         self.waiting_units = units
         return wait_s
-
-    def _recovery_s(self, units: float, now: float) -> float:
-        """Return the seconds until an oversized request may pass alone and keep the average below the limit."""
-        if self._limit < 1:
-            return self._period_s
-        last_entry_at = self._entries[-1].ends_at if self._entries else self._last_entry_at
-        periods = min(units, self._full_limit) / self._limit
-        return max(0.0, last_entry_at + self._window_s * max(1.0, periods) - now)
 
     def _drop_expired(self, now: float) -> None:
         while self._entries and self._entries[0].ends_at + self._window_s <= now:
@@ -197,24 +193,19 @@ class RateLimits:
         used = 0.0 if usage is None else float(usage.total_tokens)
         self.tokens.correct(reservation.entry, used - reservation.units, now)
         if usage is not None:
-            self._update_factor(used / reservation.raw_estimate)
-
-    def _update_factor(self, factor: float) -> None:
-        """Update the moving average of used over estimated tokens; the first samples have equal weights."""
-        self._samples += 1
-        weight = max(MIN_SAMPLE_WEIGHT, 1.0 / self._samples)
-        self._mean_factor += weight * (factor - self._mean_factor)
-        if self._samples >= MIN_SAMPLES:
-            self._factor = self._mean_factor
+            # The moving average of used over estimated tokens; the first samples have equal weights.
+            self._samples += 1
+            weight = max(MIN_SAMPLE_WEIGHT, 1.0 / self._samples)
+            self._mean_factor += weight * (used / reservation.raw_estimate - self._mean_factor)
+            if self._samples >= MIN_SAMPLES:
+                self._factor = self._mean_factor
 
     def reason(self, now: float) -> str | None:
         """Return the reason to display while a limit blocks sending for more than a second, or None."""
         wait_s = self.blocked_until - now
-        return (
-            f"the rate cap of upstream {self.upstream_name} is used up; going on in {wait_s:.0f} s"
-            if wait_s > 1
-            else None
-        )
+        if wait_s <= 1:
+            return None
+        return f"the rate limit of upstream {self.upstream_name} is used up; continuing in {wait_s:.0f} s"
 
 
 def _estimate_from_body(body: bytes) -> float:

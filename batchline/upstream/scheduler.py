@@ -6,6 +6,8 @@ Everything here runs on the dispatcher's loop.
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from heapq import heapify, heappop, heappush
+from itertools import count
 from typing import Final
 
 from batchline.models.upstreams import Upstream
@@ -15,7 +17,6 @@ from batchline.upstream.circuit_breaker import CircuitBreaker
 from batchline.upstream.pending_call import PendingCall
 from batchline.upstream.rate_limit_pause import RateLimitPause
 from batchline.upstream.rate_limits import RateLimits
-from batchline.upstream.retry_queue import RetryQueue, belongs_to
 from batchline.upstream.wakeup_timer import WakeupTimer
 
 PROBE_TIMEOUT_S: Final = 60.0
@@ -44,7 +45,10 @@ class CallScheduler:
         self._loop = loop
         self._timer = WakeupTimer(loop, wake_workers)
         self._sessions: deque[BatchSession] = deque()
-        self._retry_queue = RetryQueue()
+        self._retries: list[tuple[float, int, PendingCall]] = []
+        """A heap of due times and calls; the numbers in between put those of one time in order."""
+
+        self._retry_numbers = count()
         self._rate_limited_call: PendingCall | None = None
         self._is_retry_turn = True
         self._probe_until = 0.0
@@ -61,7 +65,7 @@ class CallScheduler:
 
     def has_pending(self) -> bool:
         """Return True if calls wait for their first or next attempt."""
-        has_waiting_calls = bool(self._retry_queue) or self._rate_limited_call is not None
+        has_waiting_calls = bool(self._retries) or self._rate_limited_call is not None
         return has_waiting_calls or any(session.has_pending(self.upstream.name) for session in self._sessions)
 
     def take_next(self) -> PendingCall | None:
@@ -86,8 +90,15 @@ class CallScheduler:
     def _take_next_constrained(self) -> PendingCall | None:
         """Take the next call that a pause, an outage, retry times and rate limits allow, or return None."""
         now = self._loop.time()
-        if not self._can_send(now):
+        if self.pause.until > now:
+            self._timer.wake_at(self.pause.until)
             return None
+        if self.breaker.is_open:
+            if self.probe is not None and self._probe_until > now:
+                return None
+            if self.breaker.next_probe_at > now:
+                self._timer.wake_at(self.breaker.next_probe_at)
+                return None
         pending, self._rate_limited_call = self._rate_limited_call or self._select_call(now), None
         if pending is None:
             return None
@@ -102,20 +113,8 @@ class CallScheduler:
             self.probe, self._probe_until = pending, now + PROBE_TIMEOUT_S
             self._timer.wake_at(self._probe_until)
         # Back to the fast path, which skips these checks for each call, once none of them applies.
-        self.is_constrained = self._has_rate_limits or self.breaker.is_open or bool(self._retry_queue)
+        self.is_constrained = self._has_rate_limits or self.breaker.is_open or bool(self._retries)
         return pending
-
-    def _can_send(self, now: float) -> bool:
-        if self.pause.until > now:
-            self._timer.wake_at(self.pause.until)
-            return False
-        if self.breaker.is_open:
-            if self.probe is not None and self._probe_until > now:
-                return False
-            if self.breaker.next_probe_at > now:
-                self._timer.wake_at(self.breaker.next_probe_at)
-                return False
-        return True
 
     def _select_call(self, now: float) -> PendingCall | None:
         """Take a retry or a new call: retries first, or alternately if several sessions share the pool."""
@@ -129,15 +128,15 @@ class CallScheduler:
 
     def _take_due_retry(self, now: float) -> PendingCall | None:
         """Take the first retry, or return None if it is not due or exceeds the byte limit."""
-        if not self._retry_queue:
+        if not self._retries:
             return None
-        due_at, pending = self._retry_queue.peek()
+        due_at, _, pending = self._retries[0]
         if due_at > now:
             self._timer.wake_at(due_at)
             return None
         if self._exceeds_byte_limit(pending):
             return None
-        return self._retry_queue.pop()
+        return heappop(self._retries)[2]
 
     def _take_new_call(self) -> PendingCall | None:
         """Take a call that was never sent: sessions take turns, within a session the lowest chunk is first."""
@@ -153,7 +152,7 @@ class CallScheduler:
                         return pending
                     # Without a timer: it fits once a request in flight has ended.
                     self.is_constrained = True
-                    self._retry_queue.put(pending, self._loop.time())
+                    heappush(self._retries, (self._loop.time(), next(self._retry_numbers), pending))
                     return None
         return None
 
@@ -165,7 +164,7 @@ class CallScheduler:
     def requeue(self, pending: PendingCall, due_at: float) -> None:
         """Queue the call for its next attempt at that loop time."""
         self.is_constrained = True
-        self._retry_queue.put(pending, due_at)
+        heappush(self._retries, (due_at, next(self._retry_numbers), pending))
         self._timer.wake_at(due_at)
 
     def end_probe(self, pending: PendingCall) -> None:
@@ -177,8 +176,11 @@ class CallScheduler:
 
     def drop_retries(self, owner: object) -> None:
         """Settle the calls of a session or chunk queue that wait for their next attempt."""
-        dropped = self._retry_queue.remove(owner)
-        if self._rate_limited_call is not None and belongs_to(self._rate_limited_call, owner):
+        dropped = [pending for _, _, pending in self._retries if pending.belongs_to(owner)]
+        if dropped:
+            self._retries = [entry for entry in self._retries if not entry[2].belongs_to(owner)]
+            heapify(self._retries)
+        if self._rate_limited_call is not None and self._rate_limited_call.belongs_to(owner):
             dropped.append(self._rate_limited_call)
             self._rate_limited_call = None
         for pending in dropped:

@@ -279,7 +279,7 @@ def test_input_uri_outside_allowed_roots_is_rejected(
     (tmp_path / "in" / "link.jsonl").symlink_to(tmp_path / "secret.jsonl")
     services = make_services("http://localhost:9", source_roots=(str(tmp_path / "in"),))
 
-    with pytest.raises(InvalidInput, match="below no allowed root"):
+    with pytest.raises(InvalidInput, match="not below an allowed root"):
         store_input_from(services, uri.format(tmp_path) if "://" in uri else str(tmp_path / uri))
 
 

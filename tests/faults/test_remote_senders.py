@@ -182,10 +182,10 @@ def test_sender_stops_when_runner_is_gone(start_simulator, make_services, create
             sending = pool.submit(send, sender, todo[0])
             until(lambda: received(simulator) > 10)
 
-        with pytest.raises(LeaseLost, match="the run that ordered its chunks is over"):
+        with pytest.raises(LeaseLost, match="the run that it sends for is over"):
             sending.result()
     before = received(simulator)
-    with pytest.raises(LeaseLost, match="the run that ordered its chunks is over"):
+    with pytest.raises(LeaseLost, match="the run that it sends for is over"):
         send(sender, todo[0])
     assert received(simulator) == before < 100
 

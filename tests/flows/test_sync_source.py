@@ -125,7 +125,7 @@ def test_sync_flow_with_forbidden_folder_fails(inbox):
     state = sync_source("/etc", return_state=True)
 
     assert state.is_failed()
-    assert "below no allowed root" in state.message
+    assert "not below an allowed root" in state.message
 
 
 @pytest.mark.system

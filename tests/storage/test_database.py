@@ -158,7 +158,7 @@ def test_file_that_is_not_sqlite_raises_fault(name: str, tmp_path: Path) -> None
 def test_sqlite_folder_that_cannot_be_created_raises_fault(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
-    with pytest.raises(StorageFault, match="cannot be made"):
+    with pytest.raises(StorageFault, match="cannot be created"):
         open_records(load_settings(database_url=f"sqlite:///{tmp_path / 'file/below/records.db'}"))
 
 

@@ -346,7 +346,7 @@ def test_bare_404_on_read_is_not_found(work: str, broken: Front) -> None:
 def test_server_that_is_not_s3_raises_fault(work: str, broken: Front) -> None:
     broken.server.rule = respond_with(200, text="<html>Welcome!</html>")
 
-    with pytest.raises(StorageFault, match="not one of S3's"):
+    with pytest.raises(StorageFault, match="not from an S3 server"):
         WORK[work](broken.store)
 
 

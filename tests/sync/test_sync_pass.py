@@ -575,16 +575,16 @@ def test_invalid_options_are_rejected_before_reading(name, services, folder):
 
 
 OUTSIDE = [
-    ("{inbox}/../../inbox", "no allowed root|dotted name"),
-    ("{beside}/../x", "no allowed root|dotted name"),
-    ("/", "no allowed root"),
-    ("s3://other/inbox", "no allowed root"),
+    ("{inbox}/../../inbox", "below an allowed root|dotted name"),
+    ("{beside}/../x", "below an allowed root|dotted name"),
+    ("/", "below an allowed root"),
+    ("s3://other/inbox", "below an allowed root"),
     ("", "is empty"),
     ("s3://", "no bucket"),
     ("s3://*.jsonl", "no bucket"),
     ("{beside}/outbox", "watch one of another name"),
     ("{beside}/taken/*.jsonl", "watch one of another name"),
-    ("{beside}", "no allowed root"),
+    ("{beside}", "below an allowed root"),
     ("{inbox}*/*.jsonl", "only its last part"),
     ("https://host/inbox", "give a path or an s3:// address"),
 ]

@@ -107,7 +107,7 @@ def test_results_outside_roots_by_link_are_rejected(services, folder, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (folder.path.parent / "outbox").symlink_to(tmp_path / "elsewhere")
 
-    with pytest.raises(Exception, match="below no allowed root"):
+    with pytest.raises(Exception, match="not below an allowed root"):
         sync_only(services, folder)
 
 

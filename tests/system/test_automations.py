@@ -107,7 +107,7 @@ def test_log_of_failed_batch_has_message_without_traceback(stack, worker):
 
     log = stack.log.read_text()
     assert "Finished in state Failed('failed: every request failed (invalid_request 3)" in log
-    assert "below no allowed root" in log
+    assert "not below an allowed root" in log
     assert "Traceback" not in log
 
 

@@ -213,7 +213,7 @@ def test_quota_sharing_ends_if_its_store_opens_after_the_dispatcher_closed(
     dispatcher = make_dispatcher(serve(lambda _: reply()).base_url)
     dispatcher.share_quota(open_slowly, timing=QUICK)
     assert opened.wait(30)
-    sharing = next(thread for thread in threading.enumerate() if thread.name == "budgets")
+    sharing = next(thread for thread in threading.enumerate() if thread.name == "quota coordinator")
     dispatcher.close()
     closed.set()
     sharing.join(30)
@@ -316,7 +316,7 @@ def test_limit_changed_by_user_applies_and_0_pauses_with_a_reason(share_quota, s
         quota_store.set("in-flight", limit=0)
         until(lambda: run.snapshot().paused is not None)
         assert run.snapshot().paused == (
-            "upstream default waits: limit default-in-flight is 0; to go on: set default-in-flight to None"
+            "upstream default waits: limit default-in-flight is 0; to continue: set default-in-flight to None"
         )
         until(lambda: run.snapshot().in_flight == 0)
         quota_store.set("in-flight", limit=3)

@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,14 +98,6 @@ def pread(file: BinaryIO, start: int, end: int) -> bytes:
         blocks.append(block)
         start += len(block)
     return blocks[0] if len(blocks) == 1 else b"".join(blocks)
-
-
-def modified_at(path: Path) -> float:
-    """Return the time of the last write in Unix seconds, or the current time if the file is gone."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return time.time()
 
 
 def raise_unless_missing(error: OSError) -> None:

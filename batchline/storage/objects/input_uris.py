@@ -41,7 +41,7 @@ def resolve_allowed_path(uri: str, settings: Settings, *, param: str = "input_ur
     try:
         path = _resolve_path(uri)
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, an unknown home, a NUL
-        raise InvalidInput(f"{param} {uri[:200]!r} can be no path: {error}", param=param) from error
+        raise InvalidInput(f"{param} {uri[:200]!r} is not a valid path: {error}", param=param) from error
     # Compared after links are resolved, since a link below a root may lead out of it.
     roots = [_resolve_path(root) for root in settings.source_roots if not root.startswith("s3://")]
     if not any(path.is_relative_to(root) for root in roots):
@@ -68,6 +68,6 @@ def require_allowed_s3_uri(uri: str, settings: Settings, *, param: str = "input_
 def _forbidden_uri(uri: str, settings: Settings, param: str) -> InvalidInput:
     allowed = ", ".join(settings.source_roots) or "none"
     return InvalidInput(
-        f"{param} {uri!r} is below no allowed root (allowed: {allowed}); add one to BATCHLINE_SOURCE_ROOTS",
+        f"{param} {uri!r} is not below an allowed root (allowed: {allowed}); add one to BATCHLINE_SOURCE_ROOTS",
         param=param,
     )

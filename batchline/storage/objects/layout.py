@@ -115,7 +115,7 @@ def parse_part(key: str) -> PartName:
     """Return the fields of the key of a part's metrics; raises `ValueError` for any other key."""
     match = _PART_KEY.fullmatch(key)
     if match is None:
-        raise ValueError(f"{key} is not the key of a part's figures")
+        raise ValueError(f"{key} is not the key of a part's metrics")
     return PartName(match[1], *map(int, match.groups()[1:]))
 
 

@@ -18,7 +18,6 @@ from batchline.storage.objects.disk import (
     flush_durably,
     is_temporary,
     make_folder,
-    modified_at,
     pread,
     raise_unless_missing,
     sync_folder,
@@ -49,7 +48,7 @@ class LocalObjectStore(ObjectStore):
         with translate_os_errors(path):
             status = os.stat(path)  # noqa: PTH116 - half the time of Path.stat
         if stat.S_ISDIR(status.st_mode):
-            raise NotFound(f"there is no object at {path}, it is a folder")
+            raise NotFound(f"there is no object at {path}: it is a folder")
         return _to_object_info(key, status)
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
@@ -138,13 +137,12 @@ class LocalObjectStore(ObjectStore):
     def incomplete_uploads(self, *, older_than_s: float) -> list[str]:
         """Return the paths of temporary files that were not written to for `older_than_s`."""
         modified_before = time.time() - older_than_s
-        return [
-            str(path)
-            for path in self._files_below("")
-            if is_temporary(path.name)
-            and layout.is_own_key(path.relative_to(self._root).as_posix())
-            and modified_at(path) < modified_before
-        ]
+        uploads: list[str] = []
+        for path in self._files_below(""):
+            if is_temporary(path.name) and layout.is_own_key(path.relative_to(self._root).as_posix()):
+                with suppress(OSError):  # deleted since its directory was read
+                    uploads += [str(path)] if path.stat().st_mtime < modified_before else []
+        return uploads
 
     def abort_upload(self, upload: str) -> None:
         """Delete the temporary file."""

@@ -39,7 +39,7 @@ class S3ObjectStore(ObjectStore):
         self._bucket, _, self._prefix = self._root_path.partition("/")
         if not self._bucket:
             raise InvalidInput(
-                f"storage_url is {url!r}; it names no bucket: s3://bucket/prefix", param="storage_url"
+                f"storage_url is {url!r}; it has no bucket: write s3://bucket/prefix", param="storage_url"
             )
         self._filesystem = create_filesystem(settings)
 
@@ -99,7 +99,7 @@ class S3ObjectStore(ObjectStore):
     def _require_length(self, key: str, start: int, end: int | None, data: bytes) -> bytes:
         """Return the data if it is the whole range, else raise `StorageFault`."""
         if end is not None and len(data) < end - start:
-            raise StorageFault(f"{self.uri(key)} ends before byte {end}, up to which it was to be read")
+            raise StorageFault(f"{self.uri(key)} ends before byte {end}")
         return data
 
     @contextmanager

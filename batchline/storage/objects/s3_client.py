@@ -98,9 +98,9 @@ def _describe_s3_error(error: BaseException) -> str:
     """Return a short description; only the first line, since some servers send a whole page."""
     text = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
     if s3_error_code(error) == "NoSuchBucket":
-        return "there is no such bucket; make it, or correct BATCHLINE_STORAGE_URL"
+        return "there is no such bucket; create it, or correct BATCHLINE_STORAGE_URL"
     if isinstance(error, PermissionError):
-        return f"access is refused ({text}); check the access key, its secret and what it may do"
+        return f"access is refused ({text}); check the access key, its secret and its permissions"
     if isinstance(error, KeyError | ResponseParserError):
-        return f"the answer is not one of S3's ({text}); check BATCHLINE_S3_ENDPOINT_URL"
+        return f"the answer is not from an S3 server ({text}); check BATCHLINE_S3_ENDPOINT_URL"
     return text

@@ -31,7 +31,7 @@ class KeyRecords(Transactions):
 
         member_id, known_role = self._run_write(find_or_insert)
         if known_role != role:
-            raise Conflict(f"{name} is a {known_role}; make a {role}'s key under another name")
+            raise Conflict(f"{name} is a {known_role}; use another name for a {role}'s key")
         return member_id
 
     def add_key(self, key: KeyRecord) -> None:
@@ -72,7 +72,7 @@ class KeyRecords(Transactions):
 
         row = self._run_write(revoke_key)
         if row is None:
-            raise NotFound(f"there is no key {key_id}; `batchline keys list` shows which there are")
+            raise NotFound(f"there is no key {key_id}; see `batchline keys list`")
         return record_from_row(KeyRecord, row)
 
 

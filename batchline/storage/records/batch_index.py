@@ -7,7 +7,6 @@ from typing import Any, Final
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
-    CompoundSelect,
     Connection,
     Integer,
     Select,
@@ -89,10 +88,16 @@ def list_batch_ids(
     if not is_storable(folded_search):
         return []
     ids: list[str] = []
+    order: list[ColumnElement[Any]] = [desc("created_at"), desc("batch_id")]
     for parts, cursor in _condition_groups(query, after):
         bounds = _common_conditions(query, folded_search, after=cursor)
-        statement = _newest_ids_query(parts, bounds, max_ids=query.limit + 1 - len(ids))
-        ids += connection.execute(statement, {"now": now}).scalars()
+        id_rows = select(_columns.batch_id, _columns.created_at).where(*bounds)
+        # A literal, because PostgreSQL caches a plan that suits a page only if it knows how few rows are wanted.
+        limit = literal_column(str(query.limit + 1 - len(ids)), Integer)
+        # Each part is read in the order of its index.
+        selects = [id_rows.where(part).order_by(*order).limit(limit) for part in parts]
+        union = union_all(*(select(rows.subquery()) for rows in selects)).order_by(*order).limit(limit)
+        ids += connection.execute(selects[0] if len(selects) == 1 else union, {"now": now}).scalars()
         if len(ids) > query.limit:
             break
     return ids
@@ -143,22 +148,6 @@ def _to_seconds(time: datetime, *, round_up: bool = False) -> int:
     """Return the moment in whole Unix seconds, rounded down unless `round_up`; without a time zone it is UTC."""
     since = (time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH
     return -(-since // timedelta(seconds=1)) if round_up else since // timedelta(seconds=1)
-
-
-def _newest_ids_query(
-    parts: Sequence[_Condition], bounds: Sequence[_Condition], *, max_ids: int
-) -> Select[Any] | CompoundSelect[Any]:
-    """Return the query for the newest ids of all parts, each read in the order of its index."""
-    id_rows = select(_columns.batch_id, _columns.created_at).where(*bounds)
-    order: list[ColumnElement[Any]] = [desc("created_at"), desc("batch_id")]
-    # A literal, because PostgreSQL caches a plan that suits a page only if it knows how few rows are wanted.
-    limit = literal_column(str(max_ids), Integer)
-    part_selects = [id_rows.where(part).order_by(*order).limit(limit) for part in parts]
-    if len(part_selects) == 1:
-        return part_selects[0]
-    return (
-        union_all(*(select(part_select.subquery()) for part_select in part_selects)).order_by(*order).limit(limit)
-    )
 
 
 def files_query(

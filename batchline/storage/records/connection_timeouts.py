@@ -16,7 +16,6 @@ from typing import Any, Final
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.pool import ConnectionPoolEntry
 
 log = logging.getLogger(__name__)
 
@@ -61,28 +60,17 @@ def connect_arguments(url: URL) -> dict[str, int]:
 def apply_timeouts(engine: Engine) -> None:
     """Apply the timeouts to the engine's connections."""
     watchdog = _ConnectionWatchdog()
+    event.listen(engine, "connect", _set_timeouts)
+    event.listen(engine, "checkout", lambda connection, record, _: watchdog.watch(id(record), connection))
+    event.listen(engine, "checkin", lambda _, record: watchdog.unwatch(id(record)))
+    event.listen(engine, "invalidate", lambda _, record, __: watchdog.unwatch(id(record)))
 
-    @event.listens_for(engine, "connect")
-    def set_timeouts(connection: Any, record: object) -> None:
-        del record
-        previous_autocommit, connection.autocommit = connection.autocommit, True  # one round trip instead of three
-        connection.execute(_SET_TIMEOUTS_SQL)
-        connection.autocommit = previous_autocommit
 
-    @event.listens_for(engine, "checkout")
-    def note_checkout(connection: DBAPIConnection, record: ConnectionPoolEntry, proxy: object) -> None:
-        del proxy
-        watchdog.watch(id(record), connection)
-
-    @event.listens_for(engine, "checkin")
-    def note_checkin(connection: object, record: ConnectionPoolEntry) -> None:
-        del connection
-        watchdog.unwatch(id(record))
-
-    @event.listens_for(engine, "invalidate")
-    def note_invalidation(connection: object, record: ConnectionPoolEntry, error: object) -> None:
-        del connection, error
-        watchdog.unwatch(id(record))
+def _set_timeouts(connection: Any, record: object) -> None:
+    del record
+    previous_autocommit, connection.autocommit = connection.autocommit, True  # one round trip instead of three
+    connection.execute(_SET_TIMEOUTS_SQL)
+    connection.autocommit = previous_autocommit
 
 
 class _ConnectionWatchdog:
@@ -118,16 +106,11 @@ class _ConnectionWatchdog:
                 connections = [self._in_use.pop(record_id)[1] for record_id in overdue]
             # Without the lock: shutting down may block, and other threads must get connections meanwhile.
             for connection in connections:
-                _shut_down_socket(connection)
-
-
-def _shut_down_socket(connection: DBAPIConnection) -> None:
-    """Break the connection, so that the thread that waits for it gets an error."""
-    # Not `close`, which is not safe while another thread executes a statement.
-    try:
-        with socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
-            duplicate.shutdown(socket.SHUT_RDWR)
-    except Exception as error:  # noqa: BLE001 - it may have been closed just now, and the thread must continue
-        log.debug("connection not broken: %s", error)
-    else:
-        log.warning("the database has not answered for %.0f s; the connection is given up", MAX_USE_S)
+                # The thread that waits for it gets an error. `close` is not safe while that executes a statement.
+                try:
+                    with socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
+                        duplicate.shutdown(socket.SHUT_RDWR)
+                except Exception as error:  # noqa: BLE001 - it may be closed already, and the thread must continue
+                    log.debug("a connection cannot be shut down: %s", error)
+                else:
+                    log.warning("the database has not answered for %.0f s; its connection is closed", MAX_USE_S)

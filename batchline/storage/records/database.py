@@ -74,7 +74,7 @@ def _parse_url(settings: Settings) -> URL:
     if url.drivername not in DRIVERS:
         raise _invalid_url(f"is of kind {url.drivername!r}")
     if url.drivername.startswith("sqlite") and url.database in {None, "", ":memory:"}:
-        raise _invalid_url("names no file, and what is in memory is gone with its thread")
+        raise _invalid_url("names no file, and a database in memory would be lost with its thread")
     driver = DRIVERS[url.drivername]
     if url.drivername == "postgresql+asyncpg":
         ssl = url.query.get("ssl")
@@ -110,8 +110,8 @@ def _ensure_current_schema(engine: Engine) -> None:
 
 def _schema_too_new(current: str) -> InvalidInput:
     return InvalidInput(
-        f"the database's schema is at {current}, which this version, made for {HEAD}, does not know: use a "
-        "newer batchline, or another database",
+        f"the database's schema is at {current}, and this version knows only {HEAD}: use a newer "
+        "batchline, or another database",
         param="database_url",
     )
 
@@ -123,12 +123,12 @@ def _create_engine(url: URL, *, is_bounded: bool = True) -> Engine:
         try:
             make_private_file(Path(url.database))
         except OSError as error:
-            raise StorageFault(f"{Path(url.database).parent} cannot be made: {error.strerror}") from error
+            raise StorageFault(f"{Path(url.database).parent} cannot be created: {error.strerror}") from error
     connect_args: dict[str, Any] = {"timeout": BUSY_TIMEOUT_S} if is_sqlite else connect_arguments(url)
     try:
         engine = create_engine(url, connect_args=connect_args, pool_size=SQLITE_CONNECTIONS if is_sqlite else 5)
     except (ArgumentError, TypeError, ValueError):
-        raise _invalid_url("has an option behind its `?` that is wrong or not known") from None
+        raise _invalid_url("has an unknown or invalid option after its `?`") from None
     if is_sqlite:
         _configure_sqlite(engine)
     elif is_bounded:

@@ -101,7 +101,9 @@ class FileRecords(Transactions):
             return
         if not exists:
             raise NotFound(f"there is no file {file_id}")
-        raise Conflict(f"file {file_id} is needed by batch {batch_id}, which is not over; cancel the batch first")
+        raise Conflict(
+            f"file {file_id} is used by batch {batch_id}, which is not finished; cancel the batch first"
+        )
 
     def list_files(
         self,

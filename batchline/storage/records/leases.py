@@ -136,7 +136,7 @@ class LeaseRecords(SenderRecords):
 
 def batch_not_found(batch_id: str) -> NotFound:
     """Return the error for a batch that does not exist or is not visible to the caller."""
-    return NotFound(f"there is no batch {batch_id}; `batchline batches list` shows which there are")
+    return NotFound(f"there is no batch {batch_id}; see `batchline batches list`")
 
 
 def _to_change_error(batch_id: str, row: Row[Any] | None, lease: Lease | None, problem: str) -> Exception:
@@ -147,7 +147,7 @@ def _to_change_error(batch_id: str, row: Row[Any] | None, lease: Lease | None, p
         return LeaseLost(f"batch {batch_id} has been taken over by another runner ({batch.lease_owner or 'none'})")
     if problem.startswith("is being run"):
         return Conflict(
-            f"batch {batch_id} {problem} process ({batch.lease_owner}); if that one is dead, try again when its "
-            "lease has gone stale"
+            f"batch {batch_id} {problem} process ({batch.lease_owner}); if that process is dead, try again when "
+            "its lease has expired"
         )
     return Conflict(f"batch {batch_id} is {batch.status} and {problem}")

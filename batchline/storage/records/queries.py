@@ -68,8 +68,8 @@ def check_open_batch_limit(connection: Connection, limit: OpenBatchLimit) -> Non
     ).scalar_one()
     if count >= limit.max_open:
         raise LimitReached(
-            f"{count} of your batches are not over, and at most {limit.max_open} may be; wait for one, or cancel "
-            "it"
+            f"{count} of your batches are not finished, and at most {limit.max_open} are allowed; wait for one "
+            "to finish, or cancel one"
         )
 
 

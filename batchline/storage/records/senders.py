@@ -60,7 +60,7 @@ class SenderRecords(Transactions):
 
         shared_lease = self._run_write(store_report)
         if shared_lease is None:
-            raise LeaseLost(f"batch {batch_id}: the run that ordered its chunks is over")
+            raise LeaseLost(f"batch {batch_id}: the run that it sends for is over")
         return shared_lease
 
     def read_sender_reports(self, batch_id: str, epoch: int) -> dict[str, str]:

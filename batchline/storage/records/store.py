@@ -333,7 +333,9 @@ class Records(FileRecords, SyncedFiles, LeaseRecords):
         deleted = self._run_write(delete_rows)
         if deleted is None:
             batch = self.get_batch(batch_id)
-            raise Conflict(f"batch {batch_id} is being run ({batch.lease_owner}); delete it when that has ended")
+            raise Conflict(
+                f"batch {batch_id} is being run by a process ({batch.lease_owner}); delete it when that has ended"
+            )
         return deleted
 
 

@@ -53,7 +53,12 @@ class SyncedFiles(Transactions):
         """
 
         def insert_rows(connection: Connection) -> SyncedFile:
-            result_name = _free_result_name(connection, synced_file, parent_uri)
+            result_name = synced_file.place
+            is_taken = select(synced_files.c.id).where(
+                synced_files.c.place_id == _hash_texts(parent_uri, result_name)
+            )
+            if connection.execute(is_taken).first() is not None:
+                result_name = f"{result_name}.{synced_file.id[:12]}"
             named = msgspec.structs.replace(synced_file, place=result_name)
             values = {**msgspec.structs.asdict(named), "place_id": _hash_texts(parent_uri, result_name)}
             connection.execute(insert(synced_files).values(**values))
@@ -103,15 +108,6 @@ class SyncedFiles(Transactions):
         is_older = or_(synced_files.c.written_generation.is_(None), synced_files.c.written_generation < generation)
         statement = update(synced_files).where(synced_files.c.batch_id == batch_id, is_older)
         self._write(statement.values(written_generation=generation))
-
-
-def _free_result_name(connection: Connection, synced_file: SyncedFile, parent_uri: str) -> str:
-    """Return `place`, with a part of the id appended if another file's results have that name."""
-    name_taken = select(synced_files.c.id).where(
-        synced_files.c.place_id == _hash_texts(parent_uri, synced_file.place)
-    )
-    is_free = connection.execute(name_taken).first() is None
-    return synced_file.place if is_free else f"{synced_file.place}.{synced_file.id[:12]}"
 
 
 def _hash_texts(*texts: str) -> str:

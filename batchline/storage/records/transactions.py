@@ -7,7 +7,7 @@ which does not fail after it was executed.
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, Executable, Row, text
 from sqlalchemy.exc import DataError, IntegrityError
@@ -53,39 +53,32 @@ class Transactions:
         Raises `Conflict` if it inserts a key that exists, and `StorageFault` if the database fails; the operation
         may have taken effect then.
         """
-        return with_retries(_WriteTransaction(self._engine, operation).run)
+        uncertain_commit: tuple[int | None, _T] | None = None
+        """The id and result of the last transaction that was to be committed, on PostgreSQL."""
+
+        def run_once() -> _T:
+            nonlocal uncertain_commit
+            if uncertain_commit is not None:
+                transaction_id, result = uncertain_commit
+                if transaction_id is None or _was_committed(self._engine, transaction_id):
+                    return result
+                uncertain_commit = None
+            try:
+                with self._engine.begin() as connection:
+                    result = operation(connection)
+                    # Noted before the COMMIT, whose reply may be lost.
+                    if connection.dialect.name == "postgresql":
+                        # None if it wrote nothing, so that its outcome does not matter.
+                        transaction_id = connection.execute(text("SELECT txid_current_if_assigned()")).scalar()
+                        uncertain_commit = transaction_id, result
+            except IntegrityError as error:
+                raise Conflict("a record with this key exists already") from error
+            return result
+
+        return with_retries(run_once)
 
     def _write(self, statement: Executable) -> None:
         self._run_write(lambda connection: connection.execute(statement))
-
-
-class _WriteTransaction(Generic[_T]):
-    """A transaction that can be retried without taking effect twice."""
-
-    def __init__(self, engine: Engine, operation: Callable[[Connection], _T]) -> None:
-        self._engine = engine
-        self._operation = operation
-        self._uncertain_commit: tuple[int | None, _T] | None = None
-        """The id and result of the last transaction that was to be committed, on PostgreSQL."""
-
-    def run(self) -> _T:
-        """Run the operation in a transaction, unless the previous attempt was committed."""
-        if self._uncertain_commit is not None:
-            transaction_id, result = self._uncertain_commit
-            if transaction_id is None or _was_committed(self._engine, transaction_id):
-                return result
-            self._uncertain_commit = None
-        try:
-            with self._engine.begin() as connection:
-                result = self._operation(connection)
-                # Noted before the COMMIT, whose reply may be lost.
-                if connection.dialect.name == "postgresql":
-                    # None if it wrote nothing, so that its outcome does not matter.
-                    transaction_id = connection.execute(text("SELECT txid_current_if_assigned()")).scalar()
-                    self._uncertain_commit = transaction_id, result
-        except IntegrityError as error:
-            raise Conflict("there is one already") from error
-        return result
 
 
 def _was_committed(engine: Engine, transaction_id: int) -> bool:

@@ -47,19 +47,14 @@ class CapShare:
         self._state, self._processes = state, processes
         self.is_shared = state.is_active
         self.limit = min(state.limit, self.quota_target.cap)
-        self._warn_if_limited(state)
+        if state.limit < self.quota_target.cap and self._warned_limit != state.limit:
+            self._warned_limit = state.limit
+            log.warning(
+                "limit %s is %d and the settings allow %d %s; the lower one applies. To raise it: %s",
+                *(self.limit_name, state.limit, self.quota_target.cap, self.quota_target.description),
+                self._store.change_command(self.limit_name, self.quota_target.cap),
+            )
         self.leases.renew(max(0, state.limit - state.taken))
-
-    def _warn_if_limited(self, state: LimitState) -> None:
-        """Log once that the limit is below the configured cap."""
-        if state.limit >= self.quota_target.cap or self._warned_limit == state.limit:
-            return
-        self._warned_limit = state.limit
-        log.warning(
-            "limit %s is %d, and the settings allow %d %s; the smaller holds. To raise it: %s",
-            *(self.limit_name, state.limit, self.quota_target.cap, self.quota_target.description),
-            self._store.change_command(self.limit_name, self.quota_target.cap),
-        )
 
     def update_target(self, demand: Demand, random_value: float) -> None:
         """Compute how many slots to hold; `random_value` is from 0 to 1."""
@@ -120,7 +115,9 @@ class CapShare:
         if not self.is_known or not self.is_shared:
             return None
         if not self.limit:
-            return f"limit {self.limit_name} is 0; to go on: {self._store.change_command(self.limit_name, None)}"
+            return (
+                f"limit {self.limit_name} is 0; to continue: {self._store.change_command(self.limit_name, None)}"
+            )
         if self.leases.held_slots:
             return None
         held = f"{self.limit:,} {self.quota_target.description}"

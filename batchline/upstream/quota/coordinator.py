@@ -50,10 +50,10 @@ class QuotaCoordinator:
         self._wakeup = threading.Event()
         self._is_closing = False
         self._retry_s = RETRY_S
-        self._run_on_loop(self._block_sending)
+        self._run_on_loop(lambda: self._limit_pools(0, self._wakeup.set))
         # In a copy of the context, since settings may be in effect only where sharing began.
         self._thread = threading.Thread(
-            target=copy_context().run, args=(self._run_loop,), name="budgets", daemon=True
+            target=copy_context().run, args=(self._run_loop,), name="quota coordinator", daemon=True
         )
         self._thread.start()
 
@@ -63,17 +63,12 @@ class QuotaCoordinator:
         self._wakeup.set()
         self._thread.join(CLOSE_TIMEOUT_S)
 
-    def _block_sending(self) -> None:
+    def _limit_pools(self, slots: int | None, on_demand: Callable[[], object] | None) -> None:
+        """Limit each cap of the pools to that many slots; None restores the whole cap."""
         for pool in self._pools:
-            pool.on_demand = self._wakeup.set
+            pool.on_demand, pool.wait_reason = on_demand, None
             for target in quota_targets(pool):
-                target.apply(0, 0)
-
-    def _unblock_sending(self) -> None:
-        for pool in self._pools:
-            pool.on_demand = pool.wait_reason = None
-            for target in quota_targets(pool):
-                target.apply(None, 0)
+                target.apply(slots, 0)
 
     def _run_loop(self) -> None:
         """Share until closed; if the quota store fails, use the local limits and retry."""
@@ -84,17 +79,14 @@ class QuotaCoordinator:
             except Exception:
                 if not self._is_closing:
                     log.exception(
-                        "quota sharing does not work; this process uses its own limits, and tries again in %.0f s",
+                        "quota sharing does not work; this process uses its own limits and retries in %.0f s",
                         self._retry_s,
                     )
-                    self._wait_before_retry()
-
-    def _wait_before_retry(self) -> None:
-        with suppress(TimeoutError, RuntimeError):
-            self._run_on_loop(self._unblock_sending)
-        self._wakeup.clear()
-        self._wakeup.wait(self._retry_s)
-        self._retry_s = min(MAX_RETRY_S, 2 * self._retry_s)
+                    with suppress(TimeoutError, RuntimeError):
+                        self._run_on_loop(lambda: self._limit_pools(None, None))
+                    self._wakeup.clear()
+                    self._wakeup.wait(self._retry_s)
+                    self._retry_s = min(MAX_RETRY_S, 2 * self._retry_s)
 
     def _sync_until_closed(self, store: QuotaStore) -> None:
         quotas = [
@@ -124,7 +116,7 @@ class QuotaCoordinator:
             except BaseException as error:  # noqa: BLE001 - it is raised in the thread that waits
                 future.set_exception(error)
 
-        # A function, since a loop that stops before the call would leave a coroutine that nobody awaits.
+        # A function, since a loop that stops before the call would leave a coroutine that is never awaited.
         self._loop.call_soon_threadsafe(call_function)
         try:
             return future.result(CLOSE_TIMEOUT_S if self._is_closing else LOOP_TIMEOUT_S)

@@ -5,9 +5,10 @@ Used on the dispatcher's loop.
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from math import ceil
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
@@ -26,54 +27,46 @@ class Demand(msgspec.Struct, frozen=True):
     minimum: int = 1
 
 
-class QuotaTarget(Protocol):
-    """One cap of a pool."""
+class QuotaTarget(ABC):
+    """One cap of a pool; slots stay in use for `window_s` after a request is sent, or until its reply if 0."""
 
-    kind: str
-    description: str
-    cap: int
-    window_s: float
-    """Seconds for which slots stay in use after a request is sent; 0 if until its reply."""
-
-    def used(self) -> int:
-        """Return the slots that cannot be released yet."""
-
-    def demand(self, *, has_work: bool) -> Demand:
-        """Return the current demand."""
-
-    def apply(self, held_slots: int | None, target_slots: int) -> None:
-        """Limit the pool to `held_slots`, on the way to `target_slots`; None restores the whole cap."""
-
-
-class _DemandEstimator:
-    """Estimates demand: all of a cap that throttles; else, after a while, a little more than is used."""
-
-    def __init__(self) -> None:
+    def __init__(self, kind: str, description: str, cap: int, window_s: float, pool: UpstreamPool) -> None:
+        self.kind = kind
+        self.description = description
+        self.cap = cap
+        self.window_s = window_s
+        self._pool = pool
         self._last_throttled_at = float("-inf")
         self._had_work = False
 
-    def estimate(self, maximum: int, used: int, *, is_throttled: bool, has_work: bool) -> int:
+    @abstractmethod
+    def used(self) -> int:
+        """Return the slots that cannot be released yet."""
+
+    @abstractmethod
+    def demand(self, *, has_work: bool) -> Demand:
+        """Return the current demand."""
+
+    @abstractmethod
+    def apply(self, held_slots: int | None, target_slots: int) -> None:
+        """Limit the pool to `held_slots`, on the way to `target_slots`; None restores the whole cap."""
+
+    def _estimate_demand(self, maximum: int, used: int, *, is_throttled: bool, has_work: bool) -> int:
+        """Return `maximum` if the cap throttles; else, after a while, a little more than is used."""
         now = time.monotonic()
         # New work counts as throttled, since its need is not known yet.
         if is_throttled or (has_work and not self._had_work):
             self._last_throttled_at = now
         self._had_work = has_work
-        return (
-            maximum if now - self._last_throttled_at < THROTTLED_WITHIN_S else min(maximum, used + used // 4 + 1)
-        )
+        is_limited = now - self._last_throttled_at < THROTTLED_WITHIN_S
+        return maximum if is_limited else min(maximum, used + used // 4 + 1)
 
 
-class InFlightQuota:
+class InFlightQuota(QuotaTarget):
     """The cap of requests in flight."""
 
-    kind = "in-flight"
-    description = "requests at once"
-    window_s = 0.0
-
     def __init__(self, pool: UpstreamPool) -> None:
-        self.cap = pool.upstream.max_in_flight
-        self._pool = pool
-        self._estimator = _DemandEstimator()
+        super().__init__("in-flight", "requests in flight", pool.upstream.max_in_flight, 0.0, pool)
 
     def used(self) -> int:
         """Return the number of requests in flight."""
@@ -84,7 +77,7 @@ class InFlightQuota:
         limit, used = self._pool.limit, self.used()
         has_pending = self._pool.scheduler.has_pending()
         is_throttled = has_pending and used >= limit.value
-        desired = self._estimator.estimate(limit.demand, used, is_throttled=is_throttled, has_work=has_work)
+        desired = self._estimate_demand(limit.demand, used, is_throttled=is_throttled, has_work=has_work)
         return Demand(used, desired if has_pending else used)
 
     def apply(self, held_slots: int | None, target_slots: int) -> None:
@@ -93,24 +86,16 @@ class InFlightQuota:
         self._pool.wake_workers(self._pool.limit.value)
 
 
-class PerMinuteQuota:
+class PerMinuteQuota(QuotaTarget):
     """A cap of requests or tokens per minute.
 
     While a share shrinks, the held slots may still be spent, but at the rate of the target. So slots become free
     for others one after another as they leave the window, and no process has to stop sending meanwhile.
     """
 
-    window_s = PERIOD_S
-
-    def __init__(
-        self, kind: str, description: str, cap: int, rate_limit: SlidingWindowLimit, pool: UpstreamPool
-    ) -> None:
-        self.kind = kind
-        self.description = description
-        self.cap = cap
+    def __init__(self, unit: str, cap: int, rate_limit: SlidingWindowLimit, pool: UpstreamPool) -> None:
+        super().__init__(f"{unit}-per-minute", f"{unit} per minute", cap, PERIOD_S, pool)
         self._rate_limit = rate_limit
-        self._pool = pool
-        self._estimator = _DemandEstimator()
 
     def used(self) -> int:
         """Return what was spent in the minute that ends now."""
@@ -119,7 +104,7 @@ class PerMinuteQuota:
     def demand(self, *, has_work: bool) -> Demand:
         """Return the demand: the cap while requests wait for it, 0 without work."""
         used, waiting_units = self.used(), ceil(self._rate_limit.waiting_units)
-        desired = self._estimator.estimate(self.cap, used, is_throttled=waiting_units > 0, has_work=has_work)
+        desired = self._estimate_demand(self.cap, used, is_throttled=waiting_units > 0, has_work=has_work)
         return Demand(used, desired if has_work else 0, max(1, waiting_units))
 
     def apply(self, held_slots: int | None, target_slots: int) -> None:
@@ -137,11 +122,7 @@ def quota_targets(pool: UpstreamPool) -> Iterator[QuotaTarget]:
     """Yield the configured caps of the pool."""
     upstream, rate_limits = pool.upstream, pool.scheduler.rate_limits
     if rate_limits.requests is not None and upstream.requests_per_minute is not None:
-        yield PerMinuteQuota(
-            "requests-per-minute", "requests a minute", upstream.requests_per_minute, rate_limits.requests, pool
-        )
+        yield PerMinuteQuota("requests", upstream.requests_per_minute, rate_limits.requests, pool)
     if rate_limits.tokens is not None and upstream.tokens_per_minute is not None:
-        yield PerMinuteQuota(
-            "tokens-per-minute", "tokens a minute", upstream.tokens_per_minute, rate_limits.tokens, pool
-        )
+        yield PerMinuteQuota("tokens", upstream.tokens_per_minute, rate_limits.tokens, pool)
     yield InFlightQuota(pool)

@@ -43,7 +43,10 @@ def compute_target_slots(
         return 0
     minimum = min(max(1, minimum), limit)
     desired, free_slots = min(limit, desired), limit - taken_slots
-    low, high = _fair_range(limit, processes, max(minimum, step_size(limit)))
+    # The equal share of every process, in whole steps, and that share plus one step, which some can have.
+    step = max(minimum, step_size(limit))
+    steps_each, remainder = divmod(limit // step, processes)
+    low, high = (steps_each * step, (steps_each + (remainder > 0)) * step) if processes > 1 else (limit, limit)
     if desired < held_slots - held_slots // SHRINK_DIVISOR:
         return min(desired, high) if free_slots <= 0 else desired
     target = _target_if_busy(limit, free_slots, held_slots, desired, low, high, random_value)
@@ -68,14 +71,6 @@ def _target_if_busy(
     if held_slots < high:
         return max(held_slots, min(desired, high, held_slots + free_slots))
     return max(held_slots, min(desired, held_slots + free_slots - max(1, limit // RESERVE_DIVISOR)))
-
-
-def _fair_range(limit: int, processes: int, step: int) -> tuple[int, int]:
-    """Return the equal share of every process, and that share plus one step, which some can have."""
-    if processes <= 1:
-        return limit, limit
-    steps_each, remainder = divmod(limit // step, processes)
-    return steps_each * step, (steps_each + (remainder > 0)) * step
 
 
 def step_size(limit: int) -> int:

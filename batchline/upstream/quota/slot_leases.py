@@ -36,10 +36,6 @@ class SlotLease(msgspec.Struct, eq=False):
         # The monotonic clock stops while the machine sleeps, and the wall clock can be set back.
         return max(time.monotonic() - self.renewed_at, time.time() - self.renewed_wall_at)
 
-    def mark_renewed(self, renewed_at: float, renewed_wall_at: float) -> None:
-        """Set the time of the last renewal, by both clocks."""
-        self.renewed_at, self.renewed_wall_at = renewed_at, renewed_wall_at
-
 
 class SlotLeases:
     """The slots of the limit `limit_name` that this process holds."""
@@ -111,33 +107,29 @@ class SlotLeases:
         self.drop_expired()
         for lease in list(self._leases):
             if lease.lease_id is None:
-                if lease.slots <= free_slots:
-                    self._replace_lost_lease(lease)
+                # Acquire before the old slots are released by number: for a moment both count, and none is free.
+                if lease.slots <= free_slots and self.acquire(lease.slots):
+                    self._leases.remove(lease)
+                    self._store.release_slots(self.limit_name, lease.slots)
             elif lease.age_s() > self._lease_s * RENEW_AFTER_SHARE:
                 self._renew_lease(lease, lease.lease_id)
 
     def _renew_lease(self, lease: SlotLease, lease_id: str) -> None:
         now, wall_now = time.monotonic(), time.time()
         if self._store.renew(lease_id, self._lease_s):
-            lease.mark_renewed(now, wall_now)
+            lease.renewed_at, lease.renewed_wall_at = now, wall_now
         elif lease.age_s() < self._lease_s * VALID_SHARE:
             # Not expired yet, so a restarted server has lost it and will never free its slots.
-            log.warning("the lease of %d slots of %s is forgotten; they are kept", lease.slots, self.limit_name)
+            log.warning(
+                "the quota store has lost the lease of %d slots of %s; the slots are kept",
+                lease.slots,
+                self.limit_name,
+            )
             lease.lease_id = None
         else:
             for leases in (self._leases, self._releasing):
                 if lease in leases:
                     leases.remove(lease)
-
-    def _replace_lost_lease(self, lease: SlotLease) -> None:
-        """Acquire a new lease in place of a lost one."""
-        # First acquire, then release the old slots by number: for a moment both count, and none is ever free.
-        now, wall_now = time.monotonic(), time.time()
-        lease_id = self._store.acquire(self.limit_name, lease.slots, self._lease_s)
-        if lease_id is not None:
-            lease.lease_id, lease.taken_at = lease_id, now
-            lease.mark_renewed(now, wall_now)
-            self._store.release_slots(self.limit_name, lease.slots)
 
     def drop_expired(self) -> None:
         """Drop expired leases, whose slots other processes may have acquired."""
@@ -154,12 +146,8 @@ class SlotLeases:
         self._releasing += [lease for lease in self._leases if lease.lease_id is None]
         self.release_marked(store_started_at)
         for lease in self._leases:
-            if lease.lease_id is not None:
-                self._let_expire(lease, lease.lease_id, expiry_s)
+            if lease.lease_id is None or self._store.renew(lease.lease_id, expiry_s):
+                continue
+            if lease.age_s() < self._lease_s * VALID_SHARE:  # lost, and not expired
+                self._store.release_slots(self.limit_name, lease.slots)
         self._leases = []
-
-    def _let_expire(self, lease: SlotLease, lease_id: str, expiry_s: float) -> None:
-        """Let the lease expire after `expiry_s`; release the slots of a lost one, which would never expire."""
-        is_known = self._store.renew(lease_id, expiry_s)
-        if not is_known and lease.age_s() < self._lease_s * VALID_SHARE:
-            self._store.release_slots(self.limit_name, lease.slots)

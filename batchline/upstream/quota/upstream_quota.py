@@ -41,7 +41,7 @@ class QuotaTiming(msgspec.Struct, frozen=True):
     idle_s: float = 5.0
     start_timeout_s: float = 30.0
     lease_s: float = 60.0
-    """Prefect's minimum. Until then, nobody can use the slots of a process that was killed."""
+    """Prefect's minimum. Until then, no process can use the slots of one that was killed."""
 
     expiry_s: float = 60.0
     """Time until slots that were spent before the process ended are free: the whole minute of the rate limits."""
@@ -91,12 +91,12 @@ class UpstreamQuota:
             return self._timing.poll_s
         except Exception as fault:  # if sharing stopped here, the processes would exceed the cap from now on
             if not self._is_disconnected:
-                log.exception("budgets of upstream %s: a look failed", self._pool.upstream.name)
+                log.exception("adjusting the shares of upstream %s failed", self._pool.upstream.name)
             self._on_store_error(str(fault))
             return self._timing.max_poll_s
         if self._is_disconnected:
             self._is_disconnected = False
-            log.info("budgets of upstream %s are shared again", self._pool.upstream.name)
+            log.info("the limits of upstream %s are shared again", self._pool.upstream.name)
         self._poll_s = self._next_poll_s(has_changed=has_changed)
         # Jitter, so that processes which started together do not poll together.
         return self._poll_s * self._random.uniform(0.8, 1.2)
@@ -127,13 +127,19 @@ class UpstreamQuota:
 
     def _rebalance(self) -> bool:
         """Read the limits, update the targets, release and acquire slots; return True if a share changed."""
-        self._observe()
+        states = self._read_limits()
+        processes = self._count_processes(states[self._presence_lease.limit_name])
+        for share in self._shares:
+            share.observe(states[share.limit_name], processes)
         held_before = [share.leases.held_slots for share in self._shares]
         for share, demand in zip(self._shares, self._demands, strict=True):
             share.update_target(demand, self._random.random())
         # In this order: the pool stops using slots before they are released, and uses new ones once acquired.
         self._run_on_loop(self._shrink_shares)
-        self._release_marked()
+        if any(share.leases.is_releasing for share in self._shares):
+            store_started_at = self._presence_lease.store_started_at()
+            for share in self._shares:
+                share.leases.release_marked(store_started_at)
         self._acquire_missing()
         self._run_on_loop(self._publish)
         return held_before != [share.leases.held_slots for share in self._shares]
@@ -153,15 +159,8 @@ class UpstreamQuota:
                 self._store.create_limit(name, caps[name])
             states = self._store.read_limits(list(caps))
         if still_missing := caps.keys() - states.keys():
-            raise QuotaStoreError(f"there is no limit {min(still_missing)}, though it was made")
+            raise QuotaStoreError(f"limit {min(still_missing)} was created but does not exist")
         return states
-
-    def _observe(self) -> None:
-        """Read all limits, and join or leave the processes that have work."""
-        states = self._read_limits()
-        processes = self._count_processes(states[self._presence_lease.limit_name])
-        for share in self._shares:
-            share.observe(states[share.limit_name], processes)
 
     def _count_processes(self, state: LimitState) -> int:
         """Return the number of processes that have work, at least 1; acquires or releases this process's slot."""
@@ -184,12 +183,6 @@ class UpstreamQuota:
     def _shrink_shares(self) -> None:
         for share in self._shares:
             share.shrink()
-
-    def _release_marked(self) -> None:
-        if any(share.leases.is_releasing for share in self._shares):
-            store_started_at = self._presence_lease.store_started_at()
-            for share in self._shares:
-                share.leases.release_marked(store_started_at)
 
     def _acquire_missing(self) -> None:
         """Acquire missing slots, one lease of each cap in turn, since sending needs some of every cap."""
@@ -217,8 +210,8 @@ class UpstreamQuota:
         if not self._is_disconnected:
             self._is_disconnected = True
             log.warning(
-                "budgets of upstream %s cannot be shared at the moment: %s. What is held is kept until its leases "
-                "end; then the last known share is used",
+                "the limits of upstream %s cannot be shared at the moment: %s. This process keeps its share until "
+                "the leases expire, and then uses the last known share",
                 *(self._pool.upstream.name, problem),
             )
         has_timed_out = time.monotonic() - self._started_at > self._timing.start_timeout_s
@@ -238,4 +231,4 @@ class UpstreamQuota:
                 share.leases.release_unused(demand.used, self._timing.expiry_s, store_started_at)
             self._presence_lease.release_unused(0, 0.0, store_started_at)
         except (QuotaStoreError, TimeoutError) as fault:
-            log.debug("shares of upstream %s are left to lapse: %s", self._pool.upstream.name, fault)
+            log.debug("the slots of upstream %s are not released, but expire: %s", self._pool.upstream.name, fault)

@@ -150,14 +150,11 @@ class _HttpConnection(asyncio.Protocol):
         """Send the request and return the complete reply; raises `TransportFailure`."""
         transport = self._transport
         if transport is None:
-            raise self._connection_error("it was closed by the server", sent=False)
+            raise self._failure("the connection broke: the server closed it", sent=False)
         self._reset(start)
         self._reply_received = asyncio.get_running_loop().create_future()
         transport.write(request)
         await self._reply_received
-        return self._build_reply()
-
-    def _build_reply(self) -> HttpReply:
         get_header = self._headers.get
         body = self._body_blocks[0] if len(self._body_blocks) == 1 else b"".join(self._body_blocks)
         if self._headers:
@@ -184,12 +181,7 @@ class _HttpConnection(asyncio.Protocol):
             if silence_s > IDLE_TIMEOUT_S:
                 self.abort()
         elif silence_s > upstream.idle_timeout_s or now - self._start > upstream.total_timeout_s:
-            response_started = self._received_bytes > 0
-            self._fail_exchange(
-                TransportFailure(
-                    ErrorCode.TIMEOUT, "no answer in time", sent=True, response_started=response_started
-                )
-            )
+            self._fail_exchange(self._failure("no answer in time", code=ErrorCode.TIMEOUT))
 
     def abort(self) -> None:
         """Close the connection at once."""
@@ -219,11 +211,11 @@ class _HttpConnection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if not self._is_complete:
-                self._fail_exchange(self._connection_error(f"it is not HTTP ({type(error).__name__})", sent=True))
+                self._fail_exchange(self._failure(f"the connection broke: not HTTP ({type(error).__name__})"))
                 return
             self.abort()  # the reply is complete, and only the data after it is not HTTP
         if not self._is_in_body and self._received_bytes > MAX_HEAD_BYTES:
-            self._fail_exchange(self._connection_error("the answer's head has no end", sent=True))
+            self._fail_exchange(self._failure("the connection broke: the answer's head is too long"))
         if self._is_complete and not reply_received.done():
             self._finish_exchange()
 
@@ -242,7 +234,7 @@ class _HttpConnection(asyncio.Protocol):
         else:
             reason = "the server closed it" if exc is None else str(exc) or type(exc).__name__
             when = " within the answer" if self._received_bytes else " before it answered"
-            self._fail_exchange(self._connection_error(reason + when, sent=True))
+            self._fail_exchange(self._failure(f"the connection broke: {reason}{when}"))
 
     # Called by the parser.
 
@@ -306,14 +298,10 @@ class _HttpConnection(asyncio.Protocol):
             self._reply_received.set_exception(failure)
         self.abort()
 
-    def _connection_error(self, reason: str, *, sent: bool) -> TransportFailure:
-        response_started = self._received_bytes > 0
-        return TransportFailure(
-            ErrorCode.CONNECTION_ERROR,
-            f"the connection broke: {reason}",
-            sent=sent,
-            response_started=response_started,
-        )
+    def _failure(
+        self, message: str, *, code: ErrorCode = ErrorCode.CONNECTION_ERROR, sent: bool = True
+    ) -> TransportFailure:
+        return TransportFailure(code, message, sent=sent, response_started=self._received_bytes > 0)
 
     def _decode_body(self, body: bytes) -> bytes:
         """Return the decoded body; raises `TransportFailure` if the encoding is unknown or the data is invalid."""
@@ -327,7 +315,7 @@ class _HttpConnection(asyncio.Protocol):
             decoded = decompressor.decompress(body, max_bytes + 1)
         except (KeyError, zlib.error) as error:
             raise TransportFailure(
-                ErrorCode.INVALID_RESPONSE, "the answer comes in an encoding that was not asked for", sent=True
+                ErrorCode.INVALID_RESPONSE, "the answer has an unknown or invalid content encoding", sent=True
             ) from error
         if len(decoded) > max_bytes:
             raise response_too_long(self._upstream)

@@ -52,7 +52,7 @@ class DeadlinePassed(TransportFailure):
     """Raised if `valid_until` passed while the request waited for a connection; it was not sent."""
 
     def __init__(self) -> None:
-        super().__init__(ErrorCode.CONNECTION_ERROR, "the time to send it ran out", sent=False)
+        super().__init__(ErrorCode.CONNECTION_ERROR, "the time allowed for sending is over", sent=False)
 
 
 class Transport(Protocol):

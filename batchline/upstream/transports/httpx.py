@@ -109,7 +109,9 @@ def _to_transport_failure(error: httpx.HTTPError) -> TransportFailure:
     if isinstance(error, httpx.TimeoutException):
         return TransportFailure(ErrorCode.TIMEOUT, "no answer in time", sent=sent)
     if isinstance(error, httpx.DecodingError):
-        return TransportFailure(ErrorCode.INVALID_RESPONSE, "the answer's encoding cannot be undone", sent=True)
+        return TransportFailure(
+            ErrorCode.INVALID_RESPONSE, "the answer has an invalid content encoding", sent=True
+        )
     return TransportFailure(
         ErrorCode.CONNECTION_ERROR,
         f"the connection broke: {reason}" if sent else f"no connection: {reason}",

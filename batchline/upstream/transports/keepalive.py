@@ -16,17 +16,19 @@ TCP_USER_TIMEOUT_S: Final = KEEPALIVE_IDLE_S + KEEPALIVE_PROBES * KEEPALIVE_INTE
 """Seconds without acknowledgement of sent data after which the connection breaks."""
 
 
-def _socket_options() -> list[tuple[int, int, int]]:
-    """Return the socket options that this system supports; macOS has another name for the idle time."""
-    idle_option = getattr(socket, "TCP_KEEPIDLE", None) or getattr(socket, "TCP_KEEPALIVE", None)
-    candidates = [
-        (idle_option, KEEPALIVE_IDLE_S),
-        (getattr(socket, "TCP_KEEPINTVL", None), KEEPALIVE_INTERVAL_S),
-        (getattr(socket, "TCP_KEEPCNT", None), KEEPALIVE_PROBES),
-        (getattr(socket, "TCP_USER_TIMEOUT", None), TCP_USER_TIMEOUT_S * 1_000),
-    ]
-    supported = [(socket.IPPROTO_TCP, option, value) for option, value in candidates if option is not None]
-    return [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), *supported]
-
-
-KEEPALIVE_OPTIONS: Final = _socket_options()
+_TCP_OPTIONS: Final = {
+    # macOS has another name for the idle time.
+    "TCP_KEEPIDLE" if hasattr(socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE": KEEPALIVE_IDLE_S,
+    "TCP_KEEPINTVL": KEEPALIVE_INTERVAL_S,
+    "TCP_KEEPCNT": KEEPALIVE_PROBES,
+    "TCP_USER_TIMEOUT": TCP_USER_TIMEOUT_S * 1_000,
+}
+KEEPALIVE_OPTIONS: Final[list[tuple[int, int, int]]] = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in _TCP_OPTIONS.items()
+        if hasattr(socket, name)
+    ),
+]
+"""Socket options, as far as the system supports them."""

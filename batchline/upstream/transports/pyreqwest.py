@@ -49,7 +49,11 @@ class PyreqwestTransport:
         del valid_until  # the client connects and sends in one step, so there is no moment to check it again
         template = self._templates.get(path)
         if template is None:
-            template = self._templates[path] = self._build_template(path)
+            # With a buffer of one byte the response is returned when its body begins: most replies are then
+            # complete, with one wake-up of the loop's thread instead of two.
+            request_headers = build_headers(self._upstream, path)
+            builder = self._client.post(self._upstream.url_for(path)).headers(request_headers)
+            template = self._templates[path] = builder.streamed_read_buffer_limit(1).build_streamed()
         # A copy with another body is cheaper: each step of the builder releases and retakes the GIL.
         request = StreamRequest.from_request_and_body(template, RequestBody.from_bytes(body))
         start, response_started = perf_counter(), False
@@ -64,13 +68,6 @@ class PyreqwestTransport:
             raise failure from error
         headers = () if 200 <= status_code < 300 else keep_headers(response.headers.items())
         return HttpReply(status_code, content, ttfb_s, get_header("x-request-id"), headers)
-
-    def _build_template(self, path: str) -> StreamRequest:
-        """Return a request to that path without its body."""
-        # With a buffer of one byte the response is returned when its body begins: most replies are then complete,
-        # with one wake-up of the loop's thread instead of two.
-        builder = self._client.post(self._upstream.url_for(path)).headers(build_headers(self._upstream, path))
-        return builder.streamed_read_buffer_limit(1).build_streamed()
 
     async def _read_body(self, response: Response, content_length: str | None) -> bytes:
         """Return the body; raises `TransportFailure` if it is longer than `max_response_bytes`."""
