@@ -11,15 +11,17 @@ class BatchAnalytics(WireModel):
     total_requests: int = 0
     total_prompt_tokens: int = 0
     total_completion_tokens: int = 0
-    total_reasoning_tokens: int | None = Field(default=None, description="Absent when no answer reports any.")
+    total_reasoning_tokens: int | None = Field(default=None, description="Absent if no answer reports any.")
     total_tokens: int = 0
-    avg_duration_ms: float | None = Field(default=None, description="Mean over the final attempt of each.")
-    avg_ttfb_ms: float | None = Field(default=None, description="Mean time to the first byte, as above.")
+    avg_duration_ms: float | None = Field(default=None, description="Mean duration of the final attempts.")
+    avg_ttfb_ms: float | None = Field(
+        default=None, description="Mean time to the first byte of the final attempts."
+    )
     total_cost: str | None = Field(
-        default=None, description="Exact decimal, in the prices' currency; absent when a price is unknown."
+        default=None, description="Exact decimal, in the prices' currency; absent if a price is unknown."
     )
     total_cached_tokens: int | None = Field(
-        default=None, description="Of the prompts', from the server's cache; absent when no answer reports any."
+        default=None, description="Prompt tokens read from the server's cache; absent if no answer reports any."
     )
 
 
@@ -58,17 +60,17 @@ class ModelMetrics(BaseModel):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     reasoning_tokens: int = 0
-    cached_tokens: int = Field(default=0, description="Of the prompt's, read from the server's cache.")
-    cache_write_tokens: int = Field(default=0, description="Of the prompt's, written to it.")
+    cached_tokens: int = Field(default=0, description="Prompt tokens read from the server's cache.")
+    cache_write_tokens: int = Field(default=0, description="Prompt tokens written to it.")
     total_tokens: int = 0
     wasted_tokens: int = Field(default=0, description="Reported by answers that failed.")
-    without_usage: int = Field(default=0, description="Completed, but the answer did not tell its tokens.")
+    without_usage: int = Field(default=0, description="Completed requests whose answers report no tokens.")
     avg_duration_ms: float | None = None
     duration_ms: Percentiles | None = Field(default=None, description="Absent beyond the 100 largest models.")
     completion_tokens_per_s: float | None = Field(
         default=None, description="Completion tokens by the time that the requests took, each for itself."
     )
-    cost: str | None = Field(default=None, description="Exact decimal; absent where there is no price.")
+    cost: str | None = Field(default=None, description="Exact decimal; absent without a price.")
     price_source: str | None = Field(
         default=None, description="`settings`, or provider and model of the price list, such as `openai gpt-4o`."
     )
@@ -80,10 +82,10 @@ class ThroughputPoint(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     at: float
-    requests: int = Field(description="That completed in it.")
-    tokens: int = Field(description="Of these.")
+    requests: int = Field(description="Requests that completed in it.")
+    tokens: int = Field(description="Tokens of these requests.")
     failed: int = Field(default=0, description="Requests whose last attempt failed in it.")
-    in_flight: float | None = Field(default=None, description="Mean number of final attempts under way.")
+    in_flight: float | None = Field(default=None, description="Mean number of final attempts in flight.")
 
 
 class BatchReport(BaseModel):
@@ -127,13 +129,14 @@ class BatchReport(BaseModel):
     completion_tokens_per_s: float | None = Field(default=None, description="As above.")
 
     without_usage: int = Field(
-        default=0, description="Requests that completed without telling their tokens, which count as none."
+        default=0, description="Completed requests whose answers report no tokens; they count as 0."
     )
     wasted_tokens: int = Field(default=0, description="Reported by answers that failed.")
     wasted_cost_at_most: str | None = Field(
-        default=None, description="Those at their model's dearest price; absent where there are none, or no price."
+        default=None,
+        description="Maximum cost of `wasted_tokens`, at the highest price of each model; absent without a price.",
     )
     known_cost: str | None = Field(default=None, description="Of the models that have a price.")
     unpriced_models: list[str] = Field(default_factory=list)
-    currency: str | None = Field(default=None, description="USD where all prices are from the price list.")
+    currency: str | None = Field(default=None, description="USD if all prices are from the price list.")
     price_list: str | None = Field(default=None, description="The price list in use, with its version.")

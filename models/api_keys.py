@@ -23,7 +23,7 @@ class KeyLimits(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_upload_bytes: int | None = Field(default=None, ge=1, description="Largest file, decompressed.")
-    max_open_batches: int | None = Field(default=None, ge=1, description="Batches of its member not over yet.")
+    max_open_batches: int | None = Field(default=None, ge=1, description="Unfinished batches of its member.")
     requests_per_minute: int | None = Field(default=None, ge=1, description="Calls of the API in any minute.")
 
 
@@ -33,7 +33,7 @@ class KeyObject(WireModel):
     id: str
     object: Literal["key"] = "key"
     member: MemberObject
-    hint: str = Field(description="How the token ends.")
+    hint: str = Field(description="The end of the token.")
     created_at: int
     revoked_at: int | None = None
     max_upload_bytes: int | None = None

@@ -47,7 +47,7 @@ def parse_metadata(text: str) -> dict[str, str]:
             continue
         key, separator, value = (field.strip() for field in line.partition("="))
         if not separator or not key:
-            raise InvalidInput(f"metadata: line {line_number} is no pair; write key=value", param="metadata")
+            raise InvalidInput(f"metadata: line {line_number} is not a pair; write key=value", param="metadata")
         if key in pairs:
             raise InvalidInput(f"metadata: line {line_number} has {key} a second time", param="metadata")
         pairs[key] = value
@@ -59,7 +59,7 @@ def require_well_formed(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{ascii(text)[:100]} is no text: it has one half of a surrogate pair") from None
+        raise ValueError(f"{ascii(text)[:100]} is not valid text: it has half of a surrogate pair") from None
     return text
 
 
@@ -142,12 +142,12 @@ class CreateBatchRequest(BaseModel):
         description="Id of the uploaded file with the requests.", examples=["file-abc123"]
     )
     endpoint: WellFormedText = Field(
-        description="The endpoint of every request in it.", examples=["/v1/chat/completions"]
+        description="Endpoint of all requests in the file.", examples=["/v1/chat/completions"]
     )
     completion_window: str = Field(
-        default="24h", description="How long it may take: <n>m, <n>h or <n>d.", examples=["24h"]
+        default="24h", description="Time in which the batch must finish: <n>m, <n>h or <n>d.", examples=["24h"]
     )
-    metadata: dict[str, str] | None = Field(default=None, description="Up to 16 pairs of your own.")
+    metadata: dict[str, str] | None = Field(default=None, description="Up to 16 pairs of text.")
     options: GivenOptions | None = Field(
         default=None, description="Rules for answers that are flawed, and for batches that keep failing."
     )
@@ -279,7 +279,7 @@ class IncludeQuery(BaseModel):
     def _validate_include(cls, include: str | None) -> str | None:
         for name in (include or "").split(","):
             if name.strip() not in {INCLUDE_ANALYTICS, ""}:
-                raise ValueError(f"include has {name.strip()!r}; there is {INCLUDE_ANALYTICS!r} to include")
+                raise ValueError(f"include has {name.strip()!r}; only {INCLUDE_ANALYTICS!r} is known")
         return include
 
     @property
@@ -294,11 +294,11 @@ class ListBatchesQuery(CursorPagination, IncludeQuery):
     search: str | None = Field(
         default=None, description="Part of a batch id, input filename or metadata; case does not matter."
     )
-    member_id: UUID | None = Field(default=None, description="Who made the batch.")
+    member_id: UUID | None = Field(default=None, description="Member that created the batch.")
     status: StatusFilter | None = Field(
         default=None,
-        description="`in_progress` takes in validating and finalizing, `cancelled` cancelling, "
-        "`expired` what is overdue or ended past its deadline.",
+        description="`in_progress` includes validating and finalizing, `cancelled` includes cancelling, "
+        "`expired` includes batches that are overdue or ended after their deadline.",
     )
     paused: bool | None = Field(default=None, description="Only paused batches, or only those that are not.")
     created_after: datetime | None = Field(default=None, description="ISO 8601, inclusive.")

@@ -26,7 +26,7 @@ class FileObject(WireModel):
     filename: str
     purpose: FilePurpose
     status: Literal["uploaded", "processed", "error"] = "processed"
-    expires_at: int | None = Field(default=None, description="When it may be deleted, in Unix seconds.")
+    expires_at: int | None = Field(default=None, description="Time from which it may be deleted, in Unix seconds.")
 
 
 class FileListResponse(WireModel):
@@ -45,5 +45,5 @@ class ListFilesQuery(CursorPagination):
     limit: int = Field(default=MAX_FILES_PAGE_SIZE, ge=1, le=MAX_FILES_PAGE_SIZE)
     purpose: FilePurpose | None = None
     search: str | None = Field(default=None, description="Part of the filename; case does not matter.")
-    member_id: UUID | None = Field(default=None, description="Who uploaded the file, or made the batch.")
+    member_id: UUID | None = Field(default=None, description="Member that uploaded the file or created the batch.")
     order: Literal["asc", "desc"] = Field(default="desc", description="`desc` is newest first.")

@@ -23,8 +23,8 @@ def require_trusted_address(settings: BaseSettings, arguments: Mapping[str, Any]
 
     `arguments` are the keyword arguments of the settings; `config` is the TOML file in batchline's directory.
     """
-    address = _first_set_field(settings, "base_url", "openai_base_url")
-    key = _first_set_field(settings, "api_key", "openai_api_key")
+    address = next((name for name in ("base_url", "openai_base_url") if getattr(settings, name)), None)
+    key = next((name for name in ("api_key", "openai_api_key") if getattr(settings, name)), None)
     if address is None or key is None:
         return
     settings_cls = type(settings)
@@ -32,44 +32,25 @@ def require_trusted_address(settings: BaseSettings, arguments: Mapping[str, Any]
     sources: list[tuple[str | None, Mapping[str, Any]]] = [
         (None, arguments),
         (None, EnvSettingsSource(settings_cls)()),
+        (".env", DotEnvSettingsSource(settings_cls)()),
+        ("batchline.toml", TomlConfigSettingsSource(settings_cls, Path("batchline.toml"))()),
+        (None, TomlConfigSettingsSource(settings_cls, config)()),
     ]
-    sources += [(".env", DotEnvSettingsSource(settings_cls)())]
-    sources += [
-        ("batchline.toml", _read_toml(settings_cls, Path("batchline.toml"))),
-        (None, _read_toml(settings_cls, config)),
-    ]
-    file, key_file = (_source_file_of(_source_name(settings_cls, field), sources) for field in (address, key))
+
+    def source_file_of(field: str) -> str | None:
+        name = str(settings_cls.model_fields[field].validation_alias or field)
+        return next((source_file for source_file, values in sources if name in values), None)
+
+    file, key_file = source_file_of(address), source_file_of(key)
     # Read from trusted sources only: a checkout must not be able to trust itself.
-    trust_value = next(
-        (
-            values[TRUST_SETTING]
-            for source_file, values in sources
-            if source_file is None and TRUST_SETTING in values
-        ),
-        False,
-    )
-    if file is not None and key_file is None and not _parse_bool(trust_value):
+    trust_values = [
+        values[TRUST_SETTING] for source, values in sources if source is None and TRUST_SETTING in values
+    ]
+    is_trusted = bool(trust_values) and _parse_bool(trust_values[0])
+    if file is not None and key_file is None and not is_trusted:
         raise InvalidInput(
             f"the server's address ({address}) comes from {file} in the working directory, but its key ({key}) "
             f"does not, and is therefore not sent to {getattr(settings, address)}. If you trust that address, set "
             f"BATCHLINE_{TRUST_SETTING.upper()}=true in the environment or {TRUST_SETTING} = true in {config}",
             param="base_url",
         )
-
-
-def _first_set_field(settings: BaseSettings, *fields: str) -> str | None:
-    return next((field for field in fields if getattr(settings, field)), None)
-
-
-def _source_name(settings_cls: type[BaseSettings], field: str) -> str:
-    """Return the name of the field in the sources' values."""
-    return str(settings_cls.model_fields[field].validation_alias or field)
-
-
-def _read_toml(settings_cls: type[BaseSettings], path: Path) -> Mapping[str, Any]:
-    return TomlConfigSettingsSource(settings_cls, path)()
-
-
-def _source_file_of(name: str, sources: list[tuple[str | None, Mapping[str, Any]]]) -> str | None:
-    """Return the file in the working directory that the value comes from; None if from elsewhere."""
-    return next((source_file for source_file, values in sources if name in values), None)

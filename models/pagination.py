@@ -11,7 +11,7 @@ class CursorPagination(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    after: str | None = Field(default=None, description="Id of the last object of the page before.")
+    after: str | None = Field(default=None, description="Id of the last object of the previous page.")
     limit: int = Field(default=DEFAULT_PAGE_SIZE, ge=1, le=MAX_PAGE_SIZE)
 
 
@@ -21,4 +21,4 @@ class Pagination(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     skip: int = Field(default=0, ge=0)
-    limit: int | None = Field(default=None, ge=1, description="At most that many; all where absent.")
+    limit: int | None = Field(default=None, ge=1, description="Maximum number of results; by default all.")

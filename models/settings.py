@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -47,38 +47,31 @@ ENDPOINTS = (
 OPENAI_URL = "https://api.openai.com/v1"
 
 
-class ModelPrice(BaseModel):
-    """The price of a model per million tokens, in one currency for all models.
+_PRICE_LIMITS: Final[dict[str, Any]] = {"ge": 0, "max_digits": 24, "decimal_places": 12}
+"""With these limits on digits, costs can be computed without rounding."""
 
-    The limits on digits allow costs to be computed without rounding.
-    """
+
+class ModelPrice(BaseModel):
+    """The price of a model per million tokens, in one currency for all models."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    input: Decimal = Field(ge=0, max_digits=24, decimal_places=12, description="Of prompt tokens.")
-    output: Decimal = Field(
-        default=Decimal(0), ge=0, max_digits=24, decimal_places=12, description="Of completion tokens."
-    )
+    input: Decimal = Field(description="Prompt tokens.", **_PRICE_LIMITS)
+    output: Decimal = Field(default=Decimal(0), **_PRICE_LIMITS, description="Completion tokens.")
     cached_input: Decimal | None = Field(
         default=None,
-        ge=0,
-        max_digits=24,
-        decimal_places=12,
-        description="Of prompt tokens that came from the server's cache; `input` where absent.",
+        **_PRICE_LIMITS,
+        description="Prompt tokens that were read from the server's cache; by default `input`.",
     )
     cache_write: Decimal | None = Field(
         default=None,
-        ge=0,
-        max_digits=24,
-        decimal_places=12,
-        description="Of prompt tokens that were written to the server's cache; `input` where absent.",
+        **_PRICE_LIMITS,
+        description="Prompt tokens that were written to the server's cache; by default `input`.",
     )
     reasoning: Decimal | None = Field(
         default=None,
-        ge=0,
-        max_digits=24,
-        decimal_places=12,
-        description="Of completion tokens that were reasoning; `output` where absent.",
+        **_PRICE_LIMITS,
+        description="Completion tokens that were reasoning; by default `output`.",
     )
 
 
@@ -100,106 +93,153 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    home: Path = Field(default_factory=home_directory, description="Local directory for all that has no other.")
-    storage_url: str = Field(default="", description="Directory or `s3://bucket/prefix`; `<home>/storage`.")
+    home: Path = Field(
+        default_factory=home_directory,
+        description="Local directory: the default place of storage, database and `config.toml`.",
+    )
+    storage_url: str = Field(
+        default="",
+        description="Directory or `s3://bucket/prefix` of files and results; by default `<home>/storage`.",
+    )
     database_url: SecretStr = Field(
         default=SecretStr(""),
-        description="SQLAlchemy URL of the records, or one as Prefect's; SQLite at `<home>/batchline.db`.",
+        description="SQLAlchemy URL of the records, also in Prefect's form; by default SQLite at "
+        "`<home>/batchline.db`.",
     )
-    s3_endpoint_url: str | None = Field(default=None, description="Else `AWS_ENDPOINT_URL`, else Amazon's own.")
-    s3_region: str | None = Field(default=None, description="Else `AWS_DEFAULT_REGION` or the AWS profile's.")
-    s3_access_key_id: SecretStr | None = Field(default=None, description="Else the AWS default chain.")
-    s3_secret_access_key: SecretStr | None = Field(default=None, description="Goes with `s3_access_key_id`.")
+    s3_endpoint_url: str | None = Field(
+        default=None, description="Address of the S3 server; by default `AWS_ENDPOINT_URL`, or Amazon's."
+    )
+    s3_region: str | None = Field(
+        default=None, description="Region; by default `AWS_DEFAULT_REGION` or the AWS profile's."
+    )
+    s3_access_key_id: SecretStr | None = Field(
+        default=None, description="Access key; by default from AWS's credential chain."
+    )
+    s3_secret_access_key: SecretStr | None = Field(default=None, description="Secret of `s3_access_key_id`.")
 
     upstreams: list[Upstream] = Field(
-        default_factory=list, description="Servers, the first that serves a model takes it; see below."
+        default_factory=list,
+        description="Servers; a request goes to the first one that serves its model. See below.",
     )
     base_url: str | None = Field(
-        default=None, description="Of the one server where `upstreams` is empty; else `OPENAI_BASE_URL`."
+        default=None,
+        description="Address of the only server, if `upstreams` is empty; by default `OPENAI_BASE_URL`.",
     )
-    api_key: SecretStr | None = Field(default=None, description="Its key; else `OPENAI_API_KEY`.")
+    api_key: SecretStr | None = Field(
+        default=None, description="API key of that server; by default `OPENAI_API_KEY`."
+    )
     openai_base_url: str | None = Field(
-        default=None, validation_alias="OPENAI_BASE_URL", description="What OpenAI's clients read `base_url` from."
+        default=None,
+        validation_alias="OPENAI_BASE_URL",
+        description="The variable that OpenAI's clients read; used if `base_url` is not set.",
     )
     openai_api_key: SecretStr | None = Field(
         default=None,
         validation_alias="OPENAI_API_KEY",
-        description="And `api_key`; alone, it stands for OpenAI's own server.",
+        description="Likewise for `api_key`. With a key and no address, requests go to OpenAI.",
     )
     trust_working_directory: bool = Field(
         default=False,
-        description="Send a key from elsewhere to an address that `.env` or `batchline.toml` in the working "
-        "directory gives; without effect in these two files.",
+        description="Allow sending a key from elsewhere to an address from `.env` or `batchline.toml` in the "
+        "working directory. Has no effect in these two files.",
     )
-    max_in_flight: int = Field(default=64, ge=1, le=10_000, description="Its most requests under way at once.")
-    max_attempts: int = Field(default=8, ge=1, le=100, description="Its attempts for each request.")
-    request_timeout_s: float = Field(default=1_800.0, gt=0, description="Its limit for one attempt.")
+    max_in_flight: int = Field(
+        default=64, ge=1, le=10_000, description="Maximum requests in flight to that server."
+    )
+    max_attempts: int = Field(default=8, ge=1, le=100, description="Maximum attempts per request at that server.")
+    request_timeout_s: float = Field(default=1_800.0, gt=0, description="Timeout of one attempt at that server.")
 
     share_budgets: bool = Field(
         default=True,
-        description="Let an upstream's caps hold over all processes and machines, by way of Prefect's server.",
+        description="Apply an upstream's limits to all processes and machines together, through Prefect's server.",
     )
     prefect_api_url: str | None = Field(
         default=None,
         validation_alias="PREFECT_API_URL",
-        description="Prefect's own setting: the server by which `batchline serve` shares budgets.",
+        description="Prefect's own setting: the server through which `batchline serve` shares limits.",
     )
 
     deployment: str = Field(
         default="process-batch/process-batch",
         pattern="^[^/]+/[^/]+$",
-        description="The Prefect deployment that runs batches which are started so: names of flow and deployment.",
+        description="Prefect deployment for batches that run as deployment runs: `<flow>/<deployment>`.",
     )
     task_runner: Literal["threads", "processes", "dask", "ray"] = Field(
         default="threads",
-        description="What sends a flow's chunks: its process's threads, more processes, or a Dask or Ray cluster.",
+        description="Where a flow's chunks are sent from: threads of its process, more processes, or a Dask "
+        "or Ray cluster.",
     )
     task_runner_address: str | None = Field(
-        default=None, description="Of the Dask scheduler or Ray cluster; one on this machine where absent."
+        default=None,
+        description="Address of the Dask scheduler or Ray cluster; by default a cluster on this machine.",
     )
     processes: int | None = Field(
-        default=None, ge=1, le=1_000, description="Of that cluster, or on this machine; one a core where absent."
+        default=None,
+        ge=1,
+        le=1_000,
+        description="Processes of that cluster, or on this machine; by default one per core.",
     )
     serve_via: Literal["process", "deployment"] = Field(
         default="process",
         description="Where `batchline serve` runs batches: in its own process, or as runs of `deployment`.",
     )
-    endpoints: tuple[str, ...] = Field(default=ENDPOINTS, description="The endpoints that batches may use.")
-    min_completion_window: str = Field(default="1m", description="The shortest that a batch may ask for.")
-    max_completion_window: str = Field(default="7d", description="The longest that a batch may ask for.")
+    endpoints: tuple[str, ...] = Field(default=ENDPOINTS, description="Endpoints that batches may use.")
+    min_completion_window: str = Field(
+        default="1m", description="Shortest completion window that a batch may have."
+    )
+    max_completion_window: str = Field(
+        default="7d", description="Longest completion window that a batch may have."
+    )
     max_paused: str = Field(
         default="7d", description="How long a batch may stay paused; then it ends as expired, with what it has."
     )
     run_past_window: bool = Field(
-        default=False, description="Let a batch finish after its window instead of expiring it."
+        default=False, description="Let a batch finish after its completion window instead of expiring it."
     )
-    max_line_bytes: int = Field(default=10_000_000, ge=1, description="Longest line of an input file.")
-    max_requests: int = Field(default=1_000_000, ge=1, description="Most requests in an input file.")
-    max_file_bytes: int = Field(default=10 * 2**30, ge=1, description="Largest input file, decompressed.")
+    max_line_bytes: int = Field(default=10_000_000, ge=1, description="Maximum length of a line of an input file.")
+    max_requests: int = Field(default=1_000_000, ge=1, description="Maximum requests in an input file.")
+    max_file_bytes: int = Field(
+        default=10 * 2**30, ge=1, description="Maximum size of an input file, decompressed."
+    )
     max_member_bytes: int | None = Field(
-        default=None, ge=1, description="Input files that one member may keep, in bytes; not bounded by default."
+        default=None, ge=1, description="Maximum total size of a member's input files; unlimited by default."
     )
-    max_reported_errors: int = Field(default=1_000, ge=1, description="Entries in `batch.errors.data`.")
+    max_reported_errors: int = Field(default=1_000, ge=1, description="Maximum entries in `batch.errors.data`.")
 
     source_roots: tuple[str, ...] = Field(
         default=(),
-        description="Prefixes below which an `input_uri` may be read and a folder watched; none allows none.",
+        description="Paths and `s3://` prefixes below which an `input_uri` may be read and a folder watched; "
+        "by default none.",
     )
     source_still_s: float = Field(
-        default=10.0, ge=0, description="So long a local file must be unchanged before it is picked up."
+        default=10.0, ge=0, description="Time for which a local file must be unchanged before it is picked up."
     )
     chunk_requests: int | None = Field(
-        default=None, ge=1, description="Requests a chunk; by size of the batch where absent."
+        default=None,
+        ge=1,
+        description="Maximum requests per chunk; by default it depends on the size of the batch.",
     )
-    chunk_bytes: int = Field(default=32 * 2**20, ge=1, description="Most bytes of input a chunk.")
-    flush_interval_s: float = Field(default=5.0, gt=0, description="At most this long is an answer unsaved.")
-    flush_bytes: int = Field(default=64 * 2**20, ge=1, description="Or this many bytes of answers a chunk.")
-    lease_s: float = Field(default=60.0, gt=0, description="A runner that is silent for longer is taken for dead.")
-    grace_s: float = Field(default=15.0, ge=0, description="For requests under way when a batch is stopped.")
+    chunk_bytes: int = Field(default=32 * 2**20, ge=1, description="Maximum bytes of input per chunk.")
+    flush_interval_s: float = Field(
+        default=5.0, gt=0, description="Maximum time for which an answer is not saved."
+    )
+    flush_bytes: int = Field(
+        default=64 * 2**20, ge=1, description="Maximum bytes of a chunk's answers that are not saved."
+    )
+    lease_s: float = Field(
+        default=60.0, gt=0, description="Time without a heartbeat after which a runner counts as dead."
+    )
+    grace_s: float = Field(
+        default=15.0, ge=0, description="Time that requests in flight have to finish when a batch is stopped."
+    )
     refusals_to_stop: int = Field(
-        default=25, ge=1, description="401 or 403 in a row, before any success, that stop a batch."
+        default=25,
+        ge=1,
+        description="Consecutive answers of 401 or 403, before the first success, that stop a batch.",
     )
-    prices: dict[str, ModelPrice] = Field(default_factory=dict, description="Per model, before the price list.")
+    prices: dict[str, ModelPrice] = Field(
+        default_factory=dict, description="Prices per model; they take precedence over the price list."
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -240,7 +280,7 @@ class Settings(BaseSettings):
     def _validate_upstream_names(cls, upstreams: list[Upstream]) -> list[Upstream]:
         names = [upstream.name for upstream in upstreams]
         if duplicates := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"have the same name ({', '.join(duplicates)}); give each a name of its own")
+            raise ValueError(f"have the same name ({', '.join(duplicates)}); give each a different name")
         return upstreams
 
     @model_validator(mode="after")
@@ -328,7 +368,7 @@ def load_settings(**overrides: Any) -> Settings:
         raise _invalid_settings(error) from None
     except SettingsError as error:
         # The message names the field and its source. Drop the cause: it would show the value, maybe a secret.
-        raise InvalidInput(f"settings are wrong: {error}; lists and tables are written as JSON there") from None
+        raise InvalidInput(f"settings are wrong: {error}; write lists and tables as JSON there") from None
     except UnicodeDecodeError:
         raise InvalidInput("settings cannot be read: .env is not UTF-8") from None
     # pydantic ignores unknown variables, so a misspelt one would have no effect and no message.

@@ -36,10 +36,7 @@ TRANSITIONS: Final[Mapping[BatchStatus, frozenset[BatchStatus]]] = {
     BatchStatus.IN_PROGRESS: frozenset({BatchStatus.FINALIZING, BatchStatus.CANCELLING}),
     BatchStatus.FINALIZING: frozenset({BatchStatus.COMPLETED, BatchStatus.FAILED, BatchStatus.EXPIRED}),
     BatchStatus.CANCELLING: frozenset({BatchStatus.CANCELLED}),
-    BatchStatus.COMPLETED: frozenset({BatchStatus.IN_PROGRESS}),
-    BatchStatus.FAILED: frozenset({BatchStatus.IN_PROGRESS}),
-    BatchStatus.EXPIRED: frozenset({BatchStatus.IN_PROGRESS}),
-    BatchStatus.CANCELLED: frozenset({BatchStatus.IN_PROGRESS}),
+    **dict.fromkeys(TERMINAL_STATUSES, frozenset({BatchStatus.IN_PROGRESS})),
 }
 """For each state, the states that may follow; only a retry leaves a terminal state."""
 

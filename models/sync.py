@@ -27,9 +27,12 @@ SyncEventKind = Literal[
 FILE_EVENT_KINDS: Final = ("taken", "unchanged", "waiting", "changed", "quarantined", "unreadable")
 """Kinds of which each file found has exactly one event."""
 
+SHOWN_COUNTS: Final = ("taken", "started", "unchanged", "waiting", "changed", "quarantined", "written_back")
+"""Kinds whose number of events a summary has, in the order of its message."""
+
 KIND_TEXTS: Final[dict[SyncEventKind, str]] = {
     "waiting": "waiting for",
-    "changed": "left to the next round",
+    "changed": "left for the next pass:",
     "written_back": "wrote results back for",
 }
 
@@ -39,11 +42,13 @@ class SyncOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    endpoint: str | None = Field(default=None, description="Of every request; the first request's own if absent.")
+    endpoint: str | None = Field(
+        default=None, description="Endpoint of all requests; by default that of the first request."
+    )
     completion_window: str = "24h"
     metadata: dict[str, str] | None = None
-    write_back: bool = Field(default=False, description="Write results to the outbox when the batch is over.")
-    after: AfterAction = Field(default="keep", description="What becomes of a file of which a batch was made.")
+    write_back: bool = Field(default=False, description="Write results to the outbox when the batch has ended.")
+    after: AfterAction = Field(default="keep", description="Action on a file after a batch was created from it.")
 
 
 class SyncEvent(WireModel):
@@ -52,7 +57,7 @@ class SyncEvent(WireModel):
     kind: SyncEventKind
     file: str | None = Field(default=None, description="Address of the file in the watched folder.")
     batch_id: str | None = None
-    place: str | None = Field(default=None, description="Address of what was moved or written.")
+    place: str | None = Field(default=None, description="Address of the moved or written file.")
     reason: str | None = None
 
     def __str__(self) -> str:
@@ -80,14 +85,17 @@ class SyncSummary(WireModel):
     quarantined: int
     started: int
     written_back: int
-    failed: int = Field(description="Files that could not be read, and other things that could not be done.")
+    failed: int = Field(description="Files that could not be read, and other failed actions.")
     events: list[SyncEvent]
 
     @property
     def message(self) -> str:
         """The counts that are not zero, on one line."""
-        names = ("taken", "started", "unchanged", "waiting", "changed", "quarantined", "written_back", "failed")
-        counts = [f"{getattr(self, name):,} {name.replace('_', ' ')}" for name in names if getattr(self, name)]
+        counts = [
+            f"{getattr(self, name):,} {name.replace('_', ' ')}"
+            for name in (*SHOWN_COUNTS, "failed")
+            if getattr(self, name)
+        ]
         return ", ".join((f"{self.found:,} found", *counts)) + (" (dry run)" if self.dry_run else "")
 
 
@@ -104,13 +112,7 @@ def summarize_events(events: Iterable[SyncEvent], *, sync_id: str, source: str, 
         source=source,
         dry_run=dry_run,
         found=sum(counts[kind] for kind in FILE_EVENT_KINDS),
-        taken=counts["taken"],
-        unchanged=counts["unchanged"],
-        waiting=counts["waiting"],
-        changed=counts["changed"],
-        quarantined=counts["quarantined"],
-        started=counts["started"],
-        written_back=counts["written_back"],
+        **{kind: counts[kind] for kind in SHOWN_COUNTS},
         failed=counts["failed"] + counts["unreadable"],
         events=reported_events,
     )

@@ -2,7 +2,7 @@
 
 import re
 from typing import Literal, Self
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
@@ -31,57 +31,65 @@ class Upstream(BaseModel):
     name: str = Field(
         default="default",
         pattern=r"^[A-Za-z0-9._-]+$",
-        description="Stands for it in messages; unlike all others.",
+        description="Name in messages; unique among the upstreams.",
     )
-    base_url: str = Field(description="With or without a last `/v1`.", examples=["http://localhost:8000/v1"])
+    base_url: str = Field(
+        description="Address, with or without a final `/v1`.", examples=["http://localhost:8000/v1"]
+    )
     api_key: SecretStr | None = Field(
-        default=None, description="Sent as a bearer token, or as the dialect has it."
+        default=None, description="API key; sent as a bearer token, or as the dialect requires."
     )
     models: frozenset[str] | None = Field(
-        default=None, description="The models that it serves; all of them where absent."
+        default=None, description="Models that it serves; by default all models."
     )
-    headers: dict[str, SecretStr] = Field(default_factory=dict, description="Sent with every request.")
+    headers: dict[str, SecretStr] = Field(default_factory=dict, description="Headers of every request.")
 
     max_in_flight: int = Field(
-        default=64, ge=1, le=10_000, description="Most requests under way at once, of all who share it."
+        default=64, ge=1, le=10_000, description="Maximum requests in flight, of all processes together."
     )
-    min_in_flight: int = Field(default=1, ge=1, description="The adaptive limit does not go below.")
+    min_in_flight: int = Field(default=1, ge=1, description="Minimum of the adaptive limit.")
     requests_per_minute: int | None = Field(
         default=None,
         ge=1,
-        description="Most requests to start in any minute, likewise; no such limit where absent.",
+        description="Maximum requests in any minute, of all processes together; unlimited by default.",
     )
     tokens_per_minute: int | None = Field(
-        default=None, ge=1, description="Most tokens to spend in any minute, likewise; no such limit where absent."
+        default=None,
+        ge=1,
+        description="Maximum tokens in any minute, of all processes together; unlimited by default.",
     )
 
-    connect_timeout_s: float = Field(default=10.0, gt=0, description="Until a connection stands.")
+    connect_timeout_s: float = Field(default=10.0, gt=0, description="Timeout for opening a connection.")
     first_byte_timeout_s: float | None = Field(
         default=None,
         gt=0,
-        description="Longest silence, until the answer begins and between its pieces; `total_timeout_s` if "
-        "absent, as an answer that is not streamed begins when it is ready.",
+        description="Maximum silence before and within an answer; by default `total_timeout_s`, because an "
+        "answer that is not streamed begins when it is complete.",
     )
-    total_timeout_s: float = Field(default=1_800.0, gt=0, description="One attempt, from start to end.")
+    total_timeout_s: float = Field(default=1_800.0, gt=0, description="Timeout of one attempt, from start to end.")
 
     max_attempts: int = Field(
         default=8,
         ge=1,
         le=100,
-        description="Attempts for a request, the first included; one that finds no connection uses up none.",
+        description="Maximum attempts per request; an attempt that finds no connection is not counted.",
     )
     backoff_base_s: float = Field(
         default=0.5,
         gt=0,
-        description="Longest wait after the first failed attempt; doubles with each further one.",
+        description="Maximum wait after the first failed attempt; it doubles with each further one.",
     )
-    backoff_cap_s: float = Field(default=60.0, gt=0, description="Where the doubling ends.")
-    max_response_bytes: int = Field(default=256 * 2**20, ge=1, description="A longer answer is refused.")
+    backoff_cap_s: float = Field(default=60.0, gt=0, description="Limit of the doubled wait.")
+    max_response_bytes: int = Field(
+        default=256 * 2**20, ge=1, description="Maximum size of an answer; a longer one is rejected."
+    )
     max_request_bytes_in_flight: int = Field(
-        default=32 * 2**20, ge=1, description="Bodies under way at once; one request may always be."
+        default=32 * 2**20,
+        ge=1,
+        description="Maximum total size of the bodies in flight; a single request is always sent.",
     )
-    verify_tls: bool = Field(default=True, description="Check the server's certificate.")
-    ca_file: str | None = Field(default=None, description="PEM file of a further root to trust.")
+    verify_tls: bool = Field(default=True, description="Verify the server's certificate.")
+    ca_file: str | None = Field(default=None, description="PEM file with an additional root certificate.")
 
     @field_validator("base_url")
     @classmethod
@@ -91,15 +99,20 @@ class Upstream(BaseModel):
             raise ValueError("must be a http:// or https:// address, such as http://localhost:8000/v1")
         if parts.username or parts.password:
             raise ValueError("must not hold a user name or password; use api_key or headers")
-        if endpoint := _trailing_endpoint(parts.path):
-            path = parts.path.rstrip("/").removesuffix(endpoint)
+        path = parts.path.rstrip("/")
+        if endpoint := next((known for known in _ENDPOINT_PATHS if path.endswith(known)), None):
+            path = path.removesuffix(endpoint)
             corrected_url = parts._replace(path=path, query="", fragment="").geturl()
             raise ValueError(
                 f"must not end in an endpoint ({endpoint}), which each request names: write {corrected_url}"
             )
         if parts.query or parts.fragment:
             raise ValueError("must have no query and no fragment")
-        if not _has_valid_port(parts):
+        try:  # `port` raises ValueError if it is out of range or not a number
+            has_valid_port = parts.port != 0
+        except ValueError:
+            has_valid_port = False
+        if not has_valid_port:
             raise ValueError("must have a port from 1 to 65535, or none")
         return base_url.rstrip("/")
 
@@ -140,20 +153,6 @@ class Upstream(BaseModel):
         if self.base_url.endswith("/v1") and path.startswith("/v1/"):
             return self.base_url + path.removeprefix("/v1")
         return self.base_url + path
-
-
-def _trailing_endpoint(path: str) -> str | None:
-    """Return the endpoint, without its `/v1`, that the path ends in, or None."""
-    return next(
-        (endpoint_path for endpoint_path in _ENDPOINT_PATHS if path.rstrip("/").endswith(endpoint_path)), None
-    )
-
-
-def _has_valid_port(parts: SplitResult) -> bool:
-    try:  # `port` raises ValueError if it is out of range or no number
-        return parts.port != 0
-    except ValueError:
-        return False
 
 
 def dialect_of(endpoint: str) -> Dialect:

@@ -27,13 +27,13 @@ WRONG = {
         "POST",
         "/v1/batches",
         {"metadata": {"a": "\ud800"}},
-        "metadata: '\\ud800' is no text: it has one half of a surrogate pair",
+        "metadata: '\\ud800' is not valid text: it has half of a surrogate pair",
     ),
     "no text as a name": (
         "POST",
         "/v1/batches",
         {"input_file_id": "\ud800"},
-        "input_file_id: '\\ud800' is no text: it has one half of a surrogate pair",
+        "input_file_id: '\\ud800' is not valid text: it has half of a surrogate pair",
     ),
     "no model": ("GET", "/v1/models/", None, "no upstream serves the model ''"),
     "a slash too many": (
@@ -46,13 +46,13 @@ WRONG = {
         "GET",
         "/v1/batches?include=analytics,usage",
         None,
-        "include has 'usage'; there is 'analytics' to include",
+        "include has 'usage'; only 'analytics' is known",
     ),
     "nothing to include in one": (
         "GET",
         "/v1/batches/batch-1?include=x",
         None,
-        "include has 'x'; there is 'analytics' to include",
+        "include has 'x'; only 'analytics' is known",
     ),
     "no such path": (
         "POST",

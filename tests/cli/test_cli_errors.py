@@ -77,7 +77,7 @@ WRONG = {
         {"BATCHLINE_DATABASE_URL": f"mysql://me:{SECRET}@h/x"},
     ),
     "a home that is a file": Wrong(
-        "run good.jsonl", 6, ("plain.gz cannot be made",), {"BATCHLINE_HOME": "plain.gz"}
+        "run good.jsonl", 6, ("plain.gz cannot be created",), {"BATCHLINE_HOME": "plain.gz"}
     ),
     "a storage that is a file": Wrong(
         "run good.jsonl", 6, ("plain.gz", "Not a directory"), {"BATCHLINE_STORAGE_URL": "plain.gz"}

@@ -92,7 +92,7 @@ def test_upload_form_without_file_is_rejected(web_client: WebClient):
     [
         ({"window": "soon"}, "completion_window is"),
         ({"window": "30d"}, "allowed is"),
-        ({"metadata": "night"}, "line 1 is no pair"),
+        ({"metadata": "night"}, "line 1 is not a pair"),
         ({"metadata": "a = 1\na = 2"}, "a second time"),
         ({"metadata": "\n".join(f"k{n} = v" for n in range(17))}, "at most 16"),
         ({"metadata": f"a = {'x' * 513}"}, "513"),
