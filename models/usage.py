@@ -63,7 +63,8 @@ def to_usage(reported: ReportedUsage) -> Usage | None:
     of the output but not out of the total, so that the output is `total - prompt` if that is more.
     """
     prompt, completion, total = reported.prompt_tokens, reported.completion_tokens, reported.total_tokens
-    # The ordinary case first: plain counts of OpenAI's chat completions, which need no repair.
+    cache_reads = cache_writes = 0
+    # Most replies have plain counts that add up and need no repair.
     if not (
         type(prompt) is int
         and type(completion) is int
@@ -72,8 +73,23 @@ def to_usage(reported: ReportedUsage) -> Usage | None:
         and completion >= 0
         and prompt + completion == total <= MAX_COUNT
     ):
-        return _repair(reported)
-    return _with_details(reported, prompt, completion, total, cache_reads=0, cache_writes=0)
+        if (repaired := _repair(reported)) is None:
+            return None
+        prompt, completion, total, cache_reads, cache_writes = repaired
+    reasoning = None
+    if (output_details := reported.completion_tokens_details or reported.output_tokens_details) is not None:
+        reasoning = _count(output_details.reasoning_tokens)
+    if (input_details := reported.prompt_tokens_details or reported.input_tokens_details) is not None:
+        if input_details.cached_tokens:
+            cache_reads = _count(input_details.cached_tokens) or cache_reads
+        if input_details.cache_write_tokens:
+            cache_writes = _count(input_details.cache_write_tokens) or cache_writes
+    elif reported.prompt_cache_hit_tokens:
+        cache_reads = _count(reported.prompt_cache_hit_tokens) or cache_reads
+    if not cache_reads and not cache_writes:
+        return Usage(prompt, completion, total, reasoning, 0)
+    cached = min(prompt, cache_reads)
+    return Usage(prompt, completion, total, reasoning, cached, min(prompt - cached, cache_writes))
 
 
 def read_usage(value: object) -> Usage | None:
@@ -96,8 +112,11 @@ def _count(value: Any) -> int | None:
     return value if type(value) is int and 0 <= value <= MAX_COUNT else None
 
 
-def _repair(reported: ReportedUsage) -> Usage | None:
-    """Return the usage of counts that have other names, are missing or do not add up."""
+def _repair(reported: ReportedUsage) -> tuple[int, int, int, int, int] | None:
+    """Return the input, output, total, cache reads and writes of counts that are missing or do not add up.
+
+    Returns None if there is none of them.
+    """
     prompt, completion = _count(reported.prompt_tokens), _count(reported.completion_tokens)
     total = _count(reported.total_tokens)
     cache_reads = cache_writes = 0
@@ -119,19 +138,4 @@ def _repair(reported: ReportedUsage) -> Usage | None:
     prompt, completion = prompt or 0, completion or 0
     # The sum of more than one count may exceed the limit, the total of a broken server may be below it.
     total = min(MAX_COUNT, max(total or 0, prompt + completion))
-    return _with_details(reported, prompt, completion, total, cache_reads=cache_reads, cache_writes=cache_writes)
-
-
-def _with_details(
-    reported: ReportedUsage, prompt: int, completion: int, total: int, *, cache_reads: int, cache_writes: int
-) -> Usage:
-    reasoning = None
-    if (output_details := reported.completion_tokens_details or reported.output_tokens_details) is not None:
-        reasoning = _count(output_details.reasoning_tokens)
-    if (input_details := reported.prompt_tokens_details or reported.input_tokens_details) is not None:
-        cache_reads = _count(input_details.cached_tokens) or cache_reads
-        cache_writes = _count(input_details.cache_write_tokens) or cache_writes
-    elif reported.prompt_cache_hit_tokens is not None:
-        cache_reads = _count(reported.prompt_cache_hit_tokens) or cache_reads
-    cached = min(prompt, cache_reads)
-    return Usage(prompt, completion, total, reasoning, cached, min(prompt - cached, cache_writes))
+    return prompt, completion, total, cache_reads, cache_writes

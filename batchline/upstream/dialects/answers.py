@@ -1,6 +1,8 @@
 """Types and rules that the tables of the endpoints share."""
 
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
+
+from msgspec import Meta
 
 from batchline.models.error_codes import ErrorCode
 from batchline.models.outcomes import ERROR_REASONS, FILTER_REASONS, TRUNCATION_REASONS, Mark
@@ -12,6 +14,9 @@ ORDINARY_REASONS: Final = frozenset(
 
 MAX_REASON_CHARACTERS: Final = 100
 MAX_MODEL_CHARACTERS: Final = 256
+
+ModelName = Annotated[str, Meta(min_length=1, max_length=MAX_MODEL_CHARACTERS)]
+"""The model that answered, for the fast path; others are shortened by `model_name`."""
 
 
 class Answer(NamedTuple):

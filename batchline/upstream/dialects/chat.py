@@ -7,7 +7,7 @@ from msgspec import Raw
 
 from batchline.models.outcomes import Judgement, Mark
 from batchline.models.usage import ReportedUsage, to_usage
-from batchline.upstream.dialects.answers import ORDINARY_REASONS, Answer, has_objects, has_text, model_name
+from batchline.upstream.dialects.answers import ORDINARY_REASONS, Answer, ModelName, has_objects, has_text
 from batchline.upstream.dialects.choices import Choice, read_choices
 
 
@@ -29,7 +29,7 @@ class _ChatChoice(msgspec.Struct, gc=False):
 class _ChatReply(msgspec.Struct, gc=False):
     choices: list[_ChatChoice]
     usage: ReportedUsage | None = None
-    model: str | None = None
+    model: ModelName | None = None
 
 
 _decode: Final = msgspec.json.Decoder(_ChatReply).decode
@@ -58,7 +58,7 @@ def read_quickly(body: bytes) -> Judgement | None:
         finish_reason=reply.choices[0].finish_reason,
         mark=mark,
         usage=None if usage is None else to_usage(usage),
-        model=model_name(reply.model),
+        model=reply.model,
     )
 
 

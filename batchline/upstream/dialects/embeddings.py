@@ -10,7 +10,7 @@ from msgspec import Raw, structs
 from batchline.models.error_codes import ErrorCode
 from batchline.models.outcomes import Judgement
 from batchline.models.usage import ReportedUsage, Usage, to_usage
-from batchline.upstream.dialects.answers import Answer, missing_list, model_name
+from batchline.upstream.dialects.answers import Answer, ModelName, missing_list
 
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 _BASE64_CHARACTERS: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
@@ -24,7 +24,7 @@ class _Embedding(msgspec.Struct, gc=False):
 class _EmbeddingReply(msgspec.Struct, gc=False):
     data: list[_Embedding]
     usage: ReportedUsage | None = None
-    model: str | None = None
+    model: ModelName | None = None
 
 
 class _EmbeddingRequest(msgspec.Struct, gc=False):
@@ -66,7 +66,7 @@ def read_quickly(body: bytes, inputs: int | None) -> Judgement | None:
             return None
     usage = reply.usage
     return Judgement(
-        body=body, usage=None if usage is None else to_input_usage(to_usage(usage)), model=model_name(reply.model)
+        body=body, usage=None if usage is None else to_input_usage(to_usage(usage)), model=reply.model
     )
 
 

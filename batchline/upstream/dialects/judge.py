@@ -57,28 +57,22 @@ NO_EXPECTATION: Final = Expectation()
 ANY_ANSWER: Final = Expectation(any_answer=True)
 
 
-class _Dialect(NamedTuple):
-    """The functions that read the 2xx bodies of one endpoint."""
-
-    read_quickly: Callable[[bytes, int | None], Judgement | None]
-    read_answer: Callable[[dict[str, Any], int | None], Answer]
-
-
-def _without_inputs(module: Any) -> _Dialect:
-    read_quickly, read_answer = module.read_quickly, module.read_answer
-    return _Dialect(lambda body, _: read_quickly(body), lambda body, _: read_answer(body))
-
-
 _EMBEDDINGS: Final = "/v1/embeddings"
-_DIALECTS: Final[Mapping[str, _Dialect]] = {
-    "/v1/chat/completions": _without_inputs(chat),
-    "/v1/completions": _without_inputs(completions),
-    "/v1/responses": _without_inputs(responses),
-    "/v1/messages": _without_inputs(messages),
-    "/v1/moderations": _without_inputs(moderations),
-    _EMBEDDINGS: _Dialect(embeddings.read_quickly, embeddings.read_answer),
+_QUICK_READERS: Final[Mapping[str, Callable[[bytes], Judgement | None]]] = {
+    "/v1/chat/completions": chat.read_quickly,
+    "/v1/completions": completions.read_quickly,
+    "/v1/responses": responses.read_quickly,
+    "/v1/messages": messages.read_quickly,
+    "/v1/moderations": moderations.read_quickly,
 }
-
+_READERS: Final[Mapping[str, Callable[[dict[str, Any]], Answer]]] = {
+    "/v1/chat/completions": chat.read_answer,
+    "/v1/completions": completions.read_answer,
+    "/v1/responses": responses.read_answer,
+    "/v1/messages": messages.read_answer,
+    "/v1/moderations": moderations.read_answer,
+}
+"""By endpoint; embeddings are read by their number of inputs too."""
 
 _PROXY_TIMEOUTS: Final = frozenset({408, 524})
 """Statuses of proxies that do not wait for an answer that takes long to begin."""
@@ -111,14 +105,17 @@ def judge_quickly(
     endpoint: str, status: int, body: bytes, expectation: Expectation = NO_EXPECTATION
 ) -> Judgement | None:
     """Return the judgement of an ordinary 2xx answer, or None if the reply needs `judge_fully`."""
-    dialect = _DIALECTS.get(endpoint)
-    if dialect is None or not 200 <= status < 300:
+    read_quickly = _QUICK_READERS.get(endpoint)
+    if not 200 <= status < 300 or (read_quickly is None and endpoint != _EMBEDDINGS):
         return None
     try:
         # msgspec does not check the UTF-8 of values that it skips.
         if not body.isascii():
             body.decode()
-        judgement = dialect.read_quickly(body, expectation.inputs)
+        if read_quickly is not None:
+            judgement = read_quickly(body)
+        else:
+            judgement = embeddings.read_quickly(body, expectation.inputs)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None
     if judgement is None or is_too_deep(body) or has_long_number(body):
@@ -188,9 +185,8 @@ def _reject_constant(name: str) -> NoReturn:
 
 def _judge_value(endpoint: str, status: int, body: bytes, value: object, expectation: Expectation) -> Judgement:
     """Return the judgement of a decoded 2xx body."""
-    dialect = _DIALECTS.get(endpoint)
     members = value if isinstance(value, dict) else {}
-    answer = _read_answer(dialect, value, expectation)
+    answer = _read_answer(endpoint, value, expectation)
     usage = read_usage(members.get("usage"))
     judgement = Judgement(
         body=body,
@@ -210,22 +206,28 @@ def _judge_value(endpoint: str, status: int, body: bytes, value: object, expecta
     return replace(judgement, code=answer.code, message=message, retry=retry, acts_as=status)
 
 
-def _read_answer(dialect: _Dialect | None, value: object, expectation: Expectation) -> Answer:
-    if dialect is None or expectation.any_answer:
-        return _read_any_answer(dialect, value)
+def _read_answer(endpoint: str, value: object, expectation: Expectation) -> Answer:
+    is_known = endpoint in _READERS or endpoint == _EMBEDDINGS
+    if not is_known or expectation.any_answer:
+        return _read_any_answer(endpoint if is_known else None, value)
     if isinstance(value, dict):
-        return dialect.read_answer(value, expectation.inputs)
+        return _read_object(endpoint, value, expectation.inputs)
     if value is None or value in ([], ""):
         return Answer(ErrorCode.EMPTY_RESPONSE, f"the body is {json.dumps(value)}")
-    return Answer(
-        ErrorCode.INVALID_RESPONSE, f"the body is a JSON {_KINDS.get(type(value), 'number')}, not an object"
-    )
+    kind = _KINDS.get(type(value), "number")
+    return Answer(ErrorCode.INVALID_RESPONSE, f"the body is a JSON {kind}, not an object")
 
 
-def _read_any_answer(dialect: _Dialect | None, value: object) -> Answer:
+def _read_object(endpoint: str, members: dict[str, Any], inputs: int | None) -> Answer:
+    if endpoint == _EMBEDDINGS:
+        return embeddings.read_answer(members, inputs)
+    return _READERS[endpoint](members)
+
+
+def _read_any_answer(endpoint: str | None, value: object) -> Answer:
     """Return the outcome of a body that only has to be JSON and not an error object."""
     members = value if isinstance(value, dict) else {}
-    answer = Answer() if dialect is None or not members else dialect.read_answer(members, None)
+    answer = Answer() if endpoint is None or not members else _read_object(endpoint, members, None)
     has_content = any(members.get(name) is not None for name in _CONTENT_MEMBERS)
     if not has_content and find_error(value) is not None:
         return Answer(ErrorCode.INVALID_RESPONSE, "it is an error", answer.finish_reason)

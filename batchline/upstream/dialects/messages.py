@@ -9,10 +9,10 @@ from batchline.models.usage import ReportedUsage, to_usage
 from batchline.upstream.dialects.answers import (
     ORDINARY_REASONS,
     Answer,
+    ModelName,
     empty,
     is_cut_off,
     missing_list,
-    model_name,
     reason_text,
 )
 
@@ -28,7 +28,7 @@ class _MessageReply(msgspec.Struct, gc=False):
     content: list[_Block]
     stop_reason: str | None = None
     usage: ReportedUsage | None = None
-    model: str | None = None
+    model: ModelName | None = None
 
 
 _decode: Final = msgspec.json.Decoder(_MessageReply).decode
@@ -52,7 +52,7 @@ def read_quickly(body: bytes) -> Judgement | None:
                 finish_reason=reason,
                 mark=Mark.TRUNCATED if is_truncated else None,
                 usage=None if usage is None else to_usage(usage),
-                model=model_name(reply.model),
+                model=reply.model,
             )
     return None
 

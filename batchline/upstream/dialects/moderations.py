@@ -7,7 +7,7 @@ import msgspec
 from batchline.models.error_codes import ErrorCode
 from batchline.models.outcomes import Judgement
 from batchline.models.usage import ReportedUsage, to_usage
-from batchline.upstream.dialects.answers import Answer, has_objects, missing_list, model_name
+from batchline.upstream.dialects.answers import Answer, ModelName, has_objects, missing_list
 
 
 class _Result(msgspec.Struct, gc=False):
@@ -17,7 +17,7 @@ class _Result(msgspec.Struct, gc=False):
 class _ModerationReply(msgspec.Struct, gc=False):
     results: list[_Result]
     usage: ReportedUsage | None = None
-    model: str | None = None
+    model: ModelName | None = None
 
 
 _decode: Final = msgspec.json.Decoder(_ModerationReply).decode
@@ -32,7 +32,7 @@ def read_quickly(body: bytes) -> Judgement | None:
     if not reply.results:
         return None
     usage = reply.usage
-    return Judgement(body=body, usage=None if usage is None else to_usage(usage), model=model_name(reply.model))
+    return Judgement(body=body, usage=None if usage is None else to_usage(usage), model=reply.model)
 
 
 def read_answer(body: dict[str, Any]) -> Answer:

@@ -9,10 +9,10 @@ from batchline.models.outcomes import Judgement, Mark
 from batchline.models.usage import ReportedUsage, to_usage
 from batchline.upstream.dialects.answers import (
     Answer,
+    ModelName,
     has_text,
     is_filtered,
     missing_list,
-    model_name,
     reason_text,
 )
 
@@ -31,7 +31,7 @@ class _ResponseReply(msgspec.Struct, gc=False):
     status: str
     output: list[_Item]
     usage: ReportedUsage | None = None
-    model: str | None = None
+    model: ModelName | None = None
 
 
 _decode: Final = msgspec.json.Decoder(_ResponseReply).decode
@@ -53,7 +53,7 @@ def read_quickly(body: bytes) -> Judgement | None:
         body=body,
         finish_reason=COMPLETED,
         usage=None if usage is None else to_usage(usage),
-        model=model_name(reply.model),
+        model=reply.model,
     )
 
 
