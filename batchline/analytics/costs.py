@@ -10,7 +10,7 @@ from batchline.analytics.exact_sum import exact_sums, to_int64
 from batchline.analytics.prices import PRICE_LIST_CURRENCY, PriceBook, Tariff, TokenCounts, cost_of, sum_exact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     import pandas as pd
@@ -28,16 +28,13 @@ class CostAccumulator:
         self._book = book
         self._usage: defaultdict[tuple[int, int, int], TokenCounts] = defaultdict(lambda: NO_TOKENS)
         self._tariffs: dict[int, Tariff | None] = {}
-        self._variable_tariffs: dict[int, Tariff] = {}
-        self.model_names: list[str] = []
 
     def add(self, completed: pd.DataFrame, models: np.ndarray, names: Sequence[str]) -> None:
         """Add completed requests; `models` has each one's index in `names`."""
         import numpy as np  # noqa: PLC0415 - half a second that must not delay the first request
 
         for number in np.unique(models).tolist():
-            self._find_tariff(number, names[number])
-        self.model_names = list(names)
+            self._tariffs.setdefault(number, self._book.find_tariff(names[number]))
         prompt = to_int64(completed["prompt_tokens"])
         periods, tiers = self._tariff_indexes(models, prompt, completed["started_at"].to_numpy("float64"))
         # One key for the three columns, as numpy finds unique numbers ten times as fast as unique rows.
@@ -49,22 +46,17 @@ class CostAccumulator:
             previous = self._usage[model, period, tier]
             self._usage[model, period, tier] = TokenCounts(*map(sum, zip(previous, used, strict=True)))
 
-    def _find_tariff(self, number: int, name: str) -> None:
-        if number in self._tariffs:
-            return
-        tariff = self._tariffs[number] = self._book.find_tariff(name)
-        if tariff is not None and (tariff.tier_starts or tariff.periods > 1):
-            self._variable_tariffs[number] = tariff
-
     def _tariff_indexes(
         self, models: np.ndarray, prompt: np.ndarray, started: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the period and the tier of each request's price."""
         import numpy as np  # noqa: PLC0415 - as above
 
-        # Most tariffs have a single price and need only index 0.
         periods, tiers = np.zeros(len(models), "int64"), np.zeros(len(models), "int64")
-        for number, tariff in self._variable_tariffs.items():
+        for number, tariff in self._tariffs.items():
+            # Most tariffs have a single price and need only index 0.
+            if tariff is None or (tariff.periods == 1 and not tariff.tier_starts):
+                continue
             rows = models == number
             tiers[rows] = np.searchsorted(tariff.tier_starts, prompt[rows])
             if tariff.periods > 1:
@@ -79,23 +71,13 @@ class CostAccumulator:
 
     def costs(self) -> Mapping[int, Decimal | None]:
         """Return the exact cost of each model's requests, or None for a model without a price."""
-        amounts: defaultdict[int, list[Decimal | None]] = defaultdict(list)
-        for model, amount in self._iterate_costs():
-            amounts[model].append(amount)
-        known_costs = {
-            model: [cost for cost in model_costs if cost is not None] for model, model_costs in amounts.items()
-        }
-        return {
-            # A model with any request that has no price has no total.
-            model: sum_exact(known_costs[model]) if len(known_costs[model]) == len(model_costs) else None
-            for model, model_costs in amounts.items()
-        }
-
-    def _iterate_costs(self) -> Iterator[tuple[int, Decimal | None]]:
+        totals: dict[int, Decimal | None] = {}
         for (model, period, tier), used in self._usage.items():
-            tariff = self._tariffs[model]
+            tariff, total = self._tariffs[model], totals.get(model, Decimal(0))
             prices = tariff.prices_for(period, tier) if tariff else None
-            yield model, prices.cost(used) if prices else None
+            # A model with any request that has no price has no total.
+            totals[model] = None if prices is None or total is None else sum_exact((total, prices.cost(used)))
+        return totals
 
     def max_cost(self, name: str, tokens: int) -> Decimal | None:
         """Return the highest cost of `tokens` tokens of any kind, or None if the model has no price."""

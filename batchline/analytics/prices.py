@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Context, Decimal
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from batchline.models.settings import ModelPrice, Settings
 
 if TYPE_CHECKING:
-    from genai_prices.types import ModelInfo, Provider
+    from genai_prices.types import ModelInfo, Provider, Tier
 
 MILLIONTH = Decimal("1e-6")
 THOUSANDTH = Decimal("1e-3")
@@ -167,14 +167,12 @@ class PriceBook:
     def find_tariff(self, model: str) -> Tariff | None:
         """Return the model's tariff, or None if no price is known."""
         if model not in self._tariffs:
-            self._tariffs[model] = self._look_up_tariff(model)
+            configured_price = self._configured.get(model)
+            if configured_price is not None:
+                self._tariffs[model] = ConfiguredTariff(configured_price)
+            else:
+                self._tariffs[model] = find_listed_tariff(model, self._url_of(model)) if model else None
         return self._tariffs[model]
-
-    def _look_up_tariff(self, model: str) -> Tariff | None:
-        configured_price = self._configured.get(model)
-        if configured_price is not None:
-            return ConfiguredTariff(configured_price)
-        return find_listed_tariff(model, self._url_of(model)) if model else None
 
     @cached_property
     def version(self) -> str:
@@ -222,15 +220,9 @@ def find_listed_tariff(model: str, url: str | None) -> Tariff | None:
     return PriceListTariff(provider, model_info) if provider and model_info else None
 
 
-def _tiers_of(price: object) -> list[PriceTier]:
+def _tiers_of(price: object) -> list[Tier]:
+    """Return the tiers of a price in the list: above `start` prompt tokens, all tokens cost a tier's `price`."""
     return getattr(price, "tiers", [])
-
-
-class PriceTier(Protocol):
-    """A tier of the list: above `start` prompt tokens, all tokens of a request cost `price`."""
-
-    start: int
-    price: Decimal
 
 
 def _price_at(price: object, prompt_tokens: int) -> Decimal | None:

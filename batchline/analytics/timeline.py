@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from math import floor
 from typing import TYPE_CHECKING
 
@@ -95,8 +95,9 @@ class Timeline:
     def _widen_intervals(self) -> None:
         """Widen the intervals until there are at most `MAX_INTERVALS`."""
         first_s, last_s = self.first_s or 0.0, self.last_s or 0.0
+        widths = chain(WIDTHS_S, (WIDTHS_S[-1] * 2**power for power in count(1)))
         width_s = next(
-            width_s for width_s in _interval_widths() if _interval_count(first_s, last_s, width_s) <= MAX_INTERVALS
+            width_s for width_s in widths if floor(last_s / width_s) - floor(first_s / width_s) < MAX_INTERVALS
         )
         if width_s <= self.width_s:
             return
@@ -129,12 +130,3 @@ class Timeline:
                 )
             )
         return points
-
-
-def _interval_widths() -> Iterator[float]:
-    yield from WIDTHS_S
-    yield from (WIDTHS_S[-1] * 2**power for power in count(1))
-
-
-def _interval_count(first_s: float, last_s: float, width_s: float) -> int:
-    return floor(last_s / width_s) - floor(first_s / width_s) + 1

@@ -7,7 +7,7 @@ million requests.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from batchline.analytics.exact_sum import exact_sums, to_int64
 from batchline.analytics.latency import Distribution, GroupedDistribution, LatencyHistogram
 from batchline.analytics.prices import PriceBook, format_cost, sum_exact
 from batchline.analytics.timeline import Timeline
-from batchline.models.analytics import BatchAnalytics, BatchReport, ModelMetrics, Percentiles
+from batchline.models.analytics import BatchAnalytics, BatchReport, ModelMetrics
 from batchline.models.error_codes import UNANSWERED_CODES, ErrorCode
 from batchline.models.settings import ModelPrice
 
@@ -45,24 +45,17 @@ def compute_analytics(
     tables: Iterable[pa.Table], *, prices: Mapping[str, ModelPrice] | PriceBook
 ) -> tuple[BatchAnalytics, BatchReport]:
     """Return analytics of the completed requests and the report on all, from tables with `metrics_schema()`."""
-    totals = AnalyticsTotals(prices)
-    for frame in _read_frames(tables):
-        totals.add(frame)
-    return totals.analytics(), totals.report()
-
-
-def _read_frames(tables: Iterable[pa.Table]) -> Iterator[pd.DataFrame]:
-    """Yield the tables' rows, several small tables at a time."""
-    pending: list[pa.Table] = []
-    rows = 0
+    totals, pending, rows = AnalyticsTotals(prices), [], 0
     for table in tables:
+        # Several small tables at a time.
         pending.append(table.select(list(COLUMNS)))
         rows += table.num_rows
         if rows >= ROWS_PER_FRAME:
-            yield _to_frame(pending)
+            totals.add(_to_frame(pending))
             pending, rows = [], 0
     if pending:
-        yield _to_frame(pending)
+        totals.add(_to_frame(pending))
+    return totals.analytics(), totals.report()
 
 
 def _to_frame(tables: list[pa.Table]) -> pd.DataFrame:
@@ -106,8 +99,16 @@ class AnalyticsTotals:
         completed = frame[ok]
         self._request_counts.update(total=len(frame), completed=len(completed))
         self._reported_columns |= {name for name in OPTIONAL_TOKEN_COLUMNS if completed[name].notna().any()}
-        self._add_attempts(frame)
-        self._add_failures(frame[~ok])
+        for attempts, count in frame["attempts"].value_counts().items():
+            self._requests_by_attempts[int(str(attempts))] += int(count)
+        for reasons, count in frame["retries"].value_counts().items():
+            for reason in filter(None, str(reasons).split(",")):
+                self._retry_reasons[reason] += int(count)
+        failed = frame[~ok]
+        statuses = failed["status_code"].fillna(0).astype("int64")
+        counts = statuses.groupby(failed["error_code"], observed=True).value_counts()
+        for code, status, count in counts.reset_index().itertuples(index=False):
+            self._failures[str(code)][int(status)] += int(count)
         self._add_models(frame, completed, models, ok)
         self._add_times(frame, models, ok)
         self._costs.add(completed, models[ok], self._model_names)
@@ -129,19 +130,6 @@ class AnalyticsTotals:
             self._model_numbers[name] = len(self._model_names)
             self._model_names.append(name)
         return self._model_numbers[name]
-
-    def _add_attempts(self, frame: pd.DataFrame) -> None:
-        for attempts, count in frame["attempts"].value_counts().items():
-            self._requests_by_attempts[int(str(attempts))] += int(count)
-        for reasons, count in frame["retries"].value_counts().items():
-            for reason in filter(None, str(reasons).split(",")):
-                self._retry_reasons[reason] += int(count)
-
-    def _add_failures(self, failed: pd.DataFrame) -> None:
-        statuses = failed["status_code"].fillna(0).astype("int64")
-        counts = statuses.groupby(failed["error_code"], observed=True).value_counts()
-        for code, status, count in counts.reset_index().itertuples(index=False):
-            self._failures[str(code)][int(status)] += int(count)
 
     def _add_models(
         self, frame: pd.DataFrame, completed: pd.DataFrame, models: np.ndarray, ok: np.ndarray
@@ -171,7 +159,13 @@ class AnalyticsTotals:
         self._distributions["ttfb_ms"].add(ttfb_ms[ok])
         self._distributions["queued_ms"].add(queued_ms)
         self._histogram.add(duration_ms, ok)
-        self._add_generation_times(duration_ms[ok], models[ok], to_int64(frame["completion_tokens"])[ok])
+        # Completed requests with a duration give the generation speed of their model.
+        is_timed = ok & ~np.isnan(duration_ms)
+        timed_models = models[is_timed]
+        self._add_sums("timed", timed_models, is_timed[is_timed])
+        self._add_sums("timed_tokens", timed_models, to_int64(frame["completion_tokens"])[is_timed])
+        for number, total_ms in enumerate(np.bincount(timed_models, weights=duration_ms[is_timed]).tolist()):
+            self._duration_ms_by_model[number] += total_ms
         started_at = frame["started_at"].to_numpy("float64")
         ended_at = started_at + np.maximum(duration_ms, 0.0) / 1e3
         # Requests that were never sent have no times.
@@ -179,26 +173,11 @@ class AnalyticsTotals:
         tokens = to_int64(frame["total_tokens"])
         self._timeline.add(started_at[is_known], ended_at[is_known], ok[is_known], tokens[is_known])
 
-    def _add_generation_times(self, duration_ms: np.ndarray, models: np.ndarray, tokens: np.ndarray) -> None:
-        """Add durations of completed requests and their completion tokens, by model."""
-        import numpy as np  # noqa: PLC0415 - as above
-
-        is_timed = ~np.isnan(duration_ms)
-        models, count = models[is_timed], len(self._model_names)
-        self._add_sums("timed", models, is_timed[is_timed])
-        self._add_sums("timed_tokens", models, tokens[is_timed])
-        for number, total_ms in enumerate(
-            np.bincount(models, weights=duration_ms[is_timed], minlength=count).tolist()
-        ):
-            self._duration_ms_by_model[number] += total_ms
-
     def _sum_of(self, name: str) -> int:
         return sum(self._sums_by_model[name].values())
 
     def analytics(self) -> BatchAnalytics:
         """Return the analytics."""
-        costs = self._costs.costs().values()
-        known_costs = [cost for cost in costs if cost is not None]
         return BatchAnalytics(
             total_requests=self._request_counts["completed"],
             total_prompt_tokens=self._sum_of("prompt_tokens"),
@@ -208,15 +187,14 @@ class AnalyticsTotals:
             avg_duration_ms=self._distributions["duration_ms"].mean(),
             avg_ttfb_ms=self._distributions["ttfb_ms"].mean(),
             # A sum without an unpriced model would be taken for the total; the report has it as `known_cost`.
-            total_cost=format_cost(sum_exact(known_costs))
-            if known_costs and len(known_costs) == len(costs)
-            else None,
+            total_cost=_total_cost(self._costs.costs().values()),
         )
 
     def report(self) -> BatchReport:
         """Return the detailed report."""
         costs = self._costs.costs()
-        known_costs = [cost for cost in costs.values() if cost is not None]
+        known_cost = _total_cost([cost for cost in costs.values() if cost is not None])
+        wasted_tokens = self._sums_by_model["wasted_tokens"].items()
         failures = sorted(self._failures.items(), key=lambda item: (-item[1].total(), item[0]))
         expired, cancelled = (
             self._failures[code].total() if code in self._failures else 0
@@ -235,16 +213,41 @@ class AnalyticsTotals:
             requests_by_attempts=dict(sorted(self._requests_by_attempts.items())),
             failures={code: statuses.total() for code, statuses in failures},
             failure_statuses={code: dict(statuses.most_common()) for code, statuses in failures},
-            models=self._build_models(costs),
+            models=self._model_metrics(costs),
             **self._time_fields(),
             without_usage=self._sum_of("without_usage"),
             wasted_tokens=self._sum_of("wasted_tokens"),
-            wasted_cost_at_most=self._max_wasted_cost(),
-            known_cost=format_cost(sum_exact(known_costs)) if known_costs else None,
+            wasted_cost_at_most=_total_cost(
+                [self._costs.max_cost(self._model_names[number], tokens) for number, tokens in wasted_tokens]
+            ),
+            known_cost=known_cost,
             unpriced_models=sorted(self._model_names[number] for number, cost in costs.items() if cost is None),
-            currency=self._costs.currency() if known_costs else None,
+            currency=None if known_cost is None else self._costs.currency(),
             price_list=self._book.version if costs else None,
         )
+
+    def _model_metrics(self, costs: Mapping[int, Decimal | None]) -> list[ModelMetrics]:
+        """Return the metrics of each model, sorted by name."""
+        percentiles, models = self._durations.percentiles_by_group(), []
+        for name, number in sorted(self._model_numbers.items()):
+            counts = {column: self._sums_by_model[column][number] for column in SUMMED_COLUMNS}
+            timed, total_ms = self._sums_by_model["timed"][number], self._duration_ms_by_model[number]
+            cost = costs.get(number)
+            models.append(
+                ModelMetrics(
+                    model=name,
+                    failed=counts["requests"] - counts["completed"] - self._sums_by_model["unanswered"][number],
+                    **counts,
+                    avg_duration_ms=total_ms / timed if timed else None,
+                    duration_ms=percentiles.get(number),
+                    completion_tokens_per_s=_rate_per_s(
+                        self._sums_by_model["timed_tokens"][number], total_ms / 1e3
+                    ),
+                    cost=None if cost is None else format_cost(cost),
+                    price_source=self._costs.price_source(number),
+                )
+            )
+        return models
 
     def _time_fields(self) -> dict[str, Any]:
         """Return the report's fields about time of day and rates."""
@@ -264,35 +267,11 @@ class AnalyticsTotals:
             **{name: _rate_per_s(count, span_s) for name, count in counts.items()},
         }
 
-    def _max_wasted_cost(self) -> str | None:
-        """Return the highest cost of the wasted tokens, or None if there are none or a price is missing."""
-        wasted_tokens = self._sums_by_model["wasted_tokens"]
-        costs = [
-            self._costs.max_cost(self._model_names[number], tokens) for number, tokens in wasted_tokens.items()
-        ]
-        known_costs = [cost for cost in costs if cost is not None]
-        return format_cost(sum_exact(known_costs)) if known_costs and len(known_costs) == len(costs) else None
 
-    def _build_models(self, costs: Mapping[int, Decimal | None]) -> list[ModelMetrics]:
-        percentiles = self._durations.percentiles_by_group()
-        return [
-            self._build_model(number, costs.get(number), percentiles.get(number))
-            for _, number in sorted(self._model_numbers.items())
-        ]
-
-    def _build_model(self, number: int, cost: Decimal | None, percentiles: Percentiles | None) -> ModelMetrics:
-        counts = {name: self._sums_by_model[name][number] for name in SUMMED_COLUMNS}
-        timed_requests, total_ms = self._sums_by_model["timed"][number], self._duration_ms_by_model[number]
-        return ModelMetrics(
-            model=self._model_names[number],
-            failed=counts["requests"] - counts["completed"] - self._sums_by_model["unanswered"][number],
-            **counts,
-            avg_duration_ms=total_ms / timed_requests if timed_requests else None,
-            duration_ms=percentiles,
-            completion_tokens_per_s=_rate_per_s(self._sums_by_model["timed_tokens"][number], total_ms / 1e3),
-            cost=None if cost is None else format_cost(cost),
-            price_source=self._costs.price_source(number),
-        )
+def _total_cost(costs: Collection[Decimal | None]) -> str | None:
+    """Return the sum of the costs, or None if there are none or one is unknown."""
+    known_costs = [cost for cost in costs if cost is not None]
+    return format_cost(sum_exact(known_costs)) if known_costs and len(known_costs) == len(costs) else None
 
 
 def _rate_per_s(count: int, span_s: float) -> float | None:

@@ -19,7 +19,7 @@ ERROR_MEANINGS: Final[Mapping[str, str]] = {
     ErrorCode.SERVER_ERROR: "the server failed, to the last attempt",
     ErrorCode.TIMEOUT: "no answer in time, to the last attempt",
     ErrorCode.CONNECTION_ERROR: "the connection failed, to the last attempt",
-    ErrorCode.INVALID_RESPONSE: "an answer that is none, to the last attempt",
+    ErrorCode.INVALID_RESPONSE: "not a valid response, even at the last attempt",
     ErrorCode.BATCH_EXPIRED: "not answered when the window closed",
     ErrorCode.BATCH_CANCELLED: "not answered when the batch was cancelled",
     ErrorCode.BATCH_FAILED: "not sent, as the server refused everything",

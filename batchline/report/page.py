@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from batchline.models.analytics import BatchReport, ModelMetrics
+from batchline.models.analytics import BatchReport
 from batchline.models.manifest import Manifest
 from batchline.report.charts import build_histogram, build_timeline
 from batchline.report.formatting import ERROR_MEANINGS, FILTERS, outcome_sentence, unanswered_by_word
@@ -32,7 +32,17 @@ def write_page(store: ObjectStore, batch: BatchRecord, report: BatchReport, mani
 
 def render_page(batch: BatchRecord, report: BatchReport, samples: Mapping[str, Sequence[Sample]]) -> bytes:
     """Return the page of a finished batch as HTML, with samples of its failures by error code."""
-    page = _load_template().render(template_context(batch, report, samples), files=_list_files(batch), files_at="")
+    files = [
+        ("output.jsonl", "requests that succeeded", batch.output_file_id is not None),
+        ("errors.jsonl", "requests that failed", batch.error_file_id is not None),
+        ("requests.parquet", "metrics, a row a request", True),
+        ("report.json", "the figures of this page", True),
+    ]
+    page = _load_template().render(
+        template_context(batch, report, samples),
+        files=[(name, content) for name, content, exists in files if exists],
+        files_at="",
+    )
     # Model names and messages may contain lone surrogates, which UTF-8 cannot encode.
     return page.encode("utf-8", errors="replace")
 
@@ -42,20 +52,28 @@ def template_context(
 ) -> dict[str, Any]:
     """Return the templates' variables for a finished batch, except `files_at`, the prefix of file links."""
     models = sorted(report.models, key=lambda model: (-model.requests, model.model))
+    others = models[MAX_SHOWN_MODELS:]
+    summed = ("requests", "failed", "prompt_tokens", "completion_tokens", "total_tokens")
+    other_models = {
+        "models": len(others),
+        **{name: sum(getattr(model, name) for model in others) for name in summed},
+    }
+    started_at = batch.in_progress_at
     return {
         "batch": batch,
         "report": report,
         "usage": batch.analytics,
         "outcome": outcome_sentence(batch, report),
         "unanswered": unanswered_by_word(report),
-        "took_s": _duration_s(batch),
+        # Timestamps are whole seconds; a short batch must not appear to have taken no time.
+        "took_s": None if started_at is None else max(1, batch.ended_at - started_at),
         "errors": (batch.errors or ())[:MAX_SHOWN_ERRORS],
         "samples": samples,
         "meanings": ERROR_MEANINGS,
         "histogram": build_histogram(report),
         "timeline": build_timeline(report),
         "models": models[:MAX_SHOWN_MODELS],
-        "other_models": _sum_models(models[MAX_SHOWN_MODELS:]),
+        "other_models": other_models if others else None,
     }
 
 
@@ -76,30 +94,3 @@ def build_environment(loader: BaseLoader) -> Environment:
     )
     env.filters.update(FILTERS)
     return env
-
-
-def _duration_s(batch: BatchRecord) -> int | None:
-    """Return the seconds from the first request to the end, at least 1, or None if nothing was sent."""
-    if batch.in_progress_at is None:
-        return None
-    # Timestamps are whole seconds; a short batch must not appear to have taken no time.
-    return max(1, batch.ended_at - batch.in_progress_at)
-
-
-def _sum_models(models: Sequence[ModelMetrics]) -> dict[str, Any] | None:
-    """Return the sums over models that are not shown individually, or None if there are none."""
-    if not models:
-        return None
-    names = ("requests", "failed", "prompt_tokens", "completion_tokens", "total_tokens")
-    return {"models": len(models), **{name: sum(getattr(model, name) for model in models) for name in names}}
-
-
-def _list_files(batch: BatchRecord) -> list[tuple[str, str]]:
-    """Return the names and descriptions of the files stored next to the page."""
-    files = [
-        ("output.jsonl", "requests that succeeded", batch.output_file_id is not None),
-        ("errors.jsonl", "requests that failed", batch.error_file_id is not None),
-        ("requests.parquet", "figures, a row a request", True),
-        ("report.json", "the figures of this page", True),
-    ]
-    return [(name, content) for name, content, exists in files if exists]

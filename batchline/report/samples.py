@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -48,7 +49,9 @@ class FirstFailures:
             for number, code in enumerate(codes.dictionary.to_pylist()):
                 missing = SAMPLES_PER_CODE - len(self._by_code[code])
                 rows = np.flatnonzero(numbers == number)[:missing] if missing else ()
-                self._by_code[code] += [_read_failure(table, first + int(row)) for row in rows]
+                self._by_code[code] += [
+                    Failure(**{name: table[name][first + int(row)].as_py() for name in _COLUMNS}) for row in rows
+                ]
             first += len(codes)
 
     def as_list(self) -> list[Failure]:
@@ -59,27 +62,20 @@ class FirstFailures:
         )
 
 
-def _read_failure(table: pa.Table, row: int) -> Failure:
-    return Failure(**{name: table[name][row].as_py() for name in _COLUMNS})
-
-
 def read_samples(store: ObjectStore, key: str, failures: Sequence[Failure]) -> dict[str, list[Sample]]:
-    """Return the failures by code with their messages from the error file; raises as the store does."""
+    """Return the failures by code with their messages from the error file; raises as the store does.
+
+    A message that is not in the last bytes of its line is empty.
+    """
     samples: defaultdict[str, list[Sample]] = defaultdict(list)
     reader = RangeReader(store, key, read_ahead_bytes=2 * TAIL_BYTES) if failures else None
     for failure in failures:
         end = failure.offset + failure.length
         tail = reader.read(max(failure.offset, end - TAIL_BYTES), end) if reader else b""
-        samples[failure.error_code].append(Sample(failure, _parse_message(tail)))
+        # Quotes within strings are escaped, so the last match is the line's own member.
+        start = tail.rfind(_ERROR_KEY + b'{"code":')
+        error: dict[str, str] = {}
+        with suppress(msgspec.DecodeError, UnicodeDecodeError):
+            error = msgspec.json.decode(tail[start + len(_ERROR_KEY) :].rstrip()[:-1], type=dict[str, str])
+        samples[failure.error_code].append(Sample(failure, error.get("message", "")))
     return samples
-
-
-def _parse_message(tail: bytes) -> str:
-    """Return the message in the last bytes of an error line, or an empty text if it is not there."""
-    # Quotes within strings are escaped, so the last match is the line's own member.
-    start = tail.rfind(_ERROR_KEY + b'{"code":')
-    try:
-        error = msgspec.json.decode(tail[start + len(_ERROR_KEY) :].rstrip()[:-1], type=dict[str, str])
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return ""
-    return error.get("message", "")

@@ -15,6 +15,7 @@ import msgspec
 
 from batchline.models.errors import SourceFault, StorageFault
 from batchline.storage.objects.readers import Readable
+from batchline.storage.objects.store import ObjectStore
 
 JSONL_SUFFIXES: Final = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 OUTBOX_FOLDER, TAKEN_FOLDER, QUARANTINE_FOLDER = SIBLING_FOLDERS = ("outbox", "taken", "quarantine")
@@ -40,6 +41,9 @@ class WatchedFolder(ABC):
     parent_uri: str
     """The address of the parent of the sibling folders."""
 
+    _store: ObjectStore
+    """The objects below that parent."""
+
     @abstractmethod
     def list_files(self, pattern: str) -> Iterator[WatchedFile]:
         """Yield the files whose names match the pattern, sorted by name, without hidden ones."""
@@ -48,9 +52,17 @@ class WatchedFolder(ABC):
     def open_version(self, file: WatchedFile) -> AbstractContextManager[Readable]:
         """Open the listed version; raises `Conflict`, at the latest when the block ends, if it has changed."""
 
-    @abstractmethod
     def find_free_name(self, file: WatchedFile, sibling: str, names: Iterable[str]) -> str:
         """Return the first of the names that no other file has in the sibling folder, else the last name."""
+        name = ""
+        for name in names:
+            if self.is_free(sibling, name, file):
+                break
+        return name
+
+    @abstractmethod
+    def is_free(self, sibling: str, name: str, file: WatchedFile) -> bool:
+        """Return True if the sibling folder has no file of the name, or the listed version of the file."""
 
     @abstractmethod
     def move_to_sibling(self, file: WatchedFile, sibling: str, name: str) -> bool:
@@ -60,9 +72,11 @@ class WatchedFolder(ABC):
     def delete(self, file: WatchedFile) -> bool:
         """Delete the listed version; return False if the file has changed or is gone."""
 
-    @abstractmethod
     def write_to_sibling(self, sibling: str, name: str, blocks: Iterable[bytes]) -> None:
         """Write a file to the sibling folder atomically, replacing an existing one."""
+        with translate_storage_faults(), self._store.writer(f"{sibling}/{name}") as file:
+            for block in blocks:
+                file.write(block)
 
     @abstractmethod
     def delete_from_sibling(self, sibling: str, name: str) -> None:

@@ -60,14 +60,11 @@ class LocalWatchedFolder(WatchedFolder):
         if any(not stat.S_ISREG(status.st_mode) or _version_of(status) != file.version for status in statuses):
             raise Conflict(f"{self.uri_of(file.name)} has changed since it was listed")
 
-    def find_free_name(self, file: WatchedFile, sibling: str, names: Iterable[str]) -> str:
-        """Return the first of the names that no other file has there, else the last name."""
-        name = ""
-        for name in names:
-            with _translate_os_errors(self._sibling_path(sibling, name)):
-                if self._current_version(self._sibling_path(sibling, name)) in {None, file.version}:
-                    return name
-        return name
+    def is_free(self, sibling: str, name: str, file: WatchedFile) -> bool:
+        """Return True if the folder has no file of the name, or the listed version of the file."""
+        path = self._sibling_path(sibling, name)
+        with _translate_os_errors(path):
+            return self._current_version(path) in {None, file.version}
 
     def move_to_sibling(self, file: WatchedFile, sibling: str, name: str) -> bool:
         """Link the file to its new name, check the version of the link, and delete the old name."""
@@ -133,12 +130,6 @@ class LocalWatchedFolder(WatchedFolder):
                         restored.append(file.name)
                     aside.rmdir()
         return restored
-
-    def write_to_sibling(self, sibling: str, name: str, blocks: Iterable[bytes]) -> None:
-        """Write to a temporary file and rename it."""
-        with translate_storage_faults(), self._store.writer(f"{sibling}/{name}") as file:
-            for block in blocks:
-                file.write(block)
 
     def delete_from_sibling(self, sibling: str, name: str) -> None:
         """Delete the file, if it exists."""

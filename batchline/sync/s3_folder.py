@@ -6,7 +6,7 @@ just before; on those servers an object that is put in between is lost.
 """
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
@@ -97,6 +97,7 @@ class S3WatchedFolder(WatchedFolder):
         parent_prefix, _, self._folder = prefix.rpartition("/")
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
         self.parent_uri = f"s3://{bucket}/{parent_prefix}".rstrip("/")
+        self._store: _VersionedObjects
         with translate_storage_faults():
             self._store = _VersionedObjects(self.parent_uri, settings)
 
@@ -123,19 +124,15 @@ class S3WatchedFolder(WatchedFolder):
                 raise _changed_error(self.uri_of(file.name))
             yield _S3Reader(io.BufferedReader(object_file, EXTERNAL_BUFFER_BYTES), self.uri_of(file.name))
 
-    def find_free_name(self, file: WatchedFile, sibling: str, names: Iterable[str]) -> str:
-        """Return the first of the names that no other object has there, else the last name."""
-        name = ""
-        for name in names:
-            try:
-                with translate_storage_faults():
-                    existing = self._store.info(f"{sibling}/{name}")
-            except NotFound:
-                return name
-            # The same version: an earlier pass was killed between the copy and the delete.
-            if (existing.size_bytes, existing.version) == (file.size_bytes, file.version):
-                return name
-        return name
+    def is_free(self, sibling: str, name: str, file: WatchedFile) -> bool:
+        """Return True if the folder has no object of the name, or the listed version of the object."""
+        try:
+            with translate_storage_faults():
+                existing = self._store.info(f"{sibling}/{name}")
+        except NotFound:
+            return True
+        # The same version: an earlier pass was killed between the copy and the delete.
+        return (existing.size_bytes, existing.version) == (file.size_bytes, file.version)
 
     def move_to_sibling(self, file: WatchedFile, sibling: str, name: str) -> bool:
         """Copy the listed version, then delete it; an object that is put in between stays."""
@@ -149,12 +146,6 @@ class S3WatchedFolder(WatchedFolder):
         """Delete the listed version; a bucket with versioning keeps it as a previous version."""
         with translate_storage_faults():
             return self._store.delete_version(self._object_info(file))
-
-    def write_to_sibling(self, sibling: str, name: str, blocks: Iterable[bytes]) -> None:
-        """Write an object, which becomes visible when complete."""
-        with translate_storage_faults(), self._store.writer(f"{sibling}/{name}") as file:
-            for block in blocks:
-                file.write(block)
 
     def delete_from_sibling(self, sibling: str, name: str) -> None:
         """Delete the object, if it exists."""

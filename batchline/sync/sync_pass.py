@@ -27,7 +27,6 @@ from batchline.models.errors import (
     SourceFault,
 )
 from batchline.models.ids import new_sync_id
-from batchline.models.settings import Settings
 from batchline.models.status import BatchStatus
 from batchline.models.sync import SyncEvent, SyncEventKind, SyncOptions, SyncSummary, summarize_events
 from batchline.steps.check_input import check_input
@@ -77,7 +76,13 @@ def sync_source(
     options, `NotFound` if the folder does not exist, `StorageFault` if our storage or records fail.
     """
     chosen = requested_options or SyncOptions()
-    _check_options(services.settings, chosen)
+    if chosen.endpoint is not None:
+        services.settings.require_endpoint(chosen.endpoint)
+    services.settings.require_window_s(chosen.completion_window)
+    try:
+        validate_metadata(chosen.metadata)
+    except ValueError as error:
+        raise InvalidInput(str(error), param="metadata") from None
     folder, pattern = open_watched_folder(uri, services.settings)
     sync_pass = _SyncPass(services, folder, chosen, new_batch, start_batch, dry_run=dry_run)
 
@@ -88,16 +93,6 @@ def sync_source(
             yield event
 
     return summarize_events(reported_events(), sync_id=sync_pass.sync_id, source=folder.uri, dry_run=dry_run)
-
-
-def _check_options(settings: Settings, options: SyncOptions) -> None:
-    if options.endpoint is not None:
-        settings.require_endpoint(options.endpoint)
-    settings.require_window_s(options.completion_window)
-    try:
-        validate_metadata(options.metadata)
-    except ValueError as error:
-        raise InvalidInput(str(error), param="metadata") from None
 
 
 class _SyncPass:
