@@ -62,35 +62,32 @@ class Timeline:
         self.first_s = first_s if self.first_s is None else min(self.first_s, first_s)
         self.last_s = last_s if self.last_s is None else max(self.last_s, last_s)
         self._widen_intervals()
-        for interval, number, offset_s in self._group_by_interval(started_at):
+        for interval, number, offset_s, _ in self._group_by_interval(started_at):
             interval.started += number
             interval.started_s += offset_s
-        for interval, number, offset_s in self._group_by_interval(ended_at):
+        for interval, number, offset_s, _ in self._group_by_interval(ended_at):
             interval.ended += number
             interval.ended_s += offset_s
-        for interval, number, _ in self._group_by_interval(ended_at[~ok]):
+        for interval, number, *_ in self._group_by_interval(ended_at[~ok]):
             interval.failed += number
-        self._add_completed(ended_at[ok], tokens[ok])
+        for interval, number, _, total in self._group_by_interval(ended_at[ok], tokens[ok]):
+            interval.completed += number
+            interval.tokens += total
 
-    def _group_by_interval(self, times: np.ndarray) -> Iterator[tuple[Interval, int, float]]:
-        """Yield each interval with times in it, their number, and the sum of their seconds from its start."""
+    def _group_by_interval(
+        self, times: np.ndarray, tokens: np.ndarray | None = None
+    ) -> Iterator[tuple[Interval, int, float, int]]:
+        """Yield each interval with times in it: their number, sum of seconds from its start, and tokens."""
         import numpy as np  # noqa: PLC0415 - half a second that must not delay the first request
 
         indexes = np.floor(times / self.width_s).astype("int64")
         numbers, inverse, sizes = np.unique(indexes, return_inverse=True, return_counts=True)
         offsets = np.bincount(inverse, weights=times - indexes * self.width_s, minlength=len(numbers))
-        for number, size, offset_s in zip(numbers.tolist(), sizes.tolist(), offsets.tolist(), strict=True):
-            yield self._intervals[number], size, offset_s
-
-    def _add_completed(self, ended_at: np.ndarray, tokens: np.ndarray) -> None:
-        import numpy as np  # noqa: PLC0415 - as above
-
-        indexes = np.floor(ended_at / self.width_s).astype("int64")
-        numbers, inverse, sizes = np.unique(indexes, return_inverse=True, return_counts=True)
-        sums = exact_sums(inverse, tokens, len(numbers))
-        for number, size, total in zip(numbers.tolist(), sizes.tolist(), sums, strict=True):
-            self._intervals[number].completed += size
-            self._intervals[number].tokens += total
+        totals = [0] * len(numbers) if tokens is None else exact_sums(inverse, tokens, len(numbers))
+        for number, size, offset_s, total in zip(
+            numbers.tolist(), sizes.tolist(), offsets.tolist(), totals, strict=True
+        ):
+            yield self._intervals[number], size, offset_s, total
 
     def _widen_intervals(self) -> None:
         """Widen the intervals until there are at most `MAX_INTERVALS`."""

@@ -15,7 +15,7 @@ from typing import Self
 
 from batchline.analytics.request_metrics import RequestMetrics
 from batchline.engine.send_context import SenderBase
-from batchline.engine.sender_reports import RemoteSenders, SenderReport, decode_reports, encode_report, fatal_stop
+from batchline.engine.sender_reports import IDLE_PROGRESS, RemoteSenders, fatal_stop
 from batchline.engine.services import Services
 from batchline.models.batches import PauseCode
 from batchline.models.error_codes import ErrorCode
@@ -47,7 +47,6 @@ class BatchLease(SenderBase):
         self.claim = claim
         self.validation_slots = services.validation_slots
         self._remote_senders: RemoteSenders | None = None
-        self._report_number = 0
         self._previous_counts = [0, 0]
         self._started_chunks: set[int] = set()
         self._note_heartbeat(claimed_at)
@@ -110,18 +109,12 @@ class BatchLease(SenderBase):
 
     def exchange_reports(self) -> None:
         """Read the reports of the other senders; stop if an upstream refuses every request of one of them."""
-        if self._remote_senders is None:
-            return
-        self._report_number += 1
-        own_report = SenderReport(number=self._report_number, stopped=self.session.stop_reason)
-        report_texts = self.records.report_sender(
-            self.batch.id, self.claim.epoch, RUNNER_SENDER, encode_report(own_report).decode()
-        ).reports
-        report_texts.pop(RUNNER_SENDER)
-        reports = decode_reports(report_texts)
-        self._remote_senders.update(reports)
-        if (stop := fatal_stop(reports.values())) is not None:
-            self.session.stop(stop)
+        if self._remote_senders is not None:
+            # The counts and the progress of this process are in the records already.
+            _, reports = self._send_own_report(self.claim.epoch, chunks={}, progress=IDLE_PROGRESS)
+            self._remote_senders.update(reports)
+            if (stop := fatal_stop(reports.values())) is not None:
+                self.session.stop(stop)
 
     def progress(self) -> SessionProgress:
         """Return the progress of all sender processes, without requests settled before this session."""

@@ -3,29 +3,15 @@
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
+from batchline.engine.lease import BatchLease
 from batchline.models.formatting import span, speed
-from batchline.storage.records.store import BatchRecord
-from batchline.upstream.batch_session import BatchSession
 from batchline.upstream.session_progress import SessionProgress
 
 RATE_WINDOW_S = 60.0
 IDLE_AFTER_S = 20.0
 """Seconds without a settled request after which the idle time is shown instead of a rate."""
-
-
-class CountsSource(Protocol):
-    """The part of a `BatchLease` that a meter reads."""
-
-    batch: BatchRecord
-    session: BatchSession
-
-    def counts(self) -> tuple[int, int]:
-        """Return the requests completed and failed so far, earlier sessions included."""
-
-    def progress(self) -> SessionProgress:
-        """Return the progress of this session, in all sender processes."""
 
 
 class ProgressSnapshot(NamedTuple):
@@ -76,18 +62,18 @@ class RecentRate:
 class ProgressMeter:
     """Computes progress snapshots from repeated readings of a lease's counters."""
 
-    def __init__(self, source: CountsSource, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._source = source
+    def __init__(self, lease: BatchLease, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._lease = lease
         self._clock = clock
         self._rate = RecentRate()
 
     def read(self) -> ProgressSnapshot | None:
         """Return the batch's progress, or None while its input is being validated."""
-        total = self._source.batch.total
+        total = self._lease.batch.total
         if not total:
             return None
-        completed, failed = self._source.counts()
-        settled, progress = completed + failed, self._source.progress()
+        completed, failed = self._lease.counts()
+        settled, progress = completed + failed, self._lease.progress()
         # Only requests settled in this session: recovered ones arrive all at once and would distort the rate.
         self._rate.add(self._clock(), progress.completed + progress.failed)
         details = [f"{progress.total_tokens:,} tokens", in_flight_text(progress)]
@@ -100,14 +86,14 @@ class ProgressMeter:
 
     def eta_s(self) -> float | None:
         """Return the seconds until all requests are settled at the current rate, or None if that is unknown."""
-        completed, failed = self._source.counts()
-        requests, rate = self._source.batch.total - completed - failed, self._rate.per_s()
-        return requests / rate if requests and rate and self._source.session.stop_reason is None else None
+        completed, failed = self._lease.counts()
+        requests, rate = self._lease.batch.total - completed - failed, self._rate.per_s()
+        return requests / rate if requests and rate and self._lease.session.stop_reason is None else None
 
     def _eta_text(self, remaining: int, *, is_waiting: bool) -> str:
         if not remaining:
             return "writing the files"
-        if self._source.session.stop_reason is not None:
+        if self._lease.session.stop_reason is not None:
             return "stopping"
         if is_waiting or self._rate.idle_s() > IDLE_AFTER_S:
             return ""  # the earlier rate does not predict when sending resumes

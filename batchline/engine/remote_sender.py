@@ -19,8 +19,6 @@ from batchline.engine.send_context import SenderBase
 from batchline.engine.sender_reports import (
     SenderReport,
     as_idle,
-    decode_reports,
-    encode_report,
     fatal_stop,
     total_counts,
 )
@@ -46,7 +44,6 @@ class RemoteSender(SenderBase):
         self._chunk_counts: dict[int, tuple[int, int]] = {}
         self._runner_alive_at = float("-inf")
         self._exchange_lock = threading.Lock()
-        self._report_number = 0
         self._closed = threading.Event()
         self.session.renew(0.0)
         self._report_thread = threading.Thread(target=self._report_loop, name=f"joined {batch.id}", daemon=True)
@@ -101,28 +98,20 @@ class RemoteSender(SenderBase):
                 )
 
     def _exchange_reports(self) -> None:
-        self._report_number += 1
         progress = self.session.snapshot()
         if self._closed.is_set():
             # The last report: its requests in flight were dropped.
             progress = as_idle(progress)
         with self._counts_lock:
             chunks = dict(self._chunk_counts)
-        report = SenderReport(
-            number=self._report_number, chunks=chunks, progress=progress, stopped=self.session.stop_reason
-        )
         started_at = time.monotonic()
-        # Raises `LeaseLost` if the runner's epoch is over.
-        lease = self.records.report_sender(
-            self.batch.id, self._epoch, self.sender_id, encode_report(report).decode()
-        )
+        lease, reports = self._send_own_report(self._epoch, chunks=chunks, progress=progress)
         # Send for half a lease from the runner's last heartbeat. Its age was true when the database answered;
         # counting from before the query errs on the safe side.
         self._runner_alive_at = max(self._runner_alive_at, started_at - max(0.0, lease.age_s))
         self.session.renew(self._runner_alive_at + self.settings.lease_s / 2 - time.monotonic())
-        reports = decode_reports(lease.reports)
         # A success in any process shows that the upstream does not refuse every request.
-        if lease.completed or any(total_counts([other])[0] for other in reports.values()):
+        if lease.completed or any(total_counts([report])[0] for report in reports.values()):
             self.session.has_remote_success = True
         runner_report = reports.pop(RUNNER_SENDER, SenderReport())
         if lease.status is BatchStatus.CANCELLING:

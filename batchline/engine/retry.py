@@ -54,7 +54,16 @@ def retry_batch(
         reason = "no request was sent" if batch.final_prefix is None else "every request succeeded"
         raise Conflict(f"batch {batch.id} has nothing to retry: {reason}")
     base_manifest = read_manifest(services.store, batch.final_prefix)
-    _check_files(services, batch, base_manifest)
+    file = services.records.get_file(batch.input_file_id)
+    if not services.store.exists(file.key):
+        raise NotFound(f"the content of input file {file.id} is gone; upload it again and start a new batch")
+    keys = layout.final_keys(base_manifest.prefix)
+    for key, size in ((keys.output, base_manifest.output_bytes), (keys.errors, base_manifest.errors_bytes)):
+        if size and not services.store.exists(key):
+            raise Conflict(
+                f"batch {batch.id} cannot be retried: a file of its results was deleted; start a new batch from "
+                "its input file"
+            )
     lines, ok, unanswered = _read_outcomes(services, base_manifest)
     lines_to_retry = lines[~ok].tolist() if request_ids is None else _lines_to_retry(batch, request_ids, lines, ok)
     left_unanswered = len(set(lines[unanswered].tolist()).difference(lines_to_retry))
@@ -74,20 +83,6 @@ def resolve_request_ids(services: Services, batch: BatchRecord, names: Sequence[
             if custom_id in custom_ids:
                 ids_by_custom_id[custom_id] = f"{prefix}{line}"
     return [ids_by_custom_id.get(name, name) for name in names]
-
-
-def _check_files(services: Services, batch: BatchRecord, base_manifest: Manifest) -> None:
-    """Raise unless the input and the earlier results still exist."""
-    file = services.records.get_file(batch.input_file_id)
-    if not services.store.exists(file.key):
-        raise NotFound(f"the content of input file {file.id} is gone; upload it again and start a new batch")
-    keys = layout.final_keys(base_manifest.prefix)
-    for key, size in ((keys.output, base_manifest.output_bytes), (keys.errors, base_manifest.errors_bytes)):
-        if size and not services.store.exists(key):
-            raise Conflict(
-                f"batch {batch.id} cannot be retried: a file of its results was deleted; start a new batch from "
-                "its input file"
-            )
 
 
 def _read_outcomes(services: Services, base_manifest: Manifest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
+from batchline.engine.sender_reports import SenderReport, decode_reports, encode_report
 from batchline.engine.services import Services
 from batchline.models.errors import InvalidInput, LeaseLost
+from batchline.storage.records.senders import SharedLease
 from batchline.storage.records.store import BatchRecord
 from batchline.upstream.batch_session import BatchSession
+from batchline.upstream.session_progress import SessionProgress
 from batchline.upstream.stop_reason import StopReason
 
 log = logging.getLogger(__name__)
@@ -50,6 +53,7 @@ class SenderBase:
             grace_s=settings.grace_s,
             requests=requests,
         )
+        self._report_number = 0
         self._upstream_names: dict[str | None, str] = {}
         self._lease_error: LeaseLost | None = None
         self._heartbeat_started_at: float | None = None
@@ -78,6 +82,22 @@ class SenderBase:
             self._mark_lost(LeaseLost(f"batch {self.batch.id}: the database has not answered for {half_s:.0f} s"))
         if self._lease_error is not None:
             raise self._lease_error
+
+    def _send_own_report(
+        self, epoch: int, *, chunks: dict[int, tuple[int, int]], progress: SessionProgress
+    ) -> tuple[SharedLease, dict[str, SenderReport]]:
+        """Send this process's report; return the lease and the reports of the others, by sender.
+
+        Raises `LeaseLost` if the epoch is over.
+        """
+        self._report_number += 1
+        report = SenderReport(
+            number=self._report_number, chunks=chunks, progress=progress, stopped=self.session.stop_reason
+        )
+        lease = self.records.report_sender(self.batch.id, epoch, self.sender_id, encode_report(report).decode())
+        reports = decode_reports(lease.reports)
+        reports.pop(self.sender_id, None)
+        return lease, reports
 
     @contextmanager
     def _track_heartbeat(self) -> Iterator[None]:

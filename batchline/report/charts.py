@@ -23,6 +23,9 @@ MIN_DRAWN: Final = 1e-9
 MIN_HEIGHT_PX: Final = 2.0
 """Minimum height of failures, which would otherwise be invisible next to the completed requests."""
 
+HISTOGRAM_PX: Final = 150.0
+RATES_PX: Final = 130.0
+IN_FLIGHT_PX: Final = 70.0
 PATH_WIDTH: Final = 1_000
 """Width of a path's view box; it is scaled to the width available."""
 
@@ -79,12 +82,14 @@ class TimelineChart(NamedTuple):
     rows: list[tuple[str, int, int, int, float | None]]
 
 
-def build_histogram(report: BatchReport, *, height: float = 150.0) -> HistogramChart | None:
+def build_histogram(report: BatchReport) -> HistogramChart | None:
     """Return the histogram of durations with bins of equal width, or None if no request was timed."""
     bins = report.durations
     if not bins:
         return None
-    top, levels = _axis_levels([duration_bin.completed + duration_bin.failed for duration_bin in bins], height)
+    top, levels = _axis_levels(
+        [duration_bin.completed + duration_bin.failed for duration_bin in bins], HISTOGRAM_PX
+    )
     bin_count = max(len(bins), MIN_BINS)
     width, bins_before = 100 / bin_count, (bin_count - len(bins)) / 2
     columns, rows = [], []
@@ -97,8 +102,8 @@ def build_histogram(report: BatchReport, *, height: float = 150.0) -> HistogramC
                 left=round((bins_before + number) * width, 3),
                 width=round(width, 3),
                 # Leave the minimum height of failures free at the top.
-                completed=min(_scale(duration_bin.completed, top, height), height - min_failed),
-                failed=max(_scale(duration_bin.failed, top, height), min_failed),
+                completed=min(_scale(duration_bin.completed, top, HISTOGRAM_PX), HISTOGRAM_PX - min_failed),
+                failed=max(_scale(duration_bin.failed, top, HISTOGRAM_PX), min_failed),
                 label=f"{range_text}: {_counts_text(duration_bin.completed, duration_bin.failed)}",
             )
         )
@@ -113,7 +118,7 @@ def build_histogram(report: BatchReport, *, height: float = 150.0) -> HistogramC
     points = report.duration_ms
     percentiles = [] if points is None else [("p99", points.p99), ("p95", points.p95), ("p50", points.p50)]
     flags = ticks_at((ms, f"{name} {duration(ms)}") for name, ms in percentiles)
-    return HistogramChart(height, columns, levels, ticks[:: ceil(len(ticks) / MAX_TICKS) or 1], flags, rows)
+    return HistogramChart(HISTOGRAM_PX, columns, levels, ticks[:: ceil(len(ticks) / MAX_TICKS) or 1], flags, rows)
 
 
 def _place_in_bins(bins: Sequence[DurationBin], ms: float) -> float | None:
@@ -127,7 +132,7 @@ def _place_in_bins(bins: Sequence[DurationBin], ms: float) -> float | None:
     return None
 
 
-def build_timeline(report: BatchReport, *, height: float = 130.0, lower: float = 70.0) -> TimelineChart | None:
+def build_timeline(report: BatchReport) -> TimelineChart | None:
     """Return ended requests and requests in flight over time, or None if no time is known."""
     points = report.throughput
     if not points:
@@ -139,21 +144,21 @@ def build_timeline(report: BatchReport, *, height: float = 130.0, lower: float =
     scale = unit_s / interval_s
     completed = [point.requests * scale for point in points]
     ended = [(point.requests + point.failed) * scale for point in points]
-    top, levels = _axis_levels(ended, height)
-    min_height = MIN_HEIGHT_PX * top / height
+    top, levels = _axis_levels(ended, RATES_PX)
+    min_height = MIN_HEIGHT_PX * top / RATES_PX
     for index, point in enumerate(points):
         if point.failed:
             # The completed give way, so that the sum does not exceed the top.
             completed[index] = min(completed[index], top - min_height)
             ended[index] = max(ended[index], completed[index] + min_height)
-    rates = Panel(height, levels, [_area_path(completed, top, height)])
+    rates = Panel(RATES_PX, levels, [_area_path(completed, top, RATES_PX)])
     if any(point.failed for point in points):
-        rates.paths.append(_area_path(ended, top, height, completed))
+        rates.paths.append(_area_path(ended, top, RATES_PX, completed))
     in_flight = None
     if any(point.in_flight is not None for point in points):
         values = [point.in_flight or 0.0 for point in points]
-        top, levels = _axis_levels(values, lower)
-        in_flight = Panel(lower, levels, [_area_path(values, top, lower)])
+        top, levels = _axis_levels(values, IN_FLIGHT_PX)
+        in_flight = Panel(IN_FLIGHT_PX, levels, [_area_path(values, top, IN_FLIGHT_PX)])
     return TimelineChart(
         unit=unit,
         rates=rates,
