@@ -8,12 +8,11 @@ the heartbeat also reads their reports and publishes the reason to stop.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from batchline.analytics.request_metrics import RequestMetrics
 from batchline.engine.send_context import SenderBase
 from batchline.engine.sender_reports import IDLE_PROGRESS, RemoteSenders, fatal_stop
 from batchline.engine.services import Services
@@ -82,11 +81,6 @@ class BatchLease(SenderBase):
             except (StorageFault, LeaseLost) as fault:
                 log.warning("lease of %s not released: %s; it goes stale by itself", self.batch.id, fault)
 
-    def add_recovered(self, metrics: Iterable[RequestMetrics]) -> None:
-        """Count requests that an earlier session settled."""
-        rows = list(metrics)
-        self.add_previous_counts(sum(row.ok for row in rows), sum(row.is_failed for row in rows))
-
     def add_previous_counts(self, completed: int, failed: int) -> None:
         """Count requests that were settled before this session."""
         with self._counts_lock:
@@ -100,8 +94,11 @@ class BatchLease(SenderBase):
             self._started_chunks.add(chunk)
             return is_first
 
-    def add_settled(self, chunk: int, completed: int, failed: int) -> None:
-        """Do nothing: the session counts the requests settled in this process."""
+    def add_settled(self, chunk: int, completed: int, failed: int, *, is_recovered: bool = False) -> None:
+        """Count requests that an earlier session settled; the session itself counts the others."""
+        del chunk
+        if is_recovered:
+            self.add_previous_counts(completed, failed)
 
     def allow_remote_senders(self) -> None:
         """Exchange reports with other sender processes at each heartbeat from now on."""
@@ -112,6 +109,7 @@ class BatchLease(SenderBase):
         if self._remote_senders is not None:
             # The counts and the progress of this process are in the records already.
             _, reports = self._send_own_report(self.claim.epoch, chunks={}, progress=IDLE_PROGRESS)
+            reports.pop(RUNNER_SENDER)
             self._remote_senders.update(reports)
             if (stop := fatal_stop(reports.values())) is not None:
                 self.session.stop(stop)

@@ -10,18 +10,12 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from batchline.analytics.request_metrics import RequestMetrics
 from batchline.engine.lease import CANCEL_STOP, PAUSE_STOP
 from batchline.engine.send_context import SenderBase
-from batchline.engine.sender_reports import (
-    SenderReport,
-    as_idle,
-    fatal_stop,
-    total_counts,
-)
+from batchline.engine.sender_reports import SenderReport, as_idle, fatal_stop, total_counts
 from batchline.engine.services import Services
 from batchline.models.errors import BatchlineError, InvalidInput, LeaseLost, NotFound
 from batchline.models.status import BatchStatus
@@ -70,16 +64,14 @@ class RemoteSender(SenderBase):
             unexpected_error = None if isinstance(fault, BatchlineError) else fault
             log.warning("report on batch %s failed: %s", self.batch.id, fault, exc_info=unexpected_error)
 
-    def add_recovered(self, metrics: Iterable[RequestMetrics]) -> None:
-        """Do nothing: recovered requests are counted by `add_settled`."""
-
     def mark_chunk_started(self, chunk: int) -> bool:
         """Return False: another process may have started the chunk before."""
         del chunk
         return False
 
-    def add_settled(self, chunk: int, completed: int, failed: int) -> None:
-        """Count settled requests of the chunk."""
+    def add_settled(self, chunk: int, completed: int, failed: int, *, is_recovered: bool = False) -> None:
+        """Count settled requests of the chunk, recovered or not."""
+        del is_recovered
         with self._counts_lock:
             previous = self._chunk_counts.get(chunk, (0, 0))
             self._chunk_counts[chunk] = previous[0] + completed, previous[1] + failed

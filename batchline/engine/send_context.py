@@ -86,7 +86,7 @@ class SenderBase:
     def _send_own_report(
         self, epoch: int, *, chunks: dict[int, tuple[int, int]], progress: SessionProgress
     ) -> tuple[SharedLease, dict[str, SenderReport]]:
-        """Send this process's report; return the lease and the reports of the others, by sender.
+        """Send this process's report; return the lease and the reports of all senders.
 
         Raises `LeaseLost` if the epoch is over.
         """
@@ -95,9 +95,7 @@ class SenderBase:
             number=self._report_number, chunks=chunks, progress=progress, stopped=self.session.stop_reason
         )
         lease = self.records.report_sender(self.batch.id, epoch, self.sender_id, encode_report(report).decode())
-        reports = decode_reports(lease.reports)
-        reports.pop(self.sender_id, None)
-        return lease, reports
+        return lease, decode_reports(lease.reports)
 
     @contextmanager
     def _track_heartbeat(self) -> Iterator[None]:

@@ -3,7 +3,6 @@
 from threading import BoundedSemaphore, Semaphore
 from typing import Protocol
 
-from batchline.analytics.request_metrics import RequestMetrics
 from batchline.models.options import BatchOptions
 from batchline.models.settings import Settings
 from batchline.storage.objects.store import ObjectStore
@@ -36,14 +35,11 @@ class SendContext(Protocol):
     def raise_if_lost(self) -> None:
         """Raise `LeaseLost` if another runner has the batch, or may have it."""
 
-    def add_recovered(self, metrics: list[RequestMetrics]) -> None:
-        """Count requests that an earlier session settled."""
-
     def mark_chunk_started(self, chunk: int) -> bool:
         """Mark the chunk as started; return True the first time under this lease."""
 
-    def add_settled(self, chunk: int, completed: int, failed: int) -> None:
-        """Count settled requests of the chunk, including those recovered from an earlier try."""
+    def add_settled(self, chunk: int, completed: int, failed: int, *, is_recovered: bool = False) -> None:
+        """Count settled requests of the chunk; `is_recovered` if an earlier session settled them."""
 
 
 class BatchContext(Protocol):

@@ -150,8 +150,9 @@ def _text_errors(fields: dict[str, bytes], rules: LineRules) -> Iterator[LineErr
     elif custom_id is not None and len(custom_id) > MAX_CUSTOM_ID_CHARS:
         message = f"custom_id has {len(custom_id):,} characters; at most {MAX_CUSTOM_ID_CHARS} are allowed"
         yield "invalid_value", message, "custom_id"
-    if "method" in fields and _decode_text(fields["method"]) != "POST":
-        yield "invalid_value", f"method is {_quote(fields['method'])}; batch requests are POST", "method"
+    if "method" in fields and (method := _decode_text(fields["method"])) != "POST":
+        shown = _describe_kind(fields["method"]) if method is None else repr(method[:MAX_QUOTED_CHARS])
+        yield "invalid_value", f"method is {shown}; batch requests are POST", "method"
     if url is None and "url" in fields:
         message = f"url is {_describe_kind(fields['url'])}; it must be the endpoint {rules.endpoint}"
         yield "invalid_value", message, "url"
@@ -205,8 +206,3 @@ def _describe_kind(value: bytes) -> str:
         return "a string with half of a surrogate pair, which no UTF-8 file can hold"
     kinds = {b"{": "an object", b"[": "an array", b'"': "a string", b"t": "true", b"f": "false", b"n": "null"}
     return kinds.get(value[:1], "a number")
-
-
-def _quote(value: bytes) -> str:
-    text = _decode_text(value)
-    return _describe_kind(value) if text is None else repr(text[:MAX_QUOTED_CHARS])

@@ -96,9 +96,7 @@ def _recover_segments(spec: ChunkSpec, context: SendContext, spool: Spool, *, is
     keys = []
     for key, segment in read_segments(context.store, spec.batch_id, spec.generation, spec.chunk.index):
         recovered = spool.recover(segment)
-        if not is_counted:
-            context.add_recovered(recovered)
-        _count_settled(spec, context, recovered)
+        _count_settled(spec, context, recovered, is_recovered=not is_counted)
         keys.append(key)
     if keys:
         log.info(
@@ -159,8 +157,11 @@ def _store_results(spec: ChunkSpec, context: SendContext, spool: Spool, results:
     _count_settled(spec, context, metrics)
 
 
-def _count_settled(spec: ChunkSpec, context: SendContext, metrics: Sequence[RequestMetrics]) -> None:
-    context.add_settled(spec.chunk.index, sum(row.ok for row in metrics), sum(row.is_failed for row in metrics))
+def _count_settled(
+    spec: ChunkSpec, context: SendContext, metrics: Sequence[RequestMetrics], *, is_recovered: bool = False
+) -> None:
+    completed, failed = sum(row.ok for row in metrics), sum(row.is_failed for row in metrics)
+    context.add_settled(spec.chunk.index, completed, failed, is_recovered=is_recovered)
 
 
 def _read_calls(spec: ChunkSpec, context: SendContext, spool: Spool) -> Iterator[list[Call]]:

@@ -12,20 +12,14 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Final
 
 from batchline.engine.deletion import DELETION_DELAY_S
 from batchline.engine.ingest import delete_content, store_content
 from batchline.engine.services import Services
 from batchline.models.batches import BatchDwExtResponse, BatchError, CreateBatchRequest, validate_metadata
-from batchline.models.errors import (
-    BatchlineError,
-    Conflict,
-    Interrupted,
-    InvalidInput,
-    NotFound,
-    SourceFault,
-)
+from batchline.models.errors import BatchlineError, Conflict, Interrupted, InvalidInput, NotFound, SourceFault
 from batchline.models.ids import new_sync_id
 from batchline.models.status import BatchStatus
 from batchline.models.sync import SyncEvent, SyncEventKind, SyncOptions, SyncSummary, summarize_events
@@ -174,9 +168,18 @@ class _SyncPass:
         try:
             with self._folder.open_version(file) as source:
                 stored = store_content(self._services, source, filename=file.name)
-            errors, endpoint = self._validate_stored(stored)
-            if not errors:
-                synced_file = self._record_batch(file, stored, endpoint)
+            key = stored.key
+            validation = check_input(
+                lambda: self._services.store.stream(key),
+                batch_id="",
+                input_key=key,
+                endpoint=self._options.endpoint,
+                settings=self._services.settings,
+                max_errors=MAX_ERRORS_PER_FILE,
+            )
+            errors = validation.errors
+            if validation.plan is not None:
+                synced_file = self._record_batch(file, stored, validation.plan.endpoint)
         except InvalidInput as error:
             errors = [BatchError(code="unreadable_file", message=str(error))]
         except (Conflict, NotFound, SourceFault):
@@ -195,18 +198,6 @@ class _SyncPass:
     def _delete_stored(self, stored: FileRecord | None) -> None:
         if stored is not None:
             delete_content(self._services, stored)
-
-    def _validate_stored(self, stored: FileRecord) -> tuple[list[BatchError], str]:
-        """Return the errors of the stored copy and, if it has none, the endpoint of its requests."""
-        validation = check_input(
-            lambda: self._services.store.stream(stored.key),
-            batch_id="",
-            input_key=stored.key,
-            endpoint=self._options.endpoint,
-            settings=self._services.settings,
-            max_errors=MAX_ERRORS_PER_FILE,
-        )
-        return validation.errors, "" if validation.plan is None else validation.plan.endpoint
 
     def _record_batch(self, file: WatchedFile, stored: FileRecord, endpoint: str) -> SyncedFile:
         request = CreateBatchRequest(
@@ -271,23 +262,19 @@ class _SyncPass:
         """Delete the version once its batch's record is old enough to be in every replica of the database."""
         if time.time() - taken.recorded_at < DELETE_AFTER_S:
             return
-        # The watched file may be the only copy left if storage lost the input.
-        if not self._has_input(taken.batch_id):
+        # The watched file may be the only copy left if storage lost the input, or part of it.
+        has_input = True
+        with suppress(NotFound):  # the owner has deleted it
+            input_file = self._records.get_file(self._records.get_batch(taken.batch_id).input_file_id)
+            try:
+                has_input = self._services.store.info(input_file.key).size_bytes == input_file.size_bytes
+            except NotFound:
+                has_input = False
+        if not has_input:
             reason = f"it was taken as {taken.batch_id}, whose input is not on storage; it is not deleted"
             yield self._file_event("failed", file, reason=reason)
         elif self._folder.delete(file):
             yield self._file_event("deleted", file)
-
-    def _has_input(self, batch_id: str) -> bool:
-        """Return False if the batch's input is missing from storage or has another size."""
-        try:
-            input_file = self._records.get_file(self._records.get_batch(batch_id).input_file_id)
-        except NotFound:  # the owner has deleted it
-            return True
-        try:
-            return self._services.store.info(input_file.key).size_bytes == input_file.size_bytes
-        except NotFound:
-            return False
 
     def _versioned_name(self, file: WatchedFile) -> str:
         """Return a name unique to this version of the file."""
@@ -303,7 +290,17 @@ class _SyncPass:
     def _start_batches(self) -> Iterator[SyncEvent]:
         """Start the batches that this or an earlier pass created but did not start."""
         for batch_id in self._records.unstarted_batches(self._source_id):
-            if not self._is_startable(batch_id):
+            batch = None
+            with suppress(NotFound):
+                batch = self._records.get_batch(batch_id)
+            lease_s = self._services.settings.lease_s
+            # Only a batch that exists, has not begun, and that no process holds.
+            is_startable = (
+                batch is not None
+                and batch.status is BatchStatus.VALIDATING
+                and not batch.is_leased(now=self._records.now(), lease_s=lease_s)
+            )
+            if not is_startable:
                 self._records.note_started(batch_id, now=int(time.time()))
             elif self._dry_run:
                 yield SyncEvent(kind="started", batch_id=batch_id)
@@ -320,15 +317,6 @@ class _SyncPass:
                 # Recorded after the start: a crash in between starts it again, which is harmless.
                 self._records.note_started(batch_id, now=int(time.time()))
                 yield SyncEvent(kind="started", batch_id=batch_id)
-
-    def _is_startable(self, batch_id: str) -> bool:
-        """Return True if the batch exists, has not begun, and no process holds it."""
-        try:
-            batch = self._records.get_batch(batch_id)
-        except NotFound:
-            return False
-        has_runner = batch.is_leased(now=self._records.now(), lease_s=self._services.settings.lease_s)
-        return batch.status is BatchStatus.VALIDATING and not has_runner
 
     def _write_results_back(self, only: set[str] | None = None) -> Iterator[SyncEvent]:
         """Write the results of finished batches to the outbox, unless that was done; `only` limits the batches."""

@@ -100,7 +100,7 @@ def readings(
     reading = None
     for _, own in moments:
         own_progress = msgspec.structs.replace(progress_of(own, in_flight), paused=paused)
-        meter._source = Hold(Batch(total), Stopped(stopped), (before + own, 0), own_progress)
+        meter._lease = Hold(Batch(total), Stopped(stopped), (before + own, 0), own_progress)
         reading = meter.read()
     assert reading is not None
     return reading
