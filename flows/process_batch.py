@@ -194,7 +194,7 @@ def _pause_run(services: Services, paused: BatchPaused) -> BatchResponse:
     Raises Prefect's `Pause`, which ends the process and leaves the run suspended.
     """
     batch = services.records.get_batch(paused.batch_id)
-    get_run_logger().info("%s; what was answered is saved", paused)
+    get_run_logger().info("%s; answers are saved", paused)
     emit_batch_event("paused", batch, code=paused.code)
     state = suspend_run(services, batch, str(flow_run.id)) if flow_run.id else None
     if state is not None:

@@ -173,7 +173,7 @@ def estimate_requests(blocks: Iterator[bytes], settings: Settings) -> CostEstima
             if line and not line.isspace():
                 estimator.add(line)
     if not estimator.totals:
-        raise InvalidInput("the file holds no request; write one JSON object a line", param="file")
+        raise InvalidInput("the file has no requests; write one JSON object per line", param="file")
     return estimator.estimate()
 
 

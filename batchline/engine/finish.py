@@ -64,7 +64,7 @@ def _final_errors(lease: BatchLease, report: BatchReport) -> tuple[BatchError, .
     if stopped is not None and stopped.code is ErrorCode.BATCH_FAILED:
         return (BatchError(code=stopped.code, message=stopped.message),)
     counts_by_code = ", ".join(f"{code} {count}" for code, count in report.failures.items())
-    message = f"every request failed ({counts_by_code}); the error file has each one"
+    message = f"every request failed ({counts_by_code}); the error file lists each one"
     return (BatchError(code="all_requests_failed", message=message),)
 
 

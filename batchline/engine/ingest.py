@@ -179,7 +179,7 @@ def _decompressed_blocks(source: Readable, filename: str) -> Iterator[bytes]:
         )
     except (gzip.BadGzipFile, EOFError, zlib.error, ValueError) as error:
         raise InvalidInput(
-            f"{filename} does not decompress as {compression}: {error}; compress it anew and upload it again",
+            f"{filename} does not decompress as {compression}: {error}; compress it again, then upload it",
             param="file",
         ) from error
 
@@ -209,7 +209,7 @@ def _decompress_zstd(source: Readable) -> Iterator[bytes]:
                 raise ValueError(reason) from error
             remaining, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
     if frame is not None:
-        raise EOFError("it ends before its last frame does")
+        raise EOFError("its last frame is incomplete")
 
 
 def create_batch(
@@ -261,7 +261,7 @@ def new_batch(
     window_s = settings.require_window_s(request.completion_window)
     if file.purpose != "batch":
         raise InvalidInput(
-            f"file {file.id} is {file.purpose}; a batch takes an input file of purpose batch",
+            f"file {file.id} has purpose {file.purpose}; a batch needs an input file of purpose batch",
             param="input_file_id",
         )
     now = int(time.time())

@@ -79,7 +79,7 @@ class BatchLease(SenderBase):
                     self.records.heartbeat(self.claim, completed=completed, failed=failed)
                 self.records.release(self.claim)
             except (StorageFault, LeaseLost) as fault:
-                log.warning("lease of %s not released: %s; it goes stale by itself", self.batch.id, fault)
+                log.warning("the lease of %s was not released: %s; it expires by itself", self.batch.id, fault)
 
     def add_previous_counts(self, completed: int, failed: int) -> None:
         """Count requests that were settled before this session."""

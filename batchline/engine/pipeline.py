@@ -140,7 +140,7 @@ def _check_all_finished(lease: BatchLease, plan: Plan, results: Sequence[ChunkRe
         stopped = lease.session.stop_reason
         raise Interrupted(
             f"batch {lease.batch.id} stopped with {len(open_chunks)} of {len(plan.chunks)} chunks unfinished: "
-            f"{stopped.message if stopped else 'interrupted'}; what was answered is saved"
+            f"{stopped.message if stopped else 'interrupted'}; answers are saved"
         )
 
 

@@ -33,7 +33,7 @@ def recover(lease: BatchLease) -> bool:
     if manifest is None:
         return False
     log.warning(
-        "batch %s is %s in the records, which are older than its finished files on storage; ending it with these",
+        "batch %s is %s in the records, which are older than its finished files on storage; ending it with them",
         batch.id,
         batch.status,
     )

@@ -111,7 +111,7 @@ def _lines_to_retry(
         # Below 19 digits, so that the number fits into 64 bits; int() would also accept other scripts' digits.
         line = int(line_text) if line_text.isascii() and line_text.isdecimal() and len(line_text) < 19 else 0
         if not request_id.startswith(prefix):
-            problems.append(f"{request_id[:80]!r} is no request of this batch and no custom_id in it")
+            problems.append(f"{request_id[:80]!r} is neither a request id nor a custom_id of this batch")
         elif line not in outcomes or str(line) != line_text:
             problems.append(f"{request_id[:80]!r} is unknown")
         elif outcomes[line]:
@@ -119,11 +119,11 @@ def _lines_to_retry(
         else:
             selected.add(line)
     if not request_ids:
-        problems.append("no request is named")
+        problems.append("no request is given")
     if problems:
         more = f"; and {len(problems) - MAX_NAMED_PROBLEMS} more" if len(problems) > MAX_NAMED_PROBLEMS else ""
         raise InvalidInput(
-            f"batch {batch.id} is left as it is: {'; '.join(problems[:MAX_NAMED_PROBLEMS])}{more}",
+            f"batch {batch.id} is unchanged: {'; '.join(problems[:MAX_NAMED_PROBLEMS])}{more}",
             param="request_ids",
         )
     return sorted(selected)

@@ -116,4 +116,4 @@ class SenderBase:
         """Wait for the heartbeat thread, but not indefinitely if the database does not answer."""
         thread.join(HEARTBEAT_JOIN_TIMEOUT_S)
         if thread.is_alive():
-            log.warning("batch %s: the heartbeat still waits for the database; it is left behind", self.batch.id)
+            log.warning("batch %s: the heartbeat still waits for the database; closing without it", self.batch.id)

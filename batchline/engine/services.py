@@ -40,8 +40,8 @@ class Services:
         """The dispatcher for the configured upstreams; raises `InvalidInput` if there are none."""
         if not self.settings.all_upstreams:
             raise InvalidInput(
-                "no upstream is configured: set OPENAI_BASE_URL (such as http://localhost:8000/v1) and, where the "
-                "server wants one, OPENAI_API_KEY; or list [[upstreams]] in batchline.toml",
+                "no upstream is configured: set OPENAI_BASE_URL (such as http://localhost:8000/v1) and, if the "
+                "server needs one, OPENAI_API_KEY; or list [[upstreams]] in batchline.toml",
                 param="base_url",
             )
         if self.open_transport is not None:

@@ -16,10 +16,9 @@ def closed_window_notice(batch: BatchRecord, settings: Settings, *, now: float) 
         f"its completion window closed at {datetime.fromtimestamp(batch.expires_at, UTC):%Y-%m-%d %H:%M} UTC"
     )
     if settings.run_past_window:
-        return f"{closing_note}; it is run all the same, as BATCHLINE_RUN_PAST_WINDOW is set"
+        return f"{closing_note}; it runs anyway, because BATCHLINE_RUN_PAST_WINDOW is set"
     settled_count = batch.completed + batch.failed
     return (
-        f"{closing_note}: nothing more is sent, and it ends as expired with the "
-        f"{settled_count:,} of {batch.total:,} requests "
-        f"that are settled; to send the others then: batchline batches retry {batch.id}"
+        f"{closing_note}: nothing more is sent, and it ends as expired with {settled_count:,} of {batch.total:,} "
+        f"requests settled; to send the others afterwards: batchline batches retry {batch.id}"
     )

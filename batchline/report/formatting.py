@@ -15,14 +15,14 @@ MULTIPLIER: Final = "\u202f\N{MULTIPLICATION SIGN}\u202f"
 
 ERROR_MEANINGS: Final[Mapping[str, str]] = {
     ErrorCode.INVALID_REQUEST: "the server refused the request",
-    ErrorCode.RATE_LIMITED: "too many requests, to the last attempt",
-    ErrorCode.SERVER_ERROR: "the server failed, to the last attempt",
-    ErrorCode.TIMEOUT: "no answer in time, to the last attempt",
-    ErrorCode.CONNECTION_ERROR: "the connection failed, to the last attempt",
+    ErrorCode.RATE_LIMITED: "too many requests, even at the last attempt",
+    ErrorCode.SERVER_ERROR: "the server failed, even at the last attempt",
+    ErrorCode.TIMEOUT: "no answer in time, even at the last attempt",
+    ErrorCode.CONNECTION_ERROR: "the connection failed, even at the last attempt",
     ErrorCode.INVALID_RESPONSE: "not a valid response, even at the last attempt",
     ErrorCode.BATCH_EXPIRED: "not answered when the window closed",
     ErrorCode.BATCH_CANCELLED: "not answered when the batch was cancelled",
-    ErrorCode.BATCH_FAILED: "not sent, as the server refused everything",
+    ErrorCode.BATCH_FAILED: "not sent, because the server refused every request",
 }
 
 UNANSWERED_WORDS: Final[Mapping[str, str]] = {

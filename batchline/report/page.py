@@ -35,8 +35,8 @@ def render_page(batch: BatchRecord, report: BatchReport, samples: Mapping[str, S
     files = [
         ("output.jsonl", "requests that succeeded", batch.output_file_id is not None),
         ("errors.jsonl", "requests that failed", batch.error_file_id is not None),
-        ("requests.parquet", "metrics, a row a request", True),
-        ("report.json", "the figures of this page", True),
+        ("requests.parquet", "metrics, one row per request", True),
+        ("report.json", "the data of this page", True),
     ]
     page = _load_template().render(
         template_context(batch, report, samples),

@@ -218,10 +218,10 @@ class _Scan:
                 self._add_error("file_too_large", None, f"the file is longer than {max_bytes:,} bytes; split it")
             if requests_before <= max_requests < self.requests:
                 self._add_error(
-                    "too_many_requests", None, f"the file holds more than {max_requests:,} requests; split it"
+                    "too_many_requests", None, f"the file has more than {max_requests:,} requests; split it"
                 )
         if not self.requests and not self.errors.count:
-            self._add_error("empty_file", None, "the file holds no request; write one JSON object a line")
+            self._add_error("empty_file", None, "the file has no requests; write one JSON object per line")
 
     def _check_block(self, line_block: LineBlock) -> None:
         """Validate a block's lines; only valid lines of the usual form take the fast path."""
@@ -280,7 +280,7 @@ class _Scan:
             self._add_error(
                 "duplicate_custom_id",
                 number,
-                f"custom_id {custom_id[:60]!r} is already that of line {first_line}; make each one unique",
+                f"custom_id {custom_id[:60]!r} is already used in line {first_line}; make each one unique",
                 param="custom_id",
             )
 

@@ -20,18 +20,18 @@ MAX_SAMPLED_LINES: Final = 20
 WHITESPACE: Final = b" \t\r\n"
 
 _SIGNATURES: Final = (
-    (b"PAR1", "a Parquet file; write each row as one JSON object a line"),
-    (b"PK\x03\x04", "a zip archive (or a spreadsheet); unpack it and give the JSONL file in it"),
-    (b"\x1f\x8b", "compressed with gzip; let its name end in .jsonl.gz, or decompress it"),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd; let its name end in .jsonl.zst, or decompress it"),
+    (b"PAR1", "a Parquet file; write each row as one JSON object per line"),
+    (b"PK\x03\x04", "a zip archive (or a spreadsheet); unpack it and use the JSONL file in it"),
+    (b"\x1f\x8b", "compressed with gzip; give it a name that ends in .jsonl.gz, or decompress it"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd; give it a name that ends in .jsonl.zst, or decompress it"),
     (b"BZh", "compressed with bzip2; decompress it with bunzip2"),
     (b"\xfd7zXZ\0", "compressed with xz; decompress it with unxz"),
-    (b"ARROW1", "an Arrow file; write each row as one JSON object a line"),
-    (b"SQLite format 3\0", "an SQLite database; write each request as one JSON object a line"),
+    (b"ARROW1", "an Arrow file; write each row as one JSON object per line"),
+    (b"SQLite format 3\0", "an SQLite database; write each request as one JSON object per line"),
 )
 _UTF16_MARKS: Final = (b"\xff\xfe", b"\xfe\xff")
-_JSONL_HINT: Final = "a batch file has one JSON object a line"
-_SHAPE_HINT: Final = "here a line has custom_id, method, url and body"
+_JSONL_HINT: Final = "a batch file has one JSON object per line"
+_SHAPE_HINT: Final = "each line needs custom_id, method, url and body"
 _PYTHON_WORDS: Final = {b"True": "true", b"False": "false", b"None": "null"}
 _WORD_PATTERN: Final = re.compile(rb"[A-Za-z]+")
 
@@ -135,7 +135,7 @@ def _describe_service(line: Any) -> tuple[str, str] | None:
     return None
 
 
-_BODIES_HINT: Final = "its bodies must be rewritten as well, as those of the endpoint that you call"
+_BODIES_HINT: Final = "its bodies must be rewritten as well, for the endpoint that you call"
 _SERVICE_FORMATS: Final = (
     (
         {"custom_id", "params"},
@@ -149,17 +149,14 @@ _SERVICE_FORMATS: Final = (
         f"is in the format of Amazon Bedrock (recordId, modelInput); {_SHAPE_HINT}; "
         f"body names its model; {_BODIES_HINT}",
     ),
-    (
-        {"request", "key"},
-        "body",
-        f"is in the format of Gemini's batches (key, request); {_SHAPE_HINT}; "
-        f"{_BODIES_HINT} (contents become messages)",
-    ),
-    (
-        {"request"},
-        "body",
-        f"is in the format of Gemini's batches (request); {_SHAPE_HINT}; "
-        f"{_BODIES_HINT} (contents become messages)",
+    *(
+        (
+            names,
+            "body",
+            f"is in the format of Gemini's batches ({', '.join(sorted(names))}); {_SHAPE_HINT}; "
+            f"{_BODIES_HINT} (contents become messages)",
+        )
+        for names in ({"key", "request"}, {"request"})
     ),
     ({"contents"}, "body", f"has bodies of Gemini's API (contents); {_SHAPE_HINT}; {_BODIES_HINT}"),
     (
@@ -172,10 +169,12 @@ _SERVICE_FORMATS: Final = (
     (
         {"custom_id", "response"},
         "body",
-        f"holds the results of a batch, not requests; {_SHAPE_HINT}; give the file that the batch was made of",
+        f"contains the results of a batch, not requests; {_SHAPE_HINT}; use the batch's input file instead",
     ),
-    ({"messages"}, "body", f"holds bare request bodies (messages); {_SHAPE_HINT}; put each one in its body"),
-    ({"prompt"}, "body", f"holds bare request bodies (prompt); {_SHAPE_HINT}; put each one in its body"),
+    *(
+        ({name}, "body", f"contains bare request bodies ({name}); {_SHAPE_HINT}; put each into a line's body")
+        for name in ("messages", "prompt")
+    ),
 )
 
 
@@ -183,12 +182,12 @@ def explain_json_error(line: bytes, offset: int) -> str:
     """Return the reason why the line is not JSON at byte `offset`, for its error message."""
     rest, before = line[offset : offset + 20], line[:offset].rstrip(WHITESPACE)
     if not rest.strip(WHITESPACE):
-        return f"it breaks off at byte {offset} of the line"
+        return f"it ends unexpectedly at byte {offset} of the line"
     word = _WORD_PATTERN.match(rest)
     if word and word[0] in _PYTHON_WORDS:
         reason = f"{word[0].decode()} is Python, JSON has {_PYTHON_WORDS[word[0]]},"
     elif word and word[0] in {b"NaN", b"Infinity", b"undefined"}:
-        reason = f"{word[0].decode()} is no JSON value,"
+        reason = f"{word[0].decode()} is not a JSON value,"
     elif rest.startswith(b"'"):
         reason = "strings need double quotes, there is a single one"
     elif rest.startswith((b"\xe2\x80\x9c", b"\xe2\x80\x9d")):
@@ -196,9 +195,9 @@ def explain_json_error(line: bytes, offset: int) -> str:
     elif rest[:1] in {b"}", b"]"} and before.endswith(b","):
         reason = f"there is a comma before the closing {rest[:1].decode()}"
     elif before.endswith(b"}") and is_json(before):
-        reason = "a comma follows the object" if rest.startswith(b",") else "more follows the object"
+        reason = "a comma follows the object" if rest.startswith(b",") else "there is more text after the object"
     else:
-        reason = "it goes wrong"
+        reason = "invalid syntax"
     return f"{reason} at byte {offset} of the line"
 
 

@@ -58,9 +58,7 @@ def check_line(line: bytes, *, offset: int, rules: LineRules) -> LineCheck:
     try:
         fields = _parse_object(line, offset)
     except TooDeepError:
-        return LineCheck(
-            errors=[("invalid_value", f"nested deeper than {MAX_DEPTH} levels; make it flatter", None)]
-        )
+        return LineCheck(errors=[("invalid_value", f"nested deeper than {MAX_DEPTH} levels; flatten it", None)])
     except _MalformedLine as malformed:
         return LineCheck(errors=[("invalid_json_line", str(malformed), None)])
     custom_id = _decode_text(fields.get("custom_id"))
@@ -70,7 +68,7 @@ def check_line(line: bytes, *, offset: int, rules: LineRules) -> LineCheck:
     errors = [*_line_errors(fields, body, rules)]
     # The count is a fast filter, as the text may also occur in the body.
     if line.count(b'"custom_id"') > 1 and has_duplicate_member(line, "custom_id"):
-        message = "the line has custom_id twice, and readers differ in which one they take; leave one"
+        message = "the line has custom_id twice; remove one"
         errors.append(("invalid_value", message, "custom_id"))
     is_usable = custom_id is not None and 0 < len(custom_id) <= MAX_CUSTOM_ID_CHARS
     return LineCheck(errors=errors, custom_id=custom_id if is_usable else None, model=model)
@@ -121,7 +119,7 @@ def _parse_object(text: bytes, offset: int) -> dict[str, bytes]:
     except NotJSONError as error:
         raise _MalformedLine(f"not JSON: {explain_json_error(text, error.offset)}") from error
     if not text.lstrip().startswith(b"{"):
-        raise _MalformedLine(f"a JSON object is needed, this is {_describe_kind(text.strip())}")
+        raise _MalformedLine(f"expected a JSON object, got {_describe_kind(text.strip())}")
     return fields
 
 
@@ -181,7 +179,11 @@ def _body_errors(body: dict[str, bytes], rules: LineRules) -> Iterator[LineError
         yield "unknown_model", f"no upstream serves model {model[:MAX_QUOTED_CHARS]!r}", "body.model"
     stream = body.get("stream", b"false")
     if stream == b"true":
-        yield "unsupported_parameter", "body.stream is true; a batch cannot stream, leave it out", "body.stream"
+        yield (
+            "unsupported_parameter",
+            "body.stream is true, but batches do not stream; leave it out",
+            "body.stream",
+        )
     elif stream not in {b"false", b"null"}:
         yield (
             "invalid_value",

@@ -151,6 +151,6 @@ def parse_segment_records(segment: bytes) -> Iterator[tuple[RequestMetrics, byte
 
 def _temporary_file_fault(error: OSError) -> StorageFault:
     return StorageFault(
-        f"answers cannot be kept in the directory for temporary files: {error.strerror or error}; "
-        "make room there, or set TMPDIR to another one"
+        f"answers cannot be written to the directory for temporary files: {error.strerror or error}; "
+        "free space there, or set TMPDIR to another directory"
     )

@@ -179,7 +179,7 @@ def _translate_os_errors(path: Path) -> Iterator[None]:
         with _translate_errors_but_missing(path):
             yield
     except FileNotFoundError as error:
-        raise NotFound(f"there is nothing at {path}") from error
+        raise NotFound(f"{path} does not exist") from error
 
 
 @contextmanager

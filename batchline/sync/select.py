@@ -26,7 +26,7 @@ def open_watched_folder(uri: str, settings: Settings) -> tuple[WatchedFolder, st
 
     bucket, _, prefix = folder_uri.removeprefix("s3://").partition("/")
     if not bucket:
-        raise InvalidInput(f"uri is {uri!r}; it names no bucket: s3://bucket/inbox/", param="uri")
+        raise InvalidInput(f"uri is {uri!r}; it has no bucket: write s3://bucket/inbox/", param="uri")
     require_allowed_s3_uri(f"{folder_uri}/x", settings, param="uri")
     folder = S3WatchedFolder(bucket, prefix, settings)
     for name in SIBLING_FOLDERS:
@@ -52,5 +52,5 @@ def _split_pattern(uri: str) -> tuple[str, str]:
 def _check_folder_name(name: str) -> None:
     if name in SIBLING_FOLDERS:
         raise InvalidInput(
-            f"uri names a folder {name!r}, which files are put into; watch one of another name", param="uri"
+            f"uri names a folder {name!r}, which syncs write to; watch a folder of another name", param="uri"
         )

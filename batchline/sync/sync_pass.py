@@ -147,7 +147,7 @@ class _SyncPass:
         min_age_s = self._services.settings.source_still_s
         age_s = min_age_s if file.changed_at is None else time.time() - file.changed_at
         if age_s < min_age_s:
-            reason = f"changed {max(0.0, age_s):.0f} s ago; it is taken once it has been still for {min_age_s:g} s"
+            reason = f"changed {max(0.0, age_s):.0f} s ago; it is picked up once unchanged for {min_age_s:g} s"
             yield self._file_event("waiting", file, reason=reason)
         elif self._dry_run:
             yield self._file_event("taken", file)
@@ -191,7 +191,7 @@ class _SyncPass:
             yield from self._quarantine_file(file, errors)
         else:
             is_deleted_later = self._options.after == "delete" and DELETE_AFTER_S > 0
-            reason = f"a round deletes it {DELETE_AFTER_S / 60:g} minutes from now" if is_deleted_later else None
+            reason = f"it is deleted {DELETE_AFTER_S / 60:g} minutes from now" if is_deleted_later else None
             yield self._file_event("taken", file, batch_id=synced_file.batch_id, reason=reason)
             yield from self._archive_file(file, SyncedVersion(synced_file.batch_id, synced_file.taken_at))
 
@@ -237,7 +237,7 @@ class _SyncPass:
             QUARANTINE_FOLDER, f"{name}.errors.json", [errors_json.encode(errors="backslashreplace")]
         )
         if not self._folder.move_to_sibling(file, QUARANTINE_FOLDER, name):
-            raise Conflict("it has gone or changed since it was read")
+            raise Conflict("it was deleted or changed after it was read")
         position = f"line {errors[0].line}: " if errors[0].line else ""
         reason = f"{len(errors):,} error{'s' if len(errors) > 1 else ''}, first {position}{errors[0].message}"
         yield self._file_event(
@@ -256,7 +256,7 @@ class _SyncPass:
             if self._folder.move_to_sibling(file, TAKEN_FOLDER, name):
                 yield self._file_event("moved", file, place=self._folder.sibling_uri(TAKEN_FOLDER, name))
         except (SourceFault, NotFound) as fault:
-            yield self._file_event("failed", file, reason=f"it was taken and cannot be put away: {fault}")
+            yield self._file_event("failed", file, reason=f"picked up, but it cannot be moved or deleted: {fault}")
 
     def _delete_if_old(self, file: WatchedFile, taken: SyncedVersion) -> Iterator[SyncEvent]:
         """Delete the version once its batch's record is old enough to be in every replica of the database."""

@@ -169,7 +169,7 @@ def test_resume_after_completion_window_exits_with_5(start_simulator, request_fi
 
     assert expired.status == 5
     assert re.search(r"its completion window closed at .+ UTC: nothing more is sent, and it ends as", expired.err)
-    assert f"to send the others then: batchline batches retry {run.batch_id}" in expired.err
+    assert f"to send the others afterwards: batchline batches retry {run.batch_id}" in expired.err
     assert re.search(r"^status +expired$", expired.out, re.MULTILINE)
     assert re.search(r"^failures +batch_expired \d+$", expired.out, re.MULTILINE)
 
@@ -186,7 +186,7 @@ def test_resume_past_completion_window_is_reported_if_allowed(start_simulator, r
     ended = go_on_as_told(stopped, **url)
 
     assert ended.status == 0
-    assert "it is run all the same, as BATCHLINE_RUN_PAST_WINDOW is set" in ended.err
+    assert "it runs anyway, because BATCHLINE_RUN_PAST_WINDOW is set" in ended.err
 
 
 def test_resume_of_simulator_run_without_upstream_is_rejected(request_file, run_cli):

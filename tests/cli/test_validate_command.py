@@ -108,7 +108,7 @@ def test_validate_groups_many_errors_that_differ_only_in_names(tmp_path, run_cli
     ended = run_cli("validate", path)
 
     assert ended.out.splitlines()[0] == (
-        f"{path}: lines 501{TO}1,000: the first: custom_id '0' is already that of line 1; make each one unique "
+        f"{path}: lines 501{TO}1,000: the first: custom_id '0' is already used in line 1; make each one unique "
         "(duplicate_custom_id)"
     )
     assert ended.out.count("\n") == 2

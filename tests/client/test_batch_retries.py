@@ -95,7 +95,7 @@ def test_retry_with_invalid_request_ids_is_rejected_and_changes_nothing(make_cli
     wrong = {
         "is unknown": request_id(batch.id, 99),
         "has not failed": good,
-        "is no request of this batch": request_id(other.id, 3),
+        "is neither a request id nor a custom_id of this batch": request_id(other.id, 3),
     }
 
     for reason, each in wrong.items():

@@ -118,7 +118,7 @@ BAD_LINES = {
         line(body='{"model":"m","stream":true}'),
         "unsupported_parameter",
         "body.stream",
-        "stream is true; .*leave it out",
+        "stream is true, .*leave it out",
     ),
     "another endpoint": (
         line(url='"/v1/embeddings"'),

@@ -284,7 +284,7 @@ def test_archive_failure_is_reported_and_batch_started(make_services, local_fold
     summary = sync_only(services, local_folder, after="move")
 
     assert event_kinds(summary) == ["taken", "failed", "started"]
-    assert "cannot be put away" in str(summary.events[1].reason)
+    assert "cannot be moved or deleted" in str(summary.events[1].reason)
 
 
 # Quarantine
