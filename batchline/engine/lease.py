@@ -39,7 +39,7 @@ LEASE_POLL_INTERVAL_S = 0.5
 class BatchLease(SenderBase):
     """The lease of one batch, renewed by a thread, with the session that sends its requests."""
 
-    no_upstream_message = "no upstream serves model {model!r} any more; add it to an upstream's models"
+    no_upstream_message = "no upstream serves model {model!r}; add it to an upstream's models"
 
     def __init__(self, services: Services, batch: BatchRecord, claim: Lease, *, claimed_at: float) -> None:
         super().__init__(services, batch, sender_id=RUNNER_SENDER, requests=0)

@@ -45,7 +45,7 @@ def run_until_paused(services: Services, run_once: Callable[[], BatchRecord]) ->
     """Call `run_once` again while the pause that stopped it has ended since; raises `BatchPaused` if it has not.
 
     A batch that is resumed or cancelled while the requests in flight of its pause are waited for has a runner,
-    which goes on with it.
+    which continues it.
     """
     while True:
         try:

@@ -13,19 +13,8 @@ from batchline.upstream.stop_reason import StopReason
 SILENT_AFTER_S: Final = 10.0
 """Seconds without a new report after which a process is assumed to have nothing in flight."""
 
-IDLE_PROGRESS: Final = SessionProgress(
-    completed=0,
-    failed=0,
-    in_flight=0,
-    attempts=0,
-    retried=0,
-    prompt_tokens=0,
-    completion_tokens=0,
-    total_tokens=0,
-    limit=0,
-    ceiling=0,
-    paused=None,
-)
+SUMMED_FIELDS: Final = [name for name in SessionProgress.__struct_fields__ if name != "paused"]
+IDLE_PROGRESS: Final = SessionProgress(**dict.fromkeys(SUMMED_FIELDS, 0), paused=None)
 """The progress of a process that sends nothing."""
 
 
@@ -91,8 +80,7 @@ class RemoteSenders:
             report.progress if self._reported_at[sender] > silent_before else as_idle(report.progress)
             for sender, report in self._reports.items()
         ]
-        names = [name for name in SessionProgress.__struct_fields__ if name != "paused"]
-        sums = {name: sum(getattr(part, name) for part in parts) for name in names}
+        sums = {name: sum(getattr(part, name) for part in parts) for name in SUMMED_FIELDS}
         return SessionProgress(**sums, paused=next((part.paused for part in parts if part.paused), None))
 
 

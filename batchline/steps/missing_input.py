@@ -5,7 +5,6 @@ is cancelled or expired needs only the custom_ids of unanswered requests from it
 """
 
 import time
-from collections.abc import Iterator
 from itertools import count, islice
 from typing import Final
 
@@ -24,22 +23,6 @@ DEADLINE_NOTICE_TIMEOUT_S: Final = 5.0
 """Seconds within which a session notices that its window has closed."""
 
 EMPTY_CUSTOM_ID: Final = Raw(b'""')
-
-
-class ReadableCalls(Iterator[list[Call]]):
-    """The calls as far as they can be read; `error` is set if the input ended them early."""
-
-    def __init__(self, calls: Iterator[list[Call]]) -> None:
-        self.error: InputChanged | None = None
-        self._calls = calls
-
-    def __next__(self) -> list[Call]:
-        """Return the next calls; ends at the first `InputChanged`."""
-        try:
-            return next(self._calls)
-        except InputChanged as error:
-            self.error = error
-            raise StopIteration from None
 
 
 def find_final_stop(session: BatchSession) -> StopReason | None:

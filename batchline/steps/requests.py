@@ -111,12 +111,15 @@ def build_calls(
     endpoint: str,
     only_model: str | None,
     find_upstream: Callable[[str | None], str],
+    only_lines: Container[int] | None = None,
     skipped_lines: Container[int] = (),
 ) -> list[Call]:
     """Build the calls of numbered lines, without blank and skipped ones; `only_model` saves decoding bodies."""
     built = []
     for number, line in lines:
         if not line or line.isspace() or number in skipped_lines:
+            continue
+        if only_lines is not None and number not in only_lines:
             continue
         request = parse_request_line(line)
         model = only_model or parse_model(request.body)

@@ -8,12 +8,12 @@ from contextlib import nullcontext
 import msgspec
 
 from batchline.analytics.request_metrics import RequestMetrics
-from batchline.models.errors import BatchlineError, InvalidInput
+from batchline.models.errors import BatchlineError, InputChanged, InvalidInput
 from batchline.models.ids import request_id_prefix
 from batchline.models.plan import Chunk
 from batchline.steps import segment_writer
 from batchline.steps.context import SendContext
-from batchline.steps.missing_input import ReadableCalls, build_missing_results, find_final_stop, require_final_stop
+from batchline.steps.missing_input import build_missing_results, find_final_stop, require_final_stop
 from batchline.steps.parts import Part, read_part, read_segments, try_delete
 from batchline.steps.requests import build_calls, has_large_line, read_line_blocks
 from batchline.steps.result_rows import build_metrics, build_result_line
@@ -112,13 +112,17 @@ def _send_requests(spec: ChunkSpec, context: SendContext, spool: Spool, writer: 
     """Queue the requests without a result at the dispatcher, and spool the results."""
     if len(spool) < spec.chunk.requests:
         writer.probe_storage()
-    pending_calls = ReadableCalls(_read_calls(spec, context, spool))
+    calls = _read_calls(spec, context, spool)
+    input_error: InputChanged | None = None
     with context.session.open_queue(spec.chunk.index) as queue:
         try:
             while not queue.is_done:
                 if not writer.is_failing:
                     while queue.wants_calls:
-                        block = next(pending_calls, None)
+                        try:
+                            block = next(calls, None)
+                        except InputChanged as error:
+                            block, input_error = None, error
                         if block is None:
                             queue.end_input()
                             break
@@ -136,10 +140,10 @@ def _send_requests(spec: ChunkSpec, context: SendContext, spool: Spool, writer: 
             while not queue.is_done and time.monotonic() < give_up_at:
                 _store_results(spec, context, spool, queue.wait_for_results(segment_writer.STORAGE_PAUSE_S))
             raise
-    if pending_calls.error is not None:
+    if input_error is not None:
         # Before the next line, which may raise.
         writer.flush()
-        stop = require_final_stop(context.session, pending_calls.error)
+        stop = require_final_stop(context.session, input_error)
         metrics, lines = build_missing_results(
             spec.chunk, spool, prefix=request_id_prefix(spec.batch_id), stop=stop
         )
@@ -173,8 +177,7 @@ def _read_calls(spec: ChunkSpec, context: SendContext, spool: Spool) -> Iterator
                 raise
             return ""  # the session settles the request without sending it, so it needs no upstream
 
-    only_lines = spec.chunk.only
-    skipped_lines = spool if only_lines is None else _SkippedLines(frozenset(only_lines), spool)
+    only_lines = None if spec.chunk.only is None else frozenset(spec.chunk.only)
     for first_line, lines in read_line_blocks(
         context.store, spec.input_key, spec.chunk, file_bytes=spec.input_bytes
     ):
@@ -183,16 +186,6 @@ def _read_calls(spec: ChunkSpec, context: SendContext, spool: Spool) -> Iterator
             endpoint=spec.endpoint,
             only_model=spec.model,
             find_upstream=find_upstream,
-            skipped_lines=skipped_lines,
+            only_lines=only_lines,
+            skipped_lines=spool,
         )
-
-
-class _SkippedLines:
-    """Lines that a retry does not send: those outside the retry, and those in the spool."""
-
-    def __init__(self, only_lines: frozenset[int], spool: Spool) -> None:
-        self._only_lines = only_lines
-        self._spool = spool
-
-    def __contains__(self, line: object) -> bool:
-        return line not in self._only_lines or line in self._spool

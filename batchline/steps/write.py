@@ -52,7 +52,8 @@ def write(context: BatchContext, parts: Sequence[Part], report: BatchReport) -> 
         # Parts are in chunk order, so that their lines are concatenated without reading them.
         store.concat([part.keys.output for part in parts if part.completed], keys.output)
         store.concat([part.keys.errors for part in parts if part.failed], keys.errors)
-    with _FileWriter(store, keys, copies_lines=base is not None) as files:
+    with ExitStack() as stack:
+        files = _FileWriter(store, keys, stack, copies_lines=base is not None)
         for block in merge_rows(store, parts, base):
             files.add(block)
     manifest = Manifest(
@@ -118,39 +119,34 @@ def find_finished_manifest(store: ObjectStore, batch_id: str, *, generation: int
 
 
 class _FileWriter:
-    """Writer of the final files: always the metrics, and result lines unless parts were concatenated."""
+    """Writer of the final files: always the metrics, and result lines unless parts were concatenated.
 
-    def __init__(self, store: ObjectStore, keys: layout.FinalKeys, *, copies_lines: bool) -> None:
+    The files are complete when the stack is closed without an error.
+    """
+
+    def __init__(
+        self, store: ObjectStore, keys: layout.FinalKeys, stack: ExitStack, *, copies_lines: bool
+    ) -> None:
+        import pyarrow.parquet as pq  # noqa: PLC0415 - half a second that must not delay the first request
+
         self.completed = self.failed = self.unanswered = self.output_bytes = self.errors_bytes = 0
         self.row_groups: list[RowGroup] = []
         self.first_failures = FirstFailures()
-        self._store = store
-        self._keys = keys
         self._copies_lines = copies_lines
-        self._stack = ExitStack()
         self._open_reader = lru_cache(maxsize=MAX_OPEN_READERS)(
             lambda key: RangeReader(store, key, read_ahead_bytes=COPY_BLOCK_BYTES)
         )
-
-    def __enter__(self) -> _FileWriter:
-        import pyarrow.parquet as pq  # noqa: PLC0415 - as above
-
-        with ExitStack() as stack:
-            enter = stack.enter_context
-            if self._copies_lines:
-                self._output = enter(self._store.writer(self._keys.output))
-                self._errors = enter(self._store.writer(self._keys.errors))
-            metrics_file = _ArrowFile(enter(self._store.writer(self._keys.requests)))
-            self._metrics_writer = enter(
-                pq.ParquetWriter(
-                    metrics_file, metrics_schema(), compression="zstd", use_dictionary=list(DICTIONARY_COLUMNS)
-                )
+        enter = stack.enter_context
+        if copies_lines:
+            self._output, self._errors = enter(store.writer(keys.output)), enter(store.writer(keys.errors))
+        self._metrics_writer = enter(
+            pq.ParquetWriter(
+                _ArrowFile(enter(store.writer(keys.requests))),
+                metrics_schema(),
+                compression="zstd",
+                use_dictionary=list(DICTIONARY_COLUMNS),
             )
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
+        )
 
     def add(self, block: MergedRows) -> None:
         """Append rows."""
