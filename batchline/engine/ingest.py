@@ -43,35 +43,15 @@ def store_input(
     expires_after: Callable[[], int | None] = lambda: None,
     member_id: str | None = None,
     max_bytes: int | None = None,
+    is_recorded: bool = True,
 ) -> FileRecord:
     """Store an input file, decompressed if its name ends in `.gz` or `.zst`, and return its record.
 
-    Streams with constant memory; `expires_after` is called after the last read. Raises `InvalidInput` if the
-    stream cannot be decompressed, `TooLarge` if it is longer than `max_bytes` or the settings' `max_file_bytes`;
-    in both cases nothing is stored.
+    Streams with constant memory; `expires_after` is called after the last read. Unless `is_recorded`, the content
+    stays scheduled for deletion until the caller inserts its record. Raises `InvalidInput` if the stream cannot be
+    decompressed, `TooLarge` if it is longer than `max_bytes` or the settings' `max_file_bytes`; in both cases
+    nothing is stored.
     """
-    record = store_content(
-        services,
-        source,
-        filename=filename,
-        expires_after=expires_after,
-        member_id=member_id,
-        max_bytes=max_bytes,
-    )
-    services.records.add_file(record)
-    return record
-
-
-def store_content(
-    services: Services,
-    source: Readable,
-    *,
-    filename: str,
-    expires_after: Callable[[], int | None] = lambda: None,
-    member_id: str | None = None,
-    max_bytes: int | None = None,
-) -> FileRecord:
-    """Store an input file like `store_input`; it stays scheduled for deletion until its record is inserted."""
     file_id = new_file_id()
     key = layout.input_key(file_id)
     limit_bytes = services.settings.max_file_bytes
@@ -90,9 +70,8 @@ def store_content(
             digest.update(block)
             file.write(block)
         expires_after_s = expires_after()
-    # Inserting the record cancels the deletion that is scheduled for its key.
     now = int(time.time())
-    return FileRecord(
+    record = FileRecord(
         id=file_id,
         purpose="batch",
         filename=_safe_filename(filename),
@@ -104,6 +83,10 @@ def store_content(
         status="processed",
         member_id=member_id,
     )
+    if is_recorded:
+        # This cancels the deletion that is scheduled for its key.
+        services.records.add_file(record)
+    return record
 
 
 def delete_content(services: Services, record: FileRecord) -> None:
@@ -154,19 +137,13 @@ def _open_input(path: Path) -> BinaryIO:
 def _safe_filename(filename: str) -> str:
     """Return the file name without directories and without a compression suffix."""
     # File names on disk need not be UTF-8; Python represents foreign bytes as surrogates.
-    filename = filename.encode(errors="surrogateescape").decode(errors="replace")
-    name = PurePosixPath(filename.replace("\\", "/")).name
-    return (
-        name[: -len(_lower_suffix(name))] if _lower_suffix(name) in COMPRESSION_BY_SUFFIX else name
-    ) or "input.jsonl"
-
-
-def _lower_suffix(filename: str) -> str:
-    return PurePosixPath(filename).suffix.lower()
+    text = filename.encode(errors="surrogateescape").decode(errors="replace")
+    path = PurePosixPath(text.replace("\\", "/"))
+    return (path.stem if path.suffix.lower() in COMPRESSION_BY_SUFFIX else path.name) or "input.jsonl"
 
 
 def _decompressed_blocks(source: Readable, filename: str) -> Iterator[bytes]:
-    compression = COMPRESSION_BY_SUFFIX.get(_lower_suffix(filename))
+    compression = COMPRESSION_BY_SUFFIX.get(PurePosixPath(filename).suffix.lower())
     if compression is None:
         yield from _read_blocks(source)
         return

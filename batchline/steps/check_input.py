@@ -9,7 +9,7 @@ import itertools
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -197,7 +197,7 @@ class _Scan:
         self.models = self._rules.models
         self._suspect_hashes = suspects
         self._first_lines: dict[str, int] = {}
-        self._positions: list[_BlockPosition] = []
+        self._blocks: list[_Block] = []
 
     def scan(self, blocks: Iterator[bytes]) -> None:
         """Validate the whole file, and record the position of each block."""
@@ -211,9 +211,8 @@ class _Scan:
             self.size = block.end
             last_line = block.first_line + max(1, len(block.lines)) - 1
             requests = self.requests - requests_before
-            self._positions.append(
-                _BlockPosition(block.start, block.end, block.first_line, last_line, requests, block.sha256)
-            )
+            input_range = InputRange(block.start, block.end, block.first_line, block.sha256)
+            self._blocks.append(_Block(input_range, last_line, requests))
             if size_before <= max_bytes < self.size:
                 self._add_error("file_too_large", None, f"the file is longer than {max_bytes:,} bytes; split it")
             if requests_before <= max_requests < self.requests:
@@ -289,46 +288,40 @@ class _Scan:
 
     def digest(self) -> str:
         """Return the digest of the blocks' digests."""
-        return hashlib.sha256("".join(position.sha256 for position in self._positions).encode()).hexdigest()
+        return hashlib.sha256("".join(block.range.sha256 for block in self._blocks).encode()).hexdigest()
 
     def chunks(self, settings: Settings) -> list[Chunk]:
         """Return the chunks of a file without errors: adjacent blocks, grouped up to the limits."""
         max_requests = settings.chunk_requests or max_chunk_requests(
             self.requests, senders=settings.sender_processes
         )
-        groups: list[list[_BlockPosition]] = []
+        groups: list[list[_Block]] = []
         requests = 0
-        for position in self._positions:
-            is_full = requests + position.requests > max_requests or (
-                requests and position.end - groups[-1][0].start > settings.chunk_bytes
+        for block in self._blocks:
+            is_full = requests + block.requests > max_requests or (
+                requests and block.range.end - groups[-1][0].range.start > settings.chunk_bytes
             )
             # A block without requests joins its neighbour.
-            if groups and not (is_full and position.requests and requests):
-                groups[-1].append(position)
-                requests += position.requests
+            if groups and not (is_full and block.requests and requests):
+                groups[-1].append(block)
+                requests += block.requests
             else:
-                groups.append([position])
-                requests = position.requests
+                groups.append([block])
+                requests = block.requests
         return [
             Chunk(
                 index=index,
-                requests=sum(position.requests for position in group),
+                requests=sum(block.requests for block in group),
                 last_line=group[-1].last_line,
-                ranges=[
-                    InputRange(position.start, position.end, position.first_line, position.sha256)
-                    for position in group
-                ],
+                ranges=[block.range for block in group],
             )
             for index, group in enumerate(groups)
         ]
 
 
-class _BlockPosition(msgspec.Struct, frozen=True, gc=False):
-    """The position of a block in the file, and the number of its requests."""
+class _Block(NamedTuple):
+    """A block of the file, and the number of its requests."""
 
-    start: int
-    end: int
-    first_line: int
+    range: InputRange
     last_line: int
     requests: int
-    sha256: str

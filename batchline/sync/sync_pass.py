@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Final
 
 from batchline.engine.deletion import DELETION_DELAY_S
-from batchline.engine.ingest import delete_content, store_content
+from batchline.engine.ingest import delete_content, store_input
 from batchline.engine.services import Services
 from batchline.models.batches import BatchDwExtResponse, BatchError, CreateBatchRequest, validate_metadata
 from batchline.models.errors import BatchlineError, Conflict, Interrupted, InvalidInput, NotFound, SourceFault
@@ -167,7 +167,7 @@ class _SyncPass:
         stored: FileRecord | None = None
         try:
             with self._folder.open_version(file) as source:
-                stored = store_content(self._services, source, filename=file.name)
+                stored = store_input(self._services, source, filename=file.name, is_recorded=False)
             key = stored.key
             validation = check_input(
                 lambda: self._services.store.stream(key),
