@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Context, Decimal
-from functools import cached_property
+from functools import cached_property, reduce
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, NamedTuple
 
 from batchline.models.settings import ModelPrice, Settings
 
 if TYPE_CHECKING:
-    from genai_prices.types import ModelInfo, Provider, Tier
+    from genai_prices.types import Provider, Tier
 
 MILLIONTH = Decimal("1e-6")
 THOUSANDTH = Decimal("1e-3")
@@ -64,71 +65,43 @@ class TokenPrices:
         return max(self.prompt, self.cached, self.written, self.output, self.reasoning)
 
 
-class ConfiguredTariff:
-    """A price from the settings, the same for every request."""
-
-    source = "settings"
-    currency: str | None = None
-    tier_starts: tuple[int, ...] = ()
-    periods = 1
-
-    def __init__(self, price: ModelPrice) -> None:
-        self._prices = TokenPrices(
-            prompt=price.input,
-            cached=price.input if price.cached_input is None else price.cached_input,
-            written=price.input if price.cache_write is None else price.cache_write,
-            output=price.output,
-            reasoning=price.output if price.reasoning is None else price.reasoning,
-        )
-
-    def find_period(self, sent_at: float) -> int:
-        """Return 0: a configured tariff has a single period."""
-        del sent_at
-        return 0
-
-    def prices_for(self, period: int, tier: int) -> TokenPrices | None:
-        """Return the prices; a configured tariff has a single set of them."""
-        del period, tier
-        return self._prices
-
-
-class PriceListTariff:
-    """A price of the list, which may depend on the prompt's length and on the time of the request.
+class Tariff:
+    """The prices of one model, which may depend on the prompt's length and on the time of the request.
 
     A request is priced in the *tier* that its prompt reaches, counted from 0, of the *period* when it was sent.
     `tier_starts` are the prompt tokens above which each further tier begins, ascending.
     """
 
-    currency: str | None = PRICE_LIST_CURRENCY
-
-    def __init__(self, provider: Provider, model: ModelInfo) -> None:
-        self.source = f"{provider.id} {model.id}"
-        self._model = model
-        prices = model.prices
-        self._periods = (
-            [period_prices.prices for period_prices in prices] if isinstance(prices, list) else [prices]
-        )
-        self.periods = len(self._periods)
-        tiers = {
-            tier.start
-            for period in self._periods
-            for name in PRICE_FIELDS
-            for tier in _tiers_of(getattr(period, name))
-        }
-        self.tier_starts = tuple(sorted(tiers))
+    def __init__(
+        self,
+        periods: Sequence[object],
+        *,
+        source: str,
+        currency: str | None = None,
+        active_at: Callable[[datetime], object] | None = None,
+    ) -> None:
+        """Take an object with `PRICE_FIELDS` per period; `active_at` returns the one that is active at a time."""
+        self.source = source
+        self.currency = currency
+        self.periods = len(periods)
+        self._periods = periods
+        self._active_at = active_at
+        prices = [getattr(period, name) for period in periods for name in PRICE_FIELDS]
+        self.tier_starts = tuple(sorted({tier.start for price in prices for tier in _tiers_of(price)}))
 
     def find_period(self, sent_at: float) -> int:
         """Return the index of the period of a time in Unix seconds."""
-        active = self._model.get_prices(datetime.fromtimestamp(sent_at, UTC))
+        if self._active_at is None:
+            return 0
+        active = self._active_at(datetime.fromtimestamp(sent_at, UTC))
         return next(number for number, prices in enumerate(self._periods) if prices is active)
 
     def prices_for(self, period: int, tier: int) -> TokenPrices | None:
-        """Return the prices, or None if the list has no price for prompt tokens."""
-        list_prices = self._periods[period]
+        """Return the prices, or None if there is no price for prompt tokens."""
         # Any prompt length within the tier selects its prices.
         prompt_tokens = self.tier_starts[tier - 1] + 1 if tier else 0
         prompt, cached, written, output, reasoning, requests = (
-            _price_at(getattr(list_prices, name), prompt_tokens) for name in PRICE_FIELDS
+            _price_at(getattr(self._periods[period], name), prompt_tokens) for name in PRICE_FIELDS
         )
         if prompt is None:
             return None
@@ -144,14 +117,11 @@ class PriceListTariff:
         )
 
 
-Tariff = ConfiguredTariff | PriceListTariff
-"""The prices of one model."""
-
 PRICE_FIELDS = (
     *("input_mtok", "cache_read_mtok", "cache_write_mtok"),
     *("output_mtok", "output_reasoning_mtok", "requests_kcount"),
 )
-"""The list's prices whose quantities a server reports in OpenAI's form."""
+"""The prices in the list whose quantities a server reports in OpenAI's form."""
 
 
 class PriceBook:
@@ -167,11 +137,13 @@ class PriceBook:
     def find_tariff(self, model: str) -> Tariff | None:
         """Return the model's tariff, or None if no price is known."""
         if model not in self._tariffs:
-            configured_price = self._configured.get(model)
-            if configured_price is not None:
-                self._tariffs[model] = ConfiguredTariff(configured_price)
-            else:
+            price = self._configured.get(model)
+            if price is None:
                 self._tariffs[model] = find_listed_tariff(model, self._url_of(model)) if model else None
+            else:
+                fields = (price.input, price.cached_input, price.cache_write, price.output, price.reasoning, None)
+                period = SimpleNamespace(**dict(zip(PRICE_FIELDS, fields, strict=True)))
+                self._tariffs[model] = Tariff([period], source="settings")
         return self._tariffs[model]
 
     @cached_property
@@ -217,7 +189,15 @@ def find_listed_tariff(model: str, url: str | None) -> Tariff | None:
     if provider is None:
         provider, name = provider_of(model.lower(), None) or providers_by_id.get("openai"), model
     model_info = provider.find_model(name, all_providers=snapshot.providers) if provider else None
-    return PriceListTariff(provider, model_info) if provider and model_info else None
+    if provider is None or model_info is None:
+        return None
+    prices = model_info.prices
+    return Tariff(
+        [period.prices for period in prices] if isinstance(prices, list) else [prices],
+        source=f"{provider.id} {model_info.id}",
+        currency=PRICE_LIST_CURRENCY,
+        active_at=model_info.get_prices,
+    )
 
 
 def _tiers_of(price: object) -> list[Tier]:
@@ -241,13 +221,9 @@ def cost_of(count: int, price: Decimal, *, per: Decimal = MILLIONTH) -> Decimal:
 
 def sum_exact(amounts: Iterable[Decimal]) -> Decimal:
     """Return the exact sum of the amounts."""
-    exact_sum = Decimal(0)
-    for amount in amounts:
-        exact_sum = EXACT_CONTEXT.add(exact_sum, amount)
-    return exact_sum
+    return reduce(EXACT_CONTEXT.add, amounts, Decimal(0))
 
 
 def format_cost(cost: Decimal) -> str:
     """Return the decimal as text without an exponent and without trailing zeros."""
-    text = f"{cost:f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    return f"{EXACT_CONTEXT.normalize(cost):f}"

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -112,24 +113,15 @@ class _LineSplitter:
             offset = end
 
     def _build_block(self, text: bytes, lines: list[bytes]) -> LineBlock:
+        is_utf8 = text.isascii()
+        if not is_utf8:
+            with suppress(UnicodeDecodeError):
+                text.decode()
+                is_utf8 = True
+        digest = hashlib.sha256(text).hexdigest()
         line_block = LineBlock(
-            self._next_line,
-            self._offset,
-            self._offset + len(text),
-            lines,
-            hashlib.sha256(text).hexdigest(),
-            _is_utf8(text),
+            self._next_line, self._offset, self._offset + len(text), lines, digest, is_utf8=is_utf8
         )
         self._next_line += len(lines)
         self._offset += len(text)
         return line_block
-
-
-def _is_utf8(text: bytes) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
