@@ -73,13 +73,11 @@ class AnalyticsTotals:
 
     def __init__(self, prices: Mapping[str, ModelPrice] | PriceBook) -> None:
         self._book = prices if isinstance(prices, PriceBook) else PriceBook(prices)
-        self._request_counts: Counter[str] = Counter()
         self._retry_reasons: Counter[str] = Counter()
         self._requests_by_attempts: Counter[int] = Counter()
         self._failures: defaultdict[str, Counter[int]] = defaultdict(Counter)
         self._reported_columns: set[str] = set()
         self._model_numbers: dict[str, int] = {}
-        self._model_names: list[str] = []
         self._sums_by_model: dict[str, Counter[int]] = defaultdict(Counter)
         self._durations = GroupedDistribution()
         self._distributions = {
@@ -97,7 +95,6 @@ class AnalyticsTotals:
         models = self._number_models(frame["model"])
         ok = frame["ok"].to_numpy("bool")
         completed = frame[ok]
-        self._request_counts.update(total=len(frame), completed=len(completed))
         self._reported_columns |= {name for name in OPTIONAL_TOKEN_COLUMNS if completed[name].notna().any()}
         for attempts, count in frame["attempts"].value_counts().items():
             self._requests_by_attempts[int(str(attempts))] += int(count)
@@ -111,7 +108,7 @@ class AnalyticsTotals:
             self._failures[str(code)][int(status)] += int(count)
         self._add_models(frame, completed, models, ok)
         self._add_times(frame, models, ok)
-        self._costs.add(completed, models[ok], self._model_names)
+        self._costs.add(completed, models[ok], list(self._model_numbers))
 
     def _number_models(self, models: pd.Series[str]) -> np.ndarray:
         """Return the number of each row's model; a null is the model with an empty name."""
@@ -119,17 +116,11 @@ class AnalyticsTotals:
 
         indexes, names = models.factorize(use_na_sentinel=True)
         # The last entry is for nulls, which factorize() gives the index -1.
-        numbers = [self._model_number(str(name)) for name in names] + [-1]
-        if (indexes < 0).any():
-            numbers[-1] = self._model_number("")
+        known = self._model_numbers
+        numbers = [known.setdefault(str(name), len(known)) for name in names]
+        numbers.append(known.setdefault("", len(known)) if (indexes < 0).any() else -1)
         numbered: np.ndarray = np.array(numbers, "int64")[indexes]
         return numbered
-
-    def _model_number(self, name: str) -> int:
-        if name not in self._model_numbers:
-            self._model_numbers[name] = len(self._model_names)
-            self._model_names.append(name)
-        return self._model_numbers[name]
 
     def _add_models(
         self, frame: pd.DataFrame, completed: pd.DataFrame, models: np.ndarray, ok: np.ndarray
@@ -148,7 +139,7 @@ class AnalyticsTotals:
 
     def _add_sums(self, name: str, models: np.ndarray, values: np.ndarray) -> None:
         """Add the values to the sums of that name, by model."""
-        sums = exact_sums(models, values.astype("int64"), len(self._model_names))
+        sums = exact_sums(models, values.astype("int64"), len(self._model_numbers))
         self._sums_by_model[name].update({number: value for number, value in enumerate(sums) if value})
 
     def _add_times(self, frame: pd.DataFrame, models: np.ndarray, ok: np.ndarray) -> None:
@@ -179,7 +170,7 @@ class AnalyticsTotals:
     def analytics(self) -> BatchAnalytics:
         """Return the analytics."""
         return BatchAnalytics(
-            total_requests=self._request_counts["completed"],
+            total_requests=self._sum_of("completed"),
             total_prompt_tokens=self._sum_of("prompt_tokens"),
             total_completion_tokens=self._sum_of("completion_tokens"),
             **{f"total_{name}": self._sum_of(name) for name in self._reported_columns},
@@ -192,7 +183,7 @@ class AnalyticsTotals:
 
     def report(self) -> BatchReport:
         """Return the detailed report."""
-        costs = self._costs.costs()
+        costs, names = self._costs.costs(), list(self._model_numbers)
         known_cost = _total_cost([cost for cost in costs.values() if cost is not None])
         wasted_tokens = self._sums_by_model["wasted_tokens"].items()
         failures = sorted(self._failures.items(), key=lambda item: (-item[1].total(), item[0]))
@@ -201,9 +192,9 @@ class AnalyticsTotals:
             for code in (ErrorCode.BATCH_EXPIRED, ErrorCode.BATCH_CANCELLED)
         )
         return BatchReport(
-            total=self._request_counts["total"],
-            completed=self._request_counts["completed"],
-            failed=self._request_counts["total"] - self._request_counts["completed"] - expired - cancelled,
+            total=self._sum_of("requests"),
+            completed=self._sum_of("completed"),
+            failed=self._sum_of("requests") - self._sum_of("completed") - expired - cancelled,
             expired=expired,
             cancelled=cancelled,
             **{name: self._distributions[column].percentiles() for name, column in PERCENTILE_COLUMNS.items()},
@@ -218,10 +209,10 @@ class AnalyticsTotals:
             without_usage=self._sum_of("without_usage"),
             wasted_tokens=self._sum_of("wasted_tokens"),
             wasted_cost_at_most=_total_cost(
-                [self._costs.max_cost(self._model_names[number], tokens) for number, tokens in wasted_tokens]
+                [self._costs.max_cost(names[number], tokens) for number, tokens in wasted_tokens]
             ),
             known_cost=known_cost,
-            unpriced_models=sorted(self._model_names[number] for number, cost in costs.items() if cost is None),
+            unpriced_models=sorted(names[number] for number, cost in costs.items() if cost is None),
             currency=None if known_cost is None else self._costs.currency(),
             price_list=self._book.version if costs else None,
         )
@@ -255,7 +246,7 @@ class AnalyticsTotals:
         points = self._timeline.points()
         span_s = 0.0 if first_at is None or last_at is None else last_at - first_at
         counts = {
-            "requests_per_s": self._request_counts["completed"],
+            "requests_per_s": self._sum_of("completed"),
             "tokens_per_s": self._sum_of("total_tokens"),
             "completion_tokens_per_s": self._sum_of("completion_tokens"),
         }

@@ -132,13 +132,11 @@ def find_finished_keys(store: ObjectStore, batch_id: str, generation: int) -> di
 
 def read_segments(store: ObjectStore, batch_id: str, generation: int, chunk: int) -> Iterator[tuple[str, bytes]]:
     """Yield the keys and contents of the chunk's segments, of every epoch, oldest first."""
-    names = [
-        (segment.epoch, segment.number, info.key)
-        for info in store.list_objects(layout.segments_prefix(batch_id, generation))
-        if (segment := layout.parse_segment(info.key)).chunk == chunk
-    ]
-    for _, _, key in sorted(names):
-        yield key, store.read(key)
+    infos = store.list_objects(layout.segments_prefix(batch_id, generation))
+    segments = [(layout.parse_segment(info.key), info.key) for info in infos]
+    for segment, key in sorted(segments, key=lambda pair: (pair[0].epoch, pair[0].number)):
+        if segment.chunk == chunk:
+            yield key, store.read(key)
 
 
 def try_delete(store: ObjectStore, keys: Iterable[str]) -> None:
