@@ -176,7 +176,7 @@ def test_run_groups_equal_line_errors_and_counts_unlisted_ones(tmp_path, run_cli
 
     ended = run_cli("run", "--local", "--stand-in", path)
 
-    message = "not JSON: it goes wrong at byte 0 of the line (invalid_json_line)"
+    message = "not JSON: invalid syntax at byte 0 of the line (invalid_json_line)"
     assert f"  lines 1\N{EN DASH}999: {message}\n" in ended.out
     assert "101 more errors are not listed; `batchline validate` prints all of them" in ended.out
 

@@ -79,7 +79,7 @@ def test_validate_groups_10000_equal_errors_but_json_lists_each(tmp_path):
     told = run_batchline("validate", path)
     shown = run_batchline("validate", "--json", path)
 
-    message = "not JSON: it goes wrong at byte 0 of the line (invalid_json_line)"
+    message = "not JSON: invalid syntax at byte 0 of the line (invalid_json_line)"
     assert told.out.splitlines() == [
         f"{path}: lines 1{TO}10,000: {message}",
         f"{path}: 10,000 errors; no request would be sent",
@@ -97,7 +97,7 @@ def test_validate_groups_equal_errors_into_line_ranges(tmp_path, run_cli):
 
     assert [line.removeprefix(str(path)) for line in ended.out.splitlines()[:2]] == [
         f": lines 1{TO}4, 6{TO}7, 9: method is missing (missing_required_parameter)",
-        ":10: not JSON: it goes wrong at byte 0 of the line (invalid_json_line)",
+        ":10: not JSON: invalid syntax at byte 0 of the line (invalid_json_line)",
     ]
 
 

@@ -101,7 +101,7 @@ def test_retry_with_invalid_request_ids_is_rejected_and_changes_nothing(make_cli
     for reason, each in wrong.items():
         with pytest.raises(InvalidInput, match=f"{each}.*{reason}"):
             here.client.batches.retry_requests(batch.id, [failed, each])
-    with pytest.raises(InvalidInput, match="no request"):
+    with pytest.raises(InvalidInput, match="neither a request id nor a custom_id"):
         here.client.batches.retry_requests(batch.id, ["request-77"])
     with pytest.raises(InvalidInput):
         here.client.batches.retry_requests(batch.id, [])

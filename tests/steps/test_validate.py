@@ -50,10 +50,10 @@ def found_in(text: bytes, **options: object) -> list[tuple[str | None, int | Non
 
 BAD_LINES = {
     "not json": (b"not json", "invalid_json_line", None, "not JSON.* byte 1"),
-    "json cut short": (b'{"custom_id":"a"', "invalid_json_line", None, "breaks off.* byte 16"),
-    "an array": (b"[" + line() + b"]", "invalid_json_line", None, "object is needed.*array"),
-    "a bare string": (b'"hello"', "invalid_json_line", None, "object is needed.*string"),
-    "a bare number": (b"12", "invalid_json_line", None, "object is needed.*number"),
+    "json cut short": (b'{"custom_id":"a"', "invalid_json_line", None, "ends unexpectedly.* byte 16"),
+    "an array": (b"[" + line() + b"]", "invalid_json_line", None, "expected a JSON object, got .*array"),
+    "a bare string": (b'"hello"', "invalid_json_line", None, "expected a JSON object, got .*string"),
+    "a bare number": (b"12", "invalid_json_line", None, "expected a JSON object, got .*number"),
     "two objects": (line() + b" " + line('"b"'), "invalid_json_line", None, f"not JSON.* byte {len(line()) + 1}"),
     "NaN in the body": (line(body='{"model":"m","x":NaN}'), "invalid_json_line", None, "not JSON"),
     "a trailing comma": (line(body='{"model":"m",}'), "invalid_json_line", None, "comma before the closing }"),

@@ -151,7 +151,7 @@ def test_file_being_written_waits(make_services, local_folder):
 
     first = sync_only(services, local_folder)
     assert (first.found, first.waiting, first.taken) == (1, 1, 0)
-    assert "still for 0.4 s" in str(first.events[0].reason)
+    assert "once unchanged for 0.4 s" in str(first.events[0].reason)
 
     time.sleep(0.45)
     assert sync_only(services, local_folder).taken == 1
@@ -582,8 +582,8 @@ OUTSIDE = [
     ("", "is empty"),
     ("s3://", "no bucket"),
     ("s3://*.jsonl", "no bucket"),
-    ("{beside}/outbox", "watch one of another name"),
-    ("{beside}/taken/*.jsonl", "watch one of another name"),
+    ("{beside}/outbox", "watch a folder of another name"),
+    ("{beside}/taken/*.jsonl", "watch a folder of another name"),
     ("{beside}", "below an allowed root"),
     ("{inbox}*/*.jsonl", "only its last part"),
     ("https://host/inbox", "give a path or an s3:// address"),
