@@ -64,11 +64,11 @@ class GroupedDistribution(Distribution):
         # Only the largest: each group scans all values, and a file may name a thousand models.
         sizes = np.bincount(groups)
         largest = np.argsort(-sizes, kind="stable")[:MAX_MODELS_WITH_PERCENTILES]
-        percentiles = {
-            number: _compute_percentiles(values[groups == number])
-            for number in largest[sizes[largest] > 0].tolist()
+        return {
+            number: points
+            for number in largest.tolist()
+            if (points := _compute_percentiles(values[groups == number])) is not None
         }
-        return {number: points for number, points in percentiles.items() if points is not None}
 
 
 def _as_numpy(values: array[Any]) -> np.ndarray:

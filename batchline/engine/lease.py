@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Self
 
 from batchline.engine.send_context import SenderBase
@@ -63,9 +62,7 @@ class BatchLease(SenderBase):
         self._heartbeat_thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._release_started.set()
         # First, so that no heartbeat is sent with a lease that is already released.
         self._join_heartbeat(self._heartbeat_thread)

@@ -21,19 +21,12 @@ if TYPE_CHECKING:
     from batchline.steps.parts import Part
 
 
-class FilePair(NamedTuple):
-    """Keys of the objects with the lines of completed and of failed requests."""
-
-    output: str
-    errors: str
-
-
 class MergedRows(NamedTuple):
     """Rows in input order with `metrics_schema()`'s columns, and for each row the source of its `offset`."""
 
     table: pa.Table
     source_numbers: np.ndarray
-    sources: Sequence[FilePair]
+    sources: Sequence[layout.PartKeys | layout.FinalKeys]
 
 
 def merge_rows(store: ObjectStore, parts: Sequence[Part], base: str | None) -> Iterator[MergedRows]:
@@ -48,7 +41,7 @@ def merge_rows(store: ObjectStore, parts: Sequence[Part], base: str | None) -> I
     base_keys = layout.final_keys(base)
     overlay = _Overlay(new_rows)
     for table in read_row_groups(store, base_keys.requests):
-        yield overlay.apply(table, FilePair(base_keys.output, base_keys.errors))
+        yield overlay.apply(table, base_keys)
 
 
 def _read_parts(store: ObjectStore, parts: Sequence[Part]) -> Iterator[MergedRows]:
@@ -57,8 +50,7 @@ def _read_parts(store: ObjectStore, parts: Sequence[Part]) -> Iterator[MergedRow
 
     for part in parts:
         table = pq.read_table(io.BytesIO(store.read(part.keys.metrics))).cast(metrics_schema())
-        source = FilePair(part.keys.output, part.keys.errors)
-        yield MergedRows(table, np.zeros(table.num_rows, "int32"), [source])
+        yield MergedRows(table, np.zeros(table.num_rows, "int32"), [part.keys])
 
 
 def read_row_groups(
@@ -107,7 +99,7 @@ class _Overlay:
         self._rows = rows
         self._next = next(rows, None)
 
-    def apply(self, table: pa.Table, source: FilePair) -> MergedRows:
+    def apply(self, table: pa.Table, source: layout.PartKeys | layout.FinalKeys) -> MergedRows:
         """Return the table with the rows of the same lines replaced by the overlay's."""
         import numpy as np  # noqa: PLC0415 - as above
         import pyarrow as pa  # noqa: PLC0415 - as above
