@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
 
 from batchline.analytics.exact_sum import exact_sums, to_int64
 from batchline.analytics.prices import PRICE_LIST_CURRENCY, PriceBook, Tariff, TokenCounts, cost_of, sum_exact
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import numpy as np
-    import pandas as pd
 
 PERIOD_RESOLUTION_S = 60
 """Seconds to which start times are rounded down; no price of the list changes within a minute."""
@@ -31,8 +28,6 @@ class CostAccumulator:
 
     def add(self, completed: pd.DataFrame, models: np.ndarray, names: Sequence[str]) -> None:
         """Add completed requests; `models` has each one's index in `names`."""
-        import numpy as np  # noqa: PLC0415 - half a second that must not delay the first request
-
         for number in np.unique(models).tolist():
             self._tariffs.setdefault(number, self._book.find_tariff(names[number]))
         prompt = to_int64(completed["prompt_tokens"])
@@ -50,8 +45,6 @@ class CostAccumulator:
         self, models: np.ndarray, prompt: np.ndarray, started: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the period and the tier of each request's price."""
-        import numpy as np  # noqa: PLC0415 - as above
-
         periods, tiers = np.zeros(len(models), "int64"), np.zeros(len(models), "int64")
         for number, tariff in self._tariffs.items():
             # Most tariffs have a single price and need only index 0.
@@ -103,8 +96,6 @@ class CostAccumulator:
 
 def _billable_tokens(completed: pd.DataFrame, prompt: np.ndarray) -> list[np.ndarray]:
     """Return an array per field of `TokenCounts`, with a value per request, as servers bill them."""
-    import numpy as np  # noqa: PLC0415 - as above
-
     completion = to_int64(completed["completion_tokens"])
     beyond_prompt = to_int64(completed["total_tokens"]) - prompt
     # Some servers (xAI's consumption guide; Gemini) count reasoning in the total alone, not in the completion

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
+import numpy as np
+import pandas as pd
 
 HALF_BITS = 32
 
@@ -18,8 +15,6 @@ def to_int64(column: pd.Series[int]) -> np.ndarray:
 
 def exact_sums(groups: np.ndarray, values: np.ndarray, count: int) -> list[int]:
     """Return the sum of the values of each group from 0 to `count` - 1; exact for up to 2^31 values."""
-    import numpy as np  # noqa: PLC0415 - half a second that must not delay the first request
-
     # Servers may report up to 2^53 tokens for a request; halves of 32 bits cannot overflow when summed.
     low, high = np.zeros(count, "int64"), np.zeros(count, "int64")
     np.add.at(low, groups, values & (2**HALF_BITS - 1))

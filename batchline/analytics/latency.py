@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
+from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from batchline.models.analytics import DurationBin, Percentiles
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import numpy as np
 
 BINS_PER_DECADE = 20
 DECADES = range(-1, 10)
@@ -31,7 +29,7 @@ class Distribution:
 
     def add(self, values: np.ndarray) -> None:
         """Add durations; NaN means none was measured."""
-        known_values = values[values == values]  # noqa: PLR0124 - false for NaN
+        known_values = values[~np.isnan(values)]
         self._sum += float(known_values.sum())
         self._values.frombytes(known_values.astype("float32").tobytes())
 
@@ -54,12 +52,10 @@ class GroupedDistribution(Distribution):
     def add_grouped(self, values: np.ndarray, groups: np.ndarray) -> None:
         """Add durations with the group number of each; NaN means none was measured."""
         self.add(values)
-        self._groups.frombytes(groups[values == values].astype("int32").tobytes())  # noqa: PLR0124 - as above
+        self._groups.frombytes(groups[~np.isnan(values)].astype("int32").tobytes())
 
     def percentiles_by_group(self) -> Mapping[int, Percentiles]:
         """Return the percentiles of each of the 100 largest groups."""
-        import numpy as np  # noqa: PLC0415 - half a second that must not delay the first request
-
         values, groups = _as_numpy(self._values), _as_numpy(self._groups)
         # Only the largest: each group scans all values, and a file may name a thousand models.
         sizes = np.bincount(groups)
@@ -73,14 +69,10 @@ class GroupedDistribution(Distribution):
 
 def _as_numpy(values: array[Any]) -> np.ndarray:
     """Return a view of the array, which cannot grow while the view exists."""
-    import numpy as np  # noqa: PLC0415 - as above
-
     return np.asarray(memoryview(values))
 
 
 def _compute_percentiles(values: np.ndarray) -> Percentiles | None:
-    import numpy as np  # noqa: PLC0415 - as above
-
     if not len(values):
         return None
     p50, p90, p95, p99, maximum = (float(point) for point in np.percentile(values, [50, 90, 95, 99, 100]))
@@ -95,8 +87,6 @@ class LatencyHistogram:
 
     def add(self, values: np.ndarray, ok: np.ndarray) -> None:
         """Add durations in milliseconds, NaN if not measured, and whether each request succeeded."""
-        import numpy as np  # noqa: PLC0415 - as above
-
         # Durations beyond the range count in the first or last bin.
         bin_numbers = np.clip(np.searchsorted(_bin_edges(), values, side="right") - 1, 0, len(_bin_edges()) - 2)
         for is_ok, counts in self._counts.items():
@@ -121,8 +111,6 @@ class LatencyHistogram:
 @cache
 def _bin_edges() -> np.ndarray:
     """Return the edges of the bins in milliseconds: zero, then logarithmic steps."""
-    import numpy as np  # noqa: PLC0415 - as above
-
     exponents = range(DECADES.start * BINS_PER_DECADE, DECADES.stop * BINS_PER_DECADE + 1)
     # Rounded to four digits, since the edges are shown to people.
     return np.array([0.0, *(float(f"{10 ** (exponent / BINS_PER_DECADE):.4g}") for exponent in exponents)])

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, count
 from math import floor
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from batchline.analytics.exact_sum import exact_sums
 from batchline.models.analytics import ThroughputPoint
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import numpy as np
 
 MAX_INTERVALS = 240
 
@@ -78,8 +75,6 @@ class Timeline:
         self, times: np.ndarray, tokens: np.ndarray | None = None
     ) -> Iterator[tuple[Interval, int, float, int]]:
         """Yield each interval with times in it: their number, sum of seconds from its start, and tokens."""
-        import numpy as np  # noqa: PLC0415 - half a second that must not delay the first request
-
         indexes = np.floor(times / self.width_s).astype("int64")
         numbers, inverse, sizes = np.unique(indexes, return_inverse=True, return_counts=True)
         offsets = np.bincount(inverse, weights=times - indexes * self.width_s, minlength=len(numbers))

@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
 
 from batchline.analytics.costs import CostAccumulator
 from batchline.analytics.exact_sum import exact_sums, to_int64
@@ -19,11 +23,6 @@ from batchline.analytics.timeline import Timeline
 from batchline.models.analytics import BatchAnalytics, BatchReport, ModelMetrics
 from batchline.models.error_codes import UNANSWERED_CODES, ErrorCode
 from batchline.models.settings import ModelPrice
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-    import pyarrow as pa
 
 ROWS_PER_FRAME = 16_384
 
@@ -59,8 +58,6 @@ def compute_analytics(
 
 
 def _to_frame(tables: list[pa.Table]) -> pd.DataFrame:
-    import pandas as pd  # noqa: PLC0415 - half a second that must not delay the first request
-    import pyarrow as pa  # noqa: PLC0415 - as above
 
     # By default pandas turns integers with nulls into floats, which round those above 2^53.
     exact_types = {pa.int64(): pd.Int64Dtype()}
@@ -112,8 +109,6 @@ class AnalyticsTotals:
 
     def _number_models(self, models: pd.Series[str]) -> np.ndarray:
         """Return the number of each row's model; a null is the model with an empty name."""
-        import numpy as np  # noqa: PLC0415 - as above
-
         indexes, names = models.factorize(use_na_sentinel=True)
         # The last entry is for nulls, which factorize() gives the index -1.
         known = self._model_numbers
@@ -143,7 +138,6 @@ class AnalyticsTotals:
         self._sums_by_model[name].update({number: value for number, value in enumerate(sums) if value})
 
     def _add_times(self, frame: pd.DataFrame, models: np.ndarray, ok: np.ndarray) -> None:
-        import numpy as np  # noqa: PLC0415 - as above
 
         duration_ms, ttfb_ms, queued_ms = (frame[name].to_numpy("float64") for name in TIME_COLUMNS)
         self._durations.add_grouped(duration_ms[ok], models[ok])

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from batchline.analytics.totals import compute_analytics
 from batchline.models.analytics import BatchAnalytics, BatchReport
 from batchline.steps.context import BatchContext
 from batchline.steps.merge import merge_rows
@@ -16,5 +15,7 @@ def aggregate(
 
     By default, `base` is the prefix of the earlier generation's files, if there is one.
     """
+    from batchline.analytics.totals import compute_analytics  # noqa: PLC0415 - loads pandas
+
     row_blocks = merge_rows(context.store, parts, base or context.batch.final_prefix)
     return compute_analytics((block.table for block in row_blocks), prices=context.settings.prices)
