@@ -197,7 +197,7 @@ class _Scan:
         self.models = self._rules.models
         self._suspect_hashes = suspects
         self._first_lines: dict[str, int] = {}
-        self._blocks: list[_Block] = []
+        self._blocks: list[_ScannedBlock] = []
 
     def scan(self, blocks: Iterator[bytes]) -> None:
         """Validate the whole file, and record the position of each block."""
@@ -212,7 +212,7 @@ class _Scan:
             last_line = block.first_line + max(1, len(block.lines)) - 1
             requests = self.requests - requests_before
             input_range = InputRange(block.start, block.end, block.first_line, block.sha256)
-            self._blocks.append(_Block(input_range, last_line, requests))
+            self._blocks.append(_ScannedBlock(input_range, last_line, requests))
             if size_before <= max_bytes < self.size:
                 self._add_error("file_too_large", None, f"the file is longer than {max_bytes:,} bytes; split it")
             if requests_before <= max_requests < self.requests:
@@ -295,7 +295,7 @@ class _Scan:
         max_requests = settings.chunk_requests or max_chunk_requests(
             self.requests, senders=settings.sender_processes
         )
-        groups: list[list[_Block]] = []
+        groups: list[list[_ScannedBlock]] = []
         requests = 0
         for block in self._blocks:
             is_full = requests + block.requests > max_requests or (
@@ -319,7 +319,7 @@ class _Scan:
         ]
 
 
-class _Block(NamedTuple):
+class _ScannedBlock(NamedTuple):
     """A block of the file, and the number of its requests."""
 
     range: InputRange
