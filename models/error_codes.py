@@ -29,9 +29,6 @@ class ErrorCode(StrEnum):
 RETRYABLE_STATUSES: Final = frozenset({408, 409, 425, 429})
 """The 4xx statuses that are retried, besides every 5xx."""
 
-AUTH_FAILURE_STATUSES: Final = frozenset({401, 403})
-"""Statuses that report a wrong key rather than a wrong request."""
-
 BATCH_END_CODES: Final = frozenset({ErrorCode.BATCH_EXPIRED, ErrorCode.BATCH_CANCELLED, ErrorCode.BATCH_FAILED})
 """Codes of requests that were settled by the end of the batch."""
 

@@ -232,11 +232,6 @@ class Settings(BaseSettings):
     grace_s: float = Field(
         default=15.0, ge=0, description="Time that requests in flight have to finish when a batch is stopped."
     )
-    refusals_to_stop: int = Field(
-        default=25,
-        ge=1,
-        description="Consecutive answers of 401 or 403, before the first success, that stop a batch.",
-    )
     prices: dict[str, ModelPrice] = Field(
         default_factory=dict, description="Prices per model; they take precedence over the price list."
     )

@@ -68,6 +68,10 @@ class Upstream(BaseModel):
     )
     total_timeout_s: float = Field(default=1_800.0, gt=0, description="Timeout of one attempt, from start to end.")
 
+    answers: Literal["checked", "any"] = Field(
+        default="checked",
+        description="With any, a 2xx is a success if it is JSON and not an error object, whatever it answers.",
+    )
     max_attempts: int = Field(
         default=8,
         ge=1,

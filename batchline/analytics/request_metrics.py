@@ -39,6 +39,9 @@ class RequestMetrics(msgspec.Struct, array_like=True, frozen=True, gc=False):
     queued_ms: float | None
     duration_ms: float | None
     ttfb_ms: float | None
+    # Rows that earlier versions saved end here.
+    finish_reason: str | None = None
+    mark: str | None = None
 
     @property
     def is_failed(self) -> bool:
@@ -54,7 +57,7 @@ def decode_custom_id(custom_id: msgspec.Raw) -> str:
     return _decode_text(custom_id)
 
 
-DICTIONARY_COLUMNS = ("model", "error_code", "retries")
+DICTIONARY_COLUMNS = ("model", "error_code", "retries", "finish_reason", "mark")
 """Columns with few distinct values, stored as dictionaries; for other columns these cost more than they save."""
 
 
@@ -88,10 +91,29 @@ def metrics_schema() -> pa.Schema:
             ("queued_ms", pa.float64()),
             ("duration_ms", pa.float64()),
             ("ttfb_ms", pa.float64()),
+            ("finish_reason", text),
+            ("mark", text),
             ("offset", pa.int64()),
             ("length", pa.int64()),
         ]
     )
+
+
+def to_metrics_schema(table: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return the table with `metrics_schema()`'s columns, or some of them; those that it does not have are null.
+
+    Earlier versions left out the last ones.
+    """
+    import pyarrow as pa  # noqa: PLC0415 - as above
+
+    fields = [field for field in metrics_schema() if columns is None or field.name in columns]
+    arrays = [
+        table[field.name].cast(field.type)
+        if field.name in table.column_names
+        else pa.nulls(table.num_rows, pa.string()).cast(field.type)
+        for field in fields
+    ]
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
 
 def count_unanswered(table: pa.Table) -> int:

@@ -10,7 +10,6 @@ from batchline.engine.deletion import DELETION_DELAY_S, delete_now
 from batchline.engine.lease import BatchLease
 from batchline.models.analytics import BatchAnalytics, BatchReport
 from batchline.models.batches import BatchError
-from batchline.models.error_codes import ErrorCode
 from batchline.models.errors import StorageFault
 from batchline.models.manifest import Manifest
 from batchline.models.status import BatchStatus, final_status, timestamp_field
@@ -41,7 +40,7 @@ def finish(lease: BatchLease, manifest: Manifest, analytics: BatchAnalytics, rep
         "final_prefix": manifest.prefix,
         "generation": manifest.generation,
         "analytics": analytics,
-        "errors": _final_errors(lease, report) if target is BatchStatus.FAILED else None,
+        "errors": _final_errors(report) if target is BatchStatus.FAILED else batch.errors,
     }
     ended_batch = msgspec.structs.replace(batch, status=target, **{str(timestamp_field(target)): now}, **fields)
     # Before the status, so that the page exists once the batch is seen to have ended.
@@ -58,11 +57,8 @@ def finish(lease: BatchLease, manifest: Manifest, analytics: BatchAnalytics, rep
     return lease.batch
 
 
-def _final_errors(lease: BatchLease, report: BatchReport) -> tuple[BatchError, ...]:
-    """Return the errors of a batch that has failed: the reason to stop, or that every request failed."""
-    stopped = lease.session.stop_reason
-    if stopped is not None and stopped.code is ErrorCode.BATCH_FAILED:
-        return (BatchError(code=stopped.code, message=stopped.message),)
+def _final_errors(report: BatchReport) -> tuple[BatchError, ...]:
+    """Return the error of a batch of which every request failed."""
     counts_by_code = ", ".join(f"{code} {count}" for code, count in report.failures.items())
     message = f"every request failed ({counts_by_code}); the error file lists each one"
     return (BatchError(code="all_requests_failed", message=message),)

@@ -9,17 +9,18 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Self
 
 from batchline.engine.send_context import SenderBase
-from batchline.engine.sender_reports import IDLE_PROGRESS, RemoteSenders, fatal_stop
+from batchline.engine.sender_reports import IDLE_PROGRESS, RemoteSenders, find_limit_stop
 from batchline.engine.services import Services
-from batchline.models.batches import PauseCode
+from batchline.models.batches import BatchError, PauseCode
 from batchline.models.error_codes import ErrorCode
 from batchline.models.errors import BatchlineError, BatchPaused, Conflict, LeaseLost, NotFound, StorageFault
 from batchline.models.status import BatchStatus
 from batchline.steps.send_chunk import ChunkSpec
+from batchline.steps.transitions import cancel_sending
 from batchline.storage.records.lease_owners import new_lease_owner
 from batchline.storage.records.senders import RUNNER_SENDER
 from batchline.storage.records.store import BatchRecord, Lease
@@ -41,10 +42,11 @@ class BatchLease(SenderBase):
     no_upstream_message = "no upstream serves model {model!r}; add it to an upstream's models"
 
     def __init__(self, services: Services, batch: BatchRecord, claim: Lease, *, claimed_at: float) -> None:
-        super().__init__(services, batch, sender_id=RUNNER_SENDER, requests=0)
+        super().__init__(services, batch, sender_id=RUNNER_SENDER)
         self.claim = claim
         self.validation_slots = services.validation_slots
         self._remote_senders: RemoteSenders | None = None
+        self._recorded_stop: StopReason | None = None
         self._previous_counts = [0, 0]
         self._started_chunks: set[int] = set()
         self._note_heartbeat(claimed_at)
@@ -102,13 +104,13 @@ class BatchLease(SenderBase):
         self._remote_senders = RemoteSenders()
 
     def exchange_reports(self) -> None:
-        """Read the reports of the other senders; stop if an upstream refuses every request of one of them."""
+        """Read the reports of the other senders; stop if one of them has reached a limit."""
         if self._remote_senders is not None:
             # The counts and the progress of this process are in the records already.
             _, reports = self._send_own_report(self.claim.epoch, chunks={}, progress=IDLE_PROGRESS)
             reports.pop(RUNNER_SENDER)
             self._remote_senders.update(reports)
-            if (stop := fatal_stop(reports.values())) is not None:
+            if (stop := find_limit_stop(reports.values())) is not None:
                 self.session.stop(stop)
 
     def progress(self) -> SessionProgress:
@@ -124,8 +126,24 @@ class BatchLease(SenderBase):
             completed, failed = self._previous_counts
         return completed + own.completed + remote_completed, failed + own.failed + remote_failed
 
+    def record_limit(self) -> None:
+        """Store the pause of a batch that has reached a limit, or that it stops there, unless it is stored.
+
+        Raises `LeaseLost` and `StorageFault`.
+        """
+        stopped = self.session.stop_reason
+        if stopped is None or stopped.limit is None or stopped is self._recorded_stop:
+            return
+        if stopped.is_pause:
+            with suppress(Conflict):  # it was cancelled, or its last requests were settled
+                self.records.pause(self.batch.id, code=stopped.limit, message=stopped.message)
+        else:
+            cancel_sending(self, BatchError(code=stopped.limit, message=stopped.message))
+        self._recorded_stop = stopped
+
     def raise_if_paused(self) -> None:
         """Raise `BatchPaused` if the batch was paused, unless it ends because it was paused for too long."""
+        self.record_limit()
         stopped = self.session.stop_reason
         if stopped is None or stopped.is_pause:
             batch = self.records.get_batch(self.batch.id)
@@ -167,6 +185,7 @@ class BatchLease(SenderBase):
             completed, failed = self.counts()
             batch = self.records.heartbeat(self.claim, completed=completed, failed=failed)
         self._note_heartbeat(started_at)
+        self.record_limit()
         if batch.status is BatchStatus.CANCELLING:
             self.session.stop(CANCEL_STOP)
         elif batch.status is BatchStatus.IN_PROGRESS and batch.paused_at is not None:
@@ -187,7 +206,7 @@ def paused_error(batch: BatchRecord) -> BatchPaused:
     return BatchPaused(message, batch_id=batch.id, code=pause.code if pause else "by_user")
 
 
-PAUSE_STOP = StopReason(code=None, message="the batch is paused", is_pause=True)
+PAUSE_STOP = StopReason(code=None, message="the batch is paused", limit="by_user")
 PAUSE_EXPIRED_STOP = StopReason(
     code=ErrorCode.BATCH_EXPIRED, message="the batch was paused for too long before this request was settled"
 )

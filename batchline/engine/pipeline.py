@@ -134,6 +134,7 @@ def pending_chunks(lease: BatchLease, plan: Plan) -> list[ChunkSpec]:
 def _check_all_finished(lease: BatchLease, plan: Plan, results: Sequence[ChunkResult]) -> None:
     """Raise `LeaseLost`, `BatchPaused` or `Interrupted` unless every chunk is finished."""
     lease.raise_if_lost()
+    lease.record_limit()
     open_chunks = [result.chunk for result in results if not result.is_finished]
     if open_chunks:
         lease.raise_if_paused()

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from batchline.engine.lease import CANCEL_STOP, PAUSE_STOP
 from batchline.engine.send_context import SenderBase
-from batchline.engine.sender_reports import SenderReport, as_idle, fatal_stop, total_counts
+from batchline.engine.sender_reports import SenderReport, as_idle, find_limit_stop
 from batchline.engine.services import Services
 from batchline.models.errors import BatchlineError, InvalidInput, LeaseLost, NotFound
 from batchline.models.status import BatchStatus
@@ -32,7 +32,7 @@ class RemoteSender(SenderBase):
     no_upstream_message = "no upstream of this process serves model {model!r}; give all the same settings"
 
     def __init__(self, services: Services, batch: BatchRecord, epoch: int) -> None:
-        super().__init__(services, batch, sender_id=uuid.uuid4().hex[:8], requests=batch.total)
+        super().__init__(services, batch, sender_id=uuid.uuid4().hex[:8])
         self.use_count = 0
         self._epoch = epoch
         self._chunk_counts: dict[int, tuple[int, int]] = {}
@@ -102,15 +102,12 @@ class RemoteSender(SenderBase):
         # counting from before the query errs on the safe side.
         self._runner_alive_at = max(self._runner_alive_at, started_at - max(0.0, lease.age_s))
         self.session.renew(self._runner_alive_at + self.settings.lease_s / 2 - time.monotonic())
-        # A success in any process shows that the upstream does not refuse every request.
-        if lease.completed or any(total_counts([report])[0] for report in reports.values()):
-            self.session.has_remote_success = True
         runner_report = reports.pop(RUNNER_SENDER, SenderReport())
         if lease.status is BatchStatus.CANCELLING:
             self.session.stop(CANCEL_STOP)
         elif lease.is_paused:
             self.session.stop(PAUSE_STOP)
-        elif (stop := runner_report.stopped or fatal_stop(reports.values())) is not None:
+        elif (stop := runner_report.stopped or find_limit_stop(reports.values())) is not None:
             self.session.stop(stop)
 
 

@@ -34,7 +34,7 @@ class SenderBase:
     no_upstream_message: ClassVar[str]
     """Error message for a model that no upstream serves."""
 
-    def __init__(self, services: Services, batch: BatchRecord, *, sender_id: str, requests: int) -> None:
+    def __init__(self, services: Services, batch: BatchRecord, *, sender_id: str) -> None:
         self.services = services
         self.settings = settings = services.settings
         self.batch = batch
@@ -49,9 +49,8 @@ class SenderBase:
         self.session: BatchSession = services.dispatcher.open_session(
             batch.id,
             deadline=None if settings.run_past_window else batch.expires_at,
-            refusals_to_stop=settings.refusals_to_stop,
             grace_s=settings.grace_s,
-            requests=requests,
+            options=self.options,
         )
         self._report_number = 0
         self._upstream_names: dict[str | None, str] = {}

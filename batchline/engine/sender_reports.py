@@ -6,7 +6,6 @@ from typing import Final
 
 import msgspec
 
-from batchline.models.error_codes import ErrorCode
 from batchline.upstream.session_progress import SessionProgress
 from batchline.upstream.stop_reason import StopReason
 
@@ -47,10 +46,10 @@ def total_counts(reports: Iterable[SenderReport]) -> tuple[int, int]:
     return completed, failed
 
 
-def fatal_stop(reports: Iterable[SenderReport]) -> StopReason | None:
-    """Return the stop reason of a sender whose upstream refuses every request, which stops all; else None."""
+def find_limit_stop(reports: Iterable[SenderReport]) -> StopReason | None:
+    """Return the stop of a sender that has reached a limit, which stops all; None if none has."""
     stops = (report.stopped for report in reports)
-    return next((stop for stop in stops if stop is not None and stop.code is ErrorCode.BATCH_FAILED), None)
+    return next((stop for stop in stops if stop is not None and stop.limit is not None), None)
 
 
 class RemoteSenders:

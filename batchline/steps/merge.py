@@ -9,7 +9,7 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from batchline.analytics.request_metrics import metrics_schema
+from batchline.analytics.request_metrics import metrics_schema, to_metrics_schema
 from batchline.storage.objects import layout
 from batchline.storage.objects.readers import StoredFile
 from batchline.storage.objects.store import ObjectStore
@@ -49,7 +49,7 @@ def _read_parts(store: ObjectStore, parts: Sequence[Part]) -> Iterator[MergedRow
     import pyarrow.parquet as pq  # noqa: PLC0415 - as above
 
     for part in parts:
-        table = pq.read_table(io.BytesIO(store.read(part.keys.metrics))).cast(metrics_schema())
+        table = to_metrics_schema(pq.read_table(io.BytesIO(store.read(part.keys.metrics))))
         yield MergedRows(table, np.zeros(table.num_rows, "int32"), [part.keys])
 
 
@@ -57,15 +57,11 @@ def read_row_groups(
     store: ObjectStore, key: str, *, columns: Sequence[str] | None = None, first: int = 0
 ) -> Iterator[pa.Table]:
     """Yield the row groups of a `requests.parquet`, starting with number `first` (from 0)."""
-    import pyarrow as pa  # noqa: PLC0415 - as above
     import pyarrow.parquet as pq  # noqa: PLC0415 - as above
 
-    selected_schema = (
-        metrics_schema() if columns is None else pa.schema([metrics_schema().field(name) for name in columns])
-    )
     with pq.ParquetFile(StoredFile(store, key)) as file:
         for group in range(first, file.num_row_groups):
-            yield file.read_row_group(group, columns=selected_schema.names).cast(selected_schema)
+            yield to_metrics_schema(file.read_row_group(group, columns=columns), columns)
 
 
 def _add_earlier_attempts(new: pa.Table, old: pa.Table) -> pa.Table:

@@ -28,6 +28,8 @@ def build_metrics(result: CallResult) -> RequestMetrics:
         result.queued_s * 1e3 if result.queued_s is not None else None,
         result.duration_s * 1e3 if result.duration_s is not None else None,
         result.ttfb_s * 1e3 if result.ttfb_s is not None else None,
+        result.finish_reason,
+        result.mark,
     )
 
 
@@ -41,5 +43,5 @@ def build_result_line(id_prefix: str, result: CallResult) -> bytes:
         upstream_request_id=result.request_id,
         body=result.body,
         error_code=result.code,
-        message=result.message,
+        message=result.message if result.code else None,
     )

@@ -68,10 +68,10 @@ def move_from_validating(context: BatchContext, target: BatchStatus, **changes: 
     return True
 
 
-def cancel_sending(context: BatchContext) -> None:
-    """Make the batch `cancelling`; one that is `finalizing` or `cancelling` stays as it is."""
+def cancel_sending(context: BatchContext, *reasons: BatchError) -> None:
+    """Make the batch `cancelling` for these reasons; one that is `finalizing` or `cancelling` stays as it is."""
     with suppress(Conflict):
-        _change_status(context, BatchStatus.CANCELLING)
+        _change_status(context, BatchStatus.CANCELLING, **({"errors": reasons} if reasons else {}))
 
 
 def finalize(context: BatchContext) -> None:

@@ -7,10 +7,13 @@ from bisect import insort
 from collections.abc import Callable, Mapping
 from typing import Self
 
+from batchline.models.batches import PauseCode
 from batchline.models.error_codes import UNANSWERED_CODES, ErrorCode
+from batchline.models.options import BatchOptions
 from batchline.upstream.call_metrics import CallMetrics
 from batchline.upstream.call_results import CallResult
 from batchline.upstream.chunk_queue import ChunkQueue, SessionPool
+from batchline.upstream.failure_streaks import FailureStreaks
 from batchline.upstream.permit import Permit
 from batchline.upstream.session_progress import SessionProgress
 from batchline.upstream.stop_reason import StopReason
@@ -28,9 +31,8 @@ class BatchSession:
         loop: asyncio.AbstractEventLoop,
         *,
         deadline: float | None,
-        refusals_to_stop: int,
+        options: BatchOptions,
         grace_s: float,
-        requests: int,
         metrics: CallMetrics,
         on_close: Callable[["BatchSession"], None],
     ) -> None:
@@ -46,10 +48,8 @@ class BatchSession:
         self.queues: list[ChunkQueue] = []
         self.completed = self.failed = self.in_flight = self.attempts = self.retried = 0
         self.prompt_tokens = self.completion_tokens = self.total_tokens = 0
-        self._refusals_to_stop = min(refusals_to_stop, requests) if requests else refusals_to_stop
-        self.consecutive_auth_failures = 0
-        self.has_remote_success = False
-        """True if another process that sends for the batch has completed a request."""
+        self.options = options
+        self.streaks = FailureStreaks(options.max_identical_failures)
         self._on_close = on_close
         self._lock = threading.Lock()
         self._deadline_timer: asyncio.TimerHandle | None = None
@@ -193,20 +193,7 @@ class BatchSession:
             self.completion_tokens += result.usage.completion_tokens
             self.total_tokens += result.usage.total_tokens
 
-    def on_auth_failure(self, upstream: str, status_code: int) -> None:
-        """Count a 401 or 403; stop the session if the upstream refuses every request."""
-        self.consecutive_auth_failures += 1
-        has_no_success = self.completed == 0 and not self.has_remote_success
-        if has_no_success and self.consecutive_auth_failures >= self._refusals_to_stop:
-            self.stop(
-                StopReason(
-                    ErrorCode.BATCH_FAILED,
-                    f"upstream {upstream} refuses every request: {status_code} "
-                    f"{self.consecutive_auth_failures} times in a "
-                    "row; check its API key",
-                )
-            )
-
-    def on_auth_success(self) -> None:
-        """Reset the count of 401 and 403: a reply shows that the key is accepted."""
-        self.consecutive_auth_failures = 0
+    def stop_at_limit(self, limit: PauseCode, message: str) -> None:
+        """Pause the batch at a limit, or stop it like a cancel if its options say so."""
+        pauses = self.options.on_limit == "pause"
+        self.stop(StopReason(None if pauses else ErrorCode.BATCH_CANCELLED, message, limit=limit))

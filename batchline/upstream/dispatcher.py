@@ -11,8 +11,9 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Self
+from typing import Final, Self
 
+from batchline.models.options import BatchOptions
 from batchline.models.upstreams import Upstream
 from batchline.upstream.batch_session import BatchSession
 from batchline.upstream.call_metrics import CallMetrics
@@ -24,6 +25,7 @@ from batchline.upstream.transports.base import TransportFactory
 from batchline.upstream.transports.select import open_transport
 
 CLOSE_TIMEOUT_S = 5.0
+NO_OPTIONS: Final = BatchOptions()
 
 
 class Dispatcher:
@@ -54,17 +56,16 @@ class Dispatcher:
         self.close()
 
     def open_session(
-        self, batch_id: str, *, deadline: float | None, refusals_to_stop: int, grace_s: float, requests: int
+        self, batch_id: str, *, deadline: float | None, grace_s: float, options: BatchOptions = NO_OPTIONS
     ) -> BatchSession:
-        """Open a session for a batch of `requests` requests; it expires at `deadline` (Unix seconds)."""
+        """Open a session for a batch with these options; it expires at `deadline` (Unix seconds)."""
         session = BatchSession(
             batch_id,
             self._pools,
             self._loop,
             deadline=deadline,
-            refusals_to_stop=refusals_to_stop,
+            options=options,
             grace_s=grace_s,
-            requests=requests,
             metrics=self.metrics,
             on_close=self._remove_session,
         )

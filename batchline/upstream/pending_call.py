@@ -6,8 +6,9 @@ from typing import Any
 import msgspec
 
 from batchline.models.error_codes import ErrorCode
+from batchline.models.outcomes import Judgement, RetryClass
 from batchline.upstream.batch_session import BatchSession
-from batchline.upstream.call_results import Call, CallResult, ParsedReply
+from batchline.upstream.call_results import Call, CallResult
 from batchline.upstream.chunk_queue import ChunkQueue
 from batchline.upstream.rate_limits import Reservation
 from batchline.upstream.transports.base import HttpReply, TransportFailure
@@ -28,29 +29,40 @@ class PendingCall(msgspec.Struct, eq=False, gc=False):
     is_aborted: bool = False
     task: asyncio.Task[None] | None = None
     reservation: Reservation | None = None
+    was_repeated: bool = False
+    """True once a complete reply was wrong, which is worth one further attempt."""
+
+    rate_limited: int = 0
+    """Replies in a row that asked to come back later."""
 
     def belongs_to(self, owner: object) -> bool:
         """Return True if the call belongs to that session or chunk queue."""
         return self.session is owner or self.queue is owner
 
-    def to_result(self, parsed_reply: ParsedReply, reply: HttpReply, duration_s: float) -> CallResult:
+    def to_result(self, judgement: Judgement, reply: HttpReply, duration_s: float) -> CallResult:
         """Return the result of a call that got a complete reply, a success or a failure."""
-        code = parsed_reply.code
+        code, retry = judgement.code, judgement.retry
         return self._build_result(
             code,
-            parsed_reply.message,
+            judgement.message,
             status_code=reply.status_code,
-            body=parsed_reply.body,
+            body=judgement.body,
             request_id=reply.request_id,
-            usage=parsed_reply.usage if code is None else None,
+            usage=judgement.usage if code is None else None,
             duration_s=duration_s,
             ttfb_s=reply.ttfb_s,
+            finish_reason=judgement.finish_reason,
+            mark=judgement.mark,
+            is_retryable=retry is RetryClass.AS_STATUS or (retry is RetryClass.ONCE and not self.was_repeated),
         )
 
     def to_failed_result(self, failure: TransportFailure, duration_s: float) -> CallResult:
         """Return the result of a call whose last attempt got no complete reply."""
         return self._build_result(
-            failure.code, f"{failure.message} (attempt {self.attempts})", duration_s=duration_s
+            failure.code,
+            f"{failure.message} (attempt {self.attempts})",
+            duration_s=duration_s,
+            is_retryable=True,
         )
 
     def to_error_result(self, error: Exception) -> CallResult:

@@ -11,10 +11,15 @@ from math import inf
 from random import Random
 from typing import Final
 
+from msgspec.structs import replace
+
 from batchline.models.backoff import backoff_s
-from batchline.models.error_codes import AUTH_FAILURE_STATUSES, ErrorCode, is_retryable
+from batchline.models.batches import PauseCode
+from batchline.models.error_codes import ErrorCode
+from batchline.models.failure_streak import hint
+from batchline.models.outcomes import Judgement, OutReason, RetryClass
 from batchline.models.retry_after import requested_delay
-from batchline.upstream.call_results import ParsedReply, redact
+from batchline.upstream.dialects.judge import judge
 from batchline.upstream.pending_call import PendingCall
 from batchline.upstream.scheduler import CallScheduler
 from batchline.upstream.transports.base import HttpReply, TransportFailure, secrets_to_redact
@@ -27,7 +32,9 @@ DELAY_STATUSES: Final = frozenset({429, 503})
 CAP_LOG_INTERVAL_S: Final = 60.0
 """Minimum time between two log entries about delays that were shortened."""
 
-OUTAGE_STATUSES: Final = frozenset({502, 503, 504})
+OUTAGE_STATUSES: Final = frozenset({502, 503, 504, 520, 521, 522, 523, 530})
+"""Statuses of gateways whose server is down; 520 and above are Cloudflare's."""
+
 MAX_UNCOUNTED_ATTEMPTS: Final = 30
 """Attempts per request that are not counted during an outage, if the server may have seen them."""
 
@@ -48,61 +55,113 @@ class RetryPolicy:
         self._has_failed_recently = False
         self._cap_logged_at = -inf
 
-    def on_reply(
-        self, pending: PendingCall, reply: HttpReply, parsed_reply: ParsedReply, duration_s: float
-    ) -> None:
+    def on_reply(self, pending: PendingCall, reply: HttpReply, judgement: Judgement, duration_s: float) -> None:
         """Settle a call that was answered, or schedule its next attempt."""
         self._limit.replies_since_push_back += 1
         if pending.reservation is not None:
             # Only a 429 is known to cost no tokens; after other failures the estimate stays spent.
-            is_rate_limited = reply.status_code == 429
+            is_rate_limited = judgement.acts_as == 429
             self._scheduler.rate_limits.reconcile(
-                pending.reservation, parsed_reply.usage, self._loop.time(), is_uncharged=is_rate_limited
+                pending.reservation, judgement.usage, self._loop.time(), is_uncharged=is_rate_limited
             )
-        if parsed_reply.code is not None:
-            self._on_error_reply(pending, parsed_reply.code, reply, parsed_reply, duration_s)
+        if judgement.code is not None:
+            self._on_error_reply(pending, judgement.code, reply, judgement, duration_s)
             return
-        if pending.session.consecutive_auth_failures:
-            pending.session.on_auth_success()
+        pending.session.streaks.on_success(self._upstream.name, pending.call.model)
         if self._limit.is_reduced:
             self._limit.on_success()
         if self._has_failed_recently:
             self._has_failed_recently = False
             self._scheduler.pause.on_success()
             self._end_outage()
-        pending.queue.settle(pending.to_result(parsed_reply, reply, duration_s))
+        pending.queue.settle(pending.to_result(judgement, reply, duration_s))
 
     def _on_error_reply(
-        self, pending: PendingCall, code: ErrorCode, reply: HttpReply, parsed_reply: ParsedReply, duration_s: float
+        self, pending: PendingCall, code: ErrorCode, reply: HttpReply, judgement: Judgement, duration_s: float
     ) -> None:
         self._scheduler.is_constrained = self._has_failed_recently = True
-        parsed_reply = redact(self._secrets, reply, parsed_reply)
-        if parsed_reply.usage is not None:
-            pending.wasted_tokens += parsed_reply.usage.total_tokens
-        if reply.status_code in AUTH_FAILURE_STATUSES:
-            pending.session.on_auth_failure(self._upstream.name, reply.status_code)
-        elif code is ErrorCode.INVALID_REQUEST:
-            pending.session.on_auth_success()
-        wait_s = self._read_delay(reply)
-        if reply.status_code in DELAY_STATUSES or code is ErrorCode.TIMEOUT:
-            is_overloaded = self._limit.on_push_back(self._loop.time())
-            # The Retry-After of a stray reply applies to its own request only: the others are being answered.
-            if is_overloaded and (reply.status_code == 429 or wait_s is not None):
-                self._scheduler.pause.extend(self._loop.time(), wait_s)
+        judgement = self._redact(pending, reply, judgement)
+        if judgement.usage is not None:
+            pending.wasted_tokens += judgement.usage.total_tokens
+        wait_s = self._on_push_back(reply, judgement)
+        # An error inside a 2xx comes from a server that is up, whatever it stands for.
         is_outage = reply.status_code in OUTAGE_STATUSES
         if is_outage:
             self._record_outage_failure(pending, f"it answers {reply.status_code}", sent=True)
         else:
             self._end_outage()
-        if not is_retryable(code, reply.status_code) or not self._schedule_retry(
-            pending, code, wait_s=wait_s, free=is_outage and self._breaker.is_open
-        ):
-            pending.queue.settle(pending.to_result(parsed_reply, reply, duration_s))
+        if self._take_out(pending, judgement):
+            pending.queue.settle_unsent(pending.call, pending.attempts, pending.retries)
+            return
+        is_retried = self._retry_reply(pending, code, judgement, wait_s, is_outage=is_outage)
+        if not is_outage and judgement.acts_as != 429:
+            self._count_identical(pending, judgement, is_final=not is_retried)
+        if not is_retried:
+            pending.queue.settle(pending.to_result(judgement, reply, duration_s))
+
+    def _redact(self, pending: PendingCall, reply: HttpReply, judgement: Judgement) -> Judgement:
+        """Return the judgement without the secrets that the upstream may have echoed."""
+        body = reply.body
+        for secret in self._secrets:
+            body = body.replace(secret, b"***")
+        if body is reply.body:
+            return judgement
+        redacted = judge(pending.call.path, reply.status_code, body)
+        return replace(judgement, body=redacted.body, message=redacted.message)
+
+    def _on_push_back(self, reply: HttpReply, judgement: Judgement) -> float | None:
+        """Adapt the limits to a reply of an upstream that is overloaded; return the wait that it asks for."""
+        status = judgement.acts_as
+        if status not in DELAY_STATUSES and judgement.code is not ErrorCode.TIMEOUT:
+            return None
+        wait_s = self._read_delay(reply) if status in DELAY_STATUSES else None
+        is_overloaded = self._limit.on_push_back(self._loop.time())
+        # The wait that a stray reply asks for applies to its own request only: the others are being answered.
+        if is_overloaded and (status == 429 or wait_s is not None):
+            self._scheduler.pause.extend(self._loop.time(), wait_s)
+        return wait_s
+
+    def _take_out(self, pending: PendingCall, judgement: Judgement) -> bool:
+        """Return True if the failure is that of the upstream, for whose sake the batch stops."""
+        session, reason = pending.session, judgement.out_reason
+        is_out = judgement.retry is RetryClass.UPSTREAM_OUT
+        is_refused = session.streaks.is_key_refused(self._upstream.name, pending.call.line, judgement)
+        if is_out or is_refused:
+            limit: PauseCode = "quota" if reason is OutReason.QUOTA else "unauthorized"
+            cause = f"upstream {self._upstream.name} answers {judgement.acts_as}: {judgement.message}"
+            session.stop_at_limit(limit, self._with_hint(cause, pending, judgement))
+        return is_out
+
+    def _retry_reply(
+        self, pending: PendingCall, code: ErrorCode, judgement: Judgement, wait_s: float | None, *, is_outage: bool
+    ) -> bool:
+        """Queue the call for another attempt if its failure is worth one; return False if not."""
+        if judgement.retry is RetryClass.ONCE:
+            if pending.was_repeated:
+                return False
+            pending.was_repeated = True
+        elif judgement.retry is not RetryClass.AS_STATUS:
+            return False
+        is_rate_limited = judgement.acts_as == 429
+        pending.rate_limited = pending.rate_limited + 1 if is_rate_limited else 0
+        is_free = is_rate_limited or (is_outage and self._breaker.is_open)
+        return self._schedule_retry(pending, code, wait_s=wait_s, free=is_free, sent=not is_rate_limited)
+
+    def _count_identical(self, pending: PendingCall, judgement: Judgement, *, is_final: bool) -> None:
+        session, call, upstream = pending.session, pending.call, self._upstream.name
+        length = session.streaks.on_failure(upstream, call.model, call.line, judgement, is_final=is_final)
+        if length is not None:
+            model = f" of {call.model}" if call.model else ""
+            cause = f"{length} requests{model} in a row failed alike at upstream {upstream}: {judgement.message}"
+            session.stop_at_limit("identical_failures", self._with_hint(cause, pending, judgement))
+
+    @staticmethod
+    def _with_hint(cause: str, pending: PendingCall, judgement: Judgement) -> str:
+        advice = hint(judgement.acts_as, judgement.message, pending.call.model)
+        return f"{cause}; {advice}" if advice else cause
 
     def _read_delay(self, reply: HttpReply) -> float | None:
         """Return the delay in seconds that the reply asks for, or None if it asks for none."""
-        if reply.status_code not in DELAY_STATUSES:
-            return None
         delay = requested_delay(reply.headers, reply.body, time.time())
         if delay is None:
             return None
@@ -155,7 +214,7 @@ class RetryPolicy:
             return False
         if wait_s is None:
             wait_s = backoff_s(
-                max(1, pending.attempts - pending.uncounted_attempts),
+                max(1, pending.attempts - pending.uncounted_attempts, pending.rate_limited),
                 base_s=self._upstream.backoff_base_s,
                 cap_s=self._upstream.backoff_cap_s,
                 random=self._random,

@@ -4,13 +4,25 @@ import asyncio
 import logging
 import time
 
-from batchline.upstream.call_results import MAX_INLINE_PARSE_BYTES, parse_reply
+from batchline.models.outcomes import Judgement, apply_output_rules
+from batchline.models.schema_check import RequestedSchema, requested_schema
+from batchline.upstream.call_results import Call
+from batchline.upstream.dialects.judge import MAX_INLINE_BYTES, Expectation, expectation_of, judge, judge_quickly
+from batchline.upstream.dialects.outputs import find_violation
 from batchline.upstream.pending_call import PendingCall
 from batchline.upstream.retry_policy import RetryPolicy
 from batchline.upstream.scheduler import CallScheduler
-from batchline.upstream.transports.base import DeadlinePassed, Transport, TransportFailure
+from batchline.upstream.transports.base import DeadlinePassed, HttpReply, Transport, TransportFailure
 
 log = logging.getLogger(__name__)
+
+MAX_QUICK_BYTES = 2**18
+"""Size of a reply above which even decoding it on the loop would delay all other requests."""
+
+MAX_INLINE_SCHEMA_BYTES = 2**13
+"""Size of an answer above which its schema is checked on a thread; 1 KB takes some 50 µs."""
+
+MAX_KNOWN_SCHEMAS = 128
 
 
 class RequestSender:
@@ -20,6 +32,8 @@ class RequestSender:
         self._transport = transport
         self._scheduler = scheduler
         self._retry_policy = retry_policy
+        self._takes_any_answer = scheduler.upstream.answers == "any"
+        self._known_schemas: set[bytes] = set()
         self.is_closing = False
 
     async def send(self, pending: PendingCall) -> None:
@@ -42,9 +56,9 @@ class RequestSender:
         try:
             reply = await self._transport.send(pending.call.path, pending.call.body, valid_until=until)
             duration_s = time.perf_counter() - start
-            # Parsing a long reply on the loop would delay all other requests.
-            is_long = len(reply.body) > MAX_INLINE_PARSE_BYTES
-            parsed_reply = await asyncio.to_thread(parse_reply, reply) if is_long else parse_reply(reply)
+            judgement = self._judge_quickly(pending, reply)
+            if judgement is None:
+                judgement = await self._judge_fully(pending, reply)
         except DeadlinePassed:
             self._scheduler.remove_in_flight(pending)
             pending.attempts -= 1
@@ -68,7 +82,53 @@ class RequestSender:
             pending.queue.settle(pending.to_error_result(error))
         else:
             self._scheduler.remove_in_flight(pending)
-            self._retry_policy.on_reply(pending, reply, parsed_reply, duration_s)
+            self._retry_policy.on_reply(pending, reply, judgement, duration_s)
+
+    def _judge_quickly(self, pending: PendingCall, reply: HttpReply) -> Judgement | None:
+        """Return the judgement of an ordinary answer, or None if the reply needs `_judge_fully`."""
+        call = pending.call
+        if len(reply.body) > MAX_QUICK_BYTES:
+            return None
+        judgement = judge_quickly(call.path, reply.status_code, reply.body, self._expectation_of(call))
+        if judgement is None or judgement.mark is not None or requested_schema(call.path, bytes(call.body)):
+            return None
+        return judgement
+
+    async def _judge_fully(self, pending: PendingCall, reply: HttpReply) -> Judgement:
+        """Return the judgement of any reply, by the options of its batch for truncated and invalid answers."""
+        call = pending.call
+        arguments = (call.path, reply.status_code, reply.body, self._expectation_of(call))
+        location = next((value for name, value in reply.headers if name == "location"), None)
+        if len(reply.body) > MAX_INLINE_BYTES:
+            judgement = await asyncio.to_thread(judge, *arguments, location=location)
+        else:
+            judgement = judge(*arguments, location=location)
+        if judgement.code is not None:
+            return judgement
+        violation, options = None, pending.session.options
+        if judgement.mark is None and (schema := requested_schema(call.path, bytes(call.body))) is not None:
+            violation = await self._find_violation(call.path, schema, judgement.body)
+        return apply_output_rules(
+            judgement,
+            violation,
+            on_truncated=options.on_truncated,
+            on_invalid_output=options.on_invalid_output,
+            has_retried=pending.was_repeated,
+        )
+
+    def _expectation_of(self, call: Call) -> Expectation:
+        return expectation_of(call.path, call.body, any_answer=self._takes_any_answer)
+
+    async def _find_violation(self, path: str, schema: RequestedSchema, body: bytes) -> str | None:
+        """Return the answer's first violation of the schema that its request asked for, or None."""
+        if schema.schema in self._known_schemas and len(body) <= MAX_INLINE_SCHEMA_BYTES:
+            return find_violation(path, schema, body)
+        # Compiling a schema can take milliseconds.
+        violation = await asyncio.to_thread(find_violation, path, schema, body)
+        if len(self._known_schemas) >= MAX_KNOWN_SCHEMAS:
+            self._known_schemas.clear()
+        self._known_schemas.add(schema.schema)
+        return violation
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from batchline.models.batches import PauseCode
 from batchline.models.error_codes import ErrorCode
 
 
@@ -14,4 +15,10 @@ class StopReason(msgspec.Struct, frozen=True):
 
     code: ErrorCode | None
     message: str
-    is_pause: bool = False
+    limit: PauseCode | None = None
+    """The limit that was reached, or `by_user` for a pause by a person."""
+
+    @property
+    def is_pause(self) -> bool:
+        """True if the batch is paused, as opposed to stopped."""
+        return self.limit is not None and self.code is None

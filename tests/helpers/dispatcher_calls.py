@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 
+from batchline.models.options import BatchOptions
 from batchline.steps.requests import build_calls
 from batchline.upstream.batch_session import BatchSession
 from batchline.upstream.call_results import Call, CallResult
@@ -12,6 +13,10 @@ from batchline.upstream.dispatcher import Dispatcher
 from batchline.upstream.session_progress import SessionProgress
 
 TIMEOUT_S = 30.0
+
+
+NO_LIMITS = BatchOptions(max_identical_failures=1_000_000)
+"""Options of a batch that sends on however many requests fail in the same way."""
 
 
 def make_calls(
@@ -51,15 +56,13 @@ def call_all(
     bodies: Sequence[dict],
     *,
     deadline: float | None = None,
-    refusals_to_stop: int = 1_000_000,
+    batch_options: BatchOptions = NO_LIMITS,
     watch: Callable[[SessionProgress], object] = lambda _: None,
     timeout_s: float = TIMEOUT_S,
     **options: str,
 ) -> list[CallResult]:
     """The answers to those bodies, in their order, from a run of their own."""
-    run = dispatcher.open_session(
-        "batch-1", deadline=deadline, refusals_to_stop=refusals_to_stop, grace_s=1.0, requests=len(bodies)
-    )
+    run = dispatcher.open_session("batch-1", deadline=deadline, grace_s=1.0, options=batch_options)
     with run, run.open_queue(0) as feed:
         feed.put(make_calls(bodies, **options))
         feed.end_input()
@@ -67,5 +70,5 @@ def call_all(
 
 
 def open_session(dispatcher: Dispatcher, *, grace_s: float = 5.0, **options: object) -> BatchSession:
-    chosen = {"deadline": None, "refusals_to_stop": 20, "requests": 1_000, **options}
+    chosen = {"deadline": None, "options": NO_LIMITS, **options}
     return dispatcher.open_session("batch-1", grace_s=grace_s, **chosen)
