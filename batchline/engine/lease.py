@@ -132,9 +132,10 @@ class BatchLease(SenderBase):
         Raises `LeaseLost` and `StorageFault`.
         """
         stopped = self.session.stop_reason
-        if stopped is None or stopped.limit is None or stopped is self._recorded_stop:
+        # A person's pause came from the record, and may have ended there since.
+        if stopped is None or stopped.limit in {None, "by_user"} or stopped is self._recorded_stop:
             return
-        if stopped.is_pause:
+        if stopped.limit is not None and stopped.is_pause:
             with suppress(Conflict):  # it was cancelled, or its last requests were settled
                 self.records.pause(self.batch.id, code=stopped.limit, message=stopped.message)
         else:
