@@ -21,6 +21,13 @@ ON_CRASH = DeploymentEventTrigger(
     match_related={"prefect.resource.role": "flow", "prefect.resource.name": process_batch.name},
     parameters={"crashed_run": "{{ event.resource.id }}"},
 )
+ON_CANCEL = DeploymentEventTrigger(
+    expect={"prefect.flow-run.Cancelled"},
+    match={"prefect.resource.id": "prefect.flow-run.*"},
+    match_related={"prefect.resource.role": "flow", "prefect.resource.name": process_batch.name},
+)
+"""A suspended run that is cancelled has no process that could end its batch."""
+
 ON_ARRIVAL = DeploymentEventTrigger(
     expect={"batchline.file-arrived"},
     match={"prefect.resource.id": "*"},
@@ -64,6 +71,7 @@ def deployments(
                 limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
             ),
             schedule=Interval(timedelta(seconds=300)),
+            triggers=[ON_CANCEL.model_copy()],
         ),
     ]
     for deployment in all_deployments:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -28,7 +29,7 @@ def suspend_run(services: Services, batch: BatchRecord, run_id: str) -> State[An
     message = batch.pause.message if batch.pause else ""
     # A key of its own for each pause: Prefect ignores a second suspension with the same key.
     state: State[Any] = Suspended(
-        pause_key=f"{batch.id}-{batch.pauses}", message=f"{batch.id} is paused: {message}; Resume goes on with it"
+        pause_key=_pause_key(batch), message=f"{batch.id} is paused: {message}; Resume goes on with it"
     )
     with get_client(sync_client=True) as client:
         result = client.set_flow_run_state(UUID(run_id), state)
@@ -98,13 +99,26 @@ def is_asked_to_resume(batch: BatchRecord, *, is_follow_up: bool) -> bool:
         return not is_follow_up
     with get_client(sync_client=True) as client:
         if run.deployment_id is not None:
-            states = client.read_flow_run_states(run.id)
-            was_started_before = any(state.is_paused() or state.is_final() for state in states)
-            return batch.last_flow_run_id == str(run.id) and was_started_before and not _is_automatic_retry(run)
+            is_own_run = batch.last_flow_run_id == str(run.id) and not _is_automatic_retry(run)
+            return is_own_run and _has_left_pause(client.read_flow_run_states(run.id), batch)
         if is_follow_up or _is_automatic_retry(run):
             return False
         caller = _read_caller(client, run)
         return caller is None or not _is_automatic_retry(caller)
+
+
+def _has_left_pause(states: Sequence[State[Any]], batch: BatchRecord) -> bool:
+    """Return True if the flow run was suspended for this pause of the batch, or had ended, and started again."""
+    stops = [state for state in states if state.is_paused() or state.is_final()]
+    if not stops:
+        return False
+    key = max(stops, key=lambda state: state.timestamp).state_details.pause_key or ""
+    # A pause with a higher number came after the run was resumed.
+    return not key.startswith(f"{batch.id}-") or key == _pause_key(batch)
+
+
+def _pause_key(batch: BatchRecord) -> str:
+    return f"{batch.id}-{batch.pauses}"
 
 
 def _read_caller(client: SyncPrefectClient, run: FlowRun) -> FlowRun | None:

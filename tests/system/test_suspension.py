@@ -122,13 +122,29 @@ def test_batch_paused_twice_suspends_its_run_twice(stack):
     batch = batch_of(stack, "twice.jsonl")
     with stack.client() as client, temporary_settings({PREFECT_API_URL: stack.api}):
         for _ in range(2):
-            sent = received(stack)
             client.batches.pause(batch.id)
             until(lambda: state_of(stack, run) == "Suspended")
+            sent = received(stack)
             client.batches.resume_where_it_ran(batch.id)
             until(lambda sent=sent: received(stack) > sent + 100)
 
     check_whole(stack, "twice.jsonl", LONG)
+
+
+def test_batch_paused_again_before_its_run_has_restarted_stays_paused(stack):
+    run = started(stack, "again.jsonl", LONG)
+    batch = batch_of(stack, "again.jsonl")
+    with stack.client() as client, temporary_settings({PREFECT_API_URL: stack.api}):
+        client.batches.pause(batch.id)
+        until(lambda: state_of(stack, run) == "Suspended")
+        sent = received(stack)
+        client.batches.resume_where_it_ran(batch.id)
+        client.batches.pause(batch.id)
+
+        until(lambda: state_of(stack, run) != "Suspended")
+        until(lambda: state_of(stack, run) == "Suspended")
+        assert received(stack) == sent
+        client.batches.cancel(batch.id)
 
 
 def test_batch_paused_before_its_first_run_is_suspended_and_not_resumed(stack):
