@@ -2,12 +2,10 @@
 
 import pytest
 from helpers.polling import until
-from helpers.request_files import write_requests
+from helpers.request_files import read_lines, write_requests
 
 from batchline.engine.lease import active_lease
 from batchline.models.errors import BatchPaused
-
-WRONG_KEY = {"api_key": "another"}
 
 
 def received(setup) -> int:
@@ -72,3 +70,18 @@ def test_resumed_batch_may_reach_the_limit_again(make_client, tmp_path):
 
     assert wait_until_paused(setup.client, batch.id).paused.code == "identical_failures"
     assert sent + 25 <= received(setup) <= sent + 25 + 4
+
+
+def test_batch_with_on_limit_stop_ends_cancelled_with_the_reason(make_client, tmp_path):
+    setup = make_client(upstream={"max_in_flight": 4})
+    options = {"on_limit": "stop", "max_identical_failures": 10}
+    batch = create_batch(setup, tmp_path, 500, prompt="{} simulate:status=422".format, options=options)
+
+    ended = setup.client.batches.wait(batch.id, timeout_s=60)
+
+    assert (ended.status, ended.paused) == ("cancelled", None)
+    assert [error.code for error in ended.errors.data] == ["identical_failures"]
+    assert "10 requests" in ended.errors.data[0].message
+    assert 10 <= received(setup) == ended.request_counts.failed <= 10 + 4
+    codes = {line["error"]["code"] for line in read_lines(setup.client, ended.error_file_id)}
+    assert codes == {"invalid_request", "batch_cancelled"}
