@@ -67,6 +67,13 @@ def test_each_dialect_has_a_file() -> None:
 
 
 TOP = 2**53
+CHAT = {
+    "prompt_tokens": 10,
+    "completion_tokens": 30,
+    "total_tokens": 40,
+    "prompt_tokens_details": {"cached_tokens": 4, "audio_tokens": 0},
+    "completion_tokens_details": {"reasoning_tokens": 25, "accepted_prediction_tokens": 0},
+}
 USAGES: dict[str, tuple[dict[str, Any], Usage | None]] = {
     "no_total": ({"prompt_tokens": 10, "completion_tokens": 30}, Usage(10, 30, 40, None, 0)),
     "thoughts_only_in_the_total": (
@@ -158,6 +165,36 @@ USAGES: dict[str, tuple[dict[str, Any], Usage | None]] = {
         },
         Usage(3, 1, 4, None, 0),
     ),
+    "chat": (CHAT, Usage(10, 30, 40, 25, 4)),
+    "responses": (
+        {
+            "input_tokens": 10,
+            "input_tokens_details": {"cached_tokens": 4},
+            "output_tokens": 30,
+            "output_tokens_details": {"reasoning_tokens": 25},
+            "total_tokens": 40,
+        },
+        Usage(10, 30, 40, 25, 4),
+    ),
+    "cache_writes": (
+        CHAT | {"prompt_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 5}},
+        Usage(10, 30, 40, 25, 4, 5),
+    ),
+    "details_null": (
+        CHAT | {"prompt_tokens_details": None, "completion_tokens_details": None},
+        Usage(10, 30, 40, None, 0),
+    ),
+    "details_empty": (CHAT | {"prompt_tokens_details": {}}, Usage(10, 30, 40, 25, 0)),
+    "no_thoughts": (
+        CHAT | {"completion_tokens_details": {"reasoning_tokens": 0}},
+        Usage(10, 30, 40, 0, 4),
+    ),
+    "completion_null": (
+        {"prompt_tokens": 8, "completion_tokens": None, "total_tokens": 8},
+        Usage(8, 0, 8, None, 0),
+    ),
+    "unknown_members": (CHAT | {"cost": 0.1, "queue_time": None}, Usage(10, 30, 40, 25, 4)),
+    "zeros": ({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, Usage(0, 0, 0, None, 0)),
     "nothing": ({}, None),
     "other_names": ({"tokens": 3}, None),
 }

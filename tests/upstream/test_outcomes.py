@@ -1,6 +1,7 @@
 """Judgements of replies: the tables of the contract's *Outcomes*, row by row."""
 
 import json
+import math
 from typing import Any, NamedTuple
 
 import msgspec
@@ -281,7 +282,9 @@ NOT_JSON = {
     "leading_zero": b'{"choices": [{"message": {"content": "a"}}], "x": 01}',
     "deep": b'{"choices": [{"message": {"content": "a"}}], "x": ' + b"[" * 600 + b"]" * 600 + b"}",
     "deeper": b'{"choices": [{"message": {"content": "a"}}], "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-    "long_number": b'{"choices": [{"message": {"content": "a"}}], "x": ' + b"9" * 5_000 + b"}",
+    "long_number": b'{"choices": [{"message": {"content": "a"}}], "x": ' + b"9" * 4_301 + b"}",
+    "deep_after_a_surrogate": b'{"a": "\\ud800", "b": ' + b"[" * 600 + b"]" * 600 + b"}",
+    "long_number_after_a_surrogate": b'{"a": "\\ud800", "b": ' + b"9" * 4_301 + b"}",
 }
 
 
@@ -291,6 +294,22 @@ def test_2xx_body_that_is_not_json_is_tried_once_more(name: str) -> None:
 
     assert verdict(judgement) == INVALID
     assert json.loads(judgement.body) == NOT_JSON[name].decode(errors="replace")
+    assert f"{len(NOT_JSON[name])} bytes" in judgement.message
+
+
+@pytest.mark.parametrize("name", NOT_JSON)
+def test_error_body_that_is_not_json_is_kept_as_a_string(name: str) -> None:
+    judgement = read(CHAT, NOT_JSON[name], 500)
+
+    assert verdict(judgement) == BROKEN
+    assert json.loads(judgement.body) == NOT_JSON[name].decode(errors="replace")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("deeper", "nested too deeply"), ("long_number", "over 4,300 digits")]
+)
+def test_message_names_what_common_parsers_cannot_read(name: str, words: str) -> None:
+    assert words in read(CHAT, NOT_JSON[name]).message
 
 
 UNUSUAL = {
@@ -300,7 +319,13 @@ UNUSUAL = {
     "key_twice": b'{"choices": [], "choices": [{"message": {"content": "a"}}]}',
     "key_of_another_type_first": b'{"choices": 3, "choices": [{"message": {"content": "a"}}]}',
     "huge_exponent": b'{"choices": [{"message": {"content": "a"}}], "x": 1e999999}',
-    "nested_500_deep": b'{"choices": [{"message": {"content": "a"}}], "x": ' + b"[" * 500 + b"]" * 500 + b"}",
+    "nested_512_deep": b'{"choices": [{"message": {"content": "a"}}], "x": ' + b"[" * 511 + b"]" * 511 + b"}",
+    "number_of_4300_digits": b'{"choices": [{"message": {"content": "a"}}], "x": ' + b"9" * 4_300 + b"}",
+    "many_digits": b'{"choices": [{"message": {"content": "a"}}], "x": 0.1000000000000000055511151231257827}',
+    "digits_in_a_string": b'{"choices": [{"message": {"content": "' + b"9" * 10_000 + b'"}}]}',
+    "escapes": b'{"choices": [{"message": {"content": "\\u0041\\/\\n\\u2028"}}]}',
+    "line_separators": '{"choices": [{"message": {"content": "\u2028\u2029\u0085"}}]}'.encode(),
+    "ten_megabytes": b'{"choices": [{"message": {"content": "' + b"x" * 10_000_000 + b'"}}]}',
     "reason_object": b'{"choices": [{"message": {"content": "a"}, "finish_reason": {"type": "stop"}}]}',
     "reason_number": b'{"choices": [{"message": {"content": "a"}, "finish_reason": 1}]}',
     "usage_text": b'{"choices": [{"message": {"content": "a"}}], "usage": "none"}',
@@ -562,6 +587,12 @@ def test_every_server_error_is_tried_again() -> None:
     assert {read(CHAT, b"{}", status).retry for status in range(500, 600)} == {"as_status"}
 
 
+def test_error_inside_any_2xx_is_a_failure_with_its_body() -> None:
+    for status in (200, 201, 202, 299):
+        judgement = read(CHAT, error(429), status)
+        assert (judgement.code, json.loads(judgement.body)) == ("rate_limited", error(429)), status
+
+
 def test_error_inside_a_2xx_acts_as_the_status_that_it_names() -> None:
     assert [read(CHAT, error(code)).acts_as for code in (429, 503, "rate_limit_exceeded", None)] == [
         429,
@@ -658,6 +689,18 @@ def test_pretty_printed_answer_becomes_one_line() -> None:
     assert (judgement.code, json.loads(judgement.body)) == (None, choice())
 
 
+def test_line_breaks_between_tokens_become_spaces() -> None:
+    pretty = b'{\r\n  "choices": [\n    {"message":\r{"content": "a\\nb"}, "x": 1.50}\n  ]\n}'
+
+    assert read(CHAT, pretty).body == pretty.replace(b"\r", b" ").replace(b"\n", b" ")
+
+
+def test_usage_beside_lone_surrogates_is_read() -> None:
+    body = choice("\ud800") | {"usage": {"prompt_tokens": 1, "completion_tokens": 2}}
+
+    assert read(CHAT, body).usage.total_tokens == 3
+
+
 def test_usage_of_failures_is_read() -> None:
     usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
 
@@ -677,7 +720,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(NAMES | st.text(), inner),
     max_leaves=30,
 )
-STATUS_CODES = st.sampled_from([200, 200, 200, 204, 302, 400, 401, 429, 503])
+STATUS_CODES = st.sampled_from([200, 200, 200, 204, 302, 400, 401, 429, 503]) | st.integers(100, 999)
 
 
 @given(
@@ -685,6 +728,8 @@ STATUS_CODES = st.sampled_from([200, 200, 200, 204, 302, 400, 401, 429, 503])
     status=STATUS_CODES,
     endpoint=st.sampled_from(LISTED),
 )
+@example(body=b"\xff\xfe", status=200, endpoint=CHAT)
+@example(body=b"-", status=200, endpoint=CHAT)
 @example(body=b'"\\ud800"', status=400, endpoint=CHAT)
 @example(body=b'{"error": "\\ud800\\udc00\\ud800"}', status=200, endpoint=CHAT)
 @example(body=b"[" * 10_000, status=200, endpoint=CHAT)
@@ -718,3 +763,38 @@ def test_any_stream_of_events_gets_a_judgement(events: list[dict], endpoint: str
     body = "".join(f"data: {json.dumps(event)}\n\n" for event in events).encode()
 
     json.loads(judge(endpoint, 200, body).body)
+
+
+def json_texts() -> st.SearchStrategy[str]:
+    """JSON as servers write it: any value, compact or indented."""
+    scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    values = st.recursive(
+        scalars | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(NAMES | st.text(), inner),
+        max_leaves=20,
+    )
+    return st.builds(
+        lambda value, indent, ascii_only: json.dumps(value, indent=indent, ensure_ascii=ascii_only),
+        values,
+        st.sampled_from([None, 0, 2]),
+        st.booleans(),
+    ).filter(lambda text: not any(0xD800 <= ord(letter) < 0xE000 for letter in text))
+
+
+@given(text=json_texts(), status=st.sampled_from([200, 400, 429, 500]), endpoint=st.sampled_from(LISTED))
+def test_any_json_keeps_its_value(text: str, status: int, endpoint: str) -> None:
+    assert json.loads(judge(endpoint, status, text.encode()).body) == json.loads(text)
+
+
+@given(text=json_texts(), cut=st.floats(0, 1, exclude_max=True))
+def test_json_that_was_cut_is_kept_as_a_string(text: str, cut: float) -> None:
+    part = text.encode()[: math.floor(len(text.encode()) * cut)]
+    judgement = judge(CHAT, 200, part)
+
+    try:
+        value = json.loads(part)
+    except ValueError:
+        assert judgement.code in {"invalid_response", "empty_response"}
+        assert json.loads(judgement.body) == part.decode(errors="replace")
+    else:
+        assert json.loads(judgement.body) == value
