@@ -160,7 +160,7 @@ def flow(options: dict[str, Any]) -> dict[str, Any]:
     from batchline.flows.process_batch import process_batch
 
     engine, file_id = _prepared(options)
-    engine.dispatcher.open_session("warm", deadline=None, refusals_to_stop=1, grace_s=0, requests=0).close()
+    engine.dispatcher.open_session("warm", deadline=None, grace_s=0).close()
     with using_services(engine):
         figures, batch = _timed(lambda: process_batch(input_file_id=file_id))
     engine.dispatcher.close()  # and give back its share of the caps, for whoever comes next
@@ -235,7 +235,7 @@ def sharing(options: dict[str, Any]) -> dict[str, Any]:
     started: list[float] = []
     with Dispatcher([upstream]) as caller:
         caller.share_quota(PrefectQuotaStore)
-        run = caller.open_session("shared", deadline=None, refusals_to_stop=1, grace_s=0, requests=len(made))
+        run = caller.open_session("shared", deadline=None, grace_s=0)
 
         def work() -> None:
             with run, run.open_queue(0) as feed:

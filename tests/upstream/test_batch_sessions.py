@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from helpers.dispatcher_calls import call_all, collect_results, make_bodies, make_calls, open_session
 from helpers.polling import until
-from helpers.scripted_server import ScriptedServer, chunked, cut_off, error_reply, raw, reply, silence
+from helpers.scripted_server import COMPLETION, ScriptedServer, chunked, cut_off, error_reply, raw, reply, silence
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -171,7 +171,7 @@ def test_closed_queue_sends_and_counts_nothing_more(serve: Callable, make_dispat
 FAULTS = {
     "ok": reply(),
     "slow": reply(after_s=0.02),
-    "chunks": chunked([json.dumps({"choices": []}).encode()]),
+    "chunks": chunked([json.dumps(COMPLETION).encode()]),
     "429": error_reply(429, retry_after="0"),
     "429_soon": error_reply(429, retry_after_ms="20"),
     "500": error_reply(500),
@@ -200,7 +200,7 @@ def test_every_call_gets_exactly_one_result(
     dispatcher = make_dispatcher(
         server.base_url, max_in_flight=max_in_flight, max_attempts=3, first_byte_timeout_s=0.15
     )
-    run = open_session(dispatcher, deadline=time.time() + 1.0, grace_s=0.2, refusals_to_stop=1_000)
+    run = open_session(dispatcher, deadline=time.time() + 1.0, grace_s=0.2)
 
     with run, run.open_queue(0) as one, run.open_queue(1) as other:
         first = 1

@@ -1,6 +1,7 @@
 """A probe that ends without an answer: the next one is sent all the same, and the upstream is used again."""
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from helpers.dispatcher_calls import call_all, collect_results, make_bodies, make_calls, open_session
 from helpers.polling import until
-from helpers.scripted_server import error_reply, reply, silence
+from helpers.scripted_server import COMPLETION, error_reply, reply, silence
 
 from batchline.models.error_codes import ErrorCode
 from batchline.models.upstreams import Upstream
@@ -92,6 +93,9 @@ def test_hanging_probe_does_not_block_recovered_upstream(
         until(lambda: run.snapshot().completed >= 40)
 
 
+ANSWER = json.dumps(COMPLETION).encode()
+
+
 class Brittle:
     """A transport that is down until a probe meets a fault on this program's side, and well from then on."""
 
@@ -105,7 +109,7 @@ class Brittle:
         pause_s, self._last_at = time.monotonic() - self._last_at, time.monotonic()
         await asyncio.sleep(0)
         if self._is_well:
-            return HttpReply(200, b'{"choices": []}', 0.001)
+            return HttpReply(200, ANSWER, 0.001)
         if pause_s < FIRST_PROBE_INTERVAL_S / 2:
             return HttpReply(503, b"{}", 0.001)
         self._is_well = True

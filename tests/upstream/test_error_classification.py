@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 from helpers.dispatcher_calls import call_all, make_bodies
 from helpers.scripted_server import (
+    COMPLETION,
     Received,
     chunked,
     cut_off,
@@ -39,7 +40,7 @@ def transport(request: pytest.FixtureRequest) -> TransportFactory:
     return TRANSPORTS[request.param]
 
 
-WHOLE = json.dumps({"id": "a", "choices": []}).encode()
+WHOLE = json.dumps(COMPLETION).encode()
 
 BROKEN = {
     "closes_without_a_word": (raw(b""), "connection_error"),
@@ -54,13 +55,6 @@ BROKEN = {
     ),
     "speaks_no_http": (raw(b"\x00\xffSSH-2.0-nonsense\r\n\r\n"), "connection_error"),
     "has_a_head_of_megabytes": (raw(b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 500_000), "connection_error"),
-    "answers_in_html": (reply(200, b"<html>Welcome</html>"), "invalid_response"),
-    "answers_nothing": (reply(200, b""), "invalid_response"),
-    "answers_204": (raw(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n"), "invalid_response"),
-    "answers_json_cut_short": (reply(200, WHOLE[:-1]), "invalid_response"),
-    "answers_200_with_an_error": (reply(200, {"error": {"message": "no"}}), "invalid_response"),
-    "redirects": (error_reply(302, location="http://127.0.0.1:1/"), "invalid_response"),
-    "says_not_modified": (raw(b"HTTP/1.1 304 Not Modified\r\nconnection: close\r\n\r\n"), "invalid_response"),
     "answers_too_much": (reply(200, {"choices": ["x" * 5000]}), "invalid_response"),
     "answers_too_much_in_chunks": (chunked([b" " * 600] * 4), "invalid_response"),
     "answers_without_end": (drip(b" " * 600, every_s=0.01), "invalid_response"),
@@ -73,14 +67,38 @@ BROKEN = {
     "says_503": (error_reply(503), "server_error"),
     "says_504": (error_reply(504), "server_error"),
     "says_529": (error_reply(529), "server_error"),
-    "says_429": (error_reply(429, retry_after="0"), "rate_limited"),
     "says_408": (error_reply(408), "timeout"),
     "says_425": (error_reply(425), "server_error"),
     "says_409": (error_reply(409), "invalid_request"),
+    "says_503_in_a_200": (reply(200, {"error": {"message": "busy", "code": 503}}), "server_error"),
 }
-"""From what a server does to the code; all of these are tried again."""
+"""From what a server does to the code; all of these are tried again until the attempts are used up."""
 
-REFUSED = [400, 401, 402, 403, 404, 405, 410, 413, 415, 422, 431, 451]
+WRONG = {
+    "answers_in_html": (reply(200, b"<html>Welcome</html>"), "invalid_response"),
+    "answers_json_cut_short": (reply(200, WHOLE[:-1]), "invalid_response"),
+    "answers_200_with_an_error": (reply(200, {"error": {"message": "no"}}), "invalid_response"),
+    "answers_nothing": (reply(200, b""), "empty_response"),
+    "answers_no_choices": (reply(200, {"id": "a", "choices": []}), "empty_response"),
+}
+"""Complete replies that are wrong, which are tried once more."""
+
+FINAL = {
+    "answers_204": (raw(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n"), "empty_response"),
+    "redirects": (error_reply(302, location="http://127.0.0.1:1/"), "invalid_response"),
+    "says_not_modified": (raw(b"HTTP/1.1 304 Not Modified\r\nconnection: close\r\n\r\n"), "invalid_response"),
+    "filters": (reply(400, {"error": {"message": "no", "code": "content_filter"}}), "content_filter"),
+    "filters_in_a_200": (reply(200, {"choices": [{"finish_reason": "content_filter"}]}), "content_filter"),
+    "finds_the_prompt_too_long": (
+        reply(400, {"error": {"message": "no", "code": "context_length_exceeded"}}),
+        "context_length_exceeded",
+    ),
+}
+"""Replies that would be the same for the next attempt."""
+
+LIMITED = {"says_429": (error_reply(429, retry_after="0"), "rate_limited")}
+
+REFUSED = [400, 403, 404, 405, 410, 413, 415, 422, 431, 451]
 
 TIMEOUTS = {"never_answers", "falls_silent_within_the_body", "drips", "never_ends_its_head"}
 
@@ -100,9 +118,27 @@ def test_persistent_failure_gets_its_code_after_the_last_attempt(name: str, call
     assert (answer.code, answer.attempts, answer.retries) == (code, 3, (code, code))
 
 
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_reply_gets_its_code_after_the_second_attempt(name: str, call_one: Callable) -> None:
+    act, code = WRONG[name]
+
+    answer = call_one(lambda _: act, **options_for(name) | {"max_attempts": 8})
+
+    assert (answer.code, answer.attempts, answer.retries) == (code, 2, (code,))
+
+
+@pytest.mark.parametrize("name", FINAL)
+def test_failure_that_would_repeat_gets_its_code_after_one_attempt(name: str, call_one: Callable) -> None:
+    act, code = FINAL[name]
+
+    answer = call_one(lambda _: act, **options_for(name))
+
+    assert (answer.code, answer.attempts, answer.retries) == (code, 1, ())
+
+
+@pytest.mark.parametrize("name", BROKEN | WRONG | LIMITED)
 def test_failure_that_passes_succeeds_on_second_attempt(name: str, call_one: Callable) -> None:
-    act, code = BROKEN[name]
+    act, code = (BROKEN | WRONG | LIMITED)[name]
 
     answer = call_one(sequence(act, reply()), **options_for(name))
 
@@ -315,9 +351,14 @@ def test_request_sends_accept_encoding(serve: Callable, make_dispatcher: Callabl
 
 
 def sent(
-    serve: Callable, make_dispatcher: Callable, *, path: str = "/v1/chat/completions", **options: object
+    serve: Callable,
+    make_dispatcher: Callable,
+    *,
+    path: str = "/v1/chat/completions",
+    answer: object = COMPLETION,
+    **options: object,
 ) -> Received:
-    server = serve(lambda _: reply())
+    server = serve(lambda _: reply(200, answer))
     call_all(make_dispatcher(server.base_url, **options), make_bodies(1), endpoint=path)
     [request] = server.received
     return request
@@ -345,7 +386,9 @@ def test_key_is_sent_as_bearer_token(serve: Callable, make_dispatcher: Callable)
 
 
 def test_messages_endpoint_sends_anthropic_headers(serve: Callable, make_dispatcher: Callable) -> None:
-    headers = sent(serve, make_dispatcher, path="/v1/messages", api_key="sk-secret").headers
+    message = {"content": [{"type": "text", "text": "Yes."}], "stop_reason": "end_turn"}
+
+    headers = sent(serve, make_dispatcher, path="/v1/messages", answer=message, api_key="sk-secret").headers
 
     assert (headers["x-api-key"], headers.get("authorization")) == ("sk-secret", None)
     assert headers["anthropic-version"] == "2023-06-01"
@@ -371,9 +414,9 @@ def everything_told(answer: CallResult) -> str:
     return f"{answer.message} {answer.retries} {answer.status_code} {answer.request_id}"
 
 
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("name", BROKEN | WRONG | FINAL)
 def test_failures_reveal_neither_key_nor_prompt(name: str, call_one: Callable, caplog: object) -> None:
-    act, _ = BROKEN[name]
+    act, _ = (BROKEN | WRONG | FINAL)[name]
 
     answer = call_one(
         lambda _: act, **options_for(name) | {"max_attempts": 1}, api_key="sk-secret", headers={"x-own": "hush"}

@@ -42,7 +42,8 @@ def test_batch_survives_an_outage_without_failed_requests(
 def test_response_is_stored_with_line_breaks_as_spaces(
     serve: Callable, make_services: Callable, chat_file: Callable
 ) -> None:
-    text = b'{"b": 1.10,\n "a": [12345678901234567890123, "\\ud800"],\r\n "choices": [], "a": 2}'
+    choices = b'[{"message": {"content": "Yes."}}]'
+    text = b'{"b": 1.10,\n "a": [12345678901234567890123, "\\ud800"],\r\n "choices": %b, "a": 2}' % choices
     services = make_services(serve(lambda _: reply(200, text)).base_url)
 
     batch = run_file(services, chat_file(1))
@@ -75,7 +76,9 @@ def test_each_kind_of_failure_has_an_error_line_with_its_code(
 def test_upstream_key_is_in_no_file_of_the_batch(
     serve: Callable, make_services: Callable, chat_file: Callable, tmp_path: Path
 ) -> None:
-    server = serve(lambda request: (reply(), error_reply(401), error_reply(500), raw(b""))[request.number % 4])
+    echo = {"error": {"message": "the key sk-very-secret may not do this"}}
+    acts = [reply(), reply(400, echo), reply(500, echo), reply(200, echo), raw(b"")]
+    server = serve(lambda request: acts[request.number % 5])
     services = make_services(server.base_url, upstream={"api_key": "sk-very-secret", "max_attempts": 2})
 
     run_file(services, chat_file(40))

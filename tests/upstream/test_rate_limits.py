@@ -3,7 +3,7 @@
 from itertools import accumulate
 
 import pytest
-from helpers.dispatcher_calls import call_all, collect_results, make_bodies, make_calls
+from helpers.dispatcher_calls import NO_LIMITS, call_all, collect_results, make_bodies, make_calls
 from helpers.scripted_server import error_reply, reply
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -133,14 +133,14 @@ def test_small_session_is_not_starved_by_retries_of_a_large_one(make_dispatcher,
     """The large one's requests fail again and again, and there are always some that are due."""
     server = serve(lambda request: reply(after_s=0.005) if "small" in request.prompt else error_reply(500))
     dispatcher = make_dispatcher(server.base_url, max_in_flight=4, max_attempts=60)
-    options = {"deadline": None, "refusals_to_stop": 1_000, "grace_s": 0.0}
-    with dispatcher.open_session("large", requests=600, **options) as large, large.open_queue(0) as many:
+    options = {"deadline": None, "options": NO_LIMITS, "grace_s": 0.0}
+    with dispatcher.open_session("large", **options) as large, large.open_queue(0) as many:
         many.put(make_calls([{"model": "m", "user": f"large-{number}"} for number in range(500)]))
         many.end_input()
         while len(server.received) < 600:
             many.wait_for_results(0.05)
         began = len(server.received)
-        with dispatcher.open_session("small", requests=40, **options) as small, small.open_queue(0) as few:
+        with dispatcher.open_session("small", **options) as small, small.open_queue(0) as few:
             few.put(make_calls([{"model": "m", "user": f"small-{number}"} for number in range(40)]))
             few.end_input()
             answers = collect_results(few)

@@ -11,6 +11,7 @@ from email.utils import format_datetime
 import pytest
 from helpers.dispatcher_calls import call_all, make_bodies
 from helpers.scripted_server import (
+    COMPLETION,
     Action,
     Received,
     ScriptedServer,
@@ -373,7 +374,7 @@ def test_retries_count_against_the_rate_limit(serve: Callable, make_dispatcher: 
 @pytest.mark.system
 def test_reported_tokens_count_against_the_rate_limit(serve: Callable, make_dispatcher: Callable) -> None:
     usage = {"prompt_tokens": 50, "completion_tokens": 50, "total_tokens": 100}
-    server = serve(lambda _: reply(200, {"choices": [], "usage": usage}))
+    server = serve(lambda _: reply(200, COMPLETION | {"usage": usage}))
     dispatcher = make_dispatcher(server.base_url, tokens_per_minute=60_000, max_in_flight=1)
 
     answers = call_all(dispatcher, make_bodies(30))

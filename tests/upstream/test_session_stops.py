@@ -1,4 +1,4 @@
-"""How runs end: told to, out of time, refused by the upstream, or with their caller."""
+"""How runs end: told to, out of time, or with their caller."""
 
 import threading
 import time
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from helpers.dispatcher_calls import call_all, collect_results, make_bodies, make_calls, open_session
+from helpers.dispatcher_calls import collect_results, make_bodies, make_calls, open_session
 from helpers.polling import until
 from helpers.scripted_server import ScriptedServer, error_reply, reply
 
@@ -63,7 +63,7 @@ def test_pause_waits_for_calls_in_flight_and_leaves_the_rest_unsettled(
     ):
         feed.put(make_calls(make_bodies(50)))
         until(lambda: len(gated.received) == 4)
-        run.stop(StopReason(None, "paused", is_pause=True))
+        run.stop(StopReason(None, "paused", limit="by_user"))
         time.sleep(0.3)
         assert not feed.is_done, "requests in flight are waited for beyond the grace period"
         gate.set()
@@ -82,7 +82,7 @@ def test_stop_during_a_pause_aborts_calls_in_flight_after_the_grace_period(
     ):
         feed.put(make_calls(make_bodies(10)))
         until(lambda: len(gated.received) == 4)
-        run.stop(StopReason(None, "paused", is_pause=True))
+        run.stop(StopReason(None, "paused", limit="by_user"))
         run.stop(StopReason(ErrorCode.BATCH_CANCELLED, "enough"))
 
         assert collect_results(feed) == []
@@ -100,7 +100,7 @@ def test_pause_outlasts_the_deadline(
     ):
         feed.put(make_calls(make_bodies(1)))
         until(lambda: gated.received)
-        run.stop(StopReason(None, "paused", is_pause=True))
+        run.stop(StopReason(None, "paused", limit="by_user"))
         time.sleep(0.6)
         gate.set()
 
@@ -259,37 +259,6 @@ def test_session_without_valid_lease_sends_nothing_until_renewal(
 
     assert before == 200
     assert [answer.code for answer in answers] == [None] * 5
-
-
-@pytest.mark.parametrize("status", [401, 403])
-def test_key_always_rejected_stops_the_session_early(
-    status: int, serve: Callable, make_dispatcher: Callable
-) -> None:
-    server = serve(lambda _: error_reply(status))
-
-    answers = call_all(make_dispatcher(server.base_url, max_in_flight=4), make_bodies(500), refusals_to_stop=20)
-
-    counted = Counter(answer.code for answer in answers)
-    assert len(server.received) <= 20 + 4
-    assert counted == {"invalid_request": len(server.received), "batch_failed": 500 - len(server.received)}
-
-
-def test_auth_failures_after_a_success_do_not_stop_the_session(serve: Callable, make_dispatcher: Callable) -> None:
-    server = serve(lambda request: error_reply(403) if request.number else reply())
-
-    answers = call_all(make_dispatcher(server.base_url, max_in_flight=1), make_bodies(50), refusals_to_stop=5)
-
-    assert Counter(answer.code for answer in answers) == {None: 1, "invalid_request": 49}
-
-
-def test_auth_failures_between_other_errors_do_not_stop_the_session(
-    serve: Callable, make_dispatcher: Callable
-) -> None:
-    server = serve(lambda request: error_reply(400) if request.number % 4 == 3 else error_reply(401))
-
-    answers = call_all(make_dispatcher(server.base_url, max_in_flight=1), make_bodies(40), refusals_to_stop=5)
-
-    assert {answer.code for answer in answers} == {"invalid_request"}
 
 
 def caller_threads() -> set[threading.Thread]:
