@@ -54,25 +54,22 @@ _PRICE_LIMITS: Final[dict[str, Any]] = {"ge": 0, "max_digits": 24, "decimal_plac
 class ModelPrice(BaseModel):
     """The price of a model per million tokens, in one currency for all models."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    input: Decimal = Field(description="Prompt tokens.", **_PRICE_LIMITS)
-    output: Decimal = Field(default=Decimal(0), **_PRICE_LIMITS, description="Completion tokens.")
-    cached_input: Decimal | None = Field(
-        default=None,
-        **_PRICE_LIMITS,
-        description="Prompt tokens that were read from the server's cache; by default `input`.",
-    )
-    cache_write: Decimal | None = Field(
-        default=None,
-        **_PRICE_LIMITS,
-        description="Prompt tokens that were written to the server's cache; by default `input`.",
-    )
-    reasoning: Decimal | None = Field(
-        default=None,
-        **_PRICE_LIMITS,
-        description="Completion tokens that were reasoning; by default `output`.",
-    )
+    input: Decimal = Field(**_PRICE_LIMITS)
+    """Prompt tokens."""
+
+    output: Decimal = Field(default=Decimal(0), **_PRICE_LIMITS)
+    """Completion tokens."""
+
+    cached_input: Decimal | None = Field(default=None, **_PRICE_LIMITS)
+    """Prompt tokens that were read from the server's cache; by default `input`."""
+
+    cache_write: Decimal | None = Field(default=None, **_PRICE_LIMITS)
+    """Prompt tokens that were written to the server's cache; by default `input`."""
+
+    reasoning: Decimal | None = Field(default=None, **_PRICE_LIMITS)
+    """Completion tokens that were reasoning; by default `output`."""
 
 
 def home_directory() -> Path:
@@ -91,150 +88,136 @@ class Settings(BaseSettings):
         extra="ignore",
         frozen=True,
         hide_input_in_errors=True,
+        use_attribute_docstrings=True,
     )
 
-    home: Path = Field(
-        default_factory=home_directory,
-        description="Local directory: the default place of storage, database and `config.toml`.",
-    )
-    storage_url: str = Field(
-        default="",
-        description="Directory or `s3://bucket/prefix` of files and results; by default `<home>/storage`.",
-    )
-    database_url: SecretStr = Field(
-        default=SecretStr(""),
-        description="SQLAlchemy URL of the records, also in Prefect's form; by default SQLite at "
-        "`<home>/batchline.db`.",
-    )
-    s3_endpoint_url: str | None = Field(
-        default=None, description="Address of the S3 server; by default `AWS_ENDPOINT_URL`, or Amazon's."
-    )
-    s3_region: str | None = Field(
-        default=None, description="Region; by default `AWS_DEFAULT_REGION` or the AWS profile's."
-    )
-    s3_access_key_id: SecretStr | None = Field(
-        default=None, description="Access key; by default from AWS's credential chain."
-    )
-    s3_secret_access_key: SecretStr | None = Field(default=None, description="Secret of `s3_access_key_id`.")
+    home: Path = Field(default_factory=home_directory)
+    """Local directory: the default place of storage, database and `config.toml`."""
 
-    upstreams: list[Upstream] = Field(
-        default_factory=list,
-        description="Servers; a request goes to the first one that serves its model. See below.",
-    )
-    base_url: str | None = Field(
-        default=None,
-        description="Address of the only server, if `upstreams` is empty; by default `OPENAI_BASE_URL`.",
-    )
-    api_key: SecretStr | None = Field(
-        default=None, description="API key of that server; by default `OPENAI_API_KEY`."
-    )
-    openai_base_url: str | None = Field(
-        default=None,
-        validation_alias="OPENAI_BASE_URL",
-        description="The variable that OpenAI's clients read; used if `base_url` is not set.",
-    )
-    openai_api_key: SecretStr | None = Field(
-        default=None,
-        validation_alias="OPENAI_API_KEY",
-        description="Likewise for `api_key`. With a key and no address, requests go to OpenAI.",
-    )
+    storage_url: str = ""
+    """Directory or `s3://bucket/prefix` of files and results; by default `<home>/storage`."""
+
+    database_url: SecretStr = SecretStr("")
+    """SQLAlchemy URL of the records, also in Prefect's form; by default SQLite at `<home>/batchline.db`."""
+
+    s3_endpoint_url: str | None = None
+    """Address of the S3 server; by default `AWS_ENDPOINT_URL`, or Amazon's."""
+
+    s3_region: str | None = None
+    """Region; by default `AWS_DEFAULT_REGION` or the AWS profile's."""
+
+    s3_access_key_id: SecretStr | None = None
+    """Access key; by default from AWS's credential chain."""
+
+    s3_secret_access_key: SecretStr | None = None
+    """Secret of `s3_access_key_id`."""
+
+    upstreams: list[Upstream] = Field(default_factory=list)
+    """Servers; a request goes to the first one that serves its model. See below."""
+
+    base_url: str | None = None
+    """Address of the only server, if `upstreams` is empty; by default `OPENAI_BASE_URL`."""
+
+    api_key: SecretStr | None = None
+    """API key of that server; by default `OPENAI_API_KEY`."""
+
+    openai_base_url: str | None = Field(default=None, validation_alias="OPENAI_BASE_URL")
+    """The variable that OpenAI's clients read; used if `base_url` is not set."""
+
+    openai_api_key: SecretStr | None = Field(default=None, validation_alias="OPENAI_API_KEY")
+    """Likewise for `api_key`. With a key and no address, requests go to OpenAI."""
+
     trust_working_directory: bool = Field(
         default=False,
         description="Allow sending a key from elsewhere to an address from `.env` or `batchline.toml` in the "
         "working directory. Has no effect in these two files.",
     )
-    max_in_flight: int = Field(
-        default=64, ge=1, le=10_000, description="Maximum requests in flight to that server."
-    )
-    max_attempts: int = Field(default=8, ge=1, le=100, description="Maximum attempts per request at that server.")
-    request_timeout_s: float = Field(default=1_800.0, gt=0, description="Timeout of one attempt at that server.")
+    max_in_flight: int = Field(default=64, ge=1, le=10_000)
+    """Maximum requests in flight to that server."""
 
-    share_budgets: bool = Field(
-        default=True,
-        description="Apply an upstream's limits to all processes and machines together, through Prefect's server.",
-    )
-    prefect_api_url: str | None = Field(
-        default=None,
-        validation_alias="PREFECT_API_URL",
-        description="Prefect's own setting: the server through which `batchline serve` shares limits.",
-    )
+    max_attempts: int = Field(default=8, ge=1, le=100)
+    """Maximum attempts per request at that server."""
 
-    deployment: str = Field(
-        default="process-batch/process-batch",
-        pattern="^[^/]+/[^/]+$",
-        description="Prefect deployment for batches that run as deployment runs: `<flow>/<deployment>`.",
-    )
-    task_runner: Literal["threads", "processes", "dask", "ray"] = Field(
-        default="threads",
-        description="Where a flow's chunks are sent from: threads of its process, more processes, or a Dask "
-        "or Ray cluster.",
-    )
-    task_runner_address: str | None = Field(
-        default=None,
-        description="Address of the Dask scheduler or Ray cluster; by default a cluster on this machine.",
-    )
-    processes: int | None = Field(
-        default=None,
-        ge=1,
-        le=1_000,
-        description="Processes of that cluster, or on this machine; by default one per core.",
-    )
-    serve_via: Literal["process", "deployment"] = Field(
-        default="process",
-        description="Where `batchline serve` runs batches: in its own process, or as runs of `deployment`.",
-    )
-    endpoints: tuple[str, ...] = Field(default=ENDPOINTS, description="Endpoints that batches may use.")
-    min_completion_window: str = Field(
-        default="1m", description="Shortest completion window that a batch may have."
-    )
-    max_completion_window: str = Field(
-        default="7d", description="Longest completion window that a batch may have."
-    )
-    max_paused: str = Field(
-        default="7d", description="How long a batch may stay paused; then it ends as expired, with what it has."
-    )
-    run_past_window: bool = Field(
-        default=False, description="Let a batch finish after its completion window instead of expiring it."
-    )
-    max_line_bytes: int = Field(default=10_000_000, ge=1, description="Maximum length of a line of an input file.")
-    max_requests: int = Field(default=1_000_000, ge=1, description="Maximum requests in an input file.")
-    max_file_bytes: int = Field(
-        default=10 * 2**30, ge=1, description="Maximum size of an input file, decompressed."
-    )
-    max_member_bytes: int | None = Field(
-        default=None, ge=1, description="Maximum total size of a member's input files; unlimited by default."
-    )
-    max_reported_errors: int = Field(default=1_000, ge=1, description="Maximum entries in `batch.errors.data`.")
+    request_timeout_s: float = Field(default=1_800.0, gt=0)
+    """Timeout of one attempt at that server."""
 
-    source_roots: tuple[str, ...] = Field(
-        default=(),
-        description="Paths and `s3://` prefixes below which an `input_uri` may be read and a folder watched; "
-        "by default none.",
-    )
-    source_still_s: float = Field(
-        default=10.0, ge=0, description="Time for which a local file must be unchanged before it is picked up."
-    )
-    chunk_requests: int | None = Field(
-        default=None,
-        ge=1,
-        description="Maximum requests per chunk; by default it depends on the size of the batch.",
-    )
-    chunk_bytes: int = Field(default=32 * 2**20, ge=1, description="Maximum bytes of input per chunk.")
-    flush_interval_s: float = Field(
-        default=5.0, gt=0, description="Maximum time for which an answer is not saved."
-    )
-    flush_bytes: int = Field(
-        default=64 * 2**20, ge=1, description="Maximum bytes of a chunk's answers that are not saved."
-    )
-    lease_s: float = Field(
-        default=60.0, gt=0, description="Time without a heartbeat after which a runner counts as dead."
-    )
-    grace_s: float = Field(
-        default=15.0, ge=0, description="Time that requests in flight have to finish when a batch is stopped."
-    )
-    prices: dict[str, ModelPrice] = Field(
-        default_factory=dict, description="Prices per model; they take precedence over the price list."
-    )
+    share_budgets: bool = True
+    """Apply an upstream's limits to all processes and machines together, through Prefect's server."""
+
+    prefect_api_url: str | None = Field(default=None, validation_alias="PREFECT_API_URL")
+    """Prefect's own setting: the server through which `batchline serve` shares limits."""
+
+    deployment: str = Field(default="process-batch/process-batch", pattern="^[^/]+/[^/]+$")
+    """Prefect deployment for batches that run as deployment runs: `<flow>/<deployment>`."""
+
+    task_runner: Literal["threads", "processes", "dask", "ray"] = "threads"
+    """Where a flow's chunks are sent from: threads of its process, more processes, or a Dask or Ray cluster."""
+
+    task_runner_address: str | None = None
+    """Address of the Dask scheduler or Ray cluster; by default a cluster on this machine."""
+
+    processes: int | None = Field(default=None, ge=1, le=1_000)
+    """Processes of that cluster, or on this machine; by default one per core."""
+
+    serve_via: Literal["process", "deployment"] = "process"
+    """Where `batchline serve` runs batches: in its own process, or as runs of `deployment`."""
+
+    endpoints: tuple[str, ...] = ENDPOINTS
+    """Endpoints that batches may use."""
+
+    min_completion_window: str = "1m"
+    """Shortest completion window that a batch may have."""
+
+    max_completion_window: str = "7d"
+    """Longest completion window that a batch may have."""
+
+    max_paused: str = "7d"
+    """How long a batch may stay paused; then it ends as expired, with what it has."""
+
+    run_past_window: bool = False
+    """Let a batch finish after its completion window instead of expiring it."""
+
+    max_line_bytes: int = Field(default=10_000_000, ge=1)
+    """Maximum length of a line of an input file."""
+
+    max_requests: int = Field(default=1_000_000, ge=1)
+    """Maximum requests in an input file."""
+
+    max_file_bytes: int = Field(default=10 * 2**30, ge=1)
+    """Maximum size of an input file, decompressed."""
+
+    max_member_bytes: int | None = Field(default=None, ge=1)
+    """Maximum total size of a member's input files; unlimited by default."""
+
+    max_reported_errors: int = Field(default=1_000, ge=1)
+    """Maximum entries in `batch.errors.data`."""
+
+    source_roots: tuple[str, ...] = ()
+    """Paths and `s3://` prefixes below which an `input_uri` may be read and a folder watched; by default none."""
+
+    source_still_s: float = Field(default=10.0, ge=0)
+    """Time for which a local file must be unchanged before it is picked up."""
+
+    chunk_requests: int | None = Field(default=None, ge=1)
+    """Maximum requests per chunk; by default it depends on the size of the batch."""
+
+    chunk_bytes: int = Field(default=32 * 2**20, ge=1)
+    """Maximum bytes of input per chunk."""
+
+    flush_interval_s: float = Field(default=5.0, gt=0)
+    """Maximum time for which an answer is not saved."""
+
+    flush_bytes: int = Field(default=64 * 2**20, ge=1)
+    """Maximum bytes of a chunk's answers that are not saved."""
+
+    lease_s: float = Field(default=60.0, gt=0)
+    """Time without a heartbeat after which a runner counts as dead."""
+
+    grace_s: float = Field(default=15.0, ge=0)
+    """Time that requests in flight have to finish when a batch is stopped."""
+
+    prices: dict[str, ModelPrice] = Field(default_factory=dict)
+    """Prices per model; they take precedence over the price list."""
 
     @classmethod
     def settings_customise_sources(

@@ -26,74 +26,72 @@ _HEADER_VALUE_PATTERN = re.compile(r"[\t -~]*")
 class Upstream(BaseModel):
     """An OpenAI-compatible server: its address, key and limits. Durations in seconds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    name: str = Field(
-        default="default",
-        pattern=r"^[A-Za-z0-9._-]+$",
-        description="Name in messages; unique among the upstreams.",
-    )
-    base_url: str = Field(
-        description="Address, with or without a final `/v1`.", examples=["http://localhost:8000/v1"]
-    )
-    api_key: SecretStr | None = Field(
-        default=None, description="API key; sent as a bearer token, or as the dialect requires."
-    )
-    models: frozenset[str] | None = Field(
-        default=None, description="Models that it serves; by default all models."
-    )
-    headers: dict[str, SecretStr] = Field(default_factory=dict, description="Headers of every request.")
-
-    max_in_flight: int = Field(
-        default=64, ge=1, le=10_000, description="Maximum requests in flight, of all processes together."
-    )
-    min_in_flight: int = Field(default=1, ge=1, description="Minimum of the adaptive limit.")
-    requests_per_minute: int | None = Field(
-        default=None,
-        ge=1,
-        description="Maximum requests in any minute, of all processes together; unlimited by default.",
-    )
-    tokens_per_minute: int | None = Field(
-        default=None,
-        ge=1,
-        description="Maximum tokens in any minute, of all processes together; unlimited by default.",
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
     )
 
-    connect_timeout_s: float = Field(default=10.0, gt=0, description="Timeout for opening a connection.")
+    name: str = Field(default="default", pattern=r"^[A-Za-z0-9._-]+$")
+    """Name in messages; unique among the upstreams."""
+
+    base_url: str = Field(examples=["http://localhost:8000/v1"])
+    """Address, with or without a final `/v1`."""
+
+    api_key: SecretStr | None = None
+    """API key; sent as a bearer token, or as the dialect requires."""
+
+    models: frozenset[str] | None = None
+    """Models that it serves; by default all models."""
+
+    headers: dict[str, SecretStr] = Field(default_factory=dict)
+    """Headers of every request."""
+
+    max_in_flight: int = Field(default=64, ge=1, le=10_000)
+    """Maximum requests in flight, of all processes together."""
+
+    min_in_flight: int = Field(default=1, ge=1)
+    """Minimum of the adaptive limit."""
+
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    """Maximum requests in any minute, of all processes together; unlimited by default."""
+
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    """Maximum tokens in any minute, of all processes together; unlimited by default."""
+
+    connect_timeout_s: float = Field(default=10.0, gt=0)
+    """Timeout for opening a connection."""
+
     first_byte_timeout_s: float | None = Field(
         default=None,
         gt=0,
         description="Maximum silence before and within an answer; by default `total_timeout_s`, because an "
         "answer that is not streamed begins when it is complete.",
     )
-    total_timeout_s: float = Field(default=1_800.0, gt=0, description="Timeout of one attempt, from start to end.")
+    total_timeout_s: float = Field(default=1_800.0, gt=0)
+    """Timeout of one attempt, from start to end."""
 
-    answers: Literal["checked", "any"] = Field(
-        default="checked",
-        description="With any, a 2xx is a success if it is JSON and not an error object, whatever it answers.",
-    )
-    max_attempts: int = Field(
-        default=8,
-        ge=1,
-        le=100,
-        description="Maximum attempts per request; an attempt that finds no connection is not counted.",
-    )
-    backoff_base_s: float = Field(
-        default=0.5,
-        gt=0,
-        description="Maximum wait after the first failed attempt; it doubles with each further one.",
-    )
-    backoff_cap_s: float = Field(default=60.0, gt=0, description="Limit of the doubled wait.")
-    max_response_bytes: int = Field(
-        default=256 * 2**20, ge=1, description="Maximum size of an answer; a longer one is rejected."
-    )
-    max_request_bytes_in_flight: int = Field(
-        default=32 * 2**20,
-        ge=1,
-        description="Maximum total size of the bodies in flight; a single request is always sent.",
-    )
-    verify_tls: bool = Field(default=True, description="Verify the server's certificate.")
-    ca_file: str | None = Field(default=None, description="PEM file with an additional root certificate.")
+    answers: Literal["checked", "any"] = "checked"
+    """With any, a 2xx is a success if it is JSON and not an error object, whatever it answers."""
+
+    max_attempts: int = Field(default=8, ge=1, le=100)
+    """Maximum attempts per request; an attempt that finds no connection is not counted."""
+
+    backoff_base_s: float = Field(default=0.5, gt=0)
+    """Maximum wait after the first failed attempt; it doubles with each further one."""
+
+    backoff_cap_s: float = Field(default=60.0, gt=0)
+    """Limit of the doubled wait."""
+
+    max_response_bytes: int = Field(default=256 * 2**20, ge=1)
+    """Maximum size of an answer; a longer one is rejected."""
+
+    max_request_bytes_in_flight: int = Field(default=32 * 2**20, ge=1)
+    """Maximum total size of the bodies in flight; a single request is always sent."""
+
+    verify_tls: bool = True
+    """Verify the server's certificate."""
+
+    ca_file: str | None = None
+    """PEM file with an additional root certificate."""
 
     @field_validator("base_url")
     @classmethod
