@@ -91,6 +91,8 @@ class Settings(BaseSettings):
         use_attribute_docstrings=True,
     )
 
+    # Where files, records and settings are stored.
+
     home: Path = Field(default_factory=home_directory)
     """Local directory: the default place of storage, database and `config.toml`."""
 
@@ -111,6 +113,8 @@ class Settings(BaseSettings):
 
     s3_secret_access_key: SecretStr | None = None
     """Secret of `s3_access_key_id`."""
+
+    # The servers that answer the requests.
 
     upstreams: list[Upstream] = Field(default_factory=list)
     """Servers; a request goes to the first one that serves its model. See below."""
@@ -141,6 +145,8 @@ class Settings(BaseSettings):
     request_timeout_s: float = Field(default=1_800.0, gt=0)
     """Timeout of one attempt at that server."""
 
+    # Prefect: shared limits, deployments, and the processes that send.
+
     share_budgets: bool = True
     """Apply an upstream's limits to all processes and machines together, through Prefect's server."""
 
@@ -161,6 +167,8 @@ class Settings(BaseSettings):
 
     serve_via: Literal["process", "deployment"] = "process"
     """Where `batchline serve` runs batches: in its own process, or as runs of `deployment`."""
+
+    # What a batch may ask for, and its input file contain.
 
     endpoints: tuple[str, ...] = ENDPOINTS
     """Endpoints that batches may use."""
@@ -192,11 +200,15 @@ class Settings(BaseSettings):
     max_reported_errors: int = Field(default=1_000, ge=1)
     """Maximum entries in `batch.errors.data`."""
 
+    # Input from elsewhere: addresses and watched folders.
+
     source_roots: tuple[str, ...] = ()
     """Paths and `s3://` prefixes below which an `input_uri` may be read and a folder watched; by default none."""
 
     source_still_s: float = Field(default=10.0, ge=0)
     """Time for which a local file must be unchanged before it is picked up."""
+
+    # Sending: chunks, saving of answers, leases, and reasons to stop.
 
     chunk_requests: int | None = Field(default=None, ge=1)
     """Maximum requests per chunk; by default it depends on the size of the batch."""
@@ -215,6 +227,8 @@ class Settings(BaseSettings):
 
     grace_s: float = Field(default=15.0, ge=0)
     """Time that requests in flight have to finish when a batch is stopped."""
+
+    # Costs.
 
     prices: dict[str, ModelPrice] = Field(default_factory=dict)
     """Prices per model; they take precedence over the price list."""
