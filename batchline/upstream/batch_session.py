@@ -75,11 +75,6 @@ class BatchSession:
         """Allow sending for that long from now; a session that is never renewed may always send."""
         self.permit.renew(valid_for_s)
 
-    @property
-    def valid_until(self) -> float:
-        """Monotonic time until which requests may be sent."""
-        return self.permit.until
-
     def resume(self, queue_order: int) -> None:
         """End the suspension by that queue, if there is one."""
         if self.permit.resume(queue_order) and not self.loop.is_closed():
@@ -176,10 +171,6 @@ class BatchSession:
         if self._deadline_timer is not None:
             self._deadline_timer.cancel()
         self._on_close(self)
-
-    def has_pending(self, upstream: str) -> bool:
-        """Return True if calls to that upstream wait that were never sent."""
-        return any(queue.pending[upstream] for queue in self.queues)
 
     def record_result(self, result: CallResult) -> None:
         """Count a settled call, in the session and in the process's metrics."""

@@ -65,8 +65,12 @@ class CallScheduler:
 
     def has_pending(self) -> bool:
         """Return True if calls wait for their first or next attempt."""
-        has_waiting_calls = bool(self._retries) or self._rate_limited_call is not None
-        return has_waiting_calls or any(session.has_pending(self.upstream.name) for session in self._sessions)
+        queues = (queue for session in self._sessions for queue in session.queues)
+        return (
+            bool(self._retries)
+            or self._rate_limited_call is not None
+            or any(queue.pending[self.upstream.name] for queue in queues)
+        )
 
     def take_next(self) -> PendingCall | None:
         """Take the next call and count it as in flight; return None if none waits or none may be sent."""

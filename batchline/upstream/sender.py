@@ -42,7 +42,7 @@ class RequestSender:
         if (
             session.stop_reason is not None
             or pending.queue.is_closed
-            or time.monotonic() > (until := session.valid_until)
+            or time.monotonic() > (until := session.permit.until)
         ):
             self._scheduler.remove_in_flight(pending)
             self._retry_policy.drop_unsent(pending)
