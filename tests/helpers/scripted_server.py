@@ -39,8 +39,9 @@ class Received:
 class ScriptedServer:
     """Serves in a thread of its own; can be stopped and started again on the same port."""
 
-    def __init__(self, script: Callable[[Received], Action]) -> None:
+    def __init__(self, script: Callable[[Received], Action], *, reads_bodies: bool = True) -> None:
         self.script = script
+        self._reads_bodies = reads_bodies
         self.received: list[Received] = []
         self.most_at_once = 0
         self.connections = 0
@@ -70,6 +71,10 @@ class ScriptedServer:
             assert not self._thread.is_alive()
             self._thread = None
 
+    def close_port(self) -> None:
+        """Refuse new connections, from within an action."""
+        self._listener.close()
+
     def reserve_port(self) -> "ScriptedServer":
         """Choose the port, where nothing listens as yet."""
         self.start()
@@ -78,7 +83,7 @@ class ScriptedServer:
 
     async def _serve(self, ready: threading.Event) -> None:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(self._talk, "127.0.0.1", self._port)
+        server = self._listener = await asyncio.start_server(self._talk, "127.0.0.1", self._port)
         self._port = server.sockets[0].getsockname()[1]
         ready.set()
         await self._over.wait()
@@ -103,7 +108,8 @@ class ScriptedServer:
         self.connections += 1
         try:
             while (request := await self._read(reader)) is not None and await self._act(request, writer):
-                pass
+                if not self._reads_bodies:  # what follows is the rest of this request
+                    await asyncio.sleep(3600)
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
@@ -117,7 +123,8 @@ class ScriptedServer:
         headers = {
             name.lower(): value.strip() for name, _, value in (line.partition(":") for line in rest if line)
         }
-        body = await reader.readexactly(int(headers.get("content-length", "0")))
+        size = int(headers.get("content-length", "0")) if self._reads_bodies else 0
+        body = await reader.readexactly(size)
         request = Received(next(self._numbers), method, path, headers, body)
         self.received.append(request)
         return request

@@ -20,8 +20,8 @@ def serve() -> Iterator[Callable[[Callable[[Received], Action]], ScriptedServer]
     """Start servers that do what a script says; they end with the test."""
     started: list[ScriptedServer] = []
 
-    def start(script: Callable[[Received], Action]) -> ScriptedServer:
-        server = ScriptedServer(script).start()
+    def start(script: Callable[[Received], Action], **options: bool) -> ScriptedServer:
+        server = ScriptedServer(script, **options).start()
         started.append(server)
         return server
 

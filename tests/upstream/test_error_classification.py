@@ -1,6 +1,5 @@
 """What each way of misbehaving is called, and after how many attempts."""
 
-import asyncio
 import gzip
 import json
 import socket
@@ -23,11 +22,12 @@ from helpers.scripted_server import (
     sequence,
     silence,
 )
+from helpers.transport_calls import send_directly
 
 from batchline.models.upstreams import Upstream
 from batchline.upstream.call_results import CallResult
 from batchline.upstream.transports.asyncio_http import AsyncioHttpTransport
-from batchline.upstream.transports.base import HttpReply, TransportFactory
+from batchline.upstream.transports.base import TransportFactory
 from batchline.upstream.transports.httpx import through_httpx
 from batchline.upstream.transports.pyreqwest import PyreqwestTransport
 
@@ -153,7 +153,7 @@ def test_rejected_request_is_sent_once(status: int, call_one: Callable) -> None:
 
 
 def test_every_attempt_the_server_saw_is_counted(serve: Callable, make_dispatcher: Callable) -> None:
-    server = serve(sequence(error_reply(500), raw(b""), error_reply(429, retry_after="0"), reply()))
+    server = serve(sequence(error_reply(500), cut_off(b"{"), error_reply(429, retry_after="0"), reply()))
 
     [answer] = call_all(make_dispatcher(server.base_url), make_bodies(1))
 
@@ -181,7 +181,7 @@ def test_headers_of_an_error_that_say_where_and_when_to_try_again_are_kept(
     ]
     server = serve(lambda request: reply(429 if request.number else 200, headers=headers))
 
-    success, error = send_twice(transport, Upstream(base_url=server.base_url))
+    success, error = send_directly(transport, Upstream(base_url=server.base_url), b"{}", b"{}")
 
     assert success.headers == ()
     assert sorted(error.headers) == [
@@ -191,17 +191,6 @@ def test_headers_of_an_error_that_say_where_and_when_to_try_again_are_kept(
         ("retry-after", "3"),
         ("x-ratelimit-reset-tokens", "2s"),
     ]
-
-
-def send_twice(open_transport: TransportFactory, upstream: Upstream) -> list[HttpReply]:
-    async def send() -> list[HttpReply]:
-        transport = open_transport(upstream)
-        try:
-            return [await transport.send("/v1/chat/completions", b"{}") for _ in range(2)]
-        finally:
-            await transport.aclose()
-
-    return asyncio.run(send())
 
 
 def test_result_without_reply_has_no_status_or_body(call_one: Callable) -> None:

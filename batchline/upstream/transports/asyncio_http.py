@@ -1,13 +1,12 @@
 """The transport for `http://` upstreams: HTTP/1.1 on the dispatcher's loop, parsed by httptools.
 
 A library with its own thread passes every reply on under the GIL, which at full speed costs more than the
-exchange. Here a request is one write and one read. Framing follows RFC 9112; anything unusual in a reply closes
-its connection.
+exchange. Here a request is one write and one read. Framing follows RFC 9112, with the exceptions that browsers
+make (`lenient_parser.py`); anything unusual in a reply closes its connection.
 """
 
 import asyncio
 import time
-import zlib
 from contextlib import suppress
 from math import inf
 from typing import Any, Final
@@ -21,18 +20,24 @@ from batchline.upstream.transports.base import (
     DeadlinePassed,
     HttpReply,
     TransportFailure,
+    broken_rule,
     build_headers,
     keep_headers,
     response_too_long,
 )
+from batchline.upstream.transports.content_encoding import decode_body
 from batchline.upstream.transports.keepalive import KEEPALIVE_OPTIONS
+from batchline.upstream.transports.lenient_parser import (
+    LenientParser,
+    RuleBroken,
+    describe_broken_rule,
+    new_parser,
+)
 
 IDLE_TIMEOUT_S: Final = 60.0
 """Seconds after which an idle connection is closed; servers close theirs after 5 s or more."""
 
 MAX_HEAD_BYTES: Final = 2**20
-ZLIB_WBITS: Final = {b"gzip": 31, b"deflate": 15}
-"""Content encodings that are decoded although we request none, with their zlib window bits."""
 
 
 class AsyncioHttpTransport:
@@ -54,19 +59,40 @@ class AsyncioHttpTransport:
         """POST the JSON body, with the upstream's timeouts; raises `DeadlinePassed` as `Transport.send` says."""
         head = self._request_heads.get(path) or self._build_head(path)
         start = time.monotonic()
-        if self._idle_connections:
-            # The one used last: the server is least likely to have closed it.
-            connection = self._idle_connections.pop()
-        else:
-            connection = await self._connect()
-            if time.monotonic() > valid_until:
-                connection.abort()
-                raise DeadlinePassed
         # One write, so that a small request leaves in one packet.
         request = b"%b%d\r\n\r\n%b" % (head, len(body), body)
+        is_reused = bool(self._idle_connections)
+        # The one used last: the server is least likely to have closed it.
+        connection = self._idle_connections.pop() if is_reused else await self._connect(valid_until)
         try:
             reply = await connection.exchange(request, start)
-        except BaseException:  # also if cancelled: its reply would be taken for that of the next request
+        except BaseException as error:  # also if cancelled: its reply would be taken for that of the next request
+            connection.abort()
+            if is_reused and isinstance(error, TransportFailure) and error.closed_before_reply:
+                return await self._send_again(request, start, error, valid_until)
+            raise
+        if connection.can_be_reused():
+            self._idle_connections.append(connection)
+        return reply
+
+    async def _send_again(
+        self, request: bytes, start: float, failure: TransportFailure, valid_until: float
+    ) -> HttpReply:
+        """Send the request over a new connection, after the server has closed the one that it was sent on.
+
+        A server may close an idle connection at the moment when the next request is sent on it. Browsers and other
+        clients then send the request again; the caller counts one attempt.
+        """
+        try:
+            connection = await self._connect(valid_until)
+        except DeadlinePassed:
+            raise failure from None
+        except TransportFailure as error:
+            error.sent = failure.sent
+            raise
+        try:
+            reply = await connection.exchange(request, start, silent_since=time.monotonic())
+        except BaseException:
             connection.abort()
             raise
         if connection.can_be_reused():
@@ -83,8 +109,8 @@ class AsyncioHttpTransport:
         head = self._request_heads[path] = ("\r\n".join(lines) + "\r\ncontent-length: ").encode()
         return head
 
-    async def _connect(self) -> "_HttpConnection":
-        """Open a connection; raises `TransportFailure` with `sent` False."""
+    async def _connect(self, valid_until: float) -> "_HttpConnection":
+        """Open a connection; raises `TransportFailure` with `sent` False, and `DeadlinePassed`."""
         try:
             async with asyncio.timeout(self._upstream.connect_timeout_s):
                 _, connection = await self._loop.create_connection(
@@ -98,6 +124,9 @@ class AsyncioHttpTransport:
         self._connections.add(connection)
         if self._check_timer is None:
             self._check_timer = self._loop.call_later(self._check_interval_s, self._check_timeouts)
+        if time.monotonic() > valid_until:
+            connection.abort()
+            raise DeadlinePassed
         return connection
 
     def _on_closed(self, connection: "_HttpConnection") -> None:
@@ -129,36 +158,43 @@ class _HttpConnection(asyncio.Protocol):
     def __init__(self, upstream: Upstream, on_closed: Any) -> None:
         self._upstream = upstream
         self._on_closed = on_closed
-        self._parser: Any = httptools.HttpResponseParser(self)
+        self._parser: Any = new_parser(self)
         self._transport: asyncio.Transport | None = None
         self._reply_received: asyncio.Future[None] | None = None
-        self._reset(time.monotonic())
+        now = time.monotonic()
+        self._reset(now, now)
 
-    def _reset(self, start: float) -> None:
-        self._start = self._last_received_at = start
+    def _reset(self, start: float, silent_since: float) -> None:
+        self._start = start
+        self._last_received_at = silent_since
         self._received_bytes = self._body_bytes = 0
         self._first_byte_at = 0.0
         self._status_code = 0
         self._is_complete = self._is_in_body = self._can_keep_alive = False
+        self._head_blocks: list[bytes] = []
         self._body_blocks: list[bytes] = []
         self._headers: dict[bytes, bytes] = {}
         self._kept_headers: list[tuple[str, str]] = []
 
     # Called by the transport.
 
-    async def exchange(self, request: bytes, start: float) -> HttpReply:
-        """Send the request and return the complete reply; raises `TransportFailure`."""
+    async def exchange(self, request: bytes, start: float, silent_since: float | None = None) -> HttpReply:
+        """Send the request and return the complete reply; raises `TransportFailure`.
+
+        The timeout of silence counts from `silent_since`, by default also from `start`.
+        """
+        self._reset(start, start if silent_since is None else silent_since)
         transport = self._transport
         if transport is None:
             raise self._failure("the connection broke: the server closed it", sent=False)
-        self._reset(start)
         self._reply_received = asyncio.get_running_loop().create_future()
         transport.write(request)
         await self._reply_received
         get_header = self._headers.get
         body = self._body_blocks[0] if len(self._body_blocks) == 1 else b"".join(self._body_blocks)
-        if self._headers:
-            body = self._decode_body(body)
+        encodings = get_header(b"content-encoding")
+        if encodings is not None:
+            body = decode_body(body, encodings.decode("latin-1"), self._status_code, self._upstream)
         return HttpReply(
             self._status_code,
             body,
@@ -169,7 +205,14 @@ class _HttpConnection(asyncio.Protocol):
 
     def can_be_reused(self) -> bool:
         """Return True if another exchange may follow; else close the connection."""
-        if self._can_keep_alive and self._transport is not None and not self._transport.is_closing():
+        transport = self._transport
+        if (
+            self._can_keep_alive
+            and transport is not None
+            and not transport.is_closing()
+            # A server may answer before it has the whole request, and not read the rest.
+            and not transport.get_write_buffer_size()
+        ):
             return True
         self.abort()
         return False
@@ -207,17 +250,27 @@ class _HttpConnection(asyncio.Protocol):
             return
         self._last_received_at = time.monotonic()
         self._received_bytes += len(data)
+        self._parse(data)
+        if not self._is_in_body:
+            self._head_blocks.append(data)
+            if self._received_bytes > MAX_HEAD_BYTES:
+                self._fail_exchange(self._failure("the connection broke: the answer's head is too long"))
+        if self._is_complete and not reply_received.done():
+            self._finish_exchange()
+
+    def _parse(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            if not self._is_complete:
-                self._fail_exchange(self._failure(f"the connection broke: not HTTP ({type(error).__name__})"))
-                return
-            self.abort()  # the reply is complete, and only the data after it is not HTTP
-        if not self._is_in_body and self._received_bytes > MAX_HEAD_BYTES:
-            self._fail_exchange(self._failure("the connection broke: the answer's head is too long"))
-        if self._is_complete and not reply_received.done():
-            self._finish_exchange()
+            if self._is_complete:
+                self.abort()  # only the data after the reply is not HTTP
+            elif self._is_in_body or isinstance(self._parser, LenientParser):
+                self._fail_exchange(self._failure(broken_rule(describe_broken_rule(error))))
+            else:
+                self._headers.clear()
+                self._kept_headers.clear()
+                self._parser = LenientParser(self)
+                self._parse(b"".join([*self._head_blocks, data]))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail the exchange in flight, unless the end of the connection marks the end of its body."""
@@ -226,8 +279,7 @@ class _HttpConnection(asyncio.Protocol):
         if self._reply_received is None or self._reply_received.done():
             return
         # A body without a length ends with the connection (RFC 9112, 6.3); if it has one, it was cut short.
-        is_framed = not _FRAMING_HEADERS.isdisjoint(self._headers)
-        if self._is_in_body and exc is None and not is_framed:
+        if self._is_in_body and exc is None and not self._has_framed_body():
             self._status_code = self._parser.get_status_code()
             self._is_complete = True
             self._finish_exchange()
@@ -235,6 +287,10 @@ class _HttpConnection(asyncio.Protocol):
             reason = "the server closed it" if exc is None else str(exc) or type(exc).__name__
             when = " within the answer" if self._received_bytes else " before it answered"
             self._fail_exchange(self._failure(f"the connection broke: {reason}{when}"))
+
+    def _has_framed_body(self) -> bool:
+        is_chunked = self._headers.get(b"transfer-encoding", b"").strip().lower().endswith(b"chunked")
+        return is_chunked or b"content-length" in self._headers
 
     # Called by the parser.
 
@@ -245,11 +301,12 @@ class _HttpConnection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep the headers that are used."""
-        if self._is_complete:
+        if self._is_in_body:  # a trailer, or a header of what follows the reply
             return
         lower_name = name.lower()
         if lower_name in _USED_HEADERS:
-            self._headers[lower_name] = value
+            previous = self._headers.get(lower_name)
+            self._headers[lower_name] = value if previous is None else previous + b"," + value
         elif self._parser.get_status_code() >= 300:
             self._kept_headers += keep_headers([(name.decode("latin-1"), value.decode("latin-1"))])
 
@@ -257,19 +314,24 @@ class _HttpConnection(asyncio.Protocol):
         """Fail the exchange if Content-Length is above the limit."""
         if self._is_complete or self._parser.get_status_code() < 200:
             return
+        content_length = self._headers.get(b"content-length")
+        if content_length is not None:
+            if b"transfer-encoding" in self._headers:
+                raise RuleBroken("it has both Transfer-Encoding and Content-Length")
+            if int(content_length) > self._upstream.max_response_bytes:
+                self._end_long_reply()
         self._is_in_body = True
-        content_length = self._headers.get(b"content-length", b"")
-        if content_length.isdigit() and int(content_length) > self._upstream.max_response_bytes:
-            self._fail_exchange(response_too_long(self._upstream))
 
     def on_body(self, body: bytes) -> None:
         """Append to the body; fail the exchange if it is too long."""
         if not self._body_blocks:
             self._first_byte_at = self._last_received_at
         self._body_bytes += len(body)
+        if self._is_complete:
+            return
         if self._body_bytes > self._upstream.max_response_bytes:
-            self._fail_exchange(response_too_long(self._upstream))
-        elif not self._is_complete:
+            self._end_long_reply()
+        else:
             self._body_blocks.append(body)
 
     def on_message_complete(self) -> None:
@@ -287,6 +349,14 @@ class _HttpConnection(asyncio.Protocol):
 
     # The end of an exchange.
 
+    def _end_long_reply(self) -> None:
+        status_code = self._parser.get_status_code()
+        if status_code < 300:
+            self._fail_exchange(response_too_long(self._upstream))
+        else:  # without the rest of its body, an error still says by its status what to do
+            self._status_code = status_code
+            self._is_complete = True
+
     def _finish_exchange(self) -> None:
         reply_received, self._reply_received = self._reply_received, None
         self._first_byte_at = self._first_byte_at or self._last_received_at
@@ -303,27 +373,8 @@ class _HttpConnection(asyncio.Protocol):
     ) -> TransportFailure:
         return TransportFailure(code, message, sent=sent, response_started=self._received_bytes > 0)
 
-    def _decode_body(self, body: bytes) -> bytes:
-        """Return the decoded body; raises `TransportFailure` if the encoding is unknown or the data is invalid."""
-        encoding = self._headers.get(b"content-encoding", b"identity").strip().lower()
-        if encoding == b"identity":
-            return body
-        max_bytes = self._upstream.max_response_bytes
-        try:
-            decompressor = zlib.decompressobj(ZLIB_WBITS[encoding])
-            # Bounded, against a short body that decompresses to gigabytes.
-            decoded = decompressor.decompress(body, max_bytes + 1)
-        except (KeyError, zlib.error) as error:
-            raise TransportFailure(
-                ErrorCode.INVALID_RESPONSE, "the answer has an unknown or invalid content encoding", sent=True
-            ) from error
-        if len(decoded) > max_bytes:
-            raise response_too_long(self._upstream)
-        return decoded
 
-
-_FRAMING_HEADERS: Final = frozenset({b"content-length", b"transfer-encoding"})
-_USED_HEADERS: Final = _FRAMING_HEADERS | {b"content-encoding", b"x-request-id"}
+_USED_HEADERS: Final = frozenset({b"content-length", b"transfer-encoding", b"content-encoding", b"x-request-id"})
 
 
 def _decode_header(value: bytes | None) -> str | None:

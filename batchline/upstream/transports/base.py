@@ -37,7 +37,8 @@ class HttpReply(msgspec.Struct, frozen=True, gc=False):
 class TransportFailure(Exception):
     """Raised if no complete reply came.
 
-    `sent` is False if the server cannot have seen the request; `response_started` is True if it began to answer.
+    `sent` is False if the server cannot have seen the request; `response_started` is True if it began to answer. A
+    failure with the code `INVALID_RESPONSE` is deterministic: the same request gets the same reply.
     """
 
     def __init__(self, code: ErrorCode, message: str, *, sent: bool, response_started: bool = False) -> None:
@@ -46,6 +47,11 @@ class TransportFailure(Exception):
         self.message = message
         self.sent = sent
         self.response_started = response_started
+
+    @property
+    def closed_before_reply(self) -> bool:
+        """Return True if the connection broke before a byte of the reply came."""
+        return self.code is ErrorCode.CONNECTION_ERROR and not self.response_started
 
 
 class DeadlinePassed(TransportFailure):
@@ -116,8 +122,16 @@ def find_proxy(upstream: Upstream) -> str | None:
     return proxies.get(base_url.scheme) or proxies.get("all") or None
 
 
+def broken_rule(rule: str) -> str:
+    """Return the message for a reply that no parser accepts."""
+    return f"the connection broke: the answer breaks a rule of HTTP: {rule}"
+
+
 def response_too_long(upstream: Upstream) -> TransportFailure:
     """Return the failure for a reply that is longer than `max_response_bytes`."""
     return TransportFailure(
-        ErrorCode.INVALID_RESPONSE, f"the answer is longer than {upstream.max_response_bytes} bytes", sent=True
+        ErrorCode.INVALID_RESPONSE,
+        f"the answer is longer than {upstream.max_response_bytes} bytes (max_response_bytes)",
+        sent=True,
+        response_started=True,
     )
