@@ -154,8 +154,8 @@ def test_file_without_read_permission_is_reported(request_file):
     assert "cannot be read: permission denied" in run_batchline("run", path).err
 
 
-def test_invalid_option_stores_nothing(request_file, tmp_path):
-    run_batchline("run", "--local", "--window", "9d", request_file(3))
+def test_invalid_option_stores_nothing(request_file, tmp_path, run_cli):
+    run_cli("run", "--local", "--window", "9d", request_file(3))
     assert not (tmp_path / "home" / "storage").exists()
 
 

@@ -56,13 +56,12 @@ def chat_request(number: int) -> str:
     return json.dumps(line, ensure_ascii=False) + "\n"
 
 
-def test_run_with_all_requests_completed_exits_with_0(finished):
-    assert (finished.ended.status, finished.batch.status) == (0, BatchStatus.COMPLETED)
-
-
-def test_run_json_is_one_line_on_stdout(finished):
-    assert finished.ended.out.count("\n") == 1
-    assert json.loads(finished.ended.out)["object"] == "batch"
+def test_run_with_all_requests_completed_exits_with_0_and_one_line_of_json(finished):
+    assert (finished.ended.status, finished.ended.out.count("\n")) == (0, 1)
+    assert finished.batch.status is BatchStatus.COMPLETED
+    assert (finished.batch.completion_window, finished.batch.metadata) == ("6h", {"team": "search"})
+    assert finished.batch.dwext is not None
+    assert finished.batch.dwext.source == "cli"
 
 
 def test_run_json_analytics_match_simulator_counters(finished):
@@ -74,33 +73,14 @@ def test_run_json_analytics_match_simulator_counters(finished):
     )
 
 
-def test_run_sets_given_window_and_metadata(finished):
-    assert (finished.batch.completion_window, finished.batch.metadata) == ("6h", {"team": "search"})
-
-
-def test_run_sets_source_cli(finished):
-    assert finished.batch.dwext is not None
-    assert finished.batch.dwext.source == "cli"
-
-
-def test_run_stderr_starts_with_upstream(finished):
+def test_run_stderr_shows_upstream_and_batch_without_control_characters(finished):
     assert re.match(r"upstream: default at http://127\.0\.0\.1:\d+/v1\n", finished.ended.err)
-
-
-def test_run_stderr_shows_batch_id_and_filename(finished):
     assert f"batch: {finished.batch.id} of night.jsonl" in finished.ended.err
+    assert not {"\x1b", "\r"} & set(finished.ended.out + finished.ended.err)
 
 
-def test_run_without_terminal_prints_no_control_characters(finished):
-    assert "\x1b" not in finished.ended.out + finished.ended.err
-    assert "\r" not in finished.ended.out + finished.ended.err
-
-
-def test_run_output_does_not_contain_api_key(finished):
+def test_run_output_and_files_do_not_contain_api_key(finished):
     assert KEY not in finished.ended.out + finished.ended.err
-
-
-def test_run_files_do_not_contain_api_key(finished):
     files = [path for path in finished.home.rglob("*") if path.is_file()]
     assert len(files) > 5
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []
@@ -157,11 +137,11 @@ def test_run_summary_file_paths_exist(rows):
     assert Path(rows["report"]).read_bytes().startswith(b"<!doctype html>")
 
 
-def test_run_with_invalid_input_exits_with_2_and_sends_nothing(start_simulator, request_file):
+def test_run_with_invalid_input_exits_with_2_and_sends_nothing(start_simulator, request_file, run_cli):
     upstream, path = start_simulator(), request_file(10)
     path.write_text(path.read_text() + "{oops\n")
 
-    ended = run_batchline("run", "--local", path, OPENAI_BASE_URL=upstream.base_url)
+    ended = run_cli("run", "--local", path, OPENAI_BASE_URL=upstream.base_url)
 
     assert ended.status == 2
     assert "line 11: " in ended.out
@@ -181,9 +161,9 @@ def test_run_groups_equal_line_errors_and_counts_unlisted_ones(tmp_path, run_cli
     assert "101 more errors are not listed; `batchline validate` prints all of them" in ended.out
 
 
-def test_run_with_wrong_api_key_exits_with_4(start_simulator, request_file):
+def test_run_with_wrong_api_key_exits_with_4(start_simulator, request_file, run_cli):
     upstream = start_simulator(api_key="right")
-    ended = run_batchline(
+    ended = run_cli(
         "run", "--local", request_file(400), OPENAI_BASE_URL=upstream.base_url, OPENAI_API_KEY="sk-wrong-0815"
     )
 
@@ -201,18 +181,18 @@ def test_run_without_upstream_uses_simulator_and_reports_it_first(request_file):
     assert "OPENAI_BASE_URL" in first
 
 
-def test_run_with_simulator_option_ignores_configured_upstream(start_simulator, tmp_path):
+def test_run_with_simulator_option_ignores_configured_upstream(start_simulator, tmp_path, run_cli):
     upstream, path = start_simulator(), tmp_path / "embeddings.jsonl"
     path.write_text("".join(EMBEDDING % (number, number) for number in range(7)))
 
-    ended = run_batchline("run", "--local", "--stand-in", "--json", path, OPENAI_BASE_URL=upstream.base_url)
+    ended = run_cli("run", "--local", "--stand-in", "--json", path, OPENAI_BASE_URL=upstream.base_url)
 
     assert json.loads(ended.out)["request_counts"]["completed"] == 7
     assert json.loads(ended.out)["endpoint"] == "/v1/embeddings"
     assert upstream.counters()["received"] == 0
 
 
-def test_run_of_gzip_file_routes_models_to_toml_upstreams(start_simulator, tmp_path):
+def test_run_of_gzip_file_routes_models_to_toml_upstreams(start_simulator, tmp_path, run_cli):
     fast, slow = start_simulator(), start_simulator()
     Path("batchline.toml").write_text(
         f'[[upstreams]]\nname = "fast"\nbase_url = "{fast.base_url}"\nmodels = ["o4-mini"]\n'
@@ -221,7 +201,7 @@ def test_run_of_gzip_file_routes_models_to_toml_upstreams(start_simulator, tmp_p
     path = tmp_path / "r.jsonl.gz"
     path.write_bytes(gzip.compress("".join(chat_request(number) for number in range(10)).encode()))
 
-    ended = run_batchline("run", "--local", path)
+    ended = run_cli("run", "--local", path)
 
     assert ended.status == 0
     assert (fast.counters()["models"], slow.counters()["models"]) == ({"o4-mini": 5}, {"gpt-4o-mini": 5})

@@ -43,8 +43,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         return Finished(told, again, batch_id, settings, upstream.counters()["received"])
 
 
-def test_show_prints_run_summary_again(finished):
-    shown = run_batchline("show", finished.batch_id, **finished.settings)
+def test_show_prints_run_summary_again(finished, run_cli):
+    shown = run_cli("show", finished.batch_id, **finished.settings)
     assert (shown.status, shown.out, shown.err) == (0, finished.told.out, "")
 
 
@@ -76,6 +76,7 @@ def test_show_of_waiting_batch_has_no_results(request_file, run_cli):
     assert "output" not in shown.out
 
 
+@pytest.mark.system
 def test_show_of_running_batch_has_pending_count(start_simulator, request_file):
     upstream = start_simulator(latency_s=0.2)
     url = {"OPENAI_BASE_URL": upstream.base_url, "BATCHLINE_MAX_IN_FLIGHT": "4"}

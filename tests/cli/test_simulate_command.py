@@ -17,10 +17,10 @@ def address_of(command: RunningCommand) -> str:
     return found[1]
 
 
-def test_simulate_serves_until_ctrl_c(request_file):
+def test_simulate_serves_until_ctrl_c(request_file, run_cli):
     with running_command("simulate", "--port", "0", "--answer-tokens", "7", "--seed", "3") as simulator:
         url = address_of(simulator)
-        ended = run_batchline("run", "--local", "--json", request_file(4), OPENAI_BASE_URL=url)
+        ended = run_cli("run", "--local", "--json", request_file(4), OPENAI_BASE_URL=url)
         with urllib.request.urlopen(f"{url.removesuffix('/v1')}/simulator/counters") as answer:
             counted = json.load(answer)
         simulator.kill(signal.SIGINT)
@@ -47,8 +47,8 @@ def test_simulate_does_not_print_api_key():
         assert "sk-demo-99" not in simulator.wait(timeout_s=5).err
 
 
-def test_db_upgrade_creates_tables_and_is_idempotent(tmp_path):
-    first, second = run_batchline("db", "upgrade"), run_batchline("db", "upgrade")
+def test_db_upgrade_creates_tables_and_is_idempotent(tmp_path, run_cli):
+    first, second = run_cli("db", "upgrade"), run_cli("db", "upgrade")
 
     assert (first.status, second.status) == (0, 0)
     with sqlite3.connect(tmp_path / "home" / "batchline.db") as database:

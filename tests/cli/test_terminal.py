@@ -74,6 +74,7 @@ def test_summary_file_paths_adapt_to_terminal_width(drawn):
     assert re.search(narrow if drawn.columns == 80 else wide, drawn.terminal.text, re.MULTILINE)
 
 
+@pytest.mark.system
 def test_ctrl_c_stops_run_with_resume_command(url, request_file):
     with Terminal("run", "--local", request_file(500), **url) as terminal:
         terminal.wait_for("10 in flight")
@@ -86,6 +87,7 @@ def test_ctrl_c_stops_run_with_resume_command(url, request_file):
     assert terminal.raw.rfind(SHOW) > terminal.raw.rfind(HIDE)
 
 
+@pytest.mark.system
 def test_second_ctrl_c_kills_run_and_restores_cursor(start_simulator, request_file):
     upstream = start_simulator(latency_s=60)
     with Terminal("run", "--local", request_file(10), OPENAI_BASE_URL=upstream.base_url) as terminal:

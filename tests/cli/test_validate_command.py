@@ -56,8 +56,8 @@ def test_validate_prints_each_error_with_line_number(bad_file, run_cli):
     assert last == f"{bad_file}: 5 errors; no request would be sent"
 
 
-def test_validate_json_errors_have_batch_api_fields(bad_file):
-    ended = run_batchline("validate", "--json", bad_file)
+def test_validate_json_errors_have_batch_api_fields(bad_file, run_cli):
+    ended = run_cli("validate", "--json", bad_file)
 
     answer = json.loads(ended.out)
     assert ended.status == 2
@@ -72,12 +72,12 @@ def test_validate_json_of_valid_file_has_no_errors(request_file, run_cli):
     assert (ended.status, json.loads(ended.out)) == (0, {"data": []})
 
 
-def test_validate_groups_10000_equal_errors_but_json_lists_each(tmp_path):
+def test_validate_groups_10000_equal_errors_but_json_lists_each(tmp_path, run_cli):
     path = tmp_path / "bad.jsonl"
     path.write_text("".join(f"words {number}\n" for number in range(10_000)))
 
-    told = run_batchline("validate", path)
-    shown = run_batchline("validate", "--json", path)
+    told = run_cli("validate", path)
+    shown = run_cli("validate", "--json", path)
 
     message = "not JSON: invalid syntax at byte 0 of the line (invalid_json_line)"
     assert told.out.splitlines() == [
@@ -114,12 +114,12 @@ def test_validate_groups_many_errors_that_differ_only_in_names(tmp_path, run_cli
     assert ended.out.count("\n") == 2
 
 
-@pytest.mark.parametrize("verb", [("validate",), ("run", "--local")], ids=["validate", "run"])
-def test_non_utf8_filename_is_accepted(verb, request_file):
+@pytest.mark.parametrize("verb", [("validate",), ("run", "--local", "--stand-in")], ids=["validate", "run"])
+def test_non_utf8_filename_is_accepted(verb, request_file, run_cli):
     path = os.fsdecode(bytes(request_file(3)).replace(b".jsonl", b"-\xe9.jsonl"))
     request_file(3).rename(path)
 
-    ended = run_batchline(*verb, path)
+    ended = run_cli(*verb, path)
 
     assert ended.status == 0
     assert "Traceback" not in ended.err
