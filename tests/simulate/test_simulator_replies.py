@@ -187,17 +187,17 @@ def test_response_text_length_matches_usage(plain_simulator):
     assert len(answer["choices"][0]["message"]["content"]) == 4 * answer["usage"]["completion_tokens"]
 
 
-LIMITS = {"max_tokens": "/v1/chat/completions", "max_completion_tokens": "/v1/chat/completions"}
+LIMITS = {
+    "max_tokens": ("/v1/chat/completions", chat_body(), "completion_tokens"),
+    "max_completion_tokens": ("/v1/chat/completions", chat_body(), "completion_tokens"),
+    "max_output_tokens": ("/v1/responses", {"model": "m", "input": "x"}, "output_tokens"),
+}
 
 
-@pytest.mark.parametrize(("limit", "path"), LIMITS.items(), ids=LIMITS)
-def test_chat_response_respects_max_tokens(limit, path, plain_simulator):
-    assert send(plain_simulator, chat_body(**{limit: 3}), path=path).json["usage"]["completion_tokens"] == 3
-
-
-def test_responses_endpoint_respects_max_output_tokens(plain_simulator):
-    answer = send(plain_simulator, {"model": "m", "input": "x", "max_output_tokens": 3}, path="/v1/responses")
-    assert answer.json["usage"]["output_tokens"] == 3
+@pytest.mark.parametrize("limit", LIMITS)
+def test_response_respects_limit_of_tokens(limit, plain_simulator):
+    path, body, counted = LIMITS[limit]
+    assert send(plain_simulator, body | {limit: 3}, path=path).json["usage"][counted] == 3
 
 
 def test_response_length_varies_around_answer_tokens_option(start_simulator):

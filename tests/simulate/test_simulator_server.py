@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from helpers.polling import until
 from helpers.simulator_client import CHAT, address, chat_body, connected, request_bytes, send, send_raw
 
 from batchline.models.errors import BatchlineError
@@ -169,7 +170,7 @@ def test_disconnected_client_is_counted_as_abandoned(start_simulator):
     simulator = start_simulator(latency_s=0.3)
     with pytest.raises(TimeoutError):
         send(simulator, chat_body(), timeout_s=0.1)
-    time.sleep(0.4)
+    until(lambda: simulator.counters()["abandoned"])
     counted = simulator.counters()
     assert (counted["abandoned"], counted["statuses"], counted["completion_tokens"]) == (1, {}, 0)
 
@@ -207,9 +208,7 @@ def test_simulator_stops_when_parent_is_killed():
         simulator = Simulator()
         simulator.base_url = parent.stdout.readline().strip()
         parent.send_signal(signal.SIGKILL)
-    ends = time.monotonic() + 10
-    while not is_closed(address(simulator)):
-        assert time.monotonic() < ends
+    until(lambda: is_closed(address(simulator)), timeout_s=10)
 
 
 def is_closed(place: tuple[str, int]) -> bool:
