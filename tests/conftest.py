@@ -1,16 +1,18 @@
 """Fixtures for all folders."""
 
-import json
 import os
 import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.register_assert_rewrite("helpers")  # before any of them is imported
 
 from helpers import shared_servers
+from helpers.chromium import started_chromium
+from helpers.request_files import write_requests
 from helpers.storage_servers import Postgres, S3Server
 from hypothesis import settings
 
@@ -203,24 +205,15 @@ def prefect_server(prefect_api: str) -> Iterator[None]:
         yield
 
 
-def chat_line(number: int, prompt: str = "Say something.", **body: object) -> str:
-    """A valid chat request."""
-    request = {
-        "custom_id": f"request-{number}",
-        "method": "POST",
-        "url": "/v1/chat/completions",
-        "body": {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": prompt}], **body},
-    }
-    return json.dumps(request)
+# Not for the session: while playwright drives it, other tests could not run event loops of their own.
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A headless Chromium."""
+    with started_chromium() as browser:
+        yield browser
 
 
 @pytest.fixture
 def chat_file(tmp_path: Path) -> Callable[..., Path]:
-    """Write a file of so many chat requests, each with a prompt of its own."""
-
-    def write(count: int, *, prompt: Callable[[int], str] = lambda number: f"Question {number}?") -> Path:
-        path = tmp_path / f"requests-{count}.jsonl"
-        path.write_text("".join(chat_line(number, prompt(number)) + "\n" for number in range(count)))
-        return path
-
-    return write
+    """Write a file with a number of chat requests that have different prompts."""
+    return lambda count, **options: write_requests(tmp_path / f"requests-{count}.jsonl", count, **options)

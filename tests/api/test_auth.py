@@ -8,7 +8,8 @@ from typing import NamedTuple
 import httpx
 import openai
 import pytest
-from helpers.api_server import ENDPOINT, ApiServer, at_once, wait_for_end
+from helpers.api_server import ENDPOINT, ApiServer, wait_for_end
+from helpers.concurrency import in_threads
 from helpers.polling import until
 from helpers.request_files import write_requests
 
@@ -180,7 +181,7 @@ def test_concurrent_members_see_only_their_own_batches(alices: Alices):
             found = client.get(f"/batches/{alices.batch}").status_code
             return token, found, len(client.get("/batches").json()["data"])
 
-    found = {*at_once(one, 30)}
+    found = {*in_threads(30, one)}
 
     assert found == {(alices.alice, 200, 1), (alices.bob, 404, 0), (alices.manager, 200, 1)}
 
@@ -294,7 +295,7 @@ def test_concurrent_creates_respect_open_batch_limit_of_key(start_api, database,
         assert answer.status_code == 200 or answer.json()["error"]["code"] == "too_many_open_batches"
         return answer.status_code
 
-    statuses = at_once(create, 10)
+    statuses = in_threads(10, create)
 
     assert sorted(statuses) == [200] * 3 + [429] * 7
     batch = client.batches.list().data[0]
@@ -319,7 +320,7 @@ def test_retried_batch_counts_toward_open_batch_limit(start_api, database, tmp_p
             return alice.post(f"{path}/retry").status_code
         return alice.post(f"{path}/retry-requests", json=body).status_code
 
-    statuses = at_once(retry, 6)
+    statuses = in_threads(6, retry)
 
     assert sorted(statuses) == [200] * 2 + [429] * 4
     refused = ids[statuses.index(429)]

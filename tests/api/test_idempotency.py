@@ -2,7 +2,8 @@
 
 import httpx
 import pytest
-from helpers.api_server import ENDPOINT, ApiServer, at_once, root_of, serve_api, wait_for_end
+from helpers.api_server import ENDPOINT, ApiServer, root_of, serve_api, wait_for_end
+from helpers.concurrency import in_threads
 from helpers.request_files import write_requests
 
 from batchline import Batchline
@@ -20,7 +21,7 @@ def test_concurrent_creates_with_same_idempotency_key_make_one_batch(start_api, 
         with httpx.Client(trust_env=False, timeout=60) as client:
             return client.post(f"{served.url}/batches", json=body_of(file.id), headers={"Idempotency-Key": "once"})
 
-    answers = at_once(create, 12)
+    answers = in_threads(12, create)
 
     assert {answer.status_code for answer in answers} == {200}
     (batch_id,) = {answer.json()["id"] for answer in answers}

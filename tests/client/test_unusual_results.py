@@ -4,12 +4,11 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pyarrow.parquet as pq
 import pytest
+from helpers.scripted_server import Action, Received, ScriptedServer, reply
 
 from batchline import Batchline
 from batchline.cli.results import _write_results
@@ -23,31 +22,19 @@ ANSWERS = {
 CUSTOM_IDS = ("=1+1", "@x", "-2", "+3.5", "-x\x1b[31m", "plain")
 
 
-class Odd(BaseHTTPRequestHandler):
-    """Answers as the prompt says."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])), parse_int=str)
-        answer = ANSWERS[body["messages"][0]["content"]].encode()
-        self.send_response(200)
-        self.send_header("content-length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
+def answer(request: Received) -> Action:
+    """Answer as the prompt says."""
+    body = json.loads(request.body, parse_int=str)
+    return reply(body=ANSWERS[body["messages"][0]["content"]].encode())
 
 
 @pytest.fixture
 def client(make_services: Callable) -> Iterator[Batchline]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Odd) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        services = make_services(f"http://127.0.0.1:{server.server_port}/v1", upstream={"max_attempts": 1})
-        with Batchline(services=services) as client:
-            yield client
-        server.shutdown()
+    server = ScriptedServer(answer).start()
+    services = make_services(f"{server.base_url}/v1", upstream={"max_attempts": 1})
+    with Batchline(services=services) as client:
+        yield client
+    server.stop()
 
 
 def ended(client: Batchline, path: Path, requests: list[tuple[str, str, str]]) -> str:

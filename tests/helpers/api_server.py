@@ -3,8 +3,7 @@
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
@@ -77,18 +76,6 @@ class ApiServer:
         made = ApiKeys(self.client).create(name, role=role, limits=KeyLimits(**limits))
         assert made.token is not None
         return made.token
-
-
-def at_once(work: Callable[[int], T], count: int) -> list[T]:
-    """What the work gives for each number, all begun at the same moment on threads of their own."""
-    ready = threading.Barrier(count)
-
-    def one(number: int) -> T:
-        ready.wait()
-        return work(number)
-
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(one, range(count)))
 
 
 def wait_for_end(client: openai.OpenAI, batch_id: str, *, timeout_s: float = 60) -> openai.types.Batch:

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from helpers.chromium import started_chromium
 from helpers.prefect_pages import BOTH, PrefectPages
 from helpers.prefect_stack import PrefectStack, kill_tree, open_prefect_stack
 
@@ -21,14 +20,6 @@ def stack_with_worker(stack: PrefectStack) -> Iterator[PrefectStack]:
     worker = stack.worker()
     yield stack
     kill_tree(worker)
-
-
-# Not for the session: while playwright drives it, other tests could not run event loops of their own.
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """A headless Chromium."""
-    with started_chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(params=BOTH, ids=["v1", "v2"])

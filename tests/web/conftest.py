@@ -3,12 +3,10 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from helpers import shared_servers
 from helpers.api_server import ApiServer, root_of
-from helpers.chromium import started_chromium
 from helpers.web_client import WebClient
 
 from batchline import Batchline
@@ -75,11 +73,3 @@ def guest(keyed: ApiServer) -> Iterator[WebClient]:
     """Somebody at a browser without scripts who has not signed in."""
     with WebClient(root_of(keyed.url)) as found:
         yield found
-
-
-# Not for the session: as long as it is driven, other tests could not run loops of their own.
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """A headless Chromium."""
-    with started_chromium() as browser:
-        yield browser
