@@ -155,22 +155,6 @@ def test_batch_of_the_command_line_is_not_resumed_by_the_server(served: ApiServe
     assert http.get(f"/v1/batches/{batch.id}").json()["paused"]["code"] == "by_user"
 
 
-def test_cancel_of_running_batch_keeps_completed_requests(start_api, tmp_path):
-    served = start_api(simulator={"latency_s": 0.05}, upstream={"max_in_flight": 2}, chunk_requests=5)
-    client = served.openai()
-    file = client.files.create(file=write_requests(tmp_path / "r.jsonl", 200), purpose="batch")
-    batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
-    until(lambda: client.batches.retrieve(batch.id).request_counts.completed >= 10)
-
-    assert client.batches.cancel(batch.id).status == "cancelling"
-    assert client.batches.cancel(batch.id).status in {"cancelling", "cancelled"}
-
-    over = wait_for_end(client, batch.id)
-    assert over.status == "cancelled"
-    answered = client.files.content(over.output_file_id).text.count("\n")
-    assert answered == over.request_counts.completed >= 10
-
-
 @pytest.mark.parametrize(
     ("ask", "kind", "param"),
     [

@@ -51,15 +51,6 @@ def test_deleted_batch_leaves_only_its_input(make_client, tmp_path):
         here.client.files.delete(batch.input_file_id)
 
 
-def test_deleted_batch_is_not_found_by_second_deletion(make_client, tmp_path):
-    here = make_client()
-    batch = batch_in("validating", here, tmp_path)
-    here.client.batches.delete(batch.id)
-
-    with pytest.raises(NotFound, match=batch.id):
-        here.client.batches.delete(batch.id)
-
-
 @pytest.mark.parametrize("state", ["validating", "running", "being retried"])
 def test_file_of_unfinished_batch_cannot_be_deleted(state, make_client, tmp_path):
     here = make_client(simulator={"latency_s": 0.1}, upstream={"max_in_flight": 4})

@@ -149,33 +149,6 @@ def test_housekeeping_without_resume_only_reports_batches(make_client, tmp_path)
     assert here.simulator.counters()["received"] == sent
 
 
-def test_housekeeping_finishes_finalizing_batch(make_client, tmp_path, monkeypatch):
-    here = make_client()
-    batch = made(here, tmp_path)
-
-    def full(key: str, data: bytes) -> None:
-        raise StorageFault("the disk is full")
-
-    with monkeypatch.context() as here_only:
-        here_only.setattr(here.client.services.store, "concat", full)
-        with pytest.raises(StorageFault):
-            here.client.batches.run(batch.id)
-    assert here.client.batches.retrieve(batch.id).status == "finalizing"
-
-    assert kept(here) == [("resume", batch.id)]
-    assert here.client.batches.retrieve(batch.id).status == "completed"
-
-
-def test_housekeeping_finishes_cancelling_batch(make_client, tmp_path):
-    here = make_client(chunk_requests=10, flush_interval_s=0.05)
-    batch = made(here, tmp_path)
-    died(here, batch, 9)
-    assert here.client.batches.cancel(batch.id).status == "cancelling"
-
-    assert kept(here) == [("resume", batch.id)]
-    assert here.client.batches.retrieve(batch.id).status == "cancelled"
-
-
 def test_housekeeping_expires_batch_after_its_window(make_client, tmp_path):
     here = make_client()
     batch = made(here, tmp_path)

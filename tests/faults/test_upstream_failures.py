@@ -68,16 +68,13 @@ def test_upstream_outage_pauses_batch_and_reports_it(start_simulator, make_servi
 
 STRANGE = {
     "html": ("html", "invalid_response"),
-    "an error object": ("error_object", "invalid_response"),
-    "half a JSON": ("truncated", "invalid_response"),
     "a body that breaks off": ("cut_off", "connection_error"),
-    "no answer": ("dropped", "connection_error"),
     "an answer that never comes": ("hanging", "timeout"),
     "500": ("server_error", "server_error"),
     "429": ("rate_limited", "rate_limited"),
-    "a redirect": ("status=302", "invalid_response"),
     "422": ("status=422", "invalid_request"),
 }
+"""Of each code that a request can fail with, one fault; tests/upstream has the others."""
 
 
 @pytest.mark.parametrize(("order", "code"), STRANGE.values(), ids=STRANGE)
@@ -96,9 +93,8 @@ def test_request_without_valid_response_becomes_error_line(
     assert [line["custom_id"] for line in errors_of(services, ended)] == [f"request-{number}" for number in BAD]
 
 
-@pytest.mark.parametrize("fault", ["html", "error_object", "server_error"])
-def test_batch_without_valid_response_fails_with_error_lines(fault, start_simulator, make_services, create_batch):
-    simulator = start_simulator(**{fault: 1.0})
+def test_batch_without_valid_response_fails_with_error_lines(start_simulator, make_services, create_batch):
+    simulator = start_simulator(server_error=1.0)
     services = make_services(simulator.base_url, upstream={"max_attempts": 2})
     batch = create_batch(services, 50)
 
@@ -145,19 +141,6 @@ def test_responses_of_ten_megabytes_are_stored_completely(start_simulator, make_
         assert len(body["choices"][0]["message"]["content"]) == 4 * body["usage"]["completion_tokens"] > 7_000_000
 
 
-def test_response_over_size_limit_becomes_error_line(start_simulator, make_services, create_batch):
-    services = make_services(
-        start_simulator(answer_tokens=50_000).base_url, upstream={"max_attempts": 2, "max_response_bytes": 100_000}
-    )
-    batch = create_batch(services, 5)
-
-    ended = run_local(services, batch.id)
-
-    assert ended.status is BatchStatus.FAILED
-    check_results(services, ended, 5)
-    assert error_codes(services, ended) == {"invalid_response": 5}
-
-
 # Unwilling
 
 
@@ -188,19 +171,6 @@ def test_temporary_rate_limiting_slows_batch_without_failures(start_simulator, m
     assert (ended.completed, ended.failed) == (100, 0)
     check_results(services, ended, 100)
     assert simulator.counters()["statuses"]["429"] > 100
-
-
-def test_permanent_rate_limiting_fails_every_request(start_simulator, make_services, create_batch):
-    simulator = start_simulator(rate_limited=1.0, retry_after_s=0.02)
-    services = make_services(simulator.base_url, upstream={"max_attempts": 3})
-    batch = create_batch(services, 50)
-
-    ended = run_local(services, batch.id)
-
-    assert ended.status is BatchStatus.FAILED
-    check_results(services, ended, 50)
-    assert error_codes(services, ended) == {"rate_limited": 50}
-    assert received(simulator) == 150
 
 
 BUDGETS = {"requests": {"requests_per_minute": 3_000}, "tokens": {"tokens_per_minute": 150_000}}

@@ -1,7 +1,6 @@
 """The report page: what it tells, that it tells nothing else, and that no batch fails for its sake."""
 
 import json
-import threading
 import time
 import tracemalloc
 
@@ -10,7 +9,6 @@ import pytest
 from helpers.metrics_rows import CODES, make_tables
 from helpers.metrics_rows import metrics_rows as any_figures
 from helpers.page_parser import Page
-from helpers.record_edits import change_batch
 from helpers.recording_upstream import recording_upstream
 from hypothesis import given, settings
 
@@ -189,30 +187,6 @@ def test_page_of_batch_with_rejected_key_explains_without_the_key(start_simulato
     batch = run_local(services, made(services, chat_file(50)).id)
     assert_told(services, batch, "check its API key", "batch_failed")
     assert b"sk-not-for-anyone" not in services.store.read(layout.report_page_key(batch.id))
-
-
-def test_page_of_expired_batch_shows_expired_requests(start_simulator, make_services, chat_file):
-    services = make_services(start_simulator(latency_s=30.0).base_url, upstream={"max_in_flight": 4}, grace_s=0.1)
-    batch = made(services, chat_file(20))
-    change_batch(services.records, batch.id, expires_at=int(time.time()) + 2)
-    ended = run_local(services, batch.id)
-    assert ended.status is BatchStatus.EXPIRED
-    assert_told(services, ended, "None of the 20 requests was answered: 20 expired.", "batch_expired")
-
-
-def test_page_of_cancelled_batch_shows_cancelled_requests(start_simulator, make_services, chat_file):
-    simulator = start_simulator(latency_s=0.2)
-    services = make_services(simulator.base_url, upstream={"max_in_flight": 4}, grace_s=0.1)
-    batch = made(services, chat_file(200))
-    running = threading.Thread(target=run_local, args=(services, batch.id))
-    running.start()
-    while simulator.counters()["received"] < 8:
-        time.sleep(0.01)
-    Batchline(services=services).batches.cancel(batch.id)
-    running.join()
-    ended = services.records.get_batch(batch.id)
-    assert ended.status is BatchStatus.CANCELLED
-    assert_told(services, ended, f"{ended.completed} of 200 requests were answered", "batch_cancelled")
 
 
 def test_page_of_single_request_uses_the_singular(start_simulator, make_services, chat_file):

@@ -50,27 +50,6 @@ def test_written_object_joins_its_blocks(name: str, store: ObjectStore) -> None:
     assert store.read("key") == b"".join(PIECES[name])
 
 
-@pytest.mark.parametrize(
-    ("start", "end", "data"),
-    [
-        (0, None, b"0123456789"),
-        (4, None, b"456789"),
-        (10, None, b""),
-        (15, None, b""),
-        (0, 10, b"0123456789"),
-        (3, 5, b"34"),
-        (0, 0, b""),
-        (7, 7, b""),
-        (10, 10, b""),
-        (7, 3, b""),
-    ],
-)
-def test_range_is_read_from_start_to_end(start: int, end: int | None, data: bytes, store: ObjectStore) -> None:
-    store.put("key", b"0123456789")
-
-    assert store.read("key", start, end) == data
-
-
 @pytest.mark.parametrize("size", [0, 10])
 @pytest.mark.parametrize(("start", "end"), [(0, 11), (9, 11), (10, 11), (20, 30)])
 @pytest.mark.parametrize("read", ["read", "stream"])

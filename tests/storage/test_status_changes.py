@@ -9,7 +9,7 @@ from helpers.sample_records import NOW, make_batch
 from batchline.models.batches import BatchError
 from batchline.models.errors import Conflict, LeaseLost
 from batchline.models.status import TRANSITIONS, BatchStatus, timestamp_field
-from batchline.storage.records.store import Lease, Records
+from batchline.storage.records.store import Records
 
 PAIRS = [*product(BatchStatus, BatchStatus)]
 LEGAL = [(current, target) for current, target in PAIRS if target in TRANSITIONS[current]]
@@ -112,17 +112,3 @@ def test_status_change_without_lease_works_on_claimed_batch(records: Records) ->
     records.change_status(batch.id, BatchStatus.CANCELLING, now=LATER)
 
     assert records.heartbeat(lease, now=LATER).status is BatchStatus.CANCELLING
-
-
-def test_second_change_from_one_status_is_rejected(records: Records) -> None:
-    batch = records.add_batch(make_batch(status=BatchStatus.IN_PROGRESS))
-    records.change_status(batch.id, BatchStatus.CANCELLING, now=NOW)
-
-    with pytest.raises(Conflict, match="is cancelling and cannot become finalizing"):
-        records.change_status(batch.id, BatchStatus.FINALIZING, now=LATER)
-
-
-def test_claim_returns_lease_with_owner_and_epoch(records: Records) -> None:
-    batch = records.add_batch(make_batch())
-
-    assert records.claim(batch.id, owner="me", now=NOW, lease_s=60) == Lease(batch.id, "me", 1)

@@ -331,33 +331,12 @@ def test_requests_held_by_an_outage_expire_at_the_deadline(make_dispatcher: Call
     assert codes(answers) <= {"batch_expired", "connection_error"}
 
 
-def test_hanging_server_times_out_after_max_attempts(serve: Callable, make_dispatcher: Callable) -> None:
-    dispatcher = make_dispatcher(serve(lambda _: silence()).base_url, first_byte_timeout_s=0.2, max_attempts=2)
-
-    answers = call_all(dispatcher, make_bodies(3))
-
-    assert codes(answers) == {"timeout"}
-    assert {answer.attempts for answer in answers} == {2}
-
-
 # Rates
 
 
 def received_in(server: ScriptedServer, seconds: float) -> int:
     first = server.received[0].at
     return sum(request.at - first <= seconds for request in server.received)
-
-
-@pytest.mark.system
-def test_requests_stay_within_the_rate_limit(serve: Callable, make_dispatcher: Callable) -> None:
-    server = serve(lambda _: reply())
-    dispatcher = make_dispatcher(server.base_url, requests_per_minute=600)
-
-    answers = call_all(dispatcher, make_bodies(28))
-
-    assert codes(answers) == {None}
-    assert received_in(server, 1.0) <= 10 + 10 + 2  # a second's worth at once, then the rate
-    assert received_in(server, 1.5) <= 10 + 15 + 2
 
 
 @pytest.mark.system
