@@ -240,7 +240,7 @@ def test_slow_uploads_do_not_delay_other_requests(served: ApiServer):
     assert served.http().post("/v1/files", content=PURPOSE + FILE + END, headers=HEADERS).status_code == 200
     assert served.http().get("/v1/files").status_code == 200
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     for connection in slow:
         connection.close()
     until(lambda: len(left(served)) == 1)

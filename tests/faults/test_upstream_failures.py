@@ -116,7 +116,7 @@ def test_hanging_upstream_expires_batch_at_window_end(start_simulator, make_serv
 
     ended = run_local(services, batch.id)
 
-    assert time.time() - ended.expires_at < 3
+    assert time.time() - ended.expires_at < 20
     assert ended.status is BatchStatus.EXPIRED
     check_results(services, ended, 200)
     assert set(error_codes(services, ended)) <= {"batch_expired", "timeout"}

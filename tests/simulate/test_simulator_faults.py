@@ -232,7 +232,7 @@ def test_fixed_latency_delays_response(start_simulator):
 
 
 def test_first_byte_comes_after_its_share_of_latency(start_simulator):
-    simulator = start_simulator(latency_s=0.6, first_byte_share=0.25)
+    simulator = start_simulator(latency_s=1.0, first_byte_share=0.25)
     connection = connected(simulator)
     began = time.monotonic()
     connection.request("POST", "/v1/chat/completions", json.dumps(chat_body()))
@@ -241,8 +241,8 @@ def test_first_byte_comes_after_its_share_of_latency(start_simulator):
     response.read()
     whole_s = time.monotonic() - began
     connection.close()
-    assert 0.15 <= first_byte_s < 0.5
-    assert whole_s >= 0.6
+    assert 0.25 <= first_byte_s < whole_s - 0.25
+    assert whole_s >= 1.0
 
 
 def latencies(**knobs: object) -> list[float]:

@@ -123,9 +123,7 @@ def test_sqlite_reader_is_not_blocked_by_a_writer(tmp_path: Path, sqlite: Record
     writer.execute("BEGIN IMMEDIATE")
     writer.execute("UPDATE batches SET total = 7")
 
-    started = time.monotonic()
-    assert sqlite.get_batch(batch.id).total == 0
-    assert time.monotonic() - started < 2
+    assert sqlite.get_batch(batch.id).total == 0  # or it would fail after the timeout for locks
     writer.close()
 
 
