@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from helpers.batch_assertions import new_batch
 from helpers.command_line import CommandResult, batch_id_in, run_batchline, running_command
 from helpers.polling import until
 
-from batchline.engine.ingest import create_batch, store_input_file
 from batchline.engine.services import open_services
-from batchline.models.batches import BatchDwExtResponse, BatchResponse, CreateBatchRequest
+from batchline.models.batches import BatchResponse
 from batchline.simulate import Simulator
 
 LINE = (
@@ -62,13 +62,7 @@ def test_resume_of_finished_batch_prints_summary_and_sends_nothing(finished):
 
 
 def test_show_of_waiting_batch_has_no_results(request_file, run_cli):
-    services = open_services()
-    stored = store_input_file(services, request_file(3))
-    made = create_batch(
-        services,
-        CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions"),
-        origin=BatchDwExtResponse(source="api"),
-    )
+    made = new_batch(open_services(), request_file(3))
 
     shown = run_cli("show", made.id)
 
@@ -121,9 +115,7 @@ def test_show_prints_flow_run_urls(variables, page, request_file, run_cli, monke
     for name in ("PREFECT_API_URL", "PREFECT_UI_URL"):
         monkeypatch.delenv(name, raising=False)
     services = open_services()
-    stored = store_input_file(services, request_file(3))
-    request = CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
-    made = create_batch(services, request, origin=BatchDwExtResponse(source="api"), flow_run_id="11-first")
+    made = new_batch(services, request_file(3), flow_run_id="11-first")
     first = run_cli("show", made.id, **variables)
     services.records.record_flow_run(made.id, "22-last")
 

@@ -1,48 +1,30 @@
 """A batch from file to results, without Prefect, against the simulator."""
 
-import json
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from helpers.batch_assertions import new_batch, output_of
+from helpers.polling import until
 
-from batchline.engine.ingest import create_batch, store_input_file
 from batchline.engine.lease import BatchLease, acquire_lease, active_lease
 from batchline.engine.pipeline import run, run_local
-from batchline.engine.services import Services
-from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
 from batchline.models.errors import Interrupted
 from batchline.models.status import BatchStatus
 from batchline.steps.aggregate import aggregate
 from batchline.steps.parts import Part
 from batchline.steps.send_chunk import send_chunk
-from batchline.storage.objects import layout
 from batchline.storage.records.store import BatchRecord
-
-
-def create_file_batch(services: Services, path: Path) -> BatchRecord:
-    stored = store_input_file(services, path)
-    request = CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
-    return create_batch(services, request, origin=BatchDwExtResponse(source="api"))
-
-
-def run_file(services: Services, path: Path) -> BatchRecord:
-    return run_local(services, create_file_batch(services, path).id)
-
-
-def lines_of(services: Services, key: str) -> list[dict]:
-    return [json.loads(line) for line in services.store.read(key).splitlines()]
 
 
 def test_requests_are_sent_once_and_results_are_in_input_order(start_simulator, make_services, chat_file) -> None:
     simulator = start_simulator()
     services = make_services(simulator.base_url, chunk_requests=100)
 
-    batch = run_file(services, chat_file(1_234))
+    batch = run_local(services, new_batch(services, chat_file(1_234)).id)
 
-    output = lines_of(services, layout.output_key(batch.id))
+    output = output_of(services, batch)
     assert batch.status is BatchStatus.COMPLETED
     assert [line["custom_id"] for line in output] == [f"request-{number}" for number in range(1_234)]
     assert simulator.counters()["received"] == simulator.counters()["distinct"] == 1_234
@@ -57,7 +39,7 @@ def test_finalizing_batch_shows_the_counts_of_all_requests(start_simulator, make
         return aggregate(lease, parts)
 
     path = chat_file(30, prompt=lambda n: "simulate:status=400" if n < 3 else "Question")
-    batch = create_file_batch(services, path)
+    batch = new_batch(services, path)
     with acquire_lease(services, batch.id) as lease:
         run(
             lease,
@@ -68,9 +50,6 @@ def test_finalizing_batch_shows_the_counts_of_all_requests(start_simulator, make
     assert [(each.status, each.completed, each.failed) for each in seen] == [(BatchStatus.FINALIZING, 27, 3)]
 
 
-FAULTS = ["rate_limited", "server_error", "unavailable", "dropped", "cut_off", "truncated", "html", "error_object"]
-
-
 def test_run_interrupted_during_validation_stops_and_can_be_resumed(
     start_simulator: Callable, make_services: Callable, tmp_path: Path
 ) -> None:
@@ -78,13 +57,11 @@ def test_run_interrupted_during_validation_stops_and_can_be_resumed(
     services = make_services(simulator.base_url)
     path = tmp_path / "long.jsonl"
     path.write_bytes(b"not a request\n" * 200_000)
-    batch = create_file_batch(services, path)
+    batch = new_batch(services, path)
 
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(run_local, services, batch.id)
-        while (hold := active_lease(batch.id)) is None:
-            time.sleep(0.001)
-        hold.interrupt("stopped by a test")
+        until(lambda: active_lease(batch.id)).interrupt("stopped by a test")
         with pytest.raises(Interrupted, match="stopped by a test"):
             running.result()
 

@@ -5,6 +5,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from helpers.batch_assertions import new_batch
 from helpers.polling import until
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
@@ -17,11 +18,11 @@ from prefect.client.schemas.objects import Artifact
 from prefect.states import Cancelled
 
 from batchline import Batchline
-from batchline.engine.ingest import create_batch, store_input_file
+from batchline.engine.ingest import store_input_file
 from batchline.engine.lease import acquire_lease
 from batchline.engine.services import using_services
 from batchline.flows.process_batch import process_batch
-from batchline.models.batches import BatchDwExtResponse, BatchError, CreateBatchRequest
+from batchline.models.batches import BatchError
 from batchline.models.errors import Interrupted, InvalidInput, NotFound
 from batchline.orchestration import artifacts, events, monitor
 from batchline.orchestration.artifacts import MAX_LISTED_ERRORS
@@ -189,9 +190,7 @@ def test_restarted_deployment_batch_emits_one_created_event(
 
 def test_rejected_flow_run_does_not_replace_active_flow_run(start_simulator, make_services, chat_file):
     services = make_services(start_simulator(latency_s=0.3).base_url, upstream={"max_in_flight": 1}, lease_s=1.0)
-    stored = store_input_file(services, chat_file(10))
-    request = CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
-    batch = create_batch(services, request, origin=BatchDwExtResponse(source="api"))
+    batch = new_batch(services, chat_file(10))
     with using_services(services), acquire_lease(services, batch.id) as hold:
         hold.records.record_flow_run(batch.id, "the one that has it")
         refused = process_batch(batch_id=batch.id, return_state=True)

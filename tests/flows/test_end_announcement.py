@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import Any
 
 import pytest
+from helpers.batch_assertions import new_batch
 from helpers.polling import until
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
@@ -12,12 +13,10 @@ from prefect.states import Crashed, Running
 
 from batchline import Batchline
 from batchline.client.housekeeping import run_housekeeping
-from batchline.engine.ingest import create_batch, store_input_file
 from batchline.engine.pipeline import run_local
 from batchline.engine.retry import retry_batch
 from batchline.engine.services import Services, using_services
 from batchline.flows.process_batch import process_batch
-from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
 from batchline.orchestration import end_announcement
 from batchline.storage.records.store import BatchRecord
 
@@ -31,16 +30,9 @@ def announced_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_module("batchline.client.housekeeping"), "ANNOUNCE_TIMEOUT_S", -1.0)
 
 
-def made(services: Services, path) -> BatchRecord:
-    request = CreateBatchRequest(
-        input_file_id=store_input_file(services, path).id, endpoint="/v1/chat/completions"
-    )
-    return create_batch(services, request, origin=BatchDwExtResponse(source="deployment"))
-
-
 def ended_by_a_run_that_died(services: Services, path) -> BatchRecord:
     """The batch is over, and its run crashed before it said so, as it does if its concurrency lease is gone."""
-    batch = made(services, path)
+    batch = new_batch(services, path, source="deployment")
     with get_client(sync_client=True) as client:
         run = client.create_flow_run(process_batch, state=Running())
         services.records.record_flow_run(batch.id, str(run.id))
@@ -101,7 +93,7 @@ def test_flow_run_after_crash_announces_end_once(start_simulator, make_services,
 
 def test_end_announcement_is_repeated_after_failure(start_simulator, make_services, chat_file, monkeypatch):
     services = make_services(start_simulator().base_url)
-    batch = made(services, chat_file(10))
+    batch = new_batch(services, chat_file(10), source="deployment")
     send = end_announcement._send_end_event
 
     def fail(*_: object) -> None:
@@ -119,7 +111,7 @@ def test_end_announcement_is_repeated_after_failure(start_simulator, make_servic
 
 def test_end_of_retried_batch_is_announced_again(start_simulator, make_services, chat_file):
     services = make_services(start_simulator(server_error=0.3).base_url, upstream={"max_attempts": 1})
-    batch = made(services, chat_file(60))
+    batch = new_batch(services, chat_file(60), source="deployment")
     with using_services(services):
         process_batch(batch_id=batch.id)
         retry_batch(services, batch.id)

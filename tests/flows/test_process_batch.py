@@ -6,6 +6,7 @@ from contextvars import copy_context
 from uuid import UUID
 
 import pytest
+from helpers.batch_assertions import new_batch
 from helpers.polling import until
 from prefect import flow, task
 from prefect.client.orchestration import get_client
@@ -14,11 +15,11 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.runtime import flow_run
 
 from batchline import Batchline
-from batchline.engine.ingest import create_batch, store_input_file
+from batchline.engine.ingest import store_input_file
 from batchline.engine.retry import retry_batch
 from batchline.engine.services import using_services
 from batchline.flows.process_batch import process_batch
-from batchline.models.batches import BatchDwExtResponse, BatchResponse, CreateBatchRequest, ListBatchesQuery
+from batchline.models.batches import BatchResponse, ListBatchesQuery
 from batchline.models.errors import BatchEnded, BatchPaused, Interrupted, InvalidInput, StorageFault
 from batchline.models.status import BatchStatus
 from batchline.orchestration.artifacts import ProgressArtifact
@@ -99,9 +100,7 @@ def test_flow_run_without_success_fails_with_error_file(start_simulator, make_se
 
 def test_flow_run_with_batch_id_runs_existing_batch(start_simulator, make_services, chat_file):
     services = make_services(start_simulator().base_url)
-    stored = store_input_file(services, chat_file(20))
-    request = CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
-    made = create_batch(services, request, origin=BatchDwExtResponse(source="api"))
+    made = new_batch(services, chat_file(20))
 
     state = run_flow(services, batch_id=made.id)
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,11 +27,13 @@ from helpers.polling import until
 TIMEOUT_S = 30.0
 
 
-def new_batch(services: Services, path: Path) -> BatchRecord:
-    """A new batch of that file, which nobody runs yet."""
-    stored = store_input_file(services, path)
-    request = CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
-    return create_batch(services, request, origin=BatchDwExtResponse(source="api"))
+def new_batch(
+    services: Services, path: Path, *, source: str = "api", flow_run_id: str | None = None, **request: Any
+) -> BatchRecord:
+    """Record a batch of the file, which no process runs yet."""
+    file_id = store_input_file(services, path).id
+    chosen = CreateBatchRequest(**{"input_file_id": file_id, "endpoint": "/v1/chat/completions", **request})
+    return create_batch(services, chosen, origin=BatchDwExtResponse(source=source), flow_run_id=flow_run_id)
 
 
 def resume_batch(services: Services, batch_id: str) -> BatchRecord:

@@ -6,6 +6,7 @@ import tracemalloc
 
 import hypothesis.strategies as st
 import pytest
+from helpers.batch_assertions import new_batch
 from helpers.metrics_rows import CODES, make_tables
 from helpers.metrics_rows import metrics_rows as any_figures
 from helpers.page_parser import Page
@@ -14,7 +15,6 @@ from hypothesis import given, settings
 
 from batchline import Batchline
 from batchline.analytics.totals import compute_analytics
-from batchline.engine.ingest import create_batch, store_input_file
 from batchline.engine.pipeline import run_local
 from batchline.engine.retry import retry_batch
 from batchline.models.analytics import (
@@ -25,7 +25,7 @@ from batchline.models.analytics import (
     Percentiles,
     ThroughputPoint,
 )
-from batchline.models.batches import BatchDwExtResponse, BatchError, CreateBatchRequest
+from batchline.models.batches import BatchError
 from batchline.models.errors import StorageFault
 from batchline.models.lines import encode_result_line
 from batchline.models.manifest import Failure
@@ -37,13 +37,6 @@ from batchline.storage.objects import layout
 from batchline.storage.records.store import BatchRecord
 
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>&amp;\u202e{{ 7 * 7 }}"
-
-
-def made(services, path, **create):
-    request = CreateBatchRequest(
-        input_file_id=store_input_file(services, path).id, endpoint="/v1/chat/completions", **create
-    )
-    return create_batch(services, request, origin=BatchDwExtResponse(source="api"))
 
 
 def page_of(services, batch):
@@ -72,7 +65,7 @@ def mixed(start_simulator, make_services, chat_file):
     services = make_services(
         start_simulator(server_error=0.1).base_url, upstream={"max_attempts": 4}, chunk_requests=30
     )
-    return services, run_local(services, made(services, chat_file(100, prompt=orders)).id)
+    return services, run_local(services, new_batch(services, chat_file(100, prompt=orders)).id)
 
 
 def test_page_starts_with_the_outcome(mixed):
@@ -174,7 +167,7 @@ def assert_told(services, batch, *words):
 
 def test_page_of_batch_with_only_failures_shows_the_reason(start_simulator, make_services, chat_file):
     services = make_services(start_simulator().base_url)
-    batch = run_local(services, made(services, chat_file(5, prompt=lambda _: "simulate:status=400")).id)
+    batch = run_local(services, new_batch(services, chat_file(5, prompt=lambda _: "simulate:status=400")).id)
     assert batch.status is BatchStatus.FAILED
     assert_told(
         services, batch, "None of the 5 requests was answered.", "every request failed (invalid_request 5)"
@@ -184,34 +177,34 @@ def test_page_of_batch_with_only_failures_shows_the_reason(start_simulator, make
 def test_page_of_batch_with_rejected_key_explains_without_the_key(start_simulator, make_services, chat_file):
     key = {"api_key": "sk-not-for-anyone", "max_in_flight": 2}
     services = make_services(start_simulator(api_key="another").base_url, upstream=key, refusals_to_stop=3)
-    batch = run_local(services, made(services, chat_file(50)).id)
+    batch = run_local(services, new_batch(services, chat_file(50)).id)
     assert_told(services, batch, "check its API key", "batch_failed")
     assert b"sk-not-for-anyone" not in services.store.read(layout.report_page_key(batch.id))
 
 
 def test_page_of_single_request_uses_the_singular(start_simulator, make_services, chat_file):
     services = make_services(start_simulator().base_url)
-    batch = run_local(services, made(services, chat_file(1)).id)
+    batch = run_local(services, new_batch(services, chat_file(1)).id)
     assert_told(services, batch, "The one request was answered.", "What failed Nothing.")
 
 
 def test_page_counts_results_without_usage(make_services, chat_file):
     with recording_upstream() as server:
         services = make_services(server.base_url)
-        batch = run_local(services, made(services, chat_file(3)).id)
+        batch = run_local(services, new_batch(services, chat_file(3)).id)
     assert_told(services, batch, "3 answers did not tell their tokens")
 
 
 def test_page_of_model_without_price_shows_unknown_cost(start_simulator, make_services, tmp_path):
     services = make_services(start_simulator().base_url)
-    batch = run_local(services, made(services, file_of(tmp_path / "own.jsonl", "a", "our-own")).id)
+    batch = run_local(services, new_batch(services, file_of(tmp_path / "own.jsonl", "a", "our-own")).id)
     assert_told(services, batch, "Cost unknown no price for our-own")
 
 
 def test_batch_that_failed_validation_has_no_page(start_simulator, make_services, tmp_path):
     services = make_services(start_simulator().base_url)
     (tmp_path / "bad.jsonl").write_text("not json\n")
-    batch = run_local(services, made(services, tmp_path / "bad.jsonl").id)
+    batch = run_local(services, new_batch(services, tmp_path / "bad.jsonl").id)
     assert not services.store.exists(layout.report_page_key(batch.id))
 
 
@@ -228,7 +221,7 @@ def file_of(path, custom_id, model, prompt="Say something."):
 def test_hostile_text_is_escaped(start_simulator, make_services, tmp_path):
     services = make_services(start_simulator(models=("served",)).base_url)
     path = file_of(tmp_path / f"{HOSTILE.replace('/', '')}.jsonl", HOSTILE, HOSTILE)
-    batch = run_local(services, made(services, path, metadata={HOSTILE[:64]: HOSTILE}).id)
+    batch = run_local(services, new_batch(services, path, metadata={HOSTILE[:64]: HOSTILE}).id)
 
     page = page_of(services, batch)
     shown = HOSTILE.replace("\u202e", " ")
@@ -308,7 +301,7 @@ def test_batch_completes_if_its_page_cannot_be_written(
 ):
     services = make_services(start_simulator().base_url)
     breaking(monkeypatch, services, error, key="report.html")
-    batch = run_local(services, made(services, chat_file(3)).id)
+    batch = run_local(services, new_batch(services, chat_file(3)).id)
     assert (batch.status, batch.completed) == (BatchStatus.COMPLETED, 3)
     assert not services.store.exists(layout.report_page_key(batch.id))
     assert f"{batch.id} has no report page: {type(error).__name__}: {error}" in caplog.text
@@ -318,7 +311,7 @@ def test_resume_after_crash_before_final_status_rewrites_the_page(
     start_simulator, make_services, chat_file, monkeypatch
 ):
     services = make_services(start_simulator().base_url)
-    batch = made(services, chat_file(30, prompt=orders))
+    batch = new_batch(services, chat_file(30, prompt=orders))
     move = services.records.change_status
 
     def crash(batch_id, target, **fields):
@@ -345,7 +338,7 @@ def failed_once(start_simulator, make_services, chat_file):
     services = make_services(
         start_simulator(server_error=0.4).base_url, upstream={"max_attempts": 1}, chunk_requests=20
     )
-    return services, run_local(services, made(services, chat_file(60)).id)
+    return services, run_local(services, new_batch(services, chat_file(60)).id)
 
 
 def test_retry_rewrites_the_page(failed_once):

@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from helpers.batch_assertions import new_batch
 from helpers.recording_upstream import RecordingUpstream, recording_upstream
 
-from batchline.engine.ingest import create_batch, store_input_file
 from batchline.engine.lease import acquire_lease
 from batchline.engine.pipeline import run_local
 from batchline.engine.services import Services
-from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
 from batchline.models.errors import InputChanged, NotFound
 from batchline.models.status import TERMINAL_STATUSES, BatchStatus
 from batchline.steps.plans import read_first_plan
@@ -30,10 +29,8 @@ def recorder() -> Iterator[RecordingUpstream]:
 
 def created(services: Services, path: Path) -> tuple[BatchRecord, Path]:
     """A new batch of the file, and where its input is stored."""
-    file = store_input_file(services, path)
-    request = CreateBatchRequest(input_file_id=file.id, endpoint="/v1/chat/completions")
-    batch = create_batch(services, request, origin=BatchDwExtResponse(source="api"))
-    return batch, Path(services.store.uri(file.key))
+    batch = new_batch(services, path)
+    return batch, Path(services.store.uri(layout.input_key(batch.input_file_id)))
 
 
 def validated(services: Services, path: Path) -> tuple[BatchRecord, Path]:

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from helpers.batch_assertions import new_batch
 from helpers.recording_upstream import RecordingUpstream, recording_upstream
 
-from batchline.engine.ingest import create_batch, store_input_file
 from batchline.engine.pipeline import run_local
 from batchline.engine.services import Services
-from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
 from batchline.models.settings import load_settings
 from batchline.models.status import BatchStatus
 from batchline.models.upstreams import Upstream
@@ -32,8 +31,7 @@ def recorder() -> Iterator[RecordingUpstream]:
 def run_text(services: Services, text: bytes, endpoint: str = CHAT) -> BatchRecord:
     path = Path("input.jsonl")
     path.write_bytes(text)
-    request = CreateBatchRequest(input_file_id=store_input_file(services, path).id, endpoint=endpoint)
-    return run_local(services, create_batch(services, request, origin=BatchDwExtResponse(source="api")).id)
+    return run_local(services, new_batch(services, path, endpoint=endpoint).id)
 
 
 def line(custom_id: str, body: str, endpoint: str = CHAT) -> bytes:

@@ -3,20 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from helpers.batch_assertions import new_batch
 from helpers.scripted_server import error_reply, raw, reply
 
-from batchline.engine.ingest import create_batch, store_input_file
 from batchline.engine.pipeline import run_local
-from batchline.engine.services import Services
-from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
 from batchline.storage.objects import layout
-from batchline.storage.records.store import BatchRecord
-
-
-def run_file(services: Services, path: Path) -> BatchRecord:
-    stored = store_input_file(services, path)
-    request = CreateBatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
-    return run_local(services, create_batch(services, request, origin=BatchDwExtResponse(source="api")).id)
 
 
 def test_response_is_stored_with_line_breaks_as_spaces(
@@ -26,7 +17,7 @@ def test_response_is_stored_with_line_breaks_as_spaces(
     text = b'{"b": 1.10,\n "a": [12345678901234567890123, "\\ud800"],\r\n "choices": %b, "a": 2}' % choices
     services = make_services(serve(lambda _: reply(200, text)).base_url)
 
-    batch = run_file(services, chat_file(1))
+    batch = run_local(services, new_batch(services, chat_file(1)).id)
 
     [line] = services.store.read(layout.output_key(batch.id)).splitlines()
     assert b'"body":' + text.replace(b"\n", b" ").replace(b"\r", b" ") in line
@@ -40,7 +31,7 @@ def test_upstream_key_is_in_no_file_of_the_batch(
     server = serve(lambda request: acts[request.number % 5])
     services = make_services(server.base_url, upstream={"api_key": "sk-very-secret", "max_attempts": 2})
 
-    run_file(services, chat_file(40))
+    run_local(services, new_batch(services, chat_file(40)).id)
 
     assert server.received[0].headers["authorization"] == "Bearer sk-very-secret"
     left = [path for path in tmp_path.rglob("*") if path.is_file()]
