@@ -130,9 +130,8 @@ def test_every_setting_has_an_example():
     assert set(EXAMPLES) == set(FIELDS)
 
 
-@pytest.mark.parametrize("name", FIELDS)
-def test_example_differs_from_default(name):
-    assert expected(name) != getattr(Settings(), name)
+def test_example_differs_from_default():
+    assert [name for name in FIELDS if expected(name) == getattr(Settings(), name)] == []
 
 
 def test_settings_survive_environment_round_trip(monkeypatch):
@@ -144,28 +143,25 @@ def test_settings_survive_environment_round_trip(monkeypatch):
     assert load_settings() == chosen
 
 
-@pytest.mark.parametrize("name", FIELDS)
-def test_setting_is_read_from_environment(name, monkeypatch):
-    monkeypatch.setenv(variable(name), as_text(EXAMPLES[name]))
-    assert getattr(load_settings(), name) == expected(name)
+def test_each_setting_is_read_from_environment_unless_empty(monkeypatch):
+    for name in FIELDS:
+        with monkeypatch.context() as environment:
+            environment.setenv(variable(name), as_text(EXAMPLES[name]))
+            assert getattr(load_settings(), name) == expected(name), name
+            environment.setenv(variable(name), "")
+            assert getattr(load_settings(), name) == getattr(Settings(), name), name
 
 
-@pytest.mark.parametrize("name", FIELDS)
-def test_setting_is_read_from_dotenv_file(name):
-    Path(".env").write_text(f"UNRELATED=1\n{variable(name)}='{as_text(EXAMPLES[name])}'\n")
-    assert getattr(load_settings(), name) == expected(name)
+def test_each_setting_is_read_from_dotenv_file():
+    for name in FIELDS:
+        Path(".env").write_text(f"UNRELATED=1\n{variable(name)}='{as_text(EXAMPLES[name])}'\n")
+        assert getattr(load_settings(), name) == expected(name), name
 
 
-@pytest.mark.parametrize("name", [name for name, field in FIELDS.items() if field.validation_alias is None])
-def test_setting_is_read_from_toml(name):
-    Path("batchline.toml").write_text(f"{name} = {as_toml(EXAMPLES[name])}\n")
-    assert getattr(load_settings(), name) == expected(name)
-
-
-@pytest.mark.parametrize("name", FIELDS)
-def test_empty_variable_counts_as_unset(name, monkeypatch):
-    monkeypatch.setenv(variable(name), "")
-    assert getattr(load_settings(), name) == getattr(Settings(), name)
+def test_each_setting_is_read_from_toml():
+    for name in (name for name, field in FIELDS.items() if field.validation_alias is None):
+        Path("batchline.toml").write_text(f"{name} = {as_toml(EXAMPLES[name])}\n")
+        assert getattr(load_settings(), name) == expected(name), name
 
 
 def write_all_sources(monkeypatch) -> None:
@@ -175,31 +171,15 @@ def write_all_sources(monkeypatch) -> None:
     monkeypatch.setenv("BATCHLINE_MAX_REQUESTS", "4")
 
 
-def test_argument_overrides_every_source(monkeypatch):
+def test_nearer_source_overrides_farther_ones(monkeypatch):
     write_all_sources(monkeypatch)
     assert load_settings(max_requests=5).max_requests == 5
-
-
-def test_environment_overrides_files(monkeypatch):
-    write_all_sources(monkeypatch)
     assert load_settings().max_requests == 4
-
-
-def test_dotenv_overrides_toml(monkeypatch):
-    write_all_sources(monkeypatch)
     monkeypatch.delenv("BATCHLINE_MAX_REQUESTS")
     assert load_settings().max_requests == 3
-
-
-def test_toml_in_working_directory_overrides_home_toml(monkeypatch):
-    write_all_sources(monkeypatch)
-    monkeypatch.delenv("BATCHLINE_MAX_REQUESTS")
     Path(".env").unlink()
     assert load_settings().max_requests == 2
-
-
-def test_home_toml_overrides_default():
-    Path(home_directory(), "config.toml").write_text("max_requests = 1\n")
+    Path("batchline.toml").unlink()
     assert load_settings().max_requests == 1
 
 
@@ -315,13 +295,14 @@ def wrong_texts() -> dict[str, str]:
     return {name: text for name, text in texts.items() if text is not None}
 
 
-@pytest.mark.parametrize(("name", "text"), wrong_texts().items(), ids=wrong_texts())
-def test_invalid_value_is_rejected_by_name_without_showing_it(name, text, monkeypatch):
-    monkeypatch.setenv(variable(name), text)
-    with pytest.raises(InvalidInput) as refused:
-        load_settings()
-    assert name in str(refused.value).lower()
-    assert SECRET not in "".join(traceback.format_exception(refused.value))
+def test_invalid_value_is_rejected_by_name_without_showing_it(monkeypatch):
+    for name, text in wrong_texts().items():
+        with monkeypatch.context() as environment:
+            environment.setenv(variable(name), text)
+            with pytest.raises(InvalidInput) as refused:
+                load_settings()
+        assert name in str(refused.value).lower()
+        assert SECRET not in "".join(traceback.format_exception(refused.value))
 
 
 @pytest.mark.parametrize(
@@ -403,9 +384,9 @@ def test_commands_page_is_up_to_date(monkeypatch):
     assert page == DOCS["commands_page"](), "run `python docs/generate.py`"
 
 
-@pytest.mark.parametrize("name", FIELDS)
-def test_every_setting_is_on_settings_page(name):
-    assert f"| `{variable(name)}` |" in (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+def test_every_setting_is_on_settings_page():
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert [name for name in FIELDS if f"| `{variable(name)}` |" not in page] == []
 
 
 KEYS = ("BATCHLINE_API_KEY", "OPENAI_API_KEY")

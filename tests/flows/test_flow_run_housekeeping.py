@@ -19,7 +19,6 @@ from batchline.storage.records.store import BatchRecord
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("prefect_server")]
 
 NAME = "of-housekeeping"
-CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture(autouse=True)
