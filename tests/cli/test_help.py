@@ -63,4 +63,4 @@ def test_db_help_lists_upgrade(run_cli):
 
 def test_version_option_prints_package_version():
     ended = run_batchline("--version")
-    assert (ended.status, ended.out) == (0, f"{version('run_batchline')}\n")
+    assert (ended.status, ended.out) == (0, f"{version('batchline')}\n")
