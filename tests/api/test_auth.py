@@ -26,7 +26,7 @@ LISTS = {("GET", "/v1/files"), ("GET", "/v1/batches")}
 NEW = {("POST", "/v1/files"), ("POST", "/v1/batches")}
 
 
-class Alices(NamedTuple):
+class AliceObjects(NamedTuple):
     """What Alice has, on a server where Bob and a manager have keys as well."""
 
     served: ApiServer
@@ -50,7 +50,7 @@ class Alices(NamedTuple):
 
 
 @pytest.fixture
-def alices(served: ApiServer, tmp_path) -> Alices:
+def alices(served: ApiServer, tmp_path) -> AliceObjects:
     alice, bob = served.key("alice"), served.key("bob")
     manager = served.key("manager", "manager")
     client = served.openai(alice)
@@ -60,7 +60,7 @@ def alices(served: ApiServer, tmp_path) -> Alices:
     over = wait_for_end(client, batch.id)
     assert over.output_file_id is not None
     request = f"req-{batch.id.removeprefix('batch-')}-2"
-    return Alices(served, alice, bob, manager, file.id, batch.id, over.output_file_id, request)
+    return AliceObjects(served, alice, bob, manager, file.id, batch.id, over.output_file_id, request)
 
 
 def operations() -> Iterator[tuple[str, str]]:
@@ -95,7 +95,7 @@ ABOUT_ONE = [
 ]
 
 
-def test_access_to_other_members_objects_returns_404_without_changes(alices: Alices):
+def test_access_to_other_members_objects_returns_404_without_changes(alices: AliceObjects):
     bob, alice = alices.served.http(alices.bob), alices.served.http(alices.alice)
     before = alice.get(f"/v1/batches/{alices.batch}").json(), alice.get(f"/v1/files/{alices.file}").json()
     nobodys = alices._replace(file=f"file-{'0' * 32}", batch=f"batch-{'0' * 32}")
@@ -112,19 +112,19 @@ def test_access_to_other_members_objects_returns_404_without_changes(alices: Ali
     )
 
 
-def test_output_file_is_visible_only_to_batch_member(alices: Alices):
+def test_output_file_is_visible_only_to_batch_member(alices: AliceObjects):
     for path in (f"/v1/files/{alices.output}", f"/v1/files/{alices.output}/content"):
         assert alices.served.http(alices.alice).get(path).status_code == 200
         assert alices.served.http(alices.bob).get(path).status_code == 404
 
 
-def test_other_members_file_as_batch_input_returns_404(alices: Alices):
+def test_other_members_file_as_batch_input_returns_404(alices: AliceObjects):
     answer = alices.served.http(alices.bob).post("/v1/batches", json=alices.body("/v1/batches"))
 
     assert (answer.status_code, answer.json()["error"]["message"]) == (404, f"there is no file {alices.file}")
 
 
-def test_retry_of_other_members_requests_returns_404(alices: Alices, tmp_path):
+def test_retry_of_other_members_requests_returns_404(alices: AliceObjects, tmp_path):
     bob = alices.served.openai(alices.bob)
     file = bob.files.create(file=write_requests(tmp_path / "b.jsonl", 1), purpose="batch")
     batch = bob.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
@@ -137,7 +137,7 @@ def test_retry_of_other_members_requests_returns_404(alices: Alices, tmp_path):
     assert answer.json()["error"]["message"] == f"there is no request {alices.request}"
 
 
-def test_lists_are_limited_to_member_except_for_managers(alices: Alices):
+def test_lists_are_limited_to_member_except_for_managers(alices: AliceObjects):
     served = alices.served
     served.client.files.create(file=b"{}\n")  # nobody's
     bobs = served.openai(alices.bob).files.create(file=b"{}\n", purpose="batch").id
@@ -162,7 +162,7 @@ def test_lists_are_limited_to_member_except_for_managers(alices: Alices):
     assert bob.get("/v1/batches", params={"after": alices.batch}).status_code == 404
 
 
-def test_manager_can_use_objects_of_all_members(alices: Alices):
+def test_manager_can_use_objects_of_all_members(alices: AliceObjects):
     manager = alices.served.http(alices.manager)
     expected = {"cancel": 409, "pause": 409, "resume": 409}
 
@@ -173,7 +173,7 @@ def test_manager_can_use_objects_of_all_members(alices: Alices):
             wait_for_end(alices.served.openai(alices.manager), alices.batch)
 
 
-def test_concurrent_members_see_only_their_own_batches(alices: Alices):
+def test_concurrent_members_see_only_their_own_batches(alices: AliceObjects):
     def one(number: int) -> tuple[str, int, int]:
         token = (alices.alice, alices.bob, alices.manager)[number % 3]
         headers = {"Authorization": f"Bearer {token}"}

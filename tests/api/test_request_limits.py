@@ -26,7 +26,7 @@ MOST_S = 20.0
 """A machine may be busy; what is held up here is held up until the test ends it."""
 
 
-class Held:
+class HeldCalls:
     """Something slow that goes on until it is let go, and how often it was begun."""
 
     def __init__(self) -> None:
@@ -42,15 +42,15 @@ class Held:
 
 
 @pytest.fixture
-def held() -> Iterator[Held]:
+def held() -> Iterator[HeldCalls]:
     """Resources that are held until the test ends, at the latest."""
-    slow = Held()
+    slow = HeldCalls()
     yield slow
     slow.let_go()
 
 
 @pytest.fixture
-def many(held: Held) -> Iterator[Callable[[Callable[[], object], int], None]]:
+def many(held: HeldCalls) -> Iterator[Callable[[Callable[[], object], int], None]]:
     """Begin many calls at once, each on a thread of its own; they end with the test."""
     with ThreadPoolExecutor(300) as pool, ExitStack() as after:
         after.callback(held.let_go)
@@ -86,7 +86,7 @@ def test_slow_uploads_of_one_member_leave_slots_for_other_members(served: ApiSer
 
 
 def test_slow_responses_to_one_member_leave_threads_for_other_members(
-    served: ApiServer, held: Held, many, monkeypatch
+    served: ApiServer, held: HeldCalls, many, monkeypatch
 ):
     alice, bob = served.http(served.key("alice")), served.http(served.key("bob"))
     monkeypatch.setattr("batchline.api.files.estimate_file", held)
@@ -118,7 +118,7 @@ def test_deletions_of_running_batch_block_no_request_threads(start_api, tmp_path
     assert statuses == [200] + [404] * 44
 
 
-def test_concurrent_requests_of_one_member_are_limited(served: ApiServer, held: Held, many, monkeypatch):
+def test_concurrent_requests_of_one_member_are_limited(served: ApiServer, held: HeldCalls, many, monkeypatch):
     monkeypatch.setattr(request_limits, "MAX_REQUESTS_PER_MEMBER", 10)
     monkeypatch.setattr("batchline.api.files.estimate_file", held)
     alice, bob = served.http(served.key("alice")), served.http(served.key("bob"))
@@ -130,7 +130,7 @@ def test_concurrent_requests_of_one_member_are_limited(served: ApiServer, held: 
     assert bob.get("/v1/files", timeout=MOST_S).status_code == 200
 
 
-def test_readiness_check_is_shared_and_fails_on_timeout(served: ApiServer, held: Held, many, monkeypatch):
+def test_readiness_check_is_shared_and_fails_on_timeout(served: ApiServer, held: HeldCalls, many, monkeypatch):
     monkeypatch.setattr(served.client, "check_storage", held)
     monkeypatch.setattr(health, "CHECK_TIMEOUT_S", 2.0)
     anyone, statuses = served.http(), []
@@ -142,7 +142,7 @@ def test_readiness_check_is_shared_and_fails_on_timeout(served: ApiServer, held:
     assert (set(statuses), held.begun) == ({503}, 1)
 
 
-def test_lookups_of_unknown_keys_do_not_block_known_keys(served: ApiServer, held: Held, many, monkeypatch):
+def test_lookups_of_unknown_keys_do_not_block_known_keys(served: ApiServer, held: HeldCalls, many, monkeypatch):
     alice = served.http(served.key("alice"))
     assert alice.get("/v1/files").status_code == 200
     look_up = ApiKeys.find_by_token

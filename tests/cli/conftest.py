@@ -64,7 +64,7 @@ def forget_consoles() -> None:
 Command = Callable[..., CommandResult]
 
 
-class Batches(NamedTuple):
+class BatchCommand(NamedTuple):
     """A command on a home with batches of its own; calling it runs the command."""
 
     command: Command
@@ -78,12 +78,12 @@ class Batches(NamedTuple):
 @pytest.fixture
 def ended_batch(
     run_cli: Command, start_simulator: Callable[..., Simulator], request_file: Callable[..., Path]
-) -> Batches:
+) -> BatchCommand:
     """A home with a batch of 30 requests that is over, of which the fourth to the seventh failed."""
     settings = {"OPENAI_BASE_URL": start_simulator().base_url}
     told = run_cli("run", "--local", request_file(30, refused=range(3, 7)), **settings)
     assert told.status == 3
-    return Batches(run_cli, settings, batch_id_in(told.out))
+    return BatchCommand(run_cli, settings, batch_id_in(told.out))
 
 
 @pytest.fixture

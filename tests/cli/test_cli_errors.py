@@ -14,7 +14,7 @@ UPSTREAM = {"OPENAI_API_KEY": SECRET, "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"
 NO_UPSTREAM = {"OPENAI_API_KEY": "", "OPENAI_BASE_URL": ""}
 
 
-class Wrong(NamedTuple):
+class Misuse(NamedTuple):
     """Something that cannot be, the exit status that says so, and words that the message must have."""
 
     arguments: str
@@ -24,79 +24,79 @@ class Wrong(NamedTuple):
 
 
 WRONG = {
-    "a file that is not there": Wrong("run nowhere.jsonl", 2, ("nowhere.jsonl", "no such file")),
-    "a folder": Wrong("run folder", 2, ("folder cannot be read", "is a directory")),
-    "a link to itself": Wrong("run circle.jsonl", 2, ("circle.jsonl cannot be read", "symbolic links")),
-    "a disk that fails": Wrong("run /proc/self/mem", 6, ("machine failed", "Input/output error")),
-    "what only looks compressed": Wrong("run plain.gz", 2, ("plain.gz", "does not decompress as gzip")),
-    "neither file nor batch": Wrong("run", 2, ("FILE", "batchline run requests.jsonl", "--resume BATCH_ID")),
-    "both file and batch": Wrong("run good.jsonl --resume batch-1", 2, ("either", "not both")),
-    "an unknown batch to go on with": Wrong("run --resume batch-1 --stand-in", 2, ("there is no batch batch-1",)),
-    "options of a new batch for an old one": Wrong(
+    "a file that is not there": Misuse("run nowhere.jsonl", 2, ("nowhere.jsonl", "no such file")),
+    "a folder": Misuse("run folder", 2, ("folder cannot be read", "is a directory")),
+    "a link to itself": Misuse("run circle.jsonl", 2, ("circle.jsonl cannot be read", "symbolic links")),
+    "a disk that fails": Misuse("run /proc/self/mem", 6, ("machine failed", "Input/output error")),
+    "what only looks compressed": Misuse("run plain.gz", 2, ("plain.gz", "does not decompress as gzip")),
+    "neither file nor batch": Misuse("run", 2, ("FILE", "batchline run requests.jsonl", "--resume BATCH_ID")),
+    "both file and batch": Misuse("run good.jsonl --resume batch-1", 2, ("either", "not both")),
+    "an unknown batch to go on with": Misuse("run --resume batch-1 --stand-in", 2, ("there is no batch batch-1",)),
+    "options of a new batch for an old one": Misuse(
         "run --resume batch-1 --stand-in --window 2h --endpoint /v1/responses", 2, ("--endpoint, --window",)
     ),
-    "a batch that is not there": Wrong("run --resume batch-1", 2, ("batch-1",), NO_UPSTREAM),
-    "a window without a unit": Wrong("run good.jsonl --window 24", 2, ("'24'", "'90m', '24h' or '7d'")),
-    "a window that is too long": Wrong("run good.jsonl --window 8d", 2, ("'8d'", "1m to 7d")),
-    "an endpoint that is none": Wrong("run good.jsonl --endpoint /v1/files", 2, ("/v1/files", "/v1/embeddings")),
-    "too much metadata": Wrong(
+    "a batch that is not there": Misuse("run --resume batch-1", 2, ("batch-1",), NO_UPSTREAM),
+    "a window without a unit": Misuse("run good.jsonl --window 24", 2, ("'24'", "'90m', '24h' or '7d'")),
+    "a window that is too long": Misuse("run good.jsonl --window 8d", 2, ("'8d'", "1m to 7d")),
+    "an endpoint that is none": Misuse("run good.jsonl --endpoint /v1/files", 2, ("/v1/files", "/v1/embeddings")),
+    "too much metadata": Misuse(
         f"run good.jsonl {' '.join(f'--metadata.k{number} v' for number in range(17))}", 2, ("17 pairs", "16")
     ),
-    "an unknown option": Wrong("run good.jsonl --fast", 2, ("--fast", "`batchline run --help`")),
-    "an unknown command": Wrong("walk good.jsonl", 2, ("walk", "validate", "`batchline --help`")),
-    "options of a folder that is not watched": Wrong("prefect serve --after move", 2, ("--after", "--watch")),
-    "an option without its value": Wrong("run good.jsonl --window", 2, ("--window", "argument")),
-    "a setting of the wrong type": Wrong(
+    "an unknown option": Misuse("run good.jsonl --fast", 2, ("--fast", "`batchline run --help`")),
+    "an unknown command": Misuse("walk good.jsonl", 2, ("walk", "validate", "`batchline --help`")),
+    "options of a folder that is not watched": Misuse("prefect serve --after move", 2, ("--after", "--watch")),
+    "an option without its value": Misuse("run good.jsonl --window", 2, ("--window", "argument")),
+    "a setting of the wrong type": Misuse(
         "run good.jsonl", 2, ("max_in_flight", "integer"), {"BATCHLINE_MAX_IN_FLIGHT": "lots"}
     ),
-    "a key with a line break": Wrong(
+    "a key with a line break": Misuse(
         "run good.jsonl", 2, ("OPENAI_API_KEY", "ASCII"), {"OPENAI_API_KEY": f"{SECRET}\n"}
     ),
-    "an address that is none": Wrong(
+    "an address that is none": Misuse(
         "run good.jsonl", 2, ("OPENAI_BASE_URL", "http://"), {"OPENAI_BASE_URL": "localhost:8000"}
     ),
-    "an address with an endpoint": Wrong(
+    "an address with an endpoint": Misuse(
         "run good.jsonl",
         2,
         ("OPENAI_BASE_URL", "/chat/completions", "write http://h/v1"),
         {"OPENAI_BASE_URL": "http://h/v1/chat/completions"},
     ),
-    "an empty address beside a key": Wrong(
+    "an empty address beside a key": Misuse(
         "run good.jsonl", 2, ("OPENAI_BASE_URL is set but empty", "unset"), {"OPENAI_BASE_URL": ""}
     ),
-    "a database that does not answer": Wrong(
+    "a database that does not answer": Misuse(
         "run good.jsonl",
         6,
         ("database failed", "refused"),
         {"BATCHLINE_DATABASE_URL": f"postgresql://me:{SECRET}@127.0.0.1:1/x"},
     ),
-    "a database of another kind": Wrong(
+    "a database of another kind": Misuse(
         "run good.jsonl",
         2,
         ("'mysql'", "sqlite", "postgresql"),
         {"BATCHLINE_DATABASE_URL": f"mysql://me:{SECRET}@h/x"},
     ),
-    "a home that is a file": Wrong(
+    "a home that is a file": Misuse(
         "run good.jsonl", 6, ("plain.gz cannot be created",), {"BATCHLINE_HOME": "plain.gz"}
     ),
-    "a storage that is a file": Wrong(
+    "a storage that is a file": Misuse(
         "run good.jsonl", 6, ("plain.gz", "Not a directory"), {"BATCHLINE_STORAGE_URL": "plain.gz"}
     ),
-    "an unknown batch to show": Wrong("show batch-1", 2, ("there is no batch batch-1",)),
-    "nothing to show": Wrong("show", 2, ("BATCH_ID", "`batchline show --help`")),
-    "nothing to validate": Wrong("validate", 2, ("FILE", "`batchline validate --help`")),
-    "a file to validate that is not there": Wrong("validate nowhere.jsonl", 2, ("nowhere.jsonl", "no such file")),
-    "an endpoint to validate for that is none": Wrong(
+    "an unknown batch to show": Misuse("show batch-1", 2, ("there is no batch batch-1",)),
+    "nothing to show": Misuse("show", 2, ("BATCH_ID", "`batchline show --help`")),
+    "nothing to validate": Misuse("validate", 2, ("FILE", "`batchline validate --help`")),
+    "a file to validate that is not there": Misuse("validate nowhere.jsonl", 2, ("nowhere.jsonl", "no such file")),
+    "an endpoint to validate for that is none": Misuse(
         "validate good.jsonl --endpoint x", 2, ("'x'", "/v1/responses")
     ),
-    "a share above one": Wrong(
+    "a share above one": Misuse(
         "simulate --port 0 --rate-limited 7", 2, ("--rate-limited", "less than or equal to 1")
     ),
-    "an unknown distribution": Wrong("simulate --latency normal", 2, ("--latency", "'lognormal'")),
-    "an address to serve at that is not ours": Wrong(
+    "an unknown distribution": Misuse("simulate --latency normal", 2, ("--latency", "'lognormal'")),
+    "an address to serve at that is not ours": Misuse(
         "simulate --host 192.0.2.1 --port 8123", 2, ("192.0.2.1 port 8123", "--port")
     ),
-    "a database to upgrade that does not answer": Wrong(
+    "a database to upgrade that does not answer": Misuse(
         "db upgrade",
         6,
         ("database failed",),

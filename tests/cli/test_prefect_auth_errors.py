@@ -36,7 +36,7 @@ class _Refusing(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def closed_server() -> Iterator[str]:
+def auth_server() -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), _Refusing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/api"
@@ -49,15 +49,15 @@ def told(ended: CommandResult) -> str:
     return " ".join(ended.err.split())
 
 
-def test_prefect_setup_without_auth_string_names_variable(closed_server):
-    ended = run_batchline("prefect", "setup", PREFECT_API_URL=closed_server)
+def test_prefect_setup_without_auth_string_names_variable(auth_server):
+    ended = run_batchline("prefect", "setup", PREFECT_API_URL=auth_server)
 
     assert ended.status == 6
-    assert f"{closed_server} lets nobody in without credentials; set PREFECT_API_AUTH_STRING" in told(ended)
+    assert f"{auth_server} lets nobody in without credentials; set PREFECT_API_AUTH_STRING" in told(ended)
 
 
-def test_run_with_wrong_auth_string_names_variable_without_its_value(closed_server, start_simulator, request_file):
-    variables = {"PREFECT_API_URL": closed_server, "PREFECT_API_AUTH_STRING": GIVEN}
+def test_run_with_wrong_auth_string_names_variable_without_its_value(auth_server, start_simulator, request_file):
+    variables = {"PREFECT_API_URL": auth_server, "PREFECT_API_AUTH_STRING": GIVEN}
     ended = run_batchline("run", request_file(3), OPENAI_BASE_URL=start_simulator().base_url, **variables)
 
     assert ended.status == 6
@@ -67,10 +67,10 @@ def test_run_with_wrong_auth_string_names_variable_without_its_value(closed_serv
 
 
 def test_deployment_batch_without_auth_string_is_recorded_but_not_started(
-    closed_server, start_simulator, request_file, monkeypatch
+    auth_server, start_simulator, request_file, monkeypatch
 ):
     monkeypatch.setenv("OPENAI_BASE_URL", start_simulator().base_url)
-    with using_prefect(closed_server), Batchline() as client:
+    with using_prefect(auth_server), Batchline() as client:
         file = client.files.create(file=request_file(3))
         with pytest.raises(Interrupted, match=r"recorded but not started: .* set PREFECT_API_AUTH_STRING"):
             client.batches.create(input_file_id=file.id, via="deployment")

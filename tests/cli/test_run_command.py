@@ -20,7 +20,7 @@ EMBEDDING = (
 )
 
 
-class Finished(NamedTuple):
+class FinishedRun(NamedTuple):
     """A run that is over, and what the simulator counted in it."""
 
     ended: CommandResult
@@ -33,7 +33,7 @@ class Finished(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     """Forty requests of two models to an upstream that wants a key, told as JSON."""
     folder = tmp_path_factory.mktemp("finished")
     path = folder / "night.jsonl"
@@ -46,7 +46,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
             OPENAI_BASE_URL=upstream.base_url,
             OPENAI_API_KEY=KEY,
         )
-        return Finished(ended, upstream.counters(), folder / "home")
+        return FinishedRun(ended, upstream.counters(), folder / "home")
 
 
 def chat_request(number: int) -> str:

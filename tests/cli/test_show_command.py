@@ -19,7 +19,7 @@ LINE = (
 )
 
 
-class Finished(NamedTuple):
+class FinishedRun(NamedTuple):
     """A batch that is over: what its run told, what a second run of it told, and all requests received."""
 
     told: CommandResult
@@ -30,7 +30,7 @@ class Finished(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     """A batch of thirty that is over, three of its requests refused."""
     folder = tmp_path_factory.mktemp("shown")
     lines = [LINE % (number, f"{number} simulate:status=422" if number < 3 else number) for number in range(30)]
@@ -40,7 +40,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         told = run_batchline("run", "--local", folder / "r.jsonl", **settings)
         batch_id = batch_id_in(told.out)
         again = run_batchline("run", "--resume", batch_id, **settings)
-        return Finished(told, again, batch_id, settings, upstream.counters()["received"])
+        return FinishedRun(told, again, batch_id, settings, upstream.counters()["received"])
 
 
 def test_show_prints_run_summary_again(finished, run_cli):

@@ -24,7 +24,7 @@ def url(start_simulator) -> dict[str, str]:
     return {"OPENAI_BASE_URL": start_simulator(latency_s=0.3).base_url, "BATCHLINE_MAX_IN_FLIGHT": "10"}
 
 
-class Drawn(NamedTuple):
+class DrawnRun(NamedTuple):
     """A run on a terminal so wide, all that it drew, and its exit status."""
 
     columns: int
@@ -33,7 +33,7 @@ class Drawn(NamedTuple):
 
 
 @pytest.fixture(scope="module", params=[80, 250])
-def drawn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Drawn:
+def drawn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> DrawnRun:
     """A run of sixty requests, the first two refused."""
     folder = tmp_path_factory.mktemp("drawn")
     lines = [LINE % (number, "simulate:status=422" if number < 2 else number) for number in range(60)]
@@ -48,7 +48,7 @@ def drawn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             **settings,
         ) as terminal,
     ):
-        return Drawn(request.param, terminal, terminal.wait())
+        return DrawnRun(request.param, terminal, terminal.wait())
 
 
 def test_terminal_output_fits_width_except_file_paths(drawn):

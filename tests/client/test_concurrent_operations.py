@@ -184,7 +184,7 @@ def test_input_deletion_during_batch_creation_rejects_one_of_them(make_client, t
             assert here.client.batches.run(made_.id).status == "completed"
 
 
-class Dawdling(Records):
+class DelayedHeartbeats(Records):
     """Records whose heartbeat is held up on its way until the batch is over."""
 
     def __init__(self, records: Records) -> None:
@@ -205,7 +205,7 @@ class Dawdling(Records):
 def test_late_heartbeat_does_not_change_final_counts(make_client, tmp_path):
     here = make_client(simulator={"latency_s": 0.1}, upstream={"max_in_flight": 2})
     services = here.client.services
-    records = Dawdling(services.records)
+    records = DelayedHeartbeats(services.records)
     batch = made(here, tmp_path)
 
     with Batchline(services=Services(settings=services.settings, store=services.store, records=records)) as client:

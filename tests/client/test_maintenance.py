@@ -19,7 +19,7 @@ from batchline.storage.objects import layout
 
 
 @pytest.fixture(autouse=True)
-def dies_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def fail_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """A runner whose storage is gone does not wait for it to come back."""
     monkeypatch.setattr(segment_writer, "STORAGE_PATIENCE_S", 0.0)
     monkeypatch.setattr(segment_writer, "STORAGE_PAUSE_S", 0.01)
@@ -29,7 +29,7 @@ def named(found) -> list[tuple[str, str]]:
     return [(chore.kind, chore.subject) for chore in found]
 
 
-def kept(here) -> list[tuple[str, str]]:
+def run_all_chores(here) -> list[tuple[str, str]]:
     """What housekeeping has done; it finds nothing to do afterwards."""
     wanted = named(run_housekeeping(here.client))
     done = list(run_housekeeping(here.client, apply=True))
@@ -44,7 +44,7 @@ def made(here, tmp_path, count=30, prompt="Question {}?".format, **create):
     return here.client.batches.create(input_file_id=file.id, via=None, **create)
 
 
-def died(here, batch, writes: int) -> None:
+def run_until_failure(here, batch, writes: int) -> None:
     """The batch has been run by somebody who died at the write behind so many."""
     client, life = failing_client(here.client.services, writes)
     with pytest.raises(BatchlineError):
@@ -125,9 +125,9 @@ def test_housekeeping_completes_batch_of_dead_runner(make_client, tmp_path):
             assert (chore.kind, chore.subject, chore.done) == ("resume", batch.id, False), writes
             assert "died" in chore.reason, writes
             resumed += 1
-        kept(here)
+        run_all_chores(here)
         make_deletions_due(here.client.services)
-        kept(here)
+        run_all_chores(here)
 
         ended = here.client.batches.retrieve(batch.id)
         assert (ended.status, ended.request_counts.completed) == ("completed", 30), writes
@@ -139,7 +139,7 @@ def test_housekeeping_completes_batch_of_dead_runner(make_client, tmp_path):
 def test_housekeeping_without_resume_only_reports_batches(make_client, tmp_path):
     here = make_client()
     batch = made(here, tmp_path)
-    died(here, batch, 3)
+    run_until_failure(here, batch, 3)
 
     sent = here.simulator.counters()["received"]
 
@@ -154,7 +154,7 @@ def test_housekeeping_expires_batch_after_its_window(make_client, tmp_path):
     batch = made(here, tmp_path)
     change_batch(here.client.services.records, batch.id, expires_at=int(time.time()) - 1)
 
-    assert kept(here) == [("resume", batch.id)]
+    assert run_all_chores(here) == [("resume", batch.id)]
     assert here.client.batches.retrieve(batch.id).status == "expired"
 
 
@@ -179,7 +179,7 @@ def test_housekeeping_deletes_expired_file_once_unneeded(make_client, tmp_path):
     assert list(run_housekeeping(here.client)) == []
     here.client.batches.run(batch.id)
 
-    assert kept(here) == [("delete_file", file.id)]
+    assert run_all_chores(here) == [("delete_file", file.id)]
     with pytest.raises(NotFound):
         here.client.files.retrieve(file.id)
     assert not here.client.services.store.exists(layout.input_key(file.id))
@@ -201,7 +201,7 @@ def test_result_files_expire_as_set_at_creation(make_client, tmp_path):
         assert file.expires_at == ended.completed_at + 60
         change_file(here.client.services.records, each, expires_at=1)
 
-    assert sorted(kept(here)) == sorted(("delete_file", each) for each in ids)
+    assert sorted(run_all_chores(here)) == sorted(("delete_file", each) for each in ids)
     assert here.client.batches.retrieve(batch.id) == ended
     assert not here.client.services.store.exists(layout.output_key(batch.id))
 
@@ -229,7 +229,7 @@ def test_housekeeping_deletes_interrupted_upload_after_a_day(make_client, tmp_pa
     assert list(here.client.files.list()) == []
     assert list(run_housekeeping(here.client)) == []
     make_deletions_due(here.client.services)
-    assert [kind for kind, _ in kept(here)] == ["delete_objects"]
+    assert [kind for kind, _ in run_all_chores(here)] == ["delete_objects"]
     assert here.client.services.store.list_objects("") == []
 
 
@@ -242,7 +242,7 @@ def test_housekeeping_completes_interrupted_deletion(make_client, tmp_path):
 
         with pytest.raises(NotFound):
             here.client.batches.retrieve(batch.id)
-        assert kept(here) == [("delete_objects", layout.batch_prefix(batch.id))], writes
+        assert run_all_chores(here) == [("delete_objects", layout.batch_prefix(batch.id))], writes
         keys = [info.key for info in here.client.services.store.list_objects("")]
         assert keys == [layout.input_key(batch.input_file_id)], writes
         here.client.files.delete(batch.input_file_id)
@@ -258,7 +258,7 @@ def test_objects_replaced_by_retry_are_kept_for_readers_then_deleted(make_client
 
     assert list(run_housekeeping(here.client)) == []
     make_deletions_due(here.client.services)
-    done = kept(here)
+    done = run_all_chores(here)
     assert {kind for kind, _ in done} == {"delete_objects"}
     assert all(subject.startswith(layout.batch_prefix(batch.id)) for _, subject in done)
     assert read_lines(here.client, ended.error_file_id) == content
@@ -297,7 +297,7 @@ def test_housekeeping_discards_stale_temporary_file_after_a_day(make_client, tmp
     assert list(run_housekeeping(here.client)) == []
     os.utime(half, (1, 1))
 
-    assert kept(here) == [("discard_unfinished", str(half))]
+    assert run_all_chores(here) == [("discard_unfinished", str(half))]
     assert not half.exists()
 
 
@@ -322,7 +322,7 @@ def test_housekeeping_ignores_temporary_files_of_other_programs(make_client, tmp
         file.write_bytes(b"{")
         os.utime(file, (1, 1))
 
-    assert kept(here) == []
+    assert run_all_chores(here) == []
     assert all(file.exists() for file in files)
 
 

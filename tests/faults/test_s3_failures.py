@@ -27,7 +27,7 @@ refuse = respond_with(503, "SlowDown")
 
 
 @pytest.fixture
-def front(s3_server: S3Server) -> Iterator[ForwardingProxy]:
+def proxy(s3_server: S3Server) -> Iterator[ForwardingProxy]:
     """What stands before the S3 server."""
     with forwarding_proxy(s3_server.url) as server:
         yield server
@@ -42,13 +42,13 @@ def simulator(start_simulator: Callable[..., Simulator]) -> Simulator:
 def services(
     make_services: Callable[..., Services],
     s3_server: S3Server,
-    front: ForwardingProxy,
+    proxy: ForwardingProxy,
     simulator: Simulator,
     monkeypatch,
 ) -> Services:
     """Services that store through the proxy, whose client tries again without waiting."""
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda self, context: 0.01)
-    place = s3_server.settings(s3_endpoint_url=front.url)
+    place = s3_server.settings(s3_endpoint_url=proxy.url)
     chosen = place.model_dump(include=place.model_fields_set)
     return make_services(simulator.base_url, upstream={"max_in_flight": IN_FLIGHT}, chunk_requests=100, **chosen)
 
@@ -60,20 +60,20 @@ def refusing(pattern: str) -> Callable[[Handler], bool]:
 
 
 @contextmanager
-def out_of_order(front: ForwardingProxy, pattern: str) -> Iterator[None]:
+def out_of_order(proxy: ForwardingProxy, pattern: str) -> Iterator[None]:
     """For the block's time, let requests whose method and path match be answered 503."""
-    front.rule = refusing(pattern)
+    proxy.rule = refusing(pattern)
     yield
-    front.rule = forward
+    proxy.rule = forward
 
 
 def test_short_write_outage_pauses_sending_and_repeats_no_requests(
-    services, front, simulator, create_batch, in_background, caplog
+    services, proxy, simulator, create_batch, in_background, caplog
 ):
     batch = create_batch(services, REQUESTS)
     run = in_background(services, batch)
     until(lambda: count_saved(services, batch))
-    with out_of_order(front, "^(PUT|POST) "):
+    with out_of_order(proxy, "^(PUT|POST) "):
         until(lambda: "sending waits for storage" in caplog.text)
         sent = received(simulator)
         check_unfinished(services, batch, BatchStatus.IN_PROGRESS)
@@ -88,13 +88,13 @@ def test_short_write_outage_pauses_sending_and_repeats_no_requests(
 
 
 def test_long_write_outage_stops_run_and_keeps_saved_answers(
-    services, front, simulator, create_batch, in_background, monkeypatch
+    services, proxy, simulator, create_batch, in_background, monkeypatch
 ):
     monkeypatch.setattr(segment_writer, "STORAGE_PATIENCE_S", 0.5)
     batch = create_batch(services, REQUESTS)
     run = in_background(services, batch)
     until(lambda: count_saved(services, batch))
-    with out_of_order(front, "^(PUT|POST) "), pytest.raises(StorageFault, match="S3 fails"):
+    with out_of_order(proxy, "^(PUT|POST) "), pytest.raises(StorageFault, match="S3 fails"):
         run.result()
     check_unfinished(services, batch, BatchStatus.IN_PROGRESS)
     sent, kept = received(simulator), count_saved(services, batch)
@@ -108,14 +108,14 @@ def test_long_write_outage_stops_run_and_keeps_saved_answers(
 
 
 def test_resumed_batch_sends_nothing_before_storage_accepts_writes(
-    services, front, simulator, create_batch, in_background, monkeypatch
+    services, proxy, simulator, create_batch, in_background, monkeypatch
 ):
     monkeypatch.setattr(segment_writer, "STORAGE_PATIENCE_S", 0.5)
     batch = create_batch(services, REQUESTS)
     interrupt_run(batch, in_background(services, batch), once=lambda: received(simulator) > 150)
     sent = received(simulator)
 
-    with out_of_order(front, "^(PUT|POST) "), pytest.raises(StorageFault, match="S3 fails"):
+    with out_of_order(proxy, "^(PUT|POST) "), pytest.raises(StorageFault, match="S3 fails"):
         run_local(services, batch.id)
 
     assert received(simulator) == sent
@@ -130,9 +130,9 @@ FINAL_FILES = {
 
 
 @pytest.mark.parametrize("pattern", FINAL_FILES.values(), ids=FINAL_FILES)
-def test_failed_final_files_are_written_later_without_requests(pattern, services, front, simulator, create_batch):
+def test_failed_final_files_are_written_later_without_requests(pattern, services, proxy, simulator, create_batch):
     batch = create_batch(services, 200)
-    with out_of_order(front, pattern), pytest.raises(StorageFault, match="S3 fails"):
+    with out_of_order(proxy, pattern), pytest.raises(StorageFault, match="S3 fails"):
         run_local(services, batch.id)
     assert services.records.get_batch(batch.id).status is BatchStatus.FINALIZING
 
@@ -148,12 +148,12 @@ READS = {"the list of parts": r"^GET .*list-type=2", "the input": r"^GET .*files
 
 @pytest.mark.parametrize("pattern", READS.values(), ids=READS)
 def test_read_outage_on_resume_repeats_no_saved_requests(
-    pattern, services, front, simulator, create_batch, in_background
+    pattern, services, proxy, simulator, create_batch, in_background
 ):
     batch = create_batch(services, REQUESTS)
     interrupt_run(batch, in_background(services, batch), once=lambda: received(simulator) > 150)
     sent, kept = received(simulator), count_saved(services, batch)
-    with out_of_order(front, pattern), pytest.raises(StorageFault, match="S3 fails"):
+    with out_of_order(proxy, pattern), pytest.raises(StorageFault, match="S3 fails"):
         run_local(services, batch.id)
     assert received(simulator) == sent
 
@@ -163,9 +163,9 @@ def test_read_outage_on_resume_repeats_no_saved_requests(
     assert received(simulator) - sent == REQUESTS - kept
 
 
-def test_failed_segment_deletion_does_not_prevent_completion(services, front, simulator, create_batch):
+def test_failed_segment_deletion_does_not_prevent_completion(services, proxy, simulator, create_batch):
     batch = create_batch(services, REQUESTS)
-    with out_of_order(front, r"^POST .*\?delete"):
+    with out_of_order(proxy, r"^POST .*\?delete"):
         ended = run_local(services, batch.id)
 
     assert ended.status is BatchStatus.COMPLETED

@@ -17,7 +17,7 @@ from batchline.storage.records.store import open_records
 pytestmark = pytest.mark.system
 
 
-class Line:
+class TcpRelay:
     """Passes connections on to a port of this machine until it is cut, and then keeps them open in silence."""
 
     def __init__(self, port: int) -> None:
@@ -57,22 +57,22 @@ class Line:
 
 
 @pytest.fixture
-def line(postgres) -> Iterator[Line]:
-    made = Line(postgres.port)
+def relay(postgres) -> Iterator[TcpRelay]:
+    made = TcpRelay(postgres.port)
     yield made
     made.close()
 
 
 @pytest.fixture
-def behind_the_line(line: Line, postgres, postgres_database) -> dict[str, object]:
+def relayed_database(relay: TcpRelay, postgres, postgres_database) -> dict[str, object]:
     """Settings of a database that is reached by the line."""
     url = str(postgres_database["database_url"])
-    return {"database_url": url.replace(f":{postgres.port}/", f":{line.port}/")}
+    return {"database_url": url.replace(f":{postgres.port}/", f":{relay.port}/")}
 
 
 def test_run_with_unresponsive_database_saves_answers_and_ends(
-    line,
-    behind_the_line,
+    relay,
+    relayed_database,
     postgres_database,
     start_simulator,
     make_services,
@@ -84,12 +84,12 @@ def test_run_with_unresponsive_database_saves_answers_and_ends(
     monkeypatch.setattr(connection_timeouts, "WATCHDOG_INTERVAL_S", 0.5)
     simulator = start_simulator(latency_s=0.5)
     options = {"upstream": {"max_in_flight": 16}, "lease_s": 4.0, "flush_interval_s": 60.0}
-    services = make_services(simulator.base_url, **options, **behind_the_line)
+    services = make_services(simulator.base_url, **options, **relayed_database)
     batch = create_batch(services, 400)
     run = in_background(services, batch)
     until(lambda: received(simulator) > 16)
 
-    line.cut()
+    relay.cut()
     with pytest.raises(LeaseLost, match=r"database has not answered|no heartbeat"):
         run.result(60)
     sent = received(simulator)
@@ -100,13 +100,13 @@ def test_run_with_unresponsive_database_saves_answers_and_ends(
     assert received(simulator) == 400
 
 
-def test_query_without_reply_raises_storage_fault(line, behind_the_line, monkeypatch):
+def test_query_without_reply_raises_storage_fault(relay, relayed_database, monkeypatch):
     monkeypatch.setattr(connection_timeouts, "MAX_USE_S", 1.0)
     monkeypatch.setattr(connection_timeouts, "WATCHDOG_INTERVAL_S", 0.2)
-    records = open_records(load_settings(**behind_the_line))
+    records = open_records(load_settings(**relayed_database))
     assert records.find_batch_of_flow_run("none") is None
 
-    line.cut()
+    relay.cut()
     with pytest.raises(StorageFault, match="database failed"):
         records.find_batch_of_flow_run("none")
 
@@ -118,11 +118,11 @@ def test_connections_detect_dead_peer_and_limit_statement_time(postgres_database
         shown = connection.exec_driver_sql("SHOW statement_timeout").scalar_one()
         driver = connection.connection.driver_connection
         assert driver is not None
-        with socket.socket(fileno=driver.fileno()) as line:
-            kept_alive = line.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-            idle_s = line.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
-            unanswered_ms = line.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
-            line.detach()
+        with socket.socket(fileno=driver.fileno()) as relay:
+            kept_alive = relay.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            idle_s = relay.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+            unanswered_ms = relay.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+            relay.detach()
     records.close()
 
     assert (shown, kept_alive, idle_s, unanswered_ms) == ("30s", 1, 30, 30_000)

@@ -71,7 +71,7 @@ def many(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 # What the databases say of their plans
 
 
-class Look(NamedTuple):
+class PlannedQuery(NamedTuple):
     """A statement that was run, how the database goes about it, and how many rows it goes through for it."""
 
     statement: str
@@ -79,7 +79,7 @@ class Look(NamedTuple):
     rows: int
 
 
-def looks(records: Records, **query: object) -> list[Look]:
+def looks(records: Records, **query: object) -> list[PlannedQuery]:
     """What is run for a page, all but the reading of the batches that are on it."""
     run: list[tuple[str, Any]] = []
 
@@ -94,12 +94,12 @@ def looks(records: Records, **query: object) -> list[Look]:
     return [explained(records, *each) for each in run if "listed_batches" in each[0]]
 
 
-def explained(records: Records, statement: str, parameters: Any) -> Look:
+def explained(records: Records, statement: str, parameters: Any) -> PlannedQuery:
     explain = explained_by_sqlite if records._engine.dialect.name == "sqlite" else explained_by_postgresql
     return explain(records, statement, parameters)
 
 
-def explained_by_sqlite(records: Records, statement: str, parameters: Any) -> Look:
+def explained_by_sqlite(records: Records, statement: str, parameters: Any) -> PlannedQuery:
     steps = 0
 
     def step() -> int:
@@ -115,14 +115,14 @@ def explained_by_sqlite(records: Records, statement: str, parameters: Any) -> Lo
         connection.exec_driver_sql(statement, parameters).all()
         driver.set_progress_handler(None, 0)
     # It takes more than ten instructions for a row.
-    return Look(statement, "\n".join(str(row[-1]) for row in rows), steps)
+    return PlannedQuery(statement, "\n".join(str(row[-1]) for row in rows), steps)
 
 
-def explained_by_postgresql(records: Records, statement: str, parameters: Any) -> Look:
+def explained_by_postgresql(records: Records, statement: str, parameters: Any) -> PlannedQuery:
     with records._engine.connect().execution_options(reads=True) as connection:
         told = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters).scalar_one()
     plan = told[0]["Plan"]
-    return Look(statement, json.dumps(plan, indent=1), sum(went_through(node) for node in nodes_of(plan)))
+    return PlannedQuery(statement, json.dumps(plan, indent=1), sum(went_through(node) for node in nodes_of(plan)))
 
 
 def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

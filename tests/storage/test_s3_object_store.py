@@ -123,7 +123,7 @@ def parts_of(store: ObjectStore, key: str) -> int:
     return int(store.info(key).version.partition("-")[2] or 0)
 
 
-class Front(NamedTuple):
+class Proxied(NamedTuple):
     """A store that reaches the S3 server by way of another, whose rule a test may set."""
 
     store: ObjectStore
@@ -131,21 +131,21 @@ class Front(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def one_front(s3_server: S3Server) -> Iterator[Front]:
+def one_proxied(s3_server: S3Server) -> Iterator[Proxied]:
     with forwarding_proxy(s3_server.url) as server:
-        yield Front(open_objects(s3_server.settings("behind", s3_endpoint_url=server.url)), server)
+        yield Proxied(open_objects(s3_server.settings("behind", s3_endpoint_url=server.url)), server)
 
 
 @pytest.fixture
-def front(one_front: Front) -> Iterator[Front]:
-    yield one_front
-    one_front.server.rule = forward
-    one_front.store.delete([info.key for info in one_front.store.list_objects("")])
+def proxied(one_proxied: Proxied) -> Iterator[Proxied]:
+    yield one_proxied
+    one_proxied.server.rule = forward
+    one_proxied.store.delete([info.key for info in one_proxied.store.list_objects("")])
 
 
 @pytest.mark.system
-def test_concat_of_large_parts_copies_on_the_server(front: Front) -> None:
-    store, server = front
+def test_concat_of_large_parts_copies_on_the_server(proxied: Proxied) -> None:
+    store, server = proxied
     for key, size in (("a", 5 * MIB), ("b", 5 * MIB), ("c", 1)):
         store.put(key, key.encode() * size)
     server.seen.clear()
@@ -171,9 +171,9 @@ UNABLE: dict[str, Rule] = {
 
 @pytest.mark.system
 @pytest.mark.parametrize("name", UNABLE)
-def test_concat_without_server_copy_uploads_the_bytes(name: str, front: Front, s3_server: S3Server) -> None:
-    store = front.store
-    front.server.rule = UNABLE[name]
+def test_concat_without_server_copy_uploads_the_bytes(name: str, proxied: Proxied, s3_server: S3Server) -> None:
+    store = proxied.store
+    proxied.server.rule = UNABLE[name]
     parts = {key: key.encode() * 6 * MIB for key in "abc"}
     for key, data in parts.items():
         store.put(key, data)
@@ -232,39 +232,39 @@ def test_writer_that_raises_leaves_no_upload(size: int, s3_server: S3Server) -> 
 
 
 @pytest.mark.system
-def test_upload_that_cannot_complete_raises_fault_and_is_aborted(front: Front, s3_server: S3Server) -> None:
+def test_upload_that_cannot_complete_raises_fault_and_is_aborted(proxied: Proxied, s3_server: S3Server) -> None:
     def refuse(request: Handler) -> bool:
         completes = request.command == "POST" and "uploadId=" in request.path
         return completes and respond_with(400, "InvalidPart")(request)
 
-    front.server.rule = refuse
+    proxied.server.rule = refuse
 
     with pytest.raises(StorageFault, match="told so"):
-        write(front.store, "key", *[b"x" * MIB] * 20)
+        write(proxied.store, "key", *[b"x" * MIB] * 20)
 
-    assert not front.store.exists("key")
-    assert uploads_below(s3_server, front.store) == []
+    assert not proxied.store.exists("key")
+    assert uploads_below(s3_server, proxied.store) == []
 
 
 @pytest.mark.system
-def test_upload_unknown_to_the_server_raises_fault_not_not_found(front: Front) -> None:
+def test_upload_unknown_to_the_server_raises_fault_not_not_found(proxied: Proxied) -> None:
     def forget(request: Handler) -> bool:
         return "partNumber=" in request.path and respond_with(404, "NoSuchUpload")(request)
 
-    front.server.rule = forget
+    proxied.server.rule = forget
 
     with pytest.raises(StorageFault, match="told so"):
-        write(front.store, "key", *[b"x" * MIB] * 20)
+        write(proxied.store, "key", *[b"x" * MIB] * 20)
 
 
 @pytest.mark.system
-def test_object_is_read_in_one_request(front: Front) -> None:
-    front.store.put("key", b"x" * MIB)
-    front.server.seen.clear()
+def test_object_is_read_in_one_request(proxied: Proxied) -> None:
+    proxied.store.put("key", b"x" * MIB)
+    proxied.server.seen.clear()
 
-    front.store.read("key")
+    proxied.store.read("key")
 
-    assert len(front.server.seen) == 1
+    assert len(proxied.server.seen) == 1
 
 
 # A server that stumbles
@@ -283,10 +283,10 @@ STUMBLES = {
 @pytest.mark.usefixtures("without_waits")
 @pytest.mark.parametrize("name", STUMBLES)
 @pytest.mark.parametrize("read", ["read", "read a range", "stream"])
-def test_read_that_fails_once_is_retried(name: str, read: str, front: Front) -> None:
-    store = front.store
+def test_read_that_fails_once_is_retried(name: str, read: str, proxied: Proxied) -> None:
+    store = proxied.store
     store.put("key", b"0123456789")
-    front.server.rule = only_first(STUMBLES[name], when=lambda request: request.command == "GET")
+    proxied.server.rule = only_first(STUMBLES[name], when=lambda request: request.command == "GET")
 
     if read == "read":
         assert store.read("key") == b"0123456789"
@@ -299,26 +299,26 @@ def test_read_that_fails_once_is_retried(name: str, read: str, front: Front) -> 
 @pytest.mark.system
 @pytest.mark.usefixtures("without_waits")
 @pytest.mark.parametrize("name", [name for name in STUMBLES if name != "the body breaks off"])
-def test_write_that_fails_once_is_retried(name: str, front: Front) -> None:
-    front.server.rule = only_first(STUMBLES[name], when=lambda request: request.command == "PUT")
+def test_write_that_fails_once_is_retried(name: str, proxied: Proxied) -> None:
+    proxied.server.rule = only_first(STUMBLES[name], when=lambda request: request.command == "PUT")
 
-    write(front.store, "key", *[b"x" * MIB] * 9)
+    write(proxied.store, "key", *[b"x" * MIB] * 9)
 
-    assert front.store.read("key") == b"x" * 9 * MIB
+    assert proxied.store.read("key") == b"x" * 9 * MIB
 
 
 # A server that is none
 
 
 @pytest.fixture(scope="module")
-def broken() -> Iterator[Front]:
+def broken() -> Iterator[Proxied]:
     """A server with nothing behind it."""
     with forwarding_proxy(None) as server:
-        yield Front(open_objects(S3Server(server.url).settings()), server)
+        yield Proxied(open_objects(S3Server(server.url).settings()), server)
 
 
 @pytest.mark.parametrize("work", ["put", "write", "put_if_absent", "find", "delete", "read"])
-def test_missing_bucket_raises_fault_naming_it(work: str, broken: Front) -> None:
+def test_missing_bucket_raises_fault_naming_it(work: str, broken: Proxied) -> None:
     broken.server.rule = respond_with(404, "NoSuchBucket")
 
     with pytest.raises(StorageFault, match=r"s3://objects/.*no such bucket"):
@@ -326,7 +326,7 @@ def test_missing_bucket_raises_fault_naming_it(work: str, broken: Front) -> None
 
 
 @pytest.mark.parametrize("work", ["put", "write", "write much", "put_if_absent", "find", "delete"])
-def test_bare_404_on_write_find_or_delete_raises_fault(work: str, broken: Front) -> None:
+def test_bare_404_on_write_find_or_delete_raises_fault(work: str, broken: Proxied) -> None:
     broken.server.rule = respond_with(404)
 
     with pytest.raises(StorageFault, match="s3://objects/"):
@@ -334,7 +334,7 @@ def test_bare_404_on_write_find_or_delete_raises_fault(work: str, broken: Front)
 
 
 @pytest.mark.parametrize("work", ["info", "read", "stream"])
-def test_bare_404_on_read_is_not_found(work: str, broken: Front) -> None:
+def test_bare_404_on_read_is_not_found(work: str, broken: Proxied) -> None:
     broken.server.rule = respond_with(404)
 
     with pytest.raises(NotFound, match="or no such bucket"):
@@ -343,7 +343,7 @@ def test_bare_404_on_read_is_not_found(work: str, broken: Front) -> None:
 
 @pytest.mark.usefixtures("without_waits")
 @pytest.mark.parametrize("work", ["find", "write", "concat"])
-def test_server_that_is_not_s3_raises_fault(work: str, broken: Front) -> None:
+def test_server_that_is_not_s3_raises_fault(work: str, broken: Proxied) -> None:
     broken.server.rule = respond_with(200, text="<html>Welcome!</html>")
 
     with pytest.raises(StorageFault, match="not from an S3 server"):
@@ -366,7 +366,7 @@ MOST_TRIES = 32
 @pytest.mark.usefixtures("without_waits")
 @pytest.mark.parametrize("name", OUT_OF_ORDER)
 @pytest.mark.parametrize("work", WORK)
-def test_failing_server_raises_fault_after_bounded_attempts(work: str, name: str, broken: Front) -> None:
+def test_failing_server_raises_fault_after_bounded_attempts(work: str, name: str, broken: Proxied) -> None:
     broken.server.rule = OUT_OF_ORDER[name]
     broken.server.seen.clear()
 

@@ -35,7 +35,7 @@ def folder(request: pytest.FixtureRequest) -> Folder:
 
 
 @pytest.fixture(autouse=True)
-def deletes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def delete_without_delay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not keep what was taken for an hour before it is deleted; tests of that hour set it again."""
     monkeypatch.setattr(sync_pass, "DELETE_AFTER_S", 0)
 

@@ -6,7 +6,7 @@ from collections import Counter
 from helpers.watched_folders import BAD, LocalFolder, read_inputs, request_lines, sync_only
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_sync_pass_races import assert_sound, mortal
+from test_sync_pass_races import assert_sound, failing_services
 
 from batchline.models.errors import StorageFault
 
@@ -31,7 +31,9 @@ def test_interrupted_sync_passes_pick_up_each_file_once(acts, make_services, tmp
             valid |= {text} if how else set()
         else:
             try:
-                sync_only(services if how is None else mortal(services, int(str(how))), folder, after=what)
+                sync_only(
+                    services if how is None else failing_services(services, int(str(how))), folder, after=what
+                )
             except StorageFault:
                 assert how is not None
     sync_only(services, folder, after="move")

@@ -55,7 +55,7 @@ def assert_sound(services: Services) -> None:
 # Two at once
 
 
-def one_round(number: int, settings: Settings, uri: str, after: str) -> SyncSummary:
+def sync_pass(number: int, settings: Settings, uri: str, after: str) -> SyncSummary:
     """A round in a process of its own; top-level, so that such a process finds it."""
     del number
     options = SyncOptions(after=after)
@@ -73,7 +73,7 @@ def test_concurrent_sync_passes_create_one_batch_per_file(after, apart, shared, 
     folder.put("bad.jsonl", BAD)
 
     if apart:
-        rounds = in_processes(2, one_round, shared.settings, folder.uri, after)
+        rounds = in_processes(2, sync_pass, shared.settings, folder.uri, after)
     else:
         rounds = in_threads(2, lambda _: sync_only(shared, folder, after=after))
 
@@ -107,7 +107,7 @@ def test_concurrent_files_with_same_target_name_both_become_batches(shared, fold
 
 
 @pytest.fixture
-def between_list_and_read(services: Services, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def act_after_listing(services: Services, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Do something when the round has listed the files and looks up which of them it knows."""
 
     def arrange(act: Callable[[], object]) -> None:
@@ -124,7 +124,7 @@ def between_list_and_read(services: Services, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
-def while_reading(services: Services, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def act_while_reading(services: Services, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Do something when the first block of the file has been read."""
 
     def arrange(act: Callable[[], object]) -> None:
@@ -143,7 +143,7 @@ def while_reading(services: Services, monkeypatch: pytest.MonkeyPatch) -> Callab
 
 
 @pytest.fixture
-def behind_the_record(services: Services, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def act_after_recording(services: Services, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Do something when the batch has just been recorded."""
 
     def arrange(act: Callable[[], object]) -> None:
@@ -163,7 +163,7 @@ def behind_the_record(services: Services, monkeypatch: pytest.MonkeyPatch) -> Ca
 LARGE = request_lines(1) + b"\n" * 20_000_000
 
 
-@pytest.mark.parametrize("moment", ["between_list_and_read", "while_reading"])
+@pytest.mark.parametrize("moment", ["act_after_listing", "act_while_reading"])
 def test_file_replaced_before_complete_read_waits_for_next_pass(moment, services, folder, request):
     folder.put("a.jsonl", LARGE)
     folder.put("b.jsonl", request_lines(2))
@@ -180,9 +180,9 @@ def test_file_replaced_before_complete_read_waits_for_next_pass(moment, services
 
 
 @pytest.mark.parametrize("after", ["move", "delete"])
-def test_file_replaced_after_read_is_not_moved_or_deleted(after, services, folder, behind_the_record):
+def test_file_replaced_after_read_is_not_moved_or_deleted(after, services, folder, act_after_recording):
     folder.put("a.jsonl", request_lines(2))
-    behind_the_record(lambda: folder.put("a.jsonl", request_lines(3)))
+    act_after_recording(lambda: folder.put("a.jsonl", request_lines(3)))
 
     first = sync_only(services, folder, after=after)
 
@@ -193,10 +193,10 @@ def test_file_replaced_after_read_is_not_moved_or_deleted(after, services, folde
     assert read_inputs(services) == [request_lines(2), request_lines(3)]
 
 
-def test_vanished_file_is_reported(services, folder, between_list_and_read):
+def test_vanished_file_is_reported(services, folder, act_after_listing):
     folder.put("a.jsonl", request_lines())
     folder.put("b.jsonl", request_lines())
-    between_list_and_read(lambda: folder.remove("a.jsonl"))
+    act_after_listing(lambda: folder.remove("a.jsonl"))
 
     assert event_kinds(sync_only(services, folder)) == ["changed", "taken", "started"]
 
@@ -238,7 +238,7 @@ def test_local_file_created_during_deletion_is_restored(local_folder, monkeypatc
 # Deaths
 
 
-def mortal(services: Services, writes: int) -> Services:
+def failing_services(services: Services, writes: int) -> Services:
     """The same, which dies at the write behind so many."""
     life = WriteBudget(writes)
     store, records = FailingStore(services.store, life), FailingRecords(services.records, life)
@@ -252,7 +252,7 @@ def test_interrupted_sync_pass_is_completed_by_next_pass(after, services, folder
         text = request_lines(1, f"Life {writes}")
         folder.put(f"{writes}.jsonl", text)
         try:
-            sync_only(mortal(services, writes), folder, after=after)
+            sync_only(failing_services(services, writes), folder, after=after)
         except StorageFault:
             died += 1
         sync_only(services, folder, after=after)
@@ -280,7 +280,7 @@ def test_results_are_complete_after_interrupted_sync_pass(folder, start_simulato
     for writes in (0, 1, 2):
         change_synced_files(services.records, taken, written_generation=None)
         with suppress(StorageFault):
-            sync_and_run(mortal(services, writes), folder)
+            sync_and_run(failing_services(services, writes), folder)
         sync_and_run(services, folder)
 
         assert folder.names("outbox") == ["a.errors.jsonl", "a.output.jsonl", "b.output.jsonl"]
@@ -333,10 +333,10 @@ def versions_of_a_file_that_changes(folder: LocalFolder, name: str, newer: bytes
     return version_at
 
 
-def forever(settings: Settings, uri: str) -> None:
+def sync_forever(settings: Settings, uri: str) -> None:
     """Rounds without end, to be killed."""
     while True:
-        one_round(0, settings, uri, "move")
+        sync_pass(0, settings, uri, "move")
 
 
 @pytest.mark.system
@@ -346,7 +346,7 @@ def test_killed_sync_passes_pick_up_each_file_once(shared, folder, monkeypatch):
         folder.put(f"{number:02}.jsonl", text)
 
     for seen in (4, 14, 26):
-        process = forking.Process(target=forever, args=(shared.settings, folder.uri), daemon=True)
+        process = forking.Process(target=sync_forever, args=(shared.settings, folder.uri), daemon=True)
         process.start()
         while len(list_batches(shared)) < seen:
             assert process.is_alive()

@@ -26,14 +26,14 @@ class Mailbox(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         self.got: dict[str, list[tuple[str | None, Any]]] = {"/hook": [], "/chat": []}
-        super().__init__(("127.0.0.1", 0), Letters)
+        super().__init__(("127.0.0.1", 0), MailHandler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
     def texts(self, path: str) -> str:
         return json.dumps(self.got[path])
 
 
-class Letters(BaseHTTPRequestHandler):
+class MailHandler(BaseHTTPRequestHandler):
     server: Mailbox
 
     def do_POST(self) -> None:

@@ -83,7 +83,7 @@ class Deployed:
         self.stop_server()
 
 
-class Site(NamedTuple):
+class RunnerSetup(NamedTuple):
     """A server of ours beside Prefect's, the simulator, and a client."""
 
     prefect: Deployed
@@ -99,7 +99,7 @@ class Site(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunnerSetup]:
     home = tmp_path_factory.mktemp("site")
     with Simulator() as simulator:
         prefect = Deployed(home, simulator)
@@ -111,7 +111,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             server.wait_for("serving at ")
             url = server.err.partition("serving at ")[2].split()[0]
             with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
-                yield Site(prefect, simulator, server, client, home)
+                yield RunnerSetup(prefect, simulator, server, client, home)
         finally:
             if server is not None:
                 server.kill(signal.SIGKILL)

@@ -39,7 +39,7 @@ SERVER_COMMANDS, CLIENT_COMMANDS = COMMANDS[:2], COMMANDS[2:]
 
 
 @dataclass
-class Site:
+class ProductionSetup:
     """A server and its clients as the page makes them, here."""
 
     folder: Path
@@ -145,12 +145,12 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> Iterator[Site]:
+def stack(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> Iterator[ProductionSetup]:
     """The server, its databases, and what is set up on it."""
     folder = tmp_path_factory.mktemp("production")
     (folder / "prefect").mkdir()
     with Simulator(SimulatorOptions(latency_s=0.2)) as simulator:
-        made = Site(folder, postgres, simulator, free_ports(1)[0], folder / "log")
+        made = ProductionSetup(folder, postgres, simulator, free_ports(1)[0], folder / "log")
         try:
             for statement in "".join(blocks("sql")).replace("CHANGE-ME", SECRET).splitlines():
                 postgres.run(statement)
@@ -202,7 +202,7 @@ def test_batch_survives_stopped_worker_and_vacuumed_run(stack):
         assert len(list(client.batches.results(batch.id))) == TOTAL
 
 
-def _no_secret_was_kept(stack: Site) -> None:
+def _no_secret_was_kept(stack: ProductionSetup) -> None:
     """Neither in what Prefect has of runs, logs, artifacts and events, nor in our records, files and logs."""
     assert len(stack.call("/logs/filter", {"limit": 5}).json()) == 5
     for database, least in (("prefect", 100), ("batchline", 3)):
@@ -221,7 +221,7 @@ def rows_of(postgres: Postgres, database: str) -> list[str]:
     return [str(row) for rows in found for (row,) in rows]
 
 
-def _vacuumed(stack: Site, run: str, *, spared: str) -> None:
+def _vacuumed(stack: ProductionSetup, run: str, *, spared: str) -> None:
     """A run that ended before the retention goes, with its logs and artifacts; one that ended later stays."""
     theirs = {"flow_runs": {"id": {"any_": [run]}}}
     assert stack.call("/artifacts/filter", theirs).json()

@@ -26,7 +26,7 @@ TIMEOUT_S = 240.0
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 
-class Site(NamedTuple):
+class HostsSetup(NamedTuple):
     """Two hosts, each with a model server of its own, and what a client on this machine needs."""
 
     api: str
@@ -41,7 +41,9 @@ class Site(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server, postgres: Postgres) -> Iterator[Site]:
+def stack(
+    tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server, postgres: Postgres
+) -> Iterator[HostsSetup]:
     folder = tmp_path_factory.mktemp("hosts")
     with ExitStack() as exit_stack:
         try:
@@ -92,11 +94,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server, postgre
         exit_stack.callback(server.kill)
         until(lambda: is_healthy(api))
         set_up(here)
-        yield Site(api, settings, hosts, simulators, environments)
+        yield HostsSetup(api, settings, hosts, simulators, environments)
 
 
 @pytest.fixture
-def client(stack: Site) -> Iterator[Batchline]:
+def client(stack: HostsSetup) -> Iterator[Batchline]:
     for start_simulator in stack.simulators:
         start_simulator.reset()
     fields = {name: getattr(stack.settings, name) for name in stack.settings.model_fields_set}

@@ -96,7 +96,7 @@ def test_hanging_probe_does_not_block_recovered_upstream(
 ANSWER = json.dumps(COMPLETION).encode()
 
 
-class Brittle:
+class FailingProbeTransport:
     """A transport that is down until a probe meets a fault on this program's side, and well from then on."""
 
     def __init__(self, fault: Exception) -> None:
@@ -123,7 +123,7 @@ class Brittle:
 def test_requests_continue_after_probe_that_was_not_sent(fault: Exception) -> None:
     upstream = Upstream(base_url="http://any", max_in_flight=BUSY, backoff_base_s=0.01, backoff_cap_s=0.05)
 
-    with Dispatcher([upstream], open_transport=lambda _: Brittle(fault)) as dispatcher:
+    with Dispatcher([upstream], open_transport=lambda _: FailingProbeTransport(fault)) as dispatcher:
         answers = call_all(dispatcher, make_bodies(40))
 
     assert sum(answer.code is None for answer in answers) >= 39

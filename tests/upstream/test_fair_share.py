@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from batchline.upstream.quota.fair_share import choose_leases, compute_target_slots, split_into_leases, step_size
 
 
-class World:
+class QuotaSimulation:
     """A limit and processes that look at it one at a time, as they come."""
 
     def __init__(self, limit: int, seed: int) -> None:
@@ -29,7 +29,7 @@ class World:
         self.held.setdefault(name, 0)
         self.wanted[name] = wanted
 
-    def die(self, name: int, lapses_after: int) -> None:
+    def kill(self, name: int, lapses_after: int) -> None:
         """End without giving back; the lease does it later."""
         self.lapsing.append((self.now + lapses_after, self.held.pop(name)))
         del self.wanted[name]
@@ -68,7 +68,7 @@ class World:
 @settings(max_examples=200)
 def test_slots_of_all_processes_never_exceed_the_limit(limit, seed, events):
     """Processes come, go, die and want more or less, in any order."""
-    world = World(limit, seed)
+    world = QuotaSimulation(limit, seed)
     for what, name, amount in events:
         if what == "j":
             world.join(name, amount)
@@ -83,14 +83,14 @@ def test_slots_of_all_processes_never_exceed_the_limit(limit, seed, events):
             world.look(name)
             assert world.held.pop(name) == 0
         else:
-            world.die(name, amount // 20)
+            world.kill(name, amount // 20)
         assert world.taken <= limit
 
 
 @given(st.integers(1, 1_000), st.integers(1, 12), st.integers(0, 2**32))
 @settings(max_examples=200)
 def test_busy_processes_converge_to_equal_shares(limit, processes, seed):
-    world = World(limit, seed)
+    world = QuotaSimulation(limit, seed)
     for name in range(processes):
         world.join(name, limit)
         world.rounds(1)
@@ -106,7 +106,7 @@ def test_busy_processes_converge_to_equal_shares(limit, processes, seed):
 
 @pytest.mark.parametrize(("limit", "processes"), [(1, 2), (2, 3), (3, 7), (5, 4), (64, 3)])
 def test_indivisible_limit_rotates_among_processes(limit, processes):
-    world = World(limit, 1)
+    world = QuotaSimulation(limit, 1)
     for name in range(processes):
         world.join(name, limit)
     had = dict.fromkeys(world.held, 0)
@@ -129,14 +129,14 @@ def test_process_above_its_fair_share_leaves_free_slots_for_newcomers():
 
 @pytest.mark.parametrize("limit", [1, 2, 64, 100_000])
 def test_single_process_gets_the_whole_limit(limit):
-    world = World(limit, 1)
+    world = QuotaSimulation(limit, 1)
     world.join(1, limit)
     world.rounds(1)
     assert world.held == {1: limit}
 
 
 def test_unused_slots_go_to_the_other_processes():
-    world = World(1_000, 1)
+    world = QuotaSimulation(1_000, 1)
     for name, wanted in enumerate([10, 10, 1_000, 1_000]):
         world.join(name, wanted)
     world.rounds(20)
@@ -147,11 +147,11 @@ def test_unused_slots_go_to_the_other_processes():
 
 
 def test_slots_of_dead_process_return_when_its_lease_expires():
-    world = World(60, 1)
+    world = QuotaSimulation(60, 1)
     for name in range(3):
         world.join(name, 60)
     world.rounds(30)
-    world.die(0, 100)
+    world.kill(0, 100)
     world.rounds(30)
     assert world.held[1] + world.held[2] <= 42
 
@@ -162,7 +162,7 @@ def test_slots_of_dead_process_return_when_its_lease_expires():
 @pytest.mark.parametrize("processes", [2, 4, 8])
 def test_requests_larger_than_a_fair_share_rotate_among_processes(processes):
     """A request costs 400 of 1,000: two of them fit, whoever they belong to."""
-    world = World(1_000, 1)
+    world = QuotaSimulation(1_000, 1)
     for name in range(processes):
         world.join(name, 1_000)
     could = dict.fromkeys(world.held, 0)
@@ -176,7 +176,7 @@ def test_requests_larger_than_a_fair_share_rotate_among_processes(processes):
 
 
 def test_lowered_limit_takes_effect_at_once():
-    world = World(100, 1)
+    world = QuotaSimulation(100, 1)
     for name in range(4):
         world.join(name, 100)
     world.rounds(20)

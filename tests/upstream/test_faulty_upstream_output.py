@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from helpers.batch_assertions import new_batch
-from helpers.scripted_server import error_reply, raw, reply
+from helpers.scripted_server import raw, reply
 
 from batchline.engine.pipeline import run_local
 from batchline.storage.objects import layout

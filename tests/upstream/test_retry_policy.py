@@ -125,7 +125,7 @@ def test_retries_end_at_the_deadline(serve: Callable, make_dispatcher: Callable)
     assert answer.attempts == len(server.received)
 
 
-class Watch:
+class ProgressWatch:
     """What a run's snapshots told on the way."""
 
     def __init__(self) -> None:
@@ -162,7 +162,7 @@ def test_burst_of_push_back_lowers_the_limit_and_fails_no_request(
     dispatcher = make_dispatcher(
         serve(storm(error_reply(status), lasting_s=0.6)).base_url, max_in_flight=32, max_attempts=20
     )
-    watch = Watch()
+    watch = ProgressWatch()
 
     answers = call_all(dispatcher, make_bodies(400), watch=watch)
 
@@ -173,7 +173,7 @@ def test_burst_of_push_back_lowers_the_limit_and_fails_no_request(
 def test_timeout_lowers_the_limit(serve: Callable, make_dispatcher: Callable) -> None:
     script = sequence(silence(), reply(after_s=0.1))
     dispatcher = make_dispatcher(serve(script).base_url, max_in_flight=8, first_byte_timeout_s=0.5)
-    watch = Watch()
+    watch = ProgressWatch()
 
     answers = call_all(dispatcher, make_bodies(8), watch=watch)
 
@@ -184,7 +184,7 @@ def test_timeout_lowers_the_limit(serve: Callable, make_dispatcher: Callable) ->
 def test_limit_does_not_fall_below_its_floor(serve: Callable, make_dispatcher: Callable) -> None:
     script = sequence(*[error_reply(429, retry_after="0")] * 8, reply(after_s=0.1))
     dispatcher = make_dispatcher(serve(script).base_url, max_in_flight=8, min_in_flight=6)
-    watch = Watch()
+    watch = ProgressWatch()
 
     call_all(dispatcher, make_bodies(30), watch=watch)
 
@@ -197,7 +197,7 @@ def test_rare_push_back_neither_lowers_the_limit_nor_delays_others(
 ) -> None:
     stray = error_reply(status, retry_after="0.3")
     server = serve(lambda request: stray if request.number % 50 == 49 else reply(after_s=0.02))
-    watch = Watch()
+    watch = ProgressWatch()
 
     answers = call_all(make_dispatcher(server.base_url, max_in_flight=32), make_bodies(1_000), watch=watch)
 
@@ -233,7 +233,7 @@ def test_limit_recovers_after_successes(serve: Callable, make_dispatcher: Callab
 
 
 @pytest.fixture
-def later() -> Callable[[float, Callable[[], object]], None]:
+def run_later() -> Callable[[float, Callable[[], object]], None]:
     """Do something after so many seconds, beside the test; it is waited for."""
     timers: list[threading.Timer] = []
 
@@ -246,10 +246,10 @@ def later() -> Callable[[float, Callable[[], object]], None]:
         timer.join(10)
 
 
-def test_upstream_that_starts_late_fails_no_request(make_dispatcher: Callable, later: Callable) -> None:
+def test_upstream_that_starts_late_fails_no_request(make_dispatcher: Callable, run_later: Callable) -> None:
     server = ScriptedServer(lambda _: reply()).reserve_port()
-    later(0.9, server.start)
-    watch = Watch()
+    run_later(0.9, server.start)
+    watch = ProgressWatch()
 
     answers = call_all(make_dispatcher(server.base_url, max_attempts=2), make_bodies(200), watch=watch)
     server.stop()
@@ -260,13 +260,13 @@ def test_upstream_that_starts_late_fails_no_request(make_dispatcher: Callable, l
 
 @pytest.mark.system
 def test_upstream_restarted_midway_fails_no_request(
-    serve: Callable, make_dispatcher: Callable, later: Callable
+    serve: Callable, make_dispatcher: Callable, run_later: Callable
 ) -> None:
     server = serve(lambda _: reply(after_s=0.02))
     dispatcher = make_dispatcher(server.base_url, max_in_flight=8, max_attempts=3)
-    later(0.5, server.stop)
-    later(2.0, server.start)
-    watch = Watch()
+    run_later(0.5, server.stop)
+    run_later(2.0, server.start)
+    watch = ProgressWatch()
 
     answers = call_all(dispatcher, make_bodies(600), watch=watch)
 
@@ -286,7 +286,7 @@ OUTAGES = {
 def test_outage_behind_a_proxy_fails_no_request(name: str, serve: Callable, make_dispatcher: Callable) -> None:
     comes_back_at = time.monotonic() + 0.9
     server = serve(lambda request: reply() if request.at > comes_back_at else OUTAGES[name])
-    watch = Watch()
+    watch = ProgressWatch()
 
     answers = call_all(
         make_dispatcher(server.base_url, max_in_flight=16, max_attempts=4), make_bodies(100), watch=watch

@@ -32,7 +32,7 @@ from batchline.upstream.transports.select import open_transport
 ANSWER = json.dumps(COMPLETION).encode()
 
 
-class Talk(BaseHTTPRequestHandler):
+class RecordingHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
@@ -48,8 +48,8 @@ class Talk(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def talking() -> Iterator[ThreadingHTTPServer]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Talk) as server:
+def http_server() -> Iterator[ThreadingHTTPServer]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), RecordingHandler) as server:
         server.seen = []
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
@@ -75,8 +75,8 @@ def certificate(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tls_port(talking: tuple[ThreadingHTTPServer, threading.Thread], certificate: Path) -> int:
-    server, thread = talking
+def tls_port(http_server: tuple[ThreadingHTTPServer, threading.Thread], certificate: Path) -> int:
+    server, thread = http_server
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     server.socket = context.wrap_socket(server.socket, server_side=True)
@@ -112,11 +112,11 @@ def test_certificate_trusted_by_settings_is_accepted(
 
 
 def test_proxy_from_environment_is_used(
-    talking: tuple[ThreadingHTTPServer, threading.Thread],
+    http_server: tuple[ThreadingHTTPServer, threading.Thread],
     make_dispatcher: Callable,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    proxy, thread = talking
+    proxy, thread = http_server
     thread.start()
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.server_port}")
     dispatcher = make_dispatcher("http://model-server.invalid/v1", max_attempts=1)
