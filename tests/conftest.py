@@ -198,7 +198,7 @@ def prefect_api() -> str:
 
 @pytest.fixture(scope="session")
 def prefect_server(prefect_api: str) -> Iterator[None]:
-    """Let flows that run in this process use the Prefect server that all workers share."""
+    """Make flows in this process use the Prefect server that all workers share."""
     from helpers.prefect_settings import using_prefect  # noqa: PLC0415 - Prefect takes a second to import
 
     with using_prefect(prefect_api):

@@ -44,7 +44,7 @@ OF_PACKAGES = ("PREFECT_REDIS_", "PREFECT_INTEGRATIONS_KUBERNETES_")
 
 
 def is_known(variable: str) -> bool:
-    """Whether batchline, Prefect or one of its packages reads the variable."""
+    """Return True if batchline, Prefect or one of its packages reads the variable."""
     ours = {f"BATCHLINE_{name.upper()}" for name in Settings.model_fields}
     known = ours | OF_OTHERS | set(_get_settings_fields(PrefectSettings))
     return variable in known or variable.startswith(OF_PACKAGES)

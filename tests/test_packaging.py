@@ -1,4 +1,4 @@
-"""What is claimed and shipped: links, wheel, entrypoints, versions."""
+"""Packaging: links, wheel, entrypoints, versions."""
 
 import os
 import re
@@ -31,7 +31,7 @@ ENTRYPOINTS = [
 
 MODULES = [each.rpartition(".")[::2] for each in ENTRYPOINTS]
 PATHS = [f"{module.removeprefix('batchline.').replace('.', '/')}.py:{flow}" for module, flow in MODULES]
-"""The same flows by their files, as deployments of others may name them."""
+"""The flows by their files, as other people's deployments may name them."""
 
 # `-P` keeps the working directory off the module path: only what Prefect itself adds counts.
 LOAD = """
@@ -67,7 +67,7 @@ def checkout(tmp_path) -> Path:
 
 
 def load(*entrypoints: str, cwd: Path, home: Path, path: Path | None = None) -> str:
-    """What a fresh Python prints that loads the entrypoints as Prefect does."""
+    """Load the entrypoints in a new Python as Prefect does, and return what it prints."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "PYTHON"))}
     env |= {"PREFECT_HOME": str(home), "PREFECT_LOGGING_LEVEL": "WARNING", "DO_NOT_TRACK": "1"}
     if path is not None:

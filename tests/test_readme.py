@@ -1,4 +1,4 @@
-"""What the README says stays true: its commands, options, settings, snippets and examples."""
+"""README: its commands, options, settings, snippets and examples work."""
 
 import ast
 import importlib
@@ -262,7 +262,7 @@ def requests_of(path: Path) -> list[dict]:
 
 
 def asked_by(body: dict) -> str:
-    """What a request asks, apart from how it is to be answered."""
+    """Return the question of a request, without the parameters of its answer."""
     return json.dumps(body.get("messages") or body.get("input") or body["prompt"])
 
 

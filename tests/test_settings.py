@@ -122,7 +122,7 @@ def as_toml(value: object) -> str:
 
 
 def expected(name: str) -> object:
-    """What the setting is when its example was given, made by the argument of the same name."""
+    """Return the setting's value when its example is passed as an argument."""
     return getattr(Settings.model_validate({FIELDS[name].validation_alias or name: EXAMPLES[name]}), name)
 
 

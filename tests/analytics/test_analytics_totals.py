@@ -66,7 +66,7 @@ def test_analytics_are_sums_and_means_of_completed_requests(rows) -> None:
 
 
 def own_cost(rows: list[RequestMetrics]) -> Decimal:
-    """What the rows cost at `OWN`, each by itself."""
+    """Return what the rows cost at `OWN`, each by itself."""
     result = Decimal(0)
     for row in rows:
         if row.total_tokens is None:

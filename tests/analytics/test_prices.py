@@ -1,4 +1,4 @@
-"""What requests cost: whose price holds, and that it is what the price list's own library charges for each."""
+"""Costs of requests: which price applies, compared with what the price list's own library charges."""
 
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -27,7 +27,7 @@ def cost(*rows, prices=None, **options):
 
 
 def by_library(model: str, *, at: float, prompt: int, cached: int, written: int, completion: int) -> Decimal:
-    """What the library that the list comes with charges for one request."""
+    """Return what the price list's own library charges for one request."""
     usage = genai_prices.Usage(
         input_tokens=prompt, cache_read_tokens=cached, cache_write_tokens=written, output_tokens=completion
     )

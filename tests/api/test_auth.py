@@ -27,7 +27,7 @@ NEW = {("POST", "/v1/files"), ("POST", "/v1/batches")}
 
 
 class AliceObjects(NamedTuple):
-    """What Alice has, on a server where Bob and a manager have keys as well."""
+    """Alice's objects on a server where Bob and a manager have keys as well."""
 
     served: ApiServer
     alice: str

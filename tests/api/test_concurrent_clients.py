@@ -1,4 +1,4 @@
-"""Many clients at once, servers that stop and start, and figures of both."""
+"""Concurrent clients, servers that stop and start, and metrics of both."""
 
 import asyncio
 import signal
@@ -43,7 +43,7 @@ def test_concurrent_clients_create_poll_and_cancel_without_lost_batches(database
 
 
 async def all_clients(url: str, content: bytes) -> tuple[dict[str, str], dict[str, str]]:
-    """How each client's batch has ended, and what a list of all tells."""
+    """Return the final state of each client's batch, and a list of all batches."""
     limits = httpx.Limits(max_connections=CLIENTS, max_keepalive_connections=CLIENTS)
     async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False, limits=limits) as http:
         async with asyncio.TaskGroup() as group:
@@ -77,7 +77,7 @@ async def one_client(http: httpx.AsyncClient, content: bytes, number: int) -> tu
 
 
 def told(answer: httpx.Response) -> dict[str, Any]:
-    """What the answer says; fails for one that is no success."""
+    """Return the response's JSON; fail if the request did not succeed."""
     assert answer.status_code == 200, answer.text
     return answer.json()
 

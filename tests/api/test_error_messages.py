@@ -1,4 +1,4 @@
-"""What a person reads who has got something wrong: the name, once, and what to write instead."""
+"""Error messages: they name the wrong parameter once and say what to write instead."""
 
 import json
 import re

@@ -191,7 +191,7 @@ def test_proxied_request_without_keys_is_rejected(served: ApiServer):
 
 
 def test_http_1_0_request_without_keys_is_rejected_as_proxied(served: ApiServer):
-    """It speaks HTTP/1.0 to what is behind it, and names nobody."""
+    """A proxy that speaks HTTP/1.0 to its upstream and adds no header about itself."""
     url = httpx.URL(root_of(served.url))
     with socket.create_connection((url.host, url.port or 80)) as connection:
         connection.sendall(f"GET /v1/files HTTP/1.0\r\nHost: {url.host}:{url.port}\r\n\r\n".encode())

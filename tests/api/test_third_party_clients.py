@@ -22,7 +22,7 @@ pytestmark = [
 
 
 def ran(program: str, *arguments: str) -> dict[str, object]:
-    """What the program prints."""
+    """Return what the program prints."""
     done = subprocess.run(
         [PYTHON, Path(__file__).parent / "clients" / program, *arguments],
         # litellm fetches a list of prices from the internet where it is not told otherwise.
@@ -36,7 +36,7 @@ def ran(program: str, *arguments: str) -> dict[str, object]:
 
 
 def test_autobatcher_receives_results_while_batch_runs(start_api):
-    """It reads the output file by lines while the batch runs, and never the error file."""
+    """autobatcher reads the output file by lines while the batch runs, and never the error file."""
     served: ApiServer = start_api(simulator={"latency_s": 0.02}, upstream={"max_in_flight": 8}, chunk_requests=20)
 
     seen = ran("with_autobatcher.py", served.url, served.key("alice"), "200")

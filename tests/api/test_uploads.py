@@ -31,7 +31,7 @@ HEADERS = {"Content-Type": "multipart/form-data; boundary=XY"}
 
 
 def left(served: ApiServer) -> list[object]:
-    """All that is on storage, and what is noted to be deleted."""
+    """Return all objects in storage and all scheduled deletions."""
     services = served.client.services
     found = [*services.store.list_objects(""), *services.store.incomplete_uploads(older_than_s=0)]
     return [*found, *services.records.due_deletions(now=time.time() + 10**6)]
@@ -162,7 +162,7 @@ def test_disconnected_upload_stores_nothing(served: ApiServer):
 @pytest.mark.system
 @pytest.mark.parametrize("how", ["vanishes", "falls silent"])
 def test_interrupted_upload_leaves_nothing_on_s3(how, start_api, s3_server, monkeypatch):
-    """Nor parts of an upload that S3 would keep, out of sight, for as long as nobody aborts it."""
+    """S3 would keep the parts of an incomplete upload until it is aborted."""
     monkeypatch.setattr(request_limits, "BODY_IDLE_TIMEOUT_S", 0.5 if how == "falls silent" else 30)
     place = s3_server.settings()
     names = ("storage_url", "s3_endpoint_url", "s3_region", "s3_access_key_id", "s3_secret_access_key")

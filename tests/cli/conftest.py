@@ -56,7 +56,7 @@ def run_cli(
 
 
 def forget_consoles() -> None:
-    """Let the next command look at its streams anew."""
+    """Make the next command create new consoles."""
     stderr_console.cache_clear()
     stdout_console.cache_clear()
 

@@ -1,4 +1,4 @@
-"""What a person is told who asks for something that cannot be."""
+"""Errors of the command line."""
 
 import os
 import subprocess

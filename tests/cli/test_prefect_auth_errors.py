@@ -1,4 +1,4 @@
-"""What is said where Prefect's server lets nobody in without its auth string."""
+"""Messages if Prefect's server requires an auth string."""
 
 import threading
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def auth_server() -> Iterator[str]:
 
 
 def told(ended: CommandResult) -> str:
-    """What the command said, on one line."""
+    """Return what the command printed, on one line."""
     assert "Traceback" not in ended.err
     return " ".join(ended.err.split())
 

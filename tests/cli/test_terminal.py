@@ -1,4 +1,4 @@
-"""What a person at a terminal sees of `batchline run --local`, and what their Ctrl-C does."""
+"""`batchline run --local` on a terminal: its display, and Ctrl-C."""
 
 import re
 import time

@@ -10,7 +10,7 @@ from batchline.models.errors import Conflict, NotFound
 
 
 def run(here, work):
-    """What `work` returns for an asynchronous client of the same place."""
+    """Return what `work` returns for an asynchronous client with the same settings."""
 
     async def main():
         async with AsyncBatchline(services=here.client.services) as client:

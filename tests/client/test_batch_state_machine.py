@@ -33,11 +33,11 @@ EXAMPLES = int(os.environ.get("BATCHLINE_TEST_EXAMPLES", "25"))
 STEPS = int(os.environ.get("BATCHLINE_TEST_STEPS", "25"))
 
 WRITES = st.integers(0, 45)
-"""That somebody does before dying: a run of three chunks makes some forty."""
+"""Number of writes before a failure: a run of three chunks makes some forty."""
 
 
 class FailingBatchStateMachine(BatchStateMachine):
-    """The same with deaths in between, a housekeeper, readers, and what holds at any time."""
+    """Adds failures between operations, housekeeping, readers, and the invariants."""
 
     # Deaths
 
@@ -200,7 +200,7 @@ class FailingBatchStateMachine(BatchStateMachine):
             note(f"died: {error}")
 
     def without_remains(self, found: list[MaintenanceItem]) -> list[MaintenanceItem]:
-        """Without the remains of deaths, of which there are none where nobody died."""
+        """Return the chores except those that clean up after failures; without a failure there must be none."""
         remains = [chore for chore in found if chore.kind in {"delete_objects", "discard_unfinished"}]
         assert remains == [] or self.is_untidy
         return [chore for chore in found if chore not in remains]

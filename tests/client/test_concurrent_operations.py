@@ -1,4 +1,4 @@
-"""The same batch handled by many at once: one wins, the others are told so, and the records stay sound."""
+"""Concurrent operations on one batch: one succeeds, the others get a conflict, and the records stay consistent."""
 
 import threading
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def failed(here, tmp_path, count=12):
 
 
 def assert_sound(here, batch_id: str, count: int) -> None:
-    """It is over, each request is in one of its files, and the counts add up."""
+    """Check that the batch has ended, each request is in one of its files, and the counts add up."""
     batch = here.client.batches.retrieve(batch_id)
     assert batch.status in TERMINAL_STATUSES
     output, errors = read_lines(here.client, batch.output_file_id), read_lines(here.client, batch.error_file_id)
@@ -55,7 +55,7 @@ def operate(number: int, settings: Settings, verb: str, batch_id: str) -> object
 
 
 def at_once(here, verb: str, batch_id: str, *, apart: bool) -> list[object]:
-    """What two got who did it at the same moment, each in a thread or a process."""
+    """Return the results of two callers at the same moment, each in a thread or a process."""
     if apart:
         return in_processes(2, operate, here.client.services.settings, verb, batch_id)
     options = {"via": None} if verb == "retry" else {}
@@ -109,7 +109,7 @@ def test_concurrent_cancels_of_running_batch_both_succeed(apart, make_client, tm
 
 
 def race(*acts: Callable[[], object]) -> list[object]:
-    """What came of them, done at the same moment."""
+    """Return the results of the calls, made at the same moment."""
     return in_threads(len(acts), lambda number: acts[number]())
 
 

@@ -1,4 +1,4 @@
-"""What a file would cost: tokens by size, bounds by the requests' own limits, prices by model."""
+"""Cost estimates of files: tokens by size, bounds by the requests' own limits, prices by model."""
 
 import json
 from decimal import Decimal

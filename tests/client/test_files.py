@@ -88,7 +88,7 @@ def test_content_range_of_running_batch_is_slice_of_final_content(start_held_bat
 
 
 def settled(client, batch_id):
-    """How many requests have been answered, one way or the other."""
+    """Return the number of requests that completed or failed."""
     return sum(item.status in {"completed", "failed"} for item in client.batches.results(batch_id))
 
 

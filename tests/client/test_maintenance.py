@@ -30,7 +30,7 @@ def named(found) -> list[tuple[str, str]]:
 
 
 def run_all_chores(here) -> list[tuple[str, str]]:
-    """What housekeeping has done; it finds nothing to do afterwards."""
+    """Apply housekeeping and return its chores; check that none is left afterwards."""
     wanted = named(run_housekeeping(here.client))
     done = list(run_housekeeping(here.client, apply=True))
     assert named(done) == wanted
@@ -107,7 +107,7 @@ LEFT = {
     "report.json",
     "report.html",
 }
-"""What a batch that is over has on storage."""
+"""Objects that a finished batch has in storage."""
 
 
 def test_housekeeping_completes_batch_of_dead_runner(make_client, tmp_path):

@@ -1,4 +1,4 @@
-"""How a batch that is not over gets on: speed, time left, and why it does not move."""
+"""Progress of unfinished batches: speed, time left, and the reason for a standstill."""
 
 import time
 

@@ -132,7 +132,7 @@ def test_results_of_running_batch_show_status_of_each_request(start_held_batch, 
 
 
 def statuses(client, batch_id):
-    """How many requests are how far; all are there, in input order."""
+    """Count the requests by status; check that all are present, in input order."""
     items = list(client.batches.results(batch_id))
     assert [item.custom_id for item in items] == [f"request-{number}" for number in range(200)]
     return Counter(item.status for item in items)

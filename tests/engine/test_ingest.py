@@ -195,7 +195,7 @@ print(json.dumps({"grown_kib": peak() - before, "codes": codes, "refused": refus
 
 
 def measured(path: Path, what: str, **environment: str) -> dict:
-    """What storing or validating that file in a process of its own found, and the memory that it took."""
+    """Store or validate the file in its own process; return the result and the peak memory."""
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(path), what],
         capture_output=True,

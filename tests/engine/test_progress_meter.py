@@ -56,7 +56,7 @@ class Stopped(NamedTuple):
 
 
 class Hold(NamedTuple):
-    """As much of a hold as is read: counts over all runs, and over this one."""
+    """The part of a lease that is read: counts over all runs, and over this one."""
 
     batch: Batch
     session: Stopped

@@ -20,7 +20,7 @@ NO_WINDOW_S = -1
 
 
 def close_window(services: Services, batch: BatchRecord, *, in_s: int) -> None:
-    """Let the batch's window close so many seconds from now."""
+    """Make the batch's window close in the given number of seconds."""
     change_batch(services.records, batch.id, expires_at=int(time.time()) + in_s)
 
 

@@ -20,7 +20,7 @@ IN_FLIGHT = 32
 LATENCY_S = 0.1
 FLUSH_S = 0.3
 LATE_S = 0.3
-"""How late a flush may be on a busy machine."""
+"""Delay of a flush to expect on a busy machine."""
 
 MOST_REPEATED = IN_FLIGHT + round((FLUSH_S + LATE_S) * IN_FLIGHT / LATENCY_S)
 """By one kill: what was under way, and what one flush interval can answer."""

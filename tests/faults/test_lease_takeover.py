@@ -36,7 +36,7 @@ def test_second_runner_is_rejected_and_changes_nothing(start_simulator, make_ser
 
 
 def taken_over(services: Services, batch: BatchRecord) -> bool:
-    """Whether the batch's lease could be taken, which also takes it."""
+    """Claim the batch; return True if that succeeded."""
     with suppress(Conflict):
         services.records.claim(batch.id, owner="another", now=time.time(), lease_s=services.settings.lease_s)
         return True

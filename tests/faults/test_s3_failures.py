@@ -28,7 +28,7 @@ refuse = respond_with(503, "SlowDown")
 
 @pytest.fixture
 def proxy(s3_server: S3Server) -> Iterator[ForwardingProxy]:
-    """What stands before the S3 server."""
+    """A proxy before the S3 server."""
     with forwarding_proxy(s3_server.url) as server:
         yield server
 
@@ -61,7 +61,7 @@ def refusing(pattern: str) -> Callable[[Handler], bool]:
 
 @contextmanager
 def out_of_order(proxy: ForwardingProxy, pattern: str) -> Iterator[None]:
-    """For the block's time, let requests whose method and path match be answered 503."""
+    """Answer 503 to requests whose method and path match, until the block ends."""
     proxy.rule = refusing(pattern)
     yield
     proxy.rule = forward

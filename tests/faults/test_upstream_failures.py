@@ -74,7 +74,7 @@ STRANGE = {
     "429": ("rate_limited", "rate_limited"),
     "422": ("status=422", "invalid_request"),
 }
-"""Of each code that a request can fail with, one fault; tests/upstream has the others."""
+"""One fault for each code that a request can fail with; tests/upstream has the others."""
 
 
 @pytest.mark.parametrize(("order", "code"), STRANGE.values(), ids=STRANGE)

@@ -23,7 +23,7 @@ BEGUN = {"begun_at_abf985f": "0008"}
 """Directory of a storage and a database, and the schema that the database had."""
 
 STILL_TO_SEND = {"begun": 18, "retried": 8}
-"""Of the batches of each directory, by the name in their metadata; its README tells what they are."""
+"""Number of unanswered requests of each batch, by the name in its metadata; see the README of its directory."""
 
 
 @pytest.fixture(params=BEGUN)

@@ -1,4 +1,4 @@
-"""What a flow run tells people and automations of its batch, and how batches are started as runs."""
+"""Artifacts and events of a flow run, and batches that are started as runs."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is served without a worker is what prefect.yaml deploys."""
+"""Deployments that are served without a worker equal those in prefect.yaml."""
 
 from pathlib import Path
 from typing import Any

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.system, pytest.mark.usefixtures("prefect_server")]
 
 @pytest.fixture(autouse=True)
 def announced_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let housekeeping not wait for runs that announce the end themselves."""
+    """Make housekeeping announce ends at once, without waiting for the runs to do so."""
     # By name: the package has a function of the module's name.
     monkeypatch.setattr(import_module("batchline.client.housekeeping"), "ANNOUNCE_TIMEOUT_S", -1.0)
 

@@ -58,7 +58,7 @@ def interrupt_run(batch: BatchRecord, run: Future[BatchRecord], *, once: Callabl
 
 
 def received(simulator: Simulator) -> int:
-    """How many requests the simulator has been sent."""
+    """Return the number of requests that the simulator has received."""
     return int(simulator.counters()["received"])
 
 
@@ -71,7 +71,7 @@ def errors_of(services: Services, batch: BatchRecord) -> list[dict]:
 
 
 def error_codes(services: Services, batch: BatchRecord) -> Counter[str]:
-    """How many requests failed with each code."""
+    """Count the failed requests by code."""
     return Counter(line["error"]["code"] for line in errors_of(services, batch))
 
 
@@ -113,7 +113,7 @@ def _numbers(lines: list[dict]) -> list[int]:
 
 
 def count_saved(services: Services, batch: BatchRecord) -> int:
-    """How many requests have an answer on storage, in finished parts and in segments."""
+    """Return the number of requests with an answer in storage, in finished parts or segments."""
     prefix = f"batches/{batch.id}/g{batch.generation}"
     keys = [info.key for info in services.store.list_objects(prefix) if info.key.endswith(".jsonl")]
     lines = [line for key in keys if _counts(services, key) for line in services.store.read(key).splitlines()]
@@ -121,6 +121,6 @@ def count_saved(services: Services, batch: BatchRecord) -> int:
 
 
 def _counts(services: Services, key: str) -> bool:
-    """Whether a rerun takes over what is there; a part's figures are written last."""
+    """Return True if a rerun uses the object: a part counts once its metrics are written, which come last."""
     stem = re.sub(r"\.(output|errors)\.jsonl$", "", key)
     return stem == key or services.store.exists(f"{stem}.parquet")

@@ -1,4 +1,4 @@
-"""What a model knows of files and batches, and whether what a client shows agrees with it."""
+"""A model of files and batches, and checks that a client agrees with it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from batchline.storage.records.store import BatchRecord
 PENDING = "pending"
 GOOD = "completed"
 TOKENS = 7
-"""Of each answer that the waiter gives."""
+"""Tokens of each response of the controlled upstream."""
 
 ORDER = ("created_at", "in_progress_at", "finalizing_at", "cancelling_at")
 ENDS = ("completed_at", "failed_at", "expired_at", "cancelled_at")
@@ -100,7 +100,7 @@ def check_times(record: BatchRecord) -> None:
 
 
 def check_items(known: BatchModel, items: Sequence[BatchResultItem]) -> None:
-    """One item a request, in input order, that says what became of it."""
+    """Check that there is one result for each request, in input order, with the outcome in the model."""
     assert [item.id for item in items] == known.request_ids(range(len(known.outcomes)))
     told = ["pending" if item.status == "in_progress" else item.status for item in items]
     assert told == [outcome.partition(":")[0] for outcome in known.outcomes]

@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 CODES = {200: GOOD, 400: "failed:invalid_request", 500: "failed:server_error"}
 REPLY_RULES = st.tuples(st.sampled_from([200, 400, 500]), st.integers(1, 4))
-"""Of a simulator: what every n-th request is answered with."""
+"""The status of the response to every n-th request."""
 
 WHICH = st.integers(0, 11)
 """Of those that there are, by their number modulo how many there are: none of what a strategy draws may depend on
@@ -90,7 +90,7 @@ class BatchStateMachine(RuleBasedStateMachine):
             self.set_reply_rule(*reply_rule)
 
     def use_fallback(self) -> None:
-        """Where a rule finds nothing to act on: what may give the next one something."""
+        """Do something that gives the next rule an object to act on."""
         there = [each for each in self.uploads if each.is_there]
         if self.live:
             self.set_reply_rule(400, 2)
@@ -429,7 +429,7 @@ class BatchStateMachine(RuleBasedStateMachine):
 
 
 def pick(some: Sequence[T], which: int) -> T | None:
-    """One of those, if there is one."""
+    """Return one of the items, or None if there is none."""
     return some[which % len(some)] if some else None
 
 

@@ -1,4 +1,4 @@
-"""What is measured of a page in a browser, by scripts that run in it."""
+"""Scripts that measure a page in a browser."""
 
 from typing import Any
 
@@ -44,7 +44,7 @@ NAMELESS = """() => {
   for (const id of new Set(ids)) if (ids.filter((each) => each === id).length > 1) found.push(`twice: #${id}`);
   return found;
 }"""
-"""What can be used and has no name, tables without headers, landmarks that are missing, ids that stand twice."""
+"""Return controls without names, tables without headers, missing landmarks and duplicate ids."""
 
 REDDISH = """async (png) => {
   const image = new Image();

@@ -33,7 +33,7 @@ ON_TERMINAL = (
 
 
 class CommandResult(NamedTuple):
-    """What a command left: its exit status and all that it wrote."""
+    """The result of a command: its exit status and its output."""
 
     status: int
     out: str
@@ -42,7 +42,7 @@ class CommandResult(NamedTuple):
 
 COLOURS = ("FORCE_COLOR", "NO_COLOR", "TTY_")
 PREFECT_HOME = tempfile.mkdtemp(prefix="prefect-")
-"""One for all tests."""
+"""The Prefect home of all tests."""
 atexit.register(shutil.rmtree, PREFECT_HOME, ignore_errors=True)
 
 
@@ -82,7 +82,7 @@ class RunningCommand:
 
     @property
     def err(self) -> str:
-        """What it has written to standard error."""
+        """The standard error so far."""
         return self._err.read_text()
 
     def wait_for(self, words: str) -> None:
@@ -164,7 +164,7 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """All that was drawn, one after another, without colours and movements."""
+        """All text drawn so far, without colours and cursor movements."""
         return ESCAPES.sub("", self.raw)
 
     @property

@@ -1,4 +1,4 @@
-"""The same work done by many at the same moment: in threads of this process, or in processes of their own."""
+"""Run the same work concurrently, in threads of this process or in processes of their own."""
 
 import multiprocessing
 import threading
@@ -27,14 +27,14 @@ _start: Any = None
 
 
 def in_threads(count: int, work: Callable[[int], Any]) -> list[Any]:
-    """What `work` returned for each number from 0, or the error of ours that it raised."""
+    """Run `work` in threads that start at the same moment; return each result or `BatchlineError`."""
     start = threading.Barrier(count)
     with ThreadPoolExecutor(max_workers=count) as pool:
         return list(pool.map(lambda number: _at_once(start, work, number), range(count)))
 
 
 def in_processes(count: int, work: Callable[..., Any], *arguments: object) -> list[Any]:
-    """The same of `work(number, *arguments)`, a function at the top of a module, in so many processes."""
+    """Run `work(number, *arguments)`, a top-level function of a module, in processes; return the results."""
     with forking.Pool(count, _remember, [forking.Barrier(count)]) as pool:
         found = pool.starmap(_in_process, [(work, number, *arguments) for number in range(count)], chunksize=1)
         pool.close()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from helpers.scripted_server import Action, Received, ScriptedServer, error_reply, reply
 
 StatusRule = Callable[[int], int]
-"""From a request's number to the status that it is answered with."""
+"""Return the status of the response to a request, by the request's number."""
 
 
 TIMEOUT_S = 30.0

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from helpers.server_threads import serving_on_thread
 
 Rule = Callable[["Handler"], bool]
-"""Whether it has dealt with the request; those that it leaves alone are passed on."""
+"""Return True if the rule has answered the request; otherwise it is forwarded."""
 
 
 class ForwardingProxy(ThreadingHTTPServer):
@@ -43,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815 - http.server's names
 
     def ask(self, body: bytes = b"") -> tuple[int, list[tuple[str, str]], bytes]:
-        """What the server behind answers to this request."""
+        """Return the target's response to this request."""
         assert self.server.target is not None
         connection = HTTPConnection(self.server.target.removeprefix("http://"))
         try:

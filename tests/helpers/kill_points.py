@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 
 class WriteBudget:
-    """So many writes; from then on nothing works any more, as for a process that was killed there."""
+    """A number of writes, after which every operation fails, as if the process had been killed."""
 
     def __init__(self, writes: int) -> None:
         self._left = writes
@@ -98,7 +98,7 @@ class FailingStore(ObjectStore):
 
 
 class FailingRecords(Records):
-    """The same database, as long as its life lasts; heartbeats, whose number is a matter of time, cost nothing."""
+    """Records that fail once the budget is spent; heartbeats cost nothing, as their number depends on timing."""
 
     def __init__(self, records: Records, life: WriteBudget) -> None:
         super().__init__(records._engine)
@@ -132,7 +132,7 @@ def failing_client(services: Services, writes: int) -> tuple[Batchline, WriteBud
 
 
 def expire_lease(services: Services, batch_id: str) -> None:
-    """Let so much time pass for the batch's runner, if it has one, that it is taken for dead."""
+    """Expire the lease of the batch's runner, if it has one."""
     record = services.records.get_batch(batch_id)
     if record.lease_at is not None:
         change_batch(services.records, batch_id, lease_at=record.lease_at - services.settings.lease_s - 1)

@@ -27,7 +27,7 @@ class Lease:
 
 @dataclass
 class MemoryQuotaStore:
-    """For any number of callers of one test; `fails` makes every question fail."""
+    """A quota store for any number of dispatchers of one test; `fails` makes every call fail."""
 
     limits: dict[str, Limit] = field(default_factory=dict)
     leases: dict[str, Lease] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class MemoryQuotaStore:
                     setattr(limit, name, value)
 
     def forget_leases(self) -> None:
-        """What a server does that keeps them in memory and is started anew."""
+        """Forget all leases, as a server does that keeps them in memory and restarts."""
         with self._lock:
             self.leases.clear()
 

@@ -63,7 +63,7 @@ class Page(HTMLParser):
         return next(row for row in rows if row[0].strip().startswith(start))
 
     def assert_stands_alone(self) -> None:
-        """It has no scripts and asks for nothing that is elsewhere."""
+        """Check that the page has no scripts and loads nothing from elsewhere."""
         assert not {"script", "link", "img", "iframe", "object", "base", "form"} & set(self.tags)
         places = {value for name, value in self.attributes if name in PLACES}
         assert places <= {"output.jsonl", "errors.jsonl", "requests.parquet", "report.json"}

@@ -16,7 +16,7 @@ def until(
     every_s: float | None = None,
     max_pause_s: float = 0.1,
 ) -> T:
-    """What the condition gives once it is true; fails when that takes too long.
+    """Wait until the condition is true and return its value; fail after the timeout.
 
     It is asked every `every_s`, or, without, after pauses that grow to `most_s`.
     """

@@ -20,12 +20,12 @@ BIN = Path(sys.executable).parent
 LEASES_IN_FILES = {
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"
 }
-"""As step one of the documented set-up has it."""
+"""The lease storage that the documented set-up configures."""
 
 OWN = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", **LEASES_IN_FILES}
 DATABASE = "prefect.db"
 CRASH_AFTER_S = 45
-"""What has no heartbeat for so long has crashed, on a server with our deployments."""
+"""Seconds without a heartbeat after which a server with our deployments treats a run as crashed."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _do(command: str, *arguments: str, environment: Mapping[str, str]) -> None:
 
 
 def is_healthy(url: str) -> bool:
-    """Whether the server with that API answers."""
+    """Return True if the server with that API responds."""
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
             return bool(answer.status == 200)

@@ -1,4 +1,4 @@
-"""What Prefect in this process is told for a time."""
+"""Temporary settings of Prefect in this process."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 @contextmanager
 def using_prefect(api: str) -> Iterator[None]:
-    """Let flows that run here use the server with that API; so do the threads that they start."""
+    """Make flows in this process, and the threads that they start, use the server with that API."""
     with (
         temporary_settings({PREFECT_API_URL: api}),
         # As Prefect's own harness does: settings of a context are not those of new threads.

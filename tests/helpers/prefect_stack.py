@@ -39,7 +39,7 @@ class PrefectStack(NamedTuple):
 
     @property
     def log(self) -> Path:
-        """What workers have written."""
+        """The log of the workers."""
         return self.inbox.parent / "workers.log"
 
     def worker(self) -> subprocess.Popen[bytes]:
@@ -57,7 +57,7 @@ class PrefectStack(NamedTuple):
             )
 
     def run_command(self, *command: str) -> str:
-        """What the command has written; it is to succeed."""
+        """Run the command, check that it succeeds, and return its output."""
         done = subprocess.run(
             [str(BIN / command[0]), *command[1:]], env=self.environment, cwd=ROOT, capture_output=True, text=True
         )
@@ -97,7 +97,7 @@ def call_prefect(api: str, method: str, path: str, body: dict[str, Any] | None =
 
 
 def until(condition: Callable[[], Any], *, timeout_s: float = TIMEOUT_S) -> Any:
-    """What comes about sooner or later; a server that is asked takes CPU from what is waited for."""
+    """Wait until the condition is true, polling rarely: a polled server takes CPU from what is awaited."""
     return polling.until(condition, timeout_s, max_pause_s=0.5)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 Action = Callable[[asyncio.StreamWriter], Awaitable[bool]]
-"""What is done to a request; true where the connection may serve another one afterwards."""
+"""Respond to a request; return True if the connection may serve another one."""
 
 COMPLETION = {
     "id": "chatcmpl-1",
@@ -169,7 +169,7 @@ def error_reply(status: int, **headers: str) -> Action:
 
 
 def raw(data: bytes, *, reset: bool = False, closes: bool = True) -> Action:
-    """Those bytes on the wire and then the end of the connection, with a reset if asked.
+    """Send the bytes and close the connection, optionally with a reset.
 
     A whole answer must either announce the end (`connection: close`) or not close at all: the client's next
     request would race with it.
@@ -203,7 +203,7 @@ def drip(piece: bytes, *, every_s: float) -> Action:
 
 
 def dawdle(first: bytes, piece: bytes, *, every_s: float) -> Action:
-    """Those bytes and then the piece again and again, without end."""
+    """Send the first bytes, then the piece again and again, without end."""
 
     async def act(writer: asyncio.StreamWriter) -> bool:
         await _write(writer, first)

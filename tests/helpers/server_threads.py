@@ -11,7 +11,7 @@ Server = TypeVar("Server", bound=BaseServer)
 
 @contextmanager
 def serving_on_thread(made: Server) -> Iterator[Server]:
-    """Let the server serve until the block ends, then close it."""
+    """Serve until the block ends, then close the server."""
     with made as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()

@@ -1,4 +1,4 @@
-"""One real server of each kind for all workers of a test run: the first that needs it starts it.
+"""Real servers, one of each kind for all workers of a test run; the first worker that needs one starts it.
 
 The process that began the run stops them, when the last worker is done. A server that has died is started again
 by the first test that fails without it, and that test's report has the server's last words.

@@ -14,7 +14,7 @@ CHAT = "/v1/chat/completions"
 
 
 class Answer(NamedTuple):
-    """What came back."""
+    """A response."""
 
     status: int
     headers: dict[str, str]

@@ -78,7 +78,7 @@ def accepts(url: str) -> bool:
 
 
 def keep_running(server: subprocess.Popen[bytes]) -> None:
-    """Let a server outlive the test that has started it: Python complains where a process is forgotten."""
+    """Keep a server running after the test that started it; Python warns of processes that nobody refers to."""
     _kept.append(server)
 
 

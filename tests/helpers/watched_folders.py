@@ -27,7 +27,7 @@ class Folder(Protocol):
         """Delete a file in it."""
 
     def names(self, folder: str = "inbox") -> list[str]:
-        """What is in it, or in one beside."""
+        """Return the names in it, or in a sibling folder."""
 
     def read(self, name: str, folder: str = "inbox") -> bytes:
         """The content of one of those."""
@@ -111,13 +111,13 @@ def list_batches(services: Services) -> list[BatchRecord]:
 
 
 def read_inputs(services: Services) -> list[bytes]:
-    """What each batch reads."""
+    """Return the input of each batch."""
     files = [services.records.get_file(batch.input_file_id) for batch in list_batches(services)]
     return [services.store.read(file.key) for file in files]
 
 
 def event_kinds(summary: SyncSummary) -> list[str]:
-    """What happened, in order."""
+    """Return the kinds of the events, in order."""
     return [event.kind for event in summary.events]
 
 

@@ -1,4 +1,4 @@
-"""Somebody at a browser that runs no scripts: pages are read strictly, forms are filled in and sent."""
+"""A client of the web pages without scripts, which parses pages strictly and fills in forms."""
 
 from html.parser import HTMLParser
 from types import TracebackType
@@ -14,7 +14,7 @@ ELSEWHERE = {"src", "href", "action", "formaction", "data", "poster", "srcset"}
 
 
 class Form(HTMLParser):
-    """One form of a page: where it goes, and what is in its fields when nobody has touched them."""
+    """A form of a page, with the initial values of its fields."""
 
     def __init__(self, text: str, action: str) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class WebPage(Page):
 
 
 class WebClient:
-    """Somebody at a browser."""
+    """A client of the web pages."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -96,13 +96,13 @@ class WebClient:
         return self._seen(self.http.get(path, params=query or None))
 
     def send(self, page: WebPage, action: str, **fields: str | list[str]) -> WebPage:
-        """What comes of sending the page's form, filled in so."""
+        """Submit the page's form with the given values and return the next page."""
         form = page.form(action)
         assert form.method == "post"
         return self.post(action, **{**form.fields, **fields})
 
     def upload(self, name: str, content: bytes, **fields: str) -> WebPage:
-        """What comes of choosing a file on the page for a new batch and pressing the button."""
+        """Upload a file on the page for a new batch and return the next page."""
         form = self.open("/new").form("/new")
         assert form.kind == "multipart/form-data"
         answer = self.http.post(

@@ -1,4 +1,4 @@
-"""How long to wait before the next attempt."""
+"""Delays before the next attempt."""
 
 from random import Random
 

@@ -26,7 +26,7 @@ def refuse(name: str) -> None:
 
 
 def parsed(text: bytes) -> Any:
-    """What Python's parser makes of the text, without its extensions; raises `ValueError`."""
+    """Parse the text with Python's parser without its extensions; raise `ValueError`."""
     return json.loads(text.decode(), parse_constant=refuse, parse_int=str, parse_float=str)
 
 

@@ -1,4 +1,4 @@
-"""How many requests a chunk holds, and what a retry's chunks are made of."""
+"""Sizes of chunks, and the chunks of retries."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""What the log of a flow run says of errors of ours."""
+"""Log records of our errors in flow runs."""
 
 import logging
 

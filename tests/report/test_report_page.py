@@ -283,7 +283,7 @@ def test_models_beyond_the_limit_are_summed_in_one_row():
 
 
 def breaking(monkeypatch, services, error, *, key):
-    """Let writes of that object raise, until the returned list is cleared."""
+    """Make writes of that object raise until the returned list is cleared."""
     put, broken = services.store.put, [key]
 
     def put_or_fail(name, data):

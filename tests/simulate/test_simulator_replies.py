@@ -1,4 +1,4 @@
-"""What the simulator answers: the shapes of the APIs, and usage that follows from the text."""
+"""Responses of the simulator: the shapes of the APIs, and usage computed from the text."""
 
 import json
 import struct
@@ -130,7 +130,7 @@ The members are those without which the types of OpenAI's and Anthropic's Python
 
 
 def fits(value: object, shape: object) -> bool:
-    """Whether the value has the shape: the same members, and values of the types or the very values."""
+    """Return True if the value has the shape: the same members, with values of the given types or equal values."""
     if isinstance(shape, dict):
         return (
             isinstance(value, dict)

@@ -29,7 +29,7 @@ with Simulator() as simulator:
 
 
 def prompts_answered(answer: bytes) -> list[int]:
-    """Of each answer among the bytes, in order, the tokens of its prompt."""
+    """Return the prompt tokens of each response among the bytes, in order."""
     return [int(found) for found in re.findall(rb'"prompt_tokens":(\d+)', answer)]
 
 

@@ -20,7 +20,7 @@ REQUESTS = [
 
 
 def jsonl(*make) -> bytes:
-    """One line for each number, as those functions make it."""
+    """Return one line for each number, made by the functions in turn."""
     return "".join(json.dumps(each(n)) + "\n" for n in range(LINES) for each in make).encode()
 
 

@@ -1,4 +1,4 @@
-"""What reaches the upstream is what stands in the file: each body once, byte for byte, from its own line."""
+"""Requests as they reach the upstream: each body once, byte for byte, from its own line."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""What validation says of an input file: each row of the contract's table, and what must pass as it is."""
+"""Validation of input files: each kind of error, and unusual input that is valid."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What holds of every file that can be validated."""
+"""Properties of the validation of any file."""
 
 import json
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def refuse(name: str) -> None:
 
 
 def is_request(line: bytes) -> bool:
-    """Whether the line is a chat request, by Python's own parser."""
+    """Return True if the line is a chat request by Python's own parser."""
     try:
         found = json.loads(line.decode(), parse_constant=refuse)
         custom_id, body = found["custom_id"], found["body"]

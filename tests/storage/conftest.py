@@ -31,7 +31,7 @@ def store(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
 
 @pytest.fixture
 def without_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the S3 client try again as often as ever, and at once."""
+    """Make the S3 client retry as often as usual, but without delay."""
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda self, context: 0.01)
 
 

@@ -262,7 +262,7 @@ def test_processes_upgrading_empty_postgresql_at_once_all_succeed(empty_postgres
 
 
 def stamp(settings: Settings, revision: str) -> None:
-    """Let the database say that it is at that revision."""
+    """Set the database's revision."""
     records = open_records(settings)
     with records._engine.begin() as connection:
         connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{revision}'")
@@ -315,7 +315,7 @@ def kept_there(restartable: Postgres) -> Settings:
 
 @pytest.fixture
 def records_there(kept_there: Settings) -> Iterator[Records]:
-    """That database's records."""
+    """Return the database's records."""
     records = open_records(kept_there)
     yield records
     records.close()

@@ -1,4 +1,4 @@
-"""One runner at a time: claiming a batch, keeping it, losing it, giving it back."""
+"""Leases: claiming a batch, renewing, losing and releasing its lease."""
 
 import re
 import time

@@ -1,4 +1,4 @@
-"""What is particular to objects in a local directory: full disks, closed folders, addresses."""
+"""Local object store: full disks, folders without permission, URLs."""
 
 import os
 import resource
@@ -136,7 +136,7 @@ def test_write_succeeds_after_disk_has_space_again(small_disk: Path) -> None:
 
 @contextmanager
 def files_limited_to(size_bytes: int) -> Iterator[None]:
-    """Let this process write no longer files."""
+    """Limit the size of files that this process may write."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
     try:

@@ -1,4 +1,4 @@
-"""What holds of objects wherever they are: in a local directory and on a real S3 server."""
+"""Object stores, local and on a real S3 server."""
 
 import itertools
 import random
@@ -187,7 +187,7 @@ def test_prefix_outside_the_root_is_rejected(prefix: str, store: ObjectStore) ->
 
 
 class Stop(Exception):
-    """What a writer raises in these tests."""
+    """An error raised within a writer."""
 
 
 def write_and_raise(store: ObjectStore, key: str, size: int) -> None:

@@ -1,4 +1,4 @@
-"""What holds of every key and every range."""
+"""Properties of any key and any range."""
 
 import uuid
 

@@ -1,4 +1,4 @@
-"""How a list of many batches is looked up: by the indexes, in their order, and no further than a page needs."""
+"""Query plans of lists of many batches: they use the indexes and read no more than a page needs."""
 
 import json
 import random
@@ -27,7 +27,7 @@ MEMBERS = [str(uuid.UUID(int=number)) for number in (1, 2, 3)]
 
 
 def in_the_middle_of_life(number: int, chance: random.Random) -> BatchRecord:
-    """One of many batches, the last hundred of which are not over; half of the old ones are of a project."""
+    """Make one of many batches: the last hundred are unfinished, half of the old ones belong to a project."""
     active = number >= MANY - 100
     status = chance.choice([*(BatchStatus if active else TERMINAL_STATUSES)])
     if active and status in TERMINAL_STATUSES:
@@ -80,7 +80,7 @@ class PlannedQuery(NamedTuple):
 
 
 def looks(records: Records, **query: object) -> list[PlannedQuery]:
-    """What is run for a page, all but the reading of the batches that are on it."""
+    """Return the statements that are run for a page, except for those that read its batches."""
     run: list[tuple[str, Any]] = []
 
     def note(connection: Any, cursor: Any, statement: str, parameters: Any, *_: object) -> None:
@@ -159,7 +159,7 @@ FILTERS: dict[str, tuple[str, dict[str, object]]] = {
     "a time before all": ("creation", {"created_before": NOW - 10 * MANY}),
 }
 MOST_ROWS = {"sqlite": 500, "postgresql": 250}
-"""What a page of 20 goes through: two parts or groups, at worst with all hundred that are not over."""
+"""Maximum rows that a page of 20 may read: two groups, with all hundred unfinished batches in the worst case."""
 
 
 @pytest.mark.parametrize("deep", [False, True], ids=["first page", "deep"])

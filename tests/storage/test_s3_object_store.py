@@ -1,4 +1,4 @@
-"""What an S3 server can do and refuse, and one that misbehaves."""
+"""S3 object store: prefixes, credentials, multipart uploads, and misbehaving servers."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -119,7 +119,7 @@ def test_unknown_access_key_raises_fault(s3_server: S3Server) -> None:
 
 
 def parts_of(store: ObjectStore, key: str) -> int:
-    """How many parts the object was uploaded in, as S3 writes it into the ETag."""
+    """Return the number of parts that the object was uploaded in, as in its ETag."""
     return int(store.info(key).version.partition("-")[2] or 0)
 
 
@@ -211,7 +211,7 @@ def uploads_below(server: S3Server, store: ObjectStore) -> list[str]:
 
 
 class Stop(Exception):
-    """What a writer raises here."""
+    """An error raised within a writer."""
 
 
 def write_and_raise(store: ObjectStore, size: int) -> None:

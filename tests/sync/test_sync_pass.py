@@ -221,7 +221,7 @@ def test_picked_up_file_is_kept_for_an_hour_before_deletion(services, folder, mo
 
 
 def taken_earlier(services: Services, by_s: int) -> None:
-    """Let so much time have passed since files were taken."""
+    """Move the time at which files were picked up into the past."""
     with services.records._engine.begin() as connection:
         connection.execute(update(synced_files).values(taken_at=synced_files.c.taken_at - by_s))
 

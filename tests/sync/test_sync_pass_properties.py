@@ -1,4 +1,4 @@
-"""Whatever comes in, in whatever order, and wherever rounds die: no file is lost, and none is taken twice."""
+"""Any files in any order, with passes that fail anywhere: no file is lost, and none is picked up twice."""
 
 import time
 from collections import Counter

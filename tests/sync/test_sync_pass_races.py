@@ -44,7 +44,7 @@ def shared(folder: Folder, database: dict[str, object], make_services: Callable[
 
 
 def assert_sound(services: Services) -> None:
-    """What is stored is the input of a batch, and nothing else, once what is doomed is gone."""
+    """Check that only inputs of batches are stored once scheduled deletions are done."""
     make_deletions_due(services)
     for some in services.records.due_deletions(now=time.time()):
         delete_objects(services, some)
@@ -239,7 +239,7 @@ def test_local_file_created_during_deletion_is_restored(local_folder, monkeypatc
 
 
 def failing_services(services: Services, writes: int) -> Services:
-    """The same, which dies at the write behind so many."""
+    """Return the services with storage and records that fail after a number of writes."""
     life = WriteBudget(writes)
     store, records = FailingStore(services.store, life), FailingRecords(services.records, life)
     return Services(settings=services.settings, store=store, records=records)

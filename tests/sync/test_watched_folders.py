@@ -77,7 +77,7 @@ def test_sync_handles_file_of_any_name(folder, start_simulator, make_services):
 
 
 def added(now: list[str], before: list[str]) -> list[str]:
-    """What is there and was not."""
+    """Return the new names."""
     return [each for each in now if each not in before]
 
 

@@ -1,4 +1,4 @@
-"""What follows from events: people are told, the next batch starts, a folder is looked at; and what logs say."""
+"""Automations on events: notifications, chained batches, synced folders; and secrets in logs."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ emit_event("batchline.file-arrived", {"prefect.resource.id": "jobs"}, payload={"
 
 
 class Mailbox(ThreadingHTTPServer):
-    """What came in, by path: JSON, each with its content type."""
+    """Received requests by path: JSON and content type."""
 
     def __init__(self) -> None:
         self.got: dict[str, list[tuple[str | None, Any]]] = {"/hook": [], "/chat": []}

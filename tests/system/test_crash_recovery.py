@@ -1,4 +1,4 @@
-"""What happens when processes die, on a real Prefect server with a worker, our deployments and our automations."""
+"""Recovery from killed processes, on a real Prefect server with a worker, our deployments and automations."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from batchline.flows.process_batch import process_batch
 with tags("batchline"):
     process_batch(input_uri=sys.argv[1])
 """
-"""As docs/prefect.md has it."""
+"""The program in docs/prefect.md."""
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
@@ -121,7 +121,7 @@ def crash_before(run: dict[str, Any]) -> str | None:
 
 
 def check_line(stack: PrefectStack, first_run: str, name: str) -> None:
-    """The same where the batch may have died more than once: crash follows crash back to the first run."""
+    """Check a batch that may have crashed more than once: the crashes lead back to the first run."""
     run = check_whole(stack, name)
     while (before := crash_before(run)) not in (first_run, None):
         run = stack.runs()[str(before)]

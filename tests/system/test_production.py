@@ -65,7 +65,7 @@ class ProductionSetup:
         return text
 
     def environment(self, block: int) -> dict[str, str]:
-        """What the page tells the server (0) and everybody else (1), and what makes a test quick."""
+        """Variables that the page sets for the server (0) and all others (1), with shorter times for the test."""
         kept = {
             name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "BATCHLINE_"))
         }
@@ -74,7 +74,7 @@ class ProductionSetup:
         return {**kept, "DO_NOT_TRACK": "1", "BATCHLINE_MAX_IN_FLIGHT": "16", **quick, **told}
 
     def run_command(self, command: list[str], environment: Mapping[str, str]) -> str:
-        """What the command has written; it is to succeed."""
+        """Run the command, check that it succeeds, and return its output."""
         done = subprocess.run(
             [str(BIN / command[0]), *command[1:]], env=environment, cwd=ROOT, capture_output=True, text=True
         )
@@ -110,7 +110,7 @@ class ProductionSetup:
         return list(self.call("/flow_runs/filter", wanted).json())
 
     def slots_taken(self) -> dict[str, int]:
-        """Of the limits that hold an upstream's caps over all processes, by what they limit."""
+        """Return the slots taken of the limits that enforce an upstream's caps over all processes, by kind."""
         limits = self.call("/v2/concurrency_limits/filter", {"limit": 50}).json()
         place = self.simulator.base_url.split(":")[2].split("/")[0]
         ours = re.compile(rf"batchline-.*-{place}-(.+)")
@@ -129,7 +129,7 @@ class ProductionSetup:
 
 
 def stop_command() -> list[str]:
-    """What systemd runs to stop a worker, before it signals it."""
+    """The command that systemd runs before it signals a worker to stop."""
     unit = (ROOT / "deploy" / "systemd" / "batchline-worker.service").read_text(encoding="utf-8")
     (command,) = re.findall(r"^ExecStop=(.*)$", unit.replace("\\\n", " "), re.MULTILINE)
     return shlex.split(command)

@@ -1,4 +1,4 @@
-"""The same batch, sent by other processes: of this machine, of a Dask cluster, of a Ray cluster."""
+"""Batches sent by other processes: on this machine, in a Dask cluster, in a Ray cluster."""
 
 import json
 import os

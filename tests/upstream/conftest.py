@@ -32,7 +32,7 @@ def serve() -> Iterator[Callable[[Callable[[Received], Action]], ScriptedServer]
 
 @pytest.fixture
 def transport() -> TransportFactory:
-    """How callers reach their upstreams; a module whose tests hold for others too puts those in its place."""
+    """The transport of dispatchers; a module that tests several transports overrides this fixture."""
     return open_transport
 
 

@@ -1,4 +1,4 @@
-"""What each way of misbehaving is called, and after how many attempts."""
+"""Error codes of each kind of failure, and the number of attempts."""
 
 import gzip
 import json

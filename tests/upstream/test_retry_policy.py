@@ -126,7 +126,7 @@ def test_retries_end_at_the_deadline(serve: Callable, make_dispatcher: Callable)
 
 
 class ProgressWatch:
-    """What a run's snapshots told on the way."""
+    """Observations of a session's snapshots."""
 
     def __init__(self) -> None:
         self.lowest_limit = 10**9

@@ -63,13 +63,13 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 
 @pytest.fixture
 def web_client(served: ApiServer) -> Iterator[WebClient]:
-    """Somebody at a browser without scripts, where no key is needed."""
+    """A client of pages that need no key."""
     with WebClient(root_of(served.url)) as found:
         yield found
 
 
 @pytest.fixture
 def guest(keyed: ApiServer) -> Iterator[WebClient]:
-    """Somebody at a browser without scripts who has not signed in."""
+    """A client that has not signed in."""
     with WebClient(root_of(keyed.url)) as found:
         yield found

@@ -51,14 +51,14 @@ def look(chromium: Any) -> Iterator[Look]:
 
 @contextmanager
 def same_document(page: Any) -> Iterator[None]:
-    """What happens within the block does so without the page being loaded anew."""
+    """Check that the page is not reloaded within the block."""
     page.evaluate("() => { window.isTheSame = true; }")
     yield
     assert page.evaluate("() => window.isTheSame")
 
 
 def lines(count: int, *, failing: int = 0) -> bytes:
-    """So many requests, of which the first ones are refused."""
+    """Return the lines of requests, of which the first are rejected."""
     prompts = (f"{n} simulate:status=400" if n < failing else f"Question {n}?" for n in range(count))
     return "".join(f"{chat_line(n, prompt)}\n" for n, prompt in enumerate(prompts)).encode()
 

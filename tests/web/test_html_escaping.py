@@ -1,4 +1,4 @@
-"""What strangers write, in names, prompts, answers, errors and metadata, is text on every page, and only text."""
+"""HTML escaping of foreign text in names, prompts, responses, errors and metadata on every page."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What the pages show: batches in every state, lists and their filters, results, files, and big numbers."""
+"""Web pages: batches in every state, lists and their filters, results, files, and large numbers."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Who comes in to the pages: keys in cookies, members apart, and nothing done at another page's bidding."""
+"""Access to the pages: keys in cookies, separation of members, and cross-site requests."""
 
 import json
 import re

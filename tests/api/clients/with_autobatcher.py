@@ -12,7 +12,7 @@ from autobatcher import BatchOpenAI
 
 
 async def work(base_url: str, key: str, count: int) -> dict[str, object]:
-    """What came of the requests, and what autobatcher told of its batches."""
+    """Send the requests; return their results and what autobatcher logged about its batches."""
     events: list[dict[str, object]] = []
     client = BatchOpenAI(
         base_url=base_url,

@@ -29,7 +29,7 @@ def raised(ask: Callable[[], object]) -> str:
 
 
 def work(*, expire: bool, **server: str) -> dict[str, object]:
-    """What came of each call."""
+    """Return the result of each call."""
 
     def created(prompts: list[str]) -> tuple[str, str]:
         content = "".join(line(number, prompt) for number, prompt in enumerate(prompts))
