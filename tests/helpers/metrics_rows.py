@@ -6,9 +6,11 @@ import hypothesis.strategies as st
 import pyarrow as pa
 
 from batchline.analytics.request_metrics import RequestMetrics, build_table
-from batchline.upstream.call_results import MAX_TOKENS
 
 MODELS = (None, "gpt-4o-mini", "claude-sonnet-4-5", "deepseek-chat", "own", "nobody's")
+MAX_TOKENS = 2**53
+"""More are not read from a reply."""
+
 CODES = ("invalid_request", "rate_limited", "timeout", "batch_expired")
 
 DONE: dict[str, Any] = {

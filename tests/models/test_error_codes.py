@@ -3,7 +3,6 @@
 import pytest
 
 from batchline.models.error_codes import (
-    AUTH_FAILURE_STATUSES,
     BATCH_END_CODES,
     ErrorCode,
     code_for_status,
@@ -72,6 +71,4 @@ def test_status_429_is_rate_limited():
 
 
 def test_auth_error_statuses_are_not_retryable():
-    assert not any(
-        is_retryable(code_for_status(status_code), status_code) for status_code in AUTH_FAILURE_STATUSES
-    )
+    assert not any(is_retryable(code_for_status(status_code), status_code) for status_code in (401, 403))
