@@ -19,6 +19,8 @@ BatchlineError
 A request that fails raises no error: it becomes a line of the error file.
 """
 
+import functools
+
 
 class BatchlineError(Exception):
     """Base class of all errors that batchline raises on purpose; its message is written for users."""
@@ -78,11 +80,7 @@ class BatchPaused(Interrupted):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle with the keyword arguments, which the default implementation loses."""
-        return _batch_paused, (str(self), self.batch_id, self.code)
-
-
-def _batch_paused(message: str, batch_id: str, code: str) -> BatchPaused:
-    return BatchPaused(message, batch_id=batch_id, code=code)
+        return functools.partial(BatchPaused, batch_id=self.batch_id, code=self.code), self.args
 
 
 class BatchEnded(BatchlineError):
@@ -95,8 +93,4 @@ class BatchEnded(BatchlineError):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle with the keyword arguments, which the default implementation loses."""
-        return _batch_ended, (str(self), self.batch_id, self.status)
-
-
-def _batch_ended(message: str, batch_id: str, status: str) -> BatchEnded:
-    return BatchEnded(message, batch_id=batch_id, status=status)
+        return functools.partial(BatchEnded, batch_id=self.batch_id, status=self.status), self.args
