@@ -37,7 +37,7 @@ from batchline.models.errors import Conflict, Interrupted, LeaseLost, NotFound
 from batchline.models.ids import batch_id_of_request, request_id_prefix
 from batchline.models.options import BatchOptions, OnLimit
 from batchline.models.status import TERMINAL_STATUSES, BatchStatus
-from batchline.report.report_data import read_report, report_of
+from batchline.report.report_data import published_uris, read_report, report_of
 from batchline.report.samples import Sample, read_samples
 from batchline.steps.check_input import detect_endpoint
 from batchline.steps.write import read_manifest
@@ -148,16 +148,7 @@ class Batches(BatchRuns):
 
     def file_uris(self, batch: BatchRecord) -> dict[str, str]:
         """Return the addresses of an ended batch's files by what they are: output, errors, figures, report."""
-        if batch.final_prefix is None or batch.status not in TERMINAL_STATUSES:
-            return {}
-        store = self._services.store
-        keys = {
-            "output": (layout.output_key(batch.id), batch.output_file_id),
-            "errors": (layout.errors_key(batch.id), batch.error_file_id),
-            "figures": (key := layout.requests_key(batch.id), store.exists(key)),
-            "report": (key := layout.report_page_key(batch.id), store.exists(key)),
-        }
-        return {name: store.uri(key) for name, (key, exists) in keys.items() if exists}
+        return published_uris(self._services.store, batch)
 
     def failures(self, batch_id: str) -> dict[str, list[Sample]]:
         """Return sample failed requests by error code; raises `NotFound` until the batch has ended."""

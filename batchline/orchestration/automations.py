@@ -51,9 +51,14 @@ def upsert_automation(client: SyncPrefectClient, automation: AutomationCore) -> 
 def batch_event_trigger(*events: str, file: str | None = None) -> EventTrigger:
     """Return a trigger for the given events of all batches, or of batches of the given file name."""
     match = {"prefect.resource.id": f"{BATCH_RESOURCE}.*"} | ({"prefect.resource.name": file} if file else {})
+    return event_trigger({f"batch.{event}" for event in events}, match)
+
+
+def event_trigger(events: set[str], match: dict[str, str]) -> EventTrigger:
+    """Return a trigger that fires once for each of the events about a resource that matches."""
     return EventTrigger(
-        expect={f"batch.{event}" for event in events},
-        match=ResourceSpecification(match),
+        expect=events,
+        match=ResourceSpecification(dict(match)),
         for_each={"prefect.resource.id"},
         posture=Posture.Reactive,
         threshold=1,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from uuid import UUID
-
-from prefect.client.orchestration import SyncPrefectClient
 from prefect.events.actions import RunDeployment
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
@@ -18,26 +15,19 @@ def chain_batches(first_file: str, next_uri: str, *, deployment: str, endpoint: 
 
     Safe to repeat. Raises `InvalidInput` if the server has no such deployment of process-batch.
     """
+    parameters = {"input_uri": next_uri, "endpoint": endpoint, "completion_window": window}
     with prefect_client() as client:
+        try:
+            deployment_id = client.read_deployment_by_name(deployment).id
+        except ObjectNotFound:
+            raise InvalidInput(
+                f"there is no deployment {deployment}; create it with `prefect deploy --all` or "
+                "`batchline prefect serve`, or name another in BATCHLINE_DEPLOYMENT"
+            ) from None
         automation = AutomationCore(
             name=f"batchline: after {first_file}, {next_uri}",
             description=f"Each time {first_file} completes. Made by `batchline prefect chain`.",
             trigger=batch_event_trigger("completed", file=first_file),
-            actions=[
-                RunDeployment(
-                    deployment_id=_deployment_id(client, deployment),
-                    parameters={"input_uri": next_uri, "endpoint": endpoint, "completion_window": window},
-                )
-            ],
+            actions=[RunDeployment(deployment_id=deployment_id, parameters=parameters)],
         )
         return upsert_automation(client, automation)
-
-
-def _deployment_id(client: SyncPrefectClient, name: str) -> UUID:
-    try:
-        return client.read_deployment_by_name(name).id
-    except ObjectNotFound:
-        raise InvalidInput(
-            f"there is no deployment {name}; make it by `prefect deploy --all` or `batchline prefect serve`, or "
-            "name another in BATCHLINE_DEPLOYMENT"
-        ) from None

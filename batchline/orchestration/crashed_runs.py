@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Final
 from uuid import UUID
 
@@ -25,39 +26,31 @@ def batch_of_crashed_run(services: Services, run_id: str) -> BatchRecord:
     there is none, and `Conflict` after too many consecutive crashes or for a suspended run.
     """
     crashes = list(_consecutive_crashes(run_id))
-    batch = next(
-        (candidate for crash in crashes if (candidate := _batch_of_run(services, *crash)) is not None), None
-    )
+    batch, is_suspended = None, False
+    for crashed_id, parameters in crashes:
+        batch_id = parameters.get("batch_id")
+        batch = batch or (
+            services.records.get_batch(batch_id)
+            if batch_id
+            else services.records.find_last_batch_of_flow_run(crashed_id)
+        )
     if batch is None:
         raise NotFound(
-            f"flow run {crashes[0][0]} crashed before it had a batch; start it again with its parameters"
+            f"flow run {crashes[0][0]} crashed before it had a batch; start it again with the same parameters"
         )
-    if _was_suspended(crashes[0][0]):
+    with get_client(sync_client=True) as client, suppress(ObjectNotFound, ValueError):  # if the run was deleted
+        is_suspended = was_suspended(client, UUID(crashes[0][0]))
+    if is_suspended:
         raise Conflict(
             f"batch {batch.id}: flow run {crashes[0][0]} was suspended before it crashed, so it stays stopped; "
             f"to continue: batchline run --resume {batch.id}"
         )
     if len(crashes) > MAX_CONSECUTIVE_CRASHES:
         raise Conflict(
-            f"batch {batch.id}: {len(crashes)} runs crashed one after another; see why, then go on with: "
-            f"batchline run --resume {batch.id}"
+            f"batch {batch.id}: {len(crashes)} runs crashed one after another; find the cause in their logs, then "
+            f"continue with: batchline run --resume {batch.id}"
         )
     return batch
-
-
-def _was_suspended(run_id: str) -> bool:
-    with get_client(sync_client=True) as client:
-        try:
-            return was_suspended(client, UUID(run_id))
-        except (ObjectNotFound, ValueError):  # the run was deleted since
-            return False
-
-
-def _batch_of_run(services: Services, run_id: str, parameters: dict[str, Any]) -> BatchRecord | None:
-    batch_id = parameters.get("batch_id")
-    return (
-        services.records.get_batch(batch_id) if batch_id else services.records.find_last_batch_of_flow_run(run_id)
-    )
 
 
 def _consecutive_crashes(run_id: str) -> Iterator[tuple[str, dict[str, Any]]]:

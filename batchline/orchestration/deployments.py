@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from typing import Final
-from uuid import UUID
 
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 
 from batchline.engine.services import Services
@@ -13,6 +12,7 @@ from batchline.models.errors import Interrupted
 from batchline.orchestration.events import emit_batch_event
 from batchline.orchestration.final_state import run_name
 from batchline.orchestration.prefect_errors import interrupted
+from batchline.orchestration.run_states import read_flow_run
 
 RUN_TAG: Final = "batchline"
 """The tag of runs that send heartbeats every `HEARTBEAT_S`, so that their crash is detected soon."""
@@ -31,14 +31,19 @@ def start_deployment_run(
     name = deployment or services.settings.deployment
     not_started = f"batch {batch.id} is recorded but not started: "
     with interrupted(not_started), get_client(sync_client=True) as client:
-        if batch.last_flow_run_id is not None and _is_pending(client, batch.last_flow_run_id):
-            return batch.last_flow_run_id
+        last_run = None if batch.last_flow_run_id is None else read_flow_run(client, batch.last_flow_run_id)
+        if (
+            last_run is not None
+            and last_run.state is not None
+            and (last_run.state.is_scheduled() or last_run.state.is_pending())
+        ):
+            return str(last_run.id)
         try:
             found = client.read_deployment_by_name(name)
         except ObjectNotFound as error:
             raise Interrupted(
-                f"{not_started}there is no deployment {name}; make it by `prefect deploy --all` in the checkout, "
-                "or name another in BATCHLINE_DEPLOYMENT"
+                f"{not_started}there is no deployment {name}; create it with `prefect deploy --all` in the "
+                "checkout, or name another in BATCHLINE_DEPLOYMENT"
             ) from error
         run = client.create_flow_run_from_deployment(
             found.id,
@@ -51,12 +56,3 @@ def start_deployment_run(
     if batch.epoch == 0 and batch.last_flow_run_id is None:
         emit_batch_event("created", batch)
     return str(run.id)
-
-
-def _is_pending(client: SyncPrefectClient, run_id: str) -> bool:
-    """Return True if the flow run has not started yet."""
-    try:
-        state = client.read_flow_run(UUID(run_id)).state
-    except ObjectNotFound:
-        return False
-    return state is not None and (state.is_scheduled() or state.is_pending())

@@ -57,21 +57,15 @@ def announce_missed_end(services: Services, batch_id: str) -> None:
     with prefect_client() as client:
         run = read_flow_run(client, batch.last_flow_run_id)
         if run is not None:
-            _show_outcome_on_run(run, services, batch, report, client)
+            outcome_filter = ArtifactFilter(
+                key=ArtifactFilterKey(any_=[batch.id]), flow_run_id=ArtifactFilterFlowRunId(any_=[run.id])
+            )
+            if not client.read_artifacts(artifact_filter=outcome_filter):
+                publish_outcome(services, batch, report, run_id=run.id)
+            if run.state is not None and (run.state.is_crashed() or run.state.is_running()):
+                state = flow_run_state(batch, outcome_message(batch, report))
+                client.set_flow_run_state(run.id, state, force=True)
         _send_end_event(services, batch, report, client, run)
-
-
-def _show_outcome_on_run(
-    run: FlowRun, services: Services, batch: BatchRecord, report: BatchReport | None, client: SyncPrefectClient
-) -> None:
-    """Publish the outcome on the run's page unless it is there, and set the final state of a dead run."""
-    artifact_filter = ArtifactFilter(
-        key=ArtifactFilterKey(any_=[batch.id]), flow_run_id=ArtifactFilterFlowRunId(any_=[run.id])
-    )
-    if not client.read_artifacts(artifact_filter=artifact_filter):
-        publish_outcome(services, batch, report, run_id=run.id)
-    if run.state is not None and (run.state.is_crashed() or run.state.is_running()):
-        client.set_flow_run_state(run.id, flow_run_state(batch, outcome_message(batch, report)), force=True)
 
 
 def _send_end_event(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any, Final
 from uuid import UUID
@@ -16,6 +17,7 @@ from prefect.utilities.urls import url_for
 from batchline.models.analytics import BatchReport
 from batchline.models.status import TERMINAL_STATUSES
 from batchline.orchestration.final_state import outcome_message
+from batchline.orchestration.prefect_errors import log_failures
 from batchline.storage.records.store import BatchRecord
 
 BATCH_RESOURCE: Final = "batchline.batch"
@@ -50,14 +52,33 @@ def emit_batch_event(
 def batch_event(
     event: str, batch: BatchRecord, *, report: BatchReport | None = None, run_id: UUID | None = None
 ) -> tuple[str, dict[str, str], dict[str, Any]]:
-    """Return name, resource and payload of the event `batch.<event>`."""
+    """Return name, resource and payload of the event `batch.<event>`, without contents of requests or answers."""
     resource = {
         "prefect.resource.id": f"{BATCH_RESOURCE}.{batch.id}",
         "prefect.resource.name": batch.input_filename,
         "batchline.endpoint": batch.endpoint,
         "batchline.source": batch.dwext.source if batch.dwext else "api",
     }
-    payload = {**_batch_payload(batch, report), **run_page_payload(str(run_id) if run_id else flow_run.id)}
+    payload: dict[str, Any] = {
+        "batch_id": batch.id,
+        "file": batch.input_filename,
+        "status": batch.status.value,
+        "expires_at": batch.expires_at,
+        "total": batch.total,
+        "completed": batch.completed,
+        "failed": batch.failed,
+        "unanswered": batch.unanswered,
+        "generation": batch.generation,
+        **run_page_payload(str(run_id) if run_id else flow_run.id),
+    }
+    if batch.status in TERMINAL_STATUSES:
+        payload |= {"seconds": batch.ended_at - batch.created_at, "message": outcome_message(batch, report)}
+    if batch.analytics is not None:
+        payload |= batch.analytics.model_dump(mode="json", exclude_none=True)
+    if report is not None:
+        payload["failures"] = report.failures
+    if batch.errors:
+        payload["error"] = batch.errors[0].message
     return f"batch.{event}", resource, payload
 
 
@@ -79,46 +100,18 @@ def report_stopped(flow: Flow[Any, Any], flow_run: FlowRun, state: State) -> Non
     if flow_run.deployment_id is not None:
         # The server handles events that arrive together in any order, so wait until a heartbeat that was sent just
         # now is handled. Heartbeats are sent when a run starts and every HEARTBEAT_S.
-        time.sleep(max(0.0, HEARTBEAT_SETTLE_S - _run_age_s(flow_run.id) % HEARTBEAT_S))
+        age_s = 0.0
+        with (
+            log_failures("the run's start is unknown", logging.DEBUG),
+            get_client(sync_client=True) as client,
+        ):
+            if started_at := client.read_flow_run(flow_run.id).start_time:
+                age_s = time.time() - started_at.timestamp()
+        time.sleep(max(0.0, HEARTBEAT_SETTLE_S - age_s % HEARTBEAT_S))
     emit_stopped(flow_run, flow.name)
-
-
-def _run_age_s(run_id: UUID) -> float:
-    """Return the seconds since the flow run started; 0 if unknown."""
-    try:
-        with get_client(sync_client=True) as client:
-            started_at = client.read_flow_run(run_id).start_time
-    except Exception:  # noqa: BLE001 - Prefect's client raises many kinds; report the end anyway
-        return 0.0
-    return 0.0 if started_at is None else time.time() - started_at.timestamp()
 
 
 def run_page_payload(run_id: str | None) -> dict[str, str]:
     """Return the URL of the run's page from this process's settings; the server may not know its own address."""
     page = url_for("flow-run", run_id) if run_id else None
     return {"run_url": page} if page else {}
-
-
-def _batch_payload(batch: BatchRecord, report: BatchReport | None) -> dict[str, Any]:
-    """Return data of the batch for templates and conditions, without contents of requests or answers."""
-    payload: dict[str, Any] = {
-        "batch_id": batch.id,
-        "file": batch.input_filename,
-        "status": batch.status.value,
-        "expires_at": batch.expires_at,
-        "total": batch.total,
-        "completed": batch.completed,
-        "failed": batch.failed,
-        "unanswered": batch.unanswered,
-        "generation": batch.generation,
-    }
-    if batch.status in TERMINAL_STATUSES:
-        payload["seconds"] = batch.ended_at - batch.created_at
-        payload["message"] = outcome_message(batch, report)
-    if batch.analytics is not None:
-        payload |= batch.analytics.model_dump(mode="json", exclude_none=True)
-    if report is not None:
-        payload["failures"] = report.failures
-    if batch.errors:
-        payload["error"] = batch.errors[0].message
-    return payload

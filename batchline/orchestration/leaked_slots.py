@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from typing import Final
 
 import msgspec
-from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 
 from batchline.orchestration.automations import prefect_client
@@ -40,12 +39,17 @@ def find_leaked_slots() -> Iterator[LeakedSlots]:
     """
     limits_by_upstream: dict[str, dict[str, GlobalConcurrencyLimitResponse]] = defaultdict(dict)
     with prefect_client() as client:
-        for limit in _list_limits(client):
-            kind = next((kind for kind in LIMIT_KINDS if limit.name.endswith(f"-{kind}")), None)
-            if limit.name.startswith(NAME_PREFIX) and kind is not None:
-                limits_by_upstream[limit.name.removesuffix(kind)][kind] = limit
+        offset = 0
+        while page := client.read_global_concurrency_limits(limit=PAGE_SIZE, offset=offset):
+            offset += len(page)
+            for limit in page:
+                kind = next((kind for kind in LIMIT_KINDS if limit.name.endswith(f"-{kind}")), None)
+                if limit.name.startswith(NAME_PREFIX) and kind is not None:
+                    limits_by_upstream[limit.name.removesuffix(kind)][kind] = limit
+    idle_since = time.time() - IDLE_AFTER_S
     for limits in limits_by_upstream.values():
-        if PROCESSES in limits and all(_is_idle(limit) for limit in limits.values()):
+        is_idle = all(limit.updated and limit.updated.timestamp() < idle_since for limit in limits.values())
+        if PROCESSES in limits and is_idle:
             yield from (
                 LeakedSlots(limit.name, limit.active_slots) for limit in limits.values() if limit.active_slots
             )
@@ -55,14 +59,3 @@ def release_leaked_slots(leaked: LeakedSlots) -> None:
     """Release the slots; raises `Interrupted` if Prefect fails."""
     with prefect_client() as client:
         client.release_concurrency_slots(names=[leaked.name], slots=leaked.slots, occupancy_seconds=1.0)
-
-
-def _list_limits(client: SyncPrefectClient) -> Iterator[GlobalConcurrencyLimitResponse]:
-    offset = 0
-    while page := client.read_global_concurrency_limits(limit=PAGE_SIZE, offset=offset):
-        yield from page
-        offset += len(page)
-
-
-def _is_idle(limit: GlobalConcurrencyLimitResponse) -> bool:
-    return limit.updated is not None and time.time() - limit.updated.timestamp() > IDLE_AFTER_S

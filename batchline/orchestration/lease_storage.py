@@ -8,6 +8,8 @@ from typing import Any, Final
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import get_current_settings
 
+from batchline.orchestration.prefect_errors import log_failures
+
 LEASE_STORAGE_SETTING: Final = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
 FILE_STORAGE: Final = "prefect.server.concurrency.lease_storage.filesystem"
 MEMORY_STORAGE: Final = "prefect.server.concurrency.lease_storage.memory"
@@ -25,11 +27,10 @@ def warn_of_memory_leases(logger: logging.Logger | logging.LoggerAdapter[Any]) -
 
 def lease_storage_warning(client: SyncPrefectClient) -> str | None:
     """Return a warning for a server that keeps leases in memory; None for any other server."""
-    try:
+    storage = None
+    with log_failures("the server's lease storage is unknown", logging.DEBUG):  # Prefect Cloud has no such page
         settings = client.request("GET", "/admin/settings").json()
         storage = settings["server"]["concurrency"]["lease_storage"]
-    except Exception:  # noqa: BLE001 - Prefect's client raises many kinds, and Prefect Cloud has no such page
-        return None
     if storage != MEMORY_STORAGE:
         return None
     return (

@@ -24,13 +24,14 @@ from prefect.exceptions import Pause, TerminationSignal
 from prefect.logging.loggers import LoggingAdapter
 
 from batchline.engine.lease import CANCEL_STOP, BatchLease
-from batchline.engine.progress_meter import ProgressMeter, ProgressSnapshot
+from batchline.engine.progress_meter import ProgressMeter
 from batchline.models.errors import Conflict, Interrupted, NotFound, StorageFault
-from batchline.models.formatting import span
+from batchline.models.formatting import join_parts, span
 from batchline.models.status import BatchStatus
 from batchline.models.stop_signals import handle_stop_signals, kill_process
 from batchline.orchestration.artifacts import ProgressArtifact
 from batchline.orchestration.events import emit_batch_event, emit_stopped
+from batchline.orchestration.prefect_errors import log_failures
 from batchline.orchestration.run_states import RunAction, RunExecution
 
 log = logging.getLogger(__name__)
@@ -142,15 +143,13 @@ class _RunMonitor:
 
     def on_sigterm(self) -> None:
         """Apply the action that the run's state requests; interrupt the batch if it requests none."""
-        try:
-            with get_client(sync_client=True) as client:
-                action, state = self._poll_action(client)
-        except Exception:  # the process ends soon even if Prefect does not answer
-            log.exception("the flow run's state is not known")
-            action, state = RunAction.CONTINUE, None
+        action, state = RunAction.CONTINUE, None
+        # The process ends soon even if Prefect does not answer.
+        with log_failures("the flow run's state is unknown"), get_client(sync_client=True) as client:
+            action, state = self._poll_action(client)
         if action is RunAction.CONTINUE:
-            self._logger.warning("the process was told to end; answers are saved, and another run can go on")
-            self._lease.interrupt("its process was told to end")
+            self._logger.warning("the process was asked to end; answers are saved, and another run can continue")
+            self._lease.interrupt("its process was asked to end")
         else:
             self._apply_action(action, state)
 
@@ -167,41 +166,40 @@ class _RunMonitor:
     def _check_once(self, client: SyncPrefectClient) -> None:
         """Run the checks that are due; survive failures, or a cancelled run would go unnoticed."""
         try:
-            self._run_due_checks(client)
+            now = time.monotonic()
+            if now - self._polled_at >= STATE_POLL_INTERVAL_S and self._lease.session.stop_reason is None:
+                self._polled_at = now
+                self._apply_action(*self._poll_action(client))
+            if now - self._shown_at >= PROGRESS_INTERVAL_S:
+                self._shown_at = now
+                self._show_progress(client)
         except Exception:
             if not self._has_failed:
-                log.exception("watching the flow run failed, and is tried again")
+                log.exception("the flow run could not be monitored; trying again")
             self._has_failed = True
-
-    def _run_due_checks(self, client: SyncPrefectClient) -> None:
-        now = time.monotonic()
-        if now - self._polled_at >= STATE_POLL_INTERVAL_S and self._lease.session.stop_reason is None:
-            self._polled_at = now
-            self._apply_action(*self._poll_action(client))
-        if now - self._shown_at >= PROGRESS_INTERVAL_S:
-            self._shown_at = now
-            self._show_progress(client)
 
     def _show_progress(self, client: SyncPrefectClient) -> None:
         snapshot = self._meter.read()
         if snapshot is None:
             return
         self._artifact.show_progress(snapshot, client)
-        self._log_pauses(snapshot)
+        if snapshot.paused != self._pause_reason:
+            self._pause_reason = snapshot.paused
+            text = f"is paused: {snapshot.paused}" if snapshot.paused else "continues"
+            self._logger.log(logging.WARNING if snapshot.paused else logging.INFO, "sending %s", text)
         self._report_deadline_risk()
         now = time.monotonic()
         if now - self._logged_at >= LOG_INTERVAL_S:
             self._logged_at = now
-            parts = (f"{snapshot.settled:,} of {snapshot.total:,}", f"{snapshot.failed:,} failed", snapshot.eta)
-            self._logger.info("%s", " · ".join(part for part in parts if part))
+            counts = f"{snapshot.settled:,} of {snapshot.total:,} · {snapshot.failed:,} failed"
+            self._logger.info("%s", join_parts(counts, snapshot.eta))
 
     def _poll_action(self, client: SyncPrefectClient) -> tuple[RunAction, State | None]:
         """Read the requested action from Prefect; CONTINUE if it fails, as the next poll follows soon."""
-        try:
-            return self._execution.requested_action(client)
-        except Exception as error:  # noqa: BLE001 - Prefect's client raises many kinds
-            log.debug("the flow run's state is not known: %s", error)
-            return RunAction.CONTINUE, None
+        action, state = RunAction.CONTINUE, None
+        with log_failures("the flow run's state is unknown", logging.DEBUG):
+            action, state = self._execution.requested_action(client)
+        return action, state
 
     def _apply_action(self, action: RunAction, state: State | None) -> None:
         if action is RunAction.CANCEL:
@@ -233,19 +231,10 @@ class _RunMonitor:
 
     def _cancel_batch(self) -> None:
         lease = self._lease
-        self._logger.info("cancelled: nothing more is sent, what was answered is written")
+        self._logger.info("cancelled: nothing more is sent, and the answers received so far are written")
         with suppress(Conflict, NotFound, StorageFault):
             lease.records.change_status(lease.batch.id, BatchStatus.CANCELLING, now=int(time.time()))
             lease.session.stop(CANCEL_STOP)
-
-    def _log_pauses(self, snapshot: ProgressSnapshot) -> None:
-        if snapshot.paused == self._pause_reason:
-            return
-        if snapshot.paused:
-            self._logger.warning("sending pauses: %s", snapshot.paused)
-        else:
-            self._logger.info("sending goes on")
-        self._pause_reason = snapshot.paused
 
     def _report_deadline_risk(self) -> None:
         """Report once if the batch will miss its window at its current speed."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -11,13 +10,12 @@ from prefect.blocks.fields import SecretDict
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.events.actions import CallWebhook, SendNotification
-from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-from prefect.events.schemas.events import ResourceSpecification
+from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 from pydantic import SecretStr
 
 from batchline.models.errors import InvalidInput
-from batchline.orchestration.automations import batch_event_trigger
+from batchline.orchestration.automations import batch_event_trigger, event_trigger
 from batchline.orchestration.sync_reports import FILE_RESOURCE, QUARANTINED_EVENT
 
 NOTIFIED_EVENTS: Final = ("completed", "failed", "expired", "cancelled", "deadline_at_risk")
@@ -70,37 +68,24 @@ def batch_notifications(client: SyncPrefectClient, targets: Sequence[str]) -> Au
 
     Raises `InvalidInput` for a block that does not exist or cannot notify.
     """
+    templates = _Templates(SUBJECT_TEMPLATE, BODY_TEMPLATE, PAYLOAD_TEMPLATE)
     return AutomationCore(
         name="batchline: tell of batches",
         description="Ends of batches and deadlines in danger. Made by `batchline prefect setup`.",
         trigger=batch_event_trigger(*NOTIFIED_EVENTS),
-        actions=_notify_actions(client, targets, _Templates(SUBJECT_TEMPLATE, BODY_TEMPLATE, PAYLOAD_TEMPLATE)),
+        actions=[_notify_action(client, target, number, templates) for number, target in enumerate(targets, 1)],
     )
 
 
 def file_notifications(client: SyncPrefectClient, targets: Sequence[str]) -> AutomationCore:
     """Return the automation that notifies of files in quarantine; raises as `batch_notifications` does."""
+    templates = _Templates(FILE_SUBJECT_TEMPLATE, FILE_BODY_TEMPLATE, FILE_PAYLOAD_TEMPLATE)
     return AutomationCore(
         name="batchline: tell of files in quarantine",
         description="Files in watched folders that do not validate. Made by `batchline prefect setup`.",
-        trigger=EventTrigger(
-            expect={QUARANTINED_EVENT},
-            match=ResourceSpecification({"prefect.resource.id": f"{FILE_RESOURCE}.*"}),
-            for_each={"prefect.resource.id"},
-            posture=Posture.Reactive,
-            threshold=1,
-            within=timedelta(0),
-        ),
-        actions=_notify_actions(
-            client, targets, _Templates(FILE_SUBJECT_TEMPLATE, FILE_BODY_TEMPLATE, FILE_PAYLOAD_TEMPLATE)
-        ),
+        trigger=event_trigger({QUARANTINED_EVENT}, {"prefect.resource.id": f"{FILE_RESOURCE}.*"}),
+        actions=[_notify_action(client, target, number, templates) for number, target in enumerate(targets, 1)],
     )
-
-
-def _notify_actions(
-    client: SyncPrefectClient, targets: Sequence[str], templates: _Templates
-) -> list[CallWebhook | SendNotification]:
-    return [_notify_action(client, target, number, templates) for number, target in enumerate(targets, start=1)]
 
 
 def _notify_action(
@@ -118,14 +103,14 @@ def _notify_action(
         block = client.read_block_document_by_name(name, block_type, include_secrets=False)
     except ObjectNotFound:
         raise InvalidInput(
-            f"there is no block {target!r} to notify; write a URL, or the type and the name of a block that is on "
-            "Prefect's page Blocks, such as slack-webhook/ops",
+            f"there is no block {target!r}; write a URL, or type and name of a block that Prefect's page Blocks "
+            "lists, such as slack-webhook/ops",
             param="notify",
         ) from None
     if block_type == "webhook":
         return CallWebhook(block_document_id=block.id, payload=templates.payload)
     if block.block_schema is None or "notify" not in block.block_schema.capabilities:
         raise InvalidInput(
-            f"block {target} cannot notify anybody; name a webhook or a notification", param="notify"
+            f"block {target} sends no notifications; name a webhook or a notification block", param="notify"
         )
     return SendNotification(block_document_id=block.id, subject=templates.subject, body=templates.body)

@@ -1,7 +1,8 @@
-"""Translates failures of Prefect's client into messages for users."""
+"""Handles failures of Prefect's client: as errors with messages for users, or in the log."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,8 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 
 from batchline.models.errors import BatchlineError, Interrupted
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -22,19 +25,24 @@ def interrupted(before: str = "") -> Iterator[None]:
         raise Interrupted(f"{before}{describe_error(error)}") from error
 
 
+@contextmanager
+def log_failures(consequence: str, level: int = logging.WARNING) -> Iterator[None]:
+    """Log failures of Prefect's client in the block, for what must not stop a batch, and end the block."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - Prefect's client raises many kinds
+        log.log(level, "%s: %s", consequence, error)
+
+
 def describe_error(error: Exception) -> str:
     """Return a description of the failure; if authentication failed, name the setting to change."""
-    if isinstance(error, PrefectHTTPStatusError) and error.response.status_code in {401, 403}:
-        return _describe_auth_failure()
-    return f"Prefect failed: {type(error).__name__}: {error}"
-
-
-def _describe_auth_failure() -> str:
+    if not isinstance(error, PrefectHTTPStatusError) or error.response.status_code not in {401, 403}:
+        return f"Prefect failed: {type(error).__name__}: {error}"
     api = get_current_settings().api
     if api.auth_string or api.key:
         variable = "PREFECT_API_AUTH_STRING" if api.auth_string else "PREFECT_API_KEY"
-        return f"the Prefect server at {api.url} refuses what {variable} holds; set it to what the server knows"
+        return f"the Prefect server at {api.url} refuses {variable}; set it to what the server expects"
     return (
-        f"the Prefect server at {api.url} lets nobody in without credentials; set PREFECT_API_AUTH_STRING to the "
-        "server's PREFECT_SERVER_API_AUTH_STRING (or PREFECT_API_KEY, at Prefect Cloud)"
+        f"the Prefect server at {api.url} requires credentials; set PREFECT_API_AUTH_STRING to the server's "
+        "PREFECT_SERVER_API_AUTH_STRING (or PREFECT_API_KEY, at Prefect Cloud)"
     )

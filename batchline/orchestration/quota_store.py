@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, Self
 from urllib.parse import urlsplit
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
-from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
 
@@ -61,7 +60,13 @@ class PrefectQuotaStore:
 
     def limit_name(self, upstream: Upstream, kind: str) -> str:
         """Return `batchline-<upstream>-<kind>`; an upstream without a name is identified by its address."""
-        return f"{NAME_PREFIX}{_server_name(upstream) if upstream.name == 'default' else upstream.name}-{kind}"
+        if upstream.name != "default":
+            return f"{NAME_PREFIX}{upstream.name}-{kind}"
+        parts = urlsplit(upstream.base_url)
+        # A loopback address is another server on each machine.
+        host = socket.gethostname() if is_loopback(parts.hostname or "") else parts.hostname or ""
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        return f"{NAME_PREFIX}{host}-{port}".replace(":", ".").lower() + f"-{kind}"
 
     def read_limits(self, names: list[str]) -> dict[str, LimitState]:
         """Return the states of the named limits that exist, by one request if the server has few limits."""
@@ -69,28 +74,22 @@ class PrefectQuotaStore:
             listed = self._client.read_global_concurrency_limits(limit=PAGE_SIZE)
             limits = {response.name: response for response in listed if response.name in names}
             if len(listed) == PAGE_SIZE:  # a missing limit may be on a later page
-                limits |= {
-                    response.name: response
-                    for name in names
-                    if name not in limits
-                    for response in self._read_by_name(name)
-                }
-        return {name: _to_limit_state(response) for name, response in limits.items()}
-
-    def _read_by_name(self, name: str) -> Iterator[GlobalConcurrencyLimitResponse]:
-        try:
-            yield self._client.read_global_concurrency_limit_by_name(name)
-        except ObjectNotFound:
-            return
+                for name in set(names) - limits.keys():
+                    with suppress(ObjectNotFound):
+                        limits[name] = self._client.read_global_concurrency_limit_by_name(name)
+        # A rate limit, whose slots decay, is not in force here.
+        return {
+            name: LimitState(
+                limit.limit, limit.active_slots, limit.active and limit.slot_decay_per_second == 0, str(limit.id)
+            )
+            for name, limit in limits.items()
+        }
 
     def create_limit(self, name: str, limit: int) -> None:
         """Create a limit unless it exists."""
         new_limit = GlobalConcurrencyLimitCreate(name=name, limit=min(limit, MAX_LIMIT))
-        with _translate_errors():
-            try:
-                self._client.create_global_concurrency_limit(new_limit)
-            except ObjectAlreadyExists:
-                return
+        with _translate_errors(), suppress(ObjectAlreadyExists):
+            self._client.create_global_concurrency_limit(new_limit)
 
     def acquire(self, name: str, slots: int, lease_s: float) -> str | None:
         """Lease slots for `lease_s` seconds; return the lease's id, or None if too few slots are free."""
@@ -147,17 +146,3 @@ def _translate_errors() -> Iterator[None]:
         yield
     except Exception as error:  # Prefect's client raises many kinds
         raise QuotaStoreError(f"Prefect fails: {type(error).__name__}: {error}") from error
-
-
-def _to_limit_state(limit: GlobalConcurrencyLimitResponse) -> LimitState:
-    """Return the limit's state; a rate limit, whose slots decay, is not in force here."""
-    in_force = limit.active and limit.slot_decay_per_second == 0
-    return LimitState(limit.limit, limit.active_slots, in_force, str(limit.id))
-
-
-def _server_name(upstream: Upstream) -> str:
-    """Return host and port, with this machine's name in place of a loopback host."""
-    parts = urlsplit(upstream.base_url)
-    host = parts.hostname or ""
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    return f"{socket.gethostname() if is_loopback(host) else host}-{port}".replace(":", ".").lower()

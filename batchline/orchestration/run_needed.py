@@ -118,7 +118,7 @@ def _action_by_state(
     if state.is_pending() or state.is_running():
         if batch.lease_owner is None and age_s <= START_TIMEOUT_S:
             return None
-        return default_action or DueAction("its flow run shows no life")
+        return default_action or DueAction("its flow run does not respond")
     # A crash from before a retry of the batch is of an earlier generation.
     if state.is_crashed() and now - age_s >= (batch.in_progress_at or batch.created_at):
         return None if age_s < FOLLOW_UP_TIMEOUT_S else DueAction("its flow run crashed", after_crash=True)
@@ -134,15 +134,12 @@ def _has_follow_up_run(client: SyncPrefectClient, batch: BatchRecord, run_id: UU
         crashed_run = str(run.parameters.get("crashed_run") or "")
         # The parameter may be the resource id of an event: prefect.flow-run.<id>.
         is_same_batch = crashed_run.endswith(str(run_id)) or run.parameters.get("batch_id") == batch.id
-        if is_same_batch and run.id != run_id and not _died_unnoticed(run, now):
+        state = run.state
+        # Prefect leaves a run Pending if its worker was killed.
+        is_dead = state is not None and not state.is_scheduled() and _state_age_s(state, now) > START_TIMEOUT_S
+        if is_same_batch and run.id != run_id and not is_dead:
             return True
     return False
-
-
-def _died_unnoticed(run: FlowRun, now: float) -> bool:
-    """Return True if the run is overdue to start: Prefect leaves a run Pending if its worker was killed."""
-    state = run.state
-    return state is not None and not state.is_scheduled() and _state_age_s(state, now) > START_TIMEOUT_S
 
 
 def _state_age_s(state: State, now: float) -> float:

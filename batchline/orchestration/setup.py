@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 
 from batchline.models.errors import InvalidInput
@@ -47,12 +45,22 @@ def set_up_server(
             param="crash_after",
         )
     with prefect_client() as client:
-        yield _ensure_work_pool(client, work_pool)
+        try:
+            client.read_work_pool(work_pool)
+            yield SetupResult(what="work pool", name=work_pool, outcome="was there")
+        except ObjectNotFound:
+            client.create_work_pool(WorkPoolCreate(name=work_pool, type="process"))
+            yield SetupResult(what="work pool", name=work_pool, outcome="made")
         for block in BLOCK_TYPES:
             block.register_type_and_schema()
             yield SetupResult(what="block type", name=str(block.get_block_type_slug()), outcome="renewed")
-        for automation in _crash_automations(crash_after_s):
-            yield upsert_automation(client, automation)
+        our_tag = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{RUN_TAG}"}
+        automation = crash_on_missed_heartbeats("of our deployments", our_tag, crash_after_s)
+        yield upsert_automation(client, automation)
+        batch_flow = {"prefect.resource.role": "flow", "prefect.resource.name": "process-batch"}
+        within_s = max(crash_after_s, MISSED_HEARTBEATS * DEFAULT_HEARTBEAT_S)
+        automation = crash_on_missed_heartbeats("of process-batch, started anywhere,", batch_flow, within_s)
+        yield upsert_automation(client, automation)
         if notify:
             yield upsert_automation(client, batch_notifications(client, notify))
             yield upsert_automation(client, file_notifications(client, notify))
@@ -62,23 +70,3 @@ def find_server_warning() -> str | None:
     """Return a warning about the configured server, or None; raises `Interrupted` if it fails."""
     with prefect_client() as client:
         return lease_storage_warning(client)
-
-
-def _ensure_work_pool(client: SyncPrefectClient, name: str) -> SetupResult:
-    try:
-        client.read_work_pool(name)
-    except ObjectNotFound:
-        client.create_work_pool(WorkPoolCreate(name=name, type="process"))
-        return SetupResult(what="work pool", name=name, outcome="made")
-    return SetupResult(what="work pool", name=name, outcome="was there")
-
-
-def _crash_automations(crash_after_s: int) -> Iterator[AutomationCore]:
-    our_tag = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{RUN_TAG}"}
-    yield crash_on_missed_heartbeats("of our deployments", our_tag, crash_after_s)
-    batch_flow = {"prefect.resource.role": "flow", "prefect.resource.name": "process-batch"}
-    yield crash_on_missed_heartbeats(
-        "of process-batch, started anywhere,",
-        batch_flow,
-        max(crash_after_s, MISSED_HEARTBEATS * DEFAULT_HEARTBEAT_S),
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import uuid
 from typing import Final
 
@@ -12,10 +11,9 @@ from prefect.events import emit_event
 from prefect.runtime import flow_run
 
 from batchline.models.sync import SyncEvent, SyncSummary
-from batchline.orchestration.artifacts import current_run_id, escape
+from batchline.orchestration.artifacts import current_run_id, escape, markdown_table
 from batchline.orchestration.events import run_page_payload
-
-log = logging.getLogger(__name__)
+from batchline.orchestration.prefect_errors import log_failures
 
 FILE_RESOURCE: Final = "batchline.source-file"
 QUARANTINED_EVENT: Final = "batchline.file-quarantined"
@@ -39,25 +37,21 @@ def emit_quarantined(event: SyncEvent) -> None:
 def publish_problems(summary: SyncSummary) -> None:
     """Publish the sync pass's problems, if any, on the flow run's page; a failure to do so is only logged."""
     rows = [
-        f"| {event.kind} | {escape(event.file or event.batch_id or '')} | {escape(event.place or '')} "
-        f"| {escape(event.reason or '')} |"
+        (event.kind, *map(escape, (event.file or event.batch_id or "", event.place or "", event.reason or "")))
         for event in summary.events
         if event.kind in PROBLEM_KINDS
     ]
     if not rows:
         return
-    overflow_note = [f"\n{len(rows) - MAX_ROWS:,} more are in the run's log."] if len(rows) > MAX_ROWS else []
-    heading = [f"# {escape(summary.source)}", f"**{escape(summary.message)}**", ""]
-    table = ["| | file | where it is now | why |", "|---|---|---|---|", *rows[:MAX_ROWS], *overflow_note]
+    heading = f"# {escape(summary.source)}\n**{escape(summary.message)}**"
+    table = markdown_table("| | file | where it is now | why |\n|---|---|---|---|", rows[:MAX_ROWS])
+    overflow_note = f"\n\n{len(rows) - MAX_ROWS:,} more are in the run's log." if len(rows) > MAX_ROWS else ""
     artifact = ArtifactCreate(
         key=f"sync-{uuid.uuid5(uuid.NAMESPACE_URL, summary.source)}",
         type="markdown",
         description=summary.message,
-        data="\n".join([*heading, *table]) + "\n",
+        data=f"{heading}\n\n{table}{overflow_note}\n",
         flow_run_id=current_run_id(),
     )
-    try:
-        with get_client(sync_client=True) as client:
-            client.create_artifact(artifact)
-    except Exception as error:  # noqa: BLE001 - Prefect's client raises many kinds
-        log.warning("the problems of the round over %s were not put on its page: %s", summary.source, error)
+    with log_failures(f"problems of {summary.source} were not published"), get_client(sync_client=True) as client:
+        client.create_artifact(artifact)

@@ -47,21 +47,24 @@ def describe_destination(settings: Settings) -> str:
     return f"chunks go to {settings.sender_processes} processes{cluster_text} on this machine"
 
 
-def _process_runner(settings: Settings) -> TaskRunner[Any]:
-    return ProcessPoolTaskRunner(max_workers=settings.sender_processes)
-
-
-def _dask_runner(settings: Settings) -> TaskRunner[Any]:
+def _dask_runner(settings: Settings) -> Any:
     try:
         from prefect_dask.task_runners import DaskTaskRunner  # noqa: PLC0415 - not every installation has it
     except ImportError:
         raise _not_installed_error("dask") from None
     logging.getLogger("distributed").setLevel(logging.WARNING)
     if settings.task_runner_address:
-        return _probe_runner(
-            DaskTaskRunner(address=settings.task_runner_address, client_kwargs={"timeout": CONNECT_TIMEOUT_S}),
-            settings,
+        runner: Any = DaskTaskRunner(
+            address=settings.task_runner_address, client_kwargs={"timeout": CONNECT_TIMEOUT_S}
         )
+        try:  # so that it does not fail in the middle of the batch
+            runner.client.wait_for_workers(1, timeout=FIRST_WORKER_TIMEOUT_S)
+        except (OSError, TimeoutError) as error:
+            raise InvalidInput(
+                f"the Dask cluster at {settings.task_runner_address} has no worker: {error}; is it running?",
+                param="task_runner_address",
+            ) from None
+        return runner
     cluster = {
         "n_workers": settings.sender_processes,
         "threads_per_worker": max(MIN_OPEN_CHUNKS, MAX_OPEN_CHUNKS // settings.sender_processes),
@@ -74,36 +77,16 @@ def _dask_runner(settings: Settings) -> TaskRunner[Any]:
     return DaskTaskRunner(cluster_kwargs=cluster)
 
 
-def _probe_runner(runner: Any, settings: Settings) -> TaskRunner[Any]:
-    """Return the runner once its cluster has a worker, so that it does not fail in the middle of the batch."""
-    try:
-        client = runner.client
-        client.wait_for_workers(1, timeout=FIRST_WORKER_TIMEOUT_S)
-    except (OSError, TimeoutError) as error:
-        raise InvalidInput(
-            f"the Dask cluster at {settings.task_runner_address} has no worker to send: {error}; is it running?",
-            param="task_runner_address",
-        ) from None
-    probed_runner: TaskRunner[Any] = runner
-    return probed_runner
-
-
-def _ray_runner(settings: Settings) -> TaskRunner[Any]:
+def _ray_runner(settings: Settings) -> Any:
     try:
         import ray  # noqa: F401, PLC0415 - as above
         from prefect_ray.task_runners import RayTaskRunner  # noqa: PLC0415 - as above
     except ImportError:
         raise _not_installed_error("ray") from None
     if settings.task_runner_address:
-        runner: TaskRunner[Any] = RayTaskRunner(address=settings.task_runner_address)
-        return runner
-    init_kwargs: dict[str, Any] = {
-        "num_cpus": settings.sender_processes,
-        "include_dashboard": False,
-        "log_to_driver": False,
-    }
-    local_runner: TaskRunner[Any] = RayTaskRunner(init_kwargs=init_kwargs)
-    return local_runner
+        return RayTaskRunner(address=settings.task_runner_address)
+    options = {"num_cpus": settings.sender_processes, "include_dashboard": False, "log_to_driver": False}
+    return RayTaskRunner(init_kwargs=options)
 
 
 def _not_installed_error(name: str) -> InvalidInput:
@@ -113,7 +96,7 @@ def _not_installed_error(name: str) -> InvalidInput:
 
 
 _RUNNER_FACTORIES: Final[Mapping[str, Callable[[Settings], TaskRunner[Any]]]] = {
-    "processes": _process_runner,
+    "processes": lambda settings: ProcessPoolTaskRunner(max_workers=settings.sender_processes),
     "dask": _dask_runner,
     "ray": _ray_runner,
 }

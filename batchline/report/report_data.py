@@ -6,8 +6,10 @@ from pydantic import ValidationError
 
 from batchline.models.analytics import BatchReport
 from batchline.models.errors import NotFound, StorageFault
+from batchline.models.status import TERMINAL_STATUSES
 from batchline.storage.objects import layout
 from batchline.storage.objects.store import ObjectStore
+from batchline.storage.records.store import BatchRecord
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +22,19 @@ def store_report(store: ObjectStore, batch_id: str, report: BatchReport) -> None
 def read_report(store: ObjectStore, batch_id: str) -> BatchReport:
     """Return the batch's report; raises `NotFound` if it is not written yet."""
     return BatchReport.model_validate_json(store.read(layout.report_data_key(batch_id)))
+
+
+def published_uris(store: ObjectStore, batch: BatchRecord) -> dict[str, str]:
+    """Return the addresses of an ended batch's files by what they are: output, errors, figures, report."""
+    if batch.final_prefix is None or batch.status not in TERMINAL_STATUSES:
+        return {}
+    keys = {
+        "output": (layout.output_key(batch.id), batch.output_file_id),
+        "errors": (layout.errors_key(batch.id), batch.error_file_id),
+        "figures": (key := layout.requests_key(batch.id), store.exists(key)),
+        "report": (key := layout.report_page_key(batch.id), store.exists(key)),
+    }
+    return {name: store.uri(key) for name, (key, exists) in keys.items() if exists}
 
 
 def report_of(store: ObjectStore, batch_id: str) -> BatchReport | None:

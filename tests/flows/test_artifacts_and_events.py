@@ -98,7 +98,7 @@ def test_error_table_is_truncated_with_remaining_count():
         BatchError(code="invalid_json_line", line=n, message="not JSON") for n in range(1, MAX_LISTED_ERRORS + 6)
     ]
 
-    rows = list(artifacts.errors_table(errors))
+    rows = artifacts.errors_table(errors).splitlines()
 
     assert len(rows) == 2 + MAX_LISTED_ERRORS + 1
     assert rows[-1].endswith("| and 5 more |")
