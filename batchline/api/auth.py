@@ -45,9 +45,7 @@ PROXY_HEADERS: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-r
 """Headers that proxies add. A proxy on this machine forwards requests from elsewhere."""
 
 MISSING_KEY_MESSAGE: Final = "You didn't provide an API key: send it in a header, Authorization: Bearer KEY"
-INVALID_KEY_MESSAGE: Final = (
-    "Incorrect API key provided; `batchline keys list` on the server shows which there are"
-)
+INVALID_KEY_MESSAGE: Final = "Incorrect API key provided; `batchline keys list` on the server lists the keys"
 
 
 class Principal(NamedTuple):
@@ -119,7 +117,9 @@ class Authenticator:
             return Principal(self._client, is_manager=True)
         key = lookup.key
         if key is None:
-            raise _invalid_key_error(has_token=bool(_bearer_token(headers)))
+            has_token = bool(_bearer_token(headers))
+            message, code = (INVALID_KEY_MESSAGE, "invalid_api_key") if has_token else (MISSING_KEY_MESSAGE, None)
+            raise ApiError(401, message, code=code, headers={"WWW-Authenticate": "Bearer"})
         if wait_s := self._rate_limiter.acquire(key.id, key.requests_per_minute, now=time.monotonic()):
             raise ApiError(
                 429,
@@ -135,11 +135,6 @@ class Authenticator:
     def set_request_context(self, principal: Principal) -> None:
         """Count the threads that this request uses from now on against the caller's share."""
         REQUEST_CONTEXT.set(RequestContext(self._thread_limiter, principal.member_id))
-
-
-def _invalid_key_error(*, has_token: bool) -> ApiError:
-    message, code = (INVALID_KEY_MESSAGE, "invalid_api_key") if has_token else (MISSING_KEY_MESSAGE, None)
-    return ApiError(401, message, code=code, headers={"WWW-Authenticate": "Bearer"})
 
 
 class AuthMiddleware:
@@ -177,16 +172,15 @@ def _require_local(headers: Mapping[str, str], *, http_version: str) -> None:
     if proxy_sign is not None:
         raise ApiError(
             403,
-            "without keys only programs of this machine are served, and this comes through a proxy "
-            f"({proxy_sign}); "
-            "make a key with `batchline keys create`",
+            "without keys only programs of this machine are served, and this request comes through a proxy "
+            f"({proxy_sign}); create a key with `batchline keys create`",
         )
     host, origin = headers.get("host", ""), headers.get("origin")
     # DNS rebinding: a foreign name that resolves to 127.0.0.1 sends its own Host header.
     if not is_loopback(split_url(f"//{host}").hostname or ""):
-        raise ApiError(403, "without keys only localhost is served; make one with `batchline keys create`")
+        raise ApiError(403, "without keys only localhost is served; create one with `batchline keys create`")
     if origin is not None and split_url(origin).netloc != host:
-        raise ApiError(403, "without keys no other web pages are served; make one with `batchline keys create`")
+        raise ApiError(403, "without keys no other web pages are served; create one with `batchline keys create`")
 
 
 def split_url(url: str) -> SplitResult:

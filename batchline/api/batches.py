@@ -62,7 +62,7 @@ def create_batch(
     body: CreateBatchBody,
     client: CurrentClient,
     idempotency_key: Annotated[
-        str | None, Header(description="The same key and body give the same batch again.")
+        str | None, Header(description="A repeated key with the same body returns the same batch.")
     ] = None,
 ) -> Response:
     """Create a batch from an uploaded file, and run it."""

@@ -7,8 +7,8 @@ own share; a member with few finds a free thread.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from contextvars import ContextVar
 from functools import wraps
 from inspect import iscoroutinefunction
@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from batchline.api.errors import ApiError
+from batchline.api.errors import ApiError, service_unavailable
 
 REQUEST_THREADS: Final = 48
 THREADS_PER_MEMBER: Final = 8
@@ -46,6 +46,17 @@ class FairLimiter:
         """Hold a slot within the block; one of the member's own is acquired first."""
         # Own slot first: waiting for it must not occupy one of the shared slots.
         async with nullcontext() if member_id is None else self._member_slot(member_id), self._semaphore:
+            yield
+
+    @asynccontextmanager
+    async def slot_within(self, member_id: str | None, timeout_s: float, message: str) -> AsyncIterator[None]:
+        """Hold a slot within the block; raises `ApiError` (503) with the message if none is free in time."""
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await stack.enter_async_context(self.slot(member_id))
+            except TimeoutError:
+                raise service_unavailable(message) from None
             yield
 
     @asynccontextmanager
@@ -100,9 +111,14 @@ class FairRoute(APIRoute):
     """A route whose handler runs on a thread within its member's limit."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
-        super().__init__(
-            path, endpoint if iscoroutinefunction(endpoint) else _run_handler_in_thread(endpoint), **options
-        )
+        handler = endpoint
+        if not iscoroutinefunction(endpoint):
+
+            @wraps(endpoint)
+            async def handler(*args: Any, **kwargs: Any) -> Any:
+                return await run_in_thread(endpoint, *args, **kwargs)
+
+        super().__init__(path, handler, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the handler of each request, with bounded JSON."""
@@ -125,11 +141,3 @@ class _BoundedJsonRequest(Request):
                 400, f"the body has more than {MAX_JSON_CONTAINERS} objects and arrays", code="invalid_value"
             )
         return await super().json()
-
-
-def _run_handler_in_thread(handler: Callable[P, T]) -> Callable[P, Awaitable[T]]:
-    @wraps(handler)
-    async def handle(*args: P.args, **kwargs: P.kwargs) -> T:
-        return await run_in_thread(handler, *args, **kwargs)
-
-    return handle

@@ -31,10 +31,10 @@ class ContentQuery(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    skip: int | None = Field(default=None, ge=0, lt=2**53, description="Leave out so many lines first.")
-    offset: int | None = Field(default=None, ge=0, lt=2**53, description="Another name of `skip`.")
-    limit: int | None = Field(default=None, ge=1, lt=2**53, description="At most so many lines.")
-    search: str | None = Field(default=None, description="Part of a custom_id; case does not matter.")
+    skip: int | None = Field(default=None, ge=0, lt=2**53, description="Number of lines to skip.")
+    offset: int | None = Field(default=None, ge=0, lt=2**53, description="The same as `skip`.")
+    limit: int | None = Field(default=None, ge=1, lt=2**53, description="Maximum number of lines.")
+    search: str | None = Field(default=None, description="Text that the custom_id contains, ignoring case.")
 
     @property
     def has_line_query(self) -> bool:
@@ -116,7 +116,7 @@ def _parse_range(header: str | None, extent: FileExtent) -> tuple[int, int] | No
     if start >= end:
         raise ApiError(
             416,
-            f"the file has {size} bytes; there is nothing at {header}",
+            f"the file has {size} bytes; {header} is outside of it",
             headers={"Content-Range": f"bytes */{size}"},
         )
     return start, end

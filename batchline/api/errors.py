@@ -48,27 +48,33 @@ _CODE_OF_VALIDATION_ERROR: Final = {
 }
 """From pydantic's error types to OpenAI's codes; any other is `invalid_value`."""
 
+_OPENAI_MESSAGES: Final = {
+    "unknown_parameter": "Unknown parameter: '{}'.",
+    "missing_required_parameter": "Missing required parameter: '{}'.",
+}
+"""OpenAI's wording by code."""
+
 _STATUS_DESCRIPTIONS: Final = {
-    400: "The request cannot be used.",
-    401: "No key, or none that is valid.",
-    403: "The key does not open this.",
-    404: "Nothing of that id, or somebody else's.",
-    405: "Not with this method.",
+    400: "The request is invalid.",
+    401: "The key is missing or invalid.",
+    403: "The key does not allow this.",
+    404: "The object does not exist, or belongs to another member.",
+    405: "The path does not support this method.",
     408: "The request came too slowly.",
-    409: "Its state forbids it.",
-    413: "Too large.",
-    416: "No such bytes in the file.",
-    429: "Too many requests, or too many open batches; `Retry-After` says when to come again.",
-    500: "A fault of the server's.",
-    503: "Storage or the database does not answer, or the server has too much to do; try again.",
+    409: "The object's state does not allow this.",
+    413: "The body or the file is too large.",
+    416: "The range is outside the file.",
+    429: "Too many requests, or too many open batches; `Retry-After` is the seconds to wait.",
+    500: "The server failed.",
+    503: "Storage or the database does not respond, or the server is overloaded; try again.",
 }
 STATUS_HEADERS: Final = {
     status: {name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()}
     for status, headers in {
         "401": {"WWW-Authenticate": "`Bearer`."},
-        "409": {"x-should-retry": "`false`, for clients that try a conflict again."},
-        "429": {"Retry-After": "Seconds until it is worth trying again."},
-        "503": {"Retry-After": "Seconds until it is worth trying again."},
+        "409": {"x-should-retry": "`false`, for clients that retry conflicts."},
+        "429": {"Retry-After": "Seconds to wait before retrying."},
+        "503": {"Retry-After": "Seconds to wait before retrying."},
     }.items()
 }
 """Response headers by status, for the OpenAPI document."""
@@ -79,11 +85,11 @@ _COMMON_STATUSES: Final = (400, 401, 403, 404, 405, 408, 413, 429, 500, 503)
 class ErrorObject(BaseModel):
     """The details of an error."""
 
-    message: str = Field(description="What is wrong, for a person.")
-    type: str = Field(description="Whose fault it is, roughly.", examples=[INVALID_REQUEST])
+    message: str = Field(description="The error in words.")
+    type: str = Field(description="The kind of error.", examples=[INVALID_REQUEST])
     param: str | None = Field(description="The parameter that caused it, if one did.")
     code: str | None = Field(
-        description="What is wrong, for a program, where there is a word for it: 400 `invalid_value`, "
+        description="The error for programs, if it has a code: 400 `invalid_value`, "
         "`unknown_parameter`, `missing_required_parameter`, `invalid_json`; 401 `invalid_api_key`; "
         "403 `insufficient_permissions`; 404 `unknown_url`; 405 `method_not_supported`; 408 `request_timeout`; "
         "409 `conflict`; 413 `file_too_large`, `request_too_large`; 429 `rate_limit_exceeded`, "
@@ -122,7 +128,19 @@ def openapi_errors(*extra_statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def error_response(error: Exception) -> Response:
     """Return the response for an error."""
-    return _to_response(to_http_exception(error))
+    http_error = to_http_exception(error)
+    status, headers = http_error.status_code, dict(http_error.headers or {})
+    if status == 409:
+        headers["x-should-retry"] = "false"  # OpenAI's clients retry a 409 otherwise
+    param = getattr(http_error, "param", None)
+    body = ErrorObject(
+        message=_escape_surrogates(str(http_error.detail)),
+        type="requests" if status == 429 else "server_error" if status >= 500 else INVALID_REQUEST,
+        param=None if param is None else _escape_surrogates(str(param)),
+        code=getattr(http_error, "code", None),
+    )
+    content = ErrorResponse(error=body).model_dump_json()
+    return Response(content, status, headers, media_type="application/json")
 
 
 def to_http_exception(error: Exception) -> HTTPException:
@@ -144,13 +162,13 @@ def _from_batchline_error(error: BatchlineError) -> ApiError:
             return ApiError(status, str(error), param=getattr(error, "param", None), code=code, headers=headers)
     if isinstance(error, StorageFault | Interrupted):
         log.error("%s: %s", request_id.get(), error)
-        return service_unavailable("storage or the database does not answer; try again")
+        return service_unavailable("storage or the database does not respond; try again")
     log.error("%s: %s", request_id.get(), error, exc_info=error)
     return _server_error()
 
 
 def _server_error() -> ApiError:
-    return ApiError(500, f"the server failed; its log says more of {request_id.get()}")
+    return ApiError(500, f"the server failed; its log has the details of {request_id.get()}")
 
 
 def service_unavailable(message: str) -> ApiError:
@@ -166,44 +184,17 @@ def _from_validation_error(error: RequestValidationError) -> ApiError:
         return ApiError(400, f"the body is not JSON: {detail['ctx']['error']}", code=code)
     if tuple(detail["loc"]) == ("body",):
         return ApiError(400, "send a JSON object, with Content-Type: application/json", code=code)
-    param = ".".join(str(part) for part in detail["loc"][1:]) or None
-    return ApiError(
-        400, _validation_message(param, code, message.removeprefix("Value error, ")), param=param, code=code
-    )
-
-
-def _validation_message(param: str | None, code: str, message: str) -> str:
-    """Return pydantic's message, in OpenAI's wording if there is one, with the parameter's name once."""
-    if param is None:
-        return message
-    if code == "unknown_parameter":
-        return f"Unknown parameter: '{param}'."
-    if code == "missing_required_parameter":
-        return f"Missing required parameter: '{param}'."
-    return message if message.startswith(f"{param} ") else f"{param}: {message}"
-
-
-def _to_response(error: HTTPException) -> Response:
-    headers = dict(error.headers or {})
-    if error.status_code == 409:
-        headers["x-should-retry"] = "false"  # OpenAI's clients retry a 409 otherwise
-    error_type = _error_type(error.status_code)
-    param, code = getattr(error, "param", None), getattr(error, "code", None)
-    param = None if param is None else _escape_surrogates(str(param))
-    body = ErrorObject(message=_escape_surrogates(str(error.detail)), type=error_type, param=param, code=code)
-    content = ErrorResponse(error=body).model_dump_json()
-    return Response(content, error.status_code, headers, media_type="application/json")
+    param, message = ".".join(map(str, detail["loc"][1:])) or None, message.removeprefix("Value error, ")
+    if param is not None and code in _OPENAI_MESSAGES:
+        message = _OPENAI_MESSAGES[code].format(param)
+    elif param is not None and not message.startswith(f"{param} "):
+        message = f"{param}: {message}"
+    return ApiError(400, message, param=param, code=code)
 
 
 def _escape_surrogates(text: str) -> str:
     """Return the text with lone surrogates escaped: JSON may contain them, UTF-8 may not."""
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _error_type(status: int) -> str:
-    if status == 429:
-        return "requests"
-    return "server_error" if status >= 500 else INVALID_REQUEST
 
 
 def _reword_routing_error(request: Request, error: HTTPException) -> HTTPException:
@@ -212,9 +203,7 @@ def _reword_routing_error(request: Request, error: HTTPException) -> HTTPExcepti
         return error
     request_line = f"{request.method} {request.url.path}"
     if error.status_code == 404:
-        return ApiError(
-            404, f"Invalid URL ({request_line}); /openapi.json tells what there is", code="unknown_url"
-        )
+        return ApiError(404, f"Invalid URL ({request_line}); see /openapi.json", code="unknown_url")
     if error.status_code == 405:
         # Starlette lists only the methods of the first route that matches the path.
         allowed = allowed_methods(request.app.openapi(), request.url.path)

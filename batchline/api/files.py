@@ -11,7 +11,7 @@ from batchline.api.concurrency import FairRoute
 from batchline.api.content import MEDIA_TYPE, ContentQuery, content_response
 from batchline.api.errors import openapi_errors
 from batchline.api.responses import CurrentClient, Deleted, json_response, model_response, openapi_stream
-from batchline.api.upload import UploadHandler
+from batchline.api.upload import MultipartForm, UploadHandler
 from batchline.client.estimate import CostEstimate, estimate_file
 from batchline.models.files import FileListResponse, FileObject, ListFilesQuery
 
@@ -29,7 +29,7 @@ UPLOAD_FORM = {
                         "file": {
                             "type": "string",
                             "format": "binary",
-                            "description": "JSON Lines; with a name in .gz or .zst, compressed.",
+                            "description": "JSON Lines, compressed if its name ends in .gz or .zst.",
                         },
                         "purpose": {"type": "string", "enum": ["batch"]},
                         "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
@@ -47,10 +47,10 @@ RANGE_PARAMETER = {
     "description": "The bytes to read, such as `bytes=0-1023` or `bytes=-500`.",
     "schema": {"type": "string"},
 }
-RANGE_HEADERS = {"Content-Range": "Which bytes these are, and of how many, or of `*` while the file grows."}
+RANGE_HEADERS = {"Content-Range": "The range and the size of the file, or `*` while the file grows."}
 LINE_HEADERS = {
     "X-Incomplete": "`true` while the batch runs and more lines follow, else `false`.",
-    "X-Last-Line": "The number of the last line that was looked at; `skip` by it to go on.",
+    "X-Last-Line": "The number of the last line searched; use it as `skip` to continue.",
 }
 
 
@@ -58,7 +58,7 @@ LINE_HEADERS = {
 async def create_file(request: Request, client: CurrentClient) -> Response:
     """Upload an input file."""
     uploads: UploadHandler = request.app.state.uploads
-    return model_response(await uploads.handle(request, client))
+    return model_response(await uploads.handle(MultipartForm(request), request, client))
 
 
 @router.get("", response_model=FileListResponse, responses=openapi_errors())
@@ -78,8 +78,8 @@ def retrieve_file(file_id: str, client: CurrentClient) -> Response:
     response_class=Response,
     responses={
         **openapi_errors(416),
-        200: openapi_stream(MEDIA_TYPE, "The content, or the lines that are asked for.", **LINE_HEADERS),
-        206: openapi_stream(MEDIA_TYPE, "The bytes that `Range` asks for.", **LINE_HEADERS, **RANGE_HEADERS),
+        200: openapi_stream(MEDIA_TYPE, "The content, or the requested lines.", **LINE_HEADERS),
+        206: openapi_stream(MEDIA_TYPE, "The bytes in `Range`.", **LINE_HEADERS, **RANGE_HEADERS),
     },
     openapi_extra={"parameters": [RANGE_PARAMETER]},
 )

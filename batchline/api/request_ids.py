@@ -14,7 +14,7 @@ request_id: ContextVar[str] = ContextVar("request_id", default="req_none")
 
 REQUEST_ID_HEADERS: Final = {
     "x-request-id": {
-        "description": "The request's id, which the server's log has too.",
+        "description": "The request's id, which is also in the server's log.",
         "schema": {"type": "string"},
     }
 }

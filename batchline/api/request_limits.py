@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -65,14 +65,12 @@ class RequestLimitsMiddleware:
             await self._app(scope, receive, send)
             return
         if self._active_requests >= self._max_requests and scope["path"] not in PROBE_PATHS:
-            await error_response(service_unavailable("the server has too much to do; try again"))(
-                scope, receive, send
-            )
+            await error_response(service_unavailable("the server is overloaded; try again"))(scope, receive, send)
             return
         context = REQUEST_CONTEXT.get()
         member_id = "" if context is None else context.member_id or ""
         if member_id and self._active_per_member[member_id] >= MAX_REQUESTS_PER_MEMBER:
-            message = f"you have {MAX_REQUESTS_PER_MEMBER} requests under way; wait for some of them to end"
+            message = f"you have {MAX_REQUESTS_PER_MEMBER} requests in flight; wait for some of them to end"
             await error_response(ApiError(429, message, code="rate_limit_exceeded", headers={"Retry-After": "1"}))(
                 scope, receive, send
             )
@@ -80,7 +78,7 @@ class RequestLimitsMiddleware:
         self._active_requests += 1
         self._active_per_member[member_id] += 1
         try:
-            async with self._memory_slot(scope, member_id or None):
+            async with self._memory_slot(scope["path"], member_id or None):
                 await self._app(scope, _LimitedBody(receive, self._max_bytes(scope["path"])), send)
         except ApiError as refusal:
             await error_response(refusal)(scope, receive, send)
@@ -90,22 +88,13 @@ class RequestLimitsMiddleware:
             if not self._active_per_member[member_id]:
                 del self._active_per_member[member_id]
 
-    @asynccontextmanager
-    async def _memory_slot(self, scope: Scope, member_id: str | None) -> AsyncIterator[None]:
-        """Hold a slot for a request that takes much memory; raises `ApiError` (503)."""
-        limiter = None
-        if scope["path"].endswith("/retry-requests"):
-            limiter = self._long_body_limiter
-        elif scope["path"].endswith(STREAM_SUFFIXES):
-            limiter = self._stream_limiter
-        async with AsyncExitStack() as stack:
-            if limiter is not None:
-                try:
-                    async with asyncio.timeout(SLOT_TIMEOUT_S):
-                        await stack.enter_async_context(limiter.slot(member_id))
-                except TimeoutError:
-                    raise service_unavailable("you read too much at once; wait for some of it to end") from None
-            yield
+    def _memory_slot(self, path: str, member_id: str | None) -> AbstractAsyncContextManager[None]:
+        """Return a context that holds a slot for a request that takes much memory; raises `ApiError` (503)."""
+        limiters = {"/retry-requests": self._long_body_limiter}
+        limiters |= dict.fromkeys(STREAM_SUFFIXES, self._stream_limiter)
+        limiter = next((limiter for suffix, limiter in limiters.items() if path.endswith(suffix)), None)
+        message = "you have too many large requests in flight; wait for some of them to end"
+        return nullcontext() if limiter is None else limiter.slot_within(member_id, SLOT_TIMEOUT_S, message)
 
     def _max_bytes(self, path: str) -> int | None:
         if self._is_upload(path):

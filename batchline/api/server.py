@@ -67,13 +67,14 @@ class Server:
         is_local, keys = is_loopback(host), ApiKeys(client)
         if not is_local and not keys.has_valid_key():
             raise InvalidInput(
-                f"{host} can be reached from other machines, and there is no key: make one with `batchline keys "
+                f"{host} can be reached from other machines, and there is no key: create one with `batchline keys "
                 "create NAME --role manager`, or serve at 127.0.0.1",
                 param="host",
             )
         client.prepare_to_serve()
         self._listener = _bind_socket(host, port)
-        self.url = _base_url(self._listener)
+        bound_host, bound_port = self._listener.getsockname()[:2]
+        self.url = f"http://{f'[{bound_host}]' if ':' in bound_host else bound_host}:{bound_port}/v1"
         self.allows_anonymous = is_local and not keys.is_key_required()
         """True if requests need no key."""
         api = create_app(client, allow_anonymous=is_local)
@@ -127,8 +128,3 @@ def _bind_socket(host: str, port: int) -> socket.socket:
         raise InvalidInput(
             f"cannot listen at {host} port {port}: {reason}; choose another with --port", param="port"
         ) from error
-
-
-def _base_url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"

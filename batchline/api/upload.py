@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import MultipartParser, MultipartState, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from batchline.api.concurrency import FairLimiter
-from batchline.api.errors import ApiError, service_unavailable
-from batchline.api.upload_buffer import BoundedBuffer
+from batchline.api.errors import ApiError
 from batchline.client import Batchline
-from batchline.client.expiry import ExpiresAfterDict
 from batchline.client.files import UploadOptions
 from batchline.models.errors import InvalidInput
 from batchline.models.files import FileObject
@@ -43,36 +43,35 @@ class MultipartForm:
         self._allowed_fields = FORM_FIELDS | extra_fields
         self.fields: dict[str, bytes] = {}
         self.filename: str | None = None
-        self.is_complete = False
         self._file_blocks: list[bytes] = []
         self._field_name = ""
         self._partial_header = [b"", b""]
         self._headers: dict[bytes, bytes] = {}
         callbacks = {
-            "on_part_begin": self._begin_part,
+            "on_part_begin": self._headers.clear,
             "on_header_field": lambda data, start, end: self._add_header(0, data[start:end]),
             "on_header_value": lambda data, start, end: self._add_header(1, data[start:end]),
             "on_header_end": self._end_header,
             "on_headers_finished": self._begin_data,
             "on_part_data": lambda data, start, end: self._add_data(data[start:end]),
-            "on_end": self._mark_complete,
         }
-        try:
-            self._parser = MultipartParser(_parse_boundary(request), callbacks, max_header_size=MAX_HEADER_BYTES)  # type: ignore[arg-type]
-        except FormParserError as error:
-            raise ApiError(400, f"the form cannot be read: {error}") from error
+        content_type, options = parse_options_header(request.headers.get("content-type", ""))
+        if content_type != b"multipart/form-data" or not options.get(b"boundary"):
+            raise ApiError(400, "send the file as multipart/form-data, with a boundary", param="file")
+        with _translate_parser_errors():
+            self._parser = MultipartParser(options[b"boundary"], callbacks, max_header_size=MAX_HEADER_BYTES)  # type: ignore[arg-type]
+
+    @property
+    def is_complete(self) -> bool:
+        """True once the form's end has been parsed."""
+        return self._parser.state is MultipartState.END
 
     def feed(self, data: bytes) -> list[bytes]:
         """Parse data and return the file's bytes in it; raises `ApiError` for an invalid form."""
-        try:
+        with _translate_parser_errors():
             self._parser.write(data)
-        except FormParserError as error:
-            raise ApiError(400, f"the form cannot be read: {error}") from error
         blocks, self._file_blocks = self._file_blocks, []
         return blocks
-
-    def _begin_part(self) -> None:
-        self._headers = {}
 
     def _add_header(self, index: int, data: bytes) -> None:
         self._partial_header[index] += data
@@ -107,106 +106,104 @@ class MultipartForm:
                 400, f"{self._field_name} is longer than {MAX_FIELD_BYTES} bytes", param=self._field_name
             )
 
-    def _mark_complete(self) -> None:
-        self.is_complete = True
-
     def upload_options(self) -> UploadOptions:
         """Return the options of the upload; raises `InvalidInput`."""
         if "purpose" not in self.fields:
             raise InvalidInput("purpose is missing; send 'batch'", param="purpose")
-        return UploadOptions(self.fields["purpose"].decode(errors="replace"), self._parse_expiry())
-
-    def _parse_expiry(self) -> ExpiresAfterDict | None:
+        purpose = self.fields["purpose"].decode(errors="replace")
         anchor, seconds = (self.fields.get(f"expires_after[{name}]") for name in ("anchor", "seconds"))
         if anchor is None and seconds is None:
-            return None
+            return UploadOptions(purpose)
         if seconds is None or not seconds.isdigit() or len(seconds) > 12:
-            raise InvalidInput("expires_after[seconds] is no whole number", param="expires_after[seconds]")
+            raise InvalidInput("expires_after[seconds] is not a whole number", param="expires_after[seconds]")
         if anchor not in {None, b"created_at"}:
             raise InvalidInput("expires_after[anchor] is not 'created_at'", param="expires_after[anchor]")
-        return {"anchor": "created_at", "seconds": int(seconds)}
+        return UploadOptions(purpose, {"anchor": "created_at", "seconds": int(seconds)})
+
+
+@contextmanager
+def _translate_parser_errors() -> Iterator[None]:
+    try:
+        yield
+    except FormParserError as error:
+        raise ApiError(400, f"the form cannot be read: {error}") from error
+
+
+class _FormFile:
+    """The file of a form, read by one thread while the event loop receives the request."""
+
+    def __init__(self, form: MultipartForm, blocks: list[bytes], stream: AsyncIterator[bytes]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._form = form
+        self._blocks = deque(memoryview(block) for block in blocks)
+        self._stream = stream
+        self._receiving: Future[list[bytes]] | None = None
+        self._is_closed = False
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to `size` bytes as soon as some have arrived; empty at the end of the form."""
+        while not self._blocks:
+            if self._is_closed:
+                raise ClientDisconnect
+            self._receiving = asyncio.run_coroutine_threadsafe(self._receive_blocks(), self._loop)
+            self._blocks.extend(memoryview(block) for block in self._receiving.result())
+            if not self._blocks:
+                return b""
+        block = self._blocks.popleft()
+        if len(block) > size:
+            self._blocks.appendleft(block[size:])
+        return bytes(block[:size])
+
+    async def _receive_blocks(self) -> list[bytes]:
+        """Return the next bytes of the file; none at the end of the form."""
+        async for data in self._stream:
+            if blocks := self._form.feed(data):
+                return blocks
+        if not self._form.is_complete:
+            raise ApiError(400, "the form is cut short; send it again")
+        return []
+
+    def close(self) -> None:
+        """Make `read` fail, on the thread that waits in it."""
+        self._is_closed = True
+        if self._receiving is not None:
+            self._receiving.cancel()
 
 
 class UploadHandler:
     """Stores uploads, each on its own thread, with limits in total and per member."""
 
-    def __init__(self, max_uploads: int = MAX_UPLOADS, max_per_member: int = MAX_UPLOADS_PER_MEMBER) -> None:
-        self._threads = ThreadPoolExecutor(max_uploads, thread_name_prefix="upload")
-        self._limiter = FairLimiter(max_uploads, max_per_member)
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(MAX_UPLOADS, thread_name_prefix="upload")
+        self._limiter = FairLimiter(MAX_UPLOADS, MAX_UPLOADS_PER_MEMBER)
 
-    async def handle(self, request: Request, client: Batchline) -> FileObject:
+    async def handle(self, form: MultipartForm, request: Request, client: Batchline) -> FileObject:
         """Store the file of the request's form; if the client disconnects, nothing is stored."""
-        return await self.handle_form(MultipartForm(request), request, client)
-
-    async def handle_form(self, form: MultipartForm, request: Request, client: Batchline) -> FileObject:
-        """Store the file of a form whose other fields the caller reads too."""
-        async with self._upload_slot(client.access.member_id):
+        message = "too many files are being uploaded; try again"
+        async with self._limiter.slot_within(client.access.member_id, SLOT_TIMEOUT_S, message):
+            stream = request.stream()
             try:
-                return await self._read_form(form, request.stream(), client)
+                async for data in stream:
+                    blocks = form.feed(data)
+                    if form.filename is not None:
+                        return await self._store_file(form, blocks, stream, client)
             except ClientDisconnect:
-                raise ApiError(400, "the client has left") from None
-
-    @asynccontextmanager
-    async def _upload_slot(self, member_id: str | None) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            try:
-                async with asyncio.timeout(SLOT_TIMEOUT_S):
-                    await stack.enter_async_context(self._limiter.slot(member_id))
-            except TimeoutError:
-                raise service_unavailable("too many files are being uploaded; try again") from None
-            yield
-
-    async def _read_form(self, form: MultipartForm, stream: AsyncIterator[bytes], client: Batchline) -> FileObject:
-        async for data in stream:
-            blocks = form.feed(data)
-            if form.filename is not None:
-                return await self._store_file(form, blocks, stream, client)
+                raise ApiError(400, "the client has disconnected") from None
         raise ApiError(400, "file is missing; send one", param="file", code="missing_required_parameter")
 
     async def _store_file(
         self, form: MultipartForm, blocks: list[bytes], stream: AsyncIterator[bytes], client: Batchline
     ) -> FileObject:
         """Store the file that begins with these blocks."""
-        buffer = BoundedBuffer()
-        storing = asyncio.get_running_loop().run_in_executor(
-            self._threads, _store_from_buffer, buffer, form, client
-        )
+        file = _FormFile(form, blocks, stream)
+        name, create = form.filename or "", client.files.create_streaming
+        store = partial(create, file, filename=name, options=form.upload_options)
+        storing = asyncio.get_running_loop().run_in_executor(self._threads, store)
         try:
-            await _forward_stream(form, blocks, stream, buffer)
-        except BaseException as error:
-            buffer.end(error)
+            return await asyncio.shield(storing)
+        except asyncio.CancelledError:
+            file.close()
             # Until the thread has cleaned up: the slot must not be free before its memory is.
             await asyncio.wait([storing])
             storing.exception()  # retrieved, or asyncio logs it as never retrieved
             raise
-        buffer.end()
-        return await storing
-
-
-def _store_from_buffer(buffer: BoundedBuffer, form: MultipartForm, client: Batchline) -> FileObject:
-    try:
-        return client.files.create_streaming(buffer, filename=form.filename or "", options=form.upload_options)
-    finally:
-        buffer.abandon()
-
-
-async def _forward_stream(
-    form: MultipartForm, blocks: list[bytes], stream: AsyncIterator[bytes], buffer: BoundedBuffer
-) -> None:
-    """Forward the file's bytes until the form ends or the reader abandons the buffer."""
-    for block in blocks:
-        await buffer.put(block)
-    async for data in stream:
-        for block in form.feed(data):
-            await buffer.put(block)
-        if buffer.is_abandoned:
-            return
-    if not form.is_complete:
-        raise ApiError(400, "the form is cut short; send it again")
-
-
-def _parse_boundary(request: Request) -> bytes:
-    content_type, options = parse_options_header(request.headers.get("content-type", ""))
-    if content_type != b"multipart/form-data" or not options.get(b"boundary"):
-        raise ApiError(400, "send the file as multipart/form-data, with a boundary", param="file")
-    return options[b"boundary"]

@@ -7,7 +7,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from batchline.cli.batches_list import list_
-from batchline.cli.console import print_json, print_note, stderr_console, stdout_console
+from batchline.cli.console import print_note, print_object, stderr_console
 from batchline.cli.exit_codes import ExitCode
 from batchline.cli.files import print_deleted
 from batchline.cli.options import Flag, parse_seconds
@@ -15,7 +15,7 @@ from batchline.cli.progress import Progress
 from batchline.cli.run import run
 from batchline.cli.show import show
 from batchline.cli.watch import follow_batch, watch
-from batchline.client import Batchline, BatchRecord
+from batchline.client import Batchline
 from batchline.models.batches import BatchResponse
 from batchline.models.errors import InvalidInput
 from batchline.models.formatting import join_parts
@@ -87,7 +87,7 @@ def create(
         via=None,
     )
     if run_ or local or stand_in:
-        stderr_console().print(f"batch: {batch.id}", markup=False)
+        print_note(f"batch: {batch.id}")
         return run(resume=batch.id, local=local, stand_in=stand_in, json=json)
     _print_batch(batch, json=json, next_step=f"run it with: batchline run --resume {batch.id}")
     return ExitCode.OK
@@ -157,7 +157,7 @@ def retry(
     counts = batch.request_counts
     pending_note = f"{counts.total - counts.completed - counts.failed:,} requests to send again"
     if run_ or local or stand_in:
-        stderr_console().print(pending_note, markup=False)
+        print_note(pending_note)
         return run(resume=batch_id, local=local, stand_in=stand_in, json=json)
     _print_batch(batch, json=json, next_step=f"{pending_note}: batchline run --resume {batch_id}")
     return ExitCode.OK
@@ -234,8 +234,11 @@ def delete(batch_id: str, /, *, yes: Flag = False, json: Flag = False) -> int:
     """
     client = Batchline(origin="cli")
     batch = client.batches.record(batch_id)
-    if not yes and not _confirm_deletion(batch):
-        stderr_console().print("nothing was deleted")
+    if not yes and not sys.stdin.isatty():
+        raise InvalidInput(f"there is no terminal to confirm the deletion of {batch.id}: add --yes", param="yes")
+    question = f"delete {batch.id} ({batch.status}, {batch.completed:,} answers)? [y/N] "
+    if not yes and stderr_console().input(question, markup=False).strip().lower() not in {"y", "yes"}:
+        print_note("nothing was deleted")
         return ExitCode.BAD_INPUT
     with Progress() as progress:
         progress.doing(f"deleting {batch_id}")
@@ -244,17 +247,6 @@ def delete(batch_id: str, /, *, yes: Flag = False, json: Flag = False) -> int:
     return ExitCode.OK
 
 
-def _confirm_deletion(batch: BatchRecord) -> bool:
-    if not sys.stdin.isatty():
-        raise InvalidInput(f"batch {batch.id} is not deleted without --yes where nobody can be asked", param="yes")
-    question = f"delete {batch.id} ({batch.status}, {batch.completed:,} answers)? [y/N] "
-    return stderr_console().input(question, markup=False).strip().lower() in {"y", "yes"}
-
-
 def _print_batch(batch: BatchResponse, *, json: bool, next_step: str) -> None:
     """Print the batch as JSON, or its id on standard output and its state and next step on standard error."""
-    if json:
-        print_json(batch.model_dump_json())
-        return
-    stdout_console().print(batch.id)
-    print_note(join_parts(batch.status, next_step), is_whole=True)
+    print_object(batch, json=json, result=batch.id, note=join_parts(batch.status, next_step))

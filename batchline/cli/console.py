@@ -4,6 +4,8 @@ import logging
 import sys
 from functools import cache
 
+import msgspec
+from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
 
@@ -47,11 +49,23 @@ def escape_unencodable() -> None:
             reconfigure(errors="backslashreplace")
 
 
-def print_json(text: str) -> None:
-    """Write JSON to standard output as UTF-8, whatever the terminal's encoding."""
+def print_json(value: object) -> None:
+    """Write a value as JSON to standard output, in UTF-8 for any terminal; text is JSON already."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump_json()
     sys.stdout.flush()
-    sys.stdout.buffer.write(text.encode() + b"\n")
+    sys.stdout.buffer.write((value.encode() if isinstance(value, str) else msgspec.json.encode(value)) + b"\n")
     sys.stdout.buffer.flush()
+
+
+def print_object(value: object, *, json: bool, result: str | None = None, note: str) -> None:
+    """Print an object as JSON, or its result on standard output and a note for people on standard error."""
+    if json:
+        print_json(value)
+        return
+    if result is not None:
+        stdout_console().print(result, markup=False)
+    print_note(note, is_whole=True)
 
 
 def print_note(text: str, *, is_whole: bool = False) -> None:

@@ -2,7 +2,7 @@
 
 from decimal import Decimal
 
-from batchline.cli.console import print_json, stderr_console, stdout_console
+from batchline.cli.console import print_json, print_note, stdout_console
 from batchline.cli.options import Flag
 from batchline.cli.progress import Progress
 from batchline.cli.tables import Column, Row, plain, print_rows
@@ -37,7 +37,7 @@ def cost_estimate(file: str, /, *, json: Flag = False) -> None:
     print_rows([_model_row(model, estimate) for model in estimate.models], COLUMNS, none="")
     stdout_console().print(f"\n{_describe_total(estimate)}", markup=False)
     for note in _list_notes(estimate):
-        stderr_console().print(note, markup=False)
+        print_note(note)
 
 
 def _model_row(model: ModelEstimate, estimate: CostEstimate) -> Row:

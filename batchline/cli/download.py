@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import msgspec
-
-from batchline.cli.console import print_json, stderr_console, stdout_console
+from batchline.cli.console import print_object, stdout_console
 from batchline.cli.options import Flag
 from batchline.cli.output_files import open_new_file, require_not_exists
 from batchline.cli.progress import Progress
@@ -28,12 +26,15 @@ def download(batch_id: str, /, *, to: Path = Path(), force: Flag = False, json: 
     """
     files = Batchline(origin="cli").batches.files(batch_id)
     if not files:
-        raise Conflict(f"batch {batch_id} has no files yet; they are there when it is over")
-    _make_folder(to)
+        raise Conflict(f"batch {batch_id} has no files until it has ended")
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise InvalidInput(f"folder {to} cannot be created: {error.strerror}", param="to") from error
     existing = [name for name in files if (to / name).exists()]
     if existing and not force:
         raise InvalidInput(
-            f"{', '.join(existing)} in {to} would be written over; say --force, or --to another folder", param="to"
+            f"{', '.join(existing)} in {to} would be overwritten; add --force, or --to another folder", param="to"
         )
     for name in files:
         require_not_exists(to / name, force=force)
@@ -43,21 +44,9 @@ def download(batch_id: str, /, *, to: Path = Path(), force: Flag = False, json: 
             progress.doing(f"copying {name}")
             with open_new_file(to / name, force=force) as file:
                 sizes[name] = sum(map(file.write, blocks))
-    _print_files(batch_id, to, sizes, json=json)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise InvalidInput(f"{folder} cannot be made a folder: {error.strerror}", param="to") from error
-
-
-def _print_files(batch_id: str, folder: Path, sizes: dict[str, int], *, json: bool) -> None:
-    if json:
-        files = [{"name": name, "path": str(folder / name), "bytes": size} for name, size in sizes.items()]
-        print_json(msgspec.json.encode({"id": batch_id, "files": files}).decode())
-        return
-    for name in sizes:
-        stdout_console().print(str(folder / name), markup=False, soft_wrap=True)
-    stderr_console().print(f"{len(sizes)} files, {sum(sizes.values()):,} bytes", markup=False)
+    written = [{"name": name, "path": str(to / name), "bytes": size} for name, size in sizes.items()]
+    if not json:
+        for name in sizes:
+            stdout_console().print(str(to / name), markup=False, soft_wrap=True)
+    note = f"{len(sizes)} files, {sum(sizes.values()):,} bytes"
+    print_object({"id": batch_id, "files": written}, json=json, note=note)

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import cyclopts
-import msgspec
 from cyclopts import Parameter
 
-from batchline.cli.console import print_json, stderr_console, stdout_console
+from batchline.cli.console import print_json, print_object
 from batchline.cli.options import Flag, parse_seconds
 from batchline.cli.output_files import open_new_file, require_not_exists
 from batchline.cli.paging import AllFlag, page_size, print_more_hint, print_page, select_items
@@ -52,16 +51,10 @@ def upload(file: str, /, *, expires_after: str | None = None, json: Flag = False
     with Progress() as progress:
         progress.doing(f"reading in {file}")
         uploaded = client.files.create(file=file, expires_after=lifetime_s)
-    if json:
-        print_json(uploaded.model_dump_json())
-        return
-    stdout_console().print(uploaded.id)
-    stderr_console().print(
-        f"{uploaded.filename}, {uploaded.bytes:,} bytes; "
-        f"make it a batch with: batchline batches create {uploaded.id}",
-        markup=False,
-        soft_wrap=True,
+    note = (
+        f"{uploaded.filename}, {uploaded.bytes:,} bytes; to create a batch: batchline batches create {uploaded.id}"
     )
+    print_object(uploaded, json=json, result=uploaded.id, note=note)
 
 
 @app.command(name="list")
@@ -117,7 +110,7 @@ def show(file_id: str, /, *, json: Flag = False) -> None:
     """
     file = Batchline(origin="cli").files.retrieve(file_id)
     if json:
-        print_json(file.model_dump_json())
+        print_json(file)
     else:
         print_rows(_file_rows([file]), COLUMNS, none="")
 
@@ -159,10 +152,8 @@ def content(
     require_not_exists(output)
     with open_new_file(output) as file:
         size_bytes = sum(map(file.write, blocks))
-    if json:
-        print_json(msgspec.json.encode({"id": file_id, "path": str(output), "bytes": size_bytes}).decode())
-    else:
-        stderr_console().print(f"wrote {size_bytes:,} bytes to {output}", markup=False)
+    written = {"id": file_id, "path": str(output), "bytes": size_bytes}
+    print_object(written, json=json, note=f"wrote {size_bytes:,} bytes to {output}")
 
 
 @app.command
@@ -182,10 +173,7 @@ def delete(file_id: str, /, *, json: Flag = False) -> None:
 
 def print_deleted(kind: str, deleted_id: str, *, json: bool) -> None:
     """Report the deletion, as OpenAI's API does or in words."""
-    if json:
-        print_json(msgspec.json.encode({"id": deleted_id, "object": kind, "deleted": True}).decode())
-    else:
-        stderr_console().print(f"deleted {deleted_id}", markup=False)
+    print_object({"id": deleted_id, "object": kind, "deleted": True}, json=json, note=f"deleted {deleted_id}")
 
 
 def _parse_range(value: str | None, file: FileObject) -> tuple[int, int | None]:
@@ -206,12 +194,8 @@ def _file_rows(files: Iterable[FileObject]) -> Iterator[Row]:
     """Yield a row for each file."""
     now = time.time()
     for file in files:
+        expires = ""  # never
+        if file.expires_at is not None:
+            expires = f"in {roughly(file.expires_at - now)}" if file.expires_at > now else "now"
         age = roughly(now - file.created_at)
-        yield file.id, plain(file.filename), f"{file.bytes:,}", age, _format_expiry(file, now), file.purpose
-
-
-def _format_expiry(file: FileObject, now: float) -> str:
-    """Return the time until the file expires; empty if it never does."""
-    if file.expires_at is None:
-        return ""
-    return f"in {roughly(file.expires_at - now)}" if file.expires_at > now else "now"
+        yield file.id, plain(file.filename), f"{file.bytes:,}", age, expires, file.purpose

@@ -1,15 +1,13 @@
 """`batchline housekeeping`: delete what is due and resume orphaned batches."""
 
-import msgspec
 from rich.text import Text
 
-from batchline.cli.console import print_json, stderr_console
+from batchline.cli.console import print_json, print_note
 from batchline.cli.exit_codes import ExitCode
 from batchline.cli.options import Flag
 from batchline.cli.progress import Progress
 from batchline.cli.tables import Column, Row, plain, print_rows
-from batchline.client import Batchline, run_housekeeping
-from batchline.client.housekeeping import MaintenanceItem
+from batchline.client import Batchline, MaintenanceItem, run_housekeeping
 
 COLUMNS = (Column("state"), Column("chore"), Column("of"), Column("why", least=30), Column("bytes", right=True))
 COLOURS = {"failed": "red", "done": "green", "to do": ""}
@@ -30,22 +28,18 @@ def housekeeping(*, apply: Flag = False, no_resume: Flag = False, json: Flag = F
     items: list[MaintenanceItem] = []
     try:
         with Batchline(origin="cli") as client, Progress() as progress:
-            progress.doing("looking round")
+            progress.doing("checking")
             for item in run_housekeeping(client, apply=apply, resume=not no_resume):
                 items.append(item)
-                progress.doing(f"{len(items):,} chores so far")
-    finally:  # also if the round was interrupted
-        _print_items(items, apply=apply, json=json)
+                progress.doing(f"{len(items):,} jobs so far")
+    finally:  # also if it was interrupted
+        if json:
+            print_json({"data": items})
+        else:
+            print_rows(map(_item_row, items), COLUMNS, none="nothing to do")
+        if items and not apply and not json:
+            print_note("nothing was changed; to do it: batchline housekeeping --apply")
     return ExitCode.STOPPED if any(item.error for item in items) else ExitCode.OK
-
-
-def _print_items(items: list[MaintenanceItem], *, apply: bool, json: bool) -> None:
-    if json:
-        print_json(msgspec.json.encode({"data": items}).decode())
-        return
-    print_rows(map(_item_row, items), COLUMNS, none="nothing to do")
-    if items and not apply:
-        stderr_console().print("nothing was changed; do it with: batchline housekeeping --apply", markup=False)
 
 
 def _item_row(item: MaintenanceItem) -> Row:

@@ -5,7 +5,7 @@ import time
 import cyclopts
 import msgspec
 
-from batchline.cli.console import print_json, stderr_console, stdout_console
+from batchline.cli.console import print_json, print_object
 from batchline.cli.options import Flag
 from batchline.cli.tables import Column, Row, plain, print_rows
 from batchline.client import Batchline
@@ -54,11 +54,7 @@ def create(
         requests_per_minute=requests_per_minute,
     )
     key = _open_keys().create(name, role=role, limits=limits)
-    if json:
-        print_json(key.model_dump_json())
-        return
-    stdout_console().print(key.token or "", markup=False)
-    stderr_console().print(f"{key.id} of {role} {name}; keep it, it is not shown again", markup=False)
+    print_object(key, json=json, result=key.token, note=f"{key.id} of {role} {name}; it is not shown again")
 
 
 @app.command(name="list")
@@ -72,7 +68,7 @@ def list_(*, json: Flag = False) -> None:
     """
     keys = _open_keys().list()
     if json:
-        print_json(msgspec.json.encode({"data": [msgspec.Raw(key.to_json()) for key in keys]}).decode())
+        print_json({"data": [msgspec.Raw(key.to_json()) for key in keys]})
         return
     print_rows(map(_key_row, keys), COLUMNS, none="no keys")
 
@@ -89,10 +85,7 @@ def revoke(key_id: str, /, *, json: Flag = False) -> None:
         Print the key as JSON.
     """
     key = _open_keys().revoke(key_id)
-    if json:
-        print_json(key.model_dump_json())
-        return
-    stderr_console().print(f"revoked {key.id} of {key.member.name}", markup=False)
+    print_object(key, json=json, note=f"revoked {key.id} of {key.member.name}")
 
 
 def _open_keys() -> ApiKeys:

@@ -6,7 +6,7 @@ from typing import Annotated, TypeVar
 from cyclopts import Parameter
 from pydantic import BaseModel
 
-from batchline.cli.console import print_json, stderr_console
+from batchline.cli.console import print_json, print_note
 from batchline.cli.output_files import print_json_list
 from batchline.client.pagination import HasId, Page
 from batchline.models.errors import InvalidInput
@@ -32,7 +32,7 @@ def select_items(page: Page[L], *, all_: bool) -> Iterable[L]:
 def print_more_hint(page: Page[L], *, all_: bool) -> None:
     """Print how to see further items, if there are any."""
     if page.has_more and not all_:
-        stderr_console().print(f"there are more: --after {page.last_id}, or --all", markup=False)
+        print_note(f"there are more: --after {page.last_id}, or --all")
 
 
 def print_page(page: Page[L], *, all_: bool, convert: Callable[[L], BaseModel]) -> None:

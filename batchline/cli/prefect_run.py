@@ -4,7 +4,7 @@ import logging
 import os
 import re
 
-from batchline.cli.console import stderr_console
+from batchline.cli.console import print_note
 from batchline.cli.progress import Progress
 from batchline.cli.temporary_server import TemporaryServer
 from batchline.client import Batchline
@@ -90,16 +90,15 @@ def _start_server_if_needed() -> TemporaryServer | None:
 
     settings = get_current_settings()
     if settings.api.url:
-        stderr_console().print(f"Prefect server: {settings.api.url}", markup=False)
+        print_note(f"Prefect server: {settings.api.url}")
         return None
     if not settings.server.ephemeral.enabled:
         raise InvalidInput(
             "no Prefect server is configured and temporary ones are off: set PREFECT_API_URL, or add --local"
         )
-    stderr_console().print(
-        "Prefect server: a temporary one, which takes 5 to 30 s to start. Quicker: --local, which does without, "
-        "or a server that stays, by `prefect server start` and PREFECT_API_URL=http://127.0.0.1:4200/api",
-        markup=False,
+    print_note(
+        "Prefect server: a temporary one, which takes 5 to 30 s to start. Faster: --local, which needs none, "
+        "or a permanent server, by `prefect server start` and PREFECT_API_URL=http://127.0.0.1:4200/api"
     )
     server = TemporaryServer()
     os.environ["PREFECT_API_URL"] = server.url

@@ -5,7 +5,7 @@ import contextlib
 import signal
 from typing import TYPE_CHECKING, Any
 
-from batchline.cli.console import stderr_console
+from batchline.cli.console import print_note
 from batchline.cli.options import Flag, absolute_uri
 from batchline.cli.prefect_run import configured_server_url
 from batchline.cli.prefect_setup import print_warning
@@ -55,7 +55,7 @@ def serve(
             "--endpoint, --window, --write-back and --after need a folder to --watch", param="watch"
         )
     url = configured_server_url(quiet=False)
-    stderr_console().print(f"Prefect server: {url}", markup=False)
+    print_note(f"Prefect server: {url}")
     from batchline.flows.deployments import deployments  # noqa: PLC0415 - Prefect takes seconds to import
     from batchline.orchestration.prefect_errors import interrupted  # noqa: PLC0415 - as above
     from batchline.orchestration.setup import find_server_warning  # noqa: PLC0415 - as above
@@ -69,12 +69,10 @@ def serve(
         for deployment in served_deployments:
             runner.add_deployment(deployment)
     names = ", ".join(deployment.full_name for deployment in served_deployments)
-    stderr_console().print(f"serving {names}; Ctrl-C ends it", markup=False)
+    print_note(f"serving {names}; Ctrl-C stops it")
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(runner.start())
-    stderr_console().print(
-        "ended; batches that ran go on where their saved answers end, once this runs again", markup=False
-    )
+    print_note("stopped; the batches that were running continue when this runs again")
 
 
 def _build_runner(*, limit: int) -> "Runner":

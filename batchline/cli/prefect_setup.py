@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 import cyclopts
-import msgspec
 
 from batchline.cli.console import print_json, stderr_console
 from batchline.cli.options import Flag, absolute_uri
@@ -97,6 +96,6 @@ def print_warning(warning: str | None) -> None:
 
 def _print_results(results: list["SetupResult"], *, json: bool) -> None:
     if json:
-        print_json(msgspec.json.encode({"data": results}).decode())
+        print_json({"data": results})
         return
     print_rows(((result.what, result.name, result.outcome) for result in results), COLUMNS, none="")

@@ -8,11 +8,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal
 
-import msgspec
 from cyclopts import Parameter
 from rich.text import Text
 
-from batchline.cli.console import print_json, stderr_console
+from batchline.cli.console import print_object
 from batchline.cli.options import Flag
 from batchline.cli.output_files import open_new_file, print_json_list, require_not_exists
 from batchline.cli.tables import Column, Row, plain, print_rows
@@ -164,11 +163,8 @@ def _save_results(
 ) -> None:
     with open_new_file(output) as file:
         count = _write_results(items, file_format, file)
-    if json:
-        summary = {"id": batch_id, "path": str(output), "format": file_format, "results": count}
-        print_json(msgspec.json.encode(summary).decode())
-    else:
-        stderr_console().print(f"wrote {count:,} results to {output}", markup=False)
+    summary = {"id": batch_id, "path": str(output), "format": file_format, "results": count}
+    print_object(summary, json=json, note=f"wrote {count:,} results to {output}")
 
 
 def _write_results(items: Iterator[RawResult], file_format: Format, file: BinaryIO) -> int:

@@ -1,6 +1,6 @@
 """`batchline serve`: the HTTP API and the pages."""
 
-from batchline.cli.console import stderr_console
+from batchline.cli.console import print_note
 from batchline.client.deployment_runner import client_for_server
 
 
@@ -21,11 +21,8 @@ def serve(*, host: str = "127.0.0.1", port: int = 8080) -> None:
     from batchline.web import with_pages  # noqa: PLC0415 - as above
 
     server = Server(client_for_server(), host=host, port=port, app_factory=with_pages)
-    stderr_console().print(f"serving at {server.url}", markup=False)
-    stderr_console().print(f"pages for people at {server.url.removesuffix('v1')}", markup=False)
+    print_note(f"serving at {server.url}")
+    print_note(f"web pages at {server.url.removesuffix('v1')}")
     if server.allows_anonymous:
-        stderr_console().print(
-            "open to every program of this machine, until a key is made with: batchline keys create NAME",
-            markup=False,
-        )
+        print_note("open to every program of this machine until a key is created with: batchline keys create NAME")
     server.run()

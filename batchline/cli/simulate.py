@@ -5,7 +5,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from pydantic import Field
 
-from batchline.cli.console import stderr_console
+from batchline.cli.console import print_note
 from batchline.models.errors import InvalidInput
 from batchline.simulate import SimulatorOptions, serve
 
@@ -22,16 +22,16 @@ def simulate(*, options: Annotated[SimulateOptions, Parameter(name="*")] = Simul
     Shares are of all requests, from 0 to 1; durations are in seconds. With the same seed the same requests get the
     same answers. GET /simulator/counters tells what came in, POST /simulator/reset counts anew.
     """
+
+    def print_urls(url: str) -> None:
+        print_note(f"serving at {url}")
+        print_note(f"counters at {url.removesuffix('/v1')}/simulator/counters")
+        print_note(f"try OPENAI_BASE_URL={url} batchline run FILE", is_whole=True)
+
     try:
-        serve(options, on_ready=_print_urls)
+        serve(options, on_ready=print_urls)
     except OSError as error:
         raise InvalidInput(
             f"cannot listen at {options.host} port {options.port}: {(error.strerror or str(error)).lower()}; "
             "choose another with --port"
         ) from error
-
-
-def _print_urls(url: str) -> None:
-    stderr_console().print(f"serving at {url}", markup=False)
-    stderr_console().print(f"counters at {url.removesuffix('/v1')}/simulator/counters", markup=False)
-    stderr_console().print(f"try OPENAI_BASE_URL={url} batchline run FILE", markup=False, soft_wrap=True)

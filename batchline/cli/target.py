@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from batchline.cli.console import stderr_console
+from batchline.cli.console import print_note
 from batchline.models.errors import InvalidInput
 from batchline.models.settings import Settings
 from batchline.models.upstreams import Upstream
@@ -26,13 +26,13 @@ def select_target(settings: Settings, *, stand_in: bool, resumed: bool) -> Itera
     """
     if settings.all_upstreams and not stand_in:
         for upstream in settings.all_upstreams:
-            stderr_console().print(f"upstream: {upstream.name} at {upstream.base_url}", markup=False)
+            print_note(f"upstream: {upstream.name} at {upstream.base_url}")
         yield Target(settings, is_simulator=False)
         return
     if resumed and not stand_in:
         raise InvalidInput(
-            "no upstream is configured to go on with this batch: set OPENAI_BASE_URL and OPENAI_API_KEY as they "
-            "were, or say --stand-in if the batch ran against the stand-in"
+            "no upstream is configured to continue this batch: set OPENAI_BASE_URL and OPENAI_API_KEY as they "
+            "were, or add --stand-in if the batch ran against the simulator"
         )
     from batchline.simulate import Simulator, SimulatorOptions  # noqa: PLC0415 - only for the demo
 
@@ -40,6 +40,6 @@ def select_target(settings: Settings, *, stand_in: bool, resumed: bool) -> Itera
     options = SimulatorOptions(latency="lognormal", latency_s=0.4, latency_sigma=0.6, first_byte_share=0.5)
     with Simulator(options) as simulator:
         advice = "" if stand_in else "; set OPENAI_BASE_URL to send to a real one"
-        stderr_console().print(f"upstream: a stand-in on this machine, whose answers mean nothing{advice}")
+        print_note(f"upstream: a simulator on this machine, whose answers are made up{advice}")
         upstream = Upstream(name="stand-in", base_url=simulator.base_url)
         yield Target(settings.model_copy(update={"upstreams": [upstream]}), is_simulator=True)

@@ -9,7 +9,9 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
+from itertools import chain
 from typing import Final, Literal
 
 import msgspec
@@ -66,7 +68,15 @@ def run_housekeeping(
     A failed job is yielded with its error, and the others continue. Orphaned batches run one after another in this
     process, or are started `via` deployment; if `resume` is false they are only reported.
     """
-    for item, perform in _find_jobs(client, via):
+    jobs = chain(
+        _find_expired_files(client),
+        _find_pending_deletions(client),
+        _find_stale_uploads(client),
+        _find_orphaned_batches(client, via),
+        _find_unannounced_ends(client),
+        _find_leaked_slots(client),
+    )
+    for item, perform in jobs:
         if not apply or (item.kind in {"resume", "cancel", "pause"} and not resume):
             yield item
             continue
@@ -79,33 +89,21 @@ def run_housekeeping(
             yield msgspec.structs.replace(item, done=True)
 
 
-def _find_jobs(client: Batchline, via: Via) -> Iterator[Job]:
-    yield from _find_expired_files(client)
-    yield from _find_pending_deletions(client)
-    yield from _find_stale_uploads(client)
-    yield from _find_orphaned_batches(client, via)
-    yield from _find_unannounced_ends(client)
-    yield from _find_leaked_slots(client)
+def _job(
+    kind: MaintenanceKind, subject: str, reason: str, perform: Callable[[], object], *, size_bytes: int = 0
+) -> Job:
+    return MaintenanceItem(kind=kind, subject=subject, reason=reason, size_bytes=size_bytes), perform
 
 
 def _find_expired_files(client: Batchline) -> Iterator[Job]:
+    def delete(file_id: str) -> None:
+        with suppress(NotFound):
+            client.files.delete(file_id)
+
     now = int(time.time())
     for file in client.services.records.expired_files(now=now):
-        expired_s = now - (file.expires_at or now)
-        item = MaintenanceItem(
-            kind="delete_file",
-            subject=file.id,
-            reason=f"{file.filename} expired {expired_s:,} s ago",
-            size_bytes=file.size_bytes,
-        )
-        yield item, partial(_delete_file, client, file.id)
-
-
-def _delete_file(client: Batchline, file_id: str) -> None:
-    try:
-        client.files.delete(file_id)
-    except NotFound:
-        return
+        reason = f"{file.filename} expired {now - (file.expires_at or now):,} s ago"
+        yield _job("delete_file", file.id, reason, partial(delete, file.id), size_bytes=file.size_bytes)
 
 
 def _find_pending_deletions(client: Batchline) -> Iterator[Job]:
@@ -113,33 +111,26 @@ def _find_pending_deletions(client: Batchline) -> Iterator[Job]:
     services = client.services
     for deletion in services.records.due_deletions(now=time.time()):
         objects = find_objects(services.store, deletion)
-        item = MaintenanceItem(
-            kind="delete_objects",
-            subject=deletion.prefix,
-            reason=f"{len(objects):,} objects are needed no more",
-            size_bytes=sum(info.size_bytes for info in objects),
-        )
-        yield item, partial(delete_objects, services, deletion)
+        perform, size_bytes = partial(delete_objects, services, deletion), sum(info.size_bytes for info in objects)
+        reason = f"{len(objects):,} objects are no longer needed"
+        yield _job("delete_objects", deletion.prefix, reason, perform, size_bytes=size_bytes)
 
 
 def _find_stale_uploads(client: Batchline) -> Iterator[Job]:
     store = client.services.store
     for name in store.incomplete_uploads(older_than_s=STALE_UPLOAD_S):
-        item = MaintenanceItem(kind="discard_unfinished", subject=name, reason="its writer has died")
-        yield item, partial(store.abort_upload, name)
+        yield _job("discard_unfinished", name, "its writer died", partial(store.abort_upload, name))
 
 
 def _find_orphaned_batches(client: Batchline, via: Via) -> Iterator[Job]:
-    settings, now = client.services.settings, client.services.records.now()
+    settings, now = client.settings, client.services.records.now()
     for batch in client.batches.records(status="in_progress", limit=100):
         if not batch.is_leased(now=now, lease_s=settings.lease_s):
             yield from _find_due_work(client, batch, via, now)
     for batch in client.batches.records(status="cancelled", limit=100):
         if batch.status is BatchStatus.CANCELLING and not batch.is_leased(now=now, lease_s=settings.lease_s):
-            item = MaintenanceItem(
-                kind="resume", subject=batch.id, reason="it was cancelled and its files are not written"
-            )
-            yield item, partial(_resume_batch, client, batch.id, via)
+            reason = "it was cancelled and its files are not written"
+            yield _job("resume", batch.id, reason, partial(_resume_batch, client, batch.id, via))
 
 
 def _find_due_work(client: Batchline, batch: BatchRecord, via: Via, now: float) -> Iterator[Job]:
@@ -147,10 +138,7 @@ def _find_due_work(client: Batchline, batch: BatchRecord, via: Via, now: float) 
     reason = _resume_reason(batch, now, is_waiting=client.services.is_waiting(batch))
     if batch.last_flow_run_id is None:
         if reason is not None:
-            yield (
-                MaintenanceItem(kind="resume", subject=batch.id, reason=reason),
-                partial(_resume_batch, client, batch.id, via),
-            )
+            yield _job("resume", batch.id, reason, partial(_resume_batch, client, batch.id, via))
         return
     from batchline.orchestration import run_needed  # noqa: PLC0415 - loads Prefect
 
@@ -160,22 +148,16 @@ def _find_due_work(client: Batchline, batch: BatchRecord, via: Via, now: float) 
             run_needed.find_due_action(batch, reason, now=now) if run_needed.has_prefect_server() else recorded
         )
     except Interrupted as error:
-        item = MaintenanceItem(
-            kind="resume", subject=batch.id, reason=reason or "its flow run's state is not known"
-        )
-        yield item, partial(_raise_error, error)
+        reason = reason or "the state of its flow run is unknown"
+        yield _job("resume", batch.id, reason, partial(_raise_error, error))
         return
     if due_work is not None and due_work.pause:
-        item = MaintenanceItem(kind="pause", subject=batch.id, reason=due_work.reason)
-        yield item, partial(_pause_batch, client, batch.id, due_work.reason)
+        yield _job("pause", batch.id, due_work.reason, partial(_pause_batch, client, batch.id, due_work.reason))
     elif due_work is not None and due_work.cancel:
-        yield (
-            MaintenanceItem(kind="cancel", subject=batch.id, reason=due_work.reason),
-            partial(_cancel_batch, client, batch.id, via),
-        )
+        yield _job("cancel", batch.id, due_work.reason, partial(_cancel_batch, client, batch.id, via))
     elif due_work is not None:
         resume = partial(_resume_batch, client, batch.id, via, after_crash=due_work.after_crash)
-        yield MaintenanceItem(kind="resume", subject=batch.id, reason=due_work.reason), resume
+        yield _job("resume", batch.id, due_work.reason, resume)
 
 
 def _find_unannounced_ends(client: Batchline) -> Iterator[Job]:
@@ -187,16 +169,14 @@ def _find_unannounced_ends(client: Batchline) -> Iterator[Job]:
 
     if run_needed.has_prefect_server():
         for batch in batches:
-            item = MaintenanceItem(
-                kind="announce", subject=batch.id, reason=f"its run ended before it said {batch.status}"
-            )
-            yield item, partial(end_announcement.announce_missed_end, client.services, batch.id)
+            perform = partial(end_announcement.announce_missed_end, client.services, batch.id)
+            yield _job("announce", batch.id, f"its run ended before it announced {batch.status}", perform)
 
 
 def _find_leaked_slots(client: Batchline) -> Iterator[Job]:
     """Yield the upstreams' Prefect limits whose slots are not held by any live process."""
     # Importing Prefect takes seconds: a process that has not loaded it shares no quota.
-    if not client.services.settings.share_budgets or "prefect" not in sys.modules:
+    if not client.settings.share_budgets or "prefect" not in sys.modules:
         return
     from batchline.orchestration import leaked_slots, run_needed  # noqa: PLC0415 - needs Prefect
 
@@ -205,10 +185,7 @@ def _find_leaked_slots(client: Batchline) -> Iterator[Job]:
     try:
         for limit in leaked_slots.find_leaked_slots():
             reason = f"{limit.slots:,} slots are taken, and no process has used the upstream lately"
-            yield (
-                MaintenanceItem(kind="free_slots", subject=limit.name, reason=reason),
-                partial(leaked_slots.release_leaked_slots, limit),
-            )
+            yield _job("free_slots", limit.name, reason, partial(leaked_slots.release_leaked_slots, limit))
     except Interrupted as error:
         log.warning("slots of upstreams were not checked: %s", error)
 
@@ -243,10 +220,8 @@ def _resume_batch(client: Batchline, batch_id: str, via: Via, *, after_crash: bo
 
 
 def _pause_batch(client: Batchline, batch_id: str, reason: str) -> None:
-    try:
+    with suppress(Conflict):  # its requests were settled meanwhile
         client.batches.pause(batch_id, message=reason)
-    except Conflict:  # its requests were settled meanwhile
-        return
 
 
 def _cancel_batch(client: Batchline, batch_id: str, via: Via) -> None:

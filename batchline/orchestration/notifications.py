@@ -110,7 +110,5 @@ def _notify_action(
     if block_type == "webhook":
         return CallWebhook(block_document_id=block.id, payload=templates.payload)
     if block.block_schema is None or "notify" not in block.block_schema.capabilities:
-        raise InvalidInput(
-            f"block {target} sends no notifications; name a webhook or a notification block", param="notify"
-        )
+        raise InvalidInput(f"block {target} cannot notify; name a webhook or a notification block", param="notify")
     return SendNotification(block_document_id=block.id, subject=templates.subject, body=templates.body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Form, Request
@@ -38,7 +39,9 @@ router = APIRouter(prefix="/batches/{batch_id}", route_class=FairRoute)
 def show_batch(request: Request, batch_id: str, client: CurrentClient) -> Response:
     """Show the batch."""
     batch = client.batches.record(batch_id)
-    is_ended = batch.status in TERMINAL_STATUSES
+    is_ended, input_file = batch.status in TERMINAL_STATUSES, None
+    with suppress(NotFound):  # it was deleted
+        input_file = client.files.retrieve(batch.input_file_id).id
     return render_page(
         request,
         "batch.html",
@@ -48,7 +51,7 @@ def show_batch(request: Request, batch_id: str, client: CurrentClient) -> Respon
         goes_on_by_itself=batch.dwext is not None and batch.dwext.source in SERVER_ORIGINS,
         steps=timeline_of(batch),
         files=sorted(client.batches.files(batch_id)),
-        input_file=_existing_input_file_id(client, batch),
+        input_file=input_file,
         members=visible_members(request, client),
         max_errors=MAX_SHOWN_ERRORS,
     )
@@ -65,14 +68,6 @@ def _outcome_context(client: Batchline, batch: BatchRecord) -> dict[str, Any]:
 
 def _pending_context(batch: BatchRecord) -> dict[str, Any]:
     return {"batch": batch, "report": None, "unanswered": {}, "usage": batch.analytics}
-
-
-def _existing_input_file_id(client: Batchline, batch: BatchRecord) -> str | None:
-    """Return the id of the batch's input file, or None if it was deleted."""
-    try:
-        return client.files.retrieve(batch.input_file_id).id
-    except NotFound:
-        return None
 
 
 def timeline_of(batch: BatchRecord) -> list[tuple[str, int, int | None]]:
@@ -127,7 +122,7 @@ def retry_requests(
 ) -> Response:
     """Send the chosen requests again."""
     if not request_id:
-        raise InvalidInput("no request is chosen; tick those that are to be tried again", param="request_id")
+        raise InvalidInput("no request is selected; select the requests to retry", param="request_id")
     client.batches.retry_requests(batch_id, request_id)
     return _redirect_to_batch(batch_id)
 

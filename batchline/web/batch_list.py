@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any, Final
-from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
@@ -12,7 +11,7 @@ from batchline.api.auth import Principal
 from batchline.api.concurrency import FairRoute
 from batchline.client import Batchline
 from batchline.client.api_keys import ApiKeys
-from batchline.web.dependencies import CurrentClient, read_query
+from batchline.web.dependencies import CurrentClient, list_context, read_query
 from batchline.web.rendering import render_page
 
 FILTERS: Final = ("status", "search", "created_from", "created_to", "member", "order")
@@ -33,16 +32,12 @@ def list_batches(request: Request, client: CurrentClient) -> Response:
     """Show a page of batches."""
     params = read_query(request, *FILTERS, "after")
     batches = client.batches.records(**_list_query(params), limit=20, include="analytics")
-    filters = {name: value for name, value in params.items() if name != "after"}
     return render_page(
         request,
         "batches.html",
+        **list_context("/", params, batches, "status", STATUS_TABS),
         batches=batches.data,
-        more=f"/?{urlencode({**filters, 'after': batches.last_id})}" if batches.has_more else None,
-        first=f"/?{urlencode(filters)}" if "after" in params else None,
-        asked=params,
-        statuses=_status_tabs(filters),
-        is_filtered=bool(filters.keys() - {"order"}),
+        is_filtered=bool(params.keys() - {"order", "after"}),
         members=visible_members(request, client),
         currency=client.currency,
         endpoints=client.settings.endpoints,
@@ -64,20 +59,6 @@ def _list_query(params: dict[str, str]) -> dict[str, Any]:
     if "member" in params:
         query["member_id"] = params["member"]
     return {**query, "active_first": params.get("order") != "newest"}
-
-
-def _status_tabs(filters: dict[str, str]) -> list[tuple[str, str, bool]]:
-    """Return name, address and selection of each status tab."""
-    other_filters = {name: value for name, value in filters.items() if name != "status"}
-    current = filters.get("status", "")
-    return [
-        (
-            name,
-            "/?" + urlencode({**other_filters, "status": status} if status else other_filters),
-            status == current,
-        )
-        for status, name in STATUS_TABS
-    ]
 
 
 def visible_members(request: Request, client: Batchline) -> dict[str, str]:

@@ -15,7 +15,7 @@ from batchline.models.errors import BatchlineError
 from batchline.web.rendering import render_page
 
 TITLES: Final = {
-    400: "That cannot be used",
+    400: "Invalid request",
     401: "A key is needed",
     403: "Not allowed",
     404: "Not found",
@@ -29,10 +29,10 @@ TITLES: Final = {
 }
 SERVER_ERROR_TITLE: Final = "The server failed"
 ADVICE: Final = {
-    404: "It may have been deleted, or it is somebody else's.",
-    409: "Look at it as it is now, and decide again.",
+    404: "It may have been deleted, or belong to another member.",
+    409: "Check its present state, then decide again.",
     429: "Wait a little, then reload this page.",
-    500: "Reload this page; if it fails again, tell whoever runs the server.",
+    500: "Reload this page; if it fails again, report it to the operator of the server.",
     503: "Nothing is lost. Reload this page in a little while.",
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any, Final
-from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
@@ -12,14 +11,10 @@ from batchline.api.concurrency import FairRoute
 from batchline.api.content import ContentQuery, content_response
 from batchline.client import Batchline
 from batchline.web.batch_list import visible_members
-from batchline.web.dependencies import CurrentClient, read_query
+from batchline.web.dependencies import CurrentClient, list_context, read_query
 from batchline.web.rendering import render_page
 
-PURPOSES: Final = (
-    ("", "All"),
-    ("batch", "Uploaded"),
-    ("batch_output", "Results"),
-)
+PURPOSES: Final = (("", "All"), ("batch", "Uploaded"), ("batch_output", "Results"))
 MAX_SHOWN_BYTES: Final = 64 * 1_024
 MAX_SHOWN_LINES: Final = 20
 MAX_SHOWN_CHARACTERS: Final = 2_000
@@ -33,25 +28,13 @@ def list_files(request: Request, client: CurrentClient) -> Response:
     params = read_query(request, "purpose", "search", "member", "after")
     query: dict[str, Any] = {name: value for name, value in params.items() if name != "member"}
     files = client.files.list(**query, member_id=params.get("member"), limit=20)
-    filters = {name: value for name, value in params.items() if name != "after"}
-    other_filters = {name: value for name, value in filters.items() if name != "purpose"}
     return render_page(
         request,
         "files.html",
+        **list_context("/files", params, files, "purpose", PURPOSES),
         files=files.data,
-        asked=params,
-        is_filtered=bool(filters),
-        purposes=[
-            (
-                name,
-                "/files?" + urlencode({**other_filters, "purpose": kind} if kind else other_filters),
-                kind == filters.get("purpose", ""),
-            )
-            for kind, name in PURPOSES
-        ],
+        is_filtered=bool(params.keys() - {"after"}),
         members=visible_members(request, client),
-        more=f"/files?{urlencode({**filters, 'after': files.last_id})}" if files.has_more else None,
-        first=f"/files?{urlencode(filters)}" if "after" in params else None,
     )
 
 

@@ -51,7 +51,7 @@ async def receive_file(request: Request, client: CurrentClient) -> Response:
     endpoint = None
     try:
         form = MultipartForm(request, extra_fields=EXTRA_FIELDS)
-        file = await uploads.handle_form(form, request, client)
+        file = await uploads.handle(form, request, client)
         endpoint = form.fields.get("endpoint", b"").decode(errors="replace") or None
         check = await run_in_thread(_check_or_delete, _validation_cache(request), client, file, endpoint)
     except (BatchlineError, HTTPException) as error:
@@ -110,18 +110,8 @@ def _upload_page(
     endpoint: str | None = None,
     is_kept: bool = False,
 ) -> Response:
-    endpoints = client.settings.endpoints
-    return render_page(
-        request,
-        "new.html",
-        status=status,
-        file=file,
-        check=check,
-        problem=problem,
-        endpoints=endpoints,
-        endpoint=endpoint,
-        is_kept=is_kept,
-    )
+    context = {"file": file, "check": check, "problem": problem, "endpoint": endpoint, "is_kept": is_kept}
+    return render_page(request, "new.html", status=status, endpoints=client.settings.endpoints, **context)
 
 
 def _start_page(
@@ -137,34 +127,26 @@ def _start_page(
     settings = client.settings
     if check is None:
         check = _validation_cache(request).get(client, file, (fields or {}).get("endpoint"))
-    values = {
-        "window": DEFAULT_WINDOW,
-        "metadata": "",
-        "endpoint": "",
-        "once": secrets.token_urlsafe(16),  # idempotency key: a double click creates one batch
-        **(fields or {}),
-    }
+    values = {"window": DEFAULT_WINDOW, "metadata": "", "endpoint": ""}
+    values["once"] = secrets.token_urlsafe(16)  # idempotency key: a double click creates one batch
+    windows = []
+    for window in WINDOW_CHOICES:
+        with suppress(InvalidInput):
+            settings.require_window_s(window)
+            windows.append(window)
     return render_page(
         request,
         "start.html",
         status=400 if problem else 200,
         file=file,
         check=check,
-        sent=values,
+        sent={**values, **(fields or {})},
         problem=problem,
         endpoints=settings.endpoints,
-        windows=[window for window in WINDOW_CHOICES if _is_window_allowed(client, window)],
+        windows=windows,
         window_bounds=(settings.min_completion_window, settings.max_completion_window),
         most_pairs=MAX_METADATA_PAIRS,
     )
-
-
-def _is_window_allowed(client: Batchline, window: str) -> bool:
-    try:
-        client.settings.require_window_s(window)
-    except InvalidInput:
-        return False
-    return True
 
 
 def _validation_cache(request: Request) -> ValidationCache:

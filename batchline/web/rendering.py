@@ -15,10 +15,10 @@ from starlette.responses import Response
 from starlette.types import Message, Send
 
 from batchline.api.auth import Principal
+from batchline.models.formatting import day, lines, size, span
 from batchline.models.status import TERMINAL_STATUSES
 from batchline.report.page import TEMPLATE_FOLDER as REPORT_FOLDER
 from batchline.report.page import build_environment
-from batchline.web import words
 from batchline.web.static_files import static_url
 
 TEMPLATES_FOLDER: Final = Path(__file__).parent / "templates"
@@ -66,10 +66,21 @@ def render_page(
     return Response(content, status, headers, media_type="text/html")
 
 
+def describe_status(status: str) -> str:
+    """Return a status in a word or two."""
+    words = {"validating": "Checking", "in_progress": "In progress", "finalizing": "Writing files"}
+    return words.get(status, status.capitalize())
+
+
+def describe_time_left(at: float, now: float) -> str:
+    """Return the time left until `at`, or since then."""
+    return f"{span(at - now)} left" if at > now else f"over by {span(now - at)}"
+
+
 @cache
 def template_environment() -> Environment:
     """Return the templates of the pages, and those of the report, whose charts the pages include."""
     env = build_environment(FileSystemLoader([TEMPLATES_FOLDER, REPORT_FOLDER]))
-    env.filters.update(words.FILTERS)
+    env.filters.update(day=day, shown=lines, size=size, state=describe_status, until=describe_time_left)
     env.globals.update(static=static_url, TERMINAL=TERMINAL_STATUSES)
     return env

@@ -39,7 +39,7 @@ async def sign_in(request: Request, form: Annotated[FormData, Depends(read_form)
     token, target = str(form.get("key", "")).strip(), _safe_target(str(form.get("next", "/")))
     principal = await authenticate(authenticator, token, request)
     if principal is None:
-        problem = "No key is that one, or it was revoked." if token else "Type a key."
+        problem = "This key is unknown or was revoked." if token else "Enter a key."
         return render_page(
             request, "sign_in.html", status=401, place=target, is_first_look=False, ended=False, problem=problem
         )

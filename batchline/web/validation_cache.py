@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from batchline.client import Batchline
@@ -11,7 +12,6 @@ from batchline.client.estimate import CostEstimate, estimate_file
 from batchline.models.batches import BatchError
 from batchline.models.errors import InvalidInput
 from batchline.models.files import FileObject
-from batchline.models.plan import Plan
 
 MAX_CHECKED_BYTES: Final = 512 * 2**20
 """Larger files take too long to check while a user waits; the batch itself checks them first."""
@@ -56,18 +56,10 @@ class ValidationCache:
 
 
 def _check_file(client: Batchline, file_id: str, endpoint: str | None) -> InputCheck:
-    validation = client.files.validate(file_id, endpoint=endpoint)
-    if validation.plan is None:
+    validation, estimate = client.files.validate(file_id, endpoint=endpoint), None
+    plan = validation.plan
+    if plan is None:
         return InputCheck(endpoint or "", 0, [], validation.errors, validation.error_count, None)
-    return _build_check(validation.plan, _estimate_if_possible(client, file_id))
-
-
-def _build_check(plan: Plan, estimate: CostEstimate | None) -> InputCheck:
+    with suppress(InvalidInput):  # the file has no request to estimate
+        estimate = estimate_file(client, file_id)
     return InputCheck(plan.endpoint, plan.total, plan.models, [], 0, estimate)
-
-
-def _estimate_if_possible(client: Batchline, file_id: str) -> CostEstimate | None:
-    try:
-        return estimate_file(client, file_id)
-    except InvalidInput:  # the file has no request to estimate
-        return None

@@ -40,7 +40,7 @@ WRONG = {
         "GET",
         "/v1/files/",
         None,
-        "Invalid URL (GET /v1/files/); /openapi.json tells what there is",
+        "Invalid URL (GET /v1/files/); see /openapi.json",
     ),
     "nothing to include": (
         "GET",
@@ -58,7 +58,7 @@ WRONG = {
         "POST",
         "/v1/chat/completions",
         {},
-        "Invalid URL (POST /v1/chat/completions); /openapi.json tells what there is",
+        "Invalid URL (POST /v1/chat/completions); see /openapi.json",
     ),
 }
 
@@ -120,7 +120,7 @@ def test_server_error_hides_details_and_is_logged_with_request_id(
 
     request_id = answer.headers["x-request-id"]
     assert answer.status_code == 500
-    assert answer.json()["error"]["message"] == f"the server failed; its log says more of {request_id}"
+    assert answer.json()["error"]["message"] == f"the server failed; its log has the details of {request_id}"
     assert f"{request_id}: a secret detail" in caplog.text
 
 

@@ -336,7 +336,7 @@ def test_retry_of_selected_requests_leaves_others_unchanged(served: ApiServer, w
     none = web_client.send(page, f"/batches/{batch.id}/retry-requests")
     again = web_client.send(page, f"/batches/{batch.id}/retry-requests", request_id=[str(ids[0])])
 
-    assert (none.status, "no request is chosen" in none.html) == (400, True)
+    assert (none.status, "no request is selected" in none.html) == (400, True)
     assert again.answer.url.path == f"/batches/{batch.id}"
     over = served.client.batches.wait(batch.id, timeout_s=60)
     assert over.request_counts.failed == 2

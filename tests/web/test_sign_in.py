@@ -107,7 +107,7 @@ def test_sign_in_sets_cookie_and_redirects_to_requested_page(keyed: ApiServer, g
     assert asked.answer.url.path == "/sign-in"
     assert asked.form("/sign-in").fields["next"] == "/files?search=x"
     wrong = guest.send(asked, "/sign-in", key="bl-wrong")
-    assert (wrong.status, "No key is that one" in wrong.html) == (401, True)
+    assert (wrong.status, "This key is unknown" in wrong.html) == (401, True)
     answer = guest.http.post(
         "/sign-in", data={"key": token, "next": "/files?search=x"}, headers={"Origin": guest.root}
     )
@@ -204,7 +204,7 @@ def test_server_error_page_shows_request_id_without_details(web_client: WebClien
     monkeypatch.setattr(batch_list, "render_page", lambda *_, **__: 1 / 0)
     page = web_client.open("/")
     assert (page.status, "The server failed" in page.html) == (500, True)
-    assert re.search("its log says more of req_[0-9a-f]{32}", page.html)
+    assert re.search("its log has the details of req_[0-9a-f]{32}", page.html)
     assert "division" not in page.html
 
 
