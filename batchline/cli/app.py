@@ -23,16 +23,16 @@ app = cyclopts.App(
 # By import path, so that a command loads only its own modules; its help must then be given here.
 app.command(
     "batchline.cli.run:run",
-    help=f"Run a batch file to its end, or go on with a batch that was stopped.\n\n{EXIT_CODES_HELP}",
+    help=f"Run a batch file to its end, or continue a batch that was stopped.\n\n{EXIT_CODES_HELP}",
 )
-app.command("batchline.cli.validate:validate", help="Check a batch file and print every error in it.")
+app.command("batchline.cli.validate:validate", help="Check a batch file and print all errors in it.")
 app.command(
     "batchline.cli.sync:sync",
-    help="Make a batch of each new or changed file in a folder, exactly once, and run it.\n\n"
-    "Exit status: 0 the round is done, whatever came of the batches; 6 a file could not be read, or something "
-    "else not be done.",
+    help="Create a batch for each new or changed file in a folder, exactly once, and run it.\n\n"
+    "Exit status: 0 the sync is done, whatever the outcome of the batches; 6 a file could not be read, or another "
+    "step failed.",
 )
-app.command("batchline.cli.show:show", help="Show a batch: its state, its figures, where its files are.")
+app.command("batchline.cli.show:show", help="Show a batch: its state, its metrics, the paths of its files.")
 app.command(
     "batchline.cli.batches:app",
     name="batches",
@@ -41,22 +41,22 @@ app.command(
 app.command("batchline.cli.files:app", name="files", help="Upload, list, read and delete files.")
 app.command(
     "batchline.cli.housekeeping:housekeeping",
-    help="Show what is to be done: expired files, leftovers, batches whose runner died; or do it.\n\n"
-    "Exit status: 0 there is nothing to do, or it is done; 6 something could not be done.",
+    help="List what is due: expired files, leftovers, batches whose runner died; or do it.\n\n"
+    "Exit status: 0 nothing is due, or all is done; 6 something could not be done.",
 )
 app.command(
     "batchline.cli.serve:serve",
-    help="Serve OpenAI's Files and Batches API and pages for people, and run the batches that come in.",
+    help="Serve OpenAI's Files and Batches API and web pages, and run the batches that are created there.",
 )
-app.command("batchline.cli.keys:app", name="keys", help="Make, list and revoke keys of the API.")
-app.command("batchline.cli.simulate:simulate", help="Serve a stand-in upstream to try things on.")
-app.command("batchline.cli.prefect_setup:app", name="prefect", help="Set up a Prefect server for our deployments.")
-app.command("batchline.cli.db:app", name="db", help="Look after the database of records.")
+app.command("batchline.cli.keys:app", name="keys", help="Create, list and revoke API keys.")
+app.command("batchline.cli.simulate:simulate", help="Serve a simulated upstream for trials.")
+app.command("batchline.cli.prefect_setup:app", name="prefect", help="Set up a Prefect server for the deployments.")
+app.command("batchline.cli.db:app", name="db", help="Maintain the database of records.")
 app.command(
     "batchline.cli.completion:completion",
-    help="Print the script by which bash, zsh or fish completes commands and options.\n\nWrite it where the shell "
-    "looks: ~/.local/share/bash-completion/completions/batchline, _batchline in a folder of zsh's $fpath, or "
-    "~/.config/fish/completions/batchline.fish.",
+    help="Print the script with which bash, zsh or fish completes commands and options.\n\nWrite it to the "
+    "shell's file: ~/.local/share/bash-completion/completions/batchline, _batchline in a folder of zsh's $fpath, "
+    "or ~/.config/fish/completions/batchline.fish.",
 )
 
 
@@ -72,7 +72,7 @@ def main() -> NoReturn:
         status = exit_code_of_error(error)
     except cyclopts.CycloptsError as error:
         command = " ".join(("batchline", *(error.command_chain or ())))
-        print_error(f"{_describe_usage_error(error)}; `{command} --help` tells what there is")
+        print_error(f"{_describe_usage_error(error)}; see `{command} --help`")
         status = ExitCode.BAD_INPUT
     except KeyboardInterrupt:
         print_error("interrupted")
@@ -90,10 +90,7 @@ def _describe_usage_error(error: cyclopts.CycloptsError) -> str:
     """Describe invalid arguments in one line."""
     if isinstance(error.__cause__, ValidationError):
         return "; ".join(
-            f"--{_option_name(detail['loc'])}: {detail['msg']}" for detail in error.__cause__.errors()
+            f"--{'.'.join(map(str, detail['loc'])).replace('_', '-')}: {detail['msg']}"
+            for detail in error.__cause__.errors()
         )
     return str(error).strip().rstrip(".")
-
-
-def _option_name(location: tuple[int | str, ...]) -> str:
-    return ".".join(map(str, location)).replace("_", "-")

@@ -1,16 +1,14 @@
 """`batchline batches`: create, list, watch, cancel, retry, resume, read and delete batches."""
 
 import sys
-from typing import Annotated
 
 import cyclopts
-from cyclopts import Parameter
 
 from batchline.cli.batches_list import list_
 from batchline.cli.console import print_note, print_object, stderr_console
 from batchline.cli.exit_codes import ExitCode
 from batchline.cli.files import print_deleted
-from batchline.cli.options import Flag, parse_seconds
+from batchline.cli.options import BatchId, FileId, Flag, JsonFlag, LocalFlag, RunFlag, StandInFlag, parse_seconds
 from batchline.cli.progress import Progress
 from batchline.cli.run import run
 from batchline.cli.show import show
@@ -21,8 +19,6 @@ from batchline.models.errors import InvalidInput
 from batchline.models.formatting import join_parts
 from batchline.models.status import TERMINAL_STATUSES
 
-RunFlag = Annotated[bool, Parameter(name="--run", negative="", show_default=False)]
-
 app = cyclopts.App(
     name="batches", help="Create, list, watch, cancel, retry, read and delete batches.", help_format="plaintext"
 )
@@ -30,20 +26,20 @@ app.command(list_, name="list")
 app.command(show)
 app.command(watch)
 # By import path, so that each is loaded only if it is used; its help must then be given here.
-app.command("batchline.cli.results:results", name="results", help="Print what became of each request.")
+app.command("batchline.cli.results:results", name="results", help="Print the result of each request.")
 app.command("batchline.cli.download:download", name="download", help="Copy a finished batch's files to a folder.")
 app.command(
     "batchline.cli.cost_estimate:cost_estimate",
     name="cost-estimate",
-    help="Estimate what a file's requests will cost, before any is sent.\n\nInput tokens are the requests' bytes "
-    "divided by four, which is rough; output is bounded by the limits that requests set. Prices are those of the "
-    "settings, else of the price list.",
+    help="Estimate the cost of a file's requests before any is sent.\n\nInput tokens are the requests' bytes "
+    "divided by four, a rough estimate; output is bounded by the limits that requests set. Prices are those of "
+    "the settings, else of the price list.",
 )
 
 
 @app.command
 def create(
-    file_id: str,
+    file_id: FileId,
     /,
     *,
     endpoint: str = "/v1/chat/completions",
@@ -51,32 +47,22 @@ def create(
     metadata: dict[str, str] | None = None,
     expires_after: str | None = None,
     run_: RunFlag = False,
-    local: Flag = False,
-    stand_in: Flag = False,
-    json: Flag = False,
+    local: LocalFlag = False,
+    stand_in: StandInFlag = False,
+    json: JsonFlag = False,
 ) -> int:
-    """Make a batch of an uploaded file, to be run by --run or by whoever resumes it.
+    """Create a batch from an uploaded file; it starts with --run or when it is resumed.
 
     Parameters
     ----------
-    file_id:
-        Id of the input file.
     endpoint:
-        The endpoint of every request in it.
+        The endpoint of all requests in it.
     window:
-        How long the batch may take, such as 90m, 24h or 7d.
+        Maximum duration of the batch, such as 90m, 24h or 7d.
     metadata:
-        Up to 16 pairs of your own, each as --metadata.KEY VALUE.
+        Up to 16 pairs, each as --metadata.KEY VALUE.
     expires_after:
-        How long to keep its output and error files, such as 30d; for ever where absent.
-    run_:
-        Run it now, as `batchline run` does.
-    local:
-        Run it now, without Prefect.
-    stand_in:
-        Run it now, against a stand-in upstream whose answers mean nothing.
-    json:
-        Print the batch as JSON, at its end where it is run.
+        Lifetime of its output and error files, such as 30d; by default they are kept.
     """
     batch = Batchline(origin="cli").batches.create(
         input_file_id=file_id,
@@ -94,17 +80,13 @@ def create(
 
 
 @app.command
-def cancel(batch_id: str, /, *, wait: Flag = False, json: Flag = False) -> int:
-    """Cancel a batch: nothing more is sent, what was answered is kept.
+def cancel(batch_id: BatchId, /, *, wait: Flag = False, json: JsonFlag = False) -> int:
+    """Cancel a batch: nothing more is sent, and answers received so far are kept.
 
     Parameters
     ----------
-    batch_id:
-        Id of the batch.
     wait:
         Wait until it is cancelled and its files are written.
-    json:
-        Print the batch as JSON.
     """
     client = Batchline(origin="cli")
     client.batches.cancel(batch_id)
@@ -123,31 +105,21 @@ def cancel(batch_id: str, /, *, wait: Flag = False, json: Flag = False) -> int:
 
 @app.command
 def retry(
-    batch_id: str,
+    batch_id: BatchId,
     request_ids: tuple[str, ...] = (),
     /,
     *,
     run_: RunFlag = False,
-    local: Flag = False,
-    stand_in: Flag = False,
-    json: Flag = False,
+    local: LocalFlag = False,
+    stand_in: StandInFlag = False,
+    json: JsonFlag = False,
 ) -> int:
-    """Try requests of a finished batch again: the named ones, or all that failed, expired or were cancelled.
+    """Send requests of a finished batch again: the given ones, or all that failed, expired or were cancelled.
 
     Parameters
     ----------
-    batch_id:
-        Id of the batch.
     request_ids:
-        Ids or custom_ids of its failed requests, as the error file and `batches results` have them.
-    run_:
-        Run it now, as `batchline run` does.
-    local:
-        Run it now, without Prefect.
-    stand_in:
-        Run it now, against a stand-in upstream whose answers mean nothing.
-    json:
-        Print the batch as JSON, at its end where it is run.
+        Ids or custom_ids of its failed requests, as in the error file and `batches results`.
     """
     batches = Batchline(origin="cli").batches
     if request_ids:
@@ -164,19 +136,15 @@ def retry(
 
 
 @app.command
-def pause(batch_id: str, /, *, message: str | None = None, json: Flag = False) -> int:
+def pause(batch_id: BatchId, /, *, message: str | None = None, json: JsonFlag = False) -> int:
     """Pause a batch: nothing more is sent until it is resumed, and its completion window stands still.
 
     Requests in flight are finished, and every answer is kept.
 
     Parameters
     ----------
-    batch_id:
-        Id of the batch.
     message:
-        Why, for those who find it paused.
-    json:
-        Print the batch as JSON.
+        Reason to show with the batch.
     """
     batch = Batchline(origin="cli").batches.pause(batch_id, **({} if message is None else {"message": message}))
     _print_batch(batch, json=json, next_step=f"paused; to continue: batchline batches resume {batch_id}")
@@ -184,22 +152,13 @@ def pause(batch_id: str, /, *, message: str | None = None, json: Flag = False) -
 
 
 @app.command
-def resume(batch_id: str, /, *, local: Flag = False, stand_in: Flag = False, json: Flag = False) -> int:
+def resume(
+    batch_id: BatchId, /, *, local: LocalFlag = False, stand_in: StandInFlag = False, json: JsonFlag = False
+) -> int:
     """Resume a paused batch where it ran, or run one that was stopped or whose runner died.
 
     A paused batch is handed to its flow run in Prefect or to the server that had it; if there is neither, the
     command that continues it is printed.
-
-    Parameters
-    ----------
-    batch_id:
-        Id of the batch.
-    local:
-        Run it here and now, without Prefect.
-    stand_in:
-        Run it here and now, against a simulated upstream on this machine, whose answers mean nothing.
-    json:
-        Print the batch as JSON, at its end if it is run here.
     """
     client = Batchline(origin="cli")
     if client.batches.record(batch_id).pause is None or local or stand_in:
@@ -220,17 +179,13 @@ RESUMED_NOTES: dict[str | None, str] = {
 
 
 @app.command
-def delete(batch_id: str, /, *, yes: Flag = False, json: Flag = False) -> int:
-    """Delete a batch with its output and error files; one that runs is cancelled first. Its input file stays.
+def delete(batch_id: BatchId, /, *, yes: Flag = False, json: JsonFlag = False) -> int:
+    """Delete a batch with its output and error files; a running one is cancelled first. Its input file is kept.
 
     Parameters
     ----------
-    batch_id:
-        Id of the batch.
     yes:
-        Do not ask.
-    json:
-        Print that it is deleted as JSON.
+        Do not ask for confirmation.
     """
     client = Batchline(origin="cli")
     batch = client.batches.record(batch_id)

@@ -5,8 +5,8 @@ from uuid import UUID
 
 from rich.text import Text
 
-from batchline.cli.options import Flag
-from batchline.cli.paging import AllFlag, page_size, print_more_hint, print_page, select_items
+from batchline.cli.options import AllFlag, Flag, JsonFlag, LimitOption
+from batchline.cli.paging import page_size, print_more_hint, print_page, select_items
 from batchline.cli.tables import Column, Row, plain, print_rows
 from batchline.client import Batchline, BatchRecord
 from batchline.models.batches import StatusFilter
@@ -36,37 +36,31 @@ def list_(
     member_id: UUID | None = None,
     paused: Flag = False,
     active_first: Flag = False,
-    limit: int | None = None,
+    limit: LimitOption = None,
     after: str | None = None,
     all_: AllFlag = False,
-    json: Flag = False,
+    json: JsonFlag = False,
 ) -> None:
     """List batches, newest first: state, progress, age, duration, tokens, cost.
 
     Parameters
     ----------
     search:
-        Only batches with that in their id, file name or metadata; case does not matter.
+        Only batches with this text in their id, file name or metadata, ignoring case.
     status:
-        in_progress includes validating and finalizing, cancelled cancelling, expired what is overdue or was late.
+        in_progress includes validating and finalizing, cancelled includes cancelling, expired includes late ones.
     created_after:
-        Only batches made then or later: a date or time in ISO 8601, in UTC where it names no zone.
+        Only batches created then or later: a date or time in ISO 8601, in UTC without a zone.
     created_before:
-        Only batches made then or earlier.
+        Only batches created then or earlier.
     member_id:
-        Only batches that this member made.
+        Only batches of this member.
     paused:
         Only batches that are paused.
     active_first:
-        Batches that are not over before those that are.
-    limit:
-        At most so many, 1 to 100; 20 where absent.
+        Active batches before ended ones.
     after:
-        Only batches behind the one of that id.
-    all_:
-        All of them, however many.
-    json:
-        Print a list object of batches with their analytics.
+        Only batches listed after the one with this id.
     """
     client = Batchline(origin="cli")
     page = client.batches.records(

@@ -6,12 +6,12 @@ from batchline.cli.console import print_json as write
 
 
 def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
-    """Print the script by which a shell completes commands and options.
+    """Print the script with which a shell completes commands and options.
 
     Parameters
     ----------
     shell:
-        Which one.
+        Name of the shell.
     """
     from batchline.cli.app import app  # noqa: PLC0415 - it loads this command
 

@@ -3,7 +3,7 @@
 from decimal import Decimal
 
 from batchline.cli.console import print_json, print_note, stdout_console
-from batchline.cli.options import Flag
+from batchline.cli.options import JsonFlag
 from batchline.cli.progress import Progress
 from batchline.cli.tables import Column, Row, plain, print_rows
 from batchline.client import Batchline
@@ -18,15 +18,13 @@ COLUMNS = (
 )
 
 
-def cost_estimate(file: str, /, *, json: Flag = False) -> None:
-    """Estimate what a file's requests will cost, before any is sent.
+def cost_estimate(file: str, /, *, json: JsonFlag = False) -> None:
+    """Estimate the cost of a file's requests before any is sent.
 
     Parameters
     ----------
     file:
         A path to JSONL, plain or as .gz or .zst; or the id of an uploaded file.
-    json:
-        Print the figures as JSON.
     """
     with Batchline(origin="cli") as client, Progress() as progress:
         progress.doing(f"reading {file}")
@@ -56,7 +54,7 @@ def _describe_total(estimate: CostEstimate) -> str:
     if estimate.least is None:
         return f"{summary}; no total"
     if estimate.most is None:
-        return f"{summary}; {_format_cost(estimate.least, estimate)} without output, which has no bound"
+        return f"{summary}; {_format_cost(estimate.least, estimate)} without output, which is unbounded"
     if Decimal(estimate.most) == Decimal(estimate.least):
         return f"{summary}; {_format_cost(estimate.least, estimate)}"
     least, most = (_format_cost(cost, estimate) for cost in (estimate.least, estimate.most))
@@ -80,12 +78,11 @@ def _list_notes(estimate: CostEstimate) -> list[str]:
         notes.append(f"no price is known for {names}; set BATCHLINE_PRICES")
     if estimate.without_limit:
         notes.append(
-            f"{estimate.without_limit:,} requests set no limit to their answers "
-            "(max_completion_tokens, max_tokens, "
-            "max_output_tokens): what these may cost has no upper bound"
+            f"{estimate.without_limit:,} requests do not limit their answers (max_completion_tokens, max_tokens, "
+            "max_output_tokens): their cost has no upper bound"
         )
     if estimate.unreadable:
         notes.append(
-            f"{estimate.unreadable:,} lines are no requests and not counted; `batchline validate` tells more"
+            f"{estimate.unreadable:,} lines are not requests and are not counted; see `batchline validate`"
         )
     return notes

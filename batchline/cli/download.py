@@ -3,26 +3,22 @@
 from pathlib import Path
 
 from batchline.cli.console import print_object, stdout_console
-from batchline.cli.options import Flag
+from batchline.cli.options import BatchId, Flag, JsonFlag
 from batchline.cli.output_files import open_new_file, require_not_exists
 from batchline.cli.progress import Progress
 from batchline.client import Batchline
 from batchline.models.errors import Conflict, InvalidInput
 
 
-def download(batch_id: str, /, *, to: Path = Path(), force: Flag = False, json: Flag = False) -> None:
-    """Copy a finished batch's files to a folder: output, errors, figures and report, as far as there are.
+def download(batch_id: BatchId, /, *, to: Path = Path(), force: Flag = False, json: JsonFlag = False) -> None:
+    """Copy a finished batch's files to a folder: output, errors, metrics and report.
 
     Parameters
     ----------
-    batch_id:
-        Id of the batch.
     to:
-        The folder, made where it is missing; by default the present one.
+        The folder, created if necessary; by default the working directory.
     force:
-        Write over files that are there.
-    json:
-        Print name, path and size of each file as JSON.
+        Overwrite existing files.
     """
     files = Batchline(origin="cli").batches.files(batch_id)
     if not files:

@@ -8,7 +8,7 @@ from batchline.models.status import BatchStatus
 
 EXIT_CODES_HELP = (
     "Exit status: 0 all requests succeeded, 3 some failed, 4 none succeeded, 5 cancelled or expired, 2 bad usage "
-    "or an input that does not validate, 6 stopped by a fault or by Ctrl-C, 7 paused (go on with --resume)."
+    "or an invalid input, 6 stopped by a fault or by Ctrl-C, 7 paused (continue with --resume)."
 )
 
 

@@ -10,9 +10,9 @@ import cyclopts
 from cyclopts import Parameter
 
 from batchline.cli.console import print_json, print_object
-from batchline.cli.options import Flag, parse_seconds
+from batchline.cli.options import AllFlag, FileId, JsonFlag, LimitOption, parse_seconds
 from batchline.cli.output_files import open_new_file, require_not_exists
-from batchline.cli.paging import AllFlag, page_size, print_more_hint, print_page, select_items
+from batchline.cli.paging import page_size, print_more_hint, print_page, select_items
 from batchline.cli.progress import Progress
 from batchline.cli.tables import Column, Row, plain, print_rows
 from batchline.client import Batchline
@@ -34,26 +34,23 @@ app = cyclopts.App(name="files", help="Upload, list, read and delete files.", he
 
 
 @app.command
-def upload(file: str, /, *, expires_after: str | None = None, json: Flag = False) -> None:
+def upload(file: str, /, *, expires_after: str | None = None, json: JsonFlag = False) -> None:
     """Store an input file and print its id.
 
     Parameters
     ----------
     file:
-        A path, or an s3:// or file:// address below an allowed root; plain, .gz or .zst.
+        A path, or an s3:// or file:// URI below an allowed root; plain, .gz or .zst.
     expires_after:
-        How long to keep it, such as 12h or 30d; for ever where absent.
-    json:
-        Print the file as JSON.
+        Lifetime of the file, such as 12h or 30d; by default it is kept.
     """
     lifetime_s = parse_seconds("expires-after", expires_after)
     client = Batchline(origin="cli")
     with Progress() as progress:
-        progress.doing(f"reading in {file}")
+        progress.doing(f"reading {file}")
         uploaded = client.files.create(file=file, expires_after=lifetime_s)
-    note = (
-        f"{uploaded.filename}, {uploaded.bytes:,} bytes; to create a batch: batchline batches create {uploaded.id}"
-    )
+    command = f"batchline batches create {uploaded.id}"
+    note = f"{uploaded.filename}, {uploaded.bytes:,} bytes; to create a batch: {command}"
     print_object(uploaded, json=json, result=uploaded.id, note=note)
 
 
@@ -62,30 +59,24 @@ def list_(
     *,
     purpose: FilePurpose | None = None,
     search: str | None = None,
-    limit: int | None = None,
+    limit: LimitOption = None,
     after: str | None = None,
     all_: AllFlag = False,
     order: Literal["asc", "desc"] = "desc",
-    json: Flag = False,
+    json: JsonFlag = False,
 ) -> None:
     """List files, newest first.
 
     Parameters
     ----------
     purpose:
-        Only files of that purpose.
+        Only files with this purpose.
     search:
-        Only files with that in their name; case does not matter.
-    limit:
-        At most so many, 1 to 100; 20 where absent.
+        Only files with this text in their name, ignoring case.
     after:
-        Only files behind the one of that id.
-    all_:
-        All of them, however many.
+        Only files listed after the one with this id.
     order:
-        desc is newest first.
-    json:
-        Print a list object of files.
+        desc lists the newest first.
     """
     page = Batchline(origin="cli").files.list(
         purpose=purpose, search=search, limit=page_size(limit, all_=all_), after=after, order=order
@@ -98,16 +89,8 @@ def list_(
 
 
 @app.command
-def show(file_id: str, /, *, json: Flag = False) -> None:
-    """Show a file: its name, size, age and when it expires.
-
-    Parameters
-    ----------
-    file_id:
-        Id of the file.
-    json:
-        Print it as JSON.
-    """
+def show(file_id: FileId, /, *, json: JsonFlag = False) -> None:
+    """Show a file: its name, size, age and when it expires."""
     file = Batchline(origin="cli").files.retrieve(file_id)
     if json:
         print_json(file)
@@ -122,25 +105,21 @@ def content(
     *,
     range_: Annotated[str | None, Parameter(name="--range")] = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
-    json: Flag = False,
+    json: JsonFlag = False,
 ) -> None:
     """Write a file's content to standard output, or to a new file.
 
     Parameters
     ----------
     file_id:
-        Id of the file; a running batch's output and error files hold what is settled so far.
+        Id of the file; output and error files of a running batch hold the results so far.
     range_:
         Only these bytes, counted from 0: 0-99 are the first hundred, 100- all but those, -100 the last hundred.
     output:
-        Write to this file, which must not be there yet.
-    json:
-        Print what was written as JSON; needs --output.
+        Write to this file, which must not exist.
     """
     if json and output is None:
-        raise InvalidInput(
-            "the content itself goes to standard output: say --output FILE with --json", param="json"
-        )
+        raise InvalidInput("the content itself goes to standard output: add --output FILE to --json", param="json")
     files = Batchline(origin="cli").files
     start, end = _parse_range(range_, files.retrieve(file_id))
     blocks = files.content(file_id, start=start, end=end)
@@ -157,16 +136,8 @@ def content(
 
 
 @app.command
-def delete(file_id: str, /, *, json: Flag = False) -> None:
-    """Delete a file; one that a batch needs that is not over is refused.
-
-    Parameters
-    ----------
-    file_id:
-        Id of the file.
-    json:
-        Print that it is deleted as JSON.
-    """
+def delete(file_id: FileId, /, *, json: JsonFlag = False) -> None:
+    """Delete a file, unless an active batch needs it."""
     Batchline(origin="cli").files.delete(file_id)
     print_deleted("file", file_id, json=json)
 
@@ -185,7 +156,7 @@ def _parse_range(value: str | None, file: FileObject) -> tuple[int, int | None]:
         raise InvalidInput(f"--range is {value!r}; write it as 0-99, 100- or -100", param="range")
     if value.startswith("-") and file.status != "processed":
         raise InvalidInput(
-            f"file {file.id} still grows; ask for bytes from its start, such as 0-99", param="range"
+            f"file {file.id} is still growing; give a range from its start, such as 0-99", param="range"
         )
     return found
 

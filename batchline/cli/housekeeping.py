@@ -14,14 +14,14 @@ COLOURS = {"failed": "red", "done": "green", "to do": ""}
 
 
 def housekeeping(*, apply: Flag = False, no_resume: Flag = False, json: Flag = False) -> int:
-    """Show what is to be done: expired files, leftovers of dead processes, batches whose runner died; or do it.
+    """List what is due: expired files, leftovers of dead processes, batches whose runner died; or do it.
 
     Parameters
     ----------
     apply:
-        Do it. Without, nothing is changed.
+        Do it; otherwise nothing is changed.
     no_resume:
-        Do not go on with batches, which can take long.
+        Do not continue batches, which can take long.
     json:
         Print `{"data": [{kind, subject, reason, size_bytes, done, error}, …]}`.
     """

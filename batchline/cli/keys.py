@@ -6,7 +6,7 @@ import cyclopts
 import msgspec
 
 from batchline.cli.console import print_json, print_object
-from batchline.cli.options import Flag
+from batchline.cli.options import JsonFlag
 from batchline.cli.tables import Column, Row, plain, print_rows
 from batchline.client import Batchline
 from batchline.client.api_keys import ApiKeys
@@ -16,7 +16,7 @@ from batchline.models.formatting import roughly
 
 COLUMNS = tuple(Column(name) for name in ("key", "member", "state", "role", "ends in", "age", "limits"))
 
-app = cyclopts.App(name="keys", help="Make, list and revoke keys of the API.", help_format="plaintext")
+app = cyclopts.App(name="keys", help="Create, list and revoke API keys.", help_format="plaintext")
 
 
 @app.command
@@ -28,24 +28,22 @@ def create(
     max_upload_bytes: int | None = None,
     max_open_batches: int | None = None,
     requests_per_minute: int | None = None,
-    json: Flag = False,
+    json: JsonFlag = False,
 ) -> None:
-    """Make a key for a member and print it; it is shown this once.
+    """Create a key for a member and print it; it is shown only once.
 
     Parameters
     ----------
     name:
-        Whose key it is: a new member, or one who has keys already.
+        Name of the member, new or with keys already.
     role:
-        A member has files and batches of their own; a manager sees and touches everybody's.
+        A member sees only their own files and batches; a manager sees and changes those of all.
     max_upload_bytes:
-        Largest file that may be uploaded with it, decompressed.
+        Maximum size of an uploaded file, decompressed.
     max_open_batches:
-        Most batches of the member that may be unfinished when another is created.
+        Maximum number of the member's unfinished batches when another is created.
     requests_per_minute:
-        Most requests with it in any minute.
-    json:
-        Print the key as JSON.
+        Maximum number of requests per minute.
     """
     limits = parse_arguments(
         KeyLimits,
@@ -53,20 +51,14 @@ def create(
         max_open_batches=max_open_batches,
         requests_per_minute=requests_per_minute,
     )
-    key = _open_keys().create(name, role=role, limits=limits)
+    key = ApiKeys(Batchline(origin="cli")).create(name, role=role, limits=limits)
     print_object(key, json=json, result=key.token, note=f"{key.id} of {role} {name}; it is not shown again")
 
 
 @app.command(name="list")
-def list_(*, json: Flag = False) -> None:
-    """List keys, newest first, the revoked ones as well.
-
-    Parameters
-    ----------
-    json:
-        Print `{"data": [key, …]}`.
-    """
-    keys = _open_keys().list()
+def list_(*, json: JsonFlag = False) -> None:
+    """List keys, newest first, including revoked ones."""
+    keys = ApiKeys(Batchline(origin="cli")).list()
     if json:
         print_json({"data": [msgspec.Raw(key.to_json()) for key in keys]})
         return
@@ -74,22 +66,16 @@ def list_(*, json: Flag = False) -> None:
 
 
 @app.command
-def revoke(key_id: str, /, *, json: Flag = False) -> None:
-    """Let a key open nothing any more, at once.
+def revoke(key_id: str, /, *, json: JsonFlag = False) -> None:
+    """Revoke a key with immediate effect.
 
     Parameters
     ----------
     key_id:
-        Id of the key, as `keys list` shows it.
-    json:
-        Print the key as JSON.
+        Id of the key, as in `keys list`.
     """
-    key = _open_keys().revoke(key_id)
+    key = ApiKeys(Batchline(origin="cli")).revoke(key_id)
     print_object(key, json=json, note=f"revoked {key.id} of {key.member.name}")
-
-
-def _open_keys() -> ApiKeys:
-    return ApiKeys(Batchline(origin="cli"))
 
 
 def _key_row(key: KeyObject) -> Row:

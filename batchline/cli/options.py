@@ -1,4 +1,4 @@
-"""Options shared by several commands, and their parsing."""
+"""Arguments and options shared by several commands, and their parsing."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,24 @@ from cyclopts import Parameter
 from batchline.models.batches import window_seconds
 from batchline.models.errors import InvalidInput
 
+BatchId = Annotated[str, Parameter(help="Id of the batch.")]
+FileId = Annotated[str, Parameter(help="Id of the file.")]
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
+AllFlag = Annotated[bool, Parameter(name="--all", negative="", show_default=False, help="List all of them.")]
+JsonFlag = Annotated[bool, Parameter(negative="", show_default=False, help="Print the result as JSON.")]
+LocalFlag = Annotated[bool, Parameter(negative="", show_default=False, help="Run it now, without Prefect.")]
+RunFlag = Annotated[
+    bool, Parameter(name="--run", negative="", show_default=False, help="Run it now, as `batchline run` does.")
+]
+StandInFlag = Annotated[
+    bool,
+    Parameter(
+        negative="",
+        show_default=False,
+        help="Run it now against a simulator on this machine, whose answers are made up.",
+    ),
+]
+LimitOption = Annotated[int | None, Parameter(help="Maximum number, 1 to 100; 20 by default.")]
 
 
 def parse_seconds(option: str, text: str | None) -> int | None:

@@ -13,9 +13,9 @@ from batchline.models.errors import InvalidInput
 def require_not_exists(path: Path, *, force: bool = False) -> None:
     """Raise `InvalidInput` if the file exists and `force` is not set, or cannot be created."""
     if path.is_dir():
-        raise InvalidInput(f"{path} is a folder; name a file in it", param="output")
+        raise InvalidInput(f"{path} is a folder; give a file in it", param="output")
     if path.is_file() and not force:
-        raise InvalidInput(f"{path} is there already; name another file, or remove it", param="output")
+        raise InvalidInput(f"{path} exists; give another file, or remove it", param="output")
     if not path.parent.is_dir():
         raise InvalidInput(f"{path} cannot be written: there is no folder {path.parent}", param="output")
 
@@ -33,18 +33,15 @@ def open_new_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
         return
     partial_path = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}")
     try:
-        with _open_partial(partial_path, path) as file:
+        partial_file = partial_path.open("xb")
+    except PermissionError as error:
+        raise InvalidInput(f"{path} cannot be written: its folder is not writable", param="output") from error
+    try:
+        with partial_file as file:
             yield file
         partial_path.replace(path)
     finally:
         partial_path.unlink(missing_ok=True)
-
-
-def _open_partial(partial_path: Path, path: Path) -> BinaryIO:
-    try:
-        return partial_path.open("xb")
-    except PermissionError as error:
-        raise InvalidInput(f"{path} cannot be written: you may not write to its folder", param="output") from error
 
 
 def print_json_list(items: Iterable[bytes], *, head: bytes = b"", tail: Iterable[bytes] = ()) -> None:

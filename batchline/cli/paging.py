@@ -1,9 +1,8 @@
 """Show one page of a list, or all pages."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
-from cyclopts import Parameter
 from pydantic import BaseModel
 
 from batchline.cli.console import print_json, print_note
@@ -14,13 +13,11 @@ from batchline.models.pagination import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 
 L = TypeVar("L", bound=HasId)
 
-AllFlag = Annotated[bool, Parameter(name="--all", negative="", show_default=False)]
-
 
 def page_size(limit: int | None, *, all_: bool) -> int:
     """Return the number of items on a page; raises `InvalidInput` if both options are given."""
     if all_ and limit is not None:
-        raise InvalidInput("say either --all or --limit, not both", param="limit")
+        raise InvalidInput("give either --all or --limit, not both", param="limit")
     return MAX_PAGE_SIZE if all_ else DEFAULT_PAGE_SIZE if limit is None else limit
 
 

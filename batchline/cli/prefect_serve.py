@@ -28,32 +28,30 @@ def serve(
     write_back: Flag = False,
     after: AfterAction = "keep",
 ) -> None:
-    """Run batches here, as runs of the deployments that this makes on the configured server, until Ctrl-C.
+    """Run batches here, as runs of deployments that this creates on the configured server, until Ctrl-C.
 
-    The deployments are those of prefect.yaml. `batchline prefect setup` is to be done too, once a server.
+    The deployments are those of prefect.yaml. Run `batchline prefect setup` too, once per server.
 
     Parameters
     ----------
     limit:
-        Most batches at once.
+        Maximum number of concurrent batches.
     watch:
-        A folder, below an allowed root, of which each new file becomes a batch; it is looked at every minute.
+        A folder below an allowed root; each new file in it becomes a batch. It is read every minute.
     endpoint:
-        The endpoint of every request in that folder; by default each file's first request's own.
+        The endpoint of all requests in that folder; by default that of each file's first request.
     window:
-        How long a batch of that folder may take, such as 90m, 24h or 7d.
+        Maximum duration of a batch of that folder, such as 90m, 24h or 7d.
     write_back:
-        Write the results of that folder's batches to the folder outbox beside it.
+        Write the results of that folder's batches to the folder outbox next to it.
     after:
-        What becomes of a file there that was taken: keep, move (to the folder taken) or delete (an hour later).
+        What to do with a file that has a batch: keep, move (to the folder taken) or delete (an hour later).
     """
     if limit < 1:
         raise InvalidInput(f"--limit is {limit}; write 1 or more", param="limit")
     options = SyncOptions(endpoint=endpoint, completion_window=window, write_back=write_back, after=after)
     if watch is None and options != SyncOptions():
-        raise InvalidInput(
-            "--endpoint, --window, --write-back and --after need a folder to --watch", param="watch"
-        )
+        raise InvalidInput("--endpoint, --window, --write-back and --after require --watch FOLDER", param="watch")
     url = configured_server_url(quiet=False)
     print_note(f"Prefect server: {url}")
     from batchline.flows.deployments import deployments  # noqa: PLC0415 - Prefect takes seconds to import

@@ -14,8 +14,8 @@ from batchline.models.settings import load_settings
 if TYPE_CHECKING:
     from batchline.orchestration.automations import SetupResult
 
-app = cyclopts.App(name="prefect", help="Set up a Prefect server for our deployments.", help_format="plaintext")
-app.command("batchline.cli.prefect_serve:serve", help="Run our deployments on this machine, without a worker.")
+app = cyclopts.App(name="prefect", help="Set up a Prefect server for the deployments.", help_format="plaintext")
+app.command("batchline.cli.prefect_serve:serve", help="Run the deployments on this machine, without a worker.")
 COLUMNS = (Column("what"), Column("name"), Column("outcome"))
 
 
@@ -23,7 +23,7 @@ COLUMNS = (Column("what"), Column("name"), Column("outcome"))
 def setup(
     *, work_pool: str = "batchline", crash_after: int = 90, notify: tuple[str, ...] = (), json: Flag = False
 ) -> None:
-    """Make the work pool, the block types and the automations that are missing on the configured server.
+    """Create the work pool, the block types and the automations that the configured server lacks.
 
     Safe to repeat. Afterwards: `prefect deploy --all` in the checkout, and a worker by
     `prefect worker start --pool batchline`.
@@ -33,10 +33,10 @@ def setup(
     work_pool:
         Name of the work pool of processes.
     crash_after:
-        Seconds without a heartbeat after which a deployment's run counts as crashed, so that its batch goes on.
+        Seconds without a heartbeat after which a deployment's run counts as crashed and its batch is continued.
     notify:
-        Who is told of the end of each batch, of those that will be late and of files in quarantine: a URL that
-        gets JSON, or type and name of a block of Prefect, such as slack-webhook/ops. May be repeated.
+        Target of notifications about ended batches, late batches and files in quarantine: a URL that receives
+        JSON, or type and name of a Prefect block, such as slack-webhook/ops. May be repeated.
     json:
         Print `{"data": [{what, name, outcome}, …]}`.
     """
@@ -55,22 +55,28 @@ def setup(
 
 @app.command
 def chain(
-    first: str, then: str, /, *, endpoint: str = "/v1/chat/completions", window: str = "24h", json: Flag = False
+    first: str,
+    then: str,
+    /,
+    *,
+    endpoint: str = "/v1/chat/completions",
+    window: str = "24h",
+    json: Flag = False,
 ) -> None:
-    """Have a batch of one file start each time a batch of another completes.
+    """Start a batch of one file each time a batch of another completes.
 
-    It is an automation of the configured server: to end it, delete that on Prefect's page Automations.
+    This creates an automation on the configured server; to remove it, delete it on Prefect's page Automations.
 
     Parameters
     ----------
     first:
-        Name of the file whose batches are waited for, such as first.jsonl.
+        Name of the file whose batches start the next one, such as first.jsonl.
     then:
-        The file to run then: a path or an s3:// address, below a root that the worker's settings allow.
+        The file to run then: a path or s3:// URI below a root that the worker's settings allow.
     endpoint:
-        The endpoint of every request in it.
+        The endpoint of all requests in it.
     window:
-        How long that batch may take.
+        Maximum duration of that batch.
     json:
         Print `{"data": [{what, name, outcome}]}`.
     """

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from rich.text import Text
 
 from batchline.cli.console import print_object
-from batchline.cli.options import Flag
+from batchline.cli.options import BatchId, Flag
 from batchline.cli.output_files import open_new_file, print_json_list, require_not_exists
 from batchline.cli.tables import Column, Row, plain, print_rows
 from batchline.client import Batchline
@@ -20,8 +20,16 @@ from batchline.client.raw_result import RawResult
 from batchline.models.base import dump_json_text
 from batchline.models.batches import BatchResultItem
 from batchline.models.errors import InvalidInput
+from batchline.web.message_text import response_messages
 
 Format = Literal["table", "jsonl", "csv", "parquet"]
+FORMATS_BY_SUFFIX: dict[str, Format] = {
+    "": "jsonl",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
 FIELD_NAMES = ("id", "custom_id", "model", "status", "error", "input_body", "response_body")
 COLUMNS = (
     Column("custom_id", least=24),
@@ -40,7 +48,7 @@ MAX_TEXT_CHARACTERS = 200
 
 
 def results(
-    batch_id: str,
+    batch_id: BatchId,
     /,
     *,
     skip: int = 0,
@@ -51,29 +59,27 @@ def results(
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     json: Flag = False,
 ) -> None:
-    """Print what became of each request, in input order; works while the batch runs.
+    """Print the result of each request, in input order, also while the batch runs.
 
-    In CSV, a text that a spreadsheet would run as a formula (one that begins with =, +, - or @ and is no number)
-    gets an apostrophe before it, and control characters are escaped. JSONL and Parquet have every text as it is.
+    In CSV, text that a spreadsheet would run as a formula (it begins with =, +, - or @ and is not a number) is
+    preceded by an apostrophe, and control characters are escaped. JSONL and Parquet have all text unchanged.
 
     Parameters
     ----------
-    batch_id:
-        Id of the batch.
     skip:
-        Leave out so many first.
+        Number of requests to skip.
     limit:
-        At most so many; where absent 100 as a table, else all.
+        Maximum number; by default 100 as a table, else all.
     search:
-        Only requests with that in their custom_id; case does not matter.
+        Only requests with this text in their custom_id, ignoring case.
     status:
-        Only requests that are in this state.
+        Only requests with this status.
     format:
-        By the output's name where absent; else a table on a terminal, and JSONL elsewhere.
+        By default that of the output's name; else a table on a terminal, and JSONL elsewhere.
     output:
-        Write to this file, which must not be there yet; Parquet needs one.
+        Write to this file, which must not exist; required for Parquet.
     json:
-        Print one JSON object, the results as its `data`; with --output, what was written.
+        Print one JSON object with the results as `data`; with --output, path, format and number.
     """
     file_format = _choose_format(format, output, json=json)
     if output is not None:
@@ -83,7 +89,10 @@ def results(
     query = {"skip": skip, "limit": limit, "search": search, "status": status}
     items = Batchline(origin="cli").batches.raw_results(batch_id, **query)
     if output is not None:
-        _save_results(items, file_format, output, batch_id, json=json)
+        with open_new_file(output) as file:
+            count = _write_results(items, file_format, file)
+        summary = {"id": batch_id, "path": str(output), "format": file_format, "results": count}
+        print_object(summary, json=json, note=f"wrote {count:,} results to {output}")
     elif json:
         print_json_list(item.to_json() for item in items)
     elif file_format == "table":
@@ -97,32 +106,20 @@ def results(
 def _choose_format(requested: Format | None, output: Path | None, *, json: bool) -> Format:
     """Return the output format; raises `InvalidInput` for options that exclude each other."""
     if json and requested is not None and output is None:
-        raise InvalidInput("say either --json or --format, not both", param="format")
+        raise InvalidInput("give either --json or --format, not both", param="format")
     if requested == "parquet" and output is None:
-        raise InvalidInput("Parquet is not for standard output: say --output FILE.parquet", param="output")
+        raise InvalidInput("Parquet cannot go to standard output: add --output FILE.parquet", param="output")
     if requested == "table" and output is not None:
-        raise InvalidInput("a table is for a terminal: write jsonl, csv or parquet to a file", param="format")
+        raise InvalidInput("a table cannot be written to a file: choose jsonl, csv or parquet", param="format")
     if requested is not None:
         return requested
-    if output is not None:
-        return _format_by_name(output)
-    return "table" if sys.stdout.isatty() else "jsonl"
-
-
-def _format_by_name(output: Path) -> Format:
-    """Return the format of the file's extension; raises `InvalidInput` for an unknown one."""
-    formats: dict[str, Format] = {
-        "": "jsonl",
-        ".jsonl": "jsonl",
-        ".ndjson": "jsonl",
-        ".csv": "csv",
-        ".parquet": "parquet",
-    }
-    file_format = formats.get(output.suffix.lower())
+    if output is None:
+        return "table" if sys.stdout.isatty() else "jsonl"
+    file_format = FORMATS_BY_SUFFIX.get(output.suffix.lower())
     if file_format is None:
         raise InvalidInput(
-            f"{output.name} ends in {output.suffix}, which is no format of results; let it end in .jsonl, .csv or "
-            ".parquet, or say --format",
+            f"{output.name} ends in {output.suffix}, which is not a format of results; use .jsonl, .csv or "
+            ".parquet, or add --format",
             param="output",
         )
     return file_format
@@ -132,39 +129,11 @@ def _result_row(item: BatchResultItem) -> Row:
     """Return the request's row: its status, and the beginning of the answer or the error."""
     custom_id, model = plain(item.custom_id), plain(item.model or "")
     state = Text(item.status, style=COLOURS.get(item.status, "cyan"))
-    text = plain(" ".join((item.error or answer_text(item.response_body)).split())[:MAX_TEXT_CHARACTERS])
+    answer = " ".join(message.text for message in response_messages(item.response_body))
+    if not answer and item.response_body is not None:  # its shape is unknown
+        answer = dump_json_text(item.response_body)
+    text = plain(" ".join((item.error or answer).split())[:MAX_TEXT_CHARACTERS])
     return custom_id, state, text, model, item.id
-
-
-def answer_text(body: object) -> str:
-    """Return the model's text if the answer's shape is known, else the whole answer."""
-    match body:
-        case {"choices": [{"message": {"content": str(text)}}, *_]} | {"choices": [{"text": str(text)}, *_]}:
-            return text
-        case {"output": [*outputs]}:
-            texts = (part for output in outputs for part in _output_texts(output))
-            return " ".join(texts)
-        case {"content": [*parts]}:
-            return " ".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
-        case None:
-            return ""
-    return dump_json_text(body)
-
-
-def _output_texts(output: object) -> Iterable[str]:
-    match output:
-        case {"content": [*parts]}:
-            return [str(part["text"]) for part in parts if isinstance(part, dict) and "text" in part]
-    return []
-
-
-def _save_results(
-    items: Iterator[RawResult], file_format: Format, output: Path, batch_id: str, *, json: bool
-) -> None:
-    with open_new_file(output) as file:
-        count = _write_results(items, file_format, file)
-    summary = {"id": batch_id, "path": str(output), "format": file_format, "results": count}
-    print_object(summary, json=json, note=f"wrote {count:,} results to {output}")
 
 
 def _write_results(items: Iterator[RawResult], file_format: Format, file: BinaryIO) -> int:

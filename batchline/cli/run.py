@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from batchline.cli.console import print_json, print_note, stderr_console
 from batchline.cli.exit_codes import ExitCode, exit_code_of_batch
-from batchline.cli.options import Flag
+from batchline.cli.options import Flag, LocalFlag, StandInFlag
 from batchline.cli.progress import Progress
 from batchline.cli.signals import interrupt_on_signal
 from batchline.cli.summary import print_summary
@@ -46,28 +46,24 @@ def run(
     endpoint: str | None = None,
     window: str | None = None,
     metadata: dict[str, str] | None = None,
-    local: Flag = False,
-    stand_in: Flag = False,
+    local: LocalFlag = False,
+    stand_in: StandInFlag = False,
     json: Flag = False,
 ) -> int:
-    """Run a batch file to its end, say what came of it, and return the exit status.
+    """Run a batch file to its end, print its outcome, and return the exit status.
 
     Parameters
     ----------
     file:
         JSONL of requests, plain or as .gz or .zst.
     resume:
-        Id of a batch to go on with, instead of a file.
+        Id of a batch to continue, instead of a file.
     endpoint:
-        The endpoint of every request, such as /v1/embeddings; by default the first request's own.
+        The endpoint of all requests, such as /v1/embeddings; by default that of the first request.
     window:
-        How long the batch may take, such as 90m, 24h or 7d; by default 24h.
+        Maximum duration of the batch, such as 90m, 24h or 7d; by default 24h.
     metadata:
-        Up to 16 pairs of your own, each as --metadata.KEY VALUE.
-    local:
-        Run the same steps without Prefect.
-    stand_in:
-        Send to a stand-in upstream on this machine, whose answers mean nothing.
+        Up to 16 pairs, each as --metadata.KEY VALUE.
     json:
         Print the batch with its analytics as JSON, last and alone on standard output.
     """
@@ -119,9 +115,7 @@ def _parse_arguments(
     if file is None:
         options = {"--endpoint": endpoint, "--window": window, "--metadata": metadata}
         if extra_options := [name for name, value in options.items() if value is not None]:
-            raise InvalidInput(
-                f"a batch that exists keeps what it was made with; leave out {', '.join(extra_options)}"
-            )
+            raise InvalidInput(f"a resumed batch keeps its options; remove {', '.join(extra_options)}")
         return None
     if endpoint is not None:
         settings.require_endpoint(endpoint)

@@ -5,17 +5,17 @@ from batchline.client.deployment_runner import client_for_server
 
 
 def serve(*, host: str = "127.0.0.1", port: int = 8080) -> None:
-    """Serve OpenAI's Files and Batches API and pages for people until Ctrl-C, and run the batches.
+    """Serve OpenAI's Files and Batches API and web pages until Ctrl-C, and run the batches.
 
-    They run in this process, and go on when it is started again; or, with BATCHLINE_SERVE_VIA=deployment, as runs
-    of the Prefect deployment that BATCHLINE_DEPLOYMENT names.
+    They run in this process, and continue when it is started again; or, with BATCHLINE_SERVE_VIA=deployment, as
+    runs of the Prefect deployment in BATCHLINE_DEPLOYMENT.
 
     Parameters
     ----------
     host:
-        Address to listen at; one that other machines reach needs a key (`batchline keys create`).
+        Address to listen at; one that other machines can reach requires a key (`batchline keys create`).
     port:
-        Port to listen at; 0 takes a free one.
+        Port to listen at; 0 chooses a free one.
     """
     from batchline.api import Server  # noqa: PLC0415 - FastAPI is slow to import
     from batchline.web import with_pages  # noqa: PLC0415 - as above

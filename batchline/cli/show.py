@@ -1,25 +1,14 @@
 """`batchline show`: one batch."""
 
-from typing import Annotated
-
-from cyclopts import Parameter
-
 from batchline.cli.console import print_json
+from batchline.cli.options import BatchId, JsonFlag
 from batchline.cli.prefect_run import flow_run_url
 from batchline.cli.summary import print_summary
 from batchline.client import Batchline
 
 
-def show(batch_id: str, /, *, json: Annotated[bool, Parameter(negative="", show_default=False)] = False) -> None:
-    """Show a batch: its state, counts, tokens, latency, cost, its flow run, and the paths of its files.
-
-    Parameters
-    ----------
-    batch_id:
-        Id of the batch.
-    json:
-        Print the batch with its analytics as JSON.
-    """
+def show(batch_id: BatchId, /, *, json: JsonFlag = False) -> None:
+    """Show a batch: its state, counts, tokens, latency, cost, its flow run, and the paths of its files."""
     client = Batchline(origin="cli")
     batch = client.batches.record(batch_id)
     if json:

@@ -13,14 +13,14 @@ from batchline.simulate import SimulatorOptions, serve
 class SimulateOptions(SimulatorOptions):
     """Options of the simulator, with a memorable default port."""
 
-    port: int = Field(default=8000, ge=0, le=65_535, description="0 takes a free one.")
+    port: int = Field(default=8000, ge=0, le=65_535, description="0 chooses a free one.")
 
 
 def simulate(*, options: Annotated[SimulateOptions, Parameter(name="*")] = SimulateOptions()) -> None:  # noqa: B008 - frozen
-    """Serve an OpenAI-compatible stand-in on this machine until Ctrl-C; its answers mean nothing.
+    """Serve an OpenAI-compatible simulator on this machine until Ctrl-C; its answers are made up.
 
     Shares are of all requests, from 0 to 1; durations are in seconds. With the same seed the same requests get the
-    same answers. GET /simulator/counters tells what came in, POST /simulator/reset counts anew.
+    same answers. GET /simulator/counters returns counts of requests, POST /simulator/reset resets them.
     """
 
     def print_urls(url: str) -> None:

@@ -1,4 +1,4 @@
-"""`batchline sync`: one round over a watched folder."""
+"""`batchline sync`: one pass over a watched folder."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from rich.text import Text
 
 from batchline.cli.console import print_json, stderr_console, stdout_console
 from batchline.cli.exit_codes import ExitCode
-from batchline.cli.options import Flag
+from batchline.cli.options import Flag, JsonFlag
 from batchline.cli.progress import Progress
 from batchline.cli.signals import interrupt_on_signal
 from batchline.client import Batchline
@@ -27,32 +27,30 @@ def sync(
     via: Literal["process", "deployment"] = "process",
     deployment: str | None = None,
     dry_run: Flag = False,
-    json: Flag = False,
+    json: JsonFlag = False,
 ) -> int:
-    """Make a batch of each new or changed file in a folder, exactly once, and run it.
+    """Create a batch for each new or changed file in a folder, exactly once, and run it.
 
     Parameters
     ----------
     uri:
         The folder, below an allowed root: s3://bucket/inbox/, a path, or either with a pattern such as *.jsonl.
     endpoint:
-        The endpoint of every request, such as /v1/embeddings; by default each file's first request's own.
+        The endpoint of all requests, such as /v1/embeddings; by default that of each file's first request.
     window:
-        How long a batch may take, such as 90m, 24h or 7d.
+        Maximum duration of a batch, such as 90m, 24h or 7d.
     metadata:
         Up to 16 pairs for every batch, each as --metadata.KEY VALUE.
     write_back:
-        Write results to the folder outbox beside the watched one, when a batch is over.
+        Write the results of ended batches to the folder outbox next to the watched one.
     after:
-        What becomes of a file that was taken: keep, move (to the folder taken) or delete (an hour later).
+        What to do with a file that has a batch: keep, move (to the folder taken) or delete (an hour later).
     via:
         Run batches in this process, one after another, or start them as runs of a deployment.
     deployment:
-        The deployment, where batches are started as runs of one: flow and name; by default the settings'.
+        With --via deployment, its flow and name; by default that of the settings.
     dry_run:
-        Only look, and tell what would be done.
-    json:
-        Print what came of the round, with each event, as JSON.
+        Only print what would be done.
     """
     options = SyncOptions(
         endpoint=endpoint, completion_window=window, metadata=metadata, write_back=write_back, after=after

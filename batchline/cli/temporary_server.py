@@ -50,10 +50,12 @@ class TemporaryServer:
             with opener.open(f"{self.url}/health", timeout=START_TIMEOUT_S):
                 return
         except (urllib.error.URLError, OSError) as error:
+            self.stop()
+            self._log.seek(0)
+            lines = self._log.read().decode(errors="replace").strip().splitlines()
             raise Interrupted(
-                f"the temporary Prefect server did not start: {self._last_log_line() or error}. "
-                "Go on with --local, "
-                "which does without, or with PREFECT_API_URL set to a server that runs"
+                f"the temporary Prefect server did not start: {lines[-1][:300] if lines else error}. Continue "
+                "with --local, which needs none, or with PREFECT_API_URL set to a running server"
             ) from error
 
     def stop(self) -> None:
@@ -63,12 +65,6 @@ class TemporaryServer:
             return
         self._process.kill()
         self._process.wait()
-
-    def _last_log_line(self) -> str:
-        self.stop()
-        self._log.seek(0)
-        lines = self._log.read().decode(errors="replace").strip().splitlines()
-        return lines[-1][:300] if lines else ""
 
 
 def serve_socket(descriptor: int) -> None:

@@ -2,13 +2,11 @@
 
 import json as jsonlib
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from batchline.cli.console import print_json, stdout_console
 from batchline.cli.error_groups import ErrorGroup, describe_lines, group_errors
 from batchline.cli.exit_codes import ExitCode
+from batchline.cli.options import Flag
 from batchline.cli.progress import Progress
 from batchline.client import Validation, validate_file
 
@@ -18,16 +16,16 @@ def validate(
     /,
     *,
     endpoint: str | None = None,
-    json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    json: Flag = False,
 ) -> int:
-    """Check an input file and print every error; exit status 2 if there is one.
+    """Check an input file and print all errors; the exit status is 2 if there is one.
 
     Parameters
     ----------
     file:
         JSONL of requests, plain or as .gz or .zst.
     endpoint:
-        The endpoint of every request, such as /v1/embeddings; by default the first request's own.
+        The endpoint of all requests, such as /v1/embeddings; by default that of the first request.
     json:
         Print `{"data": [{code, line, message, param}, …]}`.
     """

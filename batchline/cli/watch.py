@@ -2,7 +2,7 @@
 
 from batchline.cli.console import print_note
 from batchline.cli.exit_codes import ExitCode, exit_code_of_batch
-from batchline.cli.options import Flag
+from batchline.cli.options import BatchId, JsonFlag
 from batchline.cli.progress import Progress
 from batchline.cli.show import show
 from batchline.client import Batchline, BatchRecord, ProgressSnapshot
@@ -13,17 +13,10 @@ ABANDONED_S = 30.0
 """Seconds to keep watching a batch that no process runs: another may resume it."""
 
 
-def watch(batch_id: str, /, *, json: Flag = False) -> int:
+def watch(batch_id: BatchId, /, *, json: JsonFlag = False) -> int:
     """Follow a batch, in whichever process it runs, until it has ended or no process runs it.
 
     The exit status is that of `run`.
-
-    Parameters
-    ----------
-    batch_id:
-        Id of the batch.
-    json:
-        Print the batch with its analytics as JSON at the end.
     """
     client = Batchline(origin="cli")
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request
@@ -110,8 +110,9 @@ def _upload_page(
     endpoint: str | None = None,
     is_kept: bool = False,
 ) -> Response:
-    context = {"file": file, "check": check, "problem": problem, "endpoint": endpoint, "is_kept": is_kept}
-    return render_page(request, "new.html", status=status, endpoints=client.settings.endpoints, **context)
+    context: dict[str, Any] = {"file": file, "check": check, "problem": problem, "endpoint": endpoint}
+    context |= {"is_kept": is_kept, "endpoints": client.settings.endpoints}
+    return render_page(request, "new.html", status=status, **context)
 
 
 def _start_page(

@@ -177,7 +177,7 @@ def test_run_without_upstream_uses_simulator_and_reports_it_first(request_file):
 
     assert ended.status == 0
     first = ended.err.splitlines()[0]
-    assert "stand-in on this machine, whose answers mean nothing" in first
+    assert "simulator on this machine, whose answers are made up" in first
     assert "OPENAI_BASE_URL" in first
 
 
