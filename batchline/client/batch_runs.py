@@ -54,11 +54,11 @@ class BatchRuns:
         return pause_batch(self._services, batch_id, message).to_response()
 
     def resume_where_it_ran(self, batch_id: str) -> Runner | None:
-        """End the pause if the batch then goes on where it ran, and return who goes on with it.
+        """End the pause if another runner will continue the batch, and return which.
 
-        Returns None if nobody would: it stays paused until `resume` goes on with it in this process. A server of
-        "server" is any that runs with this database. Raises `Conflict` if it is not paused, and `Interrupted` if
-        Prefect fails.
+        Returns None if there is none: the batch stays paused until `resume` continues it in this process. "server"
+        is any server that uses this database. Raises `Conflict` if it is not paused, and `Interrupted` if Prefect
+        fails.
         """
         return resume_where_it_ran(self._services, self.record(batch_id))
 

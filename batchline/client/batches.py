@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, Literal
 
 from batchline.client.access import Access
@@ -154,7 +155,7 @@ class Batches(BatchRuns):
         """Return sample failed requests by error code; raises `NotFound` until the batch has ended."""
         batch, store = self.record(batch_id), self._services.store
         if batch.final_prefix is None or batch.status not in TERMINAL_STATUSES:
-            raise NotFound(f"batch {batch_id} is {batch.status}; its failures are there when it is over")
+            raise NotFound(f"batch {batch_id} is {batch.status}; it has no samples of failures until it has ended")
         if batch.error_file_id is None:
             return {}
         manifest = read_manifest(store, batch.final_prefix)
@@ -219,7 +220,7 @@ class Batches(BatchRuns):
             if batch.pause is not None:
                 batch = self._services.records.resume(batch_id)
         if batch.status in TERMINAL_STATUSES:
-            raise Conflict(f"batch {batch_id} is {batch.status}; there is nothing to go on with (retry?)")
+            raise Conflict(f"batch {batch_id} is {batch.status}; there is nothing to resume; retry it?")
         if batch.is_leased(now=self._services.records.now(), lease_s=self._services.settings.lease_s):
             raise Conflict(f"batch {batch_id} is being run by another process ({batch.lease_owner})")
         return self._start_run(batch, via, deployment)
@@ -379,16 +380,11 @@ class Batches(BatchRuns):
             # Row first: objects left by a crash in between are found by their pending deletion.
             deleted = records.delete_batch(batch_id, lease_s=settings.lease_s)
         except Conflict as reason:
-            self._try_cancel(batch_id)
+            with suppress(Conflict, NotFound, LeaseLost):
+                self.cancel(batch_id)
             return reason
         delete_now(self._services, layout.batch_prefix(deleted.id))
         return None
-
-    def _try_cancel(self, batch_id: str) -> None:
-        try:
-            self.cancel(batch_id)
-        except (Conflict, NotFound, LeaseLost):
-            return
 
     def _start_run(self, batch: BatchRecord, via: Via | None, deployment: str | None = None) -> BatchResponse:
         if via == "process":

@@ -95,7 +95,7 @@ class DeploymentRunner:
                 self._has_failed = False
             except BatchlineError as error:
                 if not self._has_failed:  # log once per outage, not once per batch and round
-                    log.warning("%s; it is tried again until it works", error)
+                    log.warning("%s; trying again until it succeeds", error)
                 self._has_failed = True
             except Exception:
                 log.exception("batch %s could not be started", batch_id)
@@ -112,13 +112,9 @@ class DeploymentRunner:
         if not needs_run(batch, now=time.time()):
             return
         start_deployment_run(self._services, batch_id)
-        self._back_off(batch_id, now=time.monotonic())
-
-    def _back_off(self, batch_id: str, *, now: float) -> None:
-        """Start no other run of the batch for a while. Drops entries that expired long ago."""
-        previous = self._backoffs.get(batch_id)
+        now, previous = time.monotonic(), self._backoffs.get(batch_id)
         delay_s = MIN_BACKOFF_S if previous is None else min(2 * previous.delay_s, MAX_BACKOFF_S)
-        recent = {
+        recent = {  # without those that expired long ago
             other_id: backoff
             for other_id, backoff in self._backoffs.items()
             if now < backoff.until + MAX_BACKOFF_S

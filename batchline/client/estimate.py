@@ -17,7 +17,6 @@ from pydantic import Field
 
 from batchline.analytics.prices import (
     PriceBook,
-    Tariff,
     TokenCounts,
     TokenPrices,
     build_price_book,
@@ -139,18 +138,14 @@ def estimate_cost(client: Batchline, file: str | Path) -> CostEstimate:
     Streams with constant memory. Raises `NotFound` for an unknown id, and `InvalidInput` for a file that cannot be
     read, is not an input file, or holds no request.
     """
-    return estimate_requests(_read_blocks(client, file), client.services.settings)
-
-
-def _read_blocks(client: Batchline, file: str | Path) -> Iterator[bytes]:
-    if Path(file).exists() or not _FILE_ID.fullmatch(str(file)):
-        return read_input_blocks(Path(file))
-    return _read_stored_blocks(client, str(file))
+    is_path = Path(file).exists() or not _FILE_ID.fullmatch(str(file))
+    blocks = read_input_blocks(Path(file)) if is_path else _read_stored_blocks(client, str(file))
+    return estimate_requests(blocks, client.settings)
 
 
 def estimate_file(client: Batchline, file_id: str) -> CostEstimate:
     """Estimate the cost of the requests in that uploaded file; raises like `estimate_cost`."""
-    estimate = estimate_requests(_read_stored_blocks(client, file_id), client.services.settings)
+    estimate = estimate_requests(_read_stored_blocks(client, file_id), client.settings)
     return estimate.model_copy(update={"file_id": file_id})
 
 
@@ -213,7 +208,8 @@ class _Estimator:
     def estimate(self) -> CostEstimate:
         """Return the estimate for the lines counted so far."""
         models = [self._estimate_model(model, tiers) for model, tiers in sorted(self.totals.items())]
-        tariffs = [self._book.find_tariff(model) for model in self.totals]
+        tariffs = (self._book.find_tariff(model) for model in self.totals)
+        currencies = {tariff.currency for tariff in tariffs if tariff is not None}
         input_cost = _add_costs([model.input_cost for model in models])
         max_output_cost = _add_costs([model.output_cost_at_most for model in models])
         without_limit = sum(model.without_limit for model in models)
@@ -229,7 +225,7 @@ class _Estimator:
             without_limit=without_limit,
             least=input_cost,
             most=None if without_limit else _add_costs([input_cost, max_output_cost]),
-            currency=_common_currency(tariffs),
+            currency=currencies.pop() if len(currencies) == 1 else None,
             unpriced_models=[model.model for model in models if model.input_cost is None],
             models=models,
             total_requests=requests,
@@ -246,10 +242,10 @@ class _Estimator:
         requests = sum(totals.requests for totals in tiers.values())
         input_tokens = sum(totals.input_tokens for totals in tiers.values())
         output_tokens = sum(totals.output_tokens for totals in tiers.values())
-        costs = (
-            sum_exact(_compute_input_cost(*pair) for pair in priced),
-            sum_exact(_compute_max_output_cost(*pair) for pair in priced),
+        input_costs = (
+            price.cost(TokenCounts(totals.requests, totals.input_tokens, 0, 0, 0, 0)) for price, totals in priced
         )
+        costs = sum_exact(input_costs), sum_exact(_compute_max_output_cost(*pair) for pair in priced)
         return ModelEstimate(
             model=model,
             requests=requests,
@@ -266,10 +262,6 @@ class _Estimator:
         )
 
 
-def _compute_input_cost(prices: TokenPrices, totals: _ModelTotals) -> Decimal:
-    return prices.cost(TokenCounts(totals.requests, totals.input_tokens, 0, 0, 0, 0))
-
-
 def _compute_max_output_cost(prices: TokenPrices, totals: _ModelTotals) -> Decimal:
     """Return the higher cost of all-reasoning and no-reasoning answers."""
     without_reasoning = prices.cost(TokenCounts(0, 0, 0, 0, totals.output_tokens, 0))
@@ -280,12 +272,6 @@ def _add_costs(costs: list[str | None]) -> str | None:
     """Return the sum, or None if any cost is unknown."""
     amounts = [Decimal(cost) for cost in costs if cost is not None]
     return format_cost(sum_exact(amounts)) if len(amounts) == len(costs) else None
-
-
-def _common_currency(tariffs: list[Tariff | None]) -> str | None:
-    """Return the currency that all prices share, or None."""
-    currencies = {tariff.currency for tariff in tariffs if tariff is not None}
-    return currencies.pop() if len(currencies) == 1 else None
 
 
 def _max_output_tokens(request: _CostRequest) -> int | None:

@@ -57,7 +57,20 @@ class Files:
         other than `batch`, and for a file that cannot be read or is too long.
         """
         _check_purpose(purpose)
-        return self._store_upload(file, parse_lifetime_s(expires_after)).to_object()
+        services, expires_after_s = self._services, parse_lifetime_s(expires_after)
+        if isinstance(file, str) and "://" in file:
+            return store_input_from(services, file, expires_after=expires_after_s).to_object()
+        if isinstance(file, str | Path):
+            return store_input_file(services, Path(file), expires_after=expires_after_s).to_object()
+        name, content = file if isinstance(file, tuple) else (_filename_of(file), file)
+        return store_input(
+            services,
+            io.BytesIO(content) if isinstance(content, bytes) else content,
+            filename=name,
+            expires_after=lambda: expires_after_s,
+            member_id=self._access.member_id,
+            max_bytes=self._max_upload_bytes(),
+        ).to_object()
 
     def create_from_uri(self, uri: str) -> FileObject:
         """Store the input file at a path or URI, which must lie below one of the settings' source roots."""
@@ -89,27 +102,9 @@ class Files:
             return access.max_upload_bytes
         remaining_bytes = max_member_bytes - self._services.records.total_input_bytes(access.member_id)
         if remaining_bytes <= 0:
-            raise TooLarge(
-                f"your input files take up all of the {max_member_bytes:,} bytes that you may keep; delete some"
-            )
+            raise TooLarge(f"your input files use all of your {max_member_bytes:,} bytes; delete some")
         return (
             remaining_bytes if access.max_upload_bytes is None else min(remaining_bytes, access.max_upload_bytes)
-        )
-
-    def _store_upload(self, file: Upload, expires_after_s: int | None) -> FileRecord:
-        services, access = self._services, self._access
-        if isinstance(file, str) and "://" in file:
-            return store_input_from(services, file, expires_after=expires_after_s)
-        if isinstance(file, str | Path):
-            return store_input_file(services, Path(file), expires_after=expires_after_s)
-        name, content = file if isinstance(file, tuple) else (_filename_of(file), file)
-        return store_input(
-            services,
-            io.BytesIO(content) if isinstance(content, bytes) else content,
-            filename=name,
-            expires_after=lambda: expires_after_s,
-            member_id=access.member_id,
-            max_bytes=self._max_upload_bytes(),
         )
 
     def list(

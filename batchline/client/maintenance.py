@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
 from itertools import takewhile
 from typing import Final
 
@@ -15,7 +14,6 @@ from batchline.client.pauses import SERVER_ORIGINS
 from batchline.client.restart_backoff import RestartBackoff
 from batchline.models.errors import BatchlineError, Conflict
 from batchline.models.status import TERMINAL_STATUSES
-from batchline.storage.records.store import BatchRecord
 
 log = logging.getLogger(__name__)
 
@@ -48,24 +46,22 @@ class MaintenanceThread:
                 resume_orphaned_batches(self._client, self._backoff)
                 if time.monotonic() - housekeeping_at >= HOUSEKEEPING_S:
                     housekeeping_at = time.monotonic()
-                    self._run_housekeeping()
+                    for _ in run_housekeeping(self._client, apply=True, resume=False):
+                        if self._stopping.is_set():
+                            return
             except (BatchlineError, OSError) as error:
-                log.warning("a round of the keeper was cut short: %s", error)
-            except Exception:  # the thread must survive any error of one round
-                log.exception("a round of the keeper was cut short")
+                log.warning("maintenance was interrupted: %s", error)
+            except Exception:  # the thread must survive any error
+                log.exception("maintenance was interrupted")
             if self._stopping.wait(self._interval_s):
-                return
-
-    def _run_housekeeping(self) -> None:
-        for _ in run_housekeeping(self._client, apply=True, resume=False):
-            if self._stopping.is_set():
                 return
 
 
 def resume_orphaned_batches(client: Batchline, backoff: RestartBackoff | None = None) -> list[str]:
     """Start server batches that have not ended, have no runner and are due; return their ids."""
-    lease_s, started = client.services.settings.lease_s, []
-    for batch in list(_active_batches(client)):
+    lease_s, started = client.settings.lease_s, []
+    batches = client.batches.records(active_first=True, limit=100)
+    for batch in list(takewhile(lambda batch: batch.status not in TERMINAL_STATUSES, batches)):
         is_ours = batch.dwext is not None and batch.dwext.source in SERVER_ORIGINS
         if (
             not is_ours
@@ -85,9 +81,3 @@ def resume_orphaned_batches(client: Batchline, backoff: RestartBackoff | None = 
             backoff.record_start(batch.id, settled)
         started.append(batch.id)
     return started
-
-
-def _active_batches(client: Batchline) -> Iterator[BatchRecord]:
-    return takewhile(
-        lambda batch: batch.status not in TERMINAL_STATUSES, client.batches.records(active_first=True, limit=100)
-    )

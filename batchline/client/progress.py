@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from typing import Final, NamedTuple
 
-from batchline.engine.lease import BatchLease, active_lease
+from batchline.engine.lease import active_lease
 from batchline.engine.progress_meter import RATE_WINDOW_S, RecentRate
 from batchline.engine.services import Services
 from batchline.models.status import TERMINAL_STATUSES, BatchStatus
@@ -49,7 +49,9 @@ class ProgressTracker:
 
     def snapshot(self, batch: BatchRecord) -> BatchProgress:
         """Return the batch's current progress."""
-        lease = self._local_lease(batch.id)
+        lease = active_lease(batch.id)
+        if lease is not None and (lease.services is not self._services or not lease.batch.total):
+            lease = None
         recorded, live = (batch.completed, batch.failed), (0, 0) if lease is None else lease.counts()
         completed, failed = max(recorded, live, key=sum)  # a resumed batch counts its earlier results again from 0
         session = None if lease is None else lease.progress()
@@ -65,10 +67,6 @@ class ProgressTracker:
         eta_s = remaining / per_s if per_s and remaining > 0 and not is_waiting else None
         return BatchProgress(completed, failed, batch.total, per_s, eta_s, session, note)
 
-    def _local_lease(self, batch_id: str) -> BatchLease | None:
-        lease = active_lease(batch_id)
-        return lease if lease is not None and lease.services is self._services and lease.batch.total else None
-
     def _measure_rate(self, key: str, settled: int, batch: BatchRecord) -> float | None:
         """Return the rate over the observed part of the last minute, else the average since sending began."""
         now = time.monotonic()
@@ -82,14 +80,10 @@ class ProgressTracker:
             if len(self._rates) > MAX_TRACKED_BATCHES:
                 self._rates.popitem(last=False)
             recent_per_s = rate.per_s() if rate.observed_s() >= MIN_OBSERVED_S else None
-        return recent_per_s if recent_per_s is not None else _average_rate(batch, settled)
-
-
-def _average_rate(batch: BatchRecord, settled: int) -> float | None:
-    """Return the average rate; None for a retry, whose counts include earlier results."""
-    if batch.in_progress_at is None or batch.generation:
-        return None
-    return settled / max(1.0, time.time() - batch.in_progress_at) or None
+        # The counts of a retry include earlier results.
+        if recent_per_s is not None or batch.in_progress_at is None or batch.generation:
+            return recent_per_s
+        return settled / max(1.0, time.time() - batch.in_progress_at) or None
 
 
 def runner_state(batch: BatchRecord, *, now: float, lease_s: float) -> str:

@@ -35,7 +35,7 @@ class RestartBackoff:
             history.failed_at = now
             if settled > history.settled:
                 history.count = 1  # the last run made progress, so its failure is not the same one again
-        return now - history.failed_at >= self._delay_s(history.count)
+        return now - history.failed_at >= min(MAX_DELAY_S, self._first_delay_s * 2.0 ** (history.count - 1))
 
     def record_start(self, batch_id: str, settled: int) -> None:
         """Record a start of the batch, with `settled` requests settled before."""
@@ -44,6 +44,3 @@ class RestartBackoff:
         if len(self._histories) > MAX_REMEMBERED_BATCHES:
             # Dicts keep insertion order, so the first is the oldest.
             del self._histories[next(iter(self._histories))]
-
-    def _delay_s(self, starts: int) -> float:
-        return min(MAX_DELAY_S, self._first_delay_s * 2.0 ** (starts - 1))

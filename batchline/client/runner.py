@@ -70,14 +70,11 @@ class ThreadRunner:
             self._batch_ids.add(batch_id)
             self._queue.append(batch_id)
             if len(self._threads) < self._max_concurrent:
-                self._add_thread()
-
-    def _add_thread(self) -> None:
-        if not self._threads:
-            atexit.register(self.close)
-        thread = threading.Thread(target=self._run_loop, name="runner", daemon=True)
-        self._threads.add(thread)
-        thread.start()
+                if not self._threads:
+                    atexit.register(self.close)
+                thread = threading.Thread(target=self._run_loop, name="runner", daemon=True)
+                self._threads.add(thread)
+                thread.start()
 
     def find_error(self, batch_id: str) -> BaseException | None:
         """Return the error that stopped the batch's last run here, or None."""

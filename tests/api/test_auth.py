@@ -360,7 +360,7 @@ def test_upload_over_member_storage_limit_is_rejected(start_api):
             alice.files.create(file=b"x" * size, purpose="batch")
         assert (raised.value.status_code, raised.value.code) == (413, "file_too_large")
     alice.files.create(file=b"x" * 400, purpose="batch")
-    with pytest.raises(openai.APIStatusError, match="all of the 1,000 bytes that you may keep; delete some"):
+    with pytest.raises(openai.APIStatusError, match="use all of your 1,000 bytes; delete some"):
         alice.files.create(file=b"x", purpose="batch")
     assert bob.files.create(file=b"x" * 1_000, purpose="batch").bytes == 1_000
     alice.files.delete(kept.id)
