@@ -17,7 +17,6 @@ from batchline.api.errors import openapi_errors
 from batchline.api.responses import CurrentClient, Deleted, json_response, model_response, openapi_stream
 from batchline.client import Batchline
 from batchline.client.batch_runs import POLL_INTERVAL_S
-from batchline.client.expiry import ExpiresAfterDict
 from batchline.client.pauses import DEFAULT_MESSAGE
 from batchline.client.raw_result import RawResult
 from batchline.models.analytics import BatchAnalytics
@@ -69,9 +68,7 @@ def create_batch(
     expiry = body.output_expires_after
     batch = client.batches.create(
         **body.model_dump(exclude={"output_expires_after"}),
-        output_expires_after=None
-        if expiry is None
-        else ExpiresAfterDict(anchor=expiry.anchor, seconds=expiry.seconds),
+        output_expires_after=None if expiry is None else expiry.seconds,
         idempotency_key=idempotency_key,
         default_on_limit="stop",  # OpenAI's clients know no pause: they would wait until the window closes
     )

@@ -22,13 +22,10 @@ def wants_gzip(request: Request) -> bool:
     peer = request.client
     if "range" in request.headers or peer is None or is_loopback(peer.host):
         return False
-    return any(_is_gzip(encoding) for encoding in request.headers.get("accept-encoding", "").lower().split(","))
-
-
-def _is_gzip(encoding: str) -> bool:
-    """Return True for gzip in an Accept-Encoding header, unless its weight is 0."""
-    name, _, weight = encoding.replace(" ", "").partition(";q=")
-    return name in {"gzip", "x-gzip"} and not (weight and not weight.strip("0."))
+    accepted = request.headers.get("accept-encoding", "").lower().replace(" ", "").split(",")
+    weights = {name: weight for name, _, weight in (encoding.partition(";q=") for encoding in accepted)}
+    # A weight of 0 refuses an encoding.
+    return any(not weights[name] or weights[name].strip("0.") for name in ("gzip", "x-gzip") if name in weights)
 
 
 def gzip_blocks(blocks: Iterable[bytes]) -> Iterator[bytes]:

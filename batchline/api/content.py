@@ -58,10 +58,12 @@ def content_response(request: Request, file_id: str, query: ContentQuery, client
     }
     gzip = wants_gzip(request) and extent.size_bytes > 0
     # Each encoding has its own ETag, so that caches do not mix them.
-    etag = None if extent.key is None else _build_etag(extent.key, gzip=gzip)
-    if etag is not None:
+    etag = None
+    if extent.key is not None:  # the content at a key never changes: a retry writes to new keys
+        etag = f'"{hashlib.sha256(extent.key.encode()).hexdigest()[:32]}{"-gzip" if gzip else ""}"'
         headers["ETag"] = etag
-        if _matches_etag(request.headers.get("if-none-match", ""), etag):
+        known_etags = request.headers.get("if-none-match", "").split(",")
+        if any(value.strip().removeprefix("W/") in {etag, "*"} for value in known_etags):
             return Response(status_code=304, headers=headers)
     condition = request.headers.get("if-range")
     byte_range = _parse_range(request.headers.get("range"), extent) if condition in {None, etag} else None
@@ -72,16 +74,6 @@ def content_response(request: Request, file_id: str, query: ContentQuery, client
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{extent.size_bytes if extent.is_complete else '*'}"
     blocks = client.files.content(file_id, start=start, end=end, key=extent.key)
     return _stream_response(blocks, headers, status=200 if byte_range is None else 206, gzip=gzip)
-
-
-def _build_etag(key: str, *, gzip: bool) -> str:
-    """Return the ETag of the content at that key, which never changes: a retry writes to new keys."""
-    return f'"{hashlib.sha256(key.encode()).hexdigest()[:32]}{"-gzip" if gzip else ""}"'
-
-
-def _matches_etag(header: str, etag: str) -> bool:
-    """Return True if an If-None-Match header names that ETag."""
-    return any(value.strip().removeprefix("W/") in {etag, "*"} for value in header.split(","))
 
 
 def _stream_response(

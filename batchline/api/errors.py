@@ -199,8 +199,6 @@ def _escape_surrogates(text: str) -> str:
 
 def _reword_routing_error(request: Request, error: HTTPException) -> HTTPException:
     """Return Starlette's routing error in OpenAI's wording."""
-    if isinstance(error, ApiError):
-        return error
     request_line = f"{request.method} {request.url.path}"
     if error.status_code == 404:
         return ApiError(404, f"Invalid URL ({request_line}); see /openapi.json", code="unknown_url")
@@ -215,18 +213,10 @@ def _reword_routing_error(request: Request, error: HTTPException) -> HTTPExcepti
 def register_error_handlers(app: FastAPI) -> None:
     """Convert every error of the app to OpenAI's format."""
 
-    @app.exception_handler(HTTPException)
-    async def handle_http_error(request: Request, error: HTTPException) -> Response:
-        return error_response(_reword_routing_error(request, error))
-
-    @app.exception_handler(RequestValidationError)
-    async def handle_validation_error(_: Request, error: RequestValidationError) -> Response:
+    async def handle(request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException) and not isinstance(error, ApiError):
+            error = _reword_routing_error(request, error)
         return error_response(error)
 
-    @app.exception_handler(BatchlineError)
-    async def handle_batchline_error(_: Request, error: BatchlineError) -> Response:
-        return error_response(error)
-
-    @app.exception_handler(Exception)
-    async def handle_unexpected_error(_: Request, error: Exception) -> Response:
-        return error_response(error)
+    for error_class in (HTTPException, RequestValidationError, BatchlineError, Exception):
+        app.add_exception_handler(error_class, handle)

@@ -37,14 +37,13 @@ def _group_by_key(errors: Iterable[BatchError], keys: dict[str, str]) -> list[Er
     members: dict[tuple[str | None, ...], list[BatchError]] = {}
     for error in errors:
         members.setdefault((error.code, error.param, keys[error.message]), []).append(error)
-    return [_build_group(equal_errors) for equal_errors in members.values()]
-
-
-def _build_group(errors: Sequence[BatchError]) -> ErrorGroup:
-    first_error = errors[0]
-    has_variants = any(error.message != first_error.message for error in errors)
-    message = f"the first: {first_error.message}" if has_variants else first_error.message
-    return ErrorGroup(first_error.code, message, tuple(error.line for error in errors if error.line is not None))
+    groups = []
+    for first, *others in members.values():
+        has_variants = any(error.message != first.message for error in others)
+        message = f"the first: {first.message}" if has_variants else first.message
+        lines = tuple(error.line for error in (first, *others) if error.line is not None)
+        groups.append(ErrorGroup(first.code, message, lines))
+    return groups
 
 
 def describe_lines(lines: Sequence[int]) -> str:

@@ -4,7 +4,7 @@ import json as jsonlib
 from pathlib import Path
 
 from batchline.cli.console import print_json, stdout_console
-from batchline.cli.error_groups import ErrorGroup, describe_lines, group_errors
+from batchline.cli.error_groups import describe_lines, group_errors
 from batchline.cli.exit_codes import ExitCode
 from batchline.cli.options import Flag
 from batchline.cli.progress import Progress
@@ -42,7 +42,10 @@ def validate(
 def _print_validation(file: Path, validation: Validation) -> None:
     console = stdout_console()
     for error in group_errors(validation.errors):
-        console.print(f"{file}{_error_location(error)}: {error.message} ({error.code})", markup=False)
+        # A single line as editors understand it, else the lines in words.
+        location = f":{error.lines[0]}" if len(error.lines) == 1 else ""
+        location = f": {describe_lines(error.lines)}" if len(error.lines) > 1 else location
+        console.print(f"{file}{location}: {error.message} ({error.code})", markup=False)
     if validation.plan is None:
         count = f"{validation.error_count:,} error{'s' if validation.error_count > 1 else ''}"
         console.print(f"{file}: {count}; no request would be sent", markup=False)
@@ -53,10 +56,3 @@ def _print_validation(file: Path, validation: Validation) -> None:
         f"{plan.size_bytes:,} bytes, about {validation.estimated_tokens:,} input tokens (a rough estimate)",
         markup=False,
     )
-
-
-def _error_location(error: ErrorGroup) -> str:
-    """Return the line as editors understand it, or the lines in words if there are several."""
-    if not error.lines:
-        return ""
-    return f":{error.lines[0]}" if len(error.lines) == 1 else f": {describe_lines(error.lines)}"

@@ -62,11 +62,11 @@ class Files:
             return store_input_from(services, file, expires_after=expires_after_s).to_object()
         if isinstance(file, str | Path):
             return store_input_file(services, Path(file), expires_after=expires_after_s).to_object()
-        name, content = file if isinstance(file, tuple) else (_filename_of(file), file)
+        name, content = file if isinstance(file, tuple) else (getattr(file, "name", None), file)
         return store_input(
             services,
             io.BytesIO(content) if isinstance(content, bytes) else content,
-            filename=name,
+            filename=PurePosixPath(name).name if isinstance(name, str) else "input.jsonl",
             expires_after=lambda: expires_after_s,
             member_id=self._access.member_id,
             max_bytes=self._max_upload_bytes(),
@@ -305,8 +305,3 @@ def _list_copies(store: ObjectStore, record: FileRecord) -> list[str]:
         for info in store.list_objects(layout.batch_prefix(folder))
         if PurePosixPath(info.key).name in names
     ]
-
-
-def _filename_of(file: bytes | Readable) -> str:
-    name = getattr(file, "name", None)
-    return PurePosixPath(name).name if isinstance(name, str) else "input.jsonl"

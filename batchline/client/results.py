@@ -96,7 +96,10 @@ class _ResultsReader:
 
     def __init__(self, query: BatchResultsQuery) -> None:
         self.has_more = True
-        self._matches = _build_filter(query)
+        search, status = (query.search or "").lower(), query.status
+        self._matches: Callable[[_ResultRow], bool] | None = None
+        if search or status is not None:
+            self._matches = lambda row: status in {None, row.status} and search in row.custom_id.lower()
         self._next_row = query.skip if self._matches is None else 0
         self._remaining_skip = 0 if self._matches is None else query.skip
         self._remaining_limit = query.limit
@@ -115,13 +118,6 @@ class _ResultsReader:
             if self._remaining_limit == 0:
                 break
         self.has_more = False
-
-
-def _build_filter(query: BatchResultsQuery) -> Callable[[_ResultRow], bool] | None:
-    search, status = (query.search or "").lower(), query.status
-    if not search and status is None:
-        return None
-    return lambda row: (status is None or row.status == status) and search in row.custom_id.lower()
 
 
 def _select_rows(services: Services, batch: BatchRecord, plan: Plan, *, skip: int) -> Iterator[_ResultRow]:
@@ -261,7 +257,11 @@ class _ResultBuilder:
 
     def build(self, row: _ResultRow) -> RawResult:
         """Return the row's result with its bodies."""
-        text = self._read_line(row)
+        text = row.text
+        if row.key is not None:
+            if row.key not in self._readers:
+                self._readers[row.key] = RangeReader(self._store, row.key)
+            text = self._readers[row.key].read(row.start, row.end)
         parts = EMPTY_RESULT_PARTS if text is None else parse_result_line(text)
         return RawResult(
             id=f"{self._prefix}{row.line}",
@@ -272,13 +272,6 @@ class _ResultBuilder:
             error=None if parts.code is None else f"{parts.code}: {parts.message}",
             status=row.status,
         )
-
-    def _read_line(self, row: _ResultRow) -> bytes | None:
-        if row.key is None:
-            return row.text
-        if row.key not in self._readers:
-            self._readers[row.key] = RangeReader(self._store, row.key)
-        return self._readers[row.key].read(row.start, row.end)
 
 
 class _RequestBodies:

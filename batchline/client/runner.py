@@ -91,17 +91,14 @@ class ThreadRunner:
             threads = set(self._threads)
         for thread in threads:
             while thread.is_alive():
-                self._interrupt_batches()  # repeated, because a batch may only be about to start
+                with self._lock:
+                    batch_ids = tuple(self._batch_ids)
+                for batch_id in batch_ids:  # repeated, because a batch may only be about to start
+                    lease = active_lease(batch_id)
+                    if lease is not None and lease.services is self._services:
+                        lease.interrupt("the program that ran it has ended")
                 thread.join(INTERRUPT_INTERVAL_S)
         atexit.unregister(self.close)
-
-    def _interrupt_batches(self) -> None:
-        with self._lock:
-            batch_ids = set(self._batch_ids)
-        for batch_id in batch_ids:
-            lease = active_lease(batch_id)
-            if lease is not None and lease.services is self._services:
-                lease.interrupt("the program that ran it has ended")
 
     def _run_loop(self) -> None:
         while (batch_id := self._take_next()) is not None:

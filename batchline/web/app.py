@@ -29,12 +29,9 @@ class PathRouter:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on."""
-        is_page = scope["type"] == "http" and not _is_api_path(scope["path"])
-        await (self._pages if is_page else self._api)(scope, receive, send)
-
-
-def _is_api_path(path: str) -> bool:
-    return path == "/v1" or path.startswith("/v1/") or path in API_PATHS
+        path = scope.get("path", "")
+        is_api = scope["type"] != "http" or path == "/v1" or path.startswith("/v1/") or path in API_PATHS
+        await (self._api if is_api else self._pages)(scope, receive, send)
 
 
 def with_pages(api: FastAPI) -> ASGIApp:

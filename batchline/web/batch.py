@@ -10,7 +10,7 @@ from fastapi.responses import RedirectResponse, Response, StreamingResponse
 
 from batchline.api.batches import delete_when_idle, resume_paused
 from batchline.api.concurrency import FairRoute, iterate_in_thread
-from batchline.client import Batchline, BatchRecord
+from batchline.client import BatchRecord
 from batchline.client.pauses import SERVER_ORIGINS
 from batchline.models.errors import InvalidInput, NotFound
 from batchline.models.status import TERMINAL_STATUSES
@@ -42,10 +42,15 @@ def show_batch(request: Request, batch_id: str, client: CurrentClient) -> Respon
     is_ended, input_file = batch.status in TERMINAL_STATUSES, None
     with suppress(NotFound):  # it was deleted
         input_file = client.files.retrieve(batch.input_file_id).id
+    outcome: dict[str, Any] = {"batch": batch, "report": None, "unanswered": {}, "usage": batch.analytics}
+    if is_ended:
+        with suppress(NotFound):  # without a report if nothing was sent
+            report, samples = client.batches.report(batch.id), client.batches.failures(batch.id)
+            outcome = {**template_context(batch, report, samples), "files_at": f"/batches/{batch.id}/"}
     return render_page(
         request,
         "batch.html",
-        **(_outcome_context(client, batch) if is_ended else _pending_context(batch)),
+        **outcome,
         progress=None if is_ended else client.batches.progress(batch),
         is_queued=client.batches.is_queued(batch_id),
         goes_on_by_itself=batch.dwext is not None and batch.dwext.source in SERVER_ORIGINS,
@@ -55,19 +60,6 @@ def show_batch(request: Request, batch_id: str, client: CurrentClient) -> Respon
         members=visible_members(request, client),
         max_errors=MAX_SHOWN_ERRORS,
     )
-
-
-def _outcome_context(client: Batchline, batch: BatchRecord) -> dict[str, Any]:
-    """Return the template values of an ended batch; without a report if nothing was sent."""
-    try:
-        report, samples = client.batches.report(batch.id), client.batches.failures(batch.id)
-    except NotFound:
-        return _pending_context(batch)
-    return {**template_context(batch, report, samples), "files_at": f"/batches/{batch.id}/"}
-
-
-def _pending_context(batch: BatchRecord) -> dict[str, Any]:
-    return {"batch": batch, "report": None, "unanswered": {}, "usage": batch.analytics}
 
 
 def timeline_of(batch: BatchRecord) -> list[tuple[str, int, int | None]]:

@@ -44,7 +44,9 @@ async def sign_in(request: Request, form: Annotated[FormData, Depends(read_form)
             request, "sign_in.html", status=401, place=target, is_first_look=False, ended=False, problem=problem
         )
     response = RedirectResponse(target, 303)
-    response.set_cookie(SESSION_COOKIE, token, httponly=True, samesite="strict", secure=_is_https(request))
+    # A browser may use HTTPS to a proxy that speaks HTTP to this server.
+    is_https = "https" in {request.url.scheme, urlsplit(request.headers.get("origin", "")).scheme}
+    response.set_cookie(SESSION_COOKIE, token, httponly=True, samesite="strict", secure=is_https)
     return response
 
 
@@ -54,11 +56,6 @@ def sign_out() -> Response:
     response = RedirectResponse(SIGN_IN_PATH, 303)
     response.delete_cookie(SESSION_COOKIE, httponly=True, samesite="strict")
     return response
-
-
-def _is_https(request: Request) -> bool:
-    """Return True if the browser uses HTTPS, possibly to a proxy that speaks HTTP to this server."""
-    return "https" in {request.url.scheme, urlsplit(request.headers.get("origin", "")).scheme}
 
 
 def _safe_target(path: str) -> str:
