@@ -16,20 +16,20 @@ _CONTROLS_IN_LINES: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202
 """Characters that control a terminal, reverse the text direction, or cannot be encoded."""
 
 
-def count(number: float | None) -> str:
+def format_count(number: float | None) -> str:
     """Format a number without decimals, with thousands separators."""
     return NOTHING if number is None or not isfinite(number) else f"{number:,.0f}"
 
 
-def compact(number: int) -> str:
+def format_compact(number: int) -> str:
     """Format a number with at most four significant characters."""
     for unit, least, name in ((10**9, 10**9, "G"), (10**6, 10**6, "M"), (10**3, 10**4, "k")):
         if number >= least:
             return f"{number / unit:.3g} {name}" if number < 999.5 * unit else f"{number / unit:,.0f} {name}"
-    return count(number)
+    return format_count(number)
 
 
-def size(length: int) -> str:
+def format_size(length: int) -> str:
     """Format a number of bytes with a decimal unit, up to GB."""
     value = float(length)
     for unit in ("B", "kB", "MB"):
@@ -39,7 +39,7 @@ def size(length: int) -> str:
     return f"{value:,.1f} GB"
 
 
-def share(part: float, whole: float) -> str:
+def format_share(part: float, whole: float) -> str:
     """Format a share as a percentage; only zero shows as 0 % and only the whole as 100 %."""
     per_cent = 100 * part / whole if whole else 0.0
     if 0 < per_cent < 0.1:
@@ -49,18 +49,18 @@ def share(part: float, whole: float) -> str:
     return f"{per_cent:.1f} %".replace(".0 %", " %")
 
 
-def duration(ms: float | None) -> str:
+def format_duration(ms: float | None) -> str:
     """Format a duration given in milliseconds."""
     if ms is None or not isfinite(ms):
         return NOTHING
     if ms >= 60_000:
-        return span(ms / 1e3)
+        return format_span(ms / 1e3)
     if ms >= 1_000:
         return f"{ms / 1e3:.3g} s"
     return f"{ms:.0f} ms" if ms >= 10 else f"{ms:.2g} ms"
 
 
-def span(seconds: float) -> str:
+def format_span(seconds: float) -> str:
     """Format a duration in its two largest units."""
     minutes, rest_s = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -71,7 +71,7 @@ def span(seconds: float) -> str:
     return f"{minutes} min {rest_s:02} s" if minutes else f"{rest_s} s"
 
 
-def roughly(seconds: float) -> str:
+def format_age(seconds: float) -> str:
     """Format a duration in its largest unit, rounded down."""
     for unit, length in UNITS_S:
         if seconds >= length:
@@ -79,35 +79,35 @@ def roughly(seconds: float) -> str:
     return f"{max(0.0, seconds):.0f} s"
 
 
-def speed(per_s: float) -> str:
+def format_rate(per_s: float) -> str:
     """Format a rate, per minute or per hour if it is low."""
     if not isfinite(per_s):
         return NOTHING
-    unit_s, name = rate_unit(per_s)
-    return f"{compact(round(per_s * unit_s)) if per_s * unit_s >= 10 else f'{per_s * unit_s:.2g}'}/{name}"
+    unit_s, name = choose_rate_unit(per_s)
+    return f"{format_compact(round(per_s * unit_s)) if per_s * unit_s >= 10 else f'{per_s * unit_s:.2g}'}/{name}"
 
 
-def rate_unit(per_s: float) -> tuple[int, str]:
+def choose_rate_unit(per_s: float) -> tuple[int, str]:
     """Return the seconds and the name of the smallest time unit with a rate of at least one, or the hour."""
     return next(((s, name) for s, name in ((1, "s"), (60, "min")) if per_s * s >= 1), (3_600, "h"))
 
 
-def moment(at: float | None) -> str:
+def format_time(at: float | None) -> str:
     """Format Unix seconds as date and time with seconds."""
     return _utc(at, "%-d %b %Y, %H:%M:%S UTC")
 
 
-def day(at: float) -> str:
+def format_day(at: float) -> str:
     """Format Unix seconds as date and time, in short form for tables."""
     return _utc(at, "%-d %b %Y, %H:%M")
 
 
-def clock(at: float | None) -> str:
+def format_clock(at: float | None) -> str:
     """Format Unix seconds as time of day."""
     return _utc(at, "%H:%M:%S")
 
 
-def iso(at: float | None) -> str:
+def format_iso(at: float | None) -> str:
     """Format Unix seconds as ISO 8601."""
     return _utc(at, "%Y-%m-%dT%H:%M:%SZ")
 
@@ -121,13 +121,13 @@ def _utc(at: float | None, form: str) -> str:
         return NOTHING
 
 
-def money(amount: str, currency: str | None) -> str:
+def format_money(amount: str, currency: str | None) -> str:
     """Format an exact amount with two decimal places, or three significant digits if it is below one."""
     try:
         exact = Decimal(amount)
         short = f"{exact:,.2f}" if abs(exact) >= 1 or not exact else f"{Decimal(f'{exact:.3g}'):f}"
     except InvalidOperation:
-        short = cut(amount, 40)
+        short = shorten(amount, 40)
     return f"{short} {currency or ''}".rstrip()
 
 
@@ -136,18 +136,18 @@ def join_parts(*parts: object) -> str:
     return " · ".join(str(part) for part in parts if part)
 
 
-def one_line(text: str) -> str:
+def strip_controls(text: str) -> str:
     """Return untrusted text with control characters and line breaks replaced by spaces."""
     return _CONTROLS.sub(" ", text)
 
 
-def cut(text: object, most: int) -> str:
+def shorten(text: object, most: int) -> str:
     """Return untrusted text on one line, truncated to `most` characters."""
     # Slice first: the text may be a response of many megabytes.
-    shortened = " ".join(one_line(str(text)[: 4 * most]).split())
+    shortened = " ".join(strip_controls(str(text)[: 4 * most]).split())
     return shortened if len(shortened) <= most and len(str(text)) <= 4 * most else f"{shortened[: most - 1]}…"
 
 
-def lines(text: str) -> str:
+def replace_controls(text: str) -> str:
     """Return untrusted text with line breaks kept and other control characters replaced."""
     return _CONTROLS_IN_LINES.sub("\N{REPLACEMENT CHARACTER}", text)

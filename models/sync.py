@@ -7,7 +7,7 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from batchline.models.base import WireModel
-from batchline.models.formatting import one_line
+from batchline.models.formatting import strip_controls
 
 AfterAction = Literal["keep", "move", "delete"]
 SyncEventKind = Literal[
@@ -68,7 +68,7 @@ class SyncEvent(WireModel):
             self.place and f"to {self.place}",
             self.reason and f"({self.reason})",
         ]
-        return one_line(" ".join(part for part in parts if part))
+        return strip_controls(" ".join(part for part in parts if part))
 
 
 class SyncSummary(WireModel):

@@ -10,7 +10,7 @@ from batchline.cli.paging import page_size, print_more_hint, print_page, select_
 from batchline.cli.tables import Column, Row, plain, print_rows
 from batchline.client import Batchline, BatchRecord
 from batchline.models.batches import StatusFilter
-from batchline.models.formatting import money, roughly, span
+from batchline.models.formatting import format_age, format_money, format_span
 from batchline.models.status import TERMINAL_STATUSES, BatchStatus
 
 COLOURS = {
@@ -93,8 +93,8 @@ def _batch_row(client: Batchline, batch: BatchRecord) -> Row:
         Text.assemble(state, (f" ({note})", "red")) if note else state,
         f"{batch.completed:,}/{batch.total:,}" if batch.total else "",
         f"{batch.failed:,}" if batch.failed else "",
-        roughly(now - batch.created_at),
-        "" if batch.in_progress_at is None else span(max(0.0, until - batch.in_progress_at)),
+        format_age(now - batch.created_at),
+        "" if batch.in_progress_at is None else format_span(max(0.0, until - batch.in_progress_at)),
         f"{usage.total_tokens:,}" if usage else "",
-        money(usage.total_cost, client.currency) if usage and usage.total_cost else "",
+        format_money(usage.total_cost, client.currency) if usage and usage.total_cost else "",
     )

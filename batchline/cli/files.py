@@ -19,7 +19,7 @@ from batchline.client import Batchline
 from batchline.models.addresses import byte_range
 from batchline.models.errors import InvalidInput
 from batchline.models.files import FileObject, FilePurpose
-from batchline.models.formatting import roughly
+from batchline.models.formatting import format_age
 
 COLUMNS = (
     Column("file"),
@@ -167,6 +167,6 @@ def _file_rows(files: Iterable[FileObject]) -> Iterator[Row]:
     for file in files:
         expires = ""  # never
         if file.expires_at is not None:
-            expires = f"in {roughly(file.expires_at - now)}" if file.expires_at > now else "now"
-        age = roughly(now - file.created_at)
+            expires = f"in {format_age(file.expires_at - now)}" if file.expires_at > now else "now"
+        age = format_age(now - file.created_at)
         yield file.id, plain(file.filename), f"{file.bytes:,}", age, expires, file.purpose

@@ -12,7 +12,7 @@ from batchline.client import Batchline
 from batchline.client.api_keys import ApiKeys
 from batchline.client.arguments import parse_arguments
 from batchline.models.api_keys import KeyLimits, KeyObject, Role
-from batchline.models.formatting import roughly
+from batchline.models.formatting import format_age
 
 COLUMNS = tuple(Column(name) for name in ("key", "member", "state", "role", "ends in", "age", "limits"))
 
@@ -79,7 +79,7 @@ def revoke(key_id: str, /, *, json: JsonFlag = False) -> None:
 
 
 def _key_row(key: KeyObject) -> Row:
-    age = roughly(time.time() - key.created_at)
+    age = format_age(time.time() - key.created_at)
     state = "revoked" if key.revoked_at else "valid"
     limits = ", ".join(
         f"{name.replace('_', ' ')} {limit:,}"

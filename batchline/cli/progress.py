@@ -15,7 +15,7 @@ from rich.text import Text
 
 from batchline.cli.console import print_note, stderr_console
 from batchline.client import ProgressMeter, ProgressSnapshot
-from batchline.models.formatting import join_parts, span
+from batchline.models.formatting import format_span, join_parts
 
 REFRESH_INTERVAL_S = 0.25
 SAMPLE_INTERVAL_S = 1.0
@@ -99,7 +99,7 @@ class Progress:
                 due = now + min(MAX_PLAIN_INTERVAL_S, max(MIN_PLAIN_INTERVAL_S, (now - began) / 10))
 
     def _activity_text(self) -> str:
-        return f"{self._activity} · {span(time.monotonic() - self._since)}"
+        return f"{self._activity} · {format_span(time.monotonic() - self._since)}"
 
 
 def _counts(snapshot: ProgressSnapshot) -> str:

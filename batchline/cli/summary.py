@@ -12,7 +12,7 @@ from batchline.cli.console import stdout_console
 from batchline.cli.error_groups import describe_lines, group_errors
 from batchline.client import Batchline, BatchRecord
 from batchline.models.analytics import BatchReport, Percentiles
-from batchline.models.formatting import duration, span, speed
+from batchline.models.formatting import format_duration, format_rate, format_span
 from batchline.models.status import TERMINAL_STATUSES, BatchStatus
 from batchline.report.formatting import unanswered_by_word
 
@@ -68,10 +68,10 @@ def _state_rows(batch: BatchRecord, report: BatchReport | None) -> Iterator[tupl
     outcomes = ", ".join(f"{number:,} {word}" for word, number in outcome_counts.items())
     yield "requests", f"{batch.total:,}: {outcomes}"
     if batch.ended_at and batch.in_progress_at:
-        elapsed = span(max(1, batch.ended_at - batch.in_progress_at))
+        elapsed = format_span(max(1, batch.ended_at - batch.in_progress_at))
         # The report's rate covers the first request to the last answer, including the pause before a retry.
         rate = report.requests_per_s if report is not None and not batch.generation else None
-        yield "retry took" if batch.generation else "took", f"{elapsed}, {speed(rate)}" if rate else elapsed
+        yield "retry took" if batch.generation else "took", f"{elapsed}, {format_rate(rate)}" if rate else elapsed
 
 
 def _usage_rows(batch: BatchRecord, report: BatchReport | None, currency: str) -> Iterator[tuple[str, str]]:
@@ -97,7 +97,10 @@ def _report_rows(report: BatchReport | None) -> Iterator[tuple[str, str]]:
         return
     for name, percentiles in (("latency", report.duration_ms), ("first byte", report.ttfb_ms)):
         if percentiles is not None:
-            yield name, ", ".join(f"{field} {duration(getattr(percentiles, field))}" for field in PERCENTILES)
+            yield (
+                name,
+                ", ".join(f"{field} {format_duration(getattr(percentiles, field))}" for field in PERCENTILES),
+            )
     for name, counts in (("retries", report.retries), ("failures", report.failures)):
         if counts:
             yield name, ", ".join(f"{reason} {count:,}" for reason, count in counts.items())

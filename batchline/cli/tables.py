@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from batchline.cli.console import stdout_console
-from batchline.models.formatting import one_line
+from batchline.models.formatting import strip_controls
 
 ROWS_PER_BLOCK = 1_000
 GAP = 2
@@ -18,7 +18,7 @@ Row = tuple[Text | str, ...]
 
 def plain(text: str) -> Text:
     """Return foreign text for literal display: no markup, no control characters."""
-    return Text(one_line(text))
+    return Text(strip_controls(text))
 
 
 class Column(NamedTuple):

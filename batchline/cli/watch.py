@@ -6,7 +6,7 @@ from batchline.cli.options import BatchId, JsonFlag
 from batchline.cli.progress import Progress
 from batchline.cli.show import show
 from batchline.client import Batchline, BatchRecord, ProgressSnapshot
-from batchline.models.formatting import join_parts, span, speed
+from batchline.models.formatting import format_rate, format_span, join_parts
 from batchline.models.status import TERMINAL_STATUSES, BatchStatus
 
 ABANDONED_S = 30.0
@@ -55,13 +55,15 @@ def _read_progress(client: Batchline, batch: BatchRecord) -> tuple[ProgressSnaps
     progress = client.batches.progress(batch)
     if not batch.total:
         return None, progress.note
-    eta = f"about {span(max(1.0, progress.eta_s))} left" if progress.eta_s else ""
+    eta = f"about {format_span(max(1.0, progress.eta_s))} left" if progress.eta_s else ""
     snapshot = ProgressSnapshot(
         settled=progress.settled,
         total=batch.total,
         failed=progress.failed,
         eta="writing the files" if batch.status is BatchStatus.FINALIZING else eta,
-        details=join_parts(batch.status, speed(progress.per_s) if progress.per_s and not progress.note else ""),
+        details=join_parts(
+            batch.status, format_rate(progress.per_s) if progress.per_s and not progress.note else ""
+        ),
         paused=progress.note or None,
     )
     return snapshot, progress.note

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from batchline.engine.lease import BatchLease
-from batchline.models.formatting import span, speed
+from batchline.models.formatting import format_rate, format_span
 from batchline.upstream.session_progress import SessionProgress
 
 RATE_WINDOW_S = 60.0
@@ -78,9 +78,9 @@ class ProgressMeter:
         self._rate.add(self._clock(), progress.completed + progress.failed)
         details = [f"{progress.total_tokens:,} tokens", in_flight_text(progress)]
         if rate := self._rate.per_s():
-            details.insert(0, speed(rate))
+            details.insert(0, format_rate(rate))
         if self._rate.idle_s() > IDLE_AFTER_S and settled < total:
-            details.append(f"no answer for {span(self._rate.idle_s())}")
+            details.append(f"no answer for {format_span(self._rate.idle_s())}")
         eta = self._eta_text(total - settled, is_waiting=bool(progress.paused) and not progress.in_flight)
         return ProgressSnapshot(settled, total, failed, eta, " · ".join(details), progress.paused)
 
@@ -98,7 +98,7 @@ class ProgressMeter:
         if is_waiting or self._rate.idle_s() > IDLE_AFTER_S:
             return ""  # the earlier rate does not predict when sending resumes
         eta_s = self.eta_s()
-        return f"about {span(max(1.0, eta_s))} left" if eta_s else ""
+        return f"about {format_span(max(1.0, eta_s))} left" if eta_s else ""
 
 
 def in_flight_text(progress: SessionProgress) -> str:

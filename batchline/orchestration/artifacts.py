@@ -17,7 +17,7 @@ from batchline.engine.progress_meter import ProgressSnapshot
 from batchline.engine.services import Services
 from batchline.models.analytics import BatchReport, DurationBin
 from batchline.models.batches import BatchError
-from batchline.models.formatting import duration, join_parts, speed
+from batchline.models.formatting import format_duration, format_rate, join_parts
 from batchline.models.status import TERMINAL_STATUSES, BatchStatus
 from batchline.orchestration.final_state import outcome_message
 from batchline.orchestration.prefect_errors import log_failures
@@ -167,7 +167,7 @@ def _percentile_table(report: BatchReport) -> str:
     return markdown_table(
         head,
         (
-            (name, *(duration(ms) for ms in percentiles.model_dump().values()))
+            (name, *(format_duration(ms) for ms in percentiles.model_dump().values()))
             for name, percentiles in rows.items()
             if percentiles is not None
         ),
@@ -180,7 +180,7 @@ def _histogram(bins: list[DurationBin]) -> str:
     groups = [bins[first : first + bins_per_bar] for first in range(0, len(bins), bins_per_bar)]
     counts = [sum(one_bin.completed + one_bin.failed for one_bin in group) for group in groups]
     peak = max(counts)
-    labels = [duration(group[-1].to_ms) for group in groups]
+    labels = [format_duration(group[-1].to_ms) for group in groups]
     width = max(map(len, labels))
     # The count precedes the bar, as block characters have a different width in some fonts.
     lines = [
@@ -232,5 +232,5 @@ def metric_rows(batch: BatchRecord, report: BatchReport | None) -> list[dict[str
         rows |= {f"retried for {reason}": count for reason, count in report.retries.items()}
         rows |= {f"failed: {code}": count for code, count in report.failures.items()}
         if report.requests_per_s is not None:
-            rows["rate"] = speed(report.requests_per_s)
+            rows["rate"] = format_rate(report.requests_per_s)
     return [{"figure": name.replace("_", " "), "value": value} for name, value in rows.items()]

@@ -26,7 +26,7 @@ from prefect.logging.loggers import LoggingAdapter
 from batchline.engine.lease import CANCEL_STOP, BatchLease
 from batchline.engine.progress_meter import ProgressMeter
 from batchline.models.errors import Conflict, Interrupted, NotFound, StorageFault
-from batchline.models.formatting import join_parts, span
+from batchline.models.formatting import format_span, join_parts
 from batchline.models.status import BatchStatus
 from batchline.models.stop_signals import handle_stop_signals, kill_process
 from batchline.orchestration.artifacts import ProgressArtifact
@@ -244,7 +244,7 @@ class _RunMonitor:
         late_s = time.time() + eta_s - batch.expires_at
         if late_s > 0:
             self._is_at_risk = True
-            self._logger.warning("at this speed the batch ends %s after its window", span(late_s))
+            self._logger.warning("at this speed the batch ends %s after its window", format_span(late_s))
             completed, failed = self._lease.counts()
             emit_batch_event(
                 "deadline_at_risk",

@@ -5,7 +5,14 @@ from math import ceil, floor, isfinite, log10
 from typing import Final, NamedTuple
 
 from batchline.models.analytics import BatchReport, DurationBin, ThroughputPoint
-from batchline.models.formatting import clock, compact, count, duration, rate_unit, span
+from batchline.models.formatting import (
+    choose_rate_unit,
+    format_clock,
+    format_compact,
+    format_count,
+    format_duration,
+    format_span,
+)
 
 MIN_BINS: Final = 16
 """Bins that the full width holds at least: a single wide bar would look like a large value."""
@@ -94,7 +101,7 @@ def build_histogram(report: BatchReport) -> HistogramChart | None:
     width, bins_before = 100 / bin_count, (bin_count - len(bins)) / 2
     columns, rows = [], []
     for number, duration_bin in enumerate(bins):
-        range_text = f"{duration(duration_bin.from_ms)} to {duration(duration_bin.to_ms)}"
+        range_text = f"{format_duration(duration_bin.from_ms)} to {format_duration(duration_bin.to_ms)}"
         rows.append((range_text, duration_bin.completed, duration_bin.failed))
         min_failed = MIN_HEIGHT_PX if duration_bin.failed else 0
         columns.append(
@@ -112,12 +119,12 @@ def build_histogram(report: BatchReport) -> HistogramChart | None:
         places = [(_place_in_bins(bins, ms), label) for ms, label in labels]
         return [Tick(round((bins_before + at) * width, 3), label) for at, label in places if at is not None]
 
-    ticks = ticks_at((ms, duration(ms)) for ms in ROUND_DURATIONS_MS)
+    ticks = ticks_at((ms, format_duration(ms)) for ms in ROUND_DURATIONS_MS)
     if len(ticks) < 2:
-        ticks = ticks_at((ms, duration(ms)) for ms in (bins[0].from_ms, bins[-1].to_ms))
+        ticks = ticks_at((ms, format_duration(ms)) for ms in (bins[0].from_ms, bins[-1].to_ms))
     points = report.duration_ms
     percentiles = [] if points is None else [("p99", points.p99), ("p95", points.p95), ("p50", points.p50)]
-    flags = ticks_at((ms, f"{name} {duration(ms)}") for name, ms in percentiles)
+    flags = ticks_at((ms, f"{name} {format_duration(ms)}") for name, ms in percentiles)
     return HistogramChart(HISTOGRAM_PX, columns, levels, ticks[:: ceil(len(ticks) / MAX_TICKS) or 1], flags, rows)
 
 
@@ -140,7 +147,7 @@ def build_timeline(report: BatchReport) -> TimelineChart | None:
     # A stored report may have any number here; the chart must not divide by 0 or overflow.
     interval_s = report.interval_s if 1e-3 <= report.interval_s <= 1e12 else 1.0
     highest = max(point.requests + point.failed for point in points)
-    unit_s, unit = rate_unit(highest / interval_s)
+    unit_s, unit = choose_rate_unit(highest / interval_s)
     scale = unit_s / interval_s
     completed = [point.requests * scale for point in points]
     ended = [(point.requests + point.failed) * scale for point in points]
@@ -165,24 +172,27 @@ def build_timeline(report: BatchReport) -> TimelineChart | None:
         in_flight=in_flight,
         ticks=_time_ticks(len(points), interval_s),
         columns=_time_columns(points, interval_s),
-        rows=[(clock(point.at), point.requests, point.failed, point.tokens, point.in_flight) for point in points],
+        rows=[
+            (format_clock(point.at), point.requests, point.failed, point.tokens, point.in_flight)
+            for point in points
+        ],
     )
 
 
 def _time_columns(points: Sequence[ThroughputPoint], interval_s: float) -> list[ChartColumn]:
     width, columns = 100 / len(points), []
     for index, point in enumerate(points):
-        in_flight = "unknown" if point.in_flight is None else count(point.in_flight)
+        in_flight = "unknown" if point.in_flight is None else format_count(point.in_flight)
         label = (
-            f"{clock(point.at)} UTC, {_length_text(interval_s)}: {_counts_text(point.requests, point.failed)}, "
-            f"{compact(point.tokens)} tokens, {in_flight} in flight"
+            f"{format_clock(point.at)} UTC, {_length_text(interval_s)}: "
+            f"{_counts_text(point.requests, point.failed)}, {format_compact(point.tokens)} tokens, {in_flight} in flight"
         )
         columns.append(ChartColumn(round(index * width, 3), round(width, 3), 0.0, 0.0, label))
     return columns
 
 
 def _length_text(seconds: float) -> str:
-    return f"{seconds:g} s" if seconds < 60 else span(seconds)
+    return f"{seconds:g} s" if seconds < 60 else format_span(seconds)
 
 
 def _time_ticks(slots: int, interval_s: float) -> list[Tick]:
@@ -223,7 +233,7 @@ def _axis_levels(values: Sequence[float], height: float) -> tuple[float, list[Ti
     return highest, [
         Tick(
             round(height - _scale(level, highest, height), 2),
-            compact(round(level)) if level >= 10 else f"{level:.2g}",
+            format_compact(round(level)) if level >= 10 else f"{level:.2g}",
         )
         for level in levels
     ]
@@ -234,4 +244,4 @@ def _scale(value: float, top: float, height: float) -> float:
 
 
 def _counts_text(completed: int, failed: int) -> str:
-    return f"{count(completed)} completed, {count(failed)} failed"
+    return f"{format_count(completed)} completed, {format_count(failed)} failed"

@@ -34,7 +34,7 @@ UNANSWERED_WORDS: Final[Mapping[str, str]] = {
 
 def unit_cost(amount: str, number: int, currency: str | None) -> str:
     """Return the cost per unit, formatted."""
-    return formatting.money(str(Decimal(amount) / number), currency)
+    return formatting.format_money(str(Decimal(amount) / number), currency)
 
 
 def statuses_text(counts: Mapping[int, int]) -> str:
@@ -88,18 +88,18 @@ def bar_segments(
 
 
 FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
-    "clock": formatting.clock,
-    "compact": formatting.compact,
+    "clock": formatting.format_clock,
+    "compact": formatting.format_compact,
     "cost_each": unit_cost,
-    "count": formatting.count,
-    "duration": formatting.duration,
-    "iso": formatting.iso,
-    "moment": formatting.moment,
-    "money": formatting.money,
-    "plain": formatting.cut,
-    "share": formatting.share,
-    "span": formatting.span,
-    "speed": formatting.speed,
+    "count": formatting.format_count,
+    "duration": formatting.format_duration,
+    "iso": formatting.format_iso,
+    "moment": formatting.format_time,
+    "money": formatting.format_money,
+    "plain": formatting.shorten,
+    "share": formatting.format_share,
+    "span": formatting.format_span,
+    "speed": formatting.format_rate,
     "statuses": statuses_text,
     "stretches": bar_segments,
 }

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Message, Send
 
 from batchline.api.auth import Principal
-from batchline.models.formatting import day, lines, size, span
+from batchline.models.formatting import format_day, format_size, format_span, replace_controls
 from batchline.models.status import TERMINAL_STATUSES
 from batchline.report.page import TEMPLATE_FOLDER as REPORT_FOLDER
 from batchline.report.page import build_environment
@@ -74,13 +74,15 @@ def describe_status(status: str) -> str:
 
 def describe_time_left(at: float, now: float) -> str:
     """Return the time left until `at`, or since then."""
-    return f"{span(at - now)} left" if at > now else f"over by {span(now - at)}"
+    return f"{format_span(at - now)} left" if at > now else f"over by {format_span(now - at)}"
 
 
 @cache
 def template_environment() -> Environment:
     """Return the templates of the pages, and those of the report, whose charts the pages include."""
     env = build_environment(FileSystemLoader([TEMPLATES_FOLDER, REPORT_FOLDER]))
-    env.filters.update(day=day, shown=lines, size=size, state=describe_status, until=describe_time_left)
+    env.filters.update(
+        day=format_day, shown=replace_controls, size=format_size, state=describe_status, until=describe_time_left
+    )
     env.globals.update(static=static_url, TERMINAL=TERMINAL_STATUSES)
     return env

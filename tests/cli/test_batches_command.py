@@ -12,7 +12,7 @@ from helpers.command_line import COMMAND, Terminal, batch_id_in, command_env
 
 from batchline.client.batches import Batches
 from batchline.models.analytics import BatchAnalytics, BatchReport
-from batchline.models.formatting import speed
+from batchline.models.formatting import format_rate
 from batchline.models.status import BatchStatus
 
 VERBS = {"create", "list", "show", "watch", "results", "download", "cancel", "pause", "retry", "resume", "delete"}
@@ -280,7 +280,7 @@ def test_show_rate_matches_report_and_is_omitted_after_retry(ended_batch):
     ended_batch("batches", "retry", ended_batch.batch_id, "--local")
 
     took = next(line for line in shown.splitlines() if line.startswith("took"))
-    assert took.endswith(f", {speed(report.requests_per_s)}")
+    assert took.endswith(f", {format_rate(report.requests_per_s)}")
     retried = next(line for line in ended_batch("show", ended_batch.batch_id).out.splitlines() if "took" in line)
     assert retried.startswith("retry took")
     assert "/s" not in retried

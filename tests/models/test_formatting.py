@@ -2,7 +2,18 @@
 
 import pytest
 
-from batchline.models.formatting import cut, day, duration, lines, money, one_line, roughly, size, span, speed
+from batchline.models.formatting import (
+    format_age,
+    format_day,
+    format_duration,
+    format_money,
+    format_rate,
+    format_size,
+    format_span,
+    replace_controls,
+    shorten,
+    strip_controls,
+)
 
 SPANS = {
     0.4: "0 s",
@@ -18,7 +29,7 @@ SPANS = {
 
 @pytest.mark.parametrize(("seconds", "words"), SPANS.items(), ids=SPANS.values())
 def test_span_shows_two_largest_units(seconds, words):
-    assert span(seconds) == words
+    assert format_span(seconds) == words
 
 
 SPEEDS = {
@@ -34,14 +45,19 @@ SPEEDS = {
 
 @pytest.mark.parametrize(("per_s", "words"), SPEEDS.items(), ids=SPEEDS.values())
 def test_low_speed_is_shown_per_minute_or_hour(per_s, words):
-    assert speed(per_s) == words
+    assert format_rate(per_s) == words
 
 
 def test_durations_sizes_and_money_keep_small_values():
-    assert [duration(ms) for ms in (0.25, 12.3, 1_234, 61_000)] == ["0.25 ms", "12 ms", "1.23 s", "1 min 01 s"]
-    assert [roughly(s) for s in (-1, 5, 200, 7_300, 3 * 86_400)] == ["0 s", "5 s", "3 min", "2 h", "3 d"]
-    assert [size(length) for length in (999, 1_500, 2_500_000_000)] == ["999 B", "1.5 kB", "2.5 GB"]
-    assert [money(amount, "USD") for amount in ("1234.5", "0.000012345", "0")] == [
+    assert [format_duration(ms) for ms in (0.25, 12.3, 1_234, 61_000)] == [
+        "0.25 ms",
+        "12 ms",
+        "1.23 s",
+        "1 min 01 s",
+    ]
+    assert [format_age(s) for s in (-1, 5, 200, 7_300, 3 * 86_400)] == ["0 s", "5 s", "3 min", "2 h", "3 d"]
+    assert [format_size(length) for length in (999, 1_500, 2_500_000_000)] == ["999 B", "1.5 kB", "2.5 GB"]
+    assert [format_money(amount, "USD") for amount in ("1234.5", "0.000012345", "0")] == [
         "1,234.50 USD",
         "0.0000123 USD",
         "0.00 USD",
@@ -52,10 +68,13 @@ HOSTILE = "a\x1b[31m\u202eb\nc\x00"
 
 
 def test_control_characters_in_text_are_replaced():
-    assert one_line(HOSTILE) == "a [31m b c "
-    assert lines(HOSTILE) == "a\N{REPLACEMENT CHARACTER}[31m\N{REPLACEMENT CHARACTER}b\nc\N{REPLACEMENT CHARACTER}"
-    assert cut(HOSTILE * 5, 10) == "a [31m b …"
+    assert strip_controls(HOSTILE) == "a [31m b c "
+    assert (
+        replace_controls(HOSTILE)
+        == "a\N{REPLACEMENT CHARACTER}[31m\N{REPLACEMENT CHARACTER}b\nc\N{REPLACEMENT CHARACTER}"
+    )
+    assert shorten(HOSTILE * 5, 10) == "a [31m b …"
 
 
 def test_out_of_range_time_is_shown_as_dash():
-    assert (day(0), day(1e20)) == ("1 Jan 1970, 00:00", "\N{EN DASH}")
+    assert (format_day(0), format_day(1e20)) == ("1 Jan 1970, 00:00", "\N{EN DASH}")
