@@ -13,7 +13,7 @@ class ModelObject(WireModel):
 
     id: str
     object: Literal["model"] = "model"
-    created: int = Field(default=0, description="Not known.")
+    created: int = Field(default=0, description="Unknown, always 0.")
     owned_by: str = Field(description="The upstream's name.")
 
 

@@ -69,7 +69,7 @@ class ModelEstimate(WireModel):
     request_count: int
     estimated_input_tokens: int
     estimated_output_tokens: int
-    estimated_cost: str = Field(description="Of the input and of the output at most; 0 if there is no price.")
+    estimated_cost: str = Field(description="Cost of the input and at most of the output; 0 if there is no price.")
 
 
 class CostEstimate(WireModel):
@@ -93,7 +93,7 @@ class CostEstimate(WireModel):
     currency: str | None = None
     unpriced_models: list[str]
     models: list[ModelEstimate]
-    file_id: str | None = Field(default=None, description="Of an uploaded file.")
+    file_id: str | None = Field(default=None, description="Id, if the file was uploaded.")
     total_requests: int
     total_estimated_input_tokens: int
     total_estimated_output_tokens: int

@@ -41,18 +41,18 @@ class UpstreamBlock(Block):
     _description: ClassVar[str] = "An OpenAI-compatible server that batches are sent to."
 
     base_url: str = Field(description="Such as https://api.openai.com/v1 or http://vllm:8000/v1.")
-    api_key: OptionalSecret = Field(default=NO_SECRET, description="Sent as its dialect wants it; none if empty.")
-    models: OptionalNames = Field(default_factory=list, description="Models that it serves; all if empty.")
-    headers: SecretDict = Field(default_factory=lambda: SecretDict({}), description="Sent with each request.")
-    max_in_flight: int = Field(default=64, description="Most requests under way at once.")
-    requests_per_minute: int | None = Field(default=None, description="Most in any minute.")
-    tokens_per_minute: int | None = Field(default=None, description="Most in any minute, in and out.")
-    max_attempts: int = Field(default=8, description="Attempts for each request.")
-    connect_timeout_s: float = Field(default=10.0, description="For a connection.")
+    api_key: OptionalSecret = Field(default=NO_SECRET, description="The API key; none if empty.")
+    models: OptionalNames = Field(default_factory=list, description="Names of its models; all if empty.")
+    headers: SecretDict = Field(default_factory=lambda: SecretDict({}), description="Headers of each request.")
+    max_in_flight: int = Field(default=64, description="Maximum number of requests in flight.")
+    requests_per_minute: int | None = Field(default=None, description="Maximum per minute.")
+    tokens_per_minute: int | None = Field(default=None, description="Maximum per minute, input and output.")
+    max_attempts: int = Field(default=8, description="Maximum number of attempts per request.")
+    connect_timeout_s: float = Field(default=10.0, description="Maximum time to connect.")
     first_byte_timeout_s: float | None = Field(
-        default=None, description="Longest silence of an attempt; total_timeout_s if absent."
+        default=None, description="Maximum time without data; total_timeout_s if absent."
     )
-    total_timeout_s: float = Field(default=1_800.0, description="For a whole attempt.")
+    total_timeout_s: float = Field(default=1_800.0, description="Maximum duration of an attempt.")
 
     def upstream(self, name: str) -> Upstream:
         """Return the block as an upstream setting; raises `InvalidInput` if it is invalid."""
@@ -61,7 +61,7 @@ class UpstreamBlock(Block):
             return Upstream(name=name, **fields)
         except ValidationError as error:
             wrong_fields = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors())
-            raise InvalidInput(f"block batchline-upstream/{name} is wrong in: {wrong_fields}") from None
+            raise InvalidInput(f"block batchline-upstream/{name} has invalid fields: {wrong_fields}") from None
 
 
 class StorageBlock(Block):
@@ -69,16 +69,14 @@ class StorageBlock(Block):
 
     _block_type_name: ClassVar[str] = "Batchline storage"
     _block_type_slug: ClassVar[str] = "batchline-storage"
-    _description: ClassVar[str] = "Where batchline stores files and keeps records."
+    _description: ClassVar[str] = "The storage of batchline's files and records."
 
     storage_url: str = Field(description="A directory or s3://bucket/prefix.")
     database_url: OptionalSecret = Field(default=NO_SECRET, description="SQLAlchemy URL of the records.")
-    s3_endpoint_url: OptionalText = Field(
-        default="", description="Address of an S3 server that is not Amazon's own."
-    )
+    s3_endpoint_url: OptionalText = Field(default="", description="Address of an S3 server other than Amazon's.")
     s3_region: OptionalText = Field(default="", description="Such as eu-central-1.")
     s3_access_key_id: OptionalSecret = Field(default=NO_SECRET, description="Else the AWS default chain.")
-    s3_secret_access_key: OptionalSecret = Field(default=NO_SECRET, description="Goes with the id.")
+    s3_secret_access_key: OptionalSecret = Field(default=NO_SECRET, description="The secret of this id.")
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that the block overrides; the environment provides the others."""
@@ -124,5 +122,5 @@ def _load_block(block_type: type[Any], name: str) -> Any:
         return block_type.load(name)
     except ValueError as error:
         raise InvalidInput(
-            f"there is no block {block_type.get_block_type_slug()}/{name}; make it on Prefect's page Blocks"
+            f"there is no block {block_type.get_block_type_slug()}/{name}; create it on Prefect's page Blocks"
         ) from error

@@ -215,7 +215,7 @@ def test_empty_lists_link_to_new_batch(start_api):
         page = web_client.open("/")
         assert "There are no batches yet" in page.words()
         assert page.form("/new").kind == "multipart/form-data"
-        assert "No batch is like that" in web_client.open("/", search="x").words()
+        assert "No batch matches" in web_client.open("/", search="x").words()
         assert "/new" in web_client.open("/files").links()
 
 
@@ -308,7 +308,7 @@ def test_results_page_supports_search_filters_paging_and_download(
         f"{path}.jsonl", params={"status": "failed", "search": "request-1"}
     ).text.splitlines()
     assert len(lines) == 5
-    assert "No request is like that" in web_client.open(path, search="zzz").words()
+    assert "No request matches" in web_client.open(path, search="zzz").words()
     assert web_client.open(path, status="odd").status == 400
     assert web_client.open(path, skip="-1").status == 400
 

@@ -155,7 +155,7 @@ def test_session_ends_on_sign_out_or_key_revocation(keyed: ApiServer, guest: Web
 
     ended = guest.open("/")
     assert ended.answer.url.path == "/sign-in"
-    assert "not valid any more" in ended.html
+    assert "no longer valid" in ended.html
     assert dict(guest.http.cookies) == {}
 
 
