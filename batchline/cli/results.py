@@ -4,7 +4,7 @@ import csv
 import io
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal
 
@@ -141,20 +141,19 @@ def _write_results(items: Iterator[RawResult], file_format: Format, file: Binary
     if file_format == "parquet":
         return _write_parquet(items, file)
     count = 0
-    if file_format == "csv":
-        file.write(_encode_csv_row(FIELD_NAMES))
-    for item in items:
-        count += 1
-        file.write(
-            _encode_csv_row(map(_escape_cell, _field_values(item))) if file_format == "csv" else item.to_line()
-        )
+    if file_format == "jsonl":
+        for count, item in enumerate(items, 1):  # noqa: B007 - the last number is the result
+            file.write(item.to_line())
+        return count
+    text = io.TextIOWrapper(file, "utf-8", newline="")
+    writer = csv.writer(text)
+    try:
+        writer.writerow(FIELD_NAMES)
+        for count, item in enumerate(items, 1):  # noqa: B007 - as above
+            writer.writerow(map(_escape_cell, _field_values(item)))
+    finally:
+        text.detach()  # or its end would close the file
     return count
-
-
-def _encode_csv_row(row: Iterable[str | None]) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerow(row)
-    return text.getvalue().encode()
 
 
 def _escape_cell(text: str | None) -> str | None:

@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 from rich.markup import escape
 
@@ -28,14 +27,7 @@ from batchline.models.errors import (
 from batchline.models.settings import Settings, load_settings
 from batchline.models.status import TERMINAL_STATUSES
 
-
-class _RunArguments(NamedTuple):
-    """Validated properties of a new batch."""
-
-    file: Path
-    endpoint: str | None
-    window: str
-    metadata: dict[str, str] | None
+DEFAULT_WINDOW = "24h"
 
 
 def run(
@@ -68,13 +60,15 @@ def run(
         Print the batch with its analytics as JSON, last and alone on standard output.
     """
     settings = load_settings()
-    arguments = _parse_arguments(file, resume, endpoint, window, metadata, settings)
+    _check_arguments(settings, file, resume, endpoint, window, metadata)
     if resume is not None:  # before a server or a simulator is started
         Batchline(settings, origin="cli").batches.record(resume)
     with select_target(settings, stand_in=stand_in, resumed=resume is not None) as target:
         client = Batchline(target.settings, origin="cli")
         with Progress() as progress:
-            batch_id = _create_batch(client, arguments, progress) if arguments else str(resume)
+            batch_id = str(resume)
+            if file is not None:
+                batch_id = _create_batch(client, file, endpoint, window, metadata, progress)
             batch = client.batches.record(batch_id)
             if resume and batch.pause:
                 client.batches.end_pause(batch_id)
@@ -96,15 +90,15 @@ def run(
     return exit_code_of_batch(batch)
 
 
-def _parse_arguments(
+def _check_arguments(
+    settings: Settings,
     file: Path | None,
     resume: str | None,
     endpoint: str | None,
     window: str | None,
     metadata: dict[str, str] | None,
-    settings: Settings,
-) -> _RunArguments | None:
-    """Return the new batch's properties, or None to resume one; raises `InvalidInput` for bad arguments."""
+) -> None:
+    """Raise `InvalidInput` for bad arguments before anything is stored or started."""
     if file is None and resume is None:
         raise InvalidInput(
             "nothing to run: give a FILE of requests, as in `batchline run requests.jsonl`, or --resume BATCH_ID; "
@@ -116,26 +110,32 @@ def _parse_arguments(
         options = {"--endpoint": endpoint, "--window": window, "--metadata": metadata}
         if extra_options := [name for name, value in options.items() if value is not None]:
             raise InvalidInput(f"a resumed batch keeps its options; remove {', '.join(extra_options)}")
-        return None
+        return
     if endpoint is not None:
         settings.require_endpoint(endpoint)
-    settings.require_window_s(window or "24h")
+    settings.require_window_s(window or DEFAULT_WINDOW)
     try:
         validate_metadata(metadata)
     except ValueError as error:
         raise InvalidInput(str(error), param="metadata") from None
-    return _RunArguments(file, endpoint, window or "24h", metadata)
 
 
-def _create_batch(client: Batchline, arguments: _RunArguments, progress: Progress) -> str:
+def _create_batch(
+    client: Batchline,
+    path: Path,
+    endpoint: str | None,
+    window: str | None,
+    metadata: dict[str, str] | None,
+    progress: Progress,
+) -> str:
     """Store the file, create a batch for it, and return the batch's id."""
-    progress.doing(f"reading in {arguments.file.name}")
-    file = client.files.create(file=arguments.file)
+    progress.doing(f"reading {path.name}")
+    file = client.files.create(file=path)
     batch = client.batches.create(
         input_file_id=file.id,
-        endpoint=arguments.endpoint,
-        completion_window=arguments.window,
-        metadata=arguments.metadata,
+        endpoint=endpoint,
+        completion_window=window or DEFAULT_WINDOW,
+        metadata=metadata,
         via=None,
     )
     print_note(f"batch: {batch.id} of {file.filename}, {file.bytes:,} bytes")
@@ -172,18 +172,13 @@ def _run_while_resumed(
     client: Batchline, batch_id: str, error: BatchlineError | None, *, local: bool, can_ask: bool
 ) -> BatchlineError | None:
     """Run the batch again as long as it is paused and the person at the terminal resumes it."""
-    while isinstance(error, BatchPaused) and can_ask and _confirm_resume(error):
+    while isinstance(error, BatchPaused) and can_ask and sys.stdin.isatty():
+        if stderr_console().input(f"{error}\ncontinue? [y/N] ", markup=False).strip().lower() not in {"y", "yes"}:
+            break
         client.batches.end_pause(batch_id)
         with Progress() as progress:
             error = _run_batch(client, batch_id, progress, local=local)
     return error
-
-
-def _confirm_resume(paused: BatchPaused) -> bool:
-    """Ask at a terminal whether to go on with a paused batch; return False where nobody can be asked."""
-    if not sys.stdin.isatty():
-        return False
-    return stderr_console().input(f"{paused}\ngo on? [y/N] ", markup=False).strip().lower() in {"y", "yes"}
 
 
 def _print_resume_hint(batch_id: str, error: BatchlineError, target: Target, *, local: bool) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
 from batchline.client.client import Batchline
@@ -42,12 +42,10 @@ class DeploymentRunner:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="deployment runner")
+        self._lock = threading.Lock()
         self._queued_ids: set[str] = set()
         self._backoffs: dict[str, _Backoff] = {}
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
-        self._closing = False
         self._has_failed = False
 
     def require_configured(self) -> None:
@@ -59,15 +57,13 @@ class DeploymentRunner:
     def start(self, batch_id: str) -> None:
         """Queue the start of a run for the batch, unless one is queued already."""
         with self._lock:
-            if self._closing:
-                raise Conflict("this client is closed; open another to run batches")
             if batch_id in self._queued_ids:
                 return
+            try:
+                self._thread.submit(self._start_queued, batch_id)
+            except RuntimeError:
+                raise Conflict("this client is closed; open another to run batches") from None
             self._queued_ids.add(batch_id)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run_loop, name="deployment runner", daemon=True)
-                self._thread.start()
-        self._queue.put(batch_id)
 
     def is_running(self, batch_id: str) -> bool:
         """Return True if a run of the batch is queued, or was started less than its backoff ago."""
@@ -81,25 +77,20 @@ class DeploymentRunner:
 
     def close(self) -> None:
         """Stop starting runs; those started continue."""
-        with self._lock:
-            self._closing = True
-            thread = self._thread
-        if thread is not None:
-            self._queue.put(None)
-            thread.join()
+        self._thread.shutdown(cancel_futures=True)
 
-    def _run_loop(self) -> None:
-        while (batch_id := self._queue.get()) is not None and not self._closing:
-            try:
-                self._start_run(batch_id)
-                self._has_failed = False
-            except BatchlineError as error:
-                if not self._has_failed:  # log once per outage, not once per batch and round
-                    log.warning("%s; trying again until it succeeds", error)
-                self._has_failed = True
-            except Exception:
-                log.exception("batch %s could not be started", batch_id)
-            finally:
+    def _start_queued(self, batch_id: str) -> None:
+        try:
+            self._start_run(batch_id)
+            self._has_failed = False
+        except BatchlineError as error:
+            if not self._has_failed:  # log once per outage, not once per batch and round
+                log.warning("%s; trying again until it succeeds", error)
+            self._has_failed = True
+        except Exception:
+            log.exception("batch %s could not be started", batch_id)
+        finally:
+            with self._lock:
                 self._queued_ids.discard(batch_id)
 
     def _start_run(self, batch_id: str) -> None:

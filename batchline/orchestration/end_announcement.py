@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from typing import Final
 from uuid import UUID, uuid5
 
@@ -15,6 +16,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 from prefect.client.schemas.objects import FlowRun
 from prefect.events import Event, RelatedResource, Resource
+from prefect.events.related import object_as_related_resource, tags_as_related_resources
 from prefect.exceptions import ObjectNotFound
 
 from batchline.engine.services import Services
@@ -91,18 +93,9 @@ def _send_end_event(
 
 def _related_resources(client: SyncPrefectClient, run: FlowRun) -> list[RelatedResource]:
     """Return the related resources that Prefect itself adds to the events of a run."""
-    resources = [_related_resource("flow-run", str(run.id), run.name)]
-    resources.append(_related_resource("flow", str(run.flow_id), client.read_flow(run.flow_id).name))
+    objects: dict[str, object] = {"flow-run": run, "flow": client.read_flow(run.flow_id)}
     if run.deployment_id is not None:
-        try:
-            deployment = client.read_deployment(run.deployment_id)
-        except ObjectNotFound:  # it was deleted since
-            pass
-        else:
-            resources.append(_related_resource("deployment", str(deployment.id), deployment.name))
-    return resources + [_related_resource("tag", tag) for tag in run.tags]
-
-
-def _related_resource(kind: str, name_or_id: str, name: str | None = None) -> RelatedResource:
-    labels = {"prefect.resource.id": f"prefect.{kind}.{name_or_id}", "prefect.resource.role": kind}
-    return RelatedResource({**labels, **({"prefect.resource.name": name} if name else {})})
+        with suppress(ObjectNotFound):  # it was deleted since
+            objects["deployment"] = client.read_deployment(run.deployment_id)
+    resources = [object_as_related_resource(kind, kind, related) for kind, related in objects.items()]
+    return resources + tags_as_related_resources(run.tags)

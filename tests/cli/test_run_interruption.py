@@ -149,7 +149,7 @@ def test_run_at_terminal_asks_whether_to_resume_paused_batch(start_simulator, re
     with Terminal("run", "--local", request_file(30), **url) as run:
         run.wait_for("2 in flight")
         records.pause(batch_id_in(run.text), code="by_user", message="the price went up")
-        run.wait_for("go on?")
+        run.wait_for("continue?")
         run.type("y\n")
         assert run.wait() == 0
 
