@@ -36,16 +36,11 @@ class ContentQuery(BaseModel):
     limit: int | None = Field(default=None, ge=1, lt=2**53, description="Maximum number of lines.")
     search: str | None = Field(default=None, description="Text that the custom_id contains, ignoring case.")
 
-    @property
-    def has_line_query(self) -> bool:
-        """True if lines are requested."""
-        return bool(self.model_fields_set)
-
 
 def content_response(request: Request, file_id: str, query: ContentQuery, client: Batchline) -> Response:
     """Return the requested content; raises `NotFound`, and `ApiError` for a range outside the file."""
     file = client.files.retrieve(file_id)
-    if query.has_line_query:
+    if query.model_fields_set:
         skip = (query.skip if query.offset is None else query.offset) or 0
         page = client.files.lines(file_id, skip=skip, limit=query.limit, search=query.search)
         headers = _line_headers(is_complete=page.is_complete, last_line=page.last_line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -16,9 +16,7 @@ MEDIA_TYPE: Final = CONTENT_TYPE_LATEST
 
 def render_metrics(client: Batchline) -> bytes:
     """Return the metrics as text; raises `StorageFault` if the database does not respond."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_MetricsCollector(client))
-    return generate_latest(registry)
+    return generate_latest(_MetricsCollector(client))
 
 
 class _MetricsCollector(Collector):
@@ -26,10 +24,6 @@ class _MetricsCollector(Collector):
 
     def __init__(self, client: Batchline) -> None:
         self._client = client
-
-    def describe(self) -> list[Metric]:
-        """Return nothing, so that registration does not query the database."""
-        return []
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics."""

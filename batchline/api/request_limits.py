@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Set
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Final
 
@@ -41,19 +41,15 @@ MIN_BODY_BYTES_PER_S: Final = 1_024
 """A body may take `BODY_BASE_TIMEOUT_S` plus 1 s per 1,024 bytes, with pauses up to `BODY_IDLE_TIMEOUT_S`."""
 
 
-def _is_upload(path: str) -> bool:
-    return path == "/v1/files"
+UPLOAD_PATHS: Final = frozenset({"/v1/files"})
 
 
 class RequestLimitsMiddleware:
     """Refuses requests above the limits, wherever in the app their body is read."""
 
-    def __init__(
-        self, app: ASGIApp, *, max_requests: int = MAX_REQUESTS, is_upload: Callable[[str], bool] = _is_upload
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, upload_paths: Set[str] = UPLOAD_PATHS) -> None:
         self._app = app
-        self._is_upload = is_upload
-        self._max_requests = max_requests
+        self._upload_paths = upload_paths
         self._active_requests = 0
         self._active_per_member: Counter[str] = Counter()
         self._long_body_limiter = FairLimiter(MAX_LONG_BODIES, MAX_LONG_BODIES_PER_MEMBER)
@@ -64,7 +60,7 @@ class RequestLimitsMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if self._active_requests >= self._max_requests and scope["path"] not in PROBE_PATHS:
+        if self._active_requests >= MAX_REQUESTS and scope["path"] not in PROBE_PATHS:
             await error_response(service_unavailable("the server is overloaded; try again"))(scope, receive, send)
             return
         context = REQUEST_CONTEXT.get()
@@ -79,7 +75,12 @@ class RequestLimitsMiddleware:
         self._active_per_member[member_id] += 1
         try:
             async with self._memory_slot(scope["path"], member_id or None):
-                await self._app(scope, _LimitedBody(receive, self._max_bytes(scope["path"])), send)
+                path, max_bytes = scope["path"], MAX_BODY_BYTES
+                if path.endswith("/retry-requests"):
+                    max_bytes = MAX_RETRY_BODY_BYTES
+                # An upload is limited by the file size instead.
+                body = _LimitedBody(receive, None if path in self._upload_paths else max_bytes)
+                await self._app(scope, body, send)
         except ApiError as refusal:
             await error_response(refusal)(scope, receive, send)
         finally:
@@ -95,11 +96,6 @@ class RequestLimitsMiddleware:
         limiter = next((limiter for suffix, limiter in limiters.items() if path.endswith(suffix)), None)
         message = "you have too many large requests in flight; wait for some of them to end"
         return nullcontext() if limiter is None else limiter.slot_within(member_id, SLOT_TIMEOUT_S, message)
-
-    def _max_bytes(self, path: str) -> int | None:
-        if self._is_upload(path):
-            return None  # limited by the file size instead
-        return MAX_RETRY_BODY_BYTES if path.endswith("/retry-requests") else MAX_BODY_BYTES
 
 
 class _LimitedBody:

@@ -9,9 +9,8 @@ from contextlib import suppress
 from typing import Any, Final, Literal
 
 from batchline.client.access import Access
-from batchline.client.arguments import idempotency_of, parse_arguments
+from batchline.client.arguments import ExpiresAfter, idempotency_of, parse_arguments, parse_lifetime_s
 from batchline.client.batch_runs import POLL_INTERVAL_S, BatchRuns
-from batchline.client.expiry import ExpiresAfter, parse_lifetime_s
 from batchline.client.pagination import Page
 from batchline.client.pauses import resume_where_it_ran
 from batchline.client.progress import ProgressTracker

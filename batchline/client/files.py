@@ -11,8 +11,7 @@ from uuid import UUID
 import msgspec
 
 from batchline.client.access import UNRESTRICTED, Access
-from batchline.client.arguments import parse_arguments
-from batchline.client.expiry import ExpiresAfter, parse_lifetime_s
+from batchline.client.arguments import ExpiresAfter, parse_arguments, parse_lifetime_s
 from batchline.client.line_ranges import FileExtent, LinePage, filter_lines, find_lines
 from batchline.client.pagination import Page
 from batchline.engine.deletion import delete_now
@@ -164,18 +163,18 @@ class Files:
     def _read_blocks(self, record: FileRecord, start: int, end: int | None) -> Iterator[bytes]:
         offset = start
         while record.status == "uploaded":
+            fault = None
             try:
                 for block in self._read_settled(record, offset, end):
                     offset += len(block)
                     yield block
-            except (NotFound, StorageFault):
-                record, previous = self._services.records.get_file(record.id), record
-                if record == previous:
-                    raise
-            else:
-                record, previous = self._services.records.get_file(record.id), record
-                if record == previous:
-                    return
+            except (NotFound, StorageFault) as error:
+                fault = error
+            record, previous = self._services.records.get_file(record.id), record
+            if record == previous:
+                if fault is not None:
+                    raise fault
+                return
         size_bytes = record.size_bytes
         if offset < min(size_bytes, size_bytes if end is None else end):
             yield from self._services.store.stream(
@@ -202,17 +201,17 @@ class Files:
         """Return the readable size of the file; raises `NotFound`."""
         record = self.record(file_id)
         while record.status == "uploaded":
+            fault, size_bytes = None, 0
             try:
                 parts = list(self._list_settled_parts(record))
                 size_bytes = sum(self._services.store.info(key).size_bytes for key, _ in parts)
-            except (NotFound, StorageFault):
-                record, previous = self.record(file_id), record
-                if record == previous:
-                    raise
-            else:
-                record, previous = self.record(file_id), record
-                if record == previous:
-                    return FileExtent(size_bytes, is_complete=False, lines=sum(lines for _, lines in parts))
+            except (NotFound, StorageFault) as error:
+                fault = error
+            record, previous = self.record(file_id), record
+            if record == previous:
+                if fault is not None:
+                    raise fault
+                return FileExtent(size_bytes, is_complete=False, lines=sum(lines for _, lines in parts))
         return FileExtent(record.size_bytes, is_complete=True, lines=self._count_lines(record), key=record.key)
 
     def _count_lines(self, record: FileRecord) -> int | None:

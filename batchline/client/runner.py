@@ -43,9 +43,8 @@ class BatchRunner(Protocol):
 class ThreadRunner:
     """Runs batches on threads of this process."""
 
-    def __init__(self, services: Services, *, max_concurrent: int = MAX_CONCURRENT_BATCHES) -> None:
+    def __init__(self, services: Services) -> None:
         self._services = services
-        self._max_concurrent = max_concurrent
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
         self._queue: deque[str] = deque()
@@ -69,7 +68,7 @@ class ThreadRunner:
                 return
             self._batch_ids.add(batch_id)
             self._queue.append(batch_id)
-            if len(self._threads) < self._max_concurrent:
+            if len(self._threads) < MAX_CONCURRENT_BATCHES:
                 if not self._threads:
                     atexit.register(self.close)
                 thread = threading.Thread(target=self._run_loop, name="runner", daemon=True)

@@ -25,12 +25,10 @@ def _allowed_endpoints() -> list[str]:
         return list(ENDPOINTS)
 
 
-def _strip_text(text: str | None) -> str | None:
-    """Strip the whitespace that often comes with text pasted into a form."""
-    return text.strip() if text else text
-
-
-Text = Annotated[str | None, AfterValidator(_strip_text), WithJsonSchema({"type": "string"})]
+# Text that is pasted into a form often has white space around it.
+Text = Annotated[
+    str | None, AfterValidator(lambda text: text and text.strip()), WithJsonSchema({"type": "string"})
+]
 Endpoint = Annotated[str, WithJsonSchema({"type": "string", "enum": _allowed_endpoints()})]
 Window = Annotated[str, WithJsonSchema({"type": "string", "enum": list(WINDOW_CHOICES)})]
 Metadata = Annotated[

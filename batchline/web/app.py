@@ -44,7 +44,7 @@ def with_pages(api: FastAPI) -> ASGIApp:
         pages.include_router(module.router)
     register_error_handlers(pages)
     # The last added runs first: limits need the member that the session finds.
-    pages.add_middleware(RequestLimitsMiddleware, is_upload=UPLOAD_PATHS.__contains__)
+    pages.add_middleware(RequestLimitsMiddleware, upload_paths=UPLOAD_PATHS)
     pages.add_middleware(SessionMiddleware, authenticator=api.state.authenticator)
     pages.add_middleware(HeadMiddleware)
     return PathRouter(api, pages)
