@@ -71,8 +71,13 @@ def main() -> NoReturn:
         print_error(str(error))
         status = exit_code_of_error(error)
     except cyclopts.CycloptsError as error:
-        command = " ".join(("batchline", *(error.command_chain or ())))
-        print_error(f"{_describe_usage_error(error)}; see `{command} --help`")
+        command, reason = " ".join(("batchline", *(error.command_chain or ()))), str(error).strip().rstrip(".")
+        if isinstance(error.__cause__, ValidationError):
+            reason = "; ".join(
+                f"--{'.'.join(map(str, detail['loc'])).replace('_', '-')}: {detail['msg']}"
+                for detail in error.__cause__.errors()
+            )
+        print_error(f"{reason}; see `{command} --help`")
         status = ExitCode.BAD_INPUT
     except KeyboardInterrupt:
         print_error("interrupted")
@@ -84,13 +89,3 @@ def main() -> NoReturn:
         print_error(f"the machine failed: {error}")
         status = ExitCode.STOPPED
     sys.exit(status if isinstance(status, int) else ExitCode.OK)
-
-
-def _describe_usage_error(error: cyclopts.CycloptsError) -> str:
-    """Describe invalid arguments in one line."""
-    if isinstance(error.__cause__, ValidationError):
-        return "; ".join(
-            f"--{'.'.join(map(str, detail['loc'])).replace('_', '-')}: {detail['msg']}"
-            for detail in error.__cause__.errors()
-        )
-    return str(error).strip().rstrip(".")

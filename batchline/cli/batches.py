@@ -8,7 +8,18 @@ from batchline.cli.batches_list import list_
 from batchline.cli.console import print_note, print_object, stderr_console
 from batchline.cli.exit_codes import ExitCode
 from batchline.cli.files import print_deleted
-from batchline.cli.options import BatchId, FileId, Flag, JsonFlag, LocalFlag, RunFlag, StandInFlag, parse_seconds
+from batchline.cli.options import (
+    BatchId,
+    FileId,
+    Flag,
+    JsonFlag,
+    LocalFlag,
+    MetadataOption,
+    RunFlag,
+    StandInFlag,
+    WindowOption,
+    parse_seconds,
+)
 from batchline.cli.progress import Progress
 from batchline.cli.run import run
 from batchline.cli.show import show
@@ -43,8 +54,8 @@ def create(
     /,
     *,
     endpoint: str = "/v1/chat/completions",
-    window: str = "24h",
-    metadata: dict[str, str] | None = None,
+    window: WindowOption = "24h",
+    metadata: MetadataOption = None,
     expires_after: str | None = None,
     run_: RunFlag = False,
     local: LocalFlag = False,
@@ -57,10 +68,6 @@ def create(
     ----------
     endpoint:
         The endpoint of all requests in it.
-    window:
-        Maximum duration of the batch, such as 90m, 24h or 7d.
-    metadata:
-        Up to 16 pairs, each as --metadata.KEY VALUE.
     expires_after:
         Lifetime of its output and error files, such as 30d; by default they are kept.
     """

@@ -7,11 +7,11 @@ import msgspec
 
 from batchline.cli.console import print_json, print_object
 from batchline.cli.options import JsonFlag
-from batchline.cli.tables import Column, Row, plain, print_rows
+from batchline.cli.tables import Column, plain, print_rows
 from batchline.client import Batchline
 from batchline.client.api_keys import ApiKeys
 from batchline.client.arguments import parse_arguments
-from batchline.models.api_keys import KeyLimits, KeyObject, Role
+from batchline.models.api_keys import KeyLimits, Role
 from batchline.models.formatting import format_age
 
 COLUMNS = tuple(Column(name) for name in ("key", "member", "state", "role", "ends in", "age", "limits"))
@@ -62,7 +62,17 @@ def list_(*, json: JsonFlag = False) -> None:
     if json:
         print_json({"data": [msgspec.Raw(key.to_json()) for key in keys]})
         return
-    print_rows(map(_key_row, keys), COLUMNS, none="no keys")
+    rows = []
+    for key in keys:
+        age = format_age(time.time() - key.created_at)
+        limits = ", ".join(
+            f"{name.replace('_', ' ')} {limit:,}"
+            for name in KeyLimits.model_fields
+            if (limit := getattr(key, name)) is not None
+        )
+        state, member = "revoked" if key.revoked_at else "valid", key.member
+        rows.append((key.id, plain(member.name), state, member.role, f"…{key.hint}", age, limits))
+    print_rows(rows, COLUMNS, none="no keys")
 
 
 @app.command
@@ -76,14 +86,3 @@ def revoke(key_id: str, /, *, json: JsonFlag = False) -> None:
     """
     key = ApiKeys(Batchline(origin="cli")).revoke(key_id)
     print_object(key, json=json, note=f"revoked {key.id} of {key.member.name}")
-
-
-def _key_row(key: KeyObject) -> Row:
-    age = format_age(time.time() - key.created_at)
-    state = "revoked" if key.revoked_at else "valid"
-    limits = ", ".join(
-        f"{name.replace('_', ' ')} {limit:,}"
-        for name in KeyLimits.model_fields
-        if (limit := getattr(key, name)) is not None
-    )
-    return key.id, plain(key.member.name), state, key.member.role, f"…{key.hint}", age, limits

@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from batchline.models.batches import window_seconds
 from batchline.models.errors import InvalidInput
+from batchline.models.sync import AfterAction
 
 BatchId = Annotated[str, Parameter(help="Id of the batch.")]
 FileId = Annotated[str, Parameter(help="Id of the file.")]
@@ -23,6 +24,24 @@ StandInFlag = Annotated[
         negative="",
         show_default=False,
         help="Run it now against a simulator on this machine, whose answers are made up.",
+    ),
+]
+EndpointOption = Annotated[
+    str | None,
+    Parameter(help="The endpoint of all requests, such as /v1/embeddings; by default that of each file's first."),
+]
+WindowOption = Annotated[str, Parameter(help="Maximum duration of a batch, such as 90m, 24h or 7d.")]
+MetadataOption = Annotated[
+    dict[str, str] | None, Parameter(help="Up to 16 pairs for a batch, each as --metadata.KEY VALUE.")
+]
+WriteBackFlag = Annotated[
+    bool,
+    Parameter(negative="", show_default=False, help="Write results to the folder outbox next to the watched one."),
+]
+AfterOption = Annotated[
+    AfterAction,
+    Parameter(
+        help="What to do with a file that has a batch: keep, move (to folder taken) or delete (an hour later)."
     ),
 ]
 LimitOption = Annotated[int | None, Parameter(help="Maximum number, 1 to 100; 20 by default.")]

@@ -3,17 +3,14 @@
 import asyncio
 import contextlib
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from batchline.cli.console import print_note
-from batchline.cli.options import Flag, absolute_uri
+from batchline.cli.options import AfterOption, EndpointOption, WindowOption, WriteBackFlag, absolute_uri
 from batchline.cli.prefect_run import configured_server_url
 from batchline.cli.prefect_setup import print_warning
 from batchline.models.errors import InvalidInput
-from batchline.models.sync import AfterAction, SyncOptions
-
-if TYPE_CHECKING:
-    from prefect.runner import Runner
+from batchline.models.sync import SyncOptions
 
 NON_BATCH_RUNS = 2
 """Extra runs so that a sync round and housekeeping do not wait for batches."""
@@ -23,10 +20,10 @@ def serve(
     *,
     limit: int = 8,
     watch: str | None = None,
-    endpoint: str | None = None,
-    window: str = "24h",
-    write_back: Flag = False,
-    after: AfterAction = "keep",
+    endpoint: EndpointOption = None,
+    window: WindowOption = "24h",
+    write_back: WriteBackFlag = False,
+    after: AfterOption = "keep",
 ) -> None:
     """Run batches here, as runs of deployments that this creates on the configured server, until Ctrl-C.
 
@@ -38,14 +35,6 @@ def serve(
         Maximum number of concurrent batches.
     watch:
         A folder below an allowed root; each new file in it becomes a batch. It is read every minute.
-    endpoint:
-        The endpoint of all requests in that folder; by default that of each file's first request.
-    window:
-        Maximum duration of a batch of that folder, such as 90m, 24h or 7d.
-    write_back:
-        Write the results of that folder's batches to the folder outbox next to it.
-    after:
-        What to do with a file that has a batch: keep, move (to the folder taken) or delete (an hour later).
     """
     if limit < 1:
         raise InvalidInput(f"--limit is {limit}; write 1 or more", param="limit")
@@ -59,7 +48,16 @@ def serve(
     from batchline.orchestration.setup import find_server_warning  # noqa: PLC0415 - as above
 
     print_warning(find_server_warning())
-    runner = _build_runner(limit=limit + NON_BATCH_RUNS)
+    from prefect.runner import Runner  # noqa: PLC0415 - as above
+
+    class Serving(Runner):
+        """A runner that ends on SIGTERM as on Ctrl-C; Prefect's never awaits its handler there."""
+
+        def handle_sigterm(self, *args: Any, **kwargs: Any) -> None:
+            del args, kwargs
+            signal.raise_signal(signal.SIGINT)
+
+    runner = Serving(name="batchline", limit=limit + NON_BATCH_RUNS, pause_on_shutdown=False)
     served_deployments = deployments(
         limit=limit, watched_uri=absolute_uri(watch) if watch else None, options=options
     )
@@ -71,16 +69,3 @@ def serve(
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(runner.start())
     print_note("stopped; the batches that were running continue when this runs again")
-
-
-def _build_runner(*, limit: int) -> "Runner":
-    from prefect.runner import Runner  # noqa: PLC0415 - Prefect takes seconds to import
-
-    class Serving(Runner):
-        """A runner that ends on SIGTERM as on Ctrl-C; Prefect's never awaits its handler there."""
-
-        def handle_sigterm(self, *args: Any, **kwargs: Any) -> None:
-            del args, kwargs
-            signal.raise_signal(signal.SIGINT)
-
-    return Serving(name="batchline", limit=limit, pause_on_shutdown=False)

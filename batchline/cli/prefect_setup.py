@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import cyclopts
 
 from batchline.cli.console import print_json, stderr_console
-from batchline.cli.options import Flag, absolute_uri
+from batchline.cli.options import Flag, WindowOption, absolute_uri
 from batchline.cli.prefect_run import configured_server_url
 from batchline.cli.progress import Progress
 from batchline.cli.tables import Column, print_rows
@@ -60,7 +60,7 @@ def chain(
     /,
     *,
     endpoint: str = "/v1/chat/completions",
-    window: str = "24h",
+    window: WindowOption = "24h",
     json: Flag = False,
 ) -> None:
     """Start a batch of one file each time a batch of another completes.
@@ -75,8 +75,6 @@ def chain(
         The file to run then: a path or s3:// URI below a root that the worker's settings allow.
     endpoint:
         The endpoint of all requests in it.
-    window:
-        Maximum duration of that batch.
     json:
         Print `{"data": [{what, name, outcome}]}`.
     """

@@ -7,7 +7,7 @@ from rich.markup import escape
 
 from batchline.cli.console import print_json, print_note, stderr_console
 from batchline.cli.exit_codes import ExitCode, exit_code_of_batch
-from batchline.cli.options import Flag, LocalFlag, StandInFlag
+from batchline.cli.options import EndpointOption, Flag, LocalFlag, MetadataOption, StandInFlag
 from batchline.cli.progress import Progress
 from batchline.cli.signals import interrupt_on_signal
 from batchline.cli.summary import print_summary
@@ -35,9 +35,9 @@ def run(
     /,
     *,
     resume: str | None = None,
-    endpoint: str | None = None,
+    endpoint: EndpointOption = None,
     window: str | None = None,
-    metadata: dict[str, str] | None = None,
+    metadata: MetadataOption = None,
     local: LocalFlag = False,
     stand_in: StandInFlag = False,
     json: Flag = False,
@@ -50,12 +50,8 @@ def run(
         JSONL of requests, plain or as .gz or .zst.
     resume:
         Id of a batch to continue, instead of a file.
-    endpoint:
-        The endpoint of all requests, such as /v1/embeddings; by default that of the first request.
     window:
         Maximum duration of the batch, such as 90m, 24h or 7d; by default 24h.
-    metadata:
-        Up to 16 pairs, each as --metadata.KEY VALUE.
     json:
         Print the batch with its analytics as JSON, last and alone on standard output.
     """

@@ -6,11 +6,19 @@ from rich.text import Text
 
 from batchline.cli.console import print_json, stderr_console, stdout_console
 from batchline.cli.exit_codes import ExitCode
-from batchline.cli.options import Flag, JsonFlag
+from batchline.cli.options import (
+    AfterOption,
+    EndpointOption,
+    Flag,
+    JsonFlag,
+    MetadataOption,
+    WindowOption,
+    WriteBackFlag,
+)
 from batchline.cli.progress import Progress
 from batchline.cli.signals import interrupt_on_signal
 from batchline.client import Batchline
-from batchline.models.sync import AfterAction, SyncEvent, SyncOptions
+from batchline.models.sync import SyncEvent, SyncOptions
 
 STYLES = {"failed": "red", "unreadable": "red", "quarantined": "yellow", "waiting": "dim", "changed": "dim"}
 
@@ -19,11 +27,11 @@ def sync(
     uri: str,
     /,
     *,
-    endpoint: str | None = None,
-    window: str = "24h",
-    metadata: dict[str, str] | None = None,
-    write_back: Flag = False,
-    after: AfterAction = "keep",
+    endpoint: EndpointOption = None,
+    window: WindowOption = "24h",
+    metadata: MetadataOption = None,
+    write_back: WriteBackFlag = False,
+    after: AfterOption = "keep",
     via: Literal["process", "deployment"] = "process",
     deployment: str | None = None,
     dry_run: Flag = False,
@@ -35,16 +43,6 @@ def sync(
     ----------
     uri:
         The folder, below an allowed root: s3://bucket/inbox/, a path, or either with a pattern such as *.jsonl.
-    endpoint:
-        The endpoint of all requests, such as /v1/embeddings; by default that of each file's first request.
-    window:
-        Maximum duration of a batch, such as 90m, 24h or 7d.
-    metadata:
-        Up to 16 pairs for every batch, each as --metadata.KEY VALUE.
-    write_back:
-        Write the results of ended batches to the folder outbox next to the watched one.
-    after:
-        What to do with a file that has a batch: keep, move (to the folder taken) or delete (an hour later).
     via:
         Run batches in this process, one after another, or start them as runs of a deployment.
     deployment:

@@ -6,7 +6,7 @@ from pathlib import Path
 from batchline.cli.console import print_json, stdout_console
 from batchline.cli.error_groups import describe_lines, group_errors
 from batchline.cli.exit_codes import ExitCode
-from batchline.cli.options import Flag
+from batchline.cli.options import EndpointOption, Flag
 from batchline.cli.progress import Progress
 from batchline.client import Validation, validate_file
 
@@ -15,7 +15,7 @@ def validate(
     file: Path,
     /,
     *,
-    endpoint: str | None = None,
+    endpoint: EndpointOption = None,
     json: Flag = False,
 ) -> int:
     """Check an input file and print all errors; the exit status is 2 if there is one.
@@ -24,8 +24,6 @@ def validate(
     ----------
     file:
         JSONL of requests, plain or as .gz or .zst.
-    endpoint:
-        The endpoint of all requests, such as /v1/embeddings; by default that of the first request.
     json:
         Print `{"data": [{code, line, message, param}, …]}`.
     """

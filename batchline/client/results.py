@@ -162,6 +162,8 @@ def _table_rows(table: pa.Table, output: str, errors: str) -> Iterator[_ResultRo
 
 def _partial_rows(services: Services, batch: BatchRecord, plan: Plan, skip: int) -> Iterator[_ResultRow]:
     """Yield the plan's requests from number `skip` on, with the results stored so far."""
+    import pyarrow.parquet as pq  # noqa: PLC0415 - its import takes half a second
+
     finished = find_finished_keys(services.store, batch.id, batch.generation)
     in_progress = _chunks_in_progress(
         services, batch, [chunk.index for chunk in plan.chunks if chunk.index not in finished]
@@ -171,7 +173,10 @@ def _partial_rows(services: Services, batch: BatchRecord, plan: Plan, skip: int)
             skip -= chunk.requests
             continue
         if chunk.index in finished:
-            rows = _part_rows(services.store, finished[chunk.index])
+            part = read_part(services.store, finished[chunk.index])
+            data = io.BytesIO(services.store.read(finished[chunk.index]))
+            table = pq.read_table(data, columns=list(ROW_COLUMNS))
+            rows = _table_rows(table, part.keys.output, part.keys.errors)
         else:
             status = "in_progress" if chunk.index in in_progress else "pending"
             rows = _pending_rows(services, batch, plan, chunk, status)
@@ -186,14 +191,6 @@ def _chunks_in_progress(services: Services, batch: BatchRecord, unfinished: Sequ
     reports = decode_reports(services.records.read_sender_reports(batch.id, batch.epoch))
     reported_chunks = {chunk for report in reports.values() for chunk in report.chunks}
     return reported_chunks or set(unfinished[:MAX_OPEN_CHUNKS])
-
-
-def _part_rows(store: ObjectStore, key: str) -> Iterator[_ResultRow]:
-    import pyarrow.parquet as pq  # noqa: PLC0415 - its import takes half a second
-
-    part = read_part(store, key)
-    table = pq.read_table(io.BytesIO(store.read(key)), columns=list(ROW_COLUMNS))
-    yield from _table_rows(table, part.keys.output, part.keys.errors)
 
 
 def _pending_rows(

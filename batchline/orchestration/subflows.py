@@ -43,27 +43,20 @@ def idempotency_of_call(file: FileRecord, request: CreateBatchRequest, blocks: B
         sorted((request.metadata or {}).items()),
         (blocks.upstreams, blocks.storage),
     )
-    # A deployment run has its own process, which does not see the other calls.
-    call_index = (
-        calling_task.dynamic_key
-        if calling_run.deployment_id
-        else str(_index_of_call(calling_task.flow_run_id, attempt, request_digest, calling_task.id))
-    )
+    call_index = calling_task.dynamic_key
+    if not calling_run.deployment_id:  # a deployment run has its own process, which does not see the other calls
+        # A task retried within the attempt keeps its index.
+        task_context = TaskRunContext.get()
+        task_run_id = task_context.task_run.id if task_context is not None else calling_task.id
+        with _lock:
+            calls = _calls_by_content[calling_task.flow_run_id, attempt, request_digest]
+            if task_run_id not in calls:
+                calls.append(task_run_id)
+            call_index = str(calls.index(task_run_id))
     return Idempotency(
         key=_hash_values("subflow", str(calling_task.flow_run_id), call_index, request_digest),
         request=request_digest,
     )
-
-
-def _index_of_call(run_id: UUID, attempt: int, request_digest: str, call_id: UUID) -> int:
-    """Return the number of earlier equal calls. A task retried within the attempt keeps its index."""
-    task_context = TaskRunContext.get()
-    with _lock:
-        calls = _calls_by_content[run_id, attempt, request_digest]
-        task_run_id = task_context.task_run.id if task_context is not None else call_id
-        if task_run_id not in calls:
-            calls.append(task_run_id)
-        return calls.index(task_run_id)
 
 
 def _hash_values(*values: object) -> str:

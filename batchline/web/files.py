@@ -9,7 +9,6 @@ from fastapi.responses import RedirectResponse, Response
 
 from batchline.api.concurrency import FairRoute
 from batchline.api.content import ContentQuery, content_response
-from batchline.client import Batchline
 from batchline.web.batch_list import visible_members
 from batchline.web.dependencies import CurrentClient, list_context, read_query
 from batchline.web.rendering import render_page
@@ -42,19 +41,15 @@ def list_files(request: Request, client: CurrentClient) -> Response:
 def show_file(request: Request, file_id: str, client: CurrentClient) -> Response:
     """Show a file and its first lines."""
     file = client.files.retrieve(file_id)
-    lines, has_more = _first_lines(client, file_id)
-    return render_page(request, "file.html", file=file, lines=lines, has_more=has_more)
-
-
-def _first_lines(client: Batchline, file_id: str) -> tuple[list[tuple[str, bool]], bool]:
-    """Return the first lines, each with True if it is truncated, and True if there are more."""
     start = b"".join(client.files.content(file_id, end=MAX_SHOWN_BYTES))  # a single line may have gigabytes
     parts = start.decode(errors="replace").split("\n", MAX_SHOWN_LINES)
     lines, rest = parts[:MAX_SHOWN_LINES], parts[MAX_SHOWN_LINES:]
+    # Each line with True if it is truncated.
     shown_lines = [
         (line[:MAX_SHOWN_CHARACTERS], len(line) > MAX_SHOWN_CHARACTERS) for line in lines if line.strip()
     ]
-    return shown_lines, any(rest) or len(start) == MAX_SHOWN_BYTES
+    has_more = any(rest) or len(start) == MAX_SHOWN_BYTES
+    return render_page(request, "file.html", file=file, lines=shown_lines, has_more=has_more)
 
 
 @router.get("/{file_id}/content")
