@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from contextvars import ContextVar
 from functools import wraps
 from inspect import iscoroutinefunction
 from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
+from weakref import WeakValueDictionary
 
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
@@ -39,13 +40,17 @@ class FairLimiter:
     def __init__(self, total: int, per_member: int) -> None:
         self._semaphore = asyncio.Semaphore(total)
         self._per_member = per_member
-        self._member_limits: dict[str, _MemberLimit] = {}
+        # A member's semaphore is kept as long as a request holds it or waits for it.
+        self._member_semaphores: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     @asynccontextmanager
     async def slot(self, member_id: str | None) -> AsyncIterator[None]:
         """Hold a slot within the block; one of the member's own is acquired first."""
+        own: AbstractAsyncContextManager[None] = nullcontext()
+        if member_id is not None:
+            own = self._member_semaphores.setdefault(member_id, asyncio.Semaphore(self._per_member))
         # Own slot first: waiting for it must not occupy one of the shared slots.
-        async with nullcontext() if member_id is None else self._member_slot(member_id), self._semaphore:
+        async with own, self._semaphore:
             yield
 
     @asynccontextmanager
@@ -58,27 +63,6 @@ class FairLimiter:
             except TimeoutError:
                 raise service_unavailable(message) from None
             yield
-
-    @asynccontextmanager
-    async def _member_slot(self, member_id: str) -> AsyncIterator[None]:
-        limit = self._member_limits.setdefault(member_id, _MemberLimit(asyncio.Semaphore(self._per_member)))
-        # Before the wait, so that another request's end does not drop the entry.
-        limit.users += 1
-        try:
-            async with limit.semaphore:
-                yield
-        finally:
-            limit.users -= 1
-            if not limit.users:
-                self._member_limits.pop(member_id, None)
-
-
-class _MemberLimit:
-    """One member's semaphore, and the number of requests that hold it or wait for it."""
-
-    def __init__(self, semaphore: asyncio.Semaphore) -> None:
-        self.semaphore = semaphore
-        self.users = 0
 
 
 class RequestContext(NamedTuple):

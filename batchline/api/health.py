@@ -69,14 +69,12 @@ class Health(BaseModel):
     status: Literal["ok"]
 
 
-@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", response_model=Health, responses=openapi_errors())
 async def healthz() -> Response:
     """Return ok if the server runs."""
     return json_response(OK_BODY)
 
 
-@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", response_model=Health, responses=openapi_errors())
 async def readyz(request: Request) -> Response:
     """Return ok if storage and the database respond."""

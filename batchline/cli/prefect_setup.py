@@ -84,9 +84,9 @@ def chain(
     configured_server_url()
     with Progress() as progress:
         progress.doing("loading Prefect")
-        from batchline.orchestration.batch_chain import chain_batches as make_chain  # noqa: PLC0415 - as above
+        from batchline.orchestration.setup import chain_batches  # noqa: PLC0415 - as above
 
-        result = make_chain(
+        result = chain_batches(
             first, absolute_uri(then), deployment=settings.deployment, endpoint=endpoint, window=window
         )
     _print_results([result], json=json)

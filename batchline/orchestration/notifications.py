@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -20,42 +20,8 @@ from batchline.orchestration.sync_reports import FILE_RESOURCE, QUARANTINED_EVEN
 
 NOTIFIED_EVENTS: Final = ("completed", "failed", "expired", "cancelled", "deadline_at_risk")
 
-SUBJECT_TEMPLATE: Final = (
-    "{{ event.resource.name }}"
-    "{% if event.payload.message %} {{ event.payload.message }}"
-    "{% else %}: {{ event.event.removeprefix('batch.').replace('_', ' ') }}, "
-    "{{ '{:,} ok, {:,} failed of {:,}'.format("
-    "event.payload.completed, event.payload.failed, event.payload.total) }}"
-    "{% if event.payload.late_by_s %}, {{ event.payload.late_by_s }} s late at this speed{% endif %}"
-    "{% endif %}"
-)
-"""The file and its batch's outcome with the reason, as in the flow run's state."""
 
-PAGE_TEMPLATE: Final = "{% set page = (flow_run | ui_url if flow_run else none) or event.payload.get('run_url') %}"
-"""The URL of the run's page, from the server if it knows its address, else from the run's event."""
-
-BODY_TEMPLATE: Final = (
-    PAGE_TEMPLATE + SUBJECT_TEMPLATE + "\n{{ event.payload.batch_id }}{% if page %}\n{{ page }}{% endif %}"
-)
-PAYLOAD_TEMPLATE: Final = (
-    PAGE_TEMPLATE + "{% set text %}" + SUBJECT_TEMPLATE + "{% endset %}"
-    '{"text": {{ text | string | tojson }}, "event": {{ event.event | tojson }}, '
-    '"url": {{ page | tojson }}, "batch": {{ event.payload | tojson }}}'
-)
-"""The body sent to a webhook: chat services show `text`; `batch` has the event's data."""
-
-FILE_SUBJECT_TEMPLATE: Final = "{{ event.payload.file }}: quarantined, {{ event.payload.reason }}"
-FILE_BODY_TEMPLATE: Final = (
-    PAGE_TEMPLATE + FILE_SUBJECT_TEMPLATE + "\n{{ event.payload.place }}{% if page %}\n{{ page }}{% endif %}"
-)
-FILE_PAYLOAD_TEMPLATE: Final = (
-    PAGE_TEMPLATE + "{% set text %}" + FILE_SUBJECT_TEMPLATE + "{% endset %}"
-    '{"text": {{ text | string | tojson }}, "event": {{ event.event | tojson }}, '
-    '"url": {{ page | tojson }}, "file": {{ event.payload | tojson }}}'
-)
-
-
-class _Templates(NamedTuple):
+class Templates(NamedTuple):
     """Templates of a notification: subject and body for a block, payload for a webhook."""
 
     subject: str
@@ -63,33 +29,68 @@ class _Templates(NamedTuple):
     payload: str
 
 
-def batch_notifications(client: SyncPrefectClient, targets: Sequence[str]) -> AutomationCore:
-    """Return the automation that notifies each target: a URL, or a block such as slack-webhook/ops.
+def _build_templates(subject: str, detail: str, payload_name: str) -> Templates:
+    """Return the templates with this subject, an event's field as detail, and the event's data in the payload.
+
+    The URL of the run's page is from the server if it knows its address, else from the run's event. Chat services
+    show the payload's `text`.
+    """
+    page = "{% set page = (flow_run | ui_url if flow_run else none) or event.payload.get('run_url') %}"
+    body = page + subject + "\n{{ event.payload." + detail + " }}{% if page %}\n{{ page }}{% endif %}"
+    payload = (
+        page + "{% set text %}" + subject + "{% endset %}"
+        '{"text": {{ text | string | tojson }}, "event": {{ event.event | tojson }}, '
+        '"url": {{ page | tojson }}, "' + payload_name + '": {{ event.payload | tojson }}}'
+    )
+    return Templates(subject, body, payload)
+
+
+BATCH_TEMPLATES: Final = _build_templates(
+    "{{ event.resource.name }}"
+    "{% if event.payload.message %} {{ event.payload.message }}"
+    "{% else %}: {{ event.event.removeprefix('batch.').replace('_', ' ') }}, "
+    "{{ '{:,} ok, {:,} failed of {:,}'.format("
+    "event.payload.completed, event.payload.failed, event.payload.total) }}"
+    "{% if event.payload.late_by_s %}, {{ event.payload.late_by_s }} s late at this speed{% endif %}"
+    "{% endif %}",
+    "batch_id",
+    "batch",
+)
+"""The file and its batch's outcome with the reason, as in the flow run's state."""
+
+FILE_TEMPLATES: Final = _build_templates(
+    "{{ event.payload.file }}: quarantined, {{ event.payload.reason }}", "place", "file"
+)
+
+
+def notifications(client: SyncPrefectClient, targets: Sequence[str]) -> Iterator[AutomationCore]:
+    """Yield the automations that notify each target: a URL, or a block such as slack-webhook/ops.
 
     Raises `InvalidInput` for a block that does not exist or cannot notify.
     """
-    templates = _Templates(SUBJECT_TEMPLATE, BODY_TEMPLATE, PAYLOAD_TEMPLATE)
-    return AutomationCore(
-        name="batchline: tell of batches",
-        description="Ends of batches and deadlines in danger. Made by `batchline prefect setup`.",
-        trigger=batch_event_trigger(*NOTIFIED_EVENTS),
-        actions=[_notify_action(client, target, number, templates) for number, target in enumerate(targets, 1)],
-    )
-
-
-def file_notifications(client: SyncPrefectClient, targets: Sequence[str]) -> AutomationCore:
-    """Return the automation that notifies of files in quarantine; raises as `batch_notifications` does."""
-    templates = _Templates(FILE_SUBJECT_TEMPLATE, FILE_BODY_TEMPLATE, FILE_PAYLOAD_TEMPLATE)
-    return AutomationCore(
-        name="batchline: tell of files in quarantine",
-        description="Files in watched folders that do not validate. Made by `batchline prefect setup`.",
-        trigger=event_trigger({QUARANTINED_EVENT}, {"prefect.resource.id": f"{FILE_RESOURCE}.*"}),
-        actions=[_notify_action(client, target, number, templates) for number, target in enumerate(targets, 1)],
-    )
+    batches = batch_event_trigger(*NOTIFIED_EVENTS)
+    files = event_trigger({QUARANTINED_EVENT}, {"prefect.resource.id": f"{FILE_RESOURCE}.*"})
+    for name, description, trigger, templates in (
+        (
+            "batches",
+            "Ends of batches and deadlines in danger",
+            batch_event_trigger(*NOTIFIED_EVENTS),
+            BATCH_TEMPLATES,
+        ),
+        ("files in quarantine", "Files in watched folders that do not validate", files, FILE_TEMPLATES),
+    ):
+        yield AutomationCore(
+            name=f"batchline: tell of {name}",
+            description=f"{description}. Made by `batchline prefect setup`.",
+            trigger=trigger,
+            actions=[
+                _notify_action(client, target, number, templates) for number, target in enumerate(targets, 1)
+            ],
+        )
 
 
 def _notify_action(
-    client: SyncPrefectClient, target: str, number: int, templates: _Templates
+    client: SyncPrefectClient, target: str, number: int, templates: Templates
 ) -> CallWebhook | SendNotification:
     if target.startswith(("http://", "https://")):
         # Automations refer to blocks only, so a URL gets a block of its own.

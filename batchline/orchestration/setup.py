@@ -1,4 +1,4 @@
-"""Creates what our deployments need on a Prefect server besides `prefect deploy`."""
+"""Creates what the deployments need on a Prefect server besides `prefect deploy`, and chains of batches."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.events.actions import RunDeployment
+from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 
 from batchline.models.errors import InvalidInput
 from batchline.orchestration.automations import (
     SetupResult,
+    batch_event_trigger,
     crash_on_missed_heartbeats,
     prefect_client,
     upsert_automation,
@@ -19,7 +22,7 @@ from batchline.orchestration.blocks import BLOCK_TYPES
 from batchline.orchestration.deployments import RUN_TAG
 from batchline.orchestration.events import HEARTBEAT_S
 from batchline.orchestration.lease_storage import lease_storage_warning
-from batchline.orchestration.notifications import batch_notifications, file_notifications
+from batchline.orchestration.notifications import notifications
 
 DEFAULT_HEARTBEAT_S: Final = 180
 """Seconds between heartbeats of runs started elsewhere: Prefect's default."""
@@ -61,12 +64,34 @@ def set_up_server(
         within_s = max(crash_after_s, MISSED_HEARTBEATS * DEFAULT_HEARTBEAT_S)
         automation = crash_on_missed_heartbeats("of process-batch, started anywhere,", batch_flow, within_s)
         yield upsert_automation(client, automation)
-        if notify:
-            yield upsert_automation(client, batch_notifications(client, notify))
-            yield upsert_automation(client, file_notifications(client, notify))
+        for automation in notifications(client, notify) if notify else ():
+            yield upsert_automation(client, automation)
 
 
 def find_server_warning() -> str | None:
     """Return a warning about the configured server, or None; raises `Interrupted` if it fails."""
     with prefect_client() as client:
         return lease_storage_warning(client)
+
+
+def chain_batches(first_file: str, next_uri: str, *, deployment: str, endpoint: str, window: str) -> SetupResult:
+    """Create an automation that starts a batch of `next_uri` each time a batch of `first_file` completes.
+
+    Safe to repeat. Raises `InvalidInput` if the server has no such deployment of process-batch.
+    """
+    parameters = {"input_uri": next_uri, "endpoint": endpoint, "completion_window": window}
+    with prefect_client() as client:
+        try:
+            deployment_id = client.read_deployment_by_name(deployment).id
+        except ObjectNotFound:
+            raise InvalidInput(
+                f"there is no deployment {deployment}; create it with `prefect deploy --all` or "
+                "`batchline prefect serve`, or name another in BATCHLINE_DEPLOYMENT"
+            ) from None
+        automation = AutomationCore(
+            name=f"batchline: after {first_file}, {next_uri}",
+            description=f"Each time {first_file} completes. Made by `batchline prefect chain`.",
+            trigger=batch_event_trigger("completed", file=first_file),
+            actions=[RunDeployment(deployment_id=deployment_id, parameters=parameters)],
+        )
+        return upsert_automation(client, automation)

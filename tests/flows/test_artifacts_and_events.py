@@ -26,10 +26,9 @@ from batchline.models.batches import BatchError
 from batchline.models.errors import Interrupted, InvalidInput, NotFound
 from batchline.orchestration import artifacts, events, monitor
 from batchline.orchestration.artifacts import MAX_LISTED_ERRORS
-from batchline.orchestration.batch_chain import chain_batches
 from batchline.orchestration.blocks import StorageBlock, UpstreamBlock, settings_from_blocks
 from batchline.orchestration.crashed_runs import batch_of_crashed_run
-from batchline.orchestration.setup import set_up_server
+from batchline.orchestration.setup import chain_batches, set_up_server
 
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("prefect_server")]
 

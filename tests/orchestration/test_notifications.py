@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from prefect.server.utilities.user_templates import render_user_template_sync
 
-from batchline.orchestration.notifications import BODY_TEMPLATE, PAYLOAD_TEMPLATE, SUBJECT_TEMPLATE
+from batchline.orchestration.notifications import BATCH_TEMPLATES
 
 COUNTS = {"batch_id": "batch-1", "completed": 0, "failed": 0, "total": 0, "run_url": "http://pages/run"}
 FAILED = COUNTS | {"message": 'failed: line 3: "method" is missing (and 4 more); nothing was sent'}
@@ -32,8 +32,8 @@ def rendered(template: str, event: str, payload: dict[str, Any]) -> str:
     ids=["the end", "a late one"],
 )
 def test_notification_text_states_outcome_and_reason(event, payload, words):
-    hook = json.loads(rendered(PAYLOAD_TEMPLATE, event, payload))
+    hook = json.loads(rendered(BATCH_TEMPLATES.payload, event, payload))
 
     assert (hook["text"], hook["event"], hook["batch"], hook["url"]) == (words, event, payload, "http://pages/run")
-    assert rendered(SUBJECT_TEMPLATE, event, payload) == words
-    assert rendered(BODY_TEMPLATE, event, payload) == f"{words}\nbatch-1\nhttp://pages/run"
+    assert rendered(BATCH_TEMPLATES.subject, event, payload) == words
+    assert rendered(BATCH_TEMPLATES.body, event, payload) == f"{words}\nbatch-1\nhttp://pages/run"
