@@ -145,29 +145,20 @@ def error_response(error: Exception) -> Response:
 
 def to_http_exception(error: Exception) -> HTTPException:
     """Return the error for the client. Server errors are logged, and returned without their details."""
-    if isinstance(error, BatchlineError):
-        error = _from_batchline_error(error)
     if isinstance(error, RequestValidationError):
-        error = _from_validation_error(error)
-    if not isinstance(error, HTTPException):
-        log.error("%s: %s", request_id.get(), error)  # the server logs the traceback
-        error = _server_error()
-    return error
-
-
-def _from_batchline_error(error: BatchlineError) -> ApiError:
+        return _from_validation_error(error)
+    if isinstance(error, HTTPException):
+        return error
     for error_class, (status, code) in _STATUS_AND_CODE_OF_ERROR.items():
         if isinstance(error, error_class):
             headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 429 else None
             return ApiError(status, str(error), param=getattr(error, "param", None), code=code, headers=headers)
-    if isinstance(error, StorageFault | Interrupted):
-        log.error("%s: %s", request_id.get(), error)
+    is_outage = isinstance(error, StorageFault | Interrupted)
+    # The server logs the traceback of an error that is not ours.
+    is_logged_here = isinstance(error, BatchlineError) and not is_outage
+    log.error("%s: %s", request_id.get(), error, exc_info=error if is_logged_here else None)
+    if is_outage:
         return service_unavailable("storage or the database does not respond; try again")
-    log.error("%s: %s", request_id.get(), error, exc_info=error)
-    return _server_error()
-
-
-def _server_error() -> ApiError:
     return ApiError(500, f"the server failed; its log has the details of {request_id.get()}")
 
 

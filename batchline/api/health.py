@@ -8,19 +8,16 @@ from typing import Final, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import BaseModel
 
 from batchline.api.concurrency import FairRoute
 from batchline.api.errors import openapi_errors
 from batchline.api.metrics import MEDIA_TYPE, render_metrics
-from batchline.api.responses import CurrentClient, json_response
+from batchline.api.responses import CurrentClient, model_response
 from batchline.client import Batchline
+from batchline.models.base import WireModel
 from batchline.models.errors import StorageFault
 
 router = APIRouter(tags=["Health"], route_class=FairRoute)
-
-OK_BODY = '{"status":"ok"}'
-
 
 CACHE_TTL_S: Final = 1.0
 CHECK_TIMEOUT_S: Final = 5.0
@@ -63,16 +60,16 @@ class ReadinessCheck:
         self._thread.shutdown(wait=False)
 
 
-class Health(BaseModel):
+class Health(WireModel):
     """The server is healthy."""
 
-    status: Literal["ok"]
+    status: Literal["ok"] = "ok"
 
 
 @router.get("/healthz", response_model=Health, responses=openapi_errors())
 async def healthz() -> Response:
     """Return ok if the server runs."""
-    return json_response(OK_BODY)
+    return model_response(Health())
 
 
 @router.get("/readyz", response_model=Health, responses=openapi_errors())
@@ -80,7 +77,7 @@ async def readyz(request: Request) -> Response:
     """Return ok if storage and the database respond."""
     readiness: ReadinessCheck = request.app.state.readiness
     await readiness.check()
-    return json_response(OK_BODY)
+    return model_response(Health())
 
 
 @router.get(

@@ -5,9 +5,9 @@ from decimal import Decimal
 from batchline.cli.console import print_json, print_note, stdout_console
 from batchline.cli.options import JsonFlag
 from batchline.cli.progress import Progress
-from batchline.cli.tables import Column, Row, plain, print_rows
+from batchline.cli.tables import Column, plain, print_rows
 from batchline.client import Batchline
-from batchline.client.estimate import TOKENS_PER_ATTACHMENT, CostEstimate, ModelEstimate, estimate_cost
+from batchline.client.estimate import TOKENS_PER_ATTACHMENT, CostEstimate, estimate_cost
 
 COLUMNS = (
     Column("model", least=12),
@@ -32,21 +32,23 @@ def cost_estimate(file: str, /, *, json: JsonFlag = False) -> None:
     if json:
         print_json(estimate.to_json().decode())
         return
-    print_rows([_model_row(model, estimate) for model in estimate.models], COLUMNS, none="")
+    rows = [
+        (
+            plain(model.model or "(none)"),
+            f"{model.requests:,}",
+            f"{model.input_tokens:,}",
+            _format_cost(model.input_cost, estimate) or "no price",
+            "no limit" if model.without_limit else f"≤ {model.output_tokens_at_most:,}",
+            f"≤ {cost}"
+            if (cost := _format_cost(model.output_cost_at_most, estimate)) and not model.without_limit
+            else "",
+        )
+        for model in estimate.models
+    ]
+    print_rows(rows, COLUMNS, none="")
     stdout_console().print(f"\n{_describe_total(estimate)}", markup=False)
     for note in _list_notes(estimate):
         print_note(note)
-
-
-def _model_row(model: ModelEstimate, estimate: CostEstimate) -> Row:
-    name, requests, tokens = plain(model.model or "(none)"), f"{model.requests:,}", f"{model.input_tokens:,}"
-    input_cost, output_cost = (
-        _format_cost(model.input_cost, estimate) or "no price",
-        _format_cost(model.output_cost_at_most, estimate),
-    )
-    output_tokens = "no limit" if model.without_limit else f"≤ {model.output_tokens_at_most:,}"
-    output_cost = f"≤ {output_cost}" if output_cost and not model.without_limit else ""
-    return name, requests, tokens, input_cost, output_tokens, output_cost
 
 
 def _describe_total(estimate: CostEstimate) -> str:

@@ -11,7 +11,6 @@ from typing import Final, NamedTuple
 from batchline.client.client import Batchline
 from batchline.engine.services import Services, open_services
 from batchline.models.errors import BatchlineError, Conflict
-from batchline.models.settings import Settings
 from batchline.models.status import TERMINAL_STATUSES
 
 log = logging.getLogger(__name__)
@@ -21,9 +20,9 @@ MAX_BACKOFF_S: Final = 900.0
 """A started run gets `MIN_BACKOFF_S` to claim its batch, doubled each time up to this maximum."""
 
 
-def client_for_server(settings: Settings | None = None) -> Batchline:
+def client_for_server() -> Batchline:
     """Return a client whose batches run where the setting `serve_via` says."""
-    services = open_services(settings)
+    services = open_services()
     if services.settings.serve_via == "process":
         return Batchline(services=services)
     return Batchline(services=services, runner=DeploymentRunner(services))

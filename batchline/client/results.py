@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -165,9 +165,13 @@ def _partial_rows(services: Services, batch: BatchRecord, plan: Plan, skip: int)
     import pyarrow.parquet as pq  # noqa: PLC0415 - its import takes half a second
 
     finished = find_finished_keys(services.store, batch.id, batch.generation)
-    in_progress = _chunks_in_progress(
-        services, batch, [chunk.index for chunk in plan.chunks if chunk.index not in finished]
-    )
+    in_progress: set[int] = set()
+    if batch.is_leased(now=services.records.now(), lease_s=services.settings.lease_s):
+        # Those that processes report, else the first few.
+        reports = decode_reports(services.records.read_sender_reports(batch.id, batch.epoch))
+        unfinished = [chunk.index for chunk in plan.chunks if chunk.index not in finished]
+        in_progress = {chunk for report in reports.values() for chunk in report.chunks}
+        in_progress = in_progress or set(unfinished[:MAX_OPEN_CHUNKS])
     for chunk in plan.chunks:
         if skip >= chunk.requests:
             skip -= chunk.requests
@@ -182,15 +186,6 @@ def _partial_rows(services: Services, batch: BatchRecord, plan: Plan, skip: int)
             rows = _pending_rows(services, batch, plan, chunk, status)
         yield from islice(rows, skip, None)
         skip = 0
-
-
-def _chunks_in_progress(services: Services, batch: BatchRecord, unfinished: Sequence[int]) -> set[int]:
-    """Return the unfinished chunks in progress: those that processes report, else the first few."""
-    if not batch.is_leased(now=services.records.now(), lease_s=services.settings.lease_s):
-        return set()
-    reports = decode_reports(services.records.read_sender_reports(batch.id, batch.epoch))
-    reported_chunks = {chunk for report in reports.values() for chunk in report.chunks}
-    return reported_chunks or set(unfinished[:MAX_OPEN_CHUNKS])
 
 
 def _pending_rows(

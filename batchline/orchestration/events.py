@@ -10,7 +10,8 @@ from uuid import UUID
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.events import emit_event
+from prefect.events import RelatedResource, emit_event
+from prefect.events.related import tags_as_related_resources
 from prefect.runtime import flow_run
 from prefect.utilities.urls import url_for
 
@@ -37,15 +38,13 @@ HEARTBEAT_SETTLE_S: Final = 1.5
 """Seconds within which the server handles a heartbeat, unless it is overloaded."""
 
 
-def emit_batch_event(
-    event: str, batch: BatchRecord, *, report: BatchReport | None = None, run_id: UUID | None = None, **extra: Any
-) -> None:
+def emit_batch_event(event: str, batch: BatchRecord, *, run_id: UUID | None = None, **extra: Any) -> None:
     """Send the event `batch.<event>`, with the batch as its resource.
 
     Prefect sends it in the background and adds the current flow run; pass `run_id` from any thread other than the
     flow run's own.
     """
-    name, resource, payload = batch_event(event, batch, report=report, run_id=run_id)
+    name, resource, payload = batch_event(event, batch, run_id=run_id)
     emit_event(event=name, resource=resource, payload={**payload, **extra})
 
 
@@ -89,9 +88,8 @@ def emit_stopped(run: FlowRun, flow_name: str) -> None:
         "prefect.resource.role": "flow",
         "prefect.resource.name": flow_name,
     }
-    tags = [{"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"} for tag in run.tags]
     run_resource = {"prefect.resource.id": f"prefect.flow-run.{run.id}"}
-    emit_event(event=STOPPED_EVENT, resource=run_resource, related=[flow, *tags])
+    emit_event(STOPPED_EVENT, run_resource, related=[RelatedResource(flow), *tags_as_related_resources(run.tags)])
 
 
 def report_stopped(flow: Flow[Any, Any], flow_run: FlowRun, state: State) -> None:

@@ -71,12 +71,7 @@ def notifications(client: SyncPrefectClient, targets: Sequence[str]) -> Iterator
     batches = batch_event_trigger(*NOTIFIED_EVENTS)
     files = event_trigger({QUARANTINED_EVENT}, {"prefect.resource.id": f"{FILE_RESOURCE}.*"})
     for name, description, trigger, templates in (
-        (
-            "batches",
-            "Ends of batches and deadlines in danger",
-            batch_event_trigger(*NOTIFIED_EVENTS),
-            BATCH_TEMPLATES,
-        ),
+        ("batches", "Ends of batches and deadlines in danger", batches, BATCH_TEMPLATES),
         ("files in quarantine", "Files in watched folders that do not validate", files, FILE_TEMPLATES),
     ):
         yield AutomationCore(

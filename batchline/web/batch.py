@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from itertools import pairwise
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Form, Request
@@ -73,10 +74,9 @@ def timeline_of(batch: BatchRecord) -> list[tuple[str, int, int | None]]:
         (batch.status.capitalize(), batch.ended_at if batch.status in TERMINAL_STATUSES else None),
     ]
     reached = sorted(((name, timestamp) for name, timestamp in events if timestamp), key=lambda event: event[1])
-    ends = [timestamp for _, timestamp in reached[1:]]
     return [
-        (name, timestamp, end - timestamp if end is not None else None)
-        for (name, timestamp), end in zip(reached, [*ends, None], strict=True)
+        *((name, begin, end - begin) for (name, begin), (_, end) in pairwise(reached)),
+        (*reached[-1], None),
     ]
 
 
