@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class _HeadersSentError(Exception):
-    """Stops an app that goes on streaming a body to a HEAD request."""
+    """Stops an app that continues to stream a body to a HEAD request."""
 
 
 class HeadMiddleware:

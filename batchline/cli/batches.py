@@ -97,7 +97,7 @@ def cancel(batch_id: BatchId, /, *, wait: Flag = False, json: JsonFlag = False) 
     """
     client = Batchline(origin="cli")
     client.batches.cancel(batch_id)
-    if client.batches.is_queued(batch_id):  # it was paused: nobody else writes its files
+    if client.batches.is_queued(batch_id):  # it was paused, so no other process writes its files
         client.batches.wait(batch_id)
     batch = follow_batch(client, batch_id, abandoned_s=0) if wait else client.batches.record(batch_id)
     is_abandoned = bool(client.batches.runner_state(batch))

@@ -207,7 +207,7 @@ class Batches(BatchRuns):
     ) -> BatchResponse:
         """Start a batch that has not ended and is not running, and end its pause; raises `Conflict` otherwise.
 
-        A paused batch goes on in its flow run if it has one, and in the process that still finishes its requests;
+        A paused batch continues in its flow run if it has one, or in the process that still finishes its requests;
         else it is started as `via` says. `deployment` is the one to start a run of, by default that of the
         settings.
         """

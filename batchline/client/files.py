@@ -215,7 +215,7 @@ class Files:
         return FileExtent(record.size_bytes, is_complete=True, lines=self._count_lines(record), key=record.key)
 
     def _count_lines(self, record: FileRecord) -> int | None:
-        """Return the number of lines of a batch's file, or None if only reading it would tell."""
+        """Return the number of lines of a batch's file, or None if it must be read to count them."""
         if record.purpose == "batch":
             return None
         try:

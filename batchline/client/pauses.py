@@ -11,7 +11,7 @@ from batchline.models.status import TERMINAL_STATUSES
 from batchline.storage.records.store import BatchRecord
 
 Runner = Literal["same process", "flow run", "server"]
-"""Who goes on with a resumed batch: the process that still finishes its requests, its flow run, or a server."""
+"""Runner that continues a resumed batch: the process that still finishes requests, its flow run, or a server."""
 
 SERVER_ORIGINS: Final = frozenset({"api", "frontend"})
 """Origins of the batches that a server runs; others have runners of their own."""
@@ -32,7 +32,7 @@ def pause_batch(services: Services, batch_id: str, message: str = DEFAULT_MESSAG
 
 
 def resume_where_it_ran(services: Services, batch: BatchRecord) -> Runner | None:
-    """End the pause if the batch then goes on by itself, and return who goes on with it; else return None.
+    """End the pause if a runner then continues the batch, and return which; else return None.
 
     Raises `Conflict` if the batch is not paused, and `Interrupted` if Prefect fails; the batch then stays paused.
     """
@@ -46,7 +46,7 @@ def resume_where_it_ran(services: Services, batch: BatchRecord) -> Runner | None
 def require_paused(batch: BatchRecord) -> None:
     """Raise `Conflict` unless the batch is paused."""
     if batch.status in TERMINAL_STATUSES:
-        raise Conflict(f"batch {batch.id} is {batch.status}; there is nothing to go on with (retry?)")
+        raise Conflict(f"batch {batch.id} is {batch.status}; there is nothing to resume; retry it?")
     if batch.pause is None:
         raise Conflict(f"batch {batch.id} is {batch.status} and not paused")
 

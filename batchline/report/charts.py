@@ -185,7 +185,8 @@ def _time_columns(points: Sequence[ThroughputPoint], interval_s: float) -> list[
         in_flight = "unknown" if point.in_flight is None else format_count(point.in_flight)
         label = (
             f"{format_clock(point.at)} UTC, {_length_text(interval_s)}: "
-            f"{_counts_text(point.requests, point.failed)}, {format_compact(point.tokens)} tokens, {in_flight} in flight"
+            f"{_counts_text(point.requests, point.failed)}, {format_compact(point.tokens)} tokens, "
+            f"{in_flight} in flight"
         )
         columns.append(ChartColumn(round(index * width, 3), round(width, 3), 0.0, 0.0, label))
     return columns
