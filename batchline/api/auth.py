@@ -56,9 +56,6 @@ class Principal(NamedTuple):
     name: str | None = None
     """The member's name; None if no key is required."""
 
-    member_id: str | None = None
-    """The member's id; None if no key is required."""
-
 
 class TokenLookup(NamedTuple):
     """The key that a token belongs to, or None."""
@@ -130,11 +127,11 @@ class Authenticator:
         if path in MANAGER_PATHS and key.role != "manager":
             raise ApiError(403, f"{path} is for managers", code="insufficient_permissions")
         access = access_of(key)
-        return Principal(self._client.derive(access=access), key.role == "manager", key.name, access.member_id)
+        return Principal(self._client.derive(access=access), key.role == "manager", key.name)
 
     def set_request_context(self, principal: Principal) -> None:
         """Count the threads that this request uses from now on against the caller's share."""
-        REQUEST_CONTEXT.set(RequestContext(self._thread_limiter, principal.member_id))
+        REQUEST_CONTEXT.set(RequestContext(self._thread_limiter, principal.client.access.member_id))
 
 
 class AuthMiddleware:
