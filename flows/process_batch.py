@@ -27,10 +27,10 @@ from batchline.orchestration.crashed_runs import batch_of_crashed_run
 from batchline.orchestration.end_announcement import announce_end
 from batchline.orchestration.events import emit_batch_event, report_stopped
 from batchline.orchestration.final_state import BATCH_ID_LABEL, final_state, outcome_message, run_name
-from batchline.orchestration.lease_storage import warn_of_memory_leases
 from batchline.orchestration.log_filter import install_log_filter
 from batchline.orchestration.monitor import monitor_run
 from batchline.orchestration.quota_store import share_quotas
+from batchline.orchestration.setup import warn_of_memory_leases
 from batchline.orchestration.subflows import idempotency_of_call
 from batchline.orchestration.suspension import is_asked_to_resume, paused_state, suspend_run
 from batchline.report.report_data import report_of

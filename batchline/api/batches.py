@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 from itertools import chain
 from typing import Annotated, Final, Literal
 
@@ -18,7 +17,7 @@ from batchline.api.responses import CurrentClient, Deleted, json_response, model
 from batchline.client import Batchline
 from batchline.client.batch_runs import POLL_INTERVAL_S
 from batchline.client.pauses import DEFAULT_MESSAGE
-from batchline.client.raw_result import RawResult
+from batchline.client.raw_result import RawResult, split_blocks
 from batchline.models.analytics import BatchAnalytics
 from batchline.models.batches import (
     BatchListResponse,
@@ -107,23 +106,12 @@ def read_analytics(batch_id: str, client: CurrentClient) -> Response:
 )
 def read_results(batch_id: str, query: Annotated[BatchResultsQuery, Query()], client: CurrentClient) -> Response:
     """Return the result of each request, also while the batch runs; each line is a `BatchResultItem`."""
-    lines = _join_lines(client.batches.raw_results(batch_id, **query.model_dump()))
+    results = client.batches.raw_results(batch_id, **query.model_dump())
+    blocks = split_blocks(results, max_items=MAX_BLOCK_ITEMS, max_bytes=MAX_BLOCK_BYTES)
+    lines = (b"".join(map(RawResult.to_line, block)) for block in blocks)
     # Before the response starts: a batch that is not found must still become a 404.
     first_block = next(lines, b"")
     return StreamingResponse(iterate_in_thread(chain([first_block], lines)), media_type=LINES_MEDIA_TYPE)
-
-
-def _join_lines(results: Iterator[RawResult]) -> Iterator[bytes]:
-    """Yield the results as lines, joined into blocks of up to `MAX_BLOCK_ITEMS` or about `MAX_BLOCK_BYTES`."""
-    pending: list[bytes] = []
-    size = 0
-    for result in results:
-        pending.append(result.to_line())
-        size += len(pending[-1])
-        if len(pending) >= MAX_BLOCK_ITEMS or size >= MAX_BLOCK_BYTES:
-            yield b"".join(pending) if len(pending) > 1 else pending[0]
-            pending, size = [], 0
-    yield b"".join(pending)
 
 
 async def delete_when_idle(client: Batchline, batch_id: str) -> None:

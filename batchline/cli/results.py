@@ -16,7 +16,7 @@ from batchline.cli.options import BatchId, Flag
 from batchline.cli.output_files import open_new_file, print_json_list, require_not_exists
 from batchline.cli.tables import Column, Row, plain, print_rows
 from batchline.client import Batchline
-from batchline.client.raw_result import RawResult
+from batchline.client.raw_result import RawResult, split_blocks
 from batchline.models.base import dump_json_text
 from batchline.models.batches import BatchResultItem
 from batchline.models.errors import InvalidInput
@@ -181,22 +181,8 @@ def _write_parquet(items: Iterator[RawResult], file: BinaryIO) -> int:
     schema = pa.schema([(name, pa.string()) for name in FIELD_NAMES])
     count = 0
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        for block in _split_blocks(items):
+        for block in split_blocks(items, max_items=MAX_BLOCK_ITEMS, max_bytes=MAX_BLOCK_BYTES):
             count += len(block)
             columns = zip(*map(_field_values, block), strict=True)
             writer.write_table(pa.table([pa.array(column, pa.string()) for column in columns], schema=schema))
     return count
-
-
-def _split_blocks(items: Iterator[RawResult]) -> Iterator[list[RawResult]]:
-    """Yield blocks of up to `MAX_BLOCK_ITEMS` items, or about `MAX_BLOCK_BYTES` of bodies."""
-    block: list[RawResult] = []
-    size = 0
-    for item in items:
-        block.append(item)
-        size += len(item.input_text or b"") + len(item.response_text or b"")
-        if len(block) == MAX_BLOCK_ITEMS or size >= MAX_BLOCK_BYTES:
-            yield block
-            block, size = [], 0
-    if block:
-        yield block

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -63,3 +64,17 @@ def _decode_json(text: bytes | None) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text.decode(errors="replace")
+
+
+def split_blocks(results: Iterable[RawResult], *, max_items: int, max_bytes: int) -> Iterator[list[RawResult]]:
+    """Yield blocks of up to `max_items` results, or about `max_bytes` of bodies."""
+    block: list[RawResult] = []
+    size_bytes = 0
+    for result in results:
+        block.append(result)
+        size_bytes += len(result.input_text or b"") + len(result.response_text or b"")
+        if len(block) == max_items or size_bytes >= max_bytes:
+            yield block
+            block, size_bytes = [], 0
+    if block:
+        yield block

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.events.actions import RunDeployment
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
+from prefect.settings import get_current_settings
 
 from batchline.models.errors import InvalidInput
 from batchline.orchestration.automations import (
@@ -21,13 +24,16 @@ from batchline.orchestration.automations import (
 from batchline.orchestration.blocks import BLOCK_TYPES
 from batchline.orchestration.deployments import RUN_TAG
 from batchline.orchestration.events import HEARTBEAT_S
-from batchline.orchestration.lease_storage import lease_storage_warning
 from batchline.orchestration.notifications import notifications
+from batchline.orchestration.prefect_errors import log_failures
 
 DEFAULT_HEARTBEAT_S: Final = 180
 """Seconds between heartbeats of runs started elsewhere: Prefect's default."""
 
 MISSED_HEARTBEATS: Final = 3
+LEASE_STORAGE_SETTING: Final = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
+FILE_STORAGE: Final = "prefect.server.concurrency.lease_storage.filesystem"
+MEMORY_STORAGE: Final = "prefect.server.concurrency.lease_storage.memory"
 
 
 def set_up_server(
@@ -95,3 +101,27 @@ def chain_batches(first_file: str, next_uri: str, *, deployment: str, endpoint: 
             actions=[RunDeployment(deployment_id=deployment_id, parameters=parameters)],
         )
         return upsert_automation(client, automation)
+
+
+def warn_of_memory_leases(logger: logging.Logger | logging.LoggerAdapter[Any]) -> None:
+    """Log a warning if the configured permanent server loses leases at a restart."""
+    if get_current_settings().api.url is None:
+        return
+    with get_client(sync_client=True) as client:
+        warning = lease_storage_warning(client)
+    if warning is not None:
+        logger.warning("%s", warning)
+
+
+def lease_storage_warning(client: SyncPrefectClient) -> str | None:
+    """Return a warning for a server that keeps leases in memory; None for any other server."""
+    storage = None
+    with log_failures("the server's lease storage is unknown", logging.DEBUG):  # Prefect Cloud has no such page
+        settings = client.request("GET", "/admin/settings").json()
+        storage = settings["server"]["concurrency"]["lease_storage"]
+    if storage != MEMORY_STORAGE:
+        return None
+    return (
+        "this Prefect server keeps the leases of runs and upstreams in memory: when it restarts, it ends runs and "
+        f"slots of upstreams stay taken; start it with {LEASE_STORAGE_SETTING}={FILE_STORAGE}"
+    )
