@@ -29,7 +29,7 @@ def suspend_run(services: Services, batch: BatchRecord, run_id: str) -> State[An
     message = batch.pause.message if batch.pause else ""
     # A key of its own for each pause: Prefect ignores a second suspension with the same key.
     state: State[Any] = Suspended(
-        pause_key=_pause_key(batch), message=f"{batch.id} is paused: {message}; Resume goes on with it"
+        pause_key=_pause_key(batch), message=f"{batch.id} is paused: {message}; Resume continues it"
     )
     with get_client(sync_client=True) as client:
         result = client.set_flow_run_state(UUID(run_id), state)
@@ -48,7 +48,7 @@ def paused_state(batch: BatchRecord, paused: BatchPaused) -> State[Any]:
     """Return the final state of a flow run that Prefect cannot suspend; its caller gets the error."""
     return Failed(
         name="Paused",
-        message=f"{paused}; run it again to go on, or: batchline run --resume {batch.id}",
+        message=f"{paused}; to continue, run it again, or: batchline run --resume {batch.id}",
         data=paused,
     )
 
@@ -87,7 +87,7 @@ def cancel_suspended_run(run_id: str, message: str) -> None:
 
 
 def is_asked_to_resume(batch: BatchRecord, *, is_follow_up: bool) -> bool:
-    """Return True if a person started the current flow run to go on with its paused batch.
+    """Return True if a person started the current flow run to continue its paused batch.
 
     That is a run that was resumed or retried in Prefect, or a call of the flow in a program. It is not the first
     run of a deployment, which may have been asked for before the pause, nor the run that follows a crash, nor an
