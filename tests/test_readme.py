@@ -154,7 +154,8 @@ def test_readme_summary_counts_match_example_file():
 
 def test_readme_summary_rows_exist_in_cli_summary():
     (block,) = [block for block in blocks(README) if block.startswith("batch ")]
-    source = (ROOT / "batchline" / "cli" / "summary.py").read_text(encoding="utf-8")
+    files = ("cli/summary.py", "report/report_data.py")
+    source = "".join((ROOT / "batchline" / name).read_text(encoding="utf-8") for name in files)
     rows = [re.split(r" {2,}", line)[0] for line in block.splitlines()]
     assert [name for name in rows if f'"{name}"' not in source] == []
 

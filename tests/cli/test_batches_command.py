@@ -259,7 +259,7 @@ def test_batches_retry_accepts_custom_ids(ended_batch):
 
     assert "2 requests to send again" in told.err
     assert told.status == 3
-    assert (unknown.status, "'request-999' is no request of this batch" in unknown.err) == (2, True)
+    assert (unknown.status, "'request-999' is neither a request id nor a custom_id" in unknown.err) == (2, True)
     assert (succeeded.status, "has not failed" in succeeded.err) == (2, True)
 
 
@@ -455,7 +455,7 @@ def test_batches_usage_error_is_one_line_with_status_2(ended_batch):
         ("batches", "list", "--created-after", "yesterday"): "created_after",
         ("batches", "list", "--status", "lost"): "in_progress",
         ("batches", "lst"): "list",
-        ("batches", "results", batch_id, "-o", "there.jsonl"): "there already",
+        ("batches", "results", batch_id, "-o", "there.jsonl"): "there.jsonl exists",
         ("batches", "results", batch_id, "-o", "c.xlsx"): ".jsonl, .csv or .parquet",
         ("batches", "results", batch_id, "-o", "c.json"): ".jsonl, .csv or .parquet",
         ("batches", "download", batch_id, "--to", "there.jsonl"): "there.jsonl",
