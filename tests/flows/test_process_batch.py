@@ -351,7 +351,7 @@ def test_flow_run_of_paused_batch_ends_in_state_paused_and_runs_again(start_simu
 
     paused = state.result(raise_on_failure=False)
     assert (state.name, state.is_failed(), type(paused)) == ("Paused", True, BatchPaused)
-    assert "is paused: the price went up; run it again" in (state.message or "")
+    assert "is paused: the price went up; to continue, run it again" in (state.message or "")
     assert 8 <= services.records.get_batch(paused.batch_id).completed < 200
 
     again = run_flow(services, batch_id=paused.batch_id)
