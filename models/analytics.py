@@ -118,6 +118,14 @@ class BatchReport(BaseModel):
         default_factory=dict, description="Error code → HTTP status → requests; 0 stands for no answer."
     )
 
+    finish_reasons: dict[str, int] = Field(
+        default_factory=dict, description="Why the server ended an answer → completed requests."
+    )
+    marks: dict[str, int] = Field(
+        default_factory=dict,
+        description="Flaw, `truncated` or `invalid_output` → completed requests that have it.",
+    )
+
     models: list[ModelMetrics] = Field(default_factory=list)
 
     interval_s: float = Field(default=0.0, description="Length of each point of `throughput`, in seconds.")

@@ -323,3 +323,9 @@ class BatchResultItem(WireModel):
     response_body: Any = None
     error: str | None = None
     status: str
+    finish_reason: str | None = Field(
+        default=None, description="Why the server ended the answer, in its own word."
+    )
+    mark: str | None = Field(
+        default=None, description="A flaw of an answer that counts as completed: `truncated` or `invalid_output`."
+    )

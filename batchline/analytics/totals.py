@@ -36,7 +36,7 @@ OPTIONAL_TOKEN_COLUMNS = ("reasoning_tokens", "cached_tokens")
 TIME_COLUMNS = ("duration_ms", "ttfb_ms", "queued_ms")
 COLUMNS = (
     *("ok", "model", "status_code", "error_code", "attempts", "retries", *TOKEN_COLUMNS, "wasted_tokens"),
-    *("started_at", *TIME_COLUMNS),
+    *("started_at", *TIME_COLUMNS, "finish_reason", "mark"),
 )
 
 
@@ -73,6 +73,7 @@ class AnalyticsTotals:
         self._retry_reasons: Counter[str] = Counter()
         self._requests_by_attempts: Counter[int] = Counter()
         self._failures: defaultdict[str, Counter[int]] = defaultdict(Counter)
+        self._answer_counts: dict[str, Counter[str]] = {"finish_reason": Counter(), "mark": Counter()}
         self._reported_columns: set[str] = set()
         self._model_numbers: dict[str, int] = {}
         self._sums_by_model: dict[str, Counter[int]] = defaultdict(Counter)
@@ -98,6 +99,10 @@ class AnalyticsTotals:
         for reasons, count in frame["retries"].value_counts().items():
             for reason in filter(None, str(reasons).split(",")):
                 self._retry_reasons[reason] += int(count)
+        for name, answer_counts in self._answer_counts.items():
+            # `value_counts` of a dictionary column has an entry for each value that only other rows have.
+            values = completed[name].value_counts().items()
+            answer_counts.update({str(value): int(count) for value, count in values if count})
         failed = frame[~ok]
         statuses = failed["status_code"].fillna(0).astype("int64")
         counts = statuses.groupby(failed["error_code"], observed=True).value_counts()
@@ -198,6 +203,8 @@ class AnalyticsTotals:
             requests_by_attempts=dict(sorted(self._requests_by_attempts.items())),
             failures={code: statuses.total() for code, statuses in failures},
             failure_statuses={code: dict(statuses.most_common()) for code, statuses in failures},
+            finish_reasons=dict(self._answer_counts["finish_reason"].most_common()),
+            marks=dict(self._answer_counts["mark"].most_common()),
             models=self._model_metrics(costs),
             **self._time_fields(),
             without_usage=self._sum_of("without_usage"),

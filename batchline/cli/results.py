@@ -30,7 +30,10 @@ FORMATS_BY_SUFFIX: dict[str, Format] = {
     ".csv": "csv",
     ".parquet": "parquet",
 }
-FIELD_NAMES = ("id", "custom_id", "model", "status", "error", "input_body", "response_body")
+FIELD_NAMES = (
+    *("id", "custom_id", "model", "status", "error", "input_body", "response_body"),
+    *("finish_reason", "mark"),
+)
 COLUMNS = (
     Column("custom_id", least=24),
     Column("status"),
@@ -129,6 +132,8 @@ def _result_row(item: BatchResultItem) -> Row:
     """Return the request's row: its status, and the beginning of the answer or the error."""
     custom_id, model = plain(item.custom_id), plain(item.model or "")
     state = Text(item.status, style=COLOURS.get(item.status, "cyan"))
+    if item.mark:
+        state.append(f", {item.mark.replace('_', ' ')}", "yellow")
     answer = " ".join(message.text for message in response_messages(item.response_body))
     if not answer and item.response_body is not None:  # its shape is unknown
         answer = dump_json_text(item.response_body)
@@ -171,7 +176,10 @@ def _escape_cell(text: str | None) -> str | None:
 def _field_values(item: RawResult) -> list[str | None]:
     """Return the item's fields; bodies as JSON, byte for byte."""
     bodies = [None if text is None else text.decode() for text in (item.input_text, item.response_text)]
-    return [item.id, item.custom_id, item.model, item.status, item.error, *bodies]
+    return [
+        *(item.id, item.custom_id, item.model, item.status, item.error, *bodies),
+        *(item.finish_reason, item.mark),
+    ]
 
 
 def _write_parquet(items: Iterator[RawResult], file: BinaryIO) -> int:

@@ -64,7 +64,8 @@ def _state_rows(batch: BatchRecord, report: BatchReport | None) -> Iterator[tupl
     unanswered_counts = unanswered_by_word(report) if is_ended else {}
     if other_count := batch.total - batch.completed - batch.failed - sum(unanswered_counts.values()):
         unanswered_counts["not answered" if is_ended else "pending"] = other_count
-    outcome_counts = {"completed": batch.completed, "failed": batch.failed, **unanswered_counts}
+    marks = "".join(f", {count:,} of them {mark.replace('_', ' ')}" for mark, count in _marks(report).items())
+    outcome_counts = {f"completed{marks}": batch.completed, "failed": batch.failed, **unanswered_counts}
     outcomes = ", ".join(f"{number:,} {word}" for word, number in outcome_counts.items())
     yield "requests", f"{batch.total:,}: {outcomes}"
     if batch.ended_at and batch.in_progress_at:
@@ -72,6 +73,10 @@ def _state_rows(batch: BatchRecord, report: BatchReport | None) -> Iterator[tupl
         # The report's rate covers the first request to the last answer, including the pause before a retry.
         rate = report.requests_per_s if report is not None and not batch.generation else None
         yield "retry took" if batch.generation else "took", f"{elapsed}, {format_rate(rate)}" if rate else elapsed
+
+
+def _marks(report: BatchReport | None) -> dict[str, int]:
+    return {} if report is None else report.marks
 
 
 def _usage_rows(batch: BatchRecord, report: BatchReport | None, currency: str) -> Iterator[tuple[str, str]]:

@@ -22,6 +22,8 @@ class RawResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     response_text: bytes | None = None
     error: str | None = None
     status: str
+    finish_reason: str | None = None
+    mark: str | None = None
 
     def to_json(self) -> bytes:
         """Return the `BatchResultItem` as JSON on a single line, with the bodies unchanged."""
@@ -36,6 +38,8 @@ class RawResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             (b"response_body", self.response_text),
             (b"error", None if self.error is None else encode_json(self.error)),
             (b"status", encode_json(self.status)),
+            (b"finish_reason", None if self.finish_reason is None else encode_json(self.finish_reason)),
+            (b"mark", None if self.mark is None else encode_json(self.mark)),
         )
         for name, text in fields:
             if text is not None and text != b"null":
@@ -53,6 +57,8 @@ class RawResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             response_body=_decode_json(self.response_text),
             error=self.error,
             status=self.status,
+            finish_reason=self.finish_reason,
+            mark=self.mark,
         )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from batchline.analytics.request_metrics import RequestMetrics, decode_custom_id
+from batchline.analytics.request_metrics import RequestMetrics, decode_custom_id, to_metrics_schema
 from batchline.client.raw_result import RawResult
 from batchline.engine.sender_reports import decode_reports
 from batchline.engine.services import Services
@@ -47,7 +47,7 @@ _STATUS_OF_CODE: Mapping[str | None, str] = {
 }
 """From a settled request's error code to its status; any other code is `failed`."""
 
-ROW_COLUMNS = ("line", "ok", "custom_id", "model", "error_code", "offset", "length")
+ROW_COLUMNS = ("line", "ok", "custom_id", "model", "error_code", "finish_reason", "mark", "offset", "length")
 
 
 class _ResultRow(msgspec.Struct, frozen=True, gc=False):
@@ -61,6 +61,8 @@ class _ResultRow(msgspec.Struct, frozen=True, gc=False):
     start: int = 0
     end: int = 0
     text: bytes | None = None
+    finish_reason: str | None = None
+    mark: str | None = None
 
 
 def read_results(services: Services, batch: BatchRecord, query: BatchResultsQuery) -> Iterator[RawResult]:
@@ -155,9 +157,18 @@ def _final_rows(store: ObjectStore, prefix: str, skip: int) -> Iterator[_ResultR
 
 def _table_rows(table: pa.Table, output: str, errors: str) -> Iterator[_ResultRow]:
     columns = [table[name].to_pylist() for name in ROW_COLUMNS]
-    for line, ok, custom_id, model, code, offset, length in zip(*columns, strict=True):
-        status = _STATUS_OF_CODE.get(code, "failed")
-        yield _ResultRow(line, custom_id, model, status, output if ok else errors, offset, offset + length)
+    for line, ok, custom_id, model, code, finish_reason, mark, offset, length in zip(*columns, strict=True):
+        yield _ResultRow(
+            line,
+            custom_id,
+            model,
+            _STATUS_OF_CODE.get(code, "failed"),
+            output if ok else errors,
+            offset,
+            offset + length,
+            finish_reason=finish_reason,
+            mark=mark,
+        )
 
 
 def _partial_rows(services: Services, batch: BatchRecord, plan: Plan, skip: int) -> Iterator[_ResultRow]:
@@ -179,7 +190,7 @@ def _partial_rows(services: Services, batch: BatchRecord, plan: Plan, skip: int)
         if chunk.index in finished:
             part = read_part(services.store, finished[chunk.index])
             data = io.BytesIO(services.store.read(finished[chunk.index]))
-            table = pq.read_table(data, columns=list(ROW_COLUMNS))
+            table = to_metrics_schema(pq.read_table(data), ROW_COLUMNS)
             rows = _table_rows(table, part.keys.output, part.keys.errors)
         else:
             status = "in_progress" if chunk.index in in_progress else "pending"
@@ -211,7 +222,15 @@ def _pending_rows(
 
 def _saved_row(metrics: RequestMetrics, text: bytes) -> _ResultRow:
     status = _STATUS_OF_CODE.get(metrics.error_code, "failed")
-    return _ResultRow(metrics.line, metrics.custom_id, metrics.model, status, text=text)
+    return _ResultRow(
+        metrics.line,
+        metrics.custom_id,
+        metrics.model,
+        status,
+        text=text,
+        finish_reason=metrics.finish_reason,
+        mark=metrics.mark,
+    )
 
 
 def _read_input_rows(
@@ -263,6 +282,8 @@ class _ResultBuilder:
             response_text=parts.body,
             error=None if parts.code is None else f"{parts.code}: {parts.message}",
             status=row.status,
+            finish_reason=row.finish_reason,
+            mark=row.mark,
         )
 
 

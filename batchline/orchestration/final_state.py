@@ -25,7 +25,8 @@ def run_name(batch: BatchRecord) -> str:
 def outcome_message(batch: BatchRecord, report: BatchReport | None) -> str:
     """Return a one-line description of a batch's outcome."""
     if batch.total:
-        counts = f"{batch.completed:,} ok, {batch.failed:,} failed"
+        marks = ", ".join(f"{count:,} of them {mark}" for mark, count in report.marks.items()) if report else ""
+        counts = f"{batch.completed:,} ok{f' ({marks})' if marks else ''}, {batch.failed:,} failed"
         counts += f", {batch.unanswered:,} not answered" if batch.unanswered else ""
         codes = ", ".join(f"{code} {count:,}" for code, count in report.failures.items()) if report else ""
         counts += f" ({codes})" if codes and batch.not_completed else ""

@@ -12,7 +12,7 @@ from helpers.metrics_rows import failed_row, make_table, make_tables, metrics_ro
 from hypothesis import given, settings
 
 from batchline.analytics import totals as aggregating
-from batchline.analytics.request_metrics import RequestMetrics
+from batchline.analytics.request_metrics import RequestMetrics, to_metrics_schema
 from batchline.analytics.totals import compute_analytics
 from batchline.models.analytics import BatchReport
 from batchline.models.settings import ModelPrice
@@ -203,6 +203,30 @@ def test_report_json_round_trip_keeps_every_field(rows) -> None:
     _, report = of(rows)
 
     assert BatchReport.model_validate_json(report.model_dump_json()) == report
+
+
+def test_report_counts_finish_reasons_and_marks_of_completed_requests() -> None:
+    rows = [
+        *(ok_row() for _ in range(3)),
+        *(ok_row(finish_reason="length", mark="truncated") for _ in range(2)),
+        ok_row(mark="invalid_output"),
+        ok_row(finish_reason=None),
+        failed_row(finish_reason="content_filter"),
+    ]
+
+    _, report = compute_analytics(make_tables(rows, 3), prices={})
+
+    assert report.finish_reasons == {"stop": 4, "length": 2}
+    assert report.marks == {"truncated": 2, "invalid_output": 1}
+    assert (report.completed, report.failed) == (7, 1)
+
+
+def test_analytics_of_tables_of_an_earlier_version_have_no_marks() -> None:
+    table = make_table([ok_row(), failed_row()]).drop_columns(["finish_reason", "mark"])
+
+    _, report = compute_analytics([to_metrics_schema(table)], prices={})
+
+    assert (report.completed, report.finish_reasons, report.marks) == (1, {}, {})
 
 
 def test_analytics_without_rows_are_zero() -> None:

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from batchline.analytics.request_metrics import RequestMetrics, build_table
 
+MAX_TOKENS = 2**53
 MODELS = (None, "gpt-4o-mini", "claude-sonnet-4-5", "deepseek-chat", "own", "nobody's")
 MAX_TOKENS = 2**53
 """More are not read from a reply."""
@@ -31,6 +32,7 @@ DONE: dict[str, Any] = {
     "queued_ms": 5.0,
     "duration_ms": 400.0,
     "ttfb_ms": 100.0,
+    "finish_reason": "stop",
 }
 FAILED = {
     **DONE,
@@ -38,6 +40,7 @@ FAILED = {
     "ok": False,
     "status_code": 400,
     "error_code": "invalid_request",
+    "finish_reason": None,
 }
 
 
