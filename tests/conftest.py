@@ -51,6 +51,13 @@ LONGEST = (
     "system/test_third_party_programs.py",
     "web/test_browser.py",
     "cli/test_run_with_prefect.py",
+    "upstream/test_error_classification.py",
+    "upstream/test_quota_sharing.py",
+    "api/test_auth.py",
+    "cli/test_batches_command.py",
+    "api/test_file_content.py",
+    "api/test_request_limits.py",
+    "cli/test_run_command.py",
     "client/test_batch_state_machine.py",
     "api/test_openapi.py",
     "sync/test_sync_pass_races.py",
@@ -60,7 +67,7 @@ LONGEST = (
     "faults/test_killed_processes.py",
     "client/test_batch_retries.py",
 )
-"""The files that are begun first, lest one is left when the other workers are done; the slowest first."""
+"""The files that are started first, so that none is left when the other workers are done; the slowest first."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before the tests are chosen by their marks
@@ -82,7 +89,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Start a shared server again that has died, and tell its end with the test that failed meanwhile."""
+    """Restart a shared server that has died, and report its end with the test that failed meanwhile."""
     report = yield
     if report.failed:
         for kind, words in shared_servers.revive():
