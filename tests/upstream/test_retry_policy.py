@@ -229,7 +229,60 @@ def test_limit_recovers_after_successes(serve: Callable, make_dispatcher: Callab
     assert min(seen) < seen[-1] == 10
 
 
+@pytest.mark.parametrize(
+    "limited",
+    [error_reply(429, retry_after="0"), reply(200, {"error": {"message": "slow", "code": "rate_limit_exceeded"}})],
+    ids=["429", "in a 200"],
+)
+def test_429_uses_up_no_attempts(limited: Action, call_one: Callable) -> None:
+    script = sequence(*[limited] * 12, error_reply(500), limited, reply())
+
+    answer = call_one(script, max_attempts=2)
+
+    assert (answer.code, answer.attempts) == (None, 15)
+    assert answer.retries == (*["rate_limited"] * 12, "server_error", "rate_limited")
+
+
+INSIDE_200 = {
+    "503": ({"message": "no", "code": 503}, "server_error", 5),
+    "overloaded": ({"message": "no", "type": "overloaded_error"}, "server_error", 5),
+    "timeout": ({"message": "no", "code": "timeout"}, "timeout", 5),
+    "400": ({"message": "no", "code": 400}, "invalid_request", 1),
+    "model_not_found": ({"message": "no", "code": "model_not_found"}, "invalid_request", 1),
+    "403": ({"message": "no", "code": 403}, "invalid_request", 1),
+    "silent": ({"message": "no"}, "invalid_response", 2),
+}
+"""From an error inside a 200 to its code and the number of attempts that it is worth."""
+
+
+@pytest.mark.parametrize("name", INSIDE_200)
+def test_error_inside_a_200_is_tried_again_as_its_own_status(name: str, call_one: Callable) -> None:
+    error, code, attempts = INSIDE_200[name]
+
+    answer = call_one(lambda _: reply(200, {"error": error}), max_attempts=5)
+
+    assert (answer.code, answer.status_code, answer.attempts) == (code, 200, attempts)
+
+
+def test_wrong_reply_and_transient_failures_have_attempts_of_their_own(call_one: Callable) -> None:
+    empty = reply(200, {"choices": []})
+
+    answer = call_one(sequence(error_reply(500), empty, error_reply(500), empty, reply()))
+
+    assert (answer.code, answer.attempts) == ("empty_response", 4)
+
+
 # An upstream that is down
+
+
+def test_503_inside_a_200_is_no_outage(serve: Callable, make_dispatcher: Callable) -> None:
+    server = serve(lambda _: reply(200, {"error": {"message": "busy", "code": 503}}))
+    watch = Watch()
+
+    answers = call_all(make_dispatcher(server.base_url, max_attempts=2), make_bodies(60), watch=watch)
+
+    assert codes(answers) == {"server_error"}
+    assert not any("is down" in why for why in watch.paused)
 
 
 @pytest.fixture
