@@ -57,7 +57,6 @@ PLAIN = {
     "flush_bytes": 13,
     "lease_s": 14.5,
     "grace_s": 15.5,
-    "refusals_to_stop": 16,
     "source_still_s": 17.5,
     "processes": 18,
 }

@@ -161,14 +161,15 @@ def test_run_groups_equal_line_errors_and_counts_unlisted_ones(tmp_path, run_cli
     assert "101 more errors are not listed; `batchline validate` prints all of them" in ended.out
 
 
-def test_run_with_wrong_api_key_exits_with_4(start_simulator, request_file, run_cli):
+def test_run_with_wrong_api_key_exits_with_7(start_simulator, request_file, run_cli):
     upstream = start_simulator(api_key="right")
     ended = run_cli(
         "run", "--local", request_file(400), OPENAI_BASE_URL=upstream.base_url, OPENAI_API_KEY="sk-wrong-0815"
     )
 
-    assert ended.status == 4
-    assert "check its API key" in ended.out
+    assert ended.status == 7
+    assert "check the upstream's api_key" in ended.err
+    assert "run --resume batch-" in ended.err
     assert "sk-wrong-0815" not in ended.out + ended.err
 
 

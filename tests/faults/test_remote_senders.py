@@ -17,7 +17,7 @@ from batchline.engine.lease import active_lease as held_here
 from batchline.engine.pipeline import pending_chunks, run
 from batchline.engine.remote_sender import join_batch
 from batchline.engine.services import Services
-from batchline.models.errors import Interrupted, InvalidInput, LeaseLost
+from batchline.models.errors import BatchPaused, Interrupted, InvalidInput, LeaseLost
 from batchline.models.status import BatchStatus
 from batchline.steps.send_chunk import ChunkResult, ChunkSpec, send_chunk
 from batchline.steps.validate import validate
@@ -233,43 +233,40 @@ def test_chunk_sent_twice_yields_one_part(start_simulator, make_services, create
     check_results(runner, ended, 100)
 
 
-def test_auth_failure_at_all_senders_fails_batch(start_simulator, make_services, run_by):
+def test_key_refused_at_all_senders_pauses_batch_and_fails_nothing(start_simulator, make_services, run_by):
     simulator = start_simulator(api_key="right", latency_s=0.05)
     runner, *senders = [
-        make_services(
-            simulator.base_url,
-            upstream={"max_in_flight": 4, "api_key": "wrong"},
-            chunk_requests=100,
-            refusals_to_stop=10,
-        )
+        make_services(simulator.base_url, upstream={"max_in_flight": 4, "api_key": "wrong"}, chunk_requests=100)
         for _ in range(3)
     ]
 
-    _, end = run_by(runner, senders, 400)
+    batch, end = run_by(runner, senders, 400)
 
-    ended = end.result()
-    assert ended.status is BatchStatus.FAILED
-    assert [error.code for error in ended.errors] == ["batch_failed"]
-    check_results(runner, ended, 400)
-    assert received(simulator) < 100
+    with pytest.raises(BatchPaused, match="check the upstream's api_key"):
+        end.result()
+    batch = runner.records.get_batch(batch.id)
+    assert batch.pause is not None
+    assert batch.pause.code == "unauthorized"
+    assert (batch.completed, batch.failed) == (0, 0)
+    assert received(simulator) <= 2 * 4
 
 
-def test_auth_failure_of_one_sender_does_not_stop_batch_once_others_succeed(
+def test_key_refused_at_one_sender_pauses_batch_and_keeps_the_answers_of_others(
     start_simulator, make_services, create_batch
 ):
     open_door, closed = start_simulator(), start_simulator(api_key="right", latency_s=0.1)
     runner = make_services(open_door.base_url, chunk_requests=100)
-    refused = make_services(
-        closed.base_url, upstream={"api_key": "wrong"}, chunk_requests=100, refusals_to_stop=10
-    )
+    refused = make_services(closed.base_url, upstream={"api_key": "wrong"}, chunk_requests=100)
     with held(runner, create_batch(runner, 200)) as (hold, [first, second]):
         assert send(runner, first).completed == 100
 
         result = send(refused, second)
 
-        assert (result.failed, result.is_finished) == (100, True)
+        assert (result.completed, result.failed, result.is_finished) == (0, 0, False)
         hold.exchange_reports()
-        assert hold.session.stop_reason is None
+        assert hold.session.stop_reason is not None
+        assert hold.session.stop_reason.limit == "unauthorized"
+        assert hold.counts() == (100, 0)
 
 
 def test_chunk_of_killed_sender_is_continued_elsewhere(start_simulator, make_services, create_batch):
