@@ -10,6 +10,7 @@ from helpers.record_edits import change_batch
 
 from batchline.engine.lease import active_lease
 from batchline.engine.pipeline import run_local
+from batchline.models.errors import BatchPaused
 from batchline.models.status import BatchStatus
 
 BAD = (3, 28, 53, 78)
@@ -71,7 +72,7 @@ STRANGE = {
     "a body that breaks off": ("cut_off", "connection_error"),
     "an answer that never comes": ("hanging", "timeout"),
     "500": ("server_error", "server_error"),
-    "429": ("rate_limited", "rate_limited"),
+    "a redirect": ("status=302", "invalid_response"),
     "422": ("status=422", "invalid_request"),
 }
 """One fault for each code that a request can fail with; tests/upstream has the others."""
@@ -96,13 +97,13 @@ def test_request_without_valid_response_becomes_error_line(
 def test_batch_without_valid_response_fails_with_error_lines(start_simulator, make_services, create_batch):
     simulator = start_simulator(server_error=1.0)
     services = make_services(simulator.base_url, upstream={"max_attempts": 2})
-    batch = create_batch(services, 50)
+    batch = create_batch(services, 20)
 
     ended = run_local(services, batch.id)
 
     assert ended.status is BatchStatus.FAILED
-    check_results(services, ended, 50)
-    assert received(simulator) == 100
+    check_results(services, ended, 20)
+    assert received(simulator) == 40
     assert [error.code for error in ended.errors or ()] == ["all_requests_failed"]
 
 
@@ -144,20 +145,26 @@ def test_responses_of_ten_megabytes_are_stored_completely(start_simulator, make_
 # Unwilling
 
 
-def test_wrong_api_key_stops_batch_early_with_hint(start_simulator, make_services, create_batch):
+def test_batch_paused_by_wrong_api_key_goes_on_with_the_right_one(start_simulator, make_services, create_batch):
     simulator = start_simulator(api_key="the right one")
     services = make_services(simulator.base_url, upstream={"api_key": "a-wrong-one"})
-    batch = create_batch(services, 5_000)
+    batch = create_batch(services, 500)
 
-    ended = run_local(services, batch.id)
+    with pytest.raises(BatchPaused, match="check the upstream's api_key") as paused:
+        run_local(services, batch.id)
 
+    assert paused.value.code == "unauthorized"
+    assert services.records.get_batch(batch.id).failed == 0
     refused = received(simulator)
-    assert refused < 250
-    assert ended.status is BatchStatus.FAILED
-    check_results(services, ended, 5_000)
-    assert error_codes(services, ended) == {"invalid_request": refused, "batch_failed": 5_000 - refused}
-    [error] = ended.errors or ()
-    assert (error.code, "check its API key" in error.message) == ("batch_failed", True)
+    assert refused <= 64
+
+    services.records.resume(batch.id)
+    repaired = make_services(simulator.base_url, upstream={"api_key": "the right one"})
+    ended = run_local(repaired, batch.id)
+
+    assert (ended.status, ended.completed, ended.failed) == (BatchStatus.COMPLETED, 500, 0)
+    check_results(repaired, ended, 500)
+    assert received(simulator) == refused + 500
 
 
 def test_temporary_rate_limiting_slows_batch_without_failures(start_simulator, make_services, create_batch):
@@ -171,6 +178,20 @@ def test_temporary_rate_limiting_slows_batch_without_failures(start_simulator, m
     assert (ended.completed, ended.failed) == (100, 0)
     check_results(services, ended, 100)
     assert simulator.counters()["statuses"]["429"] > 100
+
+
+def test_permanent_rate_limiting_lasts_until_the_window_ends(start_simulator, make_services, create_batch):
+    simulator = start_simulator(rate_limited=1.0, retry_after_s=0.02)
+    services = make_services(simulator.base_url, upstream={"max_attempts": 3}, grace_s=0.2)
+    batch = create_batch(services, 50)
+    change_batch(services.records, batch.id, expires_at=int(time.time()) + 3)
+
+    ended = run_local(services, batch.id)
+
+    assert ended.status is BatchStatus.EXPIRED
+    check_results(services, ended, 50)
+    assert set(error_codes(services, ended)) <= {"batch_expired", "rate_limited"}
+    assert received(simulator) > 50
 
 
 BUDGETS = {"requests": {"requests_per_minute": 3_000}, "tokens": {"tokens_per_minute": 150_000}}

@@ -277,7 +277,7 @@ def test_wrong_reply_and_transient_failures_have_attempts_of_their_own(call_one:
 
 def test_503_inside_a_200_is_no_outage(serve: Callable, make_dispatcher: Callable) -> None:
     server = serve(lambda _: reply(200, {"error": {"message": "busy", "code": 503}}))
-    watch = Watch()
+    watch = ProgressWatch()
 
     answers = call_all(make_dispatcher(server.base_url, max_attempts=2), make_bodies(60), watch=watch)
 
