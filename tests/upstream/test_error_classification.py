@@ -257,6 +257,15 @@ def test_redirect_does_not_send_the_key_to_another_host(status: int, serve: Call
     assert stranger.received == []
 
 
+def test_message_of_a_redirect_does_not_reveal_the_key(call_one: Callable) -> None:
+    answer = call_one(
+        lambda _: error_reply(302, location="https://other.example/v1?key=sk-very-secret"),
+        api_key="sk-very-secret",
+    )
+
+    assert "sk-very-secret" not in everything_told(answer)
+
+
 def test_chunked_reply_is_read_completely(call_one: Callable) -> None:
     answer = call_one(lambda _: chunked([WHOLE[:5], WHOLE[5:]]))
 

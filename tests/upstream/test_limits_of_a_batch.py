@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 from helpers.dispatcher_calls import collect_results, make_bodies, make_calls, open_session
-from helpers.scripted_server import Action, Received, error_reply, reply
+from helpers.scripted_server import Action, Received, cut_off, error_reply, reply, silence
 
 from batchline.models.options import BatchOptions
 from batchline.upstream.call_results import CallResult
@@ -200,6 +200,27 @@ def test_rate_limits_are_not_counted(serve: Callable, make_dispatcher: Callable)
     assert (ended.stop, ended.codes) == (None, {None: 40})
 
 
+WITHOUT_REPLY = {
+    "answers_too_much": reply(200, b"x" * 3_000),
+    "breaks_off": cut_off(b"{"),
+    "hangs": silence(),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_REPLY)
+def test_attempts_without_a_complete_reply_count_as_identical_failures(
+    name: str, serve: Callable, make_dispatcher: Callable
+) -> None:
+    server = serve(lambda _: WITHOUT_REPLY[name])
+    quick = {"max_attempts": 2, "max_response_bytes": 2_000, "first_byte_timeout_s": 0.2}
+
+    ended = send_all(make_dispatcher(server.base_url, max_in_flight=IN_FLIGHT, **quick), make_bodies(100))
+
+    assert ended.stop is not None
+    assert ended.stop.limit == "identical_failures"
+    assert len({request.prompt for request in server.received}) < MAX_IDENTICAL + IN_FLIGHT
+
+
 # Keys and quotas
 
 
@@ -286,6 +307,16 @@ def test_403_for_three_requests_in_a_row_pauses(
     assert len(server.received) == number_of_successes + 3
     assert ended.codes[None] == number_of_successes
     assert ended.codes["invalid_request"] <= 3
+
+
+def test_other_failures_between_403s_are_no_successes(serve: Callable, make_dispatcher: Callable) -> None:
+    server = serve(lambda request: error_reply(400) if request.number % 2 else error_reply(403))
+
+    ended = send_all(make_dispatcher(server.base_url, max_in_flight=1), make_bodies(20))
+
+    assert ended.stop is not None
+    assert ended.stop.limit == "unauthorized"
+    assert len(server.received) == 5
 
 
 def test_requests_in_flight_at_a_pause_are_answered(serve: Callable, make_dispatcher: Callable) -> None:
