@@ -229,9 +229,12 @@ def test_limit_recovers_after_successes(serve: Callable, make_dispatcher: Callab
     assert min(seen) < seen[-1] == 10
 
 
+SLOW_DOWN = {"error": {"message": "Slow down: try again in 10ms.", "code": "rate_limit_exceeded"}}
+
+
 @pytest.mark.parametrize(
     "limited",
-    [error_reply(429, retry_after="0"), reply(200, {"error": {"message": "slow", "code": "rate_limit_exceeded"}})],
+    [reply(429, SLOW_DOWN), reply(200, SLOW_DOWN)],
     ids=["429", "in a 200"],
 )
 def test_429_uses_up_no_attempts(limited: Action, call_one: Callable) -> None:
