@@ -180,7 +180,9 @@ def test_page_of_batch_with_rejected_key_explains_without_the_key(start_simulato
     batch = new_batch(services, chat_file(50))
     with pytest.raises(BatchPaused):
         run_local(services, batch.id)
-    Batchline(services=services).batches.cancel(batch.id)
+    with Batchline(services=services) as client:
+        client.batches.cancel(batch.id)
+        client.batches.wait(batch.id)
     batch = services.records.get_batch(batch.id)
     assert_told(services, batch, "0 of 50 requests were answered", "batch_cancelled")
     assert b"sk-not-for-anyone" not in services.store.read(layout.report_page_key(batch.id))
