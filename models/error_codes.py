@@ -49,10 +49,3 @@ def code_for_status(status_code: int) -> ErrorCode | None:
     if status_code >= 500:
         return ErrorCode.SERVER_ERROR
     return ErrorCode.INVALID_RESPONSE
-
-
-def is_retryable(code: ErrorCode, status_code: int | None) -> bool:
-    """Return True if another attempt may succeed; `status_code` is None if there was no response."""
-    if code is ErrorCode.INVALID_REQUEST:
-        return status_code in RETRYABLE_STATUSES
-    return code not in BATCH_END_CODES

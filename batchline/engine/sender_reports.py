@@ -49,7 +49,8 @@ def total_counts(reports: Iterable[SenderReport]) -> tuple[int, int]:
 def find_limit_stop(reports: Iterable[SenderReport]) -> StopReason | None:
     """Return the stop of a sender that has reached a limit, which stops all; None if none has."""
     stops = (report.stopped for report in reports)
-    return next((stop for stop in stops if stop is not None and stop.limit is not None), None)
+    # A person's pause is read from the record, where it may have ended since.
+    return next((stop for stop in stops if stop is not None and stop.limit not in {None, "by_user"}), None)
 
 
 class RemoteSenders:

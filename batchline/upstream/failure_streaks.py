@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from batchline.models.failure_streak import FailureStreak, failure_kind
+from batchline.models.failure_streak import FailureKind, FailureStreak
 from batchline.models.outcomes import Judgement, OutReason
 
 FORBIDDEN_TO_STOP: Final = 3
@@ -28,26 +28,25 @@ class FailureStreaks:
             self._forbidden.pop(upstream, None)
 
     def on_failure(
-        self, upstream: str, model: str | None, line: int, judgement: Judgement, *, is_final: bool
+        self, upstream: str, model: str | None, line: int, kind: FailureKind | None, *, is_final: bool
     ) -> int | None:
         """Count a request's failed attempt; return the length of the streak if it has just reached the limit.
 
-        Once the model has answered, only final failures count, as another attempt may succeed. Before that, each
-        does: else many requests would be sent in vain before the first of them has used up its attempts.
+        Failures without a kind are the request's own, and change nothing. Once the model has answered, only final
+        failures count, as another attempt may succeed. Before that, each does: else many requests would be sent in
+        vain before the first of them has used up its attempts.
         """
         key = (upstream, model)
-        if judgement.code is None or (key in self._answered and not is_final):
+        if key in self._answered and not is_final:
             return None
         streak = self._streaks.get(key)
         if streak is None:
             streak = self._streaks[key] = FailureStreak(self._max_identical)
-        kind = failure_kind(judgement.acts_as, judgement.code, judgement.message)
         return streak.length if streak.on_failure(line, kind) else None
 
     def is_key_refused(self, upstream: str, line: int, judgement: Judgement) -> bool:
-        """Count a 403; return True for the third different request in a row that gets one."""
+        """Count a 403; return True for the third different request that gets one without a success between."""
         if judgement.out_reason is not OutReason.UNAUTHORIZED:
-            self._forbidden.pop(upstream, None)
             return False
         lines = self._forbidden.setdefault(upstream, set())
         lines.add(line)

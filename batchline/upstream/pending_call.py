@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from batchline.models.error_codes import ErrorCode
-from batchline.models.outcomes import Judgement, RetryClass
+from batchline.models.outcomes import Judgement, RetryClass, retry_class_of_failure
 from batchline.upstream.batch_session import BatchSession
 from batchline.upstream.call_results import Call, CallResult
 from batchline.upstream.chunk_queue import ChunkQueue
@@ -62,7 +62,7 @@ class PendingCall(msgspec.Struct, eq=False, gc=False):
             failure.code,
             f"{failure.message} (attempt {self.attempts})",
             duration_s=duration_s,
-            is_retryable=True,
+            is_retryable=retry_class_of_failure(failure.code) is RetryClass.AS_STATUS,
         )
 
     def to_error_result(self, error: Exception) -> CallResult:

@@ -16,8 +16,8 @@ from msgspec.structs import replace
 from batchline.models.backoff import backoff_s
 from batchline.models.batches import PauseCode
 from batchline.models.error_codes import ErrorCode
-from batchline.models.failure_streak import hint
-from batchline.models.outcomes import Judgement, OutReason, RetryClass
+from batchline.models.failure_streak import failure_kind, hint
+from batchline.models.outcomes import Judgement, OutReason, RetryClass, retry_class_of_failure
 from batchline.models.retry_after import requested_delay
 from batchline.upstream.dialects.judge import judge
 from batchline.upstream.pending_call import PendingCall
@@ -95,19 +95,22 @@ class RetryPolicy:
             return
         is_retried = self._retry_reply(pending, code, judgement, wait_s, is_outage=is_outage)
         if not is_outage and judgement.acts_as != 429:
-            self._count_identical(pending, judgement, is_final=not is_retried)
+            self._count_identical(
+                pending, code, judgement.message, status=judgement.acts_as, is_final=not is_retried
+            )
         if not is_retried:
             pending.queue.settle(pending.to_result(judgement, reply, duration_s))
 
     def _redact(self, pending: PendingCall, reply: HttpReply, judgement: Judgement) -> Judgement:
         """Return the judgement without the secrets that the upstream may have echoed."""
-        body = reply.body
+        body, message = reply.body, judgement.message or ""
         for secret in self._secrets:
             body = body.replace(secret, b"***")
-        if body is reply.body:
-            return judgement
-        redacted = judge(pending.call.path, reply.status_code, body)
-        return replace(judgement, body=redacted.body, message=redacted.message)
+            message = message.replace(secret.decode(), "***")  # it may name the address of a redirect
+        if body is not reply.body:
+            # The codes of the judgement stay; only its texts are those of the redacted body.
+            judgement = replace(judgement, body=judge(pending.call.path, reply.status_code, body).body)
+        return judgement if message == (judgement.message or "") else replace(judgement, message=message)
 
     def _on_push_back(self, reply: HttpReply, judgement: Judgement) -> float | None:
         """Adapt the limits to a reply of an upstream that is overloaded; return the wait that it asks for."""
@@ -129,36 +132,41 @@ class RetryPolicy:
         if is_out or is_refused:
             limit: PauseCode = "quota" if reason is OutReason.QUOTA else "unauthorized"
             cause = f"upstream {self._upstream.name} answers {judgement.acts_as}: {judgement.message}"
-            session.stop_at_limit(limit, self._with_hint(cause, pending, judgement))
+            session.stop_at_limit(limit, _with_hint(cause, pending, judgement.acts_as, judgement.message))
         return is_out
 
     def _retry_reply(
         self, pending: PendingCall, code: ErrorCode, judgement: Judgement, wait_s: float | None, *, is_outage: bool
     ) -> bool:
         """Queue the call for another attempt if its failure is worth one; return False if not."""
-        if judgement.retry is RetryClass.ONCE:
-            if pending.was_repeated:
-                return False
-            pending.was_repeated = True
-        elif judgement.retry is not RetryClass.AS_STATUS:
+        is_once = judgement.retry is RetryClass.ONCE
+        if judgement.retry is not RetryClass.AS_STATUS and (not is_once or pending.was_repeated):
             return False
         is_rate_limited = judgement.acts_as == 429
         pending.rate_limited = pending.rate_limited + 1 if is_rate_limited else 0
         is_free = is_rate_limited or (is_outage and self._breaker.is_open)
-        return self._schedule_retry(pending, code, wait_s=wait_s, free=is_free, sent=not is_rate_limited)
+        is_retried = self._schedule_retry(pending, code, wait_s=wait_s, free=is_free, sent=not is_rate_limited)
+        # Only if it is: a session that has stopped leaves the second attempt to the next runner.
+        pending.was_repeated |= is_once and is_retried
+        return is_retried
 
-    def _count_identical(self, pending: PendingCall, judgement: Judgement, *, is_final: bool) -> None:
+    def _count_identical(
+        self,
+        pending: PendingCall,
+        code: ErrorCode,
+        message: str | None,
+        *,
+        status: int | None = None,
+        is_final: bool = True,
+    ) -> None:
+        """Count a failed attempt, and stop the batch if too many requests in a row failed in the same way."""
         session, call, upstream = pending.session, pending.call, self._upstream.name
-        length = session.streaks.on_failure(upstream, call.model, call.line, judgement, is_final=is_final)
+        kind = failure_kind(status, code, message)
+        length = session.streaks.on_failure(upstream, call.model, call.line, kind, is_final=is_final)
         if length is not None:
             model = f" of {call.model}" if call.model else ""
-            cause = f"{length} requests{model} in a row failed alike at upstream {upstream}: {judgement.message}"
-            session.stop_at_limit("identical_failures", self._with_hint(cause, pending, judgement))
-
-    @staticmethod
-    def _with_hint(cause: str, pending: PendingCall, judgement: Judgement) -> str:
-        advice = hint(judgement.acts_as, judgement.message, pending.call.model)
-        return f"{cause}; {advice}" if advice else cause
+            cause = f"{length} requests{model} in a row failed alike at upstream {upstream}: {message}"
+            session.stop_at_limit("identical_failures", _with_hint(cause, pending, status, message))
 
     def _read_delay(self, reply: HttpReply) -> float | None:
         """Return the delay in seconds that the reply asks for, or None if it asks for none."""
@@ -187,7 +195,11 @@ class RetryPolicy:
         if is_outage:
             self._record_outage_failure(pending, failure.message, sent=failure.sent)
         is_uncounted = is_outage and (self._breaker.is_open or not failure.sent)
-        if not self._schedule_retry(pending, failure.code, wait_s=None, free=is_uncounted, sent=failure.sent):
+        is_retried = retry_class_of_failure(failure.code) is RetryClass.AS_STATUS and self._schedule_retry(
+            pending, failure.code, wait_s=None, free=is_uncounted, sent=failure.sent
+        )
+        if not is_retried:
+            self._count_identical(pending, failure.code, failure.message)
             pending.queue.settle(pending.to_failed_result(failure, duration_s))
 
     def drop_unsent(self, pending: PendingCall) -> None:
@@ -238,3 +250,8 @@ class RetryPolicy:
             self._scheduler.probe = None
             self._limit.restart_low()
             self._scheduler.wake_workers()
+
+
+def _with_hint(cause: str, pending: PendingCall, status: int | None, message: str | None) -> str:
+    advice = hint(status, message, pending.call.model)
+    return f"{cause}; {advice}" if advice else cause

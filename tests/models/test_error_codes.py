@@ -1,12 +1,8 @@
 """Retries of failures, for every status and every code."""
 
-import pytest
-
 from batchline.models.error_codes import (
-    BATCH_END_CODES,
     ErrorCode,
     code_for_status,
-    is_retryable,
 )
 
 RETRIED = {408, 409, 425, 429, *range(500, 600)}
@@ -16,15 +12,9 @@ def test_status_2xx_has_no_error_code():
     assert {code_for_status(status_code) for status_code in range(200, 300)} == {None}
 
 
-def test_status_1xx_and_3xx_are_retryable_invalid_responses():
-    for status_code in (*range(100, 200), *range(300, 400)):
-        code = code_for_status(status_code)
-        assert (code, is_retryable(code, status_code)) == ("invalid_response", True), status_code
-
-
-def test_only_transient_error_statuses_are_retryable():
-    statuses = range(400, 600)
-    assert {each for each in statuses if is_retryable(code_for_status(each), each)} == RETRIED
+def test_status_1xx_and_3xx_are_invalid_responses():
+    statuses = (*range(100, 200), *range(300, 400))
+    assert {code_for_status(status_code) for status_code in statuses} == {"invalid_response"}
 
 
 def test_permanent_4xx_is_invalid_request():
@@ -33,18 +23,6 @@ def test_permanent_4xx_is_invalid_request():
 
 def test_status_5xx_is_server_error():
     assert {code_for_status(status_code) for status_code in range(500, 600)} == {"server_error"}
-
-
-@pytest.mark.parametrize(
-    "code", ["rate_limited", "timeout", "connection_error", "invalid_response", "server_error"]
-)
-def test_transient_error_code_without_status_is_retryable(code):
-    assert is_retryable(ErrorCode(code), None)
-
-
-@pytest.mark.parametrize("code", sorted(BATCH_END_CODES))
-def test_error_code_of_unsent_request_is_not_retryable(code):
-    assert not is_retryable(code, None)
 
 
 def test_error_codes_match_contract():
@@ -68,7 +46,3 @@ def test_error_codes_match_contract():
 
 def test_status_429_is_rate_limited():
     assert code_for_status(429) == "rate_limited"
-
-
-def test_auth_error_statuses_are_not_retryable():
-    assert not any(is_retryable(code_for_status(status_code), status_code) for status_code in (401, 403))
