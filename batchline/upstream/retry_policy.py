@@ -198,8 +198,9 @@ class RetryPolicy:
         is_retried = retry_class_of_failure(failure.code) is RetryClass.AS_STATUS and self._schedule_retry(
             pending, failure.code, wait_s=None, free=is_uncounted, sent=failure.sent
         )
+        if not is_retried or not is_outage:
+            self._count_identical(pending, failure.code, failure.message, is_final=not is_retried)
         if not is_retried:
-            self._count_identical(pending, failure.code, failure.message)
             pending.queue.settle(pending.to_failed_result(failure, duration_s))
 
     def drop_unsent(self, pending: PendingCall) -> None:

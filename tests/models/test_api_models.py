@@ -120,6 +120,8 @@ OURS: dict[type[WireModel], dict[str, bool]] = {
         "response_body": OPTIONAL,
         "error": OPTIONAL,
         "status": ALWAYS,
+        "finish_reason": OPTIONAL,
+        "mark": OPTIONAL,
     },
 }
 

@@ -55,9 +55,6 @@ BROKEN = {
     ),
     "speaks_no_http": (raw(b"\x00\xffSSH-2.0-nonsense\r\n\r\n"), "connection_error"),
     "has_a_head_of_megabytes": (raw(b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 500_000), "connection_error"),
-    "answers_too_much": (reply(200, {"choices": ["x" * 5000]}), "invalid_response"),
-    "answers_too_much_in_chunks": (chunked([b" " * 600] * 4), "invalid_response"),
-    "answers_without_end": (drip(b" " * 600, every_s=0.01), "invalid_response"),
     "never_answers": (silence(), "timeout"),
     "falls_silent_within_the_body": (drip(b" ", every_s=3600), "timeout"),
     "never_ends_its_head": (dawdle(b"HTTP/1.1 200 OK\r\n", b"x: y\r\n", every_s=0.1), "timeout"),
@@ -84,6 +81,9 @@ WRONG = {
 """Complete replies that are wrong, which are tried once more."""
 
 FINAL = {
+    "answers_too_much": (reply(200, {"choices": ["x" * 5000]}), "invalid_response"),
+    "answers_too_much_in_chunks": (chunked([b" " * 600] * 4), "invalid_response"),
+    "answers_without_end": (drip(b" " * 600, every_s=0.01), "invalid_response"),
     "answers_204": (raw(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n"), "empty_response"),
     "redirects": (error_reply(302, location="http://127.0.0.1:1/"), "invalid_response"),
     "says_not_modified": (raw(b"HTTP/1.1 304 Not Modified\r\nconnection: close\r\n\r\n"), "invalid_response"),

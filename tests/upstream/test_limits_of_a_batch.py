@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 from helpers.dispatcher_calls import collect_results, make_bodies, make_calls, open_session
-from helpers.scripted_server import Action, Received, cut_off, error_reply, reply, silence
+from helpers.scripted_server import Action, Received, cut_off, error_reply, reply
 
 from batchline.models.options import BatchOptions
 from batchline.upstream.call_results import CallResult
@@ -203,7 +203,6 @@ def test_rate_limits_are_not_counted(serve: Callable, make_dispatcher: Callable)
 WITHOUT_REPLY = {
     "answers_too_much": reply(200, b"x" * 3_000),
     "breaks_off": cut_off(b"{"),
-    "hangs": silence(),
 }
 
 

@@ -77,7 +77,7 @@ def test_invalid_retry_after_is_retried_soon(value: str, call_one: Callable) -> 
     assert (answer.code, answer.attempts) == (None, 2)
 
 
-@pytest.mark.parametrize("status", [302, 408, 500, 502])
+@pytest.mark.parametrize("status", [408, 500, 502])
 def test_retry_after_of_other_statuses_is_ignored(status: int, call_one: Callable) -> None:
     script = sequence(error_reply(status, retry_after="3600"), reply())
 
