@@ -64,6 +64,3 @@ class BatchContext(Protocol):
 
     def counts(self) -> tuple[int, int]:
         """Return the requests completed and failed so far, earlier sessions included."""
-
-    def add_previous_counts(self, completed: int, failed: int) -> None:
-        """Count requests that were settled before this session."""
