@@ -88,7 +88,6 @@ def bar_segments(
 
 
 FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
-    "clock": formatting.format_clock,
     "compact": formatting.format_compact,
     "cost_each": unit_cost,
     "count": formatting.format_count,
