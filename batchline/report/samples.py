@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -56,10 +57,7 @@ class FirstFailures:
 
     def as_list(self) -> list[Failure]:
         """Return the failures in the order of the error file."""
-        return sorted(
-            (failure for failures in self._by_code.values() for failure in failures),
-            key=lambda failure: failure.offset,
-        )
+        return sorted(chain.from_iterable(self._by_code.values()), key=lambda failure: failure.offset)
 
 
 def read_samples(store: ObjectStore, key: str, failures: Sequence[Failure]) -> dict[str, list[Sample]]:

@@ -117,12 +117,9 @@ def detect_endpoint(blocks: Iterator[bytes], *, settings: Settings) -> str:
     head, is_whole = _read_head(blocks)
     if detect_foreign_format(head, is_whole=is_whole):  # no line of it has a url
         return settings.endpoints[0]
-    for line_block in split_line_blocks(itertools.chain([head], blocks), max_line_bytes=settings.max_line_bytes):
-        for line in line_block.lines:
-            endpoint = parse_url(line)
-            if endpoint in settings.endpoints:
-                return str(endpoint)
-    return settings.endpoints[0]
+    line_blocks = split_line_blocks(itertools.chain([head], blocks), max_line_bytes=settings.max_line_bytes)
+    urls = (parse_url(line) for line_block in line_blocks for line in line_block.lines)
+    return next((url for url in urls if url in settings.endpoints), settings.endpoints[0])
 
 
 def _read_head(blocks: Iterator[bytes]) -> tuple[bytes, bool]:
