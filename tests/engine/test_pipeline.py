@@ -5,12 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from helpers.batch_assertions import new_batch, output_of
+from helpers.batch_assertions import errors_of, new_batch, output_of
 from helpers.polling import until
 
 from batchline.engine.lease import BatchLease, acquire_lease, active_lease
 from batchline.engine.pipeline import run, run_local
-from batchline.models.errors import Interrupted
+from batchline.models.errors import BatchPaused, Interrupted
 from batchline.models.status import BatchStatus
 from batchline.steps.aggregate import aggregate
 from batchline.steps.parts import Part
@@ -48,6 +48,40 @@ def test_finalizing_batch_shows_the_counts_of_all_requests(start_simulator, make
         )
 
     assert [(each.status, each.completed, each.failed) for each in seen] == [(BatchStatus.FINALIZING, 27, 3)]
+
+
+def test_requests_that_all_fail_in_the_same_way_pause_the_batch(start_simulator, make_services, chat_file) -> None:
+    simulator = start_simulator()
+    services = make_services(simulator.base_url, upstream={"max_in_flight": 4})
+    batch = new_batch(services, chat_file(1_000, prompt="simulate:status=400 {}".format))
+
+    with pytest.raises(BatchPaused):
+        run_local(services, batch.id)
+
+    batch = services.records.get_batch(batch.id)
+    assert batch.pause is not None
+    assert batch.pause.code == "identical_failures"
+    assert (batch.completed, batch.failed) == (0, simulator.counters()["received"])
+    assert 25 <= batch.failed < 25 + 4
+
+
+def test_batch_that_stops_at_a_limit_ends_cancelled_with_the_reason(
+    start_simulator, make_services, chat_file
+) -> None:
+    simulator = start_simulator()
+    services = make_services(simulator.base_url, upstream={"max_in_flight": 4})
+    path = chat_file(1_000, prompt="simulate:status=400 {}".format)
+    batch = new_batch(services, path, options={"on_limit": "stop"})
+
+    ended = run_local(services, batch.id)
+
+    failed = simulator.counters()["received"]
+    codes = [line["error"]["code"] for line in errors_of(services, ended)]
+    assert (ended.status, ended.pause) == (BatchStatus.CANCELLED, None)
+    assert [error.code for error in ended.errors or ()] == ["identical_failures"]
+    assert (ended.completed, ended.failed) == (0, failed)
+    assert 25 <= failed < 25 + 4
+    assert (codes.count("invalid_request"), codes.count("batch_cancelled")) == (failed, 1_000 - failed)
 
 
 def test_run_interrupted_during_validation_stops_and_can_be_resumed(

@@ -146,7 +146,7 @@ def test_responses_of_ten_megabytes_are_stored_completely(start_simulator, make_
 
 
 def test_batch_paused_by_wrong_api_key_goes_on_with_the_right_one(start_simulator, make_services, create_batch):
-    simulator = start_simulator(api_key="the right one")
+    simulator = start_simulator(api_key="the-right-one")
     services = make_services(simulator.base_url, upstream={"api_key": "a-wrong-one"})
     batch = create_batch(services, 500)
 
@@ -159,7 +159,7 @@ def test_batch_paused_by_wrong_api_key_goes_on_with_the_right_one(start_simulato
     assert refused <= 64
 
     services.records.resume(batch.id)
-    repaired = make_services(simulator.base_url, upstream={"api_key": "the right one"})
+    repaired = make_services(simulator.base_url, upstream={"api_key": "the-right-one"})
     ended = run_local(repaired, batch.id)
 
     assert (ended.status, ended.completed, ended.failed) == (BatchStatus.COMPLETED, 500, 0)

@@ -6,12 +6,9 @@ import hypothesis.strategies as st
 import pyarrow as pa
 
 from batchline.analytics.request_metrics import RequestMetrics, build_table
+from batchline.models.usage import MAX_COUNT
 
-MAX_TOKENS = 2**53
 MODELS = (None, "gpt-4o-mini", "claude-sonnet-4-5", "deepseek-chat", "own", "nobody's")
-MAX_TOKENS = 2**53
-"""More are not read from a reply."""
-
 CODES = ("invalid_request", "rate_limited", "timeout", "batch_expired")
 
 DONE: dict[str, Any] = {
@@ -67,7 +64,7 @@ def _maybe(values: st.SearchStrategy) -> st.SearchStrategy:
     return st.none() | values
 
 
-tokens = st.integers(0, 3_000) | st.integers(0, 400_000) | st.integers(0, MAX_TOKENS - 1)
+tokens = st.integers(0, 3_000) | st.integers(0, 400_000) | st.integers(0, MAX_COUNT - 1)
 times_ms = st.floats(0, 1e6) | st.sampled_from([0.0, 0.1, 1.0, 10.0, 1e9])
 starts_s = st.floats(1_700_000_000, 1_700_000_300) | st.floats(1_600_000_000, 1_800_000_000)
 

@@ -6,7 +6,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from helpers.server_threads import serving_on_thread
 
-ANSWER = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"Yes."}}],"usage":{}}'
+ANSWER = (
+    b'{"choices":[{"index":0,"message":{"role":"assistant","content":"Yes."}}],'
+    b'"results":[{"flagged":false}],"usage":{}}'
+)
+"""An answer of both chat and moderations."""
 
 
 class RecordingUpstream(ThreadingHTTPServer):

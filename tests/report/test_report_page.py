@@ -26,7 +26,7 @@ from batchline.models.analytics import (
     ThroughputPoint,
 )
 from batchline.models.batches import BatchError
-from batchline.models.errors import BatchPaused, StorageFault
+from batchline.models.errors import StorageFault
 from batchline.models.lines import encode_result_line
 from batchline.models.manifest import Failure
 from batchline.models.status import TERMINAL_STATUSES, BatchStatus
@@ -177,14 +177,8 @@ def test_page_of_batch_with_only_failures_shows_the_reason(start_simulator, make
 def test_page_of_batch_with_rejected_key_explains_without_the_key(start_simulator, make_services, chat_file):
     key = {"api_key": "sk-not-for-anyone", "max_in_flight": 2}
     services = make_services(start_simulator(api_key="another").base_url, upstream=key)
-    batch = new_batch(services, chat_file(50))
-    with pytest.raises(BatchPaused):
-        run_local(services, batch.id)
-    with Batchline(services=services) as client:
-        client.batches.cancel(batch.id)
-        client.batches.wait(batch.id)
-    batch = services.records.get_batch(batch.id)
-    assert_told(services, batch, "0 of 50 requests were answered", "batch_cancelled")
+    batch = run_local(services, new_batch(services, chat_file(50), options={"on_limit": "stop"}).id)
+    assert_told(services, batch, "check the upstream's api_key", "batch_cancelled")
     assert b"sk-not-for-anyone" not in services.store.read(layout.report_page_key(batch.id))
 
 
