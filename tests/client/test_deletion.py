@@ -12,9 +12,9 @@ STATES = ["validating", "running", "left lying", "completed", "failed", "being r
 
 
 def batch_in(state, here, tmp_path):
-    """A batch of thirty requests in that state."""
+    """A batch of twenty requests in that state."""
     order = "simulate:status=400" if state in {"failed", "being retried"} else "Well?"
-    file = here.client.files.create(file=write_requests(tmp_path / "r.jsonl", 30, prompt=f"{order} {{}}".format))
+    file = here.client.files.create(file=write_requests(tmp_path / "r.jsonl", 20, prompt=f"{order} {{}}".format))
     batches = here.client.batches
     batch = batches.create(input_file_id=file.id, via=None)
     if state == "cancelled":

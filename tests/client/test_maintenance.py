@@ -58,7 +58,7 @@ def test_housekeeping_of_healthy_store_finds_nothing(make_client, tmp_path):
     waiting = made(here, tmp_path)
     ended = made(here, tmp_path, prompt=lambda number: f"{number} simulate:status=400" if number % 2 else "Well?")
     here.client.batches.run(ended.id)
-    retried = made(here, tmp_path, prompt="simulate:status=400 {}".format)
+    retried = made(here, tmp_path, 20, prompt="simulate:status=400 {}".format)
     for _ in range(2):
         here.client.batches.run(retried.id)
         here.client.batches.retry(retried.id, via=None)
