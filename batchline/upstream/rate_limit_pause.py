@@ -14,9 +14,9 @@ class RateLimitPause:
         self._next_pause_s = FIRST_PAUSE_S
 
     def extend(self, now: float, wait_s: float | None) -> None:
-        """Pause for `wait_s` of Retry-After; without one, twice as long as the last time."""
+        """Pause for the `wait_s` that the reply asks for; without one, twice as long as the last time."""
         if wait_s is not None:
-            self.until = max(self.until, now + min(wait_s, MAX_PAUSE_S))
+            self.until = max(self.until, now + wait_s)
         elif now >= self.until:  # replies to requests that were sent before the pause do not extend it
             self.until = now + self._next_pause_s
             self._next_pause_s = min(self._next_pause_s * 2, MAX_PAUSE_S)
