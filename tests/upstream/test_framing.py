@@ -263,6 +263,16 @@ def test_reply_that_cannot_be_decoded_is_an_invalid_response(exchange: Exchanges
         assert "Content-Encoding" in failure.message, case
 
 
+def test_reply_that_cannot_be_decoded_or_is_too_long_is_not_retried(call_one: Callable) -> None:
+    for script in (
+        reply(200, b"\x1f\x9d\x90abc", headers=[("content-encoding", "compress")]),
+        reply(200, b" " * 3_000),
+    ):
+        answer = call_one(lambda _, script=script: script, max_response_bytes=1_000)
+
+        assert (answer.code, answer.attempts) == ("invalid_response", 1)
+
+
 def test_error_keeps_its_status_if_its_body_cannot_be_read(exchange: Exchanges) -> None:
     undecodable = b"\x1f\x9d\x90abc"
     error = exchange(encoded(undecodable, b"compress", status=503))
