@@ -1,8 +1,9 @@
 """The flow that runs one batch, with the steps of `engine/pipeline.py` as Prefect tasks."""
 
 import time
+from collections.abc import Mapping
 from functools import partial
-from typing import cast
+from typing import Any, cast
 from uuid import UUID
 
 from prefect import flow, get_run_logger
@@ -53,6 +54,7 @@ def process_batch(
     endpoint: parameters.Endpoint = "/v1/chat/completions",
     completion_window: parameters.Window = "24h",
     metadata: parameters.Metadata = parameters.NO_METADATA,
+    options: parameters.Options = parameters.NO_OPTIONS,
     input_file_id: parameters.Text = "",
     batch_id: parameters.Text = "",
     crashed_run: parameters.Text = "",
@@ -66,6 +68,7 @@ def process_batch(
         endpoint: The endpoint of every request in the file.
         completion_window: The time that the batch may take; requests without an answer by then expire.
         metadata: Up to 16 pairs of your own, as JSON, such as {"team": "search"}.
+        options: Rules for answers that are flawed, and for a batch that keeps failing.
         input_file_id: The id of an uploaded file (file-…), instead of the input file's address.
         batch_id: The id of an existing batch (batch-…) to continue, instead of an input file.
         crashed_run: The id of a crashed flow run whose batch to continue, instead of an input file.
@@ -84,8 +87,9 @@ def process_batch(
     services = current_services() or open_services(blocks.settings())
     if crashed_run:
         batch_id = batch_of_crashed_run(services, crashed_run).id
+    fields = {"endpoint": endpoint, "completion_window": completion_window, "metadata": metadata or None}
     batch = _find_or_create_batch(
-        services, blocks, input_uri, input_file_id, endpoint, completion_window, metadata, batch_id
+        services, blocks, input_uri, input_file_id, batch_id, {**fields, "options": options}
     )
     _name_flow_run(batch)
     if batch.status in TERMINAL_STATUSES:
@@ -141,10 +145,8 @@ def _find_or_create_batch(
     blocks: BlockNames,
     input_uri: str | None,
     input_file_id: str | None,
-    endpoint: str,
-    completion_window: str,
-    metadata: dict[str, str] | None,
     batch_id: str | None,
+    fields: Mapping[str, Any],
 ) -> BatchRecord:
     """Return the batch to run: the one named, one created by this run or call before, or a new one."""
     if batch_id:
@@ -160,12 +162,7 @@ def _find_or_create_batch(
         )
     client = Batchline(services=services, origin="deployment" if deployment.id else "api")
     file = client.files.record(input_file_id or client.files.create_from_uri(str(input_uri)).id)
-    request = CreateBatchRequest(
-        input_file_id=file.id,
-        endpoint=endpoint,
-        completion_window=completion_window,
-        metadata=metadata or None,
-    )
+    request = CreateBatchRequest(input_file_id=file.id, **fields)
     idempotency = idempotency_of_call(file, request, blocks)
     created = client.batches.create(
         **request.model_dump(), idempotency_key=idempotency, flow_run_id=run_id, via=None

@@ -32,6 +32,7 @@ def sync_source(
     endpoint: parameters.Text = "",
     completion_window: parameters.Window = "24h",
     metadata: parameters.Metadata = parameters.NO_METADATA,
+    options: parameters.Options = parameters.NO_OPTIONS,
     write_back: bool = False,
     after: AfterAction = "keep",
     via: Literal["deployment", "process"] = "deployment",
@@ -50,6 +51,7 @@ def sync_source(
         endpoint: The endpoint of every request; if empty, that of each file's first request.
         completion_window: The time that a batch may take.
         metadata: Up to 16 pairs for every batch, as JSON, such as {"team": "search"}.
+        options: Rules for answers that are flawed, and for batches that keep failing.
         write_back: Write results to the folder `outbox` next to the watched one when a batch is over.
         after: What to do with a file that has a batch: keep it, move it to `taken`, or delete it an hour later.
         via: Start batches as runs of a deployment, or run them in this flow (process), one after another.
@@ -59,10 +61,11 @@ def sync_source(
     """
     install_log_filter()
     logger, client = get_run_logger(), Batchline(settings_from_blocks(upstreams=[], storage=storage))
-    options = SyncOptions(
+    sync_options = SyncOptions(
         endpoint=endpoint or None,
         completion_window=completion_window,
         metadata=metadata or None,
+        options=options,
         write_back=write_back,
         after=after,
     )
@@ -78,7 +81,7 @@ def sync_source(
         if event.kind not in {*PROBLEM_KINDS, "unchanged"}:
             logger.info("%s", event)
 
-    summary = client.sync(uri, options, start_batch=start_batch, on_event=log_event, dry_run=dry_run)
+    summary = client.sync(uri, sync_options, start_batch=start_batch, on_event=log_event, dry_run=dry_run)
     logger.info("%s: %s", summary.source, summary.message)
     publish_problems(summary)
     return cast("SyncSummary", Completed(message=summary.message, data=summary))

@@ -166,6 +166,11 @@ class CreateBatchRequest(BaseModel):
     def _validate_metadata(cls, metadata: dict[str, str] | None) -> dict[str, str] | None:
         return validate_metadata(metadata)
 
+    @property
+    def given_options(self) -> list[tuple[str, object]]:
+        """The options that were given, by name and in its order."""
+        return [] if self.options is None else sorted(self.options.given().items())
+
 
 class RetryRequestsRequest(BaseModel):
     """The body of a request to retry some requests of a batch."""

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from batchline.models.base import WireModel
 from batchline.models.formatting import strip_controls
+from batchline.models.options import GivenOptions
 
 AfterAction = Literal["keep", "move", "delete"]
 SyncEventKind = Literal[
@@ -47,6 +48,7 @@ class SyncOptions(BaseModel):
     )
     completion_window: str = "24h"
     metadata: dict[str, str] | None = None
+    options: GivenOptions | None = Field(default=None, description="Options of the batches themselves.")
     write_back: bool = Field(default=False, description="Write results to the outbox when the batch has ended.")
     after: AfterAction = Field(default="keep", description="Action on a file after a batch was created from it.")
 

@@ -10,6 +10,7 @@ from batchline.cli.exit_codes import ExitCode
 from batchline.cli.files import print_deleted
 from batchline.cli.options import (
     BatchId,
+    BatchOptionFlags,
     FileId,
     Flag,
     JsonFlag,
@@ -56,6 +57,7 @@ def create(
     endpoint: str = "/v1/chat/completions",
     window: WindowOption = "24h",
     metadata: MetadataOption = None,
+    options: BatchOptionFlags = None,
     expires_after: str | None = None,
     run_: RunFlag = False,
     local: LocalFlag = False,
@@ -76,6 +78,7 @@ def create(
         endpoint=endpoint,
         completion_window=window,
         metadata=metadata,
+        options=options,
         output_expires_after=parse_seconds("expires-after", expires_after),
         via=None,
     )

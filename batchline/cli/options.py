@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from batchline.models.batches import window_seconds
 from batchline.models.errors import InvalidInput
+from batchline.models.options import BatchOptions
 from batchline.models.sync import AfterAction
 
 BatchId = Annotated[str, Parameter(help="Id of the batch.")]
@@ -34,6 +35,9 @@ WindowOption = Annotated[str, Parameter(help="Maximum duration of a batch, such 
 MetadataOption = Annotated[
     dict[str, str] | None, Parameter(help="Up to 16 pairs for a batch, each as --metadata.KEY VALUE.")
 ]
+BatchOptionFlags = Annotated[BatchOptions | None, Parameter(name="*")]
+"""A flag for each option of a batch; None if none is given."""
+
 WriteBackFlag = Annotated[
     bool,
     Parameter(negative="", show_default=False, help="Write results to the folder outbox next to the watched one."),

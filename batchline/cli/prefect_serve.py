@@ -6,7 +6,14 @@ import signal
 from typing import Any
 
 from batchline.cli.console import print_note
-from batchline.cli.options import AfterOption, EndpointOption, WindowOption, WriteBackFlag, absolute_uri
+from batchline.cli.options import (
+    AfterOption,
+    BatchOptionFlags,
+    EndpointOption,
+    WindowOption,
+    WriteBackFlag,
+    absolute_uri,
+)
 from batchline.cli.prefect_run import configured_server_url
 from batchline.cli.prefect_setup import print_warning
 from batchline.models.errors import InvalidInput
@@ -22,6 +29,7 @@ def serve(
     watch: str | None = None,
     endpoint: EndpointOption = None,
     window: WindowOption = "24h",
+    options: BatchOptionFlags = None,
     write_back: WriteBackFlag = False,
     after: AfterOption = "keep",
 ) -> None:
@@ -38,9 +46,14 @@ def serve(
     """
     if limit < 1:
         raise InvalidInput(f"--limit is {limit}; write 1 or more", param="limit")
-    options = SyncOptions(endpoint=endpoint, completion_window=window, write_back=write_back, after=after)
-    if watch is None and options != SyncOptions():
-        raise InvalidInput("--endpoint, --window, --write-back and --after require --watch FOLDER", param="watch")
+    sync_options = SyncOptions(
+        endpoint=endpoint, completion_window=window, options=options, write_back=write_back, after=after
+    )
+    if watch is None and sync_options != SyncOptions():
+        raise InvalidInput(
+            "--endpoint, --window, --write-back, --after and options of batches require --watch FOLDER",
+            param="watch",
+        )
     url = configured_server_url(quiet=False)
     print_note(f"Prefect server: {url}")
     from batchline.flows.deployments import deployments  # noqa: PLC0415 - Prefect takes seconds to import
@@ -59,7 +72,7 @@ def serve(
 
     runner = Serving(name="batchline", limit=limit + NON_BATCH_RUNS, pause_on_shutdown=False)
     served_deployments = deployments(
-        limit=limit, watched_uri=absolute_uri(watch) if watch else None, options=options
+        limit=limit, watched_uri=absolute_uri(watch) if watch else None, options=sync_options
     )
     with interrupted():
         for deployment in served_deployments:

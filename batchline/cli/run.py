@@ -7,7 +7,7 @@ from rich.markup import escape
 
 from batchline.cli.console import print_json, print_note, stderr_console
 from batchline.cli.exit_codes import ExitCode, exit_code_of_batch
-from batchline.cli.options import EndpointOption, Flag, LocalFlag, MetadataOption, StandInFlag
+from batchline.cli.options import BatchOptionFlags, EndpointOption, Flag, LocalFlag, MetadataOption, StandInFlag
 from batchline.cli.progress import Progress
 from batchline.cli.signals import interrupt_on_signal
 from batchline.cli.summary import print_summary
@@ -24,6 +24,7 @@ from batchline.models.errors import (
     LeaseLost,
     StorageFault,
 )
+from batchline.models.options import BatchOptions
 from batchline.models.settings import Settings, load_settings
 from batchline.models.status import TERMINAL_STATUSES
 
@@ -38,6 +39,7 @@ def run(
     endpoint: EndpointOption = None,
     window: str | None = None,
     metadata: MetadataOption = None,
+    options: BatchOptionFlags = None,
     local: LocalFlag = False,
     stand_in: StandInFlag = False,
     json: Flag = False,
@@ -56,7 +58,7 @@ def run(
         Print the batch with its analytics as JSON, last and alone on standard output.
     """
     settings = load_settings()
-    _check_arguments(settings, file, resume, endpoint, window, metadata)
+    _check_arguments(settings, file, resume, endpoint, window, metadata, options)
     if resume is not None:  # before a server or a simulator is started
         Batchline(settings, origin="cli").batches.record(resume)
     with select_target(settings, stand_in=stand_in, resumed=resume is not None) as target:
@@ -64,7 +66,7 @@ def run(
         with Progress() as progress:
             batch_id = str(resume)
             if file is not None:
-                batch_id = _create_batch(client, file, endpoint, window, metadata, progress)
+                batch_id = _create_batch(client, file, endpoint, window, metadata, options, progress)
             batch = client.batches.record(batch_id)
             if resume and batch.pause:
                 client.batches.end_pause(batch_id)
@@ -93,6 +95,7 @@ def _check_arguments(
     endpoint: str | None,
     window: str | None,
     metadata: dict[str, str] | None,
+    options: BatchOptions | None,
 ) -> None:
     """Raise `InvalidInput` for bad arguments before anything is stored or started."""
     if file is None and resume is None:
@@ -103,9 +106,11 @@ def _check_arguments(
     if file is not None and resume is not None:
         raise InvalidInput("give either a FILE to run or --resume BATCH_ID, and not both")
     if file is None:
-        options = {"--endpoint": endpoint, "--window": window, "--metadata": metadata}
-        if extra_options := [name for name, value in options.items() if value is not None]:
-            raise InvalidInput(f"a resumed batch keeps its options; remove {', '.join(extra_options)}")
+        values: dict[str, object] = {"endpoint": endpoint, "window": window, "metadata": metadata}
+        values |= options.given() if options else {}
+        flags = [f"--{name.replace('_', '-')}" for name, value in values.items() if value is not None]
+        if flags:
+            raise InvalidInput(f"a resumed batch keeps its options; remove {', '.join(flags)}")
         return
     if endpoint is not None:
         settings.require_endpoint(endpoint)
@@ -122,6 +127,7 @@ def _create_batch(
     endpoint: str | None,
     window: str | None,
     metadata: dict[str, str] | None,
+    options: BatchOptions | None,
     progress: Progress,
 ) -> str:
     """Store the file, create a batch for it, and return the batch's id."""
@@ -132,6 +138,7 @@ def _create_batch(
         endpoint=endpoint,
         completion_window=window or DEFAULT_WINDOW,
         metadata=metadata,
+        options=options,
         via=None,
     )
     print_note(f"batch: {batch.id} of {file.filename}, {file.bytes:,} bytes")

@@ -8,6 +8,7 @@ from batchline.cli.console import print_json, stderr_console, stdout_console
 from batchline.cli.exit_codes import ExitCode
 from batchline.cli.options import (
     AfterOption,
+    BatchOptionFlags,
     EndpointOption,
     Flag,
     JsonFlag,
@@ -30,6 +31,7 @@ def sync(
     endpoint: EndpointOption = None,
     window: WindowOption = "24h",
     metadata: MetadataOption = None,
+    options: BatchOptionFlags = None,
     write_back: WriteBackFlag = False,
     after: AfterOption = "keep",
     via: Literal["process", "deployment"] = "process",
@@ -50,8 +52,13 @@ def sync(
     dry_run:
         Only print what would be done.
     """
-    options = SyncOptions(
-        endpoint=endpoint, completion_window=window, metadata=metadata, write_back=write_back, after=after
+    sync_options = SyncOptions(
+        endpoint=endpoint,
+        completion_window=window,
+        metadata=metadata,
+        options=options,
+        write_back=write_back,
+        after=after,
     )
     client = Batchline(origin="cli")
     with Progress() as progress:
@@ -65,7 +72,7 @@ def sync(
             with interrupt_on_signal(client, batch_id):
                 client.batches.run(batch_id)
 
-        summary = client.sync(uri, options, start_batch=start_batch, on_event=_print_event, dry_run=dry_run)
+        summary = client.sync(uri, sync_options, start_batch=start_batch, on_event=_print_event, dry_run=dry_run)
     if json:
         print_json(summary.model_dump_json())
     else:

@@ -46,15 +46,10 @@ def idempotency_of(
         request.completion_window,
         metadata,
         expires_after_s,
-        *_given_options(request),
+        *request.given_options,
     )
     # With the member: equal keys of two members must not share a batch.
     return Idempotency(_hash_values((member_id, key)), _hash_values(request_fields))
-
-
-def _given_options(request: CreateBatchRequest) -> list[tuple[str, object]]:
-    """Return the options that were given; none leave the digests of earlier versions as they are."""
-    return [] if request.options is None else sorted(request.options.given().items())
 
 
 def _hash_values(values: tuple[object, ...]) -> str:

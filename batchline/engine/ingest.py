@@ -257,7 +257,7 @@ def new_batch(
         # The flow run may crash before it claims the batch; its crash must then still be traced to the batch.
         last_flow_run_id=flow_run_id,
         output_expires_after=output_expires_after,
-        options=request.options if request.options and request.options.given() else None,
+        options=request.options if request.given_options else None,
         default_on_limit=default_on_limit,
         member_id=member_id,
     )

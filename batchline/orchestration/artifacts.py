@@ -139,6 +139,8 @@ def _summary_rows(batch: BatchRecord, report: BatchReport | None) -> Iterator[tu
         models = [model or "(none)" for model in report.unpriced_models] if report else []
         names = ", ".join(models[:5]) + (f" and {len(models) - 5} more" if len(models) > 5 else "")
         yield "cost", usage.total_cost or f"no price is known for {escape(names)}"
+    for name, option in (batch.options.given() if batch.options else {}).items():
+        yield name.replace("_", " "), str(option)
     for name, value in (batch.metadata or {}).items():
         yield escape(name), escape(value)
 

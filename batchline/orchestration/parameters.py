@@ -11,6 +11,7 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, WithJsonSchema
 
 from batchline.models.errors import InvalidInput
+from batchline.models.options import BatchOptions
 from batchline.models.settings import ENDPOINTS, load_settings
 
 WINDOW_CHOICES: Final = ("1h", "3h", "6h", "12h", "24h", "2d", "3d", "7d")
@@ -25,6 +26,13 @@ def _allowed_endpoints() -> list[str]:
         return list(ENDPOINTS)
 
 
+def _drop_defaults(options: BatchOptions | None) -> BatchOptions:
+    """Return the options that differ from the defaults: a form submits every option, also the untouched ones."""
+    given = options.given() if options else {}
+    defaults = BatchOptions().model_dump(mode="json")
+    return BatchOptions.model_validate({name: value for name, value in given.items() if value != defaults[name]})
+
+
 # Text that is pasted into a form often has white space around it.
 Text = Annotated[
     str | None, AfterValidator(lambda text: text and text.strip()), WithJsonSchema({"type": "string"})
@@ -34,7 +42,11 @@ Window = Annotated[str, WithJsonSchema({"type": "string", "enum": list(WINDOW_CH
 Metadata = Annotated[
     dict[str, str] | None, WithJsonSchema({"type": "object", "additionalProperties": {"type": "string"}})
 ]
+Options = Annotated[
+    BatchOptions | None, AfterValidator(_drop_defaults), WithJsonSchema(BatchOptions.model_json_schema())
+]
 Names = Annotated[list[str] | None, WithJsonSchema({"type": "array", "items": {"type": "string"}})]
 
 NO_METADATA: Final[dict[str, str]] = {}
+NO_OPTIONS: Final = BatchOptions()
 NO_NAMES: Final[list[str]] = []

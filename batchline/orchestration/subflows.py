@@ -42,6 +42,7 @@ def idempotency_of_call(file: FileRecord, request: CreateBatchRequest, blocks: B
         (file.sha256 or file.id, file.filename, request.endpoint, request.completion_window),
         sorted((request.metadata or {}).items()),
         (blocks.upstreams, blocks.storage),
+        *request.given_options,
     )
     call_index = calling_task.dynamic_key
     if not calling_run.deployment_id:  # a deployment run has its own process, which does not see the other calls

@@ -205,6 +205,7 @@ class _SyncPass:
             endpoint=endpoint,
             completion_window=self._options.completion_window,
             metadata=self._options.metadata,
+            options=self._options.options,
         )
         origin = BatchDwExtResponse(
             source="sync",

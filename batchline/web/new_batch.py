@@ -18,6 +18,7 @@ from batchline.client import Batchline
 from batchline.models.batches import MAX_METADATA_PAIRS, parse_metadata
 from batchline.models.errors import BatchlineError, InvalidInput, NotFound
 from batchline.models.files import FileObject
+from batchline.models.options import BatchOptions
 from batchline.web.dependencies import CurrentClient, FormFields, read_query
 from batchline.web.rendering import render_page
 from batchline.web.validation_cache import InputCheck, ValidationCache
@@ -89,6 +90,7 @@ def create_batch(request: Request, client: CurrentClient, form: FormFields) -> R
             endpoint=fields.get("endpoint", ""),
             completion_window=fields.get("window", "").strip() or DEFAULT_WINDOW,
             metadata=parse_metadata(fields.get("metadata", "")) or None,
+            options=_changed_options(fields),
             idempotency_key=fields.get("once") or None,
         )
     except InvalidInput as error:
@@ -97,6 +99,12 @@ def create_batch(request: Request, client: CurrentClient, form: FormFields) -> R
             return _upload_page(request, client, problem=str(error), status=400)
         return _start_page(request, client, file, None, fields=fields, problem=error)
     return RedirectResponse(f"/batches/{batch.id}", 303)
+
+
+def _changed_options(fields: dict[str, str]) -> dict[str, object]:
+    """Return the options of the form that are not as it opened."""
+    defaults = BatchOptions().model_dump(mode="json")
+    return {name: fields[name] for name in defaults if fields.get(name, "") not in {"", str(defaults[name])}}
 
 
 def _upload_page(
@@ -147,6 +155,7 @@ def _start_page(
         windows=windows,
         window_bounds=(settings.min_completion_window, settings.max_completion_window),
         most_pairs=MAX_METADATA_PAIRS,
+        options=BatchOptions.model_json_schema()["properties"],
     )
 
 

@@ -192,12 +192,13 @@ def test_batches_list_with_closed_pipe_exits_with_0(record_batch):
 
 def test_batches_create_prints_run_command(ended_batch, request_file):
     file_id = ended_batch("files", "upload", request_file(5)).out.strip()
-    made = ended_batch("batches", "create", file_id, "--metadata.night", "1", "--window", "6h")
+    arguments = ("--metadata.night", "1", "--window", "6h", "--on-limit", "stop")
+    made = ended_batch("batches", "create", file_id, *arguments)
     shown = json.loads(ended_batch("batches", "show", made.out.strip(), "--json").out)
 
     assert f"batchline run --resume {made.out.strip()}" in made.err
     assert (shown["status"], shown["metadata"], shown["completion_window"]) == ("validating", {"night": "1"}, "6h")
-    assert shown["dwext"]["source"] == "cli"
+    assert (shown["dwext"]["source"], shown["options"]) == ("cli", {"on_limit": "stop"})
 
 
 def test_batches_create_local_runs_batch_and_applies_expiry(ended_batch, request_file):

@@ -82,6 +82,15 @@ WRONG = {
     "a storage that is a file": Misuse(
         "run good.jsonl", 6, ("plain.gz", "Not a directory"), {"BATCHLINE_STORAGE_URL": "plain.gz"}
     ),
+    "an option with an unknown value": Misuse(
+        "run good.jsonl --on-limit wait", 2, ("--on-limit", "'pause' or 'stop'", "`batchline run --help`")
+    ),
+    "an option out of range": Misuse(
+        "sync folder --max-identical-failures 0", 2, ("--max-identical-failures", "greater than or equal to 1")
+    ),
+    "options for a batch that has its own": Misuse(
+        "run --resume batch-1 --on-truncated fail", 2, ("remove --on-truncated",)
+    ),
     "an unknown batch to show": Misuse("show batch-1", 2, ("there is no batch batch-1",)),
     "nothing to show": Misuse("show", 2, ("BATCH_ID", "`batchline show --help`")),
     "nothing to validate": Misuse("validate", 2, ("FILE", "`batchline validate --help`")),

@@ -11,6 +11,7 @@ from batchline.cli.run import run
 from batchline.cli.show import show
 from batchline.cli.simulate import SimulateOptions
 from batchline.cli.validate import validate
+from batchline.models.options import BatchOptions
 from batchline.simulate import SimulatorOptions
 
 COMMANDS = {"run": run, "validate": validate, "show": show}
@@ -22,7 +23,9 @@ def option(name: str) -> str:
 
 def options_of(command: str) -> list[str]:
     parameters = inspect.signature(COMMANDS[command]).parameters.values()
-    return [option(each.name) for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY]
+    names = [each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY]
+    batch_options = BatchOptions.model_fields if "options" in names else {}
+    return [option(name) for name in (*names, *batch_options) if name != "options"]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]], ids=["nothing", "long", "short"])
@@ -38,7 +41,7 @@ def test_command_help_lists_options_with_descriptions(command, run_cli):
     ended = run_cli(command, "--help")
     assert ended.status == 0
     for name in options_of(command):
-        assert re.search(rf"^│ {name}(?: STR)? +[A-Z]", ended.out, re.MULTILINE), name
+        assert re.search(rf"^│ {name}(?: STR| INT| CHOICE)? +[A-Z]", ended.out, re.MULTILINE), name
 
 
 def test_run_help_lists_every_exit_status(run_cli):

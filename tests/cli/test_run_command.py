@@ -15,6 +15,7 @@ from batchline.models.status import BatchStatus
 from batchline.simulate import Simulator, SimulatorOptions
 
 KEY = "sk-never-to-be-seen-4711"
+OPTIONS = ("--on-truncated", "fail", "--max-identical-failures", "7")
 EMBEDDING = (
     '{"custom_id": "e-%d", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m", "input": "%d"}}\n'
 )
@@ -40,7 +41,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     path.write_text("".join(chat_request(number) for number in range(40)))
     with Simulator(SimulatorOptions(api_key=KEY)) as upstream:
         ended = run_batchline(
-            *("run", "--local", "--json", path, "--window", "6h", "--metadata.team", "search"),
+            *("run", "--local", "--json", path, "--window", "6h", "--metadata.team", "search", *OPTIONS),
             cwd=folder,
             BATCHLINE_HOME=str(folder / "home"),
             OPENAI_BASE_URL=upstream.base_url,
@@ -60,6 +61,7 @@ def test_run_with_all_requests_completed_exits_with_0_and_one_line_of_json(finis
     assert (finished.ended.status, finished.ended.out.count("\n")) == (0, 1)
     assert finished.batch.status is BatchStatus.COMPLETED
     assert (finished.batch.completion_window, finished.batch.metadata) == ("6h", {"team": "search"})
+    assert finished.batch.model_dump()["options"] == {"on_truncated": "fail", "max_identical_failures": 7}
     assert finished.batch.dwext is not None
     assert finished.batch.dwext.source == "cli"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from batchline import Batchline
 from batchline.simulate import Simulator
 
 ROOTS = "BATCHLINE_SOURCE_ROOTS"
@@ -32,11 +33,13 @@ def sync(run_cli, inbox: Path, start_simulator: Callable[..., Simulator]):
 
 
 def test_sync_picks_up_runs_and_writes_back_files(sync, inbox):
-    ended = sync("--write-back", "--after", "move", "--metadata.team", "search")
+    ended = sync("--write-back", "--after", "move", "--metadata.team", "search", "--on-truncated", "fail")
 
     assert ended.status == 0
     assert "2 found, 1 taken, 1 started, 1 quarantined, 1 written back" in ended.out
     events = ended.err.splitlines()
+    (batch,) = Batchline().batches.list()
+    assert batch.model_dump()["options"] == {"on_truncated": "fail"}
     assert [event.split()[0] for event in events] == ["taken", "moved", "quarantined", "started", "wrote"]
     folders = {"outbox": ["a.output.jsonl"], "taken": ["a.jsonl"], "inbox": []}
     assert {name: sorted(path.name for path in (inbox.parent / name).iterdir()) for name in folders} == folders

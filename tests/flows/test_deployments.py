@@ -9,6 +9,7 @@ from prefect.utilities.callables import parameter_schema
 
 from batchline.flows.deployments import deployments
 from batchline.flows.sync_source import sync_source
+from batchline.models.options import BatchOptions
 from batchline.models.sync import SyncOptions
 
 ROOT = Path(__file__).parent.parent.parent
@@ -57,11 +58,18 @@ def test_watched_folder_activates_sync_schedule():
 
 
 def test_watched_folder_options_become_flow_parameters():
-    options = SyncOptions(endpoint="/v1/embeddings", write_back=True, after="move")
+    options = SyncOptions(
+        endpoint="/v1/embeddings", options=BatchOptions(on_limit="stop"), write_back=True, after="move"
+    )
 
     sync = {each.name: each for each in deployments(watched_uri="/jobs/inbox", options=options)}["sync-source"]
 
-    chosen = {"endpoint": "/v1/embeddings", "write_back": True, "after": "move"}
+    chosen = {
+        "endpoint": "/v1/embeddings",
+        "options": {"on_limit": "stop"},
+        "write_back": True,
+        "after": "move",
+    }
     assert sync.parameters == {"uri": "/jobs/inbox", **chosen}
     assert set(chosen) <= set(parameter_schema(sync_source).properties)
 

@@ -49,9 +49,11 @@ def test_flow_run_of_successful_batch_is_completed_and_named(start_simulator, ma
     services = make_services(start_simulator().base_url, chunk_requests=100)
     stored = store_input_file(services, chat_file(350))
 
-    state = run_flow(services, input_file_id=stored.id, metadata={"team": "search"})
+    options = {"on_truncated": "fail", "on_limit": "pause"}
+    state = run_flow(services, input_file_id=stored.id, metadata={"team": "search"}, options=options)
 
     batch = state.result()
+    assert batch.model_dump()["options"] == {"on_truncated": "fail"}  # a form submits the defaults as well
     assert state.is_completed()
     assert (batch.status, batch.request_counts.completed, batch.metadata) == (
         BatchStatus.COMPLETED,
@@ -277,7 +279,8 @@ def test_retried_parent_flow_reuses_its_batches(start_simulator, make_services, 
         alone = process_batch.with_options(persist_result=False)
         file_id = first.id if "parent" in fail else again.id
         kept = process_batch(input_file_id=file_id, metadata={"kept": "yes"})
-        made.append([alone(input_file_id=file_id).id, alone(input_file_id=file_id).id, kept.id])
+        strict = alone(input_file_id=file_id, options={"on_truncated": "fail"})
+        made.append([alone(input_file_id=file_id).id, strict.id, alone(input_file_id=file_id).id, kept.id])
         made[-1] += [in_a_task(other.id, fail)]
         if "parent" in fail:
             fail.remove("parent")
@@ -288,8 +291,8 @@ def test_retried_parent_flow_reuses_its_batches(start_simulator, make_services, 
 
     before, after = made
     assert before == after
-    assert len(set(before)) == 4
-    assert simulator.counters()["received"] == 3 * 20 + 15
+    assert len(set(before)) == 5
+    assert simulator.counters()["received"] == 4 * 20 + 15
 
 
 def test_retried_parent_flow_with_other_file_creates_new_batch(start_simulator, make_services, chat_file):

@@ -18,6 +18,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.utilities.callables import parameter_schema
 
+from batchline import Batchline
 from batchline.engine.services import Services, open_services
 from batchline.flows.process_batch import process_batch
 from batchline.flows.sync_source import sync_source
@@ -63,12 +64,21 @@ def test_sync_flow_parameters_are_described_and_choices_listed():
 @pytest.mark.usefixtures("prefect_server")
 def test_sync_flow_runs_batches_and_writes_results_back(inbox, caplog):
     with caplog.at_level(logging.INFO):
-        state = sync_source(str(inbox), via="process", write_back=True, metadata={"team": "a"}, return_state=True)
+        state = sync_source(
+            str(inbox),
+            via="process",
+            write_back=True,
+            metadata={"team": "a"},
+            options={"on_limit": "stop"},
+            return_state=True,
+        )
     summary = state.result()
+    (options,) = {batch.options for batch in Batchline().batches.list()}
 
     assert state.is_completed()
     assert state.message == "2 found, 2 taken, 2 started, 2 written back"
     assert statuses(open_services(), summary) == [BatchStatus.COMPLETED] * 2
+    assert options.model_dump(exclude_unset=True) == {"on_limit": "stop"}
     assert len(list((inbox.parent / "outbox").iterdir())) == 2
     assert len([record for record in caplog.records if record.message.startswith("taken ")]) == 2
 

@@ -11,12 +11,19 @@ pytestmark = pytest.mark.system
 
 KEY = "sk-form-0123456789"
 DEPLOYMENTS = ("process-batch", "sync-source", "housekeeping")
+DEFAULT_OPTIONS = {
+    "on_truncated": "keep",
+    "on_invalid_output": "keep",
+    "max_identical_failures": 25,
+    "on_limit": "pause",
+}
 UNTOUCHED: dict[str, dict[str, Any]] = {
     "process-batch": {
         "input_uri": "",
         "endpoint": "/v1/chat/completions",
         "completion_window": "24h",
         "metadata": {},
+        "options": DEFAULT_OPTIONS,
         "input_file_id": "",
         "batch_id": "",
         "crashed_run": "",
@@ -28,6 +35,7 @@ UNTOUCHED: dict[str, dict[str, Any]] = {
         "endpoint": "",
         "completion_window": "24h",
         "metadata": {},
+        "options": DEFAULT_OPTIONS,
         "write_back": False,
         "after": "keep",
         "via": "deployment",
@@ -90,18 +98,21 @@ def test_form_starts_batch_with_block_and_hides_key(stack_with_worker, pages):
 
     form = pages.deployment_form(deployment_of(stack, "process-batch")["id"])
     file = write_requests(stack.inbox / f"{name}.jsonl", 3)
-    run_id = form.fill(input_uri=str(file), metadata={"team": "a"}, upstreams=[name]).submit()
+    form.fill(input_uri=str(file), metadata={"team": "a"}, upstreams=[name])
+    run_id = form.fill(**{"Identical failures in a row": "3"}).submit()
     run = stack.call("GET", f"/flow_runs/{run_id}")
 
     assert run["parameters"] == UNTOUCHED["process-batch"] | {
         "input_uri": str(file),
         "metadata": {"team": "a"},
+        "options": DEFAULT_OPTIONS | {"max_identical_failures": 3},
         "upstreams": [name],
     }
     with stack.client() as client:
         (batch,) = until(lambda: client.batches.list(search=file.name).data)
         over = client.batches.wait(batch.id, timeout_s=TIMEOUT_S)
     assert (over.status, over.request_counts.completed, over.metadata) == ("completed", 3, {"team": "a"})
+    assert over.model_dump()["options"] == {"max_identical_failures": 3}
     assert is_masked or pages.version == V1  # which masks no secret of any block
     assert KEY not in block_page
     assert KEY not in json.dumps(stack.call("GET", f"/block_documents/{block_id}"))

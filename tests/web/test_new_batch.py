@@ -33,11 +33,13 @@ def test_valid_upload_is_summarized_and_started(good, served: ApiServer, web_cli
     assert "gpt-4o-mini" in page.words()
     assert "USD" in page.words()
 
-    started = web_client.send(page, "/batches", window="90m", metadata="night = 1\n\nteam = a=b\n")
+    fields = {"window": "90m", "metadata": "night = 1\n\nteam = a=b\n", "on_truncated": "fail"}
+    started = web_client.send(page, "/batches", **fields)
 
     batch = served.client.batches.list().data[0]
     assert started.answer.url.path == f"/batches/{batch.id}"
     assert (batch.completion_window, batch.metadata) == ("90m", {"night": "1", "team": "a=b"})
+    assert batch.model_dump()["options"] == {"on_truncated": "fail"}
     assert served.client.batches.wait(batch.id, timeout_s=60).request_counts.completed == 3
 
 
@@ -92,6 +94,8 @@ def test_upload_form_without_file_is_rejected(web_client: WebClient):
     [
         ({"window": "soon"}, "completion_window is"),
         ({"window": "30d"}, "allowed is"),
+        ({"max_identical_failures": "0"}, "max_identical_failures: Input should be greater than or equal to 1"),
+        ({"on_limit": "wait"}, "on_limit: Input should be 'pause' or 'stop'"),
         ({"metadata": "night"}, "line 1 is not a pair"),
         ({"metadata": "a = 1\na = 2"}, "a second time"),
         ({"metadata": "\n".join(f"k{n} = v" for n in range(17))}, "at most 16"),
