@@ -164,6 +164,25 @@ def test_reply_that_cannot_be_read_safely_names_the_broken_rule(exchange: Exchan
         assert failure.message.startswith("the connection broke: the answer breaks a rule of HTTP: "), case
 
 
+RULES = {
+    "different_lengths": "it has several values of Content-Length that differ",
+    "length_in_words": "its Content-Length is not a number",
+    "chunk_size_in_words": "the size of a chunk is not a hexadecimal number",
+    "chunk_longer_than_its_size": "a chunk does not have the size that it says",
+    "status_of_two_digits": "it does not start with HTTP/1.1 and a status",
+}
+
+
+def test_own_transport_names_the_broken_rule_in_plain_words(serve: Callable[..., ScriptedServer]) -> None:
+    exchange = Exchanges(AsyncioHttpTransport, serve)
+    for case, rule in RULES.items():
+        assert exchange(WRONG[case]).message.endswith(f": {rule}"), case
+    line_feed = exchange(OK + CHUNKED + b"\r\n9\n" + JSON + b"\n0\n\n")
+    assert line_feed.message.endswith(": a line with the size of a chunk does not end with CR LF")
+    switch = exchange(b"HTTP/1.1 101 S\r\nupgrade: h2c\r\nconnection: upgrade\r\n\r\n")
+    assert switch.message.endswith(": it switches to another protocol, which was not asked for")
+
+
 def test_trailers_replace_no_header(exchange: Exchanges) -> None:
     assert exchange(LENIENT["trailers"]).request_id == "r"
 

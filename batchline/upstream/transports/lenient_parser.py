@@ -17,15 +17,13 @@ _CONTROL_CHARACTER: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _SWITCHING_PROTOCOLS: Final = b"101"
 
 _PLAIN_WORDS: Final = {
-    "Duplicate Content-Length": "its Content-Length is given twice",
-    "Expected HTTP/, RTSP/ or ICE/": "it does not start with HTTP/1.1 and a status",
     "Invalid character in chunk size": "the size of a chunk is not a hexadecimal number",
     "Missing expected CR after chunk size": "a line with the size of a chunk does not end with CR LF",
     "Invalid character in chunk extensions": "there is an invalid character after the size of a chunk",
     "Expected LF after chunk data": "a chunk does not have the size that it says",
     "Chunk size overflow": "the size of a chunk is not a possible number",
 }
-"""The parser's messages that say little to people who do not know its code."""
+"""The parser's messages about chunks, which say little to people who do not know its code."""
 
 
 class RuleBroken(httptools.HttpParserError):
