@@ -15,6 +15,7 @@ from batchline.models.analytics import BatchAnalytics
 from batchline.models.base import WireModel
 from batchline.models.errors import InvalidInput
 from batchline.models.options import GivenOptions
+from batchline.models.outcomes import Mark
 from batchline.models.pagination import CursorPagination, Pagination
 from batchline.models.status import BatchStatus
 
@@ -170,6 +171,18 @@ class CreateBatchRequest(BaseModel):
     def given_options(self) -> list[tuple[str, object]]:
         """The options that were given, by name and in its order."""
         return [] if self.options is None else sorted(self.options.given().items())
+
+
+class RetryRequest(BaseModel):
+    """The body of a request to retry a batch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mark: Mark | None = Field(
+        default=None,
+        description="Send the completed requests with this mark again, instead of those that did not complete. "
+        "Their new answers replace the old ones; a request that fails then is failed.",
+    )
 
 
 class RetryRequestsRequest(BaseModel):

@@ -62,7 +62,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The chunks of a batch or of a retry, in input order, and the input that they were made from.
 
     `sha256` is the digest of the concatenated digests of all input ranges; `total` is the number of requests in
-    the chunks.
+    the chunks. `completed` counts those of a retry that had completed before, and are sent again.
     """
 
     batch_id: str
@@ -73,6 +73,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     total: int
     chunks: list[Chunk]
     models: list[str]
+    completed: int = 0
     version: int = 1
 
 
@@ -88,9 +89,18 @@ def max_chunk_requests(total: int, *, senders: int = 1) -> int:
 
 
 def plan_retry(
-    plan: Plan, lines: Sequence[int], *, max_requests: int | None, max_bytes: int, senders: int = 1
+    plan: Plan,
+    lines: Sequence[int],
+    *,
+    max_requests: int | None,
+    max_bytes: int,
+    senders: int = 1,
+    completed: int = 0,
 ) -> Plan:
-    """Return the plan to retry the requests on `lines` (ascending) of the batch that `plan` belongs to."""
+    """Return the plan to retry the requests on `lines` (ascending) of the batch that `plan` belongs to.
+
+    `completed` of them had completed before.
+    """
     input_ranges = [input_range for chunk in plan.chunks for input_range in chunk.ranges]
     request_limit = max_requests or max_chunk_requests(len(lines), senders=senders)
     chunks: list[Chunk] = []
@@ -117,7 +127,7 @@ def plan_retry(
         chunk_ranges.append(input_range)
         chunk_lines += range_lines
     close_chunk()
-    return msgspec.structs.replace(plan, total=len(lines), chunks=chunks)
+    return msgspec.structs.replace(plan, total=len(lines), chunks=chunks, completed=completed)
 
 
 def _lines_by_range(

@@ -27,6 +27,7 @@ from batchline.models.batches import (
     CreateBatchRequest,
     IncludeQuery,
     ListBatchesQuery,
+    RetryRequest,
     RetryRequestsRequest,
 )
 from batchline.models.errors import Conflict
@@ -168,9 +169,9 @@ def resume_paused(client: Batchline, batch_id: str) -> None:
 
 
 @router.post("/{batch_id}/retry", response_model=BatchResponse, responses=openapi_errors(409))
-def retry_batch(batch_id: str, client: CurrentClient) -> Response:
-    """Send all failed, expired and cancelled requests of an ended batch again."""
-    return model_response(client.batches.retry(batch_id))
+def retry_batch(batch_id: str, client: CurrentClient, body: RetryRequest | None = None) -> Response:
+    """Send all failed, expired and cancelled requests of an ended batch again, or those with a mark."""
+    return model_response(client.batches.retry(batch_id, mark=body.mark if body else None))
 
 
 @router.post("/{batch_id}/retry-requests", response_model=BatchResponse, responses=openapi_errors(409))

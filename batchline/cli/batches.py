@@ -1,6 +1,7 @@
 """`batchline batches`: create, list, watch, cancel, retry, resume, read and delete batches."""
 
 import sys
+from typing import Literal
 
 import cyclopts
 
@@ -119,6 +120,7 @@ def retry(
     request_ids: tuple[str, ...] = (),
     /,
     *,
+    mark: Literal["truncated", "invalid_output"] | None = None,
     run_: RunFlag = False,
     local: LocalFlag = False,
     stand_in: StandInFlag = False,
@@ -130,12 +132,18 @@ def retry(
     ----------
     request_ids:
         Ids or custom_ids of its failed requests, as in the error file and `batches results`.
+    mark:
+        Send instead the completed requests whose answers have this mark. A new answer replaces the old one, also
+        if it has the mark again. A request that fails this time is failed, and its earlier answer is gone; one
+        that is not answered before the batch ends keeps it.
     """
+    if mark and request_ids:
+        raise InvalidInput("give either request ids or --mark, not both", param="mark")
     batches = Batchline(origin="cli").batches
     if request_ids:
         batch = batches.retry_requests(batch_id, request_ids, via=None)
     else:
-        batch = batches.retry(batch_id, via=None)
+        batch = batches.retry(batch_id, mark=mark, via=None)
     counts = batch.request_counts
     pending_note = f"{counts.total - counts.completed - counts.failed:,} requests to send again"
     if run_ or local or stand_in:

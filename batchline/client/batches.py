@@ -31,6 +31,7 @@ from batchline.models.batches import (
     IncludeQuery,
     ListBatchesQuery,
     Origin,
+    RetryRequest,
     RetryRequestsRequest,
 )
 from batchline.models.errors import Conflict, Interrupted, LeaseLost, NotFound
@@ -274,15 +275,19 @@ class Batches(BatchRuns):
         finally:
             records.release(lease)
 
-    def retry(self, batch_id: str, *, via: Via | None = "process") -> BatchResponse:
+    def retry(self, batch_id: str, *, mark: str | None = None, via: Via | None = "process") -> BatchResponse:
         """Send all failed, expired and cancelled requests of an ended batch again; it is `in_progress` then.
 
-        Raises `Conflict` if the batch has not ended or nothing in it failed, and `LimitReached` if the member has
-        too many open batches.
+        With a `mark`, send instead the completed requests that have it: `truncated` or `invalid_output`. Their new
+        answers replace the old ones; a request that fails then is failed, and one that stays unanswered keeps its
+        answer. Raises `Conflict` if the batch has not ended or has no such request, and `LimitReached` if the
+        member has too many open batches.
         """
+        request = parse_arguments(RetryRequest, mark=mark)
         batch = self.record(batch_id)
         limit = self._access.open_batch_limit(batch.member_id)
-        return self._start_run(retry_batch(self._services, batch.id, open_batch_limit=limit), via)
+        retried = retry_batch(self._services, batch.id, mark=request.mark, open_batch_limit=limit)
+        return self._start_run(retried, via)
 
     def retry_requests(
         self, batch_id: str, request_ids: Sequence[str], *, via: Via | None = "process"

@@ -105,8 +105,11 @@ def pending_chunks(lease: BatchLease, plan: Plan) -> list[ChunkSpec]:
     batch = lease.batch
     if batch.final_prefix is not None:
         base_manifest = read_manifest(lease.store, batch.final_prefix)
-        # The base counts the requests that this generation sends again as failed.
-        lease.add_previous_counts(base_manifest.completed, base_manifest.failed - plan.total - batch.unanswered)
+        # The base counts the requests that this generation sends again as completed or failed.
+        lease.add_previous_counts(
+            base_manifest.completed - plan.completed,
+            base_manifest.failed - (plan.total - plan.completed) - batch.unanswered,
+        )
     finished = find_finished_keys(lease.store, batch.id, batch.generation)
     for key in finished.values():
         part = read_part(lease.store, key)

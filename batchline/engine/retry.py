@@ -1,12 +1,13 @@
-"""Puts failed requests of a finished batch back to pending, as a new generation over the earlier results."""
+"""Puts failed or marked requests of a finished batch back to pending, as a generation over the earlier results."""
 
 from __future__ import annotations
 
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -16,9 +17,10 @@ from batchline.models.error_codes import UNANSWERED_CODES
 from batchline.models.errors import Conflict, InvalidInput, NotFound, StorageFault
 from batchline.models.ids import request_id_prefix
 from batchline.models.manifest import Manifest
+from batchline.models.outcomes import Mark
 from batchline.models.plan import plan_retry
 from batchline.models.status import TERMINAL_STATUSES
-from batchline.steps.merge import read_row_groups
+from batchline.steps.merge import has_error_code, read_row_groups
 from batchline.steps.plans import read_first_plan
 from batchline.steps.transitions import new_error_file, new_output_file
 from batchline.steps.write import read_manifest
@@ -38,19 +40,22 @@ def retry_batch(
     batch_id: str,
     request_ids: Sequence[str] | None = None,
     *,
+    mark: Mark | None = None,
     open_batch_limit: OpenBatchLimit | None = None,
 ) -> BatchRecord:
     """Put failed requests of a finished batch back to pending and return its record; all of them by default.
 
-    The batch is then `in_progress` with a new window, for the caller to run. Raises `Conflict` if the batch is not
-    over or has nothing to retry, `InvalidInput` for an id that is unknown, of another batch or of a request that
-    did not fail, `NotFound` if the input is gone, and `LimitReached` if `open_batch_limit` is reached; in these
-    cases nothing has changed.
+    With a `mark`, put the completed requests that have it back to pending instead of failed ones. The batch is
+    then `in_progress` with a new window, for the caller to run.
+
+    Raises `Conflict` if the batch is not over or has nothing to retry, `InvalidInput` for an id that is unknown,
+    of another batch or of a request that did not fail, `NotFound` if the input is gone, and `LimitReached` if
+    `open_batch_limit` is reached; in these cases nothing has changed.
     """
     batch = services.records.get_batch(batch_id)
     if batch.status not in TERMINAL_STATUSES:
         raise Conflict(f"batch {batch.id} is {batch.status}; only a batch that is over can be retried")
-    if batch.final_prefix is None or not batch.not_completed:
+    if batch.final_prefix is None or not (batch.not_completed or mark):
         reason = "no request was sent" if batch.final_prefix is None else "every request succeeded"
         raise Conflict(f"batch {batch.id} has nothing to retry: {reason}")
     base_manifest = read_manifest(services.store, batch.final_prefix)
@@ -64,10 +69,22 @@ def retry_batch(
                 f"batch {batch.id} cannot be retried: a file of its results was deleted; start a new batch from "
                 "its input file"
             )
-    lines, ok, unanswered = _read_outcomes(services, base_manifest)
-    lines_to_retry = lines[~ok].tolist() if request_ids is None else _lines_to_retry(batch, request_ids, lines, ok)
-    left_unanswered = len(set(lines[unanswered].tolist()).difference(lines_to_retry))
-    return _start_retry(services, batch, lines_to_retry, open_batch_limit, unanswered=left_unanswered)
+    outcomes = _read_outcomes(services, base_manifest)
+    if mark is not None:
+        lines_to_retry = _marked_lines(batch, mark, outcomes)
+    elif request_ids is None:
+        lines_to_retry = outcomes.lines[~outcomes.ok].tolist()
+    else:
+        lines_to_retry = _named_lines(batch, request_ids, outcomes)
+    left_unanswered = len(set(outcomes.lines[outcomes.unanswered].tolist()).difference(lines_to_retry))
+    return _start_retry(
+        services,
+        batch,
+        lines_to_retry,
+        open_batch_limit,
+        completed=len(lines_to_retry) if mark is not None else 0,
+        unanswered=left_unanswered,
+    )
 
 
 def resolve_request_ids(services: Services, batch: BatchRecord, names: Sequence[str]) -> list[str]:
@@ -85,24 +102,45 @@ def resolve_request_ids(services: Services, batch: BatchRecord, names: Sequence[
     return [ids_by_custom_id.get(name, name) for name in names]
 
 
-def _read_outcomes(services: Services, base_manifest: Manifest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return three arrays over all requests: ascending line numbers, success flags, and unanswered flags."""
+class _Outcomes(NamedTuple):
+    """Arrays over all requests: ascending line numbers, flags of success and of no answer, and marks."""
+
+    lines: np.ndarray
+    ok: np.ndarray
+    unanswered: np.ndarray
+    marks: np.ndarray
+
+
+def _read_outcomes(services: Services, base_manifest: Manifest) -> _Outcomes:
     import pyarrow as pa  # noqa: PLC0415 - half a second that must not delay other commands
-    import pyarrow.compute as pc  # noqa: PLC0415 - as above
 
     key = layout.final_keys(base_manifest.prefix).requests
-    tables = list(read_row_groups(services.store, key, columns=("line", "ok", "error_code")))
+    tables = list(read_row_groups(services.store, key, columns=("line", "ok", "error_code", "mark")))
     table = pa.concat_tables(tables)
-    codes = pa.array(sorted(UNANSWERED_CODES), pa.string())
-    unanswered = pc.is_in(table["error_code"].cast(pa.string()), codes)
-    return table["line"].to_numpy(), table["ok"].to_numpy(), unanswered.to_numpy()
+    return _Outcomes(
+        lines=table["line"].to_numpy(),
+        ok=table["ok"].to_numpy(),
+        unanswered=has_error_code(table, UNANSWERED_CODES),
+        marks=table["mark"].cast(pa.string()).to_numpy(),
+    )
 
 
-def _lines_to_retry(
-    batch: BatchRecord, request_ids: Sequence[str], lines: np.ndarray, ok: np.ndarray
-) -> list[int]:
+def _marked_lines(batch: BatchRecord, mark: Mark, outcomes: _Outcomes) -> list[int]:
+    """Return the lines of the completed requests with that mark; raises `Conflict` if there are none."""
+    lines: list[int] = outcomes.lines[outcomes.ok & (outcomes.marks == mark)].tolist()
+    if not lines:
+        counts = Counter(filter(None, outcomes.marks[outcomes.ok].tolist()))
+        others = ", ".join(f"{count:,} {other}" for other, count in counts.most_common())
+        raise Conflict(
+            f"batch {batch.id} has nothing to retry: no completed request is marked {mark} "
+            f"({f'there are {others}' if others else 'none has a mark'})"
+        )
+    return lines
+
+
+def _named_lines(batch: BatchRecord, request_ids: Sequence[str], outcomes: _Outcomes) -> list[int]:
     """Return the lines of the named requests, ascending; raises `InvalidInput` unless each is one that failed."""
-    outcomes = dict(zip(lines.tolist(), ok.tolist(), strict=True))
+    ok_by_line = dict(zip(outcomes.lines.tolist(), outcomes.ok.tolist(), strict=True))
     prefix = request_id_prefix(batch.id)
     problems: list[str] = []
     selected: set[int] = set()
@@ -112,9 +150,9 @@ def _lines_to_retry(
         line = int(line_text) if line_text.isascii() and line_text.isdecimal() and len(line_text) < 19 else 0
         if not request_id.startswith(prefix):
             problems.append(f"{request_id[:80]!r} is neither a request id nor a custom_id of this batch")
-        elif line not in outcomes or str(line) != line_text:
+        elif line not in ok_by_line or str(line) != line_text:
             problems.append(f"{request_id[:80]!r} is unknown")
-        elif outcomes[line]:
+        elif ok_by_line[line]:
             problems.append(f"{request_id!r} has not failed")
         else:
             selected.add(line)
@@ -135,9 +173,13 @@ def _start_retry(
     lines: list[int],
     open_batch_limit: OpenBatchLimit | None,
     *,
+    completed: int,
     unanswered: int,
 ) -> BatchRecord:
-    """Write the retry's plan and start it; `unanswered` counts the requests without a response not in it."""
+    """Write the retry's plan and start it.
+
+    `completed` counts its requests that had completed, `unanswered` those without a response that are not in it.
+    """
     settings, store, now = services.settings, services.store, int(time.time())
     new_files = {
         field: build_file(batch, now=now)
@@ -150,6 +192,7 @@ def _start_retry(
         max_requests=settings.chunk_requests,
         max_bytes=settings.chunk_bytes,
         senders=settings.sender_processes,
+        completed=completed,
     )
     token = uuid.uuid4().hex
     generation = _next_free_generation(services, batch)
@@ -174,7 +217,8 @@ def _start_retry(
             needed_file_ids=[batch.input_file_id, *(file_id for file_id, _ in files if file_id is not None)],
             open_batch_limit=open_batch_limit,
             expires_at=now + settings.require_window_s(batch.completion_window),
-            failed=batch.not_completed - len(lines) - unanswered,
+            completed=batch.completed - completed,
+            failed=batch.not_completed - (len(lines) - completed) - unanswered,
             unanswered=unanswered,
             plan_key=key,
             final_prefix=base_prefix,

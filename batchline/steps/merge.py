@@ -1,15 +1,18 @@
 """Merges a batch's rows in input order: those of a retry replace those of the earlier generation.
 
+A completed request that a retry took up and left unanswered keeps its earlier row: its answer is still valid.
+
 A *source* is a pair of objects that contain result lines: of a part, or of a generation's final files.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Sequence, Set
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from batchline.analytics.request_metrics import metrics_schema, to_metrics_schema
+from batchline.models.error_codes import BATCH_END_CODES, ErrorCode
 from batchline.storage.objects import layout
 from batchline.storage.objects.readers import StoredFile
 from batchline.storage.objects.store import ObjectStore
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from batchline.steps.parts import Part
+
+
+_TOKEN_COLUMNS: Final = ("total_tokens", "prompt_tokens", "completion_tokens")
 
 
 class MergedRows(NamedTuple):
@@ -65,18 +71,25 @@ def read_row_groups(
 
 
 def _add_earlier_attempts(new: pa.Table, old: pa.Table) -> pa.Table:
-    """Add the attempts, retry reasons and wasted tokens of the old rows to the new rows of the same requests."""
+    """Add the attempts, retry reasons and wasted tokens of the old rows to the new rows of the same requests.
+
+    The tokens of an answer that is replaced are wasted, and its mark is the reason for the retry.
+    """
     import pyarrow as pa  # noqa: PLC0415 - as above
 
-    names = ("attempts", "wasted_tokens", "retries", "error_code")
+    names = ("attempts", "wasted_tokens", "retries", "error_code", "mark", *_TOKEN_COLUMNS)
     now, before = ({name: table[name].to_pylist() for name in names} for table in (new, old))
     attempts, wasted, retries = [], [], []
     for index, attempts_before in enumerate(before["attempts"]):
         attempts.append(attempts_before + now["attempts"][index])
-        wasted.append(before["wasted_tokens"][index] + now["wasted_tokens"][index])
+        total, prompt, completion = (before[name][index] or 0 for name in _TOKEN_COLUMNS)
+        is_replaced = before["error_code"][index] is None
+        replaced_tokens = (total or prompt + completion) if is_replaced else 0
+        wasted.append(before["wasted_tokens"][index] + replaced_tokens + now["wasted_tokens"][index])
         # The last attempt of the old row was repeated only if the retry made one.
-        last_error = before["error_code"][index] if attempts_before and now["attempts"][index] else None
-        retries.append(",".join(filter(None, (before["retries"][index], last_error, now["retries"][index]))))
+        is_repeated = attempts_before and now["attempts"][index]
+        reason = (before["error_code"][index] or before["mark"][index]) if is_repeated else None
+        retries.append(",".join(filter(None, (before["retries"][index], reason, now["retries"][index]))))
     for name, values in (("attempts", attempts), ("wasted_tokens", wasted), ("retries", retries)):
         column_index = new.schema.get_field_index(name)
         field = metrics_schema().field(name)
@@ -86,6 +99,16 @@ def _add_earlier_attempts(new: pa.Table, old: pa.Table) -> pa.Table:
             pa.array(values, pa.string() if name == "retries" else field.type).cast(field.type),
         )
     return new
+
+
+def has_error_code(table: pa.Table, codes: Set[ErrorCode]) -> np.ndarray:
+    """Return a flag for each row, true if its error code is one of the codes."""
+    import pyarrow as pa  # noqa: PLC0415 - as above
+    import pyarrow.compute as pc  # noqa: PLC0415 - as above
+
+    value_set = pa.array(sorted(codes), pa.string())
+    flags: np.ndarray = pc.is_in(table["error_code"].cast(pa.string()), value_set).to_numpy()
+    return flags
 
 
 class _Overlay:
@@ -110,7 +133,12 @@ class _Overlay:
             new = self._take_until(self._next, last)
             positions = np.searchsorted(lines, new.table["line"].to_numpy())
             # A retry has only lines of the base, so each position is an exact match.
-            new = new._replace(table=_add_earlier_attempts(new.table, table.take(pa.array(positions))))
+            old = table.take(pa.array(positions))
+            replaces = ~(old["ok"].to_numpy() & has_error_code(new.table, BATCH_END_CODES))
+            if not replaces.all():
+                positions, old = positions[replaces], old.filter(pa.array(replaces))
+                new = MergedRows(new.table.filter(pa.array(replaces)), new.source_numbers[replaces], new.sources)
+            new = new._replace(table=_add_earlier_attempts(new.table, old))
             row_indexes[positions] = next_index + np.arange(new.table.num_rows)
             next_index += new.table.num_rows
             tables.append(new.table)

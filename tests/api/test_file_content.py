@@ -248,6 +248,12 @@ def test_results_are_in_input_order_and_accept_filters(start_api, tmp_path):
     wait_for_end(client, batch.id)
     assert http.post(f"/v1/batches/{batch.id}/retry").json()["request_counts"]["failed"] == 0
     wait_for_end(client, batch.id)
+    marked = http.post(f"/v1/batches/{batch.id}/retry", json={"mark": "truncated"})
+    assert (marked.status_code, marked.json()["error"]["message"]) == (
+        409,
+        f"batch {batch.id} has nothing to retry: no completed request is marked truncated (none has a mark)",
+    )
+    assert http.post(f"/v1/batches/{batch.id}/retry", json={"mark": "lost"}).status_code == 400
     assert http.delete(f"/v1/batches/{batch.id}").json() == {"id": batch.id, "object": "batch", "deleted": True}
     assert http.get(f"/v1/batches/{batch.id}/results").status_code == 404
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers.command_line import COMMAND, Terminal, batch_id_in, command_env
+from helpers.scripted_server import COMPLETION, ScriptedServer, reply
 
 from batchline.client.batches import Batches
 from batchline.models.analytics import BatchAnalytics, BatchReport
@@ -262,6 +263,31 @@ def test_batches_retry_accepts_custom_ids(ended_batch):
     assert told.status == 3
     assert (unknown.status, "'request-999' is neither a request id nor a custom_id" in unknown.err) == (2, True)
     assert (succeeded.status, "has not failed" in succeeded.err) == (2, True)
+
+
+def test_batches_retry_with_mark_sends_answers_with_that_mark_again(run_cli, request_file):
+    cut_off = {**COMPLETION, "choices": [{**COMPLETION["choices"][0], "finish_reason": "length"}]}
+    server = ScriptedServer(lambda request: reply(body=cut_off if request.number < 2 else None)).start()
+    settings = {"OPENAI_BASE_URL": f"{server.base_url}/v1"}
+    try:
+        batch_id = batch_id_in(run_cli("run", "--local", request_file(5), **settings).out)
+        retried = run_cli("batches", "retry", batch_id, "--mark", "truncated", "--local", **settings)
+        again = run_cli("batches", "retry", batch_id, "--mark", "truncated", **settings)
+        both = run_cli("batches", "retry", batch_id, "request-1", "--mark", "truncated", **settings)
+    finally:
+        server.stop()
+
+    assert (retried.status, len(server.received)) == (0, 7)
+    assert "2 requests to send again" in retried.err
+    assert "5: 5 completed, 0 failed" in retried.out
+    assert again.status == 2
+    assert "no completed request is marked truncated (none has a mark)" in one_line(again.err)
+    assert (both.status, "either request ids or --mark" in both.err) == (2, True)
+
+
+def one_line(text: str) -> str:
+    """The text without the line breaks that fit it to the terminal."""
+    return " ".join(text.split())
 
 
 def test_batches_watch_without_runner_exits_with_6(ended_batch):

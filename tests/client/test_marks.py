@@ -6,6 +6,7 @@ import pytest
 from helpers.scripted_server import ScriptedServer, reply
 
 from batchline import Batchline
+from batchline.models.errors import Conflict, InvalidInput
 
 SCHEMA = {"type": "object", "required": ["city"], "properties": {"city": {"type": "string"}}}
 
@@ -20,6 +21,7 @@ ANSWERS = {
     "whole": answer('{"city": "Ulm"}'),
     "cut off": answer('{"city": "U', "length"),
     "does not fit": answer('{"town": "Ulm"}'),
+    "refused": reply(400, body={"error": {"message": "The model `m` does not exist.", "code": "x"}}),
 }
 
 
@@ -90,3 +92,72 @@ def test_invalid_output_fails_or_is_tried_once_more_if_the_batch_says_so(rule, c
     assert (batch.status, len(server.received)) == ("failed", calls)
     [item] = client.batches.results(batch.id)
     assert item.error == 'invalid_output: $: "city" is a required property'
+
+
+def contents_and_marks(client, batch):
+    """Return the text and the mark of each completed request's answer."""
+    return [
+        (item.response_body["choices"][0]["message"]["content"], item.mark)
+        for item in client.batches.results(batch.id, status="completed")
+    ]
+
+
+def test_retry_of_a_mark_replaces_only_answers_that_have_it(run_batch, server):
+    client, batch = run_batch("whole", "cut off", "does not fit", "cut off", "refused")
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (4, 1)
+    answers = iter([answer('{"city": "Ulm"}'), answer('{"city": "Ulm, Ne', "length")])
+    server.received.clear()
+    server.script = lambda _: next(answers)
+
+    pending = client.batches.retry(batch.id, mark="truncated", via=None)
+
+    assert pending.status == "in_progress"
+    assert (pending.request_counts.completed, pending.request_counts.failed) == (2, 1)
+    assert [item.status for item in client.batches.results(batch.id)] == [
+        *("completed", "pending", "completed", "pending", "failed")
+    ]
+    ended = client.batches.run(batch.id)
+    assert len(server.received) == 2
+    assert (ended.request_counts.completed, ended.request_counts.failed) == (4, 1)
+    assert (ended.output_file_id, ended.error_file_id) == (batch.output_file_id, batch.error_file_id)
+    texts = [text for text, _ in contents_and_marks(client, batch)]
+    assert sorted(texts[1::2]) == ['{"city": "Ulm"}', '{"city": "Ulm, Ne']
+    assert texts[::2] == ['{"city": "Ulm"}', '{"town": "Ulm"}']
+    report = client.batches.report(batch.id)
+    assert report.marks == {"truncated": 1, "invalid_output": 1}
+    assert (report.attempts, report.retries, report.wasted_tokens) == (7, {"truncated": 2}, 14)
+
+
+def test_marked_request_that_fails_in_its_retry_is_failed(run_batch, server):
+    client, batch = run_batch("whole", "cut off")
+    server.script = lambda _: ANSWERS["refused"]
+
+    client.batches.retry(batch.id, mark="truncated", via=None)
+    ended = client.batches.run(batch.id)
+
+    assert (ended.status, ended.request_counts.completed, ended.request_counts.failed) == ("completed", 1, 1)
+    assert [item.status for item in client.batches.results(batch.id)] == ["completed", "failed"]
+
+
+def test_marked_request_that_its_retry_leaves_unanswered_keeps_its_answer(run_batch, server):
+    client, batch = run_batch("whole", "cut off", "refused")
+    before = contents_and_marks(client, batch)
+    server.received.clear()
+
+    client.batches.retry(batch.id, mark="truncated", via=None)
+    client.batches.cancel(batch.id)
+    ended = client.batches.run(batch.id)
+
+    assert (ended.status, ended.request_counts.completed, ended.request_counts.failed) == ("cancelled", 2, 1)
+    assert not server.received
+    assert contents_and_marks(client, batch) == before
+
+
+def test_retry_of_a_mark_that_no_request_has_is_refused_with_the_marks_that_there_are(run_batch):
+    client, batch = run_batch("whole", "cut off", "refused")
+
+    with pytest.raises(Conflict, match=r"no completed request is marked invalid_output \(there are 1 truncated\)"):
+        client.batches.retry(batch.id, mark="invalid_output")
+    with pytest.raises(InvalidInput, match="mark: Input should be 'truncated' or 'invalid_output'"):
+        client.batches.retry(batch.id, mark="wrong")
+    assert client.batches.retrieve(batch.id) == batch
