@@ -252,7 +252,7 @@ def sharing(options: dict[str, Any]) -> dict[str, Any]:
 def validation(options: dict[str, Any]) -> dict[str, Any]:
     """Reading and checking a file, and nothing else."""
     from batchline.models.settings import load_settings
-    from batchline.steps.check_input import check_input
+    from batchline.steps.validate_lines import validate_lines
 
     settings = load_settings(base_url=options["base_url"])
     path = Path(options["file"])
@@ -263,7 +263,7 @@ def validation(options: dict[str, Any]) -> dict[str, Any]:
                 yield block
 
     figures, _ = _timed(
-        lambda: check_input(
+        lambda: validate_lines(
             blocks, batch_id="batch-0", input_key="input", endpoint=PATH, settings=settings, max_errors=1_000
         )
     )

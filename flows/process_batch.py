@@ -13,10 +13,10 @@ from prefect.runtime import deployment, flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from batchline.client import Batchline
+from batchline.engine.closed_window_message import closed_window_message
 from batchline.engine.lease import BatchLease, acquire_lease, wait_for_lease
 from batchline.engine.pipeline import run, run_until_paused
 from batchline.engine.services import Services, current_services, open_services, using_services
-from batchline.engine.window_notice import closed_window_notice
 from batchline.models.batches import BatchResponse, CreateBatchRequest
 from batchline.models.errors import BatchlineError, BatchPaused, Interrupted, InvalidInput
 from batchline.models.plan import MAX_OPEN_CHUNKS, Plan
@@ -29,11 +29,11 @@ from batchline.orchestration.end_announcement import announce_end
 from batchline.orchestration.events import emit_batch_event, report_stopped
 from batchline.orchestration.final_state import BATCH_ID_LABEL, final_state, outcome_message, run_name
 from batchline.orchestration.log_filter import install_log_filter
-from batchline.orchestration.monitor import monitor_run
+from batchline.orchestration.pause_in_prefect import is_asked_to_resume, paused_state, suspend_run
 from batchline.orchestration.quota_store import share_quotas
+from batchline.orchestration.run_monitor import monitor_run
 from batchline.orchestration.setup import warn_of_memory_leases
 from batchline.orchestration.subflows import idempotency_of_call
-from batchline.orchestration.suspension import is_asked_to_resume, paused_state, suspend_run
 from batchline.report.report_data import report_of
 from batchline.storage.records.store import BatchRecord
 from batchline.tasks.aggregate import aggregate
@@ -100,7 +100,7 @@ def process_batch(
     # A run that is resumed soon after it was suspended starts while its previous process is still stopping.
     is_stopping = batch.last_flow_run_id == str(flow_run.id)
     wait_for_lease(services, batch, get_run_logger().info, is_stopping=is_stopping)
-    if notice := closed_window_notice(batch, services.settings, now=time.time()):
+    if notice := closed_window_message(batch, services.settings, now=time.time()):
         get_run_logger().warning("%s: %s", batch.id, notice)
     try:
         return _finish_run(services, run_until_paused(services, partial(_run_leased, services, batch.id, blocks)))

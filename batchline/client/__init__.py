@@ -5,7 +5,7 @@ from batchline.client.client import Batchline, ServerMetrics
 from batchline.client.files import validate_file
 from batchline.client.housekeeping import MaintenanceItem, run_housekeeping
 from batchline.engine.progress_meter import ProgressMeter, ProgressSnapshot
-from batchline.steps.check_input import Validation
+from batchline.steps.validate_lines import Validation
 from batchline.storage.records.record_types import KeyRecord
 from batchline.storage.records.store import BatchRecord, upgrade_database
 

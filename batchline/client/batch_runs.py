@@ -10,11 +10,11 @@ from batchline.client.access import Access
 from batchline.client.pauses import DEFAULT_MESSAGE, Runner, pause_batch, resume_where_it_ran
 from batchline.client.progress import BatchProgress, ProgressTracker, runner_state
 from batchline.client.runner import BatchRunner
+from batchline.engine.closed_window_message import closed_window_message
 from batchline.engine.lease import active_lease, wait_for_lease
 from batchline.engine.pipeline import run_local
 from batchline.engine.progress_meter import ProgressMeter
 from batchline.engine.services import Services
-from batchline.engine.window_notice import closed_window_notice
 from batchline.models.batches import BatchResponse
 from batchline.models.status import TERMINAL_STATUSES, BatchStatus
 from batchline.storage.records.store import BatchRecord
@@ -73,7 +73,7 @@ class BatchRuns:
         """
         batch = self.record(batch_id)
         wait_for_lease(self._services, batch, notify)
-        return closed_window_notice(batch, self._services.settings, now=time.time())
+        return closed_window_message(batch, self._services.settings, now=time.time())
 
     def interrupt(self, batch_id: str, reason: str) -> bool:
         """Stop the batch's run in this process, which saves its answers; return False if there is none."""

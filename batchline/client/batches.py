@@ -40,7 +40,7 @@ from batchline.models.options import BatchOptions, OnLimit
 from batchline.models.status import TERMINAL_STATUSES, BatchStatus
 from batchline.report.report_data import published_uris, read_report, report_of
 from batchline.report.samples import Sample, read_samples
-from batchline.steps.check_input import detect_endpoint
+from batchline.steps.validate_lines import detect_endpoint
 from batchline.steps.write import read_manifest
 from batchline.storage.objects import layout
 from batchline.storage.records.lease_owners import new_lease_owner
@@ -251,11 +251,11 @@ class Batches(BatchRuns):
     def _write_cancelled(self, batch: BatchRecord) -> None:
         """Have the files of a batch written that was cancelled while it was paused, when no process has it."""
         if batch.last_flow_run_id is not None:
-            from batchline.orchestration import run_needed, suspension  # noqa: PLC0415 - loads Prefect
+            from batchline.orchestration import pause_in_prefect, run_needed  # noqa: PLC0415 - loads Prefect
 
             if run_needed.has_prefect_server():
                 try:
-                    suspension.cancel_suspended_run(batch.last_flow_run_id, f"{batch.id} was cancelled")
+                    pause_in_prefect.cancel_suspended_run(batch.last_flow_run_id, f"{batch.id} was cancelled")
                 except Interrupted as error:
                     log.warning("the flow run of %s stays suspended: %s", batch.id, error)
         if not batch.is_leased(now=self._services.records.now(), lease_s=self._services.settings.lease_s):

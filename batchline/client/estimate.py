@@ -29,9 +29,9 @@ from batchline.models.base import WireModel
 from batchline.models.errors import InvalidInput
 from batchline.models.json_scan import read_members
 from batchline.models.settings import Settings
-from batchline.steps.check_input import BYTES_PER_TOKEN
 from batchline.steps.line_blocks import split_line_blocks
 from batchline.steps.line_errors import MAX_MODEL_CHARS, MAX_MODELS
+from batchline.steps.validate_lines import BYTES_PER_TOKEN
 
 TOKENS_PER_ATTACHMENT: Final = 1_000
 """Input tokens counted for a base64 image or file: about those of a one-megapixel picture."""

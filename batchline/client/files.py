@@ -20,9 +20,9 @@ from batchline.engine.services import Services
 from batchline.models.errors import InvalidInput, NotFound, StorageFault, TooLarge
 from batchline.models.files import MAX_FILES_PAGE_SIZE, FileObject, FilePurpose, ListFilesQuery
 from batchline.models.settings import load_settings
-from batchline.steps.check_input import Validation, check_input
 from batchline.steps.parts import find_finished_keys, read_part
 from batchline.steps.plans import read_plan
+from batchline.steps.validate_lines import Validation, validate_lines
 from batchline.steps.write import read_manifest
 from batchline.storage.objects import layout
 from batchline.storage.objects.readers import Readable
@@ -188,7 +188,7 @@ class Files:
         """
         services, record = self._services, self.record(file_id)
         with services.validation_slots:
-            return check_input(
+            return validate_lines(
                 lambda: services.store.stream(record.key, 0, record.size_bytes),
                 batch_id="",
                 input_key=record.key,
@@ -278,7 +278,7 @@ class Files:
 def validate_file(path: Path, *, endpoint: str | None = None) -> Validation:
     """Check a local input file without storing it, and return all of its errors; raises like `Files.validate`."""
     settings = load_settings()
-    return check_input(
+    return validate_lines(
         lambda: read_input_blocks(path),
         batch_id="",
         input_key=str(path),

@@ -54,15 +54,15 @@ def require_paused(batch: BatchRecord) -> None:
 def _find_runner(services: Services, batch: BatchRecord) -> Runner | None:
     has_run = False
     if batch.last_flow_run_id is not None:
-        from batchline.orchestration import run_needed, suspension  # noqa: PLC0415 - loads Prefect
+        from batchline.orchestration import pause_in_prefect, run_needed  # noqa: PLC0415 - loads Prefect
 
         has_run = run_needed.has_prefect_server()
         # Before the record is changed: a resumed run that finds the batch still paused ends the pause itself.
-        if has_run and suspension.resume_run(batch.last_flow_run_id):
+        if has_run and pause_in_prefect.resume_run(batch.last_flow_run_id):
             return "flow run"
     if batch.is_leased(now=services.records.now(), lease_s=services.settings.lease_s):
         return "same process"
-    if has_run and suspension.start_new_run(services, batch):
+    if has_run and pause_in_prefect.start_new_run(services, batch):
         return "flow run"
     is_of_server = batch.dwext is not None and batch.dwext.source in SERVER_ORIGINS
     return "server" if is_of_server and batch.last_flow_run_id is None else None

@@ -42,10 +42,9 @@ def run_local(services: Services, batch_id: str) -> BatchRecord:
 
 
 def run_until_paused(services: Services, run_once: Callable[[], BatchRecord]) -> BatchRecord:
-    """Call `run_once` again while the pause that stopped it has ended since; raises `BatchPaused` if it has not.
+    """Call `run_once`, again if the pause that stopped it has ended meanwhile; raises `BatchPaused` otherwise.
 
-    A batch that is resumed or cancelled while the requests in flight of its pause are waited for has a runner,
-    which continues it.
+    A batch that is resumed or cancelled while its last requests are being awaited still has this runner.
     """
     while True:
         try:

@@ -12,7 +12,7 @@ from prefect.exceptions import ObjectNotFound
 
 from batchline.engine.services import Services
 from batchline.models.errors import Conflict, NotFound
-from batchline.orchestration.run_states import was_suspended
+from batchline.orchestration.requested_actions import was_suspended
 from batchline.storage.records.store import BatchRecord
 
 MAX_CONSECUTIVE_CRASHES: Final = 10

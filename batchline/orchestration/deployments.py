@@ -12,7 +12,7 @@ from batchline.models.errors import Interrupted
 from batchline.orchestration.events import emit_batch_event
 from batchline.orchestration.final_state import run_name
 from batchline.orchestration.prefect_errors import interrupted
-from batchline.orchestration.run_states import read_flow_run
+from batchline.orchestration.requested_actions import read_flow_run
 
 RUN_TAG: Final = "batchline"
 """The tag of runs that send heartbeats every `HEARTBEAT_S`, so that their crash is detected soon."""

@@ -26,7 +26,7 @@ from batchline.orchestration.artifacts import publish_outcome
 from batchline.orchestration.automations import prefect_client
 from batchline.orchestration.events import batch_event
 from batchline.orchestration.final_state import flow_run_state, outcome_message
-from batchline.orchestration.run_states import read_flow_run
+from batchline.orchestration.requested_actions import read_flow_run
 from batchline.report.report_data import report_of
 from batchline.storage.records.store import BatchRecord
 

@@ -19,7 +19,7 @@ from prefect.settings import get_current_settings
 from batchline.models.errors import InvalidInput
 from batchline.models.status import BatchStatus
 from batchline.orchestration.automations import prefect_client
-from batchline.orchestration.run_states import read_flow_run, was_suspended
+from batchline.orchestration.requested_actions import read_flow_run, was_suspended
 from batchline.storage.records.store import BatchRecord
 
 START_TIMEOUT_S = 300.0

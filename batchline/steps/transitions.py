@@ -16,7 +16,7 @@ from batchline.storage.objects import layout
 from batchline.storage.records.store import BatchRecord, FileChanges, FileRecord
 
 
-def finish_if_ended(context: BatchContext) -> bool:
+def end_if_expired_or_cancelled(context: BatchContext) -> bool:
     """End a batch that was cancelled, or whose window closed, before it started; return True if it has ended.
 
     The window of a batch that is paused stands still; it ends if it was paused for too long.

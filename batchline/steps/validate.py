@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from batchline.models.errors import Interrupted
 from batchline.models.plan import Plan
 from batchline.models.status import TERMINAL_STATUSES
-from batchline.steps.check_input import Validation, check_input
 from batchline.steps.context import BatchContext
 from batchline.steps.plans import read_plan, store_plan
-from batchline.steps.transitions import fail_validation, finish_if_ended, start_sending
+from batchline.steps.transitions import end_if_expired_or_cancelled, fail_validation, start_sending
+from batchline.steps.validate_lines import Validation, validate_lines
 
 SLOT_POLL_INTERVAL_S = 0.5
 """Seconds between checks whether a batch that waits for validation should stop."""
@@ -22,15 +22,15 @@ def validate(context: BatchContext) -> Plan | None:
         return None
     if context.batch.in_progress_at is not None:
         return read_plan(context.store, context.batch)
-    if finish_if_ended(context):
+    if end_if_expired_or_cancelled(context):
         return None
     try:
         validation = _check_input(context)
     except Interrupted:
-        if finish_if_ended(context):
+        if end_if_expired_or_cancelled(context):
             return None
         raise
-    if finish_if_ended(context):
+    if end_if_expired_or_cancelled(context):
         return None
     if validation.plan is None:
         fail_validation(context, validation.errors)
@@ -52,7 +52,7 @@ def _check_input(context: BatchContext) -> Validation:
     while not context.validation_slots.acquire(timeout=SLOT_POLL_INTERVAL_S):
         _raise_if_stopped(context)
     try:
-        return check_input(
+        return validate_lines(
             blocks_until_stopped,
             batch_id=batch.id,
             input_key=key,

@@ -23,7 +23,7 @@ from batchline.models.errors import BatchlineError, Conflict, Interrupted, Inval
 from batchline.models.ids import new_sync_id
 from batchline.models.status import BatchStatus
 from batchline.models.sync import SyncEvent, SyncEventKind, SyncOptions, SyncSummary, summarize_events
-from batchline.steps.check_input import check_input
+from batchline.steps.validate_lines import validate_lines
 from batchline.storage.records.store import BatchRecord, FileRecord, SyncedFile, SyncedVersion, synced_file_id
 from batchline.sync.folder import (
     OUTBOX_FOLDER,
@@ -169,7 +169,7 @@ class _SyncPass:
             with self._folder.open_version(file) as source:
                 stored = store_input(self._services, source, filename=file.name, is_recorded=False)
             key = stored.key
-            validation = check_input(
+            validation = validate_lines(
                 lambda: self._services.store.stream(key),
                 batch_id="",
                 input_key=key,

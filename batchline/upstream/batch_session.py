@@ -133,9 +133,11 @@ class BatchSession:
         """Start the timer that stops the session at its deadline."""
         if self.deadline is not None:
             remaining_s = max(0.0, self.deadline - time.time())
-            self._deadline_timer = self.loop.call_later(min(remaining_s, DEADLINE_CHECK_S), self._check_deadline)
+            self._deadline_timer = self.loop.call_later(
+                min(remaining_s, DEADLINE_CHECK_S), self._expire_at_deadline
+            )
 
-    def _check_deadline(self) -> None:
+    def _expire_at_deadline(self) -> None:
         if self.deadline is not None and time.time() < self.deadline:
             self.schedule_deadline_check()
             return

@@ -18,7 +18,7 @@ from batchline.models.upstreams import Upstream
 from batchline.upstream.batch_session import BatchSession
 from batchline.upstream.call_metrics import CallMetrics
 from batchline.upstream.pool import UpstreamPool
-from batchline.upstream.quota.coordinator import QuotaCoordinator
+from batchline.upstream.quota.cap_sharing import QuotaCoordinator
 from batchline.upstream.quota.store import QuotaStore
 from batchline.upstream.quota.upstream_quota import QuotaTiming
 from batchline.upstream.transports.base import TransportFactory

@@ -90,7 +90,7 @@ class RetryPolicy:
             self._record_outage_failure(pending, f"it answers {reply.status_code}", sent=True)
         else:
             self._end_outage()
-        if self._take_out(pending, judgement):
+        if self._stop_if_upstream_out(pending, judgement):
             pending.queue.settle_unsent(pending.call, pending.attempts, pending.retries)
             return
         is_retried = self._retry_reply(pending, code, judgement, wait_s, is_outage=is_outage)
@@ -124,8 +124,8 @@ class RetryPolicy:
             self._scheduler.pause.extend(self._loop.time(), wait_s)
         return wait_s
 
-    def _take_out(self, pending: PendingCall, judgement: Judgement) -> bool:
-        """Return True if the failure is that of the upstream, for whose sake the batch stops."""
+    def _stop_if_upstream_out(self, pending: PendingCall, judgement: Judgement) -> bool:
+        """Stop the batch if the upstream refuses key or quota; return True if the request is then left pending."""
         session, reason = pending.session, judgement.out_reason
         is_out = judgement.retry is RetryClass.UPSTREAM_OUT
         is_refused = session.streaks.is_key_refused(self._upstream.name, pending.call.line, judgement)

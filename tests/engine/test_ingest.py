@@ -25,7 +25,7 @@ from batchline.engine.services import Services
 from batchline.models.batches import BatchDwExtResponse, CreateBatchRequest
 from batchline.models.errors import InvalidInput, NotFound
 from batchline.models.settings import load_settings
-from batchline.steps.check_input import check_input
+from batchline.steps.validate_lines import validate_lines
 
 CONTENT = b"".join(b'{"custom_id":"%d"}\r\n' % random.Random(number).getrandbits(64) for number in range(20_000))
 SKIPPABLE = b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"
@@ -167,7 +167,7 @@ from pathlib import Path
 from batchline.models.errors import InvalidInput
 from batchline.engine.services import open_services
 from batchline.engine.ingest import read_input_blocks, store_input_file
-from batchline.steps.check_input import check_input
+from batchline.steps.validate_lines import validate_lines
 
 path, what = Path(sys.argv[1]), sys.argv[2]
 services = open_services()
@@ -177,7 +177,7 @@ def peak():  # not from `getrusage`, whose figure starts from what the parent ha
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
 def check():
-    return check_input(
+    return validate_lines(
         lambda: read_input_blocks(path), batch_id="", input_key="", endpoint=None, settings=services.settings,
         max_errors=None,
     )
@@ -242,7 +242,7 @@ def test_compressed_local_file_is_validated_by_decompressed_lines(tmp_path: Path
     path = tmp_path / "a.jsonl.zst"
     path.write_bytes(zst(b"\n\nbad\n"))
 
-    found = check_input(
+    found = validate_lines(
         lambda: read_input_blocks(path),
         batch_id="",
         input_key="",

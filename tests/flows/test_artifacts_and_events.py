@@ -24,7 +24,7 @@ from batchline.engine.services import using_services
 from batchline.flows.process_batch import process_batch
 from batchline.models.batches import BatchError
 from batchline.models.errors import Interrupted, InvalidInput, NotFound
-from batchline.orchestration import artifacts, events, monitor
+from batchline.orchestration import artifacts, events, run_monitor
 from batchline.orchestration.artifacts import MAX_LISTED_ERRORS
 from batchline.orchestration.blocks import StorageBlock, UpstreamBlock, settings_from_blocks
 from batchline.orchestration.crashed_runs import batch_of_crashed_run
@@ -49,7 +49,7 @@ def test_flow_run_artifacts_show_outcome_metrics_and_progress(
     start_simulator, make_services, chat_file, monkeypatch
 ):
     for pause in ("STATE_POLL_INTERVAL_S", "PROGRESS_INTERVAL_S", "TICK_S"):
-        monkeypatch.setattr(monitor, pause, 0.1)
+        monkeypatch.setattr(run_monitor, pause, 0.1)
     services = make_services(start_simulator(latency_s=0.2).base_url, upstream={"max_in_flight": 8})
     path = chat_file(60, prompt=fails_some).rename(chat_file(1).parent / "a|b <x> _c_.jsonl")
     stored = store_input_file(services, path)
@@ -129,9 +129,9 @@ def test_batch_deadline_risk_is_reported_once(start_simulator, make_services, ch
     told: list[dict[str, Any]] = []
     monkeypatch.setattr(events, "emit_event", lambda *stopped, **event: told.append(event))
     for pause in ("STATE_POLL_INTERVAL_S", "PROGRESS_INTERVAL_S", "TICK_S"):
-        monkeypatch.setattr(monitor, pause, 0.1)
-    monkeypatch.setattr(monitor, "RISK_CHECK_DELAY_S", 0.5)
-    monkeypatch.setattr(monitor.ProgressMeter, "eta_s", lambda self: 3_600.0)
+        monkeypatch.setattr(run_monitor, pause, 0.1)
+    monkeypatch.setattr(run_monitor, "RISK_CHECK_DELAY_S", 0.5)
+    monkeypatch.setattr(run_monitor.ProgressMeter, "eta_s", lambda self: 3_600.0)
     services = make_services(start_simulator(latency_s=0.2).base_url, upstream={"max_in_flight": 8})
     stored = store_input_file(services, chat_file(60))
 

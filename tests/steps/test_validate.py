@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from batchline.models.settings import load_settings
-from batchline.steps import check_input as validate_module
-from batchline.steps.check_input import Validation, check_input, detect_endpoint
+from batchline.steps import validate_lines as validate_module
+from batchline.steps.validate_lines import Validation, detect_endpoint, validate_lines
 
 CHAT = "/v1/chat/completions"
 SURROGATE = '"\\ud83d"'
@@ -28,7 +28,7 @@ def check(
         for at in range(0, len(text), block_bytes):
             yield text[at : at + block_bytes]
 
-    return check_input(
+    return validate_lines(
         blocks,
         batch_id="batch-0",
         input_key="files/file-0/content.jsonl",

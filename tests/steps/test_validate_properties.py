@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from batchline.models.batches import BatchError
 from batchline.models.plan import Plan
 from batchline.models.settings import Settings
-from batchline.steps.check_input import Validation, check_input
 from batchline.steps.format_detection import detect_foreign_format
 from batchline.steps.line_blocks import UTF8_BOM
+from batchline.steps.validate_lines import Validation, validate_lines
 
 CHAT = "/v1/chat/completions"
 GOOD = b'{"custom_id":"%d","method":"POST","url":"/v1/chat/completions","body":{"model":"m","x":%b}}'
@@ -21,7 +21,7 @@ def check(text: bytes, *, blocks_of: int = 2**20, **chosen: object) -> Validatio
     def blocks() -> Iterator[bytes]:
         return (text[at : at + blocks_of] for at in range(0, len(text), blocks_of))
 
-    return check_input(
+    return validate_lines(
         blocks,
         batch_id="batch-0",
         input_key="input",

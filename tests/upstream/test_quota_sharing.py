@@ -184,7 +184,7 @@ def test_error_in_quota_sharing_does_not_stop_the_batch(make_dispatcher, serve, 
 
 
 def test_store_that_cannot_be_opened_is_retried(make_dispatcher, gated, quota_store, monkeypatch):
-    monkeypatch.setattr("batchline.upstream.quota.coordinator.RETRY_S", 0.05)
+    monkeypatch.setattr("batchline.upstream.quota.cap_sharing.RETRY_S", 0.05)
     dispatcher = make_dispatcher(gated.base_url, max_in_flight=8)
     opened = [False, False, True]
 
@@ -202,7 +202,7 @@ def test_store_that_cannot_be_opened_is_retried(make_dispatcher, gated, quota_st
 def test_quota_sharing_ends_if_its_store_opens_after_the_dispatcher_closed(
     make_dispatcher, serve, quota_store, monkeypatch, caplog
 ):
-    monkeypatch.setattr("batchline.upstream.quota.coordinator.CLOSE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("batchline.upstream.quota.cap_sharing.CLOSE_TIMEOUT_S", 0.05)
     closed, opened = threading.Event(), threading.Event()
 
     def open_slowly() -> MemoryQuotaStore:
@@ -227,7 +227,7 @@ FAULTS = {"a loop that is busy": "stalls", "a fault of the program": "broken"}
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_quota_sharing_continues_after_a_stall_or_an_error(fault, share_quota, serve, quota_store, monkeypatch):
-    monkeypatch.setattr("batchline.upstream.quota.coordinator.LOOP_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("batchline.upstream.quota.cap_sharing.LOOP_TIMEOUT_S", 0.2)
     server = serve(lambda _: reply(after_s=0.02))
     callers = [share_quota(server.base_url, max_in_flight=8) for _ in range(2)]
     with ExitStack() as stack:

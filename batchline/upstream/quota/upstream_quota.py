@@ -11,8 +11,8 @@ from typing import Final
 import msgspec
 
 from batchline.upstream.pool import UpstreamPool
-from batchline.upstream.quota.cap_share import CapShare
 from batchline.upstream.quota.demand import Demand, quota_targets
+from batchline.upstream.quota.process_share import CapShare
 from batchline.upstream.quota.slot_leases import SlotLeases
 from batchline.upstream.quota.store import LimitState, QuotaStore, QuotaStoreError
 

@@ -16,7 +16,7 @@ from batchline.engine.services import Services
 from batchline.models.errors import BatchPaused
 from batchline.orchestration.deployments import start_deployment_run
 from batchline.orchestration.prefect_errors import interrupted
-from batchline.orchestration.run_states import read_flow_run
+from batchline.orchestration.requested_actions import read_flow_run
 from batchline.storage.records.store import BatchRecord
 
 

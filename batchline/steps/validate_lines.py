@@ -63,7 +63,7 @@ class _PlainRequest(msgspec.Struct):
 _decode_request = msgspec.json.Decoder(_PlainRequest).decode
 
 
-def check_input(
+def validate_lines(
     open_blocks: OpenBlocks,
     *,
     batch_id: str,

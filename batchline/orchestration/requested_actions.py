@@ -17,7 +17,7 @@ class RunAction(Enum):
 
     CONTINUE = "continue"
     CANCEL = "cancel"
-    DETACH = "leave"
+    DETACH = "detach"
     """The run is suspended, or another process executes it or is about to: stop, and set no state."""
 
 

@@ -32,7 +32,7 @@ from batchline.models.stop_signals import handle_stop_signals, kill_process
 from batchline.orchestration.artifacts import ProgressArtifact
 from batchline.orchestration.events import emit_batch_event, emit_stopped
 from batchline.orchestration.prefect_errors import log_failures
-from batchline.orchestration.run_states import RunAction, RunExecution
+from batchline.orchestration.requested_actions import RunAction, RunExecution
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from batchline.models.status import BatchStatus
 from batchline.storage.records.store import BatchRecord
 
 
-def closed_window_notice(batch: BatchRecord, settings: Settings, *, now: float) -> str | None:
+def closed_window_message(batch: BatchRecord, settings: Settings, *, now: float) -> str | None:
     """Return a notice about continuing a batch whose window has closed, or None if the window is open."""
     is_open = batch.status in {BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS}
     if not is_open or batch.pause is not None or now < batch.expires_at:
