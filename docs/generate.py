@@ -1,4 +1,4 @@
-"""Write `docs/settings.md` and `docs/commands.md` from the code: `python docs/generate.py`."""
+"""Write `docs/settings.md`, `docs/commands.md` and `docs/faults.md` from the code: `python docs/generate.py`."""
 
 from collections.abc import Iterator
 from decimal import Decimal
@@ -13,9 +13,11 @@ from pydantic_core import PydanticUndefined
 from batchline.cli.app import app
 from batchline.models.settings import ModelPrice, Settings
 from batchline.models.upstreams import Upstream
+from batchline.simulate.fault_kinds import GROUPS, FaultKind, Repetition
 
 SETTINGS = Path(__file__).with_name("settings.md")
 COMMANDS = Path(__file__).with_name("commands.md")
+FAULTS = Path(__file__).with_name("faults.md")
 
 KINDS: dict[object, str] = {
     bool: "true or false",
@@ -64,6 +66,38 @@ first ones, and truncates long names; other outputs have every column in full, w
 
 The exit status is 0, or 2 for what cannot be done (bad usage, not found, not in that state), or 6 for a fault of
 storage, database or network. Commands that run or watch a batch end with the exit status of `run` for its outcome.
+
+"""
+
+FAULTS_HEAD = """# Faults of upstreams
+
+Generated from `batchline/simulate/fault_kinds.py` by `python docs/generate.py`; change that, not this page. A
+test runs each kind through a batch and compares the result with this page.
+
+Servers fail in many ways, and some failures look like a success. The simulator can send each of these faults:
+
+```sh
+batchline simulate --fault rate_limited=0.1 --fault empty_object=0.02     # shares of all requests
+OPENAI_BASE_URL=http://127.0.0.1:8000/v1 batchline run requests.jsonl
+```
+
+A prompt can order a fault too: `simulate:fault=nan` orders it for each call, `simulate:once=nan` only for the
+first, and `simulate:status=418` orders an HTTP status. In Python, use `SimulatorOptions(faults={"nan": 0.1})` from
+`batchline.simulate`.
+
+The last column of the tables is the outcome of a request that gets the fault at each call:
+
+- A **code** is the `error.code` of its line in the error file. The number of calls follows: one if the same
+  request would get the same answer, two for a complete answer that is wrong, `max_attempts` (8 by default) for a
+  failure that may pass.
+- A **mark** is a flaw of a success. The answer is kept; `finish_reason` and `mark` are in the results.
+- A **pause** stops the batch with that code, because the request is not at fault. The request stays pending until
+  `batchline batches resume ID`.
+- **Success** means that nothing of the answer is lost.
+
+"Described by" names servers whose public documentation describes the fault, and standards that allow it. Other
+servers may do the same. A batch also pauses if many requests in a row fail in the same way
+(`max_identical_failures`).
 
 """
 
@@ -126,6 +160,30 @@ def commands_page() -> str:
     made = app.generate_docs(output_format="markdown", usage_name="batchline")
     # Its own head repeats what `batchline --help` says; what follows is a section a command.
     return COMMANDS_HEAD + made[made.index("## batchline run") :].rstrip() + "\n"
+
+
+def faults_page() -> str:
+    """The whole page of faults, as Markdown."""
+    return FAULTS_HEAD + "\n".join(_fault_section(title, kinds) for title, kinds in GROUPS.items())
+
+
+def _fault_section(title: str, kinds: tuple[FaultKind, ...]) -> str:
+    columns = ("Kind", "Sent", "Described by", "What batchline makes of it")
+    rows = [(f"`{kind.name}`", kind.sent, kind.reported or "-", _fault_outcome(kind)) for kind in kinds]
+    return f"## {title}\n\n" + "".join(_row(row) for row in (columns, ("---",) * len(columns), *rows))
+
+
+def _fault_outcome(kind: FaultKind) -> str:
+    outcome = kind.outcome
+    if outcome.pause is not None:
+        text = f"pause `{outcome.pause}`, one call"
+    elif outcome.code is None:
+        text = "success" if outcome.mark is None else f"success, marked `{outcome.mark}`"
+    else:
+        separator = "" if outcome.repetition is Repetition.PATIENT else ","
+        text = f"`{outcome.code}`{separator} {outcome.repetition}"
+    wait = "waits as long as the reply asks" if kind.asks_wait else ""
+    return "; ".join(part for part in (text, wait, kind.note) if part)
 
 
 def variable(name: str, field: FieldInfo) -> str:
@@ -197,3 +255,4 @@ def _text(value: Any) -> str:
 if __name__ == "__main__":
     SETTINGS.write_text(settings_page(), encoding="utf-8")
     COMMANDS.write_text(commands_page(), encoding="utf-8")
+    FAULTS.write_text(faults_page(), encoding="utf-8")

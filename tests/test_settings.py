@@ -383,6 +383,11 @@ def test_commands_page_is_up_to_date(monkeypatch):
     assert page == DOCS["commands_page"](), "run `python docs/generate.py`"
 
 
+def test_faults_page_is_up_to_date():
+    page = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+    assert page == DOCS["faults_page"](), "run `python docs/generate.py`"
+
+
 def test_every_setting_is_on_settings_page():
     page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
     assert [name for name in FIELDS if f"| `{variable(name)}` |" not in page] == []

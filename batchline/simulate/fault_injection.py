@@ -2,32 +2,29 @@
 
 import re
 import time
-from enum import StrEnum
 from hashlib import blake2b
 from math import exp
 from random import Random
+from typing import NamedTuple
 
+from batchline.simulate.fault_kinds import FAULT_KINDS, SHARE_OPTIONS
 from batchline.simulate.options import SimulatorOptions
 
 DIRECTIVE_MARK = b"simulate:"
-SEPARATORS = "separators"
-"""A directive in a prompt only: a good answer with unescaped Unicode line separators in its text."""
 
-_DIRECTIVE = re.compile(rb"simulate:([a-z_]+)(?:=([0-9]+))?")
+_DIRECTIVE = re.compile(rb"simulate:([a-z0-9_]+)(?:=([a-z0-9_]+))?")
 
 
-class InjectedFault(StrEnum):
-    """Kinds of faults; the values are the names of the options' shares."""
+class UnknownFault(ValueError):
+    """A prompt asks for a fault that does not exist."""
 
-    RATE_LIMITED = "rate_limited"
-    SERVER_ERROR = "server_error"
-    UNAVAILABLE = "unavailable"
-    DROPPED = "dropped"
-    CUT_OFF = "cut_off"
-    HANGING = "hanging"
-    TRUNCATED = "truncated"
-    HTML = "html"
-    ERROR_OBJECT = "error_object"
+
+class Directive(NamedTuple):
+    """A fault that a prompt asks for; `status` belongs to the fault `status`."""
+
+    fault: str
+    status: int | None = None
+    is_once: bool = False
 
 
 class FaultInjector:
@@ -36,18 +33,17 @@ class FaultInjector:
     def __init__(self, options: SimulatorOptions) -> None:
         self._options = options
         self._key = options.seed.to_bytes(8, "big", signed=True)
-        self._shares = [(fault, getattr(options, fault)) for fault in InjectedFault if getattr(options, fault)]
+        shares = {name: getattr(options, name) for name in SHARE_OPTIONS} | options.faults
+        self._shares = [(name, share) for name, share in shares.items() if share]
         self._needs_rng = bool(self._shares) or options.latency != "fixed"
 
-    def read_directive(self, body: bytes) -> tuple[str, int | None] | None:
-        """Return the fault and status that the prompt orders, or None.
-
-        A directive is `simulate:<fault>`, `simulate:status=<number>` or `simulate:separators`.
-        """
-        if DIRECTIVE_MARK not in body:
-            return None
-        match = _DIRECTIVE.search(body)
-        return None if match is None else (match[1].decode(), int(match[2]) if match[2] else None)
+    def choose_fault(self, body: bytes, occurrence: int, rng: Random | None) -> tuple[str | None, int | None]:
+        """Return the fault of the body's `occurrence`-th request, and its status; raises `UnknownFault`."""
+        fault = self._draw_fault(rng)
+        directive = read_directive(body)
+        if directive is None:
+            return fault, None
+        return (None, None) if directive.is_once and occurrence > 1 else (directive.fault, directive.status)
 
     def rng_for(self, body_digest: int, occurrence: int) -> Random | None:
         """Return the random generator of the body's `occurrence`-th request; None if nothing is random."""
@@ -59,7 +55,7 @@ class FaultInjector:
         ).digest()
         return Random(int.from_bytes(seed, "big"))
 
-    def draw_fault(self, rng: Random | None) -> InjectedFault | None:
+    def _draw_fault(self, rng: Random | None) -> str | None:
         """Return a random fault, or None."""
         if rng is None or not self._shares:
             return None
@@ -78,6 +74,25 @@ class FaultInjector:
         if options.latency == "uniform":
             return rng.uniform(0.0, 2 * options.latency_s)
         return options.latency_s * exp(rng.gauss(0.0, options.latency_sigma))
+
+
+def read_directive(body: bytes) -> Directive | None:
+    """Return the fault that the prompt asks for, or None; raises `UnknownFault`.
+
+    A directive is `simulate:fault=<kind>` or `simulate:<kind>`, `simulate:once=<kind>` for the first of several
+    equal requests, or `simulate:status=<number>`.
+    """
+    if DIRECTIVE_MARK not in body:
+        return None
+    match = _DIRECTIVE.search(body)
+    if match is None:
+        return None
+    word, value = match[1].decode(), (match[2] or b"").decode()
+    if word in {"fault", "once"}:
+        if value not in FAULT_KINDS:
+            raise UnknownFault(f"no fault is named {value!r}; the faults are {', '.join(FAULT_KINDS)}")
+        return Directive(value, is_once=word == "once")
+    return Directive(word, int(value) if value.isdecimal() else None)
 
 
 class FixedWindowLimit:

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+
+from batchline.simulate.fault_kinds import FAULT_KINDS
 
 
 class SimulatorOptions(BaseModel):
@@ -31,6 +33,7 @@ class SimulatorOptions(BaseModel):
     )
     answer_tokens: int = Field(default=60, ge=1, le=5_000_000, description="Approximate length of an answer.")
 
+    faults: dict[str, float] = Field(default={}, description="Shares of kinds of faults; see docs/faults.md.")
     rate_limited: float = Field(default=0.0, ge=0, le=1, description="Answered 429.")
     retry_after: Literal["seconds", "ms", "date", "none"] = "seconds"
     retry_after_s: float = Field(default=1.0, ge=0)
@@ -53,3 +56,13 @@ class SimulatorOptions(BaseModel):
         default=None, ge=0, description="Time after the start from which connections are refused."
     )
     down_for_s: float = Field(default=60.0, ge=0, description="Time for which connections are refused.")
+
+    @field_validator("faults")
+    @classmethod
+    def _check_faults(cls, faults: dict[str, float]) -> dict[str, float]:
+        for name, share in faults.items():
+            if name not in FAULT_KINDS:
+                raise ValueError(f"no fault is named {name!r}; the faults are {', '.join(FAULT_KINDS)}")
+            if not 0 <= share <= 1:
+                raise ValueError(f"the share of {name} must be from 0 to 1, not {share}")
+        return faults

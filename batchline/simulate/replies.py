@@ -243,12 +243,6 @@ def _message_reply(request: SimulatedRequest, ordinal: int, answer_tokens: int) 
     return SimulatedReply(body.encode(), prompt, completion)
 
 
-def insert_separators(rendered: SimulatedReply) -> SimulatedReply:
-    """Return the answer with U+2028, U+2029 and U+0085 at the start of each of its texts."""
-    body = rendered.body.replace(b'"the ', '"\u2028\u2029\x85the '.encode())
-    return SimulatedReply(body, rendered.prompt_tokens, rendered.completion_tokens)
-
-
 _RENDERERS: dict[str, Callable[[SimulatedRequest, int, int], SimulatedReply]] = {
     "/v1/chat/completions": _chat_reply,
     "/v1/completions": _completion_reply,

@@ -5,39 +5,25 @@ import contextlib
 import json
 import os
 import sys
-import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
-from email.utils import formatdate
+from collections.abc import Callable, Coroutine
 from functools import partial
-from http import HTTPStatus
-from math import ceil
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import httptools
 
-from batchline.simulate.fault_injection import SEPARATORS, InjectedFault
+from batchline.simulate.fault_injection import UnknownFault
+from batchline.simulate.fault_kinds import FAULT_KINDS, FaultOutcome
 from batchline.simulate.options import SimulatorOptions
 from batchline.simulate.replies import (
     SimulatedReply,
     decode_request,
     digest_body,
     error_body,
-    insert_separators,
     render_reply,
 )
 from batchline.simulate.state import HttpRequest, SimulatorState
-
-HTML_BODY = b"<!doctype html><title>502 Bad Gateway</title><h1>502 Bad Gateway</h1>"
-HEAD_FORMAT = b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\nx-request-id: sim-%x\r\n%bcontent-length: %d\r\n\r\n"
-FAULT_REPLIES: Final[Mapping[str, tuple[int, bytes]]] = {
-    InjectedFault.RATE_LIMITED: (429, error_body("Rate limit reached", "requests", "rate_limit_exceeded")),
-    InjectedFault.SERVER_ERROR: (500, error_body("The server had an error", "server_error")),
-    InjectedFault.UNAVAILABLE: (503, error_body("The server is overloaded", "server_error")),
-    InjectedFault.HTML: (200, HTML_BODY),
-    InjectedFault.ERROR_OBJECT: (200, error_body("The model crashed", "server_error")),
-}
-REASON_PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
+from batchline.simulate.wire_replies import RETRY_AFTER_FORMS, WireReply
 
 
 def serve(
@@ -207,9 +193,13 @@ class SimulatorConnection(asyncio.Protocol):
         if (wait_s := state.request_limit.acquire(1)) is not None:
             self._count_and_reply(429, error_body("Rate limit reached: requests", "requests"), wait_s)
             return
-        rng = state.fault_injector.rng_for(request.digest, state.received_bodies[request.digest])
-        drawn_fault = state.fault_injector.draw_fault(rng)
-        fault, status = state.fault_injector.read_directive(request.body) or (drawn_fault, None)
+        occurrence = state.received_bodies[request.digest]
+        rng = state.fault_injector.rng_for(request.digest, occurrence)
+        try:
+            fault, status = state.fault_injector.choose_fault(request.body, occurrence, rng)
+        except UnknownFault as error:
+            self._count_and_reply(400, error_body(str(error), "invalid_request_error"))
+            return
         latency_s = state.fault_injector.draw_latency_s(rng)
         self._is_counted = True
         state.open_requests += 1
@@ -257,30 +247,36 @@ class SimulatorConnection(asyncio.Protocol):
 
     def _inject_fault(self, fault: str, status: int | None) -> bool:
         """Inject the fault; returns False if it only modifies a good answer."""
-        if fault in FAULT_REPLIES:
-            status_code, body = FAULT_REPLIES[fault]
-            wait_s = self._state.options.retry_after_s if fault == InjectedFault.RATE_LIMITED else None
-            self._count_and_reply(status_code, body, wait_s)
+        kind = FAULT_KINDS.get(fault)
+        if kind is not None and kind.refuse is not None:
+            reply = kind.refuse(self._state.options.retry_after_s)
+            if fault == "rate_limited":  # the one kind whose header an option sets
+                reply = reply._replace(headers=self._retry_after_header(self._state.options.retry_after_s))
+            self._state.statuses[reply.status] += 1
+            self._send_wire_reply(reply)
         elif fault == "status" and status:
             self._count_and_reply(status, error_body(f"status {status} as ordered", "invalid_request_error"))
-        elif fault == InjectedFault.DROPPED:
+        elif fault == "dropped":
             self._abort()
         else:
-            return fault == InjectedFault.HANGING
+            return fault == "hanging"
         return True
 
     def _send_completion(
         self, reply: SimulatedReply, request: HttpRequest, fault: str | None, remaining_s: float
     ) -> None:
-        if fault == InjectedFault.TRUNCATED:
-            self._count_and_reply(200, reply.body[: len(reply.body) // 2])
+        kind = FAULT_KINDS.get(fault) if fault is not None else None
+        if kind is not None and kind.alter is not None:
+            if kind.outcome == FaultOutcome():  # a good answer all the same
+                self._state.count_answered(request, reply)
+            else:
+                self._state.statuses[200] += 1
+            self._send_wire_reply(kind.alter(reply))
             return
-        if fault == InjectedFault.CUT_OFF:
+        if fault == "cut_off":
             self._write_response(200, reply.body, body_length=len(reply.body) // 2)
             self._close_transport()
             return
-        if fault == SEPARATORS:
-            reply = insert_separators(reply)
         self._state.count_answered(request, reply)
         if remaining_s:
             # Head first: clients measure the time to first byte and to the end separately.
@@ -297,28 +293,27 @@ class SimulatorConnection(asyncio.Protocol):
         self._write_response(status, body, retry_after_s)
         self._end_request()
 
+    def _send_wire_reply(self, reply: WireReply) -> None:
+        self._write_wire_reply(reply)
+        self._end_request()
+
     def _write_response(
         self, status: int, body: bytes, retry_after_s: float | None = None, body_length: int | None = None
     ) -> None:
+        headers = b"" if retry_after_s is None else self._retry_after_header(retry_after_s)
+        self._write_wire_reply(WireReply(status, body, headers), body_length)
+
+    def _write_wire_reply(self, reply: WireReply, body_length: int | None = None) -> None:
         if self._transport is None:
             return
-        headers = b"" if retry_after_s is None else self._retry_after_header(retry_after_s)
-        media_type = b"text/html" if body is HTML_BODY else b"application/json"
-        reason = REASON_PHRASES.get(status, b"Status")
         self._state.replies += 1
-        head = HEAD_FORMAT % (status, reason, media_type, self._state.replies, headers, len(body))
-        self._transport.write(head + (body if body_length is None else body[:body_length]))
+        if body_length is not None:
+            framing = b"content-length: %d\r\n" % len(reply.body)
+            reply = reply._replace(framing=framing, body=reply.body[:body_length])
+        self._transport.write(reply.to_bytes(self._state.replies))
 
     def _retry_after_header(self, wait_s: float) -> bytes:
-        form = self._state.options.retry_after
-        if form == "none":
-            return b""
-        if form == "ms":
-            return b"retry-after-ms: %d\r\n" % round(wait_s * 1e3)
-        if form == "date":
-            # Dates have whole seconds; rounding down would be too early.
-            return b"retry-after: %b\r\n" % formatdate(ceil(time.time() + wait_s), usegmt=True).encode()
-        return b"retry-after: %b\r\n" % f"{wait_s:.3f}".encode()
+        return RETRY_AFTER_FORMS[self._state.options.retry_after](wait_s)
 
     def _write_rest(self, rest: bytes) -> None:
         if self._transport is not None:

@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import urllib.request
 
+import pytest
 from helpers.command_line import RunningCommand, run_batchline, running_command
 
 
@@ -38,6 +39,31 @@ def test_simulate_with_port_in_use_reports_error():
     assert ended.status == 2
     assert f"cannot listen at 127.0.0.1 port {port}" in ended.err
     assert "already in use" in ended.err
+
+
+def test_simulate_sends_the_named_faults(request_file, run_cli):
+    faults = ("--fault", "finish_length=0.5", "--fault", "bom=0.5")
+    with running_command("simulate", "--port", "0", *faults) as simulator:
+        url = address_of(simulator)
+        ended = run_cli("run", "--local", "--json", request_file(20), OPENAI_BASE_URL=url)
+        with urllib.request.urlopen(f"{url.removesuffix('/v1')}/simulator/counters") as answer:
+            counted = json.load(answer)
+
+    assert (ended.status, counted["received"]) == (0, 20)
+    assert sum(counted["faults"].values()) == 20
+    assert set(counted["faults"]) == {"finish_length", "bom"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "problem"),
+    [("htlm=0.1", "no fault is named 'htlm'"), ("html=2", "from 0 to 1"), ("html", "write KIND=SHARE")],
+)
+def test_simulate_with_wrong_fault_reports_error(fault, problem):
+    ended = run_batchline("simulate", "--fault", fault)
+
+    assert ended.status == 2
+    assert f"--fault {fault}: " in ended.err
+    assert problem in ended.err
 
 
 def test_simulate_does_not_print_api_key():

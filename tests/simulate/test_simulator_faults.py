@@ -13,7 +13,8 @@ from helpers.simulator_client import Answer, chat_body, connected, send
 from pydantic import ValidationError
 
 from batchline.simulate import Simulator, SimulatorOptions
-from batchline.simulate.fault_injection import FaultInjector, FixedWindowLimit, InjectedFault
+from batchline.simulate.fault_injection import FaultInjector, FixedWindowLimit, read_directive
+from batchline.simulate.fault_kinds import FAULT_KINDS, SHARE_OPTIONS
 
 
 def statuses(simulator: Simulator, count: int) -> list[int]:
@@ -78,16 +79,43 @@ def test_prompt_can_order_any_status(plain_simulator):
     assert send(plain_simulator, chat_body("please simulate:status=418 now")).status == 418
 
 
-@pytest.mark.parametrize("fault", InjectedFault)
-def test_prompt_can_order_every_fault(fault):
-    assert FaultInjector(SimulatorOptions()).read_directive(f'{{"x": "simulate:{fault}"}}'.encode()) == (
-        fault,
-        None,
-    )
+def test_prompt_can_order_every_fault():
+    for name in FAULT_KINDS:
+        for form in ("simulate:{}", "simulate:fault={}", "simulate:once={}"):
+            directive = read_directive(f'{{"x": "{form.format(name)} now"}}'.encode())
+            assert (directive.fault, directive.is_once) == (name, "once" in form), form
 
 
-def test_every_fault_has_an_option():
-    assert {fault.value for fault in InjectedFault} <= set(SimulatorOptions.model_fields)
+def test_fault_ordered_once_happens_to_the_first_of_equal_requests(plain_simulator):
+    asked = [chat_body("simulate:once=server_error")] * 3 + [chat_body("2 simulate:once=server_error")]
+    assert [send(plain_simulator, body).status for body in asked] == [500, 200, 200, 500]
+
+
+def test_unknown_ordered_fault_is_refused_by_name(plain_simulator):
+    answer = send(plain_simulator, chat_body("simulate:fault=nonsense"))
+    assert answer.status == 400
+    assert "'nonsense'" in answer.json["error"]["message"]
+
+
+def test_faults_with_an_option_of_their_own_are_in_the_table():
+    assert set(SHARE_OPTIONS) <= set(SimulatorOptions.model_fields)
+    assert set(SHARE_OPTIONS) <= set(FAULT_KINDS)
+
+
+def test_share_of_a_fault_means_the_same_as_its_own_option(start_simulator):
+    by_option, by_kind = start_simulator(html=0.3), start_simulator(faults={"html": 0.3})
+    for number in range(40):
+        bodies = [send(simulator, chat_body(f"{number}")).body for simulator in (by_option, by_kind)]
+        assert bodies[0] == bodies[1]
+    assert by_option.counters()["faults"] == by_kind.counters()["faults"]
+    assert by_kind.counters()["faults"]["html"] > 4
+
+
+def test_shares_of_several_faults_add_up(start_simulator):
+    simulator = start_simulator(faults={"empty_object": 0.4, "no_content": 0.2})
+    found = statuses(simulator, 300)
+    assert 35 <= found.count(204) <= 85
+    assert 85 <= simulator.counters()["faults"]["empty_object"] <= 155
 
 
 def test_fault_rates_apply_to_that_share_of_requests(start_simulator):
@@ -263,7 +291,13 @@ def test_lognormal_latency_has_configured_median_and_sigma():
     assert found[4_205] / found[2_500] == pytest.approx(2.718, rel=0.1)  # one sigma above the median
 
 
-WRONG = {"an unknown knob": {"speed": 1}, "a share above one": {"html": 1.1}, "a huge seed": {"seed": 2**63}}
+WRONG = {
+    "an unknown knob": {"speed": 1},
+    "a share above one": {"html": 1.1},
+    "a huge seed": {"seed": 2**63},
+    "an unknown fault": {"faults": {"nonsense": 0.1}},
+    "a fault's share above one": {"faults": {"html": 1.1}},
+}
 
 
 @pytest.mark.parametrize("knobs", WRONG.values(), ids=WRONG)
