@@ -51,6 +51,7 @@ def is_request(line: bytes) -> bool:
             (found["method"], found["url"]) == ("POST", CHAT)
             and 0 < len(custom_id) <= 512
             and isinstance(custom_id.encode() + body["model"].encode(), bytes)
+            and body["model"] != ""
             and (stream is None or stream is False)
         )
     except (ValueError, LookupError, TypeError, AttributeError):
@@ -86,6 +87,7 @@ def lines_of(errors: list[BatchError]) -> set[int | None]:
 
 
 @given(FILES)
+@example(GOOD.replace(b'"m"', b'""') % (1, b"0"))
 @settings(max_examples=400, deadline=None)
 def test_any_line_is_blank_or_valid_or_has_an_error_with_its_number(text):
     assume(detect_foreign_format(text, is_whole=True) is None)  # such a file has one error
