@@ -60,6 +60,7 @@ _EMPTY = FaultOutcome(ErrorCode.EMPTY_RESPONSE, Repetition.ONCE)
 _FILTERED = FaultOutcome(ErrorCode.CONTENT_FILTER)
 _QUOTA = FaultOutcome(pause=OutReason.QUOTA)
 _UNAUTHORIZED = FaultOutcome(pause=OutReason.UNAUTHORIZED)
+_STREAM_ADVICE = "without a message of its own, it gets one that advises `stream = true`"
 _OUTAGE = "from several requests it is an outage: the upstream is probed, and the requests wait"
 
 GROUPS: Final[dict[str, tuple[FaultKind, ...]]] = {
@@ -102,6 +103,14 @@ GROUPS: Final[dict[str, tuple[FaultKind, ...]]] = {
             _RATE_LIMITED,
             refuse=wire.rate_limit(wire.ratelimit_reset),
             reported="OpenAI, Groq",
+            asks_wait=True,
+        ),
+        FaultKind(
+            "rate_limited_details",
+            "429 in a list, with Google's `retryDelay`",
+            _RATE_LIMITED,
+            refuse=wire.rate_limit_with_details,
+            reported="Gemini",
             asks_wait=True,
         ),
         FaultKind(
@@ -160,6 +169,29 @@ GROUPS: Final[dict[str, tuple[FaultKind, ...]]] = {
             note="from three requests with no success between, the batch pauses (`unauthorized`)",
         ),
         FaultKind(
+            "model_not_found",
+            "404",
+            _INVALID_REQUEST,
+            refuse=wire.error(404, "The model 'm' does not exist", "invalid_request_error", "model_not_found"),
+            reported="OpenAI, Ollama",
+        ),
+        FaultKind(
+            "request_timeout",
+            "408",
+            FaultOutcome(ErrorCode.TIMEOUT, Repetition.ATTEMPTS),
+            refuse=wire.error(408, "Your request timed out", "timeout"),
+            reported="OpenRouter",
+            note=_STREAM_ADVICE,
+        ),
+        FaultKind(
+            "validation_details",
+            "422 with a list of details",
+            _INVALID_REQUEST,
+            refuse=wire.always(422, b'{"detail":[{"loc":["body","n"],"msg":"Input should be a valid integer"}]}'),
+            reported="FastAPI",
+            note="the message has each place and its problem",
+        ),
+        FaultKind(
             "context_length",
             "400 with the code `context_length_exceeded`",
             FaultOutcome(ErrorCode.CONTEXT_LENGTH_EXCEEDED),
@@ -199,7 +231,7 @@ GROUPS: Final[dict[str, tuple[FaultKind, ...]]] = {
             _SERVER_ERROR,
             refuse=wire.always(524, HTML_BODY, media_type=b"text/html"),
             reported="Cloudflare",
-            note="the message says that `stream = true` on the upstream avoids it",
+            note=_STREAM_ADVICE,
         ),
         FaultKind(
             "no_content",
@@ -243,6 +275,13 @@ GROUPS: Final[dict[str, tuple[FaultKind, ...]]] = {
             "an error with the code 400",
             _INVALID_REQUEST,
             refuse=wire.always(200, b'{"error":{"code":400,"message":"Bad value of top_p"}}'),
+            reported="OpenRouter",
+        ),
+        FaultKind(
+            "error_in_choice",
+            "an error in the place of a choice's message",
+            _SERVER_ERROR,
+            alter=with_json(wire.fail_choices),
             reported="OpenRouter",
         ),
         FaultKind(

@@ -77,6 +77,13 @@ def rate_limit_in_message(wait_s: float) -> WireReply:
     return WireReply(429, error_body(message, "requests", "rate_limit_exceeded"))
 
 
+def rate_limit_with_details(wait_s: float) -> WireReply:
+    """Return a 429 that names the wait in Google's details of an error."""
+    retry_info = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": f"{wait_s:.3f}s"}
+    failure = {"code": 429, "message": "Out of quota", "status": "RESOURCE_EXHAUSTED", "details": [retry_info]}
+    return WireReply(429, json.dumps([{"error": failure}]).encode())
+
+
 def retry_after_seconds(wait_s: float) -> bytes:
     """Return the header with seconds."""
     return b"retry-after: %b\r\n" % f"{wait_s:.3f}".encode()
@@ -151,9 +158,11 @@ def set_text(text: str | None) -> Callable[[dict[str, Any]], None]:
 
 
 def set_finish(reason: str, *, is_filter: bool = False) -> Callable[[dict[str, Any]], None]:
-    """Return a change that ends the answer for that reason, in the words of its endpoint."""
+    """Return a change that ends the answer for that reason, in its endpoint's words; some endpoints have none."""
 
     def change(answer: dict[str, Any]) -> None:
+        if _content_member(answer) in {"data", "results"}:
+            return
         if is_filter:
             set_text("")(answer)
         if "stop_reason" in answer:
@@ -173,8 +182,19 @@ def fence_text(answer: dict[str, Any]) -> None:
 
 
 def drop_vector(answer: dict[str, Any]) -> None:
-    """Remove the last item of the list of answers."""
-    answer[_content_member(answer)].pop()
+    """Remove the last embedding."""
+    if "data" in answer:
+        answer["data"].pop()
+
+
+def fail_choices(answer: dict[str, Any]) -> None:
+    """Put an error in the place of what each choice, or else the answer, has."""
+    failure = {"code": 502, "message": "The provider broke off"}
+    if "choices" in answer:
+        answer["choices"] = [{"index": 0, "finish_reason": "error", "error": failure}]
+    else:
+        answer[_content_member(answer)] = []
+        answer["error"] = failure
 
 
 def add_nan(body: bytes) -> bytes:

@@ -8,9 +8,12 @@ from helpers.request_files import read_lines
 
 from batchline import Batchline
 from batchline.engine.lease import active_lease
+from batchline.models.settings import Settings
 from batchline.simulate import Simulator, SimulatorOptions
 from batchline.simulate.fault_kinds import FAULT_KINDS, GROUPS, FaultKind, Repetition
+from batchline.simulate.replies import decode_request, render_reply
 from batchline.simulate.wire_replies import UNCOUNTED_REASONING_TOKENS
+from batchline.upstream.dialects.judge import expectation_of, judge
 
 MAX_ATTEMPTS = 3
 WAIT_S = 0.4
@@ -165,6 +168,31 @@ def test_usage_as_text_counts_as_not_reported(run_batch):
 
     usage = client.batches.retrieve(batch.id).usage
     assert usage is None or usage.total_tokens == 0
+
+
+WITHOUT_FINISH_REASON = {"/v1/embeddings", "/v1/moderations"}
+
+
+def applies(kind: FaultKind, path: str) -> bool:
+    if kind.needs == "embeddings":
+        return path == "/v1/embeddings"
+    return kind.name not in {"finish_length", "content_filtered"} or path not in WITHOUT_FINISH_REASON
+
+
+@pytest.mark.parametrize("path", Settings.model_fields["endpoints"].default)
+def test_changed_answers_of_each_endpoint_are_judged_alike(path):
+    messages = [{"role": "user", "content": "one"}]
+    body = json.dumps({"model": "m", "messages": messages, "prompt": "one", "input": ["one", "two"]}).encode()
+    answer = render_reply(path, decode_request(body), 5, 20)
+    for kind in FAULT_KINDS.values():
+        if kind.alter is None or kind.needs == "schema":
+            continue
+        reply = kind.alter(answer)
+        if reply.framing is not None or reply.headers:
+            continue
+        judgement = judge(path, reply.status, reply.body, expectation_of(path, body))
+        expected = (kind.outcome.code, kind.outcome.mark) if applies(kind, path) else (None, None)
+        assert (judgement.code, judgement.mark) == expected, (kind.name, judgement.message)
 
 
 def test_kinds_have_names_in_snake_case_and_one_way_to_be_sent():
