@@ -98,6 +98,9 @@ The last column of the tables is the outcome of a request that gets the fault at
 The tables describe chat. Other endpoints get the same faults in their own words (`output: []` instead of
 `choices: []`); a fault that an endpoint cannot have, such as `finish_length` of embeddings, changes nothing.
 
+All three transports have these outcomes; [limits.md](limits.md#answers-that-break-rules-of-http) lists the broken
+rules of HTTP that they treat differently.
+
 "Described by" names servers whose public documentation describes the fault, and standards that allow it. Other
 servers may do the same. A batch also pauses if many requests in a row fail in the same way
 (`max_identical_failures`).

@@ -5,19 +5,25 @@ import json
 import pytest
 from helpers.polling import until
 from helpers.request_files import read_lines
+from helpers.transport_calls import send_directly
 
 from batchline import Batchline
 from batchline.engine.lease import active_lease
 from batchline.models.settings import Settings
+from batchline.models.upstreams import Upstream
 from batchline.simulate import Simulator, SimulatorOptions
 from batchline.simulate.fault_kinds import FAULT_KINDS, GROUPS, FaultKind, Repetition
 from batchline.simulate.replies import decode_request, render_reply
 from batchline.simulate.wire_replies import UNCOUNTED_REASONING_TOKENS
 from batchline.upstream.dialects.judge import expectation_of, judge
+from batchline.upstream.transports.base import TransportFailure
+from batchline.upstream.transports.httpx import through_httpx
+from batchline.upstream.transports.pyreqwest import PyreqwestTransport
 
 MAX_ATTEMPTS = 3
 WAIT_S = 0.4
 CALLS = {Repetition.NONE: 1, Repetition.ONCE: 2, Repetition.ATTEMPTS: MAX_ATTEMPTS}
+TRANSPORTS = {"pyreqwest": PyreqwestTransport, "httpx": through_httpx()}
 SCHEMA = {"type": "object", "required": ["city"], "properties": {"city": {"type": "string"}}}
 
 
@@ -193,6 +199,24 @@ def test_changed_answers_of_each_endpoint_are_judged_alike(path):
         judgement = judge(path, reply.status, reply.body, expectation_of(path, body))
         expected = (kind.outcome.code, kind.outcome.mark) if applies(kind, path) else (None, None)
         assert (judgement.code, judgement.mark) == expected, (kind.name, judgement.message)
+
+
+@pytest.mark.parametrize("transport", ["pyreqwest", "httpx"])
+def test_other_transports_get_the_outcomes_of_the_table(transport, simulator):
+    upstream = Upstream(base_url=simulator.base_url, total_timeout_s=30)
+    asked = [kind for kind in FAULT_KINDS.values() if kind.needs is None and kind.name != "hanging"]
+    for kind in asked:
+        request = json.loads(request_line(kind, f"simulate:fault={kind.name}", 0))
+        [got] = send_directly(TRANSPORTS[transport], upstream, json.dumps(request["body"]).encode())
+        if isinstance(got, TransportFailure):
+            assert got.code == kind.outcome.code, kind.name
+            continue
+        judgement = judge(request["url"], got.status_code, got.body)
+        assert judgement.mark == kind.outcome.mark, kind.name
+        if kind.outcome.pause is None:
+            assert judgement.code == kind.outcome.code, (kind.name, judgement.message)
+        else:
+            assert judgement.out_reason == kind.outcome.pause, kind.name
 
 
 def test_kinds_have_names_in_snake_case_and_one_way_to_be_sent():
