@@ -88,6 +88,15 @@ class ThroughputPoint(BaseModel):
     in_flight: float | None = Field(default=None, description="Mean number of final attempts in flight.")
 
 
+class FailureMessage(BaseModel):
+    """An error message and the number of failed requests that have it, whatever ids and numbers are in it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    message: str = Field(description="That of the first of these requests, at most 300 characters.")
+    count: int = Field(description="At least so many, if the batch has thousands of different messages.")
+
+
 class BatchReport(BaseModel):
     """Metrics of a batch beyond `BatchAnalytics`, over all its requests.
 
@@ -116,6 +125,10 @@ class BatchReport(BaseModel):
     failures: dict[str, int] = Field(default_factory=dict, description="Error code → requests.")
     failure_statuses: dict[str, dict[int, int]] = Field(
         default_factory=dict, description="Error code → HTTP status → requests; 0 stands for no answer."
+    )
+
+    failure_messages: dict[str, FailureMessage] = Field(
+        default_factory=dict, description="Error code → its most frequent message."
     )
 
     finish_reasons: dict[str, int] = Field(

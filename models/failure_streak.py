@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from batchline.models.error_codes import BATCH_END_CODES, ErrorCode
 
-_MAX_MESSAGE_CHARACTERS: Final = 300
+MAX_MESSAGE_CHARACTERS: Final = 300
 _VARIABLE: Final = re.compile(r"[\w.:/-]*\d[\w.:/-]*")
 """A word with a digit in it: a number, or the id of a request, an organization or a deployment."""
 
@@ -55,7 +55,12 @@ def failure_kind(status: int | None, code: ErrorCode, message: str | None) -> Fa
     """Return the kind of a failure, without ids and numbers; None for one that is the request's own."""
     if code in _UNCOUNTED:
         return None
-    return FailureKind(status, code, _VARIABLE.sub("#", (message or "")[:_MAX_MESSAGE_CHARACTERS]))
+    return FailureKind(status, code, without_ids(message or ""))
+
+
+def without_ids(message: str) -> str:
+    """Return the start of a message with `#` for ids and numbers, so that messages for one reason are equal."""
+    return _VARIABLE.sub("#", message[:MAX_MESSAGE_CHARACTERS])
 
 
 def hint(status: int | None, message: str | None, model: str | None) -> str | None:

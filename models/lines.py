@@ -76,6 +76,8 @@ class _ResultError(msgspec.Struct):
 
 
 _decode_error = msgspec.json.Decoder(_ResultError | None).decode
+_decode_present_error = msgspec.json.Decoder(_ResultError).decode
+_ERROR_START = b',"error":{"code":'
 _RESPONSE_MEMBER, _BODY_MEMBER, _ERROR_MEMBER = b',"response":', b',"body":', b',"error":'
 
 
@@ -91,6 +93,16 @@ def parse_result_line(line: bytes) -> ResultLine:
         else None
     )
     return ResultLine(body, *((None, None) if error is None else (error.code, error.message)))
+
+
+def read_error_message(line_end: bytes) -> str:
+    """Return the message at the end of an error line; empty if the given bytes do not contain all of it."""
+    # Quotes within strings are escaped, so the last match is the line's own member.
+    start = line_end.rfind(_ERROR_START)
+    try:
+        return _decode_present_error(line_end[start + len(_ERROR_MEMBER) :].rstrip()[:-1]).message
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ""
 
 
 def escape_line_separators(text: bytes) -> bytes:

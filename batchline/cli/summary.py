@@ -14,7 +14,7 @@ from batchline.client import Batchline, BatchRecord
 from batchline.models.analytics import BatchReport, Percentiles
 from batchline.models.formatting import format_duration, format_rate, format_span
 from batchline.models.status import TERMINAL_STATUSES, BatchStatus
-from batchline.report.formatting import unanswered_by_word
+from batchline.report.formatting import failures_text, unanswered_by_word
 
 COLOURS = {BatchStatus.COMPLETED: "green", BatchStatus.FAILED: "red", BatchStatus.EXPIRED: "red"}
 MAX_SHOWN_ERRORS = 20
@@ -106,9 +106,10 @@ def _report_rows(report: BatchReport | None) -> Iterator[tuple[str, str]]:
                 name,
                 ", ".join(f"{field} {format_duration(getattr(percentiles, field))}" for field in PERCENTILES),
             )
-    for name, counts in (("retries", report.retries), ("failures", report.failures)):
-        if counts:
-            yield name, ", ".join(f"{reason} {count:,}" for reason, count in counts.items())
+    if report.retries:
+        yield "retries", ", ".join(f"{reason} {count:,}" for reason, count in report.retries.items())
+    if report.failures:
+        yield "failures", escape(failures_text(report))
 
 
 def _file_rows(uris: dict[str, str]) -> Iterator[tuple[str, str]]:

@@ -17,7 +17,7 @@ from batchline.engine.progress_meter import ProgressSnapshot
 from batchline.engine.services import Services
 from batchline.models.analytics import BatchReport, DurationBin
 from batchline.models.batches import BatchError
-from batchline.models.formatting import format_duration, format_rate, join_parts
+from batchline.models.formatting import format_duration, format_rate, join_parts, shorten
 from batchline.models.status import TERMINAL_STATUSES, BatchStatus
 from batchline.orchestration.final_state import outcome_message
 from batchline.orchestration.prefect_errors import log_failures
@@ -199,8 +199,13 @@ def _failures_and_models(report: BatchReport) -> Iterator[str]:
             code: ", ".join(f"{status or 'no answer'}: {number:,}" for status, number in counts.items())
             for code, counts in report.failure_statuses.items()
         }
-        failures = ((code, f"{count:,}", statuses.get(code, "")) for code, count in report.failures.items())
-        yield markdown_table("| code | requests | HTTP statuses |\n|---|--:|---|", failures)
+        messages = {code: escape(shorten(found.message, 300)) for code, found in report.failure_messages.items()}
+        failures = (
+            (code, f"{count:,}", statuses.get(code, ""), messages.get(code, ""))
+            for code, count in report.failures.items()
+        )
+        head = "| code | requests | HTTP statuses | most frequent message |\n|---|--:|---|---|"
+        yield markdown_table(head, failures)
     if report.models:
         yield "## Models"
         head = "| model | requests | failed | prompt | completion | cost |\n|---|--:|--:|--:|--:|--:|"

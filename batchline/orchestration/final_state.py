@@ -11,6 +11,7 @@ from batchline.models.analytics import BatchReport
 from batchline.models.batches import BatchResponse
 from batchline.models.errors import BatchEnded
 from batchline.models.status import BatchStatus
+from batchline.report.formatting import failures_text
 from batchline.storage.records.store import BatchRecord
 
 BATCH_ID_LABEL: Final = "batchline.batch_id"
@@ -28,8 +29,8 @@ def outcome_message(batch: BatchRecord, report: BatchReport | None) -> str:
         marks = ", ".join(f"{count:,} of them {mark}" for mark, count in report.marks.items()) if report else ""
         counts = f"{batch.completed:,} ok{f' ({marks})' if marks else ''}, {batch.failed:,} failed"
         counts += f", {batch.unanswered:,} not answered" if batch.unanswered else ""
-        codes = ", ".join(f"{code} {count:,}" for code, count in report.failures.items()) if report else ""
-        counts += f" ({codes})" if codes and batch.not_completed else ""
+        failures = failures_text(report)
+        counts += f": {failures}" if failures and batch.not_completed else ""
     else:
         counts = "nothing was sent"
     if not batch.errors:

@@ -25,6 +25,9 @@ ERROR_MEANINGS: Final[Mapping[str, str]] = {
     ErrorCode.BATCH_FAILED: "not sent, because the server refused every request",
 }
 
+MAX_MESSAGE: Final = 160
+"""Characters of a message in a line of text."""
+
 UNANSWERED_WORDS: Final[Mapping[str, str]] = {
     ErrorCode.BATCH_CANCELLED: "cancelled",
     ErrorCode.BATCH_EXPIRED: "expired",
@@ -69,6 +72,16 @@ def unanswered_by_word(report: BatchReport | None) -> dict[str, int]:
     """Return the counts of unanswered requests, by the word for them."""
     failures = report.failures if report is not None else {}
     return {word: failures[code] for code, word in UNANSWERED_WORDS.items() if failures.get(code)}
+
+
+def failures_text(report: BatchReport | None) -> str:
+    """Return the error codes with their counts, each with its most frequent message if that is known."""
+    texts = []
+    for code, count in report.failures.items() if report is not None else ():
+        found = report.failure_messages.get(code) if report is not None else None
+        message = f" (most often: {formatting.shorten(found.message, MAX_MESSAGE)})" if found else ""
+        texts.append(f"{code} {count:,}{message}")
+    return ", ".join(texts)
 
 
 def bar_segments(

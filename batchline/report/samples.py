@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from batchline.models.lines import read_error_message
 from batchline.models.manifest import Failure
 from batchline.storage.objects.readers import RangeReader
 from batchline.storage.objects.store import ObjectStore
@@ -22,7 +22,6 @@ SAMPLES_PER_CODE: Final = 3
 TAIL_BYTES: Final = 2**15
 """Bytes read from the end of an error line, where its short message follows a body of unknown length."""
 
-_ERROR_KEY: Final = b',"error":'
 _COLUMNS: Final = ("line", "custom_id", "error_code", "status_code", "offset", "length")
 
 
@@ -70,10 +69,5 @@ def read_samples(store: ObjectStore, key: str, failures: Sequence[Failure]) -> d
     for failure in failures:
         end = failure.offset + failure.length
         tail = reader.read(max(failure.offset, end - TAIL_BYTES), end) if reader else b""
-        # Quotes within strings are escaped, so the last match is the line's own member.
-        start = tail.rfind(_ERROR_KEY + b'{"code":')
-        error: dict[str, str] = {}
-        with suppress(msgspec.DecodeError, UnicodeDecodeError):
-            error = msgspec.json.decode(tail[start + len(_ERROR_KEY) :].rstrip()[:-1], type=dict[str, str])
-        samples[failure.error_code].append(Sample(failure, error.get("message", "")))
+        samples[failure.error_code].append(Sample(failure, read_error_message(tail)))
     return samples

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from batchline.analytics.failure_messages import MessageCounts, StoredMessages
 from batchline.analytics.request_metrics import DICTIONARY_COLUMNS, RequestMetrics, build_table
 from batchline.models.error_codes import ErrorCode
 from batchline.models.errors import StorageFault
+from batchline.models.lines import read_error_message
 from batchline.storage.objects import layout
 from batchline.storage.objects.store import ObjectStore, ObjectWriter
 
@@ -34,6 +36,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 
     It has an object of output lines if any request completed, and one of error lines if any failed. `failed`
     includes `unanswered`, the requests left open by a cancel or a closed window; `expired` counts the latter.
+    `messages` are the most frequent messages of its failures.
     """
 
     chunk: int
@@ -42,6 +45,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
     unanswered: int
     expired: int
+    messages: StoredMessages = {}
 
 
 def write_part(store: ObjectStore, keys: layout.PartKeys, *, chunk: int, spool: Spool, sender: str = "") -> Part:
@@ -51,6 +55,7 @@ def write_part(store: ObjectStore, keys: layout.PartKeys, *, chunk: int, spool: 
     lengths: list[int] = []
     ends = {True: 0, False: 0}
     files: dict[bool, ObjectWriter] = {}
+    message_counts = MessageCounts()
     records = spool.in_order()
     with ExitStack() as stack:
         while block := list(islice(records, LINES_PER_WRITE)):
@@ -59,6 +64,8 @@ def write_part(store: ObjectStore, keys: layout.PartKeys, *, chunk: int, spool: 
                 offsets.append(ends[metrics.ok])
                 lengths.append(len(line))
                 ends[metrics.ok] += len(line)
+                if metrics.error_code is not None:
+                    message_counts.add(metrics.error_code, read_error_message(line))
             for ok, key in ((True, keys.output), (False, keys.errors)):
                 lines = b"".join([line for metrics, line in block if metrics.ok is ok])
                 if lines and ok not in files:  # an object is created with its first line
@@ -70,7 +77,9 @@ def write_part(store: ObjectStore, keys: layout.PartKeys, *, chunk: int, spool: 
     expired = sum(row.error_code == ErrorCode.BATCH_EXPIRED for row in rows) if failed else 0
     unanswered = failed - sum(row.is_failed for row in rows)
     counts = {"completed": completed, "failed": failed, "unanswered": unanswered, "expired": expired}
-    metrics_file = _encode_parquet(rows, offsets, lengths, {**counts, "sender": sender})
+    messages = message_counts.to_stored()
+    metadata = {**counts, "sender": sender, "messages": msgspec.json.encode(messages).decode()}
+    metrics_file = _encode_parquet(rows, offsets, lengths, metadata)
     if not sender:
         store.put(keys.metrics, metrics_file)
     elif not store.put_if_absent(keys.metrics, metrics_file):
@@ -79,7 +88,7 @@ def write_part(store: ObjectStore, keys: layout.PartKeys, *, chunk: int, spool: 
         if part.keys != keys:
             try_delete(store, [keys.output, keys.errors])
         return part
-    return Part(chunk=chunk, keys=keys, **counts)
+    return Part(chunk=chunk, keys=keys, messages=messages, **counts)
 
 
 def _encode_parquet(
@@ -114,6 +123,7 @@ def read_part(store: ObjectStore, key: str) -> Part:
         failed=int(metadata[b"failed"]),
         unanswered=int(metadata.get(b"unanswered", 0)),  # absent from parts of earlier versions
         expired=int(metadata[b"expired"]),
+        messages=msgspec.json.decode(metadata.get(b"messages", b"{}"), type=StoredMessages),
     )
 
 

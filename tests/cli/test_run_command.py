@@ -123,7 +123,7 @@ ROWS = {
     "latency": r"p50 .+, p90 .+, p95 .+, p99 .+, max .+ m?s",
     "first byte": r"p50 .+, p90 .+, p95 .+, p99 .+, max .+ m?s",
     "retries": r"server_error \d+",
-    "failures": r"invalid_request 3",
+    "failures": r"invalid_request 3 \(most often: status 422 as ordered\)",
 }
 
 

@@ -57,13 +57,13 @@ def test_flow_run_artifacts_show_outcome_metrics_and_progress(
     with using_services(services):
         state = process_batch(input_file_id=stored.id, metadata={"team": "search"}, return_state=True)
 
-    assert state.message == "completed: 54 ok, 6 failed (invalid_request 6)"
+    assert state.message == "completed: 54 ok, 6 failed: invalid_request 6 (most often: simulated)"
     shown = artifacts_of(state.state_details.flow_run_id)
     page = shown["markdown"].data
     assert "54 ok, 6 failed" in page
     assert r"# a\|b \<x\> \_c\_.jsonl" in page
     assert "| team | search |" in page
-    assert "| invalid_request | 6 | 400: 6 |" in page
+    assert "| invalid_request | 6 | 400: 6 | simulated |" in page
     figures = {row["figure"]: row["value"] for row in json.loads(shown["table"].data)}
     assert (figures["completed"], figures["failed"], figures["attempts"]) == (54, 6, 60)
     assert (shown["progress"].data, shown["progress"].description) == (100, "completed: 54 ok, 6 failed")
@@ -120,7 +120,7 @@ def test_batch_status_changes_emit_events_with_metrics(start_simulator, make_ser
     told.sort(key=lambda event: event["occurred"])
     assert [event["event"] for event in told] == ["batch.created", "batch.in_progress", "batch.completed"]
     last = told[-1]["payload"]
-    assert last["message"] == "completed: 18 ok, 2 failed (invalid_request 2)"
+    assert last["message"] == "completed: 18 ok, 2 failed: invalid_request 2 (most often: simulated)"
     assert (last["completed"], last["failed"], last["failures"]) == (18, 2, {"invalid_request": 2})
     assert last["total_tokens"] == batch.analytics.total_tokens
 

@@ -200,7 +200,7 @@ def test_flow_run_cancelled_in_prefect_cancels_batch_and_keeps_answers(stack, wo
     assert len(answered) == ended.request_counts.completed > 0
     assert ended.request_counts.failed == 0
     done, rest = ended.request_counts.completed, TOTAL - ended.request_counts.completed
-    message = f"cancelled: {done:,} ok, 0 failed, {rest:,} not answered (batch_cancelled {rest:,})"
+    message = f"cancelled: {done:,} ok, 0 failed, {rest:,} not answered: batch_cancelled {rest:,}"
     until(lambda: stack.runs()[run]["state"]["message"] == "Flow run was cancelled successfully.")
     assert message in {artifact["description"] for artifact in stack.artifacts(run)}
 
