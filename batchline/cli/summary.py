@@ -14,7 +14,7 @@ from batchline.client import Batchline, BatchRecord
 from batchline.models.analytics import BatchReport, Percentiles
 from batchline.models.formatting import format_duration, format_rate, format_span
 from batchline.models.status import TERMINAL_STATUSES, BatchStatus
-from batchline.report.formatting import failures_text, unanswered_by_word
+from batchline.report.formatting import failures_text, marks_text, retry_command, unanswered_by_word
 
 COLOURS = {BatchStatus.COMPLETED: "green", BatchStatus.FAILED: "red", BatchStatus.EXPIRED: "red"}
 MAX_SHOWN_ERRORS = 20
@@ -28,7 +28,9 @@ def print_summary(client: Batchline, batch: BatchRecord, *, locations: Sequence[
     currency = f" {client.currency}" if client.currency else ""
     for name, value in (*_state_rows(batch, report), *_usage_rows(batch, report, currency), *_report_rows(report)):
         _print_row(name, value)
-    for name, value in (*locations, *_file_rows(client.batches.file_uris(batch))):
+    marks = report.marks if report is not None and batch.status in TERMINAL_STATUSES else ()
+    commands = [("to retry", retry_command(batch.id, mark)) for mark in marks]
+    for name, value in (*commands, *locations, *_file_rows(client.batches.file_uris(batch))):
         _print_row(name, escape(value), is_unbroken=True)
     errors = group_errors(batch.errors or (), max_groups=MAX_SHOWN_ERRORS)
     for error in errors[:MAX_SHOWN_ERRORS]:
@@ -64,7 +66,7 @@ def _state_rows(batch: BatchRecord, report: BatchReport | None) -> Iterator[tupl
     unanswered_counts = unanswered_by_word(report) if is_ended else {}
     if other_count := batch.total - batch.completed - batch.failed - sum(unanswered_counts.values()):
         unanswered_counts["not answered" if is_ended else "pending"] = other_count
-    marks = "".join(f", {count:,} of them {mark.replace('_', ' ')}" for mark, count in _marks(report).items())
+    marks = f", {text}" if (text := marks_text(report)) else ""
     outcome_counts = {f"completed{marks}": batch.completed, "failed": batch.failed, **unanswered_counts}
     outcomes = ", ".join(f"{number:,} {word}" for word, number in outcome_counts.items())
     yield "requests", f"{batch.total:,}: {outcomes}"
@@ -73,10 +75,6 @@ def _state_rows(batch: BatchRecord, report: BatchReport | None) -> Iterator[tupl
         # The report's rate covers the first request to the last answer, including the pause before a retry.
         rate = report.requests_per_s if report is not None and not batch.generation else None
         yield "retry took" if batch.generation else "took", f"{elapsed}, {format_rate(rate)}" if rate else elapsed
-
-
-def _marks(report: BatchReport | None) -> dict[str, int]:
-    return {} if report is None else report.marks
 
 
 def _usage_rows(batch: BatchRecord, report: BatchReport | None, currency: str) -> Iterator[tuple[str, str]]:

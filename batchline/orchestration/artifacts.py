@@ -21,6 +21,7 @@ from batchline.models.formatting import format_duration, format_rate, join_parts
 from batchline.models.status import TERMINAL_STATUSES, BatchStatus
 from batchline.orchestration.final_state import outcome_message
 from batchline.orchestration.prefect_errors import log_failures
+from batchline.report.formatting import MARK_ADVICE, MARK_MEANINGS, retry_command
 from batchline.report.report_data import published_uris
 from batchline.storage.records.store import BatchRecord
 
@@ -31,6 +32,9 @@ MAX_BINS = 24
 
 MAX_LISTED_ERRORS = 100
 """Errors listed in the outcome; `batchline show` and `validate` print all of them."""
+
+
+MAX_LISTED_REASONS = 20
 
 
 class ProgressArtifact:
@@ -108,6 +112,7 @@ def outcome_markdown(services: Services, batch: BatchRecord, report: BatchReport
     if report is not None:
         if report.durations:
             sections += ["## How long requests took", _percentile_table(report), _histogram(report.durations)]
+        sections += _marks_and_finish_reasons(batch, report)
         sections += _failures_and_models(report)
     files = [f"- {name}: `{uri}`" for name, uri in published_uris(services.store, batch).items()]
     if files:
@@ -190,6 +195,27 @@ def _histogram(bins: list[DurationBin]) -> str:
         for label, count in zip(labels, counts, strict=True)
     ]
     return "\n".join(["```text", *lines, "```"])
+
+
+def _marks_and_finish_reasons(batch: BatchRecord, report: BatchReport) -> Iterator[str]:
+    if not report.marks and not report.finish_reasons:
+        return
+    yield "## How answers ended"
+    if report.marks:
+        marks = (
+            (
+                escape(mark),
+                f"{count:,}",
+                MARK_MEANINGS.get(mark, ""),
+                f"{MARK_ADVICE.get(mark, 'Send them again')}: `{retry_command(batch.id, mark)}`",
+            )
+            for mark, count in report.marks.items()
+        )
+        yield markdown_table("| mark | answers | meaning | what to do |\n|---|--:|---|---|", marks)
+    if report.finish_reasons:
+        reasons = list(report.finish_reasons.items())[:MAX_LISTED_REASONS]
+        rows = ((escape(shorten(reason, 60)), f"{count:,}") for reason, count in reasons)
+        yield markdown_table("| finish reason | answers |\n|---|--:|", rows)
 
 
 def _failures_and_models(report: BatchReport) -> Iterator[str]:

@@ -11,7 +11,7 @@ from batchline.models.analytics import BatchReport
 from batchline.models.batches import BatchResponse
 from batchline.models.errors import BatchEnded
 from batchline.models.status import BatchStatus
-from batchline.report.formatting import failures_text
+from batchline.report.formatting import failures_text, marks_text
 from batchline.storage.records.store import BatchRecord
 
 BATCH_ID_LABEL: Final = "batchline.batch_id"
@@ -26,7 +26,7 @@ def run_name(batch: BatchRecord) -> str:
 def outcome_message(batch: BatchRecord, report: BatchReport | None) -> str:
     """Return a one-line description of a batch's outcome."""
     if batch.total:
-        marks = ", ".join(f"{count:,} of them {mark}" for mark, count in report.marks.items()) if report else ""
+        marks = marks_text(report)
         counts = f"{batch.completed:,} ok{f' ({marks})' if marks else ''}, {batch.failed:,} failed"
         counts += f", {batch.unanswered:,} not answered" if batch.unanswered else ""
         failures = failures_text(report)

@@ -8,6 +8,7 @@ from typing import Any, Final
 from batchline.models import formatting
 from batchline.models.analytics import BatchReport
 from batchline.models.error_codes import ErrorCode
+from batchline.models.outcomes import Mark
 from batchline.storage.records.store import BatchRecord
 
 MULTIPLIER: Final = "\u202f\N{MULTIPLICATION SIGN}\u202f"
@@ -24,6 +25,17 @@ ERROR_MEANINGS: Final[Mapping[str, str]] = {
     ErrorCode.BATCH_CANCELLED: "not answered when the batch was cancelled",
     ErrorCode.BATCH_FAILED: "not sent, because the server refused every request",
 }
+
+MARK_MEANINGS: Final[Mapping[str, str]] = {
+    Mark.TRUNCATED: "cut off by a limit of tokens",
+    Mark.INVALID_OUTPUT: "does not fit the JSON schema of its request",
+}
+
+MARK_ADVICE: Final[Mapping[str, str]] = {
+    Mark.TRUNCATED: "Raise max_tokens in the requests, or send them again as they are",
+    Mark.INVALID_OUTPUT: "Make the prompt or the schema clearer, or send them again as they are",
+}
+"""Sentences about what to do, which the command of a retry follows."""
 
 MAX_MESSAGE: Final = 160
 """Characters of a message in a line of text."""
@@ -50,8 +62,11 @@ def outcome_sentence(batch: BatchRecord, report: BatchReport) -> str:
     """Return a sentence that summarizes how the batch's requests ended."""
     total, completed, unanswered_counts = batch.total, batch.completed, unanswered_by_word(report)
     failed = total - completed - sum(unanswered_counts.values())
+    marks = f" ({marks_text(report)})" if report.marks else ""
     if completed == total:
-        return "The one request was answered." if total == 1 else f"All {total:,} requests were answered."
+        if total == 1:
+            return f"The one request was answered{marks.replace('1 of them ', '')}."
+        return f"All {total:,} requests were answered{marks}."
     ends = [
         f"{number:,} expired" if word == "expired" else f"{number:,} {'was' if number == 1 else 'were'} {word}"
         for word, number in unanswered_counts.items()
@@ -63,15 +78,25 @@ def outcome_sentence(batch: BatchRecord, report: BatchReport) -> str:
     if not completed:
         text = f"None of the {total:,} requests was answered"
         return f"{text}." if failed == total else f"{text}: {', '.join(ends)}."
-    return (
-        f"{completed:,} of {total:,} requests {'was' if completed == 1 else 'were'} answered, {', '.join(ends)}."
-    )
+    verb = "was" if completed == 1 else "were"
+    return f"{completed:,} of {total:,} requests {verb} answered{marks}, {', '.join(ends)}."
 
 
 def unanswered_by_word(report: BatchReport | None) -> dict[str, int]:
     """Return the counts of unanswered requests, by the word for them."""
     failures = report.failures if report is not None else {}
     return {word: failures[code] for code, word in UNANSWERED_WORDS.items() if failures.get(code)}
+
+
+def marks_text(report: BatchReport | None) -> str:
+    """Return the counts of marked answers, as part of a sentence about completed requests; empty without marks."""
+    marks = report.marks if report is not None else {}
+    return ", ".join(f"{count:,} of them {mark.replace('_', ' ')}" for mark, count in marks.items())
+
+
+def retry_command(batch_id: str, mark: str) -> str:
+    """Return the command that sends the requests with a mark again."""
+    return f"batchline batches retry {batch_id} --mark {mark}"
 
 
 def failures_text(report: BatchReport | None) -> str:
@@ -109,6 +134,7 @@ FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
     "moment": formatting.format_time,
     "money": formatting.format_money,
     "plain": formatting.shorten,
+    "retry_command": retry_command,
     "share": formatting.format_share,
     "span": formatting.format_span,
     "speed": formatting.format_rate,

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 from batchline.models.analytics import BatchReport
 from batchline.models.manifest import Manifest
 from batchline.report.charts import build_histogram, build_timeline
-from batchline.report.formatting import ERROR_MEANINGS, FILTERS, outcome_sentence, unanswered_by_word
+from batchline.report.formatting import (
+    ERROR_MEANINGS,
+    FILTERS,
+    MARK_ADVICE,
+    MARK_MEANINGS,
+    outcome_sentence,
+    unanswered_by_word,
+)
 from batchline.report.samples import Sample, read_samples
 from batchline.storage.objects import layout
 from batchline.storage.objects.store import ObjectStore
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
 TEMPLATE_FOLDER: Final = Path(__file__).parent
 MAX_SHOWN_MODELS: Final = 25
 MAX_SHOWN_ERRORS: Final = 20
+MAX_SHOWN_FINISH_REASONS: Final = 20
 
 
 def write_page(store: ObjectStore, batch: BatchRecord, report: BatchReport, manifest: Manifest) -> None:
@@ -70,6 +78,9 @@ def template_context(
         "errors": (batch.errors or ())[:MAX_SHOWN_ERRORS],
         "samples": samples,
         "meanings": ERROR_MEANINGS,
+        "finish_reasons": list(report.finish_reasons.items())[:MAX_SHOWN_FINISH_REASONS],
+        "mark_meanings": MARK_MEANINGS,
+        "mark_advice": MARK_ADVICE,
         "histogram": build_histogram(report),
         "timeline": build_timeline(report),
         "models": models[:MAX_SHOWN_MODELS],

@@ -102,9 +102,9 @@ def resume_batch(batch_id: str, client: CurrentClient) -> Response:
 
 
 @router.post("/retry")
-def retry_batch(batch_id: str, client: CurrentClient) -> Response:
-    """Send all failed requests again."""
-    client.batches.retry(batch_id)
+def retry_batch(batch_id: str, client: CurrentClient, mark: Annotated[str | None, Form()] = None) -> Response:
+    """Send all failed requests again, or the completed ones with a mark."""
+    client.batches.retry(batch_id, mark=mark)
     return _redirect_to_batch(batch_id)
 
 

@@ -3,10 +3,16 @@
 import json
 
 import pytest
+from helpers.api_server import root_of, serve_api
+from helpers.page_parser import Page
 from helpers.scripted_server import ScriptedServer, reply
+from helpers.web_client import WebClient
 
 from batchline import Batchline
 from batchline.models.errors import Conflict, InvalidInput
+from batchline.orchestration.artifacts import outcome_markdown
+from batchline.orchestration.final_state import outcome_message
+from batchline.web import with_pages
 
 SCHEMA = {"type": "object", "required": ["city"], "properties": {"city": {"type": "string"}}}
 
@@ -92,6 +98,50 @@ def test_invalid_output_fails_or_is_tried_once_more_if_the_batch_says_so(rule, c
     assert (batch.status, len(server.received)) == ("failed", calls)
     [item] = client.batches.results(batch.id)
     assert item.error == 'invalid_output: $: "city" is a required property'
+
+
+def test_report_page_says_once_what_to_do_about_marked_answers(run_batch):
+    client, batch = run_batch("whole", "cut off", "does not fit", "refused")
+
+    page = Page(b"".join(client.batches.files(batch.id)["report.html"]))
+    page.assert_stands_alone()
+    assert (
+        "3 of 4 requests were answered (1 of them truncated, 1 of them invalid output), 1 failed." in page.words()
+    )
+    row = page.row("truncated")
+    assert row[1:3] == ["1", "33.3 % of the answers"]
+    command = f"batchline batches retry {batch.id} --mark truncated"
+    assert row[3] == f"Raise max_tokens in the requests, or send them again as they are: {command}"
+    assert page.words().count(command) == 1
+    assert page.row("stop")[1] == "2"
+    assert page.row("length")[1] == "1"
+
+
+def test_outcome_artifact_and_state_message_name_marks_and_messages(run_batch):
+    client, batch = run_batch("whole", "cut off", "refused")
+    record, report = client.batches.record(batch.id), client.batches.report(batch.id)
+
+    assert outcome_message(record, report) == (
+        "completed: 2 ok (1 of them truncated), 1 failed: "
+        "invalid_request 1 (most often: The model `m` does not exist.)"
+    )
+    text = outcome_markdown(client.services, record, report)
+    assert "| truncated | 1 | cut off by a limit of tokens | Raise max_tokens in the requests" in text
+    assert f"`batchline batches retry {batch.id} --mark truncated` |" in text
+    assert "| length | 1 |" in text
+
+
+def test_web_page_retries_marked_requests(run_batch, server):
+    client, batch = run_batch("whole", "cut off")
+    server.script = lambda _: ANSWERS["whole"]
+    with serve_api(client, with_pages) as url, WebClient(root_of(url)) as web:
+        page = web.open(f"/batches/{batch.id}")
+        page.assert_no_foreign_content()
+        assert "Retry 1 marked truncated" in page.words()
+
+        web.send(page, f"/batches/{batch.id}/retry")
+        client.batches.wait(batch.id, timeout_s=60)
+        assert "All 2 requests were answered." in web.open(f"/batches/{batch.id}").words()
 
 
 def contents_and_marks(client, batch):

@@ -21,6 +21,7 @@ from batchline.models.analytics import (
     BatchAnalytics,
     BatchReport,
     DurationBin,
+    FailureMessage,
     ModelMetrics,
     Percentiles,
     ThroughputPoint,
@@ -416,6 +417,11 @@ any_reports = st.builds(
     retries=by_name,
     requests_by_attempts=st.dictionaries(st.integers(0, 9), counts),
     failures=by_name,
+    failure_messages=st.dictionaries(
+        st.sampled_from(CODES), st.builds(FailureMessage, message=names, count=counts)
+    ),
+    finish_reasons=by_name,
+    marks=by_name,
     failure_statuses=st.dictionaries(st.sampled_from(CODES), st.dictionaries(st.integers(0, 599), counts)),
     models=st.lists(
         st.builds(
