@@ -63,7 +63,7 @@ class ModelMetrics(BaseModel):
     cached_tokens: int = Field(default=0, description="Prompt tokens read from the server's cache.")
     cache_write_tokens: int = Field(default=0, description="Prompt tokens written to it.")
     total_tokens: int = 0
-    wasted_tokens: int = Field(default=0, description="Reported by answers that failed.")
+    wasted_tokens: int = Field(default=0, description="Reported by answers that failed, or that a retry replaced.")
     without_usage: int = Field(default=0, description="Completed requests whose answers report no tokens.")
     avg_duration_ms: float | None = None
     duration_ms: Percentiles | None = Field(default=None, description="Absent beyond the 100 largest models.")
@@ -152,7 +152,7 @@ class BatchReport(BaseModel):
     without_usage: int = Field(
         default=0, description="Completed requests whose answers report no tokens; they count as 0."
     )
-    wasted_tokens: int = Field(default=0, description="Reported by answers that failed.")
+    wasted_tokens: int = Field(default=0, description="Reported by answers that failed, or that a retry replaced.")
     wasted_cost_at_most: str | None = Field(
         default=None,
         description="Maximum cost of `wasted_tokens`, at the highest price of each model; absent without a price.",

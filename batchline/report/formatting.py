@@ -26,6 +26,8 @@ ERROR_MEANINGS: Final[Mapping[str, str]] = {
     ErrorCode.BATCH_FAILED: "not sent, because the server refused every request",
 }
 
+MARK_WORDS: Final[Mapping[str, str]] = {Mark.TRUNCATED: "truncated", Mark.INVALID_OUTPUT: "with invalid output"}
+
 MARK_MEANINGS: Final[Mapping[str, str]] = {
     Mark.TRUNCATED: "cut off by a limit of tokens",
     Mark.INVALID_OUTPUT: "does not fit the JSON schema of its request",
@@ -91,7 +93,7 @@ def unanswered_by_word(report: BatchReport | None) -> dict[str, int]:
 def marks_text(report: BatchReport | None) -> str:
     """Return the counts of marked answers, as part of a sentence about completed requests; empty without marks."""
     marks = report.marks if report is not None else {}
-    return ", ".join(f"{count:,} of them {mark.replace('_', ' ')}" for mark, count in marks.items())
+    return ", ".join(f"{count:,} of them {MARK_WORDS.get(mark, mark)}" for mark, count in marks.items())
 
 
 def retry_command(batch_id: str, mark: str) -> str:

@@ -1,6 +1,7 @@
 """Answers that were cut off or do not fit their schema: completed, marked, and counted."""
 
 import json
+import time
 
 import pytest
 from helpers.api_server import root_of, serve_api
@@ -44,7 +45,8 @@ def run_batch(server, make_services, tmp_path):
     """Run a batch of those prompts, which ask for a JSON schema, and return the client and the batch."""
 
     def run(*prompts: str, **options: str):
-        client = Batchline(services=make_services(f"{server.base_url}/v1", upstream={"backoff_base_s": 0.01}))
+        services = make_services(f"{server.base_url}/v1", upstream={"backoff_base_s": 0.01}, lease_s=2)
+        client = Batchline(services=services)
         schema = {"type": "json_schema", "json_schema": {"name": "city", "schema": SCHEMA}}
         lines = [
             {
@@ -106,7 +108,8 @@ def test_report_page_says_once_what_to_do_about_marked_answers(run_batch):
     page = Page(b"".join(client.batches.files(batch.id)["report.html"]))
     page.assert_stands_alone()
     assert (
-        "3 of 4 requests were answered (1 of them truncated, 1 of them invalid output), 1 failed." in page.words()
+        "3 of 4 requests were answered (1 of them truncated, 1 of them with invalid output), 1 failed."
+        in page.words()
     )
     row = page.row("truncated")
     assert row[1:3] == ["1", "33.3 % of the answers"]
@@ -176,6 +179,22 @@ def test_retry_of_a_mark_replaces_only_answers_that_have_it(run_batch, server):
     report = client.batches.report(batch.id)
     assert report.marks == {"truncated": 1, "invalid_output": 1}
     assert (report.attempts, report.retries, report.wasted_tokens) == (7, {"truncated": 2}, 14)
+
+
+def test_requests_of_a_marks_retry_count_as_completed_only_when_they_are_answered_again(run_batch, server):
+    client, batch = run_batch("whole", "cut off", "cut off", "refused")
+    one_by_one = iter([reply(after_s=1.5), reply(after_s=4)])
+    server.script = lambda _: next(one_by_one)
+
+    client.batches.retry(batch.id, mark="truncated")
+    seen = []
+    while (now := client.batches.retrieve(batch.id)).status == "in_progress":
+        counts = (now.request_counts.completed, now.request_counts.failed)
+        seen += [counts] if counts not in seen else []
+        time.sleep(0.05)
+
+    assert seen[:2] == [(1, 1), (2, 1)]
+    assert client.batches.wait(batch.id, timeout_s=60).request_counts.completed == 3
 
 
 def test_marked_request_that_fails_in_its_retry_is_failed(run_batch, server):
