@@ -7,7 +7,8 @@ from typing import Final, NamedTuple
 from batchline.models.error_codes import BATCH_END_CODES, ErrorCode
 
 MAX_MESSAGE_CHARACTERS: Final = 300
-_VARIABLE: Final = re.compile(r"[\w.:/-]*\d[\w.:/-]*")
+# From the start of a word, without backtracking: long words without a digit would take quadratic time.
+_VARIABLE: Final = re.compile(r"(?<![\w.:/-])[^\W\d]*+(?:[.:/-]++[^\W\d]*+)*+\d[\w.:/-]*")
 """A word with a digit in it: a number, or the id of a request, an organization or a deployment."""
 
 _UNCOUNTED: Final = BATCH_END_CODES | {
