@@ -88,7 +88,7 @@ def test_server_conforms_to_openapi_document(known, served: ApiServer, tmp_path)
     )
 
     assert done.returncode == 0, done.stdout[-5_000:]
-    assert "20 total" in done.stdout
+    assert "22 total" in done.stdout
 
 
 def known_ids(served: ApiServer, tmp_path: Path) -> str:

@@ -60,9 +60,9 @@ def test_housekeeping_chooses_action_by_flow_run_states(batch_after):
     suspended = (*begun, Suspended(timeout_seconds=300))
     found = {
         "crashed, and the event was lost": ((*begun, Crashed()), "resume"),
-        "suspended": (suspended, None),
-        "suspended, and failed when the timeout of the pages lapsed": ((*suspended, Failed()), None),
-        "suspended, and crashed": ((*suspended, Crashed()), None),
+        "suspended, and its process died before it paused the batch": (suspended, "pause"),
+        "suspended, and failed when the timeout of the pages lapsed": ((*suspended, Failed()), "pause"),
+        "suspended, and crashed": ((*suspended, Crashed()), "pause"),
         "suspended and cancelled, which no process hears of": ((*suspended, Cancelling()), "cancel"),
         "resumed, and waiting for a worker": ((*suspended, Scheduled()), None),
         "resumed, and crashed": ((*suspended, Scheduled(), *begun, Crashed()), "resume"),

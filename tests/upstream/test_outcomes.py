@@ -2,6 +2,7 @@
 
 import json
 import math
+import tracemalloc
 from typing import Any, NamedTuple
 
 import msgspec
@@ -798,3 +799,25 @@ def test_json_that_was_cut_is_kept_as_a_string(text: str, cut: float) -> None:
         assert json.loads(judgement.body) == part.decode(errors="replace")
     else:
         assert json.loads(judgement.body) == value
+
+
+BRACKETS = "[" + "[]," * 400_000 + "1]"
+
+
+def test_long_unusual_answers_are_judged_without_decoding_all_of_them() -> None:
+    """With a lone surrogate, so that the fast decoder refuses them; 1.2 MB of brackets take 40 MB as objects."""
+    choice = '{"message":{"content":"\\ud800"},"finish_reason":"length"}'
+    cases = {
+        f'{{"choices":[{choice}],"x":{BRACKETS}}}': (None, "truncated"),
+        f'{{"choices":{BRACKETS[:-1]},"\\ud800"]}}': (None, None),
+        f'{{"error":{{"message":"\\ud800 busy","code":429}},"x":{BRACKETS}}}': ("rate_limited", None),
+        f'{{"x":{BRACKETS[:-1]},"\\ud800"]}}': ("empty_response", None),
+    }
+    tracemalloc.start()
+    try:
+        for body, expected in cases.items():
+            judgement = judge(CHAT, 200, body.encode())
+            assert (judgement.code, judgement.mark) == expected, body[:80]
+        assert tracemalloc.get_traced_memory()[1] < 30 * 2**20
+    finally:
+        tracemalloc.stop()

@@ -19,6 +19,7 @@ from batchline.models.json_scan import (
     TooDeepError,
     has_long_number,
     is_too_deep,
+    read_members,
     require_json,
 )
 from batchline.models.lines import CR, LF, to_json_string, to_single_line
@@ -76,6 +77,20 @@ _READERS: Final[Mapping[str, Callable[[dict[str, Any]], Answer]]] = {
 
 _PROXY_TIMEOUTS: Final = frozenset({408, 524})
 """Statuses of proxies that do not wait for an answer that takes long to begin."""
+
+MAX_DECODED_VALUES: Final = 200_000
+"""Number of JSON values above which only the members that a judgement reads are decoded, up to that many in all.
+
+Python objects can take a hundred times as much memory as their text.
+"""
+
+_JUDGED_MEMBERS: Final = (
+    *("object", "type", "status", "code", "message", "msg", "detail", "error", "errors", "metadata"),
+    *("reason", "error_type", "error_code", "status_code", "statusCode", "base_resp", "usage", "model"),
+    *("choices", "data", "output", "content", "results", "stop_reason", "incomplete_details"),
+    *("prompt_feedback", "promptFeedback"),
+)
+"""The members of a reply that any of the tables reads."""
 
 _CONTENT_MEMBERS: Final = ("choices", "data", "output", "content", "results")
 _KINDS: Final = {str: "string", bool: "boolean", list: "list"}
@@ -157,6 +172,9 @@ def judge_fully(
         value = _decode_strictly(text)
     except _UnusableJSON as error:
         return _invalid(body, f"the upstream answered {status} with {len(body)} bytes {error}")
+    if isinstance(value, dict) and _UNREAD in value.values():
+        # What is too long to be looked at is taken for an answer.
+        expectation = expectation._replace(any_answer=True)
     return _judge_value(endpoint, status, to_single_line(text), value, expectation)
 
 
@@ -164,19 +182,46 @@ class _UnusableJSON(Exception):
     """A body that is not JSON, or JSON that common parsers cannot read."""
 
 
+_UNREAD: Final = "…"
+"""The value of a member that is too long to be decoded."""
+
+
 def _decode_strictly(text: bytes) -> object:
-    """Decode JSON with all that RFC 8259 allows, lone surrogates included; raises `_UnusableJSON`."""
+    """Decode JSON with all that RFC 8259 allows, lone surrogates included; raises `_UnusableJSON`.
+
+    Of an object with more than `MAX_DECODED_VALUES` only the judged members are decoded, short ones first.
+    """
     try:
         require_json(text)
         if has_long_number(text):
             raise _UnusableJSON(f"with a number of over {MAX_DIGITS:,} digits")
-        return json.loads(text, parse_constant=_reject_constant)
+        if _max_values(text) <= MAX_DECODED_VALUES:
+            return json.loads(text, parse_constant=_reject_constant)
+        return _decode_judged_members(text)
     except (TooDeepError, RecursionError):
         raise _UnusableJSON("that are nested too deeply") from None
     except NotJSONError as error:
         raise _UnusableJSON(f"that are not JSON (at byte {error.offset}): {excerpt(text)}") from None
     except ValueError as error:
         raise _UnusableJSON(f"that are not JSON: {type(error).__name__}") from None
+
+
+def _decode_judged_members(text: bytes) -> object:
+    if not text.startswith(b"{"):
+        return [_UNREAD]
+    value: dict[str, Any] = {}
+    remaining = MAX_DECODED_VALUES
+    for name, member in sorted(read_members(text, *_JUDGED_MEMBERS).items(), key=lambda item: len(item[1])):
+        remaining -= _max_values(member)
+        value[name] = json.loads(member, parse_constant=_reject_constant) if remaining >= 0 else _UNREAD
+    return value
+
+
+def _max_values(text: bytes) -> int:
+    """Return an upper bound of the number of values in the JSON text."""
+    if len(text) <= MAX_DECODED_VALUES:
+        return len(text) // 2 + 1
+    return 1 + text.count(b",") + text.count(b"[") + text.count(b"{")
 
 
 def _reject_constant(name: str) -> NoReturn:
