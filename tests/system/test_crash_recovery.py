@@ -209,7 +209,7 @@ def test_flow_run_killed_under_prefect_serve_is_continued(stack, workers):
     workers.end()
     served = stack.start_process("batchline", "prefect", "serve", "--limit", "2")
     try:
-        until(lambda: b"Ctrl-C ends it" in stack.log.read_bytes())
+        until(lambda: b"Ctrl-C stops it" in stack.log.read_bytes())
         run = started(stack, "served.jsonl")
 
         os.kill(flow_process(served), signal.SIGKILL)
