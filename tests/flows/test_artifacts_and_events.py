@@ -57,7 +57,7 @@ def test_flow_run_artifacts_show_outcome_metrics_and_progress(
     with using_services(services):
         state = process_batch(input_file_id=stored.id, metadata={"team": "search"}, return_state=True)
 
-    assert state.message == "completed: 54 ok, 6 failed: invalid_request 6 (most often: simulated)"
+    assert state.message == "completed: 54 ok, 6 failed: invalid_request 6 (most often: status 400 as ordered)"
     shown = artifacts_of(state.state_details.flow_run_id)
     page = shown["markdown"].data
     assert "54 ok, 6 failed" in page
@@ -120,7 +120,7 @@ def test_batch_status_changes_emit_events_with_metrics(start_simulator, make_ser
     told.sort(key=lambda event: event["occurred"])
     assert [event["event"] for event in told] == ["batch.created", "batch.in_progress", "batch.completed"]
     last = told[-1]["payload"]
-    assert last["message"] == "completed: 18 ok, 2 failed: invalid_request 2 (most often: simulated)"
+    assert last["message"] == "completed: 18 ok, 2 failed: invalid_request 2 (most often: status 400 as ordered)"
     assert (last["completed"], last["failed"], last["failures"]) == (18, 2, {"invalid_request": 2})
     assert last["total_tokens"] == batch.analytics.total_tokens
 
