@@ -63,7 +63,7 @@ def test_flow_run_artifacts_show_outcome_metrics_and_progress(
     assert "54 ok, 6 failed" in page
     assert r"# a\|b \<x\> \_c\_.jsonl" in page
     assert "| team | search |" in page
-    assert "| invalid_request | 6 | 400: 6 | simulated |" in page
+    assert "| invalid_request | 6 | 400: 6 | status 400 as ordered |" in page
     figures = {row["figure"]: row["value"] for row in json.loads(shown["table"].data)}
     assert (figures["completed"], figures["failed"], figures["attempts"]) == (54, 6, 60)
     assert (shown["progress"].data, shown["progress"].description) == (100, "completed: 54 ok, 6 failed")

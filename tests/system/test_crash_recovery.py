@@ -15,7 +15,7 @@ from helpers.prefect_stack import TIMEOUT_S, PrefectStack, children_of, kill_tre
 from batchline import Batchline
 from batchline.models.batches import BatchResponse
 
-TOTAL = 1_200
+TOTAL = 2_400
 
 HOUSEKEEPING_S = 75.0
 ROUNDS = 5
