@@ -133,13 +133,14 @@ class BatchLease(SenderBase):
         """
         stopped = self.session.stop_reason
         # A person's pause came from the record, and may have ended there since.
-        if stopped is None or stopped.limit in {None, "by_user"} or stopped is self._recorded_stop:
+        limit = None if stopped is None else stopped.limit
+        if stopped is None or limit is None or limit == "by_user" or stopped is self._recorded_stop:
             return
-        if stopped.limit is not None and stopped.is_pause:
+        if stopped.is_pause:
             with suppress(Conflict):  # it was cancelled, or its last requests were settled
-                self.records.pause(self.batch.id, code=stopped.limit, message=stopped.message)
+                self.records.pause(self.batch.id, code=limit, message=stopped.message)
         else:
-            cancel_sending(self, BatchError(code=stopped.limit, message=stopped.message))
+            cancel_sending(self, BatchError(code=limit, message=stopped.message))
         self._recorded_stop = stopped
 
     def raise_if_paused(self) -> None:

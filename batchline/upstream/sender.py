@@ -7,7 +7,14 @@ import time
 from batchline.models.outcomes import Judgement, apply_output_rules
 from batchline.models.schema_check import RequestedSchema, requested_schema
 from batchline.upstream.call_results import Call
-from batchline.upstream.dialects.judge import MAX_INLINE_BYTES, Expectation, expectation_of, judge, judge_quickly
+from batchline.upstream.dialects.judge import (
+    MAX_INLINE_BYTES,
+    Expectation,
+    expectation_of,
+    judge,
+    judge_fully,
+    judge_quickly,
+)
 from batchline.upstream.dialects.outputs import find_violation
 from batchline.upstream.pending_call import PendingCall
 from batchline.upstream.retry_policy import RetryPolicy
@@ -56,9 +63,9 @@ class RequestSender:
         try:
             reply = await self._transport.send(pending.call.path, pending.call.body, valid_until=until)
             duration_s = time.perf_counter() - start
-            judgement = self._judge_quickly(pending, reply)
-            if judgement is None:
-                judgement = await self._judge_fully(pending, reply)
+            judgement = self._judge_quickly(pending.call, reply)
+            if judgement is None or _may_be_flawed(pending.call, judgement):
+                judgement = await self._judge_fully(pending, reply, judgement)
         except DeadlinePassed:
             self._scheduler.remove_in_flight(pending)
             pending.attempts -= 1
@@ -84,25 +91,25 @@ class RequestSender:
             self._scheduler.remove_in_flight(pending)
             self._retry_policy.on_reply(pending, reply, judgement, duration_s)
 
-    def _judge_quickly(self, pending: PendingCall, reply: HttpReply) -> Judgement | None:
-        """Return the judgement of an ordinary answer, or None if the reply needs `_judge_fully`."""
-        call = pending.call
+    def _judge_quickly(self, call: Call, reply: HttpReply) -> Judgement | None:
+        """Return the judgement of an ordinary answer, or None for any other reply, and for a long one."""
         if len(reply.body) > MAX_QUICK_BYTES:
             return None
-        judgement = judge_quickly(call.path, reply.status_code, reply.body, self._expectation_of(call))
-        if judgement is None or judgement.mark is not None or requested_schema(call.path, bytes(call.body)):
-            return None
-        return judgement
+        return judge_quickly(call.path, reply.status_code, reply.body, self._expectation_of(call))
 
-    async def _judge_fully(self, pending: PendingCall, reply: HttpReply) -> Judgement:
-        """Return the judgement of any reply, by the options of its batch for truncated and invalid answers."""
+    async def _judge_fully(self, pending: PendingCall, reply: HttpReply, judgement: Judgement | None) -> Judgement:
+        """Return the judgement of any reply, by the options of its batch for truncated and invalid answers.
+
+        `judgement` is that of `_judge_quickly`.
+        """
         call = pending.call
-        arguments = (call.path, reply.status_code, reply.body, self._expectation_of(call))
-        location = next((value for name, value in reply.headers if name == "location"), None)
-        if len(reply.body) > MAX_INLINE_BYTES:
-            judgement = await asyncio.to_thread(judge, *arguments, location=location)
-        else:
-            judgement = judge(*arguments, location=location)
+        if judgement is None:
+            arguments = (call.path, reply.status_code, reply.body, self._expectation_of(call))
+            location = next((value for name, value in reply.headers if name == "location"), None)
+            if len(reply.body) > MAX_INLINE_BYTES:
+                judgement = await asyncio.to_thread(judge, *arguments, location=location)
+            else:
+                judgement = judge_fully(*arguments, location=location)
         if judgement.code is not None:
             return judgement
         violation, options = None, pending.session.options
@@ -133,3 +140,8 @@ class RequestSender:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._transport.aclose()
+
+
+def _may_be_flawed(call: Call, judgement: Judgement) -> bool:
+    """Return True if an ordinary answer has a mark, or a schema that it has to fit."""
+    return judgement.mark is not None or requested_schema(call.path, bytes(call.body)) is not None

@@ -1,4 +1,4 @@
-"""How runs end: told to, out of time, or with their caller."""
+"""Ends of sessions: by a stop, by the deadline, or with their dispatcher."""
 
 import threading
 import time
