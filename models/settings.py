@@ -157,7 +157,7 @@ class Settings(BaseSettings):
     """Prefect deployment for batches that run as deployment runs: `<flow>/<deployment>`."""
 
     task_runner: Literal["threads", "processes", "dask", "ray"] = "threads"
-    """Where a flow's chunks are sent from: threads of its process, more processes, or a Dask or Ray cluster."""
+    """Senders of a flow's chunks: threads of its process, more processes, or a Dask or Ray cluster."""
 
     task_runner_address: str | None = None
     """Address of the Dask scheduler or Ray cluster; by default a cluster on this machine."""
@@ -166,7 +166,7 @@ class Settings(BaseSettings):
     """Processes of that cluster, or on this machine; by default one per core."""
 
     serve_via: Literal["process", "deployment"] = "process"
-    """Where `batchline serve` runs batches: in its own process, or as runs of `deployment`."""
+    """Place where `batchline serve` runs batches: its own process, or runs of `deployment`."""
 
     # What a batch may ask for, and its input file contain.
 
@@ -180,7 +180,7 @@ class Settings(BaseSettings):
     """Longest completion window that a batch may have."""
 
     max_paused: str = "7d"
-    """How long a batch may stay paused; then it ends as expired, with what it has."""
+    """Maximum time that a batch may stay paused; then it ends as expired, with what it has."""
 
     run_past_window: bool = False
     """Let a batch finish after its completion window instead of expiring it."""
